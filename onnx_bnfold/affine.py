@@ -1,0 +1,155 @@
+"""``Affine``: the re-parametrisation ``t' = scale * t + shift`` of a tensor, in float64.
+
+The arrays broadcast against the tensor: they have its rank, and every axis has size 1 (the change
+is the same along it) or the tensor's own size. A BatchNormalization over channels on axis 1 of a
+rank-4 tensor is held as two arrays of shape ``(1, C, 1, 1)``. No ONNX in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+
+# Two changes that reach one tensor on two paths agree if they differ by no more than the
+# float64 rounding of a few operations.
+AGREEMENT = 1e-12
+
+# Smallest scale that is divided by: below it 1/scale or scale*weight leaves the normal floats.
+SMALLEST_SCALE = 2.0**-100
+
+
+def _compressed(array: Float64) -> Float64:
+    """Give every axis along which all values are equal the size 1."""
+    for axis, size in enumerate(array.shape):
+        if size > 1:
+            first = array.take([0], axis)
+            if (array == first).all():
+                array = first
+    return array
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """A per-element map ``t' = scale * t + shift``, constant along most axes.
+
+    Attributes:
+        scale: float64, rank of the tensor, each axis 1 or the tensor's size.
+        shift: like ``scale``; the two may differ in which axes have size 1.
+    """
+
+    scale: Float64
+    shift: Float64
+
+    @classmethod
+    def of(cls, scale: Float64, shift: Float64) -> Affine:
+        """Make a change whose axes along which nothing varies have size 1."""
+        return cls(_compressed(scale), _compressed(shift))
+
+    @classmethod
+    def identity(cls, rank: int) -> Affine:
+        """Return the change that changes nothing, for a tensor of ``rank`` axes."""
+        return cls(np.ones((1,) * rank), np.zeros((1,) * rank))
+
+    @property
+    def rank(self) -> int:
+        """Rank of the tensor."""
+        return self.scale.ndim
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Common shape of scale and shift: an axis larger than 1 is one the change varies along."""
+        return np.broadcast_shapes(self.scale.shape, self.shift.shape)
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether any scale differs from 1."""
+        return bool((self.scale != 1).any())
+
+    @property
+    def has_shift(self) -> bool:
+        """Whether any shift differs from 0."""
+        return bool((self.shift != 0).any())
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing changes."""
+        return not self.has_scale and not self.has_shift
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every value is finite."""
+        return bool(np.isfinite(self.scale).all() and np.isfinite(self.shift).all())
+
+    @property
+    def is_invertible(self) -> bool:
+        """Whether dividing by the scale keeps its precision."""
+        magnitude = np.abs(self.scale)
+        return bool(((magnitude >= SMALLEST_SCALE) & (magnitude <= 1 / SMALLEST_SCALE)).all())
+
+    def then(self, after: Affine) -> Affine:
+        """Return ``after ∘ self``: first this change, then ``after``."""
+        return Affine.of(after.scale * self.scale, after.scale * self.shift + after.shift)
+
+    def inverse(self) -> Affine:
+        """Return the change that undoes this one; the caller has seen ``is_invertible``."""
+        return Affine.of(1 / self.scale, -self.shift / self.scale)
+
+    def with_shift(self, shift: Float64) -> Affine:
+        """Return the same scale with another shift."""
+        return Affine.of(self.scale, shift)
+
+    def map(self, function: Callable[[Float64], Float64]) -> Affine:
+        """Apply a movement of axes or elements to both arrays."""
+        return Affine.of(function(self.scale), function(self.shift))
+
+    def agrees_with(self, other: Affine) -> bool:
+        """Whether the two are the same change up to float64 rounding."""
+        return _close(self.scale, other.scale) and _close(self.shift, other.shift)
+
+    def vector(self, axis: int, size: int) -> tuple[Float64, Float64] | None:
+        """Return scale and shift as ``(size,)`` vectors along ``axis``.
+
+        Returns:
+            None where the change varies along another axis, or ``axis`` has another size.
+        """
+        shape = self.shape
+        if any(n > 1 for i, n in enumerate(shape) if i != axis) or shape[axis] not in (1, size):
+            return None
+        return (
+            np.broadcast_to(self.scale.reshape(-1), (size,)),
+            np.broadcast_to(self.shift.reshape(-1), (size,)),
+        )
+
+
+def along(vector: Float64, axis: int, rank: int) -> Float64:
+    """Lay a ``(C,)`` vector along ``axis`` of a tensor of ``rank`` axes."""
+    return vector.reshape((1,) * axis + (-1,) + (1,) * (rank - axis - 1))
+
+
+def joined(parts: Sequence[Affine], axis: int, sizes: Sequence[int]) -> Affine:
+    """Concatenate changes along ``axis``, the part ``i`` being ``sizes[i]`` long there."""
+    return Affine.of(
+        _joined([p.scale for p in parts], axis, sizes),
+        _joined([p.shift for p in parts], axis, sizes),
+    )
+
+
+def _joined(arrays: Sequence[Float64], axis: int, sizes: Sequence[int]) -> Float64:
+    common = list(np.broadcast_shapes(*(np.take(a, [0], axis).shape for a in arrays)))
+    shapes = [(*common[:axis], size, *common[axis + 1 :]) for size in sizes]
+    parts = [np.broadcast_to(a, shape) for a, shape in zip(arrays, shapes, strict=True)]
+    return np.concatenate(parts, axis)
+
+
+def _close(a: Float64, b: Float64) -> bool:
+    try:
+        difference = np.abs(a - b)
+    except ValueError:
+        return False
+    bound = AGREEMENT * np.maximum(np.abs(a), np.abs(b))
+    return bool((difference <= bound + AGREEMENT * np.abs(b).max(initial=0) * 1e-3).all())

@@ -1,0 +1,140 @@
+"""The public functions: ``plan``, ``fold`` and ``fold_file``."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from onnx_bnfold.folding import Folding, Options
+from onnx_bnfold.graph import graphs_of
+from onnx_bnfold.report import Report, records_of
+from onnx_bnfold.rewrite import Compute, Unrepresentable
+from onnx_bnfold.storage import ModelFile, read_tensor
+
+PathLike = str | os.PathLike[str]
+_DEFAULT = Options()
+
+
+def plan(
+    model: ModelProto, options: Options = _DEFAULT, *, base_dir: PathLike | None = None
+) -> Report:
+    """Say which BatchNormalizations would be folded and why the others stay.
+
+    Args:
+        model: any ONNX model; it is not changed.
+        options: see ``Options``.
+        base_dir: folder of its external data, if it has any that is not loaded.
+
+    Returns:
+        The report; its node counts are None.
+
+    Raises:
+        ModelError: the model is unusable.
+
+    Example:
+        >>> for line in plan(onnx.load("model.onnx")).lines():
+        ...     print(line)
+    """
+    folding = Folding(model, lambda tensor: read_tensor(tensor, base_dir), options)
+    return Report(records_of(folding.planned()))
+
+
+def fold(
+    model: ModelProto, options: Options = _DEFAULT, *, base_dir: PathLike | None = None
+) -> tuple[ModelProto, Report]:
+    """Fold every BatchNormalization that can be removed exactly.
+
+    Args:
+        model: any ONNX model; it is not changed.
+        options: see ``Options``.
+        base_dir: folder of its external data, if it has any that is not loaded; the new constants
+            are held in the result itself.
+
+    Returns:
+        The folded copy, and the report.
+
+    Raises:
+        ModelError: the model is unusable.
+
+    Example:
+        >>> folded, report = fold(onnx.load("model.onnx"))
+        >>> onnx.save(folded, "folded.onnx")
+    """
+    folding = Folding(model, lambda tensor: read_tensor(tensor, base_dir), options)
+    while True:
+        folding.plan()
+        copy = ModelProto()
+        copy.CopyFrom(model)
+        try:
+            _fill(copy, folding.apply(copy))
+        except Unrepresentable:
+            _learn(folding)
+        else:
+            return copy, _report(folding, copy)
+
+
+def fold_file(source: PathLike, target: PathLike, options: Options = _DEFAULT) -> Report:
+    """Fold a model file of any size into another file.
+
+    Weights that do not change go from file to file; those that do are folded one at a time.
+    External data stays external, in a new file beside the target.
+
+    Args:
+        source: the model; it is not changed.
+        target: where the folded model goes; written whole or not at all.
+        options: see ``Options``.
+
+    Returns:
+        The report.
+
+    Raises:
+        ModelError: the model is unusable.
+        UsageError: the target is the source, or cannot be written.
+    """
+    with ModelFile.open(source) as file:
+        folding = Folding(file.model, file.read, options)
+        while True:
+            folding.plan()
+            copy = ModelProto()
+            copy.CopyFrom(file.model)
+            try:
+                file.write(copy, folding.apply(copy), target)
+            except Unrepresentable:
+                _learn(folding)
+            else:
+                return _report(folding, copy)
+
+
+def plan_file(source: PathLike, options: Options = _DEFAULT) -> Report:
+    """Do what ``plan`` does for a model file of any size."""
+    with ModelFile.open(source) as file:
+        folding = Folding(file.model, file.read, options)
+        return Report(records_of(folding.planned()))
+
+
+def _learn(folding: Folding) -> None:
+    """Find everything that does not fit its type at once, not one constant an attempt."""
+    try:
+        folding.verify()
+    except Unrepresentable as failed:
+        folding.exclude(failed.failures)
+
+
+def _fill(model: ModelProto, pending: dict[str, Compute]) -> None:
+    for tensor in model.graph.initializer:
+        compute = pending.get(tensor.name)
+        if compute is not None:
+            tensor.CopyFrom(_tensor(compute(), tensor.name))
+
+
+def _tensor(values: np.ndarray[Any, Any], name: str) -> TensorProto:
+    return numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), name)
+
+
+def _report(folding: Folding, folded: ModelProto) -> Report:
+    before = sum(len(graph.nodes) for graph in folding.graphs)
+    after = sum(len(graph.nodes) for graph in graphs_of(folded))
+    return Report(records_of(folding.plans), before, after)

@@ -1,0 +1,35 @@
+"""Checks a folded model against its original: same function, same accuracy, no slower.
+
+`compare` states the rule that tells rounding from a fault, `noise` where the rounding noise comes
+from, `locate` how the first tensor that differs is found.
+"""
+
+from onnx_bnfold.check.api import check
+from onnx_bnfold.check.options import CheckOptions
+from onnx_bnfold.check.results import (
+    Accuracy,
+    CheckResult,
+    Difference,
+    FirstDifference,
+    InputUsed,
+    Latency,
+    LatencyMode,
+    Numerics,
+    Timing,
+)
+from onnx_bnfold.check.text import render_text
+
+__all__ = [
+    "Accuracy",
+    "CheckOptions",
+    "CheckResult",
+    "Difference",
+    "FirstDifference",
+    "InputUsed",
+    "Latency",
+    "LatencyMode",
+    "Numerics",
+    "Timing",
+    "check",
+    "render_text",
+]

@@ -1,0 +1,61 @@
+"""The check as one call."""
+
+from onnx_bnfold.check.accuracy import check_accuracy
+from onnx_bnfold.check.latency import check_latency
+from onnx_bnfold.check.locate import Changes
+from onnx_bnfold.check.models import ModelSource, open_model
+from onnx_bnfold.check.numerics import check_numerics
+from onnx_bnfold.check.options import CheckOptions
+from onnx_bnfold.check.results import CheckResult
+from onnx_bnfold.check.sessions import onnxruntime_version
+
+_DEFAULTS = CheckOptions()
+
+
+def check(
+    original: ModelSource,
+    folded: ModelSource,
+    options: CheckOptions = _DEFAULTS,
+    *,
+    changes: Changes | None = None,
+) -> CheckResult:
+    """Checks that two models compute the same function, as accurately and no slower.
+
+    Args:
+        original: the model before folding, a path or a ModelProto.
+        folded: the model after it.
+        options: what to check and how strictly.
+        changes: scale and shift per tensor name, broadcasting against the tensor; the folded
+            model's tensor is scale·t + shift. Only used to name the first tensor that differs.
+
+    Returns:
+        The record; `holds` tells whether every gate does.
+
+    Raises:
+        ModelError: the original does not load, or a model does not run on the data.
+        UsageError: a file is missing, or the options do not fit the model.
+
+    Example:
+        >>> result = check("model.onnx", "model.folded.onnx")  # doctest: +SKIP
+        >>> result.holds, result.failures  # doctest: +SKIP
+        (True, ())
+    """
+    accuracy = latency = None
+    with open_model(original, "original") as before, open_model(folded, "folded") as after:
+        numerics, failures = check_numerics(before, after, options, changes or {})
+        if numerics is not None and options.data is not None:
+            accuracy, failed = check_accuracy(before, after, options)
+            failures += failed
+        if numerics is not None and options.latency:
+            latency, failed = check_latency(before, after, options)
+            failures += failed
+        return CheckResult(
+            original=before.label,
+            folded=after.label,
+            holds=not failures,
+            failures=failures,
+            numerics=numerics,
+            accuracy=accuracy,
+            latency=latency,
+            onnxruntime_version=onnxruntime_version(),
+        )

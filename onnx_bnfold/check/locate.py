@@ -1,0 +1,141 @@
+"""Finds where two models begin to differ, after an output did."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import onnx
+
+from onnx_bnfold.check.compare import compare
+from onnx_bnfold.check.models import CheckedModel
+from onnx_bnfold.check.noise import Weights, rounded_anew
+from onnx_bnfold.check.options import CheckOptions
+from onnx_bnfold.check.results import Difference, FirstDifference
+from onnx_bnfold.check.sessions import Array, Feed, Session, join
+from onnx_bnfold.errors import ModelError
+from onnx_bnfold.graph import subgraphs
+
+Changes: TypeAlias = Mapping[str, tuple[Array, Array]]
+
+_BUDGET = 256 * 2**20  # bytes of tensors held at a time
+_FIRST_BATCH, _LARGEST_BATCH = 8, 512  # tensors
+
+
+def first_difference(
+    original: CheckedModel,
+    folded: CheckedModel,
+    feeds: Sequence[Feed],
+    weights: Weights,
+    failed: Collection[str],
+    changes: Changes,
+    options: CheckOptions,
+) -> FirstDifference | None:
+    """The first tensor in graph order from which the difference lasts up to a failed output.
+
+    Tensors of the same name in both graphs are compared by the same rule as outputs. One that
+    differs while everything computed from it agrees is a tensor the fold re-parametrised, not a
+    fault; `changes` says so exactly where it is given.
+
+    Args:
+        original, folded: the models.
+        feeds: the input sets.
+        weights: what the noisy evaluations of the original round anew.
+        failed: names of the outputs that differ.
+        changes: scale and shift per tensor name; the folded tensor is scale·t + shift.
+        options: the settings of the check.
+
+    Returns:
+        The tensor with its producer; None if every shared tensor agrees.
+    """
+    shared = _shared_tensors(original.proto.graph, folded.proto.graph)
+    found: dict[str, Difference] = {}
+    size = _FIRST_BATCH
+    while shared:
+        batch, shared = shared[:size], shared[size:]
+        values = _evaluate(original, folded, feeds, weights, batch, options)
+        largest = 1
+        for name, (reference, other, draws) in values:
+            largest = max(largest, reference.nbytes * (len(draws) + 2))
+            undone = _undo(other, changes.get(name), reference)
+            if undone is not None:
+                found[name] = compare(name, reference, undone, draws, options)
+        size = min(max(_BUDGET // largest, 1), _LARGEST_BATCH)
+    return _first_lasting(original.proto.graph, found, failed)
+
+
+def _shared_tensors(original: onnx.GraphProto, folded: onnx.GraphProto) -> list[str]:
+    theirs = {name for node in folded.node for name in node.output}
+    return [name for node in original.node for name in node.output if name and name in theirs]
+
+
+def _evaluate(
+    original: CheckedModel,
+    folded: CheckedModel,
+    feeds: Sequence[Feed],
+    weights: Weights,
+    names: Sequence[str],
+    options: CheckOptions,
+) -> Iterator[tuple[str, tuple[Array, Array, list[Array]]]]:
+    try:
+        reference = _tensors(original, names, feeds)
+        other = _tensors(folded, names, feeds)
+    except ModelError:  # one of them cannot be an output, an optional tensor for example
+        middle = len(names) // 2
+        for half in (names[:middle], names[middle:]) if middle else ():
+            yield from _evaluate(original, folded, feeds, weights, half, options)
+        return
+    folder = original.path.parent
+    draws = [
+        _tensors(original, names, feeds, rounded_anew(weights, folder, options.seed, draw))
+        for draw in range(options.draws)
+    ]
+    for name in names:
+        if name in reference and name in other:
+            yield name, (reference[name], other[name], [draw[name] for draw in draws])
+
+
+def _tensors(
+    model: CheckedModel,
+    names: Sequence[str],
+    feeds: Sequence[Feed],
+    weights: Mapping[str, Array] | None = None,
+) -> dict[str, Array]:
+    present = {output.name for output in model.proto.graph.output}
+    extra = [name for name in names if name not in present]
+    session = Session(model, extra_outputs=extra, weights=weights)
+    return join(session.run(feed, names) for feed in feeds)
+
+
+def _undo(folded: Array, change: tuple[Array, Array] | None, original: Array) -> Array | None:
+    """The original tensor from scale·t + shift; None where a scale of zero has lost it."""
+    if change is None:
+        return folded
+    scale, shift = change
+    if np.any(scale == 0):
+        return None
+    undone = (folded.astype(np.float64) - shift) / scale
+    return np.asarray(undone).astype(original.dtype)
+
+
+def _first_lasting(
+    graph: onnx.GraphProto, found: Mapping[str, Difference], failed: Collection[str]
+) -> FirstDifference | None:
+    lasting = set(failed)
+    first = None
+    for node in reversed(graph.node):
+        for name in node.output:
+            agrees = name in found and found[name].holds
+            if name in lasting and not agrees:
+                lasting |= _read(node)
+                if name in found:
+                    first = FirstDifference(name, node.op_type, node.name, found[name])
+    return first
+
+
+def _read(node: onnx.NodeProto) -> set[str]:
+    """The names a node reads, those its inner graphs capture included."""
+    names = set(node.input)
+    for body in subgraphs(node):
+        for inner in body.node:
+            names |= _read(inner)
+    return names

@@ -1,0 +1,65 @@
+"""The two models of a check, as files."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeAlias
+
+import onnx
+from onnx.external_data_helper import uses_external_data
+
+from onnx_bnfold.errors import ModelError, UsageError
+
+ModelSource: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
+
+_PROTOBUF_LIMIT = 2**31 - 1  # bytes in one protobuf message
+
+
+@dataclass(frozen=True)
+class CheckedModel:
+    """A model on disk; `label` is how messages call it."""
+
+    path: Path
+    label: str
+
+    @cached_property
+    def proto(self) -> onnx.ModelProto:
+        """The model without the contents of its external data."""
+        try:
+            return onnx.load(self.path, load_external_data=False)
+        except Exception as error:  # protobuf's DecodeError has no stable home
+            raise ModelError(f"{self.label} is not an ONNX model: {error}") from error
+
+
+@contextmanager
+def open_model(source: ModelSource, role: str) -> Iterator[CheckedModel]:
+    """Yields a model as a file, since onnxruntime reads files with the least memory.
+
+    Args:
+        source: a path, or a ModelProto, which is written to a temporary folder.
+        role: "original" or "folded", the label of a ModelProto.
+
+    Raises:
+        UsageError: there is no such file.
+        ModelError: the ModelProto cannot be written alone.
+    """
+    if not isinstance(source, onnx.ModelProto):
+        path = Path(source)
+        if not path.is_file():
+            raise UsageError(f"there is no file {path}; give the path of the {role} model")
+        yield CheckedModel(path, str(path))
+        return
+    if source.ByteSize() > _PROTOBUF_LIMIT:
+        raise ModelError(f"the {role} model is larger than 2 GiB; save it and give its path")
+    if any(uses_external_data(tensor) for tensor in source.graph.initializer):
+        raise ModelError(
+            f"the {role} model refers to external data that is not loaded; give its path"
+        )
+    with tempfile.TemporaryDirectory(prefix="onnx_bnfold-") as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(source.SerializeToString())
+        yield CheckedModel(path, f"the {role} model")

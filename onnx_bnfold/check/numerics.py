@@ -1,0 +1,150 @@
+"""Runs both models on the same inputs, without onnxruntime's optimisations, and compares them."""
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from onnx_bnfold.check.compare import compare
+from onnx_bnfold.check.inputs import describe, make_feeds
+from onnx_bnfold.check.locate import Changes, first_difference
+from onnx_bnfold.check.models import CheckedModel
+from onnx_bnfold.check.noise import Weights, layer_weights, rounded_anew
+from onnx_bnfold.check.options import CheckOptions
+from onnx_bnfold.check.results import Difference, FirstDifference, Numerics
+from onnx_bnfold.check.sessions import Array, Feed, Session, Stopwatch, join
+from onnx_bnfold.errors import ModelError
+from onnx_bnfold.progress import progress
+
+_UNSTABLE_DB = 40.0  # noise at 1 % of the signal
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the models computed: original, folded, and noisy evaluations of the original."""
+
+    original: Mapping[str, Array]
+    folded: Mapping[str, Array]
+    draws: Sequence[Mapping[str, Array]]
+
+
+def check_numerics(
+    original: CheckedModel, folded: CheckedModel, options: CheckOptions, changes: Changes
+) -> tuple[Numerics | None, tuple[str, ...]]:
+    """Compares every output of two models.
+
+    Args:
+        original, folded: the models.
+        options: the inputs and the limits.
+        changes: how tensors of the folded model are re-parametrised; see `first_difference`.
+
+    Returns:
+        The record, None if the models cannot be compared, and the failures.
+
+    Raises:
+        ModelError: the original does not load or run.
+        UsageError: the inputs cannot be made.
+    """
+    start, watch = time.perf_counter(), Stopwatch()
+    session = Session(original, watch=watch)
+    feeds = make_feeds(session.inputs, options)
+    reference = join(session.run(feed) for feed in feeds)
+    try:
+        other = Session(folded, watch=watch)
+        if failures := _signature_failures(session, other):
+            return None, failures
+        result = join(other.run(feed) for feed in feeds)
+    except ModelError as error:
+        return None, (f"load: {error}",)
+    del session, other  # the noisy evaluations need the memory
+    weights = layer_weights(original.proto)
+    draws = list(_draws(original, weights, feeds, options, watch))
+    outputs = tuple(
+        compare(name, reference[name], result[name], [draw[name] for draw in draws], options)
+        for name in reference
+    )
+    seconds = time.perf_counter() - start  # what follows happens on failure only
+    failed = {output.name for output in outputs if not output.holds}
+    first = None
+    if failed:
+        first = first_difference(original, folded, feeds, weights, failed, changes, options)
+    numerics = Numerics(
+        inputs=describe(
+            feeds[0], "random" if options.inputs is None else os.fspath(options.inputs)
+        ),
+        sets=len(feeds),
+        seed=options.seed,
+        draws=options.draws,
+        factor=options.factor,
+        rtol=options.rtol,
+        atol=options.atol,
+        outputs=outputs,
+        first_difference=first,
+        notes=tuple(_notes(outputs, weights)),
+        seconds=seconds,
+        onnxruntime_seconds=watch.seconds,
+    )
+    return numerics, tuple(_failures(outputs, first))
+
+
+def _draws(
+    original: CheckedModel,
+    weights: Weights,
+    feeds: Sequence[Feed],
+    options: CheckOptions,
+    watch: Stopwatch,
+) -> Iterator[Mapping[str, Array]]:
+    numbers = range(options.draws)
+    for draw in progress(numbers, total=options.draws, label="rounding noise"):
+        moved = rounded_anew(weights, original.path.parent, options.seed, draw)
+        session = Session(original, weights=moved, watch=watch)
+        yield join(session.run(feed) for feed in feeds)
+
+
+def _signature_failures(original: Session, folded: Session) -> tuple[str, ...]:
+    """What the folded model's inputs and outputs lack or have too many of, in any order."""
+    failures = []
+    types = {spec.name: spec.type for spec in original.inputs}
+    for spec in folded.inputs:
+        if spec.name not in types:
+            failures.append(f"signature: the folded model asks for another input, {spec.name!r}")
+        elif spec.type != types[spec.name]:
+            failures.append(
+                f"signature: input {spec.name!r} is {spec.type} instead of {types[spec.name]}"
+            )
+    pairs = [("input", types, {spec.name for spec in folded.inputs})]
+    pairs.append(("output", dict.fromkeys(original.outputs, ""), set(folded.outputs)))
+    for kind, wanted, present in pairs:
+        failures += [
+            f"signature: the folded model has no {kind} {name!r}"
+            for name in wanted
+            if name not in present
+        ]
+    return tuple(failures)
+
+
+def _notes(outputs: Sequence[Difference], weights: Weights) -> Iterator[str]:
+    if not weights:
+        yield "no layer or BN has constant weights: the noise is half a unit in the last place"
+    for output in outputs:
+        if output.holds and output.reason:
+            yield f"output {output.name!r}: {output.reason}"
+        if output.noise_snr_db is not None and output.noise_snr_db < _UNSTABLE_DB:
+            yield (
+                f"output {output.name!r}: rounding alone moves it by "
+                f"{10 ** (-output.noise_snr_db / 20):.2g} of its rms; smaller faults go unseen"
+            )
+        if output.top1_agreement is not None and output.top1_agreement < 1:
+            changed = 1 - output.top1_agreement
+            yield f"output {output.name!r}: the top class changed on {changed:.3%} of the rows"
+
+
+def _failures(outputs: Sequence[Difference], first: FirstDifference | None) -> Iterator[str]:
+    for output in outputs:
+        if output.holds:
+            continue
+        where = ""
+        if first is not None and first.tensor != output.name:
+            node = f" {first.node!r}" if first.node else ""
+            where = f"; the first tensor to differ is {first.tensor!r}, from {first.op_type}{node}"
+        yield f"numerics: output {output.name!r}: {output.reason}{where}"

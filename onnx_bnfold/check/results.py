@@ -1,0 +1,215 @@
+"""The record of a check: plain frozen dataclasses, written as strict JSON."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from onnx_bnfold.check.options import Mode
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How one tensor of the folded model differs from the original's.
+
+    Attributes:
+        name: the tensor's name.
+        dtype: element type in the original.
+        shape: shape in the original, input sets joined along the first axis.
+        peak: largest magnitude in the original.
+        max_abs: largest |folded - original|.
+        relative_to_peak: max_abs / peak; None for a peak of zero.
+        rms: root mean square of folded - original.
+        snr_db: 20*log10(rms(original)/rms(difference)); None when nothing differs.
+        noise_max: largest magnitude of the original's own rounding noise.
+        noise_rms: root mean square of that noise.
+        noise_snr_db: 20*log10(rms(original)/noise_rms); None without noise.
+        times_noise: the difference in units of the noise, by the statistic that shows it most.
+        statistic: which statistic that is.
+        limit: the largest times_noise allowed; None when rtol/atol replace it.
+        mismatched: elements that differ in kind (NaN, inf) or, for other types, in value.
+        noise_mismatched: the same between the original and its noisiest evaluation.
+        allowed_mismatches: the largest `mismatched` allowed.
+        outside_tolerance: elements outside rtol/atol; None when the noise decides.
+        worst_index: index of the largest difference; None when nothing differs.
+        worst_original: the original's value there.
+        worst_folded: the folded model's value there.
+        top1_agreement: fraction of rows with the same largest class; None if not class scores.
+        holds: whether the tensor passes.
+        reason: why it does not, or why it cannot be compared; empty when it passes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    peak: float = 0.0
+    max_abs: float = 0.0
+    relative_to_peak: float | None = None
+    rms: float = 0.0
+    snr_db: float | None = None
+    noise_max: float = 0.0
+    noise_rms: float = 0.0
+    noise_snr_db: float | None = None
+    times_noise: float = 0.0
+    statistic: str = ""
+    limit: float | None = None
+    mismatched: int = 0
+    noise_mismatched: int = 0
+    allowed_mismatches: int = 0
+    outside_tolerance: int | None = None
+    worst_index: tuple[int, ...] | None = None
+    worst_original: float | None = None
+    worst_folded: float | None = None
+    top1_agreement: float | None = None
+    holds: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class FirstDifference:
+    """The first tensor, in graph order, from which on the models differ up to a failed output."""
+
+    tensor: str
+    op_type: str
+    node: str
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class InputUsed:
+    """One input as it was fed: name, element type, shape of one set, where the values are from."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """Both models on the same inputs, onnxruntime's optimisations disabled."""
+
+    inputs: tuple[InputUsed, ...]
+    sets: int
+    seed: int
+    draws: int
+    factor: float
+    rtol: float | None
+    atol: float | None
+    outputs: tuple[Difference, ...]
+    first_difference: FirstDifference | None
+    notes: tuple[str, ...]
+    seconds: float
+    onnxruntime_seconds: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Both models on labelled data; the accuracies are fractions of the examples."""
+
+    data: str
+    output: str
+    examples: int
+    batch: int
+    top1_original: float
+    top1_folded: float
+    top5_original: float | None
+    top5_folded: float | None
+    changed: int
+    became_right: int
+    became_wrong: int
+    agreement: float
+    drop: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One model in one mode.
+
+    Attributes:
+        median_ms: median time of a run, in milliseconds.
+        low_ms, high_ms: 10th and 90th percentile.
+        samples_ms: every timed run, in order.
+        session_ms: median time to create a session.
+        peak_memory: peak resident bytes of a process that loads the model and runs it once.
+        model_memory: the part of it beyond the interpreter, the imports and the inputs.
+    """
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    samples_ms: tuple[float, ...]
+    session_ms: float
+    peak_memory: int | None
+    model_memory: int | None
+
+
+@dataclass(frozen=True)
+class LatencyMode:
+    """Interleaved runs of both models; speedup is original over folded, with a 95 % interval."""
+
+    mode: Mode
+    inner_loops: int
+    original: Timing
+    folded: Timing
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Latency of both models and how much of the work onnxruntime would have done itself."""
+
+    batch: int
+    runs: int
+    warm_up: int
+    threads: int
+    modes: tuple[LatencyMode, ...]
+    bn_original: int
+    bn_folded: int
+    bn_fused_by_onnxruntime: int
+    remark: str
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The outcome of a check; `holds` is true when every gate does.
+
+    Attributes:
+        failures: one sentence per gate that does not hold, starting with the gate's name.
+        numerics, accuracy, latency: the sections; None if not asked for or not reachable.
+    """
+
+    original: str
+    folded: str
+    holds: bool
+    failures: tuple[str, ...]
+    numerics: Numerics | None
+    accuracy: Accuracy | None
+    latency: Latency | None
+    onnxruntime_version: str
+    schema_version: int = SCHEMA_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain JSON types; a value that is not finite becomes None."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
+
+    def to_json(self) -> str:
+        """The record as strict JSON text (RFC 8259), ending in a newline."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,238 @@
+"""Model files and onnxruntime sessions; the only module of the check that loads onnxruntime."""
+
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnx_bnfold.check.models import CheckedModel
+from onnx_bnfold.errors import ModelError, UsageError
+
+Array: TypeAlias = NDArray[Any]
+Feed: TypeAlias = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """An input as onnxruntime declares it: `type` like "tensor(float)", sizes, symbols or None."""
+
+    name: str
+    type: str
+    shape: tuple[int | str | None, ...]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy element type; UsageError for types that numpy or this check cannot feed."""
+        try:
+            return np.dtype(_DTYPES[self.type])
+        except KeyError:
+            raise UsageError(f"input {self.name!r} has type {self.type}, not a number") from None
+
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
+    "tensor(string)": "object",
+    **{
+        f"tensor({sign}int{bits})": f"{sign}int{bits}"
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
+}
+
+
+class Stopwatch:
+    """Adds up the time spent inside `with` blocks, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds += time.perf_counter() - self._start
+
+
+class Session:
+    """An onnxruntime session on the CPU.
+
+    Args:
+        model: the model file.
+        optimised: all of onnxruntime's graph optimisations, or none.
+        threads: threads within an operator; 0 is onnxruntime's choice.
+        weights: initializers to replace, by name, with arrays of the same shape and type.
+        extra_outputs: further tensors to return.
+        watch: adds up the time spent in onnxruntime.
+
+    Raises:
+        ModelError: onnxruntime does not load the model.
+    """
+
+    def __init__(
+        self,
+        model: CheckedModel,
+        *,
+        optimised: bool = False,
+        threads: int = 0,
+        weights: Mapping[str, Array] | None = None,
+        extra_outputs: Sequence[str] = (),
+        watch: Stopwatch | None = None,
+    ) -> None:
+        ort = _onnxruntime()
+
+        self._label = model.label
+        self._watch = watch or Stopwatch()
+        options = session_options(optimised=optimised, threads=threads)
+        # onnxruntime does not copy these: the session must keep them alive.
+        self._weights = {
+            name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (weights or {}).items()
+        }
+        for name, value in self._weights.items():
+            options.add_initializer(name, value)
+        source: str | bytes = str(model.path)
+        if extra_outputs:
+            source = with_outputs(model.proto, extra_outputs).SerializeToString()
+            folder = str(model.path.resolve().parent)
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", folder
+            )
+        try:
+            with self._watch:
+                self._session = ort.InferenceSession(
+                    source, options, providers=["CPUExecutionProvider"]
+                )
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise ModelError(f"onnxruntime does not load {self._label}: {_say(error)}") from error
+        self.inputs = tuple(
+            InputSpec(i.name, i.type, tuple(i.shape)) for i in self._session.get_inputs()
+        )
+        self.outputs = tuple(output.name for output in self._session.get_outputs())
+
+    def run(self, feed: Feed, names: Sequence[str] | None = None) -> dict[str, Array]:
+        """Runs the model once.
+
+        Args:
+            feed: arrays by input name; those of inputs the model does not have are left out.
+            names: the outputs to compute; by default all.
+
+        Returns:
+            Arrays by output name; the elements of a sequence as `name[i]`.
+
+        Raises:
+            ModelError: onnxruntime refuses the feed.
+        """
+        names = self.outputs if names is None else names
+        feed = {spec.name: feed[spec.name] for spec in self.inputs}
+        try:
+            with self._watch:
+                values = self._session.run(names, feed)
+        except Exception as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
+            raise ModelError(
+                f"onnxruntime cannot run {self._label} on {shapes}: {_say(error)}; "
+                "set the shapes with --shape or give --inputs"
+            ) from error
+        return dict(_arrays(names, values))
+
+
+def join(results: Iterable[Mapping[str, Array]]) -> dict[str, Array]:
+    """The outputs of several input sets, each joined along its first axis if it has one."""
+    collected: dict[str, list[Array]] = {}
+    for result in results:
+        for name, array in result.items():
+            collected.setdefault(name, []).append(array)
+    return {name: _joined(arrays) for name, arrays in collected.items()}
+
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    if len(arrays) == 1:
+        return arrays[0]
+    if all(a.ndim and a.shape[1:] == arrays[0].shape[1:] for a in arrays):
+        return np.concatenate(arrays)
+    return np.concatenate([a.reshape(-1) for a in arrays])
+
+
+def session_options(*, optimised: bool, threads: int = 0) -> Any:
+    """SessionOptions of onnxruntime, quiet, with all graph optimisations or none."""
+    ort = _onnxruntime()
+
+    levels = ort.GraphOptimizationLevel
+    options = ort.SessionOptions()
+    options.graph_optimization_level = (
+        levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    )
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    # A session whose threads keep spinning after a run would slow the next session's run.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def optimised_graph(model: CheckedModel) -> onnx.ModelProto:
+    """The model as onnxruntime's own optimiser leaves it, short of hardware-specific layouts.
+
+    Raises:
+        ModelError: onnxruntime does not load the model.
+    """
+    ort = _onnxruntime()
+
+    options = session_options(optimised=True)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    weights = "session.optimized_model_external_initializers_"
+    options.add_session_config_entry(weights + "file_name", "weights.bin")
+    options.add_session_config_entry(weights + "min_size_in_bytes", "1024")
+    with tempfile.TemporaryDirectory(prefix="onnx_bnfold-") as folder:
+        path = Path(folder) / "optimised.onnx"
+        options.optimized_model_filepath = str(path)
+        try:
+            ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise ModelError(f"onnxruntime does not load {model.label}: {_say(error)}") from error
+        return CheckedModel(path, model.label).proto
+
+
+def with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A copy of a model that returns further tensors; onnxruntime infers their types."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return copy
+
+
+def onnxruntime_version() -> str:
+    """The version of the installed onnxruntime."""
+    ort = _onnxruntime()
+
+    return str(ort.__version__)
+
+
+def _arrays(names: Sequence[str], values: Sequence[Any]) -> Iterator[tuple[str, Array]]:
+    for name, value in zip(names, values, strict=True):
+        if isinstance(value, (list, tuple)):
+            yield from _arrays([f"{name}[{i}]" for i in range(len(value))], value)
+        elif isinstance(value, dict):
+            yield from _arrays([f"{name}[{key!r}]" for key in value], list(value.values()))
+        else:
+            yield name, np.asarray(value)
+
+
+def _say(error: Exception) -> str:
+    """The first line of an onnxruntime error, without its code."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(" : ", 3)[-1].strip().rstrip(".")
+
+
+def _onnxruntime() -> Any:
+    """The module, loaded when first needed."""
+    import onnxruntime  # type: ignore[import-untyped, unused-ignore]
+
+    return onnxruntime

@@ -1,0 +1,87 @@
+"""The command line: results on stdout, talk on stderr, exit code 0, 1 or 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from onnx_bnfold.errors import BnFoldError, CheckFailed
+from onnx_bnfold.version import __version__
+
+EPILOG = """\
+other commands:
+  %(prog)s check original.onnx folded.onnx    compare two models (see check --help)
+
+exit codes:
+  0  done
+  1  a check or gate did not hold (--require-all: a BatchNormalization stays)
+  2  bad usage or bad input; no output was written
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the fold command."""
+    result = argparse.ArgumentParser(
+        prog="onnx-bnfold",
+        description="Fold BatchNormalization layers out of an ONNX model.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = result.add_argument
+    add("model", help="the ONNX model; it is never changed")
+    add("-o", "--output", metavar="FILE", help="where the folded model goes")
+    add("--dry-run", action="store_true", help="say what would be folded; write nothing")
+    add("--require-all", action="store_true", help="exit 1 if a BatchNormalization stays")
+    add(
+        "--freeze-initializers",
+        action="store_true",
+        help="treat initializers that are also graph inputs as constants, and drop those inputs",
+    )
+    add(
+        "--max-rescale",
+        type=float,
+        metavar="R",
+        help="largest factor by which a channel of a remaining tensor may be rescaled "
+        "(default: by data type; 32 for float16)",
+    )
+    add("-q", "--quiet", action="store_true", help="print nothing but errors")
+    add("--version", action="version", version=f"%(prog)s {__version__}")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words[:1] == ["check"]:
+            from onnx_bnfold.check.cli import main as check
+
+            return check(words[1:])
+        return _fold(words)
+    except CheckFailed as failed:
+        print(f"onnx-bnfold: {failed}", file=sys.stderr)
+        return 1
+    except BnFoldError as error:
+        print(f"onnx-bnfold: {error}", file=sys.stderr)
+        return 2
+
+
+def _fold(words: Sequence[str]) -> int:
+    options = parser()
+    args = options.parse_args(words)
+    if not args.dry_run and args.output is None:
+        options.error("give -o FILE for the folded model, or --dry-run")
+    from onnx_bnfold.api import fold_file, plan_file
+    from onnx_bnfold.folding import Options
+
+    settings = Options(args.freeze_initializers, args.max_rescale)
+    if args.dry_run:
+        report = plan_file(args.model, settings)
+    else:
+        report = fold_file(args.model, args.output, settings)
+    if not args.quiet:
+        print(*report.lines(), report.summary(), sep="\n")
+    if args.require_all and report.kept:
+        raise CheckFailed(f"--require-all: {len(report.kept)} BatchNormalization stay")
+    return 0

@@ -1,0 +1,266 @@
+"""Constants of a graph: initializers, and whatever deterministic operators make of them.
+
+Exporters leave weights behind Constant, ConstantOfShape, Cast, Reshape, Expand and Transpose
+nodes. Shapes and types of such constants come from onnx's inference of single nodes, so that
+nothing is computed, and no memory taken, before a size is known; values come from onnx's reference
+evaluator, one node at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
+
+from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor
+
+# No constant larger than this is computed (256 MiB in float32): a hostile ConstantOfShape of
+# 10^12 elements must not take the machine with it. Initializers are not bound by it.
+LARGEST_COMPUTED = 2**26
+# Constants up to this many elements may decide shapes (Reshape's target, Expand's shape).
+LARGEST_SHAPE_INPUT = 1024
+
+EVALUATED = frozenset(
+    {
+        *("Abs", "Add", "Cast", "CastLike", "Ceil", "Concat", "Constant", "ConstantOfShape"),
+        *("Div", "Exp", "Expand", "Flatten", "Floor", "Gather", "Identity", "Log", "Max", "Min"),
+        *("Mul", "Neg", "Pow", "Range", "Reciprocal", "Reshape", "Shape", "Size", "Slice"),
+        *("Sqrt", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze"),
+    }
+)
+# Inputs of which only the type (or, for Shape and Size, the dims) matter.
+TYPE_ONLY = {("CastLike", 1)}
+DIMS_ONLY = {("Shape", 0), ("Size", 0)}
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Shape and type of a constant tensor; ``Constants.value`` has its elements."""
+
+    name: str
+    dims: tuple[int, ...]
+    data_type: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.dims)
+
+
+class Known(Protocol):
+    """Name → (dims, element type) of computed tensors."""
+
+    def __contains__(self, name: object, /) -> bool: ...
+    def __getitem__(self, name: str, /) -> tuple[Dims, int]: ...
+
+
+class Constants:
+    """Which tensors of a graph are constant, and their values.
+
+    Args:
+        graph: the body; constants of its outer scopes are visible.
+        read: reads the elements of an initializer.
+        known: name → (dims, element type) of computed tensors, from shape inference.
+        outer: the constants of the enclosing scope.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        read: ReadTensor,
+        known: Known,
+        outer: Constants | None = None,
+    ) -> None:
+        self.graph = graph
+        self._read = read
+        self._known = known
+        self._outer = outer
+        self._candidates: set[str] | None = None
+        self._infos: dict[str, Constant | None] = {}
+        self._values: dict[str, np.ndarray[Any, Any]] = {}
+
+    def get(self, name: str) -> Constant | None:
+        """Return shape and type of a constant tensor, or None if it is not constant."""
+        if name in self._infos:
+            return self._infos[name]
+        info = self._find(name)
+        self._infos[name] = info
+        return info
+
+    def _find(self, name: str) -> Constant | None:
+        graph = self.graph
+        tensor = graph.initializers.get(name)
+        if tensor is not None:
+            if name in graph.overridable:
+                return None
+            return Constant(name, tuple(tensor.dims), tensor.data_type)
+        if name in graph.producer:
+            return self._computed(name)
+        if name in graph.inputs or self._outer is None:
+            return None
+        return self._outer.get(name)
+
+    def value(self, name: str) -> np.ndarray[Any, Any]:
+        """Return the elements of a constant in its own data type; ``get`` has returned it.
+
+        Raises:
+            ModelError: the tensor's bytes cannot be read.
+        """
+        if name in self._values:
+            return self._values[name]
+        tensor = self.graph.initializers.get(name)
+        if tensor is not None:
+            return self._read(tensor)
+        if name not in self.graph.producer:
+            assert self._outer is not None
+            return self._outer.value(name)
+        for ancestor in self._ancestors(name):
+            self._evaluate(ancestor)
+        result = self._values[name]
+        self._forget_large()
+        return result
+
+    def _computed(self, name: str) -> Constant | None:
+        if name not in self._computable():
+            return None
+        for ancestor in self._ancestors(name):
+            if ancestor not in self._infos:
+                self._infos[ancestor] = self._infer(ancestor)
+        return self._infos[name]
+
+    def _computable(self) -> set[str]:
+        """Return the outputs of deterministic nodes over constants: one pass in node order."""
+        if self._candidates is None:
+            found: set[str] = set()
+            for node in self.graph.nodes:
+                if node.op_type in EVALUATED and node.domain in STANDARD_DOMAINS:
+                    slots = [(s, n) for s, n in enumerate(node.input) if n]
+                    if all(self._usable(node, s, n, found) for s, n in slots):
+                        found.update(node.output)
+            self._candidates = found
+        return self._candidates
+
+    def _usable(self, node: NodeProto, slot: int, name: str, found: set[str]) -> bool:
+        graph = self.graph
+        if name in found or (node.op_type, slot) in TYPE_ONLY:
+            return True
+        if name in graph.initializers:
+            return name not in graph.overridable
+        if (node.op_type, slot) in DIMS_ONLY and self._static_dims(name) is not None:
+            return True
+        if name in graph.producer or name in graph.inputs or self._outer is None:
+            return False
+        return self._outer.get(name) is not None
+
+    def _static_dims(self, name: str) -> tuple[int, ...] | None:
+        dims = self._known[name][0] if name in self._known else (None,)
+        fixed = tuple(d for d in dims if isinstance(d, int))
+        return fixed if len(fixed) == len(dims) else None
+
+    def _ancestors(self, name: str) -> list[str]:
+        """Return the computed constants that ``name`` needs, itself last, in node order."""
+        graph, found, stack = self.graph, {name}, [name]
+        while stack:
+            node = graph.nodes[graph.producer[stack.pop()]]
+            for slot, other in enumerate(node.input):
+                if (
+                    node.op_type,
+                    slot,
+                ) in TYPE_ONLY | DIMS_ONLY and other not in self._computable():
+                    continue
+                if other in graph.producer and other not in found and other not in self._values:
+                    found.add(other)
+                    stack.append(other)
+        return sorted(found, key=lambda n: graph.producer[n])
+
+    def _type_of(self, name: str) -> tuple[tuple[int, ...] | None, int] | None:
+        info = self.get(name) if name not in self._infos else self._infos[name]
+        if info is not None:
+            return info.dims, info.data_type
+        if name in self._known:
+            return self._static_dims(name), self._known[name][1]
+        return None
+
+    def _infer(self, name: str) -> Constant | None:
+        """Find shape and type of one node's output without computing it."""
+        node = self.graph.nodes[self.graph.producer[name]]
+        types: dict[str, TypeProto] = {}
+        data: dict[str, TensorProto] = {}
+        for other in filter(None, node.input):
+            kind = self._type_of(other)
+            if kind is None:
+                return None
+            types[other] = helper.make_tensor_type_proto(kind[1], kind[0])
+            info = self._infos.get(other)
+            if info is not None and info.size <= LARGEST_SHAPE_INPUT:
+                data[other] = numpy_helper.from_array(self.value(other), other)
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self.graph.opset, "")
+            imports = [helper.make_opsetid("", self.graph.opset)]
+            plain = NodeProto()
+            plain.CopyFrom(node)
+            plain.domain = ""
+            outputs = onnx.shape_inference.infer_node_outputs(
+                schema, plain, types, data, opset_imports=imports
+            )
+        except Exception:  # the C++ inference raises several types; no shape means not constant
+            return None
+        return _as_constant(name, outputs.get(name))
+
+    def _evaluate(self, name: str) -> None:
+        if name in self._values:
+            return
+        node = self.graph.nodes[self.graph.producer[name]]
+        feeds = {n: self._feed(node, s, n) for s, n in enumerate(node.input) if n}
+        results = _run(node, self.graph.opset, feeds)
+        self._values.update(results)
+
+    def _feed(self, node: NodeProto, slot: int, name: str) -> np.ndarray[Any, Any]:
+        if (node.op_type, slot) in TYPE_ONLY | DIMS_ONLY:
+            kind = self._type_of(name)
+            assert kind is not None
+            dtype = helper.tensor_dtype_to_np_dtype(kind[1])
+            # A view of one element: only its type and dims are looked at.
+            return np.broadcast_to(np.zeros((), dtype), kind[0] or ())
+        return self._values[name] if name in self._values else self.value(name)
+
+    def _forget_large(self) -> None:
+        self._values = {n: v for n, v in self._values.items() if v.size <= LARGEST_SHAPE_INPUT}
+
+
+def _as_constant(name: str, kind: TypeProto | None) -> Constant | None:
+    if kind is None or not kind.HasField("tensor_type"):
+        return None
+    tensor = kind.tensor_type
+    if not tensor.HasField("shape") or not all(d.HasField("dim_value") for d in tensor.shape.dim):
+        return None
+    info = Constant(name, tuple(d.dim_value for d in tensor.shape.dim), tensor.elem_type)
+    return info if info.size <= LARGEST_COMPUTED and min(info.dims, default=0) >= 0 else None
+
+
+def _run(
+    node: NodeProto, opset: int, feeds: Mapping[str, np.ndarray[Any, Any]]
+) -> dict[str, np.ndarray[Any, Any]]:
+    if node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].HasField("t"):
+        return {node.output[0]: numpy_helper.to_array(node.attribute[0].t)}
+    from onnx.reference import ReferenceEvaluator  # 0.3 s, needed by few models
+
+    plain = NodeProto()
+    plain.CopyFrom(node)
+    plain.domain = ""
+    graph = helper.make_graph(
+        [plain],
+        "constant",
+        [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+         for n, v in feeds.items()],
+        [onnx.ValueInfoProto(name=n) for n in node.output if n],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    names = [n for n in node.output if n]
+    results = ReferenceEvaluator(model).run(names, dict(feeds))
+    return {n: np.asarray(r) for n, r in zip(names, results, strict=True)}

@@ -1,0 +1,163 @@
+"""The flood: carry a change of a tensor to everything it reaches, until every branch absorbs it.
+
+Nodes that leave no choice are settled first. Where a node leaves a choice (the shift of an Add's
+output may come from any one operand) the alternatives are tried in turn, the last decision being
+taken back first, within a limit on the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from onnx_bnfold.affine import Affine
+from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.site import Key, Site
+
+# Alternatives tried, and nodes settled, before a flood is given up.
+MOST_BRANCHES = 256
+MOST_SETTLED_PER_NODE = 20
+
+
+@dataclass
+class _Branch:
+    """A partial solution.
+
+    Attributes:
+        changes: what is decided; a key with the identity is held fixed.
+        forced: nodes to look at.
+        open: nodes that leave a choice.
+    """
+
+    changes: dict[Key, Affine] = field(default_factory=dict)
+    forced: dict[int, None] = field(default_factory=dict)
+    open: dict[int, None] = field(default_factory=dict)
+
+    def copy(self) -> _Branch:
+        return _Branch(dict(self.changes), dict(self.forced), dict(self.open))
+
+
+def flood(site: Site, origin: int, seeds: Mapping[Key, Affine]) -> dict[Key, Affine]:
+    """Complete the changes that turn a node into an identity.
+
+    Args:
+        site: the graph as it is by now; it is not changed.
+        origin: index of the node to be removed.
+        seeds: the changes of its two sides.
+
+    Returns:
+        Every key that changes, with its change relative to now.
+
+    Raises:
+        Refused: no way was found; the refusal is the first that was met.
+    """
+    return _Flood(site, origin).run(seeds)
+
+
+class _Flood:
+    def __init__(self, site: Site, origin: int) -> None:
+        self._site = site
+        self._origin = origin
+        self._budget = MOST_SETTLED_PER_NODE * len(site.graph.nodes) + 1000
+        self._first: Refused | None = None
+
+    def run(self, seeds: Mapping[Key, Affine]) -> dict[Key, Affine]:
+        start = _Branch()
+        for key, change in seeds.items():
+            self._assign(start, key, change)
+        stack, tried = [start], 0
+        while stack:
+            branch = stack.pop()
+            tried += 1
+            try:
+                if tried > MOST_BRANCHES:
+                    raise _limit(self._site, self._origin)
+                further = self._settle(branch)
+            except Refused as refused:
+                self._first = self._first or refused
+                if tried > MOST_BRANCHES:
+                    break
+                continue
+            if further is None:
+                return {k: c for k, c in branch.changes.items() if not c.is_identity}
+            stack.extend(reversed(further))
+        assert self._first is not None
+        raise self._first
+
+    def _settle(self, branch: _Branch) -> list[_Branch] | None:
+        """Settle what is forced, then make the next choice; None when nothing is left."""
+        while branch.forced or branch.open:
+            queue = branch.forced or branch.open
+            index = next(iter(queue))
+            del queue[index]
+            chosen = queue is branch.open
+            self._budget -= 1
+            if self._budget < 0:
+                raise _limit(self._site, self._origin)
+            known = self._known(branch, index)
+            step = self._site.step(index, known)
+            if not step.certain and not chosen:
+                branch.open[index] = None
+            elif len(step.alternatives) == 1:
+                self._take(branch, index, step.alternatives[0])
+            else:
+                return self._fork(branch, index, step.alternatives)
+        return None
+
+    def _fork(
+        self, branch: _Branch, index: int, alternatives: tuple[Mapping[int, Affine], ...]
+    ) -> list[_Branch]:
+        further = []
+        for alternative in alternatives:
+            copy = branch.copy()
+            try:
+                self._take(copy, index, alternative)
+            except Refused as refused:
+                self._first = self._first or refused
+                continue
+            further.append(copy)
+        return further
+
+    def _known(self, branch: _Branch, index: int) -> dict[int, Affine]:
+        known = {}
+        for port in self._site.ports(index):
+            key = self._site.key(index, port)
+            if key is not None and key in branch.changes:
+                known[port] = branch.changes[key]
+        return known
+
+    def _take(self, branch: _Branch, index: int, changes: Mapping[int, Affine]) -> None:
+        for port, change in changes.items():
+            key = self._site.key(index, port)
+            if key is not None:
+                self._assign(branch, key, change)
+
+    def _assign(self, branch: _Branch, key: Key, change: Affine) -> None:
+        if key in branch.changes:
+            if not branch.changes[key].agrees_with(change):
+                raise Refused(
+                    Reason.CONFLICT,
+                    self._name(key),
+                    "two of the nodes around it need it changed in different ways",
+                )
+            return
+        if not change.is_finite:
+            raise Refused(Reason.OVERFLOW, self._name(key), "its change would overflow")
+        branch.changes[key] = change
+        if change.is_identity:
+            return
+        for index in self._site.neighbours(key):
+            if index != self._origin:
+                branch.open.pop(index, None)
+                branch.forced[index] = None
+
+    def _name(self, key: Key) -> str:
+        return repr(key if isinstance(key, str) else self._site.graph.nodes[key[0]].input[key[1]])
+
+
+def _limit(site: Site, origin: int) -> Refused:
+    return Refused(
+        Reason.SEARCH_LIMIT,
+        site.view(origin).label,
+        "the search for a place for its scale and shift was given up after too many steps",
+    )

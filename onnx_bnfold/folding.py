@@ -1,0 +1,112 @@
+"""One fold of one model: plan, compute, and plan again without what did not fit its type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from onnx import ModelProto
+
+from onnx_bnfold.constants import Constants
+from onnx_bnfold.graph import Graph, ReadTensor, graphs_of
+from onnx_bnfold.limits import Limits
+from onnx_bnfold.plan import GraphPlan, plan_graph
+from onnx_bnfold.reasons import Refusal
+from onnx_bnfold.rewrite import Compute, Unrepresentable, new_constants, rewrite
+from onnx_bnfold.shapes import Inference, Shapes
+from onnx_bnfold.site import Site
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user can ask of a fold.
+
+    Attributes:
+        freeze_initializers: treat initializers that are also graph inputs as constants, and take
+            them out of the inputs.
+        max_rescale: largest factor by which a channel of a tensor that stays may be rescaled; by
+            default it depends on the data type (``limits.MAX_RESCALE``).
+    """
+
+    freeze_initializers: bool = False
+    max_rescale: float | None = None
+
+
+class Folding:
+    """The planning of one model, and what was learnt from failed attempts.
+
+    Args:
+        model: the model; it is never changed. Its tensors may lack their bytes.
+        read: reads the elements of an initializer.
+        options: what the user asked for.
+    """
+
+    def __init__(self, model: ModelProto, read: ReadTensor, options: Options) -> None:
+        self.model = model
+        self.options = options
+        self.plans: list[GraphPlan] = []
+        self._read = read
+        self._graphs = graphs_of(model, freeze_initializers=options.freeze_initializers)
+        self._inference = Inference(model)
+        self._excluded: dict[tuple[int, int], Refusal] = {}
+
+    def plan(self) -> Sequence[GraphPlan]:
+        """Plan every graph of the model, leaving out what turned out not to be representable."""
+        known: dict[int, Constants] = {}
+        self.plans = []
+        for position, graph in enumerate(self._graphs):
+            shapes = Shapes(graph, self._inference, position)
+            outer = None if graph.parent is None else known[id(graph.parent)]
+            constants = Constants(graph, self._read, shapes, outer)
+            known[id(graph)] = constants
+            excluded = {n: r for (p, n), r in self._excluded.items() if p == position}
+            site = Site(graph, constants, shapes)
+            self.plans.append(plan_graph(site, Limits(self.options.max_rescale), excluded))
+        return self.plans
+
+    def exclude(self, failures: Mapping[tuple[int, int], Refusal]) -> None:
+        """Keep, from the next plan on, the nodes that caused constants which do not fit.
+
+        Args:
+            failures: (position of the graph, index of the node whose constant fails) → why.
+        """
+        for (position, index), refusal in failures.items():
+            cause = self.plans[position].touched[index][-1]
+            self._excluded[position, cause] = refusal
+
+    def verify(self) -> None:
+        """Compute every new constant and forget it.
+
+        Raises:
+            Unrepresentable: some do not fit their type; all of them are named.
+        """
+        failures: dict[tuple[int, int], Refusal] = {}
+        for position, plan in enumerate(self.plans):
+            for new in new_constants(position, plan):
+                if (position, new.node) not in failures:
+                    try:
+                        new.compute()
+                    except Unrepresentable as failed:
+                        failures.update(failed.failures)
+        if failures:
+            raise Unrepresentable(failures)
+
+    def planned(self) -> Sequence[GraphPlan]:
+        """Plan until every new constant fits its type."""
+        while True:
+            self.plan()
+            try:
+                self.verify()
+            except Unrepresentable as failed:
+                self.exclude(failed.failures)
+            else:
+                return self.plans
+
+    def apply(self, copy: ModelProto) -> dict[str, Compute]:
+        """Rewrite a copy of the model by the present plan; see ``rewrite.rewrite``."""
+        return rewrite(copy, self.plans, freeze=self.options.freeze_initializers)
+
+    @property
+    def graphs(self) -> list[Graph]:
+        """The bodies of the model."""
+        return self._graphs

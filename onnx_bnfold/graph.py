@@ -1,0 +1,210 @@
+"""An index over the graphs of a model: producers, readers, constants, attributes, scopes.
+
+A model holds several bodies: its main graph, the bodies of If, Loop and Scan, and its local
+functions. Each is a ``Graph`` here; ``graphs_of`` lists them, parents before children. Nothing in
+this module changes the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar, cast
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+from onnx_bnfold.errors import ModelError
+from onnx_bnfold.reasons import Reason, Refused
+
+Body = GraphProto | FunctionProto
+Dims = tuple[int | str | None, ...]
+ReadTensor = Callable[[TensorProto], "np.ndarray"]
+T = TypeVar("T")
+
+STANDARD_DOMAINS = ("", "ai.onnx")
+
+
+def operator(node: NodeProto) -> str:
+    """Return the operator's name, prefixed with its domain where that is not the standard one."""
+    if node.domain in STANDARD_DOMAINS:
+        return node.op_type
+    return f"{node.domain}::{node.op_type}"
+
+
+def label(node: NodeProto) -> str:
+    """Name a node for people: its operator and its name, or its first output if it has none."""
+    return f"{operator(node)} {(node.name or next(iter(node.output), ''))!r}"
+
+
+def attribute(node: NodeProto, name: str, default: T) -> T:
+    """Return an attribute's value, or the operator specification's default.
+
+    Raises:
+        Refused: the attribute refers to one of the enclosing function.
+    """
+    for candidate in node.attribute:
+        if candidate.name == name:
+            if candidate.ref_attr_name:
+                raise Refused(
+                    Reason.FUNCTION_ATTRIBUTE,
+                    label(node),
+                    f"attribute {name!r} is a parameter of the enclosing function and may differ "
+                    "from call to call; inline the function first (onnx.inliner)",
+                )
+            value = onnx.helper.get_attribute_value(candidate)
+            return cast("T", value.decode() if isinstance(value, bytes) else value)
+    return default
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """Yield the bodies a node carries (If, Loop, Scan and custom control flow)."""
+    for item in node.attribute:
+        if item.type == AttributeProto.GRAPH:
+            yield item.g
+        elif item.type == AttributeProto.GRAPHS:
+            yield from item.graphs
+
+
+class Graph:
+    """One body of a model, indexed.
+
+    Attributes:
+        body: the protobuf message; never changed here.
+        opset: version of the standard operator set in this body.
+        parent: the graph whose node carries this body; None for the main graph and functions.
+        path: where the body is, e.g. ``""`` or ``"if_1/then_branch"``.
+        producer: tensor name → index of the node that writes it.
+        readers: tensor name → (node index, input index) of every input that reads it.
+        inputs, outputs: names of the body's formal inputs (initializers excluded) and outputs.
+        captured: tensor name → label of a node whose subgraph reads it.
+        initializers: name → tensor; always constant unless in ``overridable``.
+        overridable: initializers that a caller may replace at run time.
+    """
+
+    def __init__(self, body: Body, opset: int, parent: Graph | None, path: str) -> None:
+        self.body = body
+        self.opset = opset
+        self.parent = parent
+        self.path = path
+        self.nodes: list[NodeProto] = list(body.node)
+        self.producer: dict[str, int] = {}
+        self.readers: dict[str, list[tuple[int, int]]] = {}
+        self.initializers: dict[str, TensorProto] = {}
+        self.overridable: frozenset[str] = frozenset()
+        self.captured: dict[str, str] = {}
+        self._index_nodes()
+        if isinstance(body, GraphProto):
+            self._index_initializers(body)
+            self.outputs = frozenset(o.name for o in body.output)
+            self.inputs = frozenset(i.name for i in body.input) - self.initializers.keys()
+        else:
+            self.outputs = frozenset(body.output)
+            self.inputs = frozenset(body.input)
+
+    def _index_nodes(self) -> None:
+        for index, node in enumerate(self.nodes):
+            for name in node.output:
+                if not name:
+                    continue
+                if name in self.producer:
+                    raise ModelError(f"tensor {name!r} is written by two nodes, the second being "
+                                     f"{label(node)}; repair the model")  # fmt: skip
+                self.producer[name] = index
+            for slot, name in enumerate(node.input):
+                if name:
+                    self.readers.setdefault(name, []).append((index, slot))
+
+    def _index_initializers(self, body: GraphProto) -> None:
+        for tensor in body.initializer:
+            if tensor.name in self.initializers or tensor.name in self.producer:
+                raise ModelError(
+                    f"initializer {tensor.name!r} is defined more than once; repair the model"
+                )
+            self.initializers[tensor.name] = tensor
+
+    def find_initializer(self, name: str) -> tuple[Graph, TensorProto] | None:
+        """Return the initializer a name stands for here, looking through the outer scopes."""
+        scope: Graph | None = self
+        while scope is not None:
+            if name in scope.initializers:
+                return scope, scope.initializers[name]
+            if name in scope.producer or name in scope.inputs:
+                return None
+            scope = scope.parent
+        return None
+
+    def scope_of(self, name: str) -> Graph | None:
+        """Return the scope, this one or an outer one, that defines a tensor."""
+        scope: Graph | None = self
+        while scope is not None:
+            if name in scope.initializers or name in scope.producer or name in scope.inputs:
+                return scope
+            scope = scope.parent
+        return None
+
+    def only_reader(self, name: str) -> bool:
+        """Whether exactly one node input of this body, and nothing else, reads a tensor."""
+        return (
+            len(self.readers.get(name, ())) == 1
+            and name not in self.outputs
+            and name not in self.captured
+        )
+
+    def place(self, text: str) -> str:
+        """Prefix a label with the path of this body."""
+        return f"{self.path}/{text}" if self.path else text
+
+
+def _opset(imports: object, default: int) -> int:
+    versions = [i.version for i in imports if i.domain in STANDARD_DOMAINS]  # type: ignore[attr-defined]
+    return max(versions, default=default)
+
+
+def graphs_of(model: ModelProto, *, freeze_initializers: bool = False) -> list[Graph]:
+    """Index every body of a model.
+
+    Args:
+        model: any ModelProto; tensors may lack their bytes.
+        freeze_initializers: treat initializers that are also inputs as constants.
+
+    Returns:
+        The main graph, then the bodies below it and the functions', parents before children.
+
+    Raises:
+        ModelError: a tensor is defined twice.
+    """
+    # A model without an opset import is of the first version (IR version 1 and 2 had no field).
+    opset = _opset(model.opset_import, 1)
+    main = Graph(model.graph, opset, None, "")
+    graphs = _with_subgraphs(main)
+    for function in model.functions:
+        path = f"{function.domain}::{function.name}"
+        graphs += _with_subgraphs(Graph(function, _opset(function.opset_import, opset), None, path))
+    if model.ir_version >= 4 and not freeze_initializers:
+        # Below IR version 4 every initializer has to be listed as an input and none can be
+        # overridden.
+        formal = {i.name for i in model.graph.input}
+        main.overridable = frozenset(formal & main.initializers.keys())
+    return graphs
+
+
+def _with_subgraphs(root: Graph) -> list[Graph]:
+    graphs = [root]
+    owners: list[tuple[int, int] | None] = [None]
+    for position, graph in enumerate(graphs):  # grows while it is walked
+        for index, node in enumerate(graph.nodes):
+            name = node.name or next(iter(node.output), "")
+            for number, body in enumerate(subgraphs(node)):
+                path = graph.place(f"{name}[{number}]")
+                graphs.append(Graph(body, graph.opset, graph, path))
+                owners.append((position, index))
+    used: list[set[str]] = [set(g.readers) | g.outputs for g in graphs]
+    for position in range(len(graphs) - 1, 0, -1):
+        owner = owners[position]
+        assert owner is not None
+        outer = graphs[owner[0]]
+        for name in used[position]:
+            outer.captured.setdefault(name, label(outer.nodes[owner[1]]))
+        used[owner[0]] |= used[position]
+    return graphs

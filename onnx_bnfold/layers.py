@@ -1,0 +1,310 @@
+"""The linear layers and their weight layouts: the only place that knows them.
+
+Every layer computes ``y[o] = alpha * sum_i,k W[o, i, k] * x[i, k] + beta * c[o]``. With its input
+re-parametrised as ``x' = s_i * x + h_i`` and its output as ``y' = s_o * y + h_o`` it stays exact
+with (Ibarrondo & Önen 2018 for the output side; the input side is its mirror image)
+
+    W' = W * s_o / s_i
+    c' = s_o * (beta * c - alpha * sum_i,k W[o, i, k] * h_i / s_i) + h_o        and beta' = 1
+
+A layout is a string with a letter per axis of the (grouped) weight: ``g`` group, ``o`` output
+channel, ``i`` input channel, ``k`` kernel position, ``b`` batch of weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto
+
+from onnx_bnfold.affine import Affine, Float64
+from onnx_bnfold.constants import Constant
+from onnx_bnfold.graph import attribute, label
+from onnx_bnfold.reasons import Reason, Refusal, Refused
+from onnx_bnfold.view import FLOATS, NodeView
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """A linear layer with constant weights, seen through its layout.
+
+    Attributes:
+        layout: letter per axis of ``grouped``, see the module's text.
+        grouped: shape of the weight with the group split off, e.g. ``(g, C_out/g, C_in/g, *k)``.
+        data_slot, weight_slot, bias_slot: indices of the node's inputs; no bias slot for MatMul.
+        in_axis, out_axis: the channel axes of the data tensor and of the output.
+        in_rank, out_rank: ranks of the data tensor and of the output.
+        shift_in: why a shift of the input cannot be absorbed, or None if it can.
+    """
+
+    node: NodeProto
+    layout: str
+    grouped: tuple[int, ...]
+    weight: Constant
+    bias: Constant | None
+    data_slot: int
+    weight_slot: int
+    bias_slot: int | None
+    in_axis: int
+    out_axis: int
+    in_rank: int
+    out_rank: int
+    alpha: float = 1.0
+    beta: float = 1.0
+    shift_in: Refusal | None = None
+
+    @property
+    def channels_out(self) -> int:
+        """Number of output channels."""
+        return math.prod(n for n, a in zip(self.grouped, self.layout, strict=True) if a in "go")
+
+    @property
+    def channels_in(self) -> int:
+        """Number of input channels."""
+        return math.prod(n for n, a in zip(self.grouped, self.layout, strict=True) if a in "gi")
+
+    @property
+    def summed_axes(self) -> tuple[int, ...]:
+        """Axes of the grouped weight over which one output element sums."""
+        return tuple(axis for axis, letter in enumerate(self.layout) if letter in "ik")
+
+    def output_vectors(self, change: Affine) -> tuple[Float64, Float64]:
+        """Return the output's change as ``(C_out,)`` vectors.
+
+        Raises:
+            Refused: it is not per output channel.
+        """
+        return self._vectors(change, self.out_axis, self.channels_out, "output")
+
+    def input_vectors(self, change: Affine) -> tuple[Float64, Float64]:
+        """Return the input's change as ``(C_in,)`` vectors.
+
+        Raises:
+            Refused: it is not per input channel, cannot be divided by, or shifts a padded border.
+        """
+        if change.has_shift and self.shift_in is not None:
+            raise Refused(self.shift_in.reason, self.shift_in.culprit, self.shift_in.sentence)
+        if not change.is_invertible:
+            raise Refused(
+                Reason.PRECISION,
+                label(self.node),
+                "the scale is zero or so small in a channel that the weights behind cannot be "
+                "divided by it",
+            )
+        return self._vectors(change, self.in_axis, self.channels_in, "input")
+
+    def _vectors(self, change: Affine, axis: int, size: int, side: str) -> tuple[Float64, Float64]:
+        vectors = change.vector(axis, size)
+        if vectors is None:
+            raise Refused(
+                Reason.AXES,
+                label(self.node),
+                f"the change of its {side} is not one value per channel on axis {axis}",
+            )
+        return vectors
+
+    def _laid(self, vector: Float64, channel: str) -> Float64:
+        """Shape a vector over channels to broadcast against the grouped weight."""
+        wanted = "g" + channel
+        shape = [n if a in wanted else 1 for n, a in zip(self.grouped, self.layout, strict=True)]
+        return vector.reshape(shape)
+
+    def fold_weight(self, weight: Array, into: Affine | None, out: Affine | None) -> Float64:
+        """Return the weight, in float64, that compensates the scales of both sides.
+
+        Args:
+            weight: in the layer's own layout and type.
+            into: change of the data tensor, or None.
+            out: change of the output, or None.
+
+        Returns:
+            The new weight, in the shape of ``weight``.
+        """
+        w = weight.astype(np.float64)
+        grouped = w.reshape(self.grouped)
+        if out is not None and out.has_scale:
+            grouped *= self._laid(self.output_vectors(out)[0], "o")
+        if into is not None and into.has_scale:
+            grouped /= self._laid(self.input_vectors(into)[0], "i")
+        return w
+
+    def fold_bias(
+        self, bias: Array | None, weight: Array | None, into: Affine | None, out: Affine | None
+    ) -> Float64:
+        """Return the bias, in float64, that compensates the shifts of both sides.
+
+        Args:
+            bias: Conv's bias or Gemm's C in any of its shapes, or None.
+            weight: the original weight; needed only where ``into`` has a shift.
+            into: change of the data tensor, or None.
+            out: change of the output, or None.
+
+        Returns:
+            The new bias: ``(C_out,)``, or Gemm's C broadcast with it; ``beta`` has become 1.
+        """
+        c = np.zeros(()) if bias is None else bias.astype(np.float64) * self.beta
+        if into is not None and into.has_shift:
+            assert weight is not None
+            scale, shift = self.input_vectors(into)
+            grouped = weight.astype(np.float64).reshape(self.grouped)
+            c = c - self.alpha * self._summed(grouped * self._laid(shift / scale, "i"))
+        if out is not None:
+            scale, shift = self.output_vectors(out)
+            c = c * scale + shift
+        return c
+
+    def _summed(self, product: Float64) -> Float64:
+        return np.asarray(product.sum(axis=self.summed_axes).reshape(-1))
+
+
+def _no_shift(node: NodeProto, reason: Reason, sentence: str) -> Refusal:
+    return Refusal(reason, label(node), sentence)
+
+
+def _kernel(weight: Constant) -> tuple[int, ...]:
+    return tuple(weight.dims[2:])
+
+
+def _padding(view: NodeView, weight: Constant) -> Refusal | None:
+    """Say why a convolution's input cannot be shifted: zeros at the border do not shift along."""
+    node = view.node
+    auto_pad = attribute(node, "auto_pad", "NOTSET")
+    pads: list[int] = attribute(node, "pads", [])
+    same = str(auto_pad).startswith("SAME") and any(k != 1 for k in _kernel(weight))
+    if same or (auto_pad == "NOTSET" and any(pads)):
+        return _no_shift(
+            node,
+            Reason.PADDING,
+            "it pads its input with zeros, and a shift would not hold at the border",
+        )
+    return None
+
+
+def _transposed_shift(view: NodeView, weight: Constant) -> Refusal | None:
+    node = view.node
+    strides: list[int] = attribute(node, "strides", [])
+    output_padding: list[int] = attribute(node, "output_padding", [])
+    plain = (
+        all(n == 1 for n in (*_kernel(weight), *strides))
+        and not any(output_padding)
+        and attribute(node, "auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    )
+    if plain:
+        return None
+    return _no_shift(
+        node,
+        Reason.PADDING,
+        "its output positions get different numbers of taps, and a shift would differ between them",
+    )
+
+
+def _conv(view: NodeView) -> LinearLayer:
+    weight = view.weight(1)
+    group = attribute(view.node, "group", 1)
+    _require(view, len(weight.dims) >= 3 and group > 0 and weight.dims[0] % group == 0)
+    out, rest = weight.dims[0], weight.dims[1:]
+    return LinearLayer(
+        view.node,
+        "goi" + "k" * (len(rest) - 1),
+        (group, out // group, *rest),
+        weight,
+        view.bias(2, weight, (out,)),
+        *(0, 1, 2, 1, 1, len(weight.dims), len(weight.dims)),
+        shift_in=_padding(view, weight),
+    )
+
+
+def _conv_transpose(view: NodeView) -> LinearLayer:
+    weight = view.weight(1)
+    group = attribute(view.node, "group", 1)
+    _require(view, len(weight.dims) >= 3 and group > 0 and weight.dims[0] % group == 0)
+    into, rest = weight.dims[0], weight.dims[1:]
+    return LinearLayer(
+        view.node,
+        "gio" + "k" * (len(rest) - 1),
+        (group, into // group, *rest),
+        weight,
+        view.bias(2, weight, (rest[0] * group,)),
+        *(0, 1, 2, 1, 1, len(weight.dims), len(weight.dims)),
+        shift_in=_transposed_shift(view, weight),
+    )
+
+
+def _gemm(view: NodeView) -> LinearLayer:
+    weight = view.weight(1)
+    _require(view, len(weight.dims) == 2)
+    transposed = bool(attribute(view.node, "transB", 0))
+    columns = weight.dims[0 if transposed else 1]
+    bias = view.bias(2, weight, None)
+    if bias is not None:
+        _require(view, len(bias.dims) <= 2 and (bias.dims or (1,))[-1] in (1, columns))
+    return LinearLayer(
+        view.node,
+        "oi" if transposed else "io",
+        weight.dims,
+        weight,
+        bias,
+        *(0, 1, 2, 0 if attribute(view.node, "transA", 0) else 1, 1, 2, 2),
+        alpha=float(attribute(view.node, "alpha", 1.0)),
+        beta=float(attribute(view.node, "beta", 1.0)),
+    )
+
+
+def _matmul(view: NodeView) -> LinearLayer:
+    weight_slot = 1 if view.constant(1) is not None else 0
+    weight = view.weight(weight_slot)
+    data_slot = 1 - weight_slot
+    rank, depth = len(view.dims_in(data_slot)), len(weight.dims)
+    if depth < 2 or depth > rank:
+        raise Refused(
+            Reason.AXES, view.label, "its constant operand has fewer than two or too many axes"
+        )
+    axis = rank - 1 if weight_slot == 1 else rank - 2
+    shift_in = None
+    if depth > 2:
+        shift_in = _no_shift(view.node, Reason.AXES, "it has a weight matrix per batch entry")
+    return LinearLayer(
+        view.node,
+        "b" * (depth - 2) + ("io" if weight_slot == 1 else "oi"),
+        weight.dims,
+        weight,
+        None,
+        *(data_slot, weight_slot, None, axis, axis, rank, rank),
+        shift_in=shift_in,
+    )
+
+
+def _require(view: NodeView, holds: bool) -> None:
+    if not holds:
+        raise Refused(
+            Reason.INCONSISTENT_SHAPES,
+            view.label,
+            "the shapes of its weight, bias and attributes do not agree; repair the model",
+        )
+
+
+LAYOUTS: Mapping[str, Callable[[NodeView], LinearLayer]] = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+}
+
+
+def linear_layer(view: NodeView) -> LinearLayer:
+    """Return the linear layer a node is.
+
+    Raises:
+        Refused: its weight or bias is not constant, not a float, or of disagreeing shape.
+    """
+    assert view.op is not None
+    layer = LAYOUTS[view.op](view)
+    if layer.weight.data_type not in FLOATS:
+        raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its weight is not of a float type")
+    return layer

@@ -1,0 +1,105 @@
+"""How far a tensor that stays may be re-parametrised before its data type loses something.
+
+In exact arithmetic every plan is right. In floating point a scale is harmless as long as nothing
+leaves the range of the type, and a shift costs the bits by which it exceeds the tensor's own
+spread. A BatchNormalization knows mean and variance of its input, so both can be judged without
+data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import TensorProto
+
+from onnx_bnfold import batchnorm
+from onnx_bnfold.affine import Affine
+from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.site import Key, Site
+
+# Largest factor, up or down, by which a channel of a staying tensor may be rescaled.
+# float16 ends at 65504 and loses bits below 6e-5; the others have room to spare.
+MAX_RESCALE: dict[int, float] = {
+    TensorProto.FLOAT: 2.0**40,
+    TensorProto.DOUBLE: 2.0**80,
+    TensorProto.FLOAT16: 2.0**5,
+    TensorProto.BFLOAT16: 2.0**40,
+}
+# Largest offset of a channel, in units of its standard deviation plus the offset it had.
+MAX_OFFSET: dict[int, float] = {
+    TensorProto.FLOAT: 2.0**6,
+    TensorProto.DOUBLE: 2.0**12,
+    TensorProto.FLOAT16: 2.0**2,
+    TensorProto.BFLOAT16: 2.0**2,
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on the changes of tensors that stay.
+
+    Attributes:
+        max_rescale: replaces ``MAX_RESCALE`` for every type, if given.
+    """
+
+    max_rescale: float | None = None
+
+    def check(self, site: Site, origin: int, changes: Mapping[Key, Affine]) -> None:
+        """Refuse the outcome of a flood that would cost precision.
+
+        Args:
+            site: the graph before the changes.
+            origin: the node to be removed.
+            changes: of every key, relative to now.
+
+        Raises:
+            Refused: a scale or a shift is too large.
+        """
+        x, y = site.sides(origin)
+        own = all(isinstance(key, tuple) or key in (x, y) for key in changes)
+        if own and not (x in changes and y in changes) and site.graph.only_reader(x):
+            return  # the merged tensor is one that existed before, and nobody else sees it
+        view = site.view(origin)
+        data_type = view.type_of(y) or TensorProto.FLOAT
+        self._check_scales(site, data_type, changes)
+        if view.op == batchnorm.OPERATOR:
+            _check_offset(site, origin, data_type, changes)
+
+    def _check_scales(self, site: Site, data_type: int, changes: Mapping[Key, Affine]) -> None:
+        bound = self.max_rescale or MAX_RESCALE.get(data_type, MAX_RESCALE[TensorProto.FLOAT])
+        for key, change in changes.items():
+            if isinstance(key, tuple) or not change.has_scale:
+                continue
+            magnitude = np.abs(site.change(key, change.rank).then(change).scale)
+            if (magnitude > bound).any() or (magnitude[magnitude > 0] < 1 / bound).any():
+                raise Refused(
+                    Reason.RANGE,
+                    repr(key),
+                    f"a channel of it would be rescaled by more than {bound:g}, which its data "
+                    "type may not hold; --max-rescale sets the limit",
+                )
+
+
+def _check_offset(site: Site, origin: int, data_type: int, changes: Mapping[Key, Affine]) -> None:
+    name = site.graph.nodes[origin].input[0]
+    norm = site.norm(origin)
+    change = changes.get(name)
+    if change is None or not change.has_shift:
+        return
+    total = site.change(name, change.rank).then(change)
+    vectors = total.vector(1, len(norm.a))
+    assert vectors is not None
+    scale, shift = vectors
+    with np.errstate(divide="ignore", invalid="ignore"):
+        offset = np.abs(norm.mean + shift / scale) / norm.deviation
+    bound = MAX_OFFSET.get(data_type, MAX_OFFSET[TensorProto.FLOAT])
+    allowed = bound * (1 + np.abs(norm.mean) / norm.deviation)
+    if not (offset[scale != 0] <= allowed[scale != 0]).all():
+        raise Refused(
+            Reason.PRECISION,
+            repr(name),
+            "its shift dwarfs the spread of a channel (gamma is close to zero there), and other "
+            "readers of the tensor would lose precision",
+        )

@@ -1,0 +1,345 @@
+"""Planning: which nodes go, how every tensor is re-parametrised, and why the others stay.
+
+Planning reads shapes and the parameters of BatchNormalizations; it touches no weight and changes
+no model. A node is removed by making its two sides the same tensor: its input becomes
+``x' = p * x + q`` and its output ``y' = r * y + u`` such that ``x' = y'``. The ways to choose
+``p, q, r, u`` are tried from the cheapest; each is flooded through the graph.
+
+A BatchNormalization that stays absorbs any change, one that is gone absorbs none, so what can be
+removed together depends on the order: those right behind their layer go first (they take nothing
+from anybody), then those with the most elements, so that most work is saved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnx_bnfold import batchnorm
+from onnx_bnfold.affine import Affine
+from onnx_bnfold.flood import flood
+from onnx_bnfold.graph import label
+from onnx_bnfold.limits import Limits
+from onnx_bnfold.reasons import Reason, Refusal, Refused
+from onnx_bnfold.site import Key, Site, constant_map
+
+AFFINE_OPERATORS = frozenset(("Add", "Div", "Mul", "Sub"))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of one BatchNormalization, or of one affine node that is removed.
+
+    Attributes:
+        node: index of the node in its graph.
+        label: its operator and name.
+        way: how it is folded, or None if it stays.
+        scale_to, shift_to: labels of the nodes that take its scale and its shift.
+        added: number of Add nodes that its shift needs (behind a MatMul of rank 3 and more).
+        refusal: why it stays, or None if it is folded.
+        tried: for each way that was tried, the refusal it met.
+    """
+
+    node: int
+    label: str
+    way: str | None = None
+    scale_to: tuple[str, ...] = ()
+    shift_to: tuple[str, ...] = ()
+    added: int = 0
+    refusal: Refusal | None = None
+    tried: tuple[tuple[str, Refusal], ...] = ()
+
+    @property
+    def folded(self) -> bool:
+        """Whether the node goes."""
+        return self.refusal is None
+
+
+@dataclass
+class GraphPlan:
+    """The plan of one graph.
+
+    Attributes:
+        site: the graph with the total change of every key and the removed nodes.
+        decisions: one per BatchNormalization and per removed affine node, in node order.
+        touched: for each node whose constants change, the removed nodes that caused it, in order.
+    """
+
+    site: Site
+    decisions: list[Decision] = field(default_factory=list)
+    touched: dict[int, list[int]] = field(default_factory=dict)
+
+
+def plan_graph(site: Site, limits: Limits, excluded: dict[int, Refusal]) -> GraphPlan:
+    """Plan one graph.
+
+    Args:
+        site: the graph, with nothing decided.
+        limits: what a re-parametrised tensor may become.
+        excluded: nodes that must stay, with the reason.
+
+    Returns:
+        The plan; its site holds the changes.
+    """
+    planner = _Planner(site, limits, excluded)
+    planner.run()
+    decisions = sorted(planner.decisions.values(), key=lambda d: d.node)
+    return GraphPlan(site, decisions, planner.touched)
+
+
+class _Planner:
+    def __init__(self, site: Site, limits: Limits, excluded: dict[int, Refusal]) -> None:
+        self.site = site
+        self.limits = limits
+        self.excluded = excluded
+        self.decisions: dict[int, Decision] = {}
+        self.touched: dict[int, list[int]] = {}
+        self._absorbers: dict[int, None] = {}
+
+    def run(self) -> None:
+        norms, affine = _candidates(self.site)
+        usable = [i for i in norms if self._is_usable(i)]
+        direct = [i for i in usable if _is_direct(self.site, i)]
+        others = sorted(set(usable) - set(direct))
+        if len(others) > 1:
+            others.sort(key=lambda i: -_elements(self.site, i))
+        for index in (*direct, *others):
+            self._decide(index)
+        for index in affine:
+            self._decide(index)
+
+    def _is_usable(self, index: int) -> bool:
+        view = self.site.view(index)
+        try:
+            if index in self.excluded:
+                refusal = self.excluded[index]
+                raise Refused(refusal.reason, refusal.culprit, refusal.sentence)
+            self.site.norm(index)
+            if view.constant(0) is not None:
+                raise Refused(
+                    Reason.OPAQUE, view.label, "its input is a constant; fold constants first"
+                )
+        except Refused as refused:
+            self.decisions[index] = Decision(index, view.label, refusal=refused.refusal)
+            return False
+        return True
+
+    def _decide(self, index: int) -> None:
+        """Try all ways to remove a node and commit the one that disturbs least."""
+        site = self.site
+        is_norm = site.view(index).op == batchnorm.OPERATOR
+        if not is_norm and index in self.excluded:
+            return
+        best: tuple[tuple[int, ...], str, dict[Key, Affine]] | None = None
+        tried: list[tuple[str, Refusal]] = []
+        try:
+            for number, (way, seeds) in enumerate(self._ways(index)):
+                try:
+                    changes = flood(site, index, seeds)
+                    added = self._admit(index, changes, way, is_norm)
+                except Refused as refused:
+                    tried.append((way, refused.refusal))
+                    continue
+                cost = (added, _disturbed(site, index, way, changes), number)
+                if best is None or cost < best[0]:
+                    best = (cost, way, changes)
+                if cost[:2] == (0, 0):
+                    break
+        except Refused as refused:
+            tried.append(("", refused.refusal))
+        if best is not None:
+            self._commit(index, best[1], best[2], best[0][0])
+        elif is_norm:
+            self.decisions[index] = _kept(site, index, tried)
+
+    def _ways(self, index: int) -> Iterator[tuple[str, dict[Key, Affine]]]:
+        site = self.site
+        present, into, _ = site.affine_of(index)
+        if not into.is_invertible or not present.is_finite:
+            raise Refused(
+                Reason.PRECISION, site.view(index).label, "its input has lost a channel already"
+            )
+        x, y = site.sides(index)
+        if site.has_fixed_name(x) and site.has_fixed_name(y) and present.is_identity:
+            raise _two_names(y)
+        for way, upstream in _splits(present):
+            if way != UPSTREAM and not present.is_invertible:
+                continue
+            # y' = x' with x' = upstream(x) and y = present(x).
+            downstream = (
+                Affine.identity(present.rank)
+                if way == UPSTREAM
+                else present.inverse().then(upstream)
+            )
+            yield way, {x: upstream, y: downstream}
+
+    def _admit(self, index: int, changes: dict[Key, Affine], way: str, is_norm: bool) -> int:
+        """Check the outcome of a flood; return how many Add nodes it needs."""
+        site = self.site
+        self.limits.check(site, index, changes)
+        x, y = site.sides(index)
+        if site.has_fixed_name(x) and site.has_fixed_name(y):
+            raise _two_names(y)
+        added = sum(_needs_add(site, key, change) for key, change in changes.items())
+        if added > (1 if is_norm else 0):
+            raise Refused(
+                Reason.NOT_SMALLER,
+                site.view(index).label,
+                "its shift would need as many new Add nodes as it saves",
+            )
+        return added
+
+    def _commit(self, index: int, way: str, changes: dict[Key, Affine], added: int) -> None:
+        site = self.site
+        scale_to, shift_to = self._takers(index, changes)
+        for key, change in changes.items():
+            before = site.total.get(key)
+            after = change if before is None else before.then(change)
+            if after.is_identity:
+                site.total.pop(key, None)
+            else:
+                site.total[key] = after
+        site.remove(index)
+        self.decisions[index] = Decision(
+            index, site.view(index).label, way, scale_to, shift_to, added
+        )
+
+    def _takers(
+        self, origin: int, changes: dict[Key, Affine]
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Name the nodes whose constants take the scale and the shift."""
+        site = self.site
+        scale: dict[int, None] = {}
+        shift: dict[int, None] = {}
+        for key, change in changes.items():
+            for index in site.neighbours(key):
+                if index == origin or index in site.removed or not site.absorbs(index, key):
+                    continue
+                self.touched.setdefault(index, [])
+                if origin not in self.touched[index]:
+                    self.touched[index].append(origin)
+                if change.has_scale:
+                    scale[index] = None
+                if change.has_shift:
+                    shift[index] = None
+        return tuple(map(site.place, sorted(scale))), tuple(map(site.place, sorted(shift)))
+
+
+UPSTREAM = "upstream"
+
+
+def _splits(present: Affine) -> Iterator[tuple[str, Affine]]:
+    """Yield the ways to divide an affine map between its two sides, as the upstream part.
+
+    With ``y = a * x + b``: the upstream part takes ``a`` or its sign or nothing, and ``b`` or
+    nothing; the downstream part is what is left.
+    """
+    rank = present.rank
+    one, zero = np.ones((1,) * rank), np.zeros((1,) * rank)
+    a, b = present.scale, present.shift
+    yield UPSTREAM, present
+    yield "downstream", Affine(one, zero)
+    mixed = bool((a < 0).any())
+    if not present.has_scale or not present.is_invertible:
+        return
+    if present.has_shift:
+        yield "shift upstream, scale downstream", Affine.of(one, b / a)
+        yield "scale upstream, shift downstream", Affine(a, zero)
+    if mixed and (np.abs(a) != 1).any():
+        sign = np.sign(a)
+        if present.has_shift:
+            yield "shift and sign upstream, magnitude downstream", Affine.of(sign, b / np.abs(a))
+        yield "sign upstream, shift and magnitude downstream", Affine.of(sign, zero)
+
+
+def _candidates(site: Site) -> tuple[list[int], list[int]]:
+    norms, affine = [], []
+    for index in range(len(site.graph.nodes)):
+        op = site.view(index).op
+        if op == batchnorm.OPERATOR:
+            norms.append(index)
+        elif op in AFFINE_OPERATORS and _is_decomposed_norm(site, index):
+            affine.append(index)
+    return norms, affine
+
+
+def _is_decomposed_norm(site: Site, index: int) -> bool:
+    """Whether a Mul, Add, Sub or Div by a constant may go like a BatchNormalization.
+
+    One whose operand is a product or quotient of computed tensors belongs to a normalisation or an
+    activation (LayerNormalization, Gelu) that runtimes recognise as a whole: taking it out would
+    make the model slower.
+    """
+    view = site.view(index)
+    if len(view.node.input) != 2 or view.opset < 7:
+        return False
+    if (view.constant(0) is None) == (view.constant(1) is None):
+        return False
+    try:
+        slot, _ = constant_map(site, index)
+    except Refused:
+        return False
+    producer = site.graph.producer.get(view.name_in(slot))
+    seen = 0
+    while producer is not None and site.view(producer).op in AFFINE_OPERATORS and seen < 2:
+        before = site.view(producer)
+        constant = [before.constant(s) is not None for s in (0, 1)]
+        if not any(constant):
+            return before.op not in ("Mul", "Div")
+        producer = site.graph.producer.get(before.name_in(constant.index(False)))
+        seen += 1
+    return True
+
+
+def _is_direct(site: Site, index: int) -> bool:
+    """Whether a BatchNormalization is the only reader of a layer, or of one that is direct."""
+    graph = site.graph
+    while True:
+        name = graph.nodes[index].input[0]
+        producer = graph.producer.get(name)
+        if producer is None or not graph.only_reader(name):
+            return False
+        if site.view(producer).op != batchnorm.OPERATOR:
+            return site.is_layer(producer)
+        index = producer
+
+
+def _elements(site: Site, index: int) -> int:
+    """Number of elements per batch entry that a node computes; unknown dims count as one."""
+    dims = site.shapes.dims(site.graph.nodes[index].output[0]) or ()
+    return math.prod(d for d in dims[1:] if isinstance(d, int))
+
+
+def _disturbed(site: Site, index: int, way: str, changes: dict[Key, Affine]) -> int:
+    """Count the tensors that would hold values no tensor held before."""
+    names = {key for key in changes if isinstance(key, str)}
+    x = site.graph.nodes[index].input[0]
+    if way == UPSTREAM and site.graph.only_reader(x):
+        names.discard(x)
+    return len(names)
+
+
+def _needs_add(site: Site, key: Key, change: Affine) -> bool:
+    """Whether a change gives a MatMul a shift that only a new Add can hold."""
+    if isinstance(key, tuple) or not change.has_shift:
+        return False
+    producer = site.graph.producer[key]
+    if site.view(producer).op != "MatMul" or producer in site.removed:
+        return False
+    before = site.total.get(key)
+    return not site.becomes_gemm(producer) and (before is None or not before.has_shift)
+
+
+def _two_names(name: str) -> Refused:
+    return Refused(
+        Reason.GRAPH_OUTPUT,
+        repr(name),
+        "the tensors on both sides keep their names, so the two cannot become one",
+    )
+
+
+def _kept(site: Site, index: int, tried: Sequence[tuple[str, Refusal]]) -> Decision:
+    return Decision(index, label(site.graph.nodes[index]), refusal=tried[0][1], tried=tuple(tried))

@@ -1,0 +1,61 @@
+"""Why a node stays: a stable code, the node that caused it, and one sentence for the user."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Reason(str, Enum):
+    """Stable codes of the report; a code, once published, keeps its meaning."""
+
+    TRAINING_MODE = "training_mode"
+    EXTRA_OUTPUTS = "extra_outputs"
+    NOT_PER_CHANNEL = "not_per_channel"
+    PARAMETERS_NOT_CONSTANT = "parameters_not_constant"
+    OVERRIDABLE_INITIALIZER = "overridable_initializer"
+    NOT_FINITE = "not_finite"
+    BAD_VARIANCE = "bad_variance"
+    INCONSISTENT_SHAPES = "inconsistent_shapes"
+    UNSUPPORTED_TYPE = "unsupported_type"
+    OVERFLOW = "overflow"
+    PRECISION = "precision"
+    RANGE = "range"
+    GRAPH_INPUT = "graph_input"
+    GRAPH_OUTPUT = "graph_output"
+    CAPTURED = "captured_by_subgraph"
+    OPAQUE = "opaque_operator"
+    QUANTIZED = "quantized"
+    WEIGHT_NOT_CONSTANT = "weight_not_constant"
+    BIAS_NOT_CONSTANT = "bias_not_constant"
+    PADDING = "padding"
+    NEEDS_POSITIVE_SCALE = "needs_positive_scale"
+    NO_SHIFT = "no_shift"
+    AXES = "axes"
+    UNKNOWN_SHAPE = "unknown_shape"
+    CONFLICT = "conflict"
+    NOT_SMALLER = "not_smaller"
+    SEARCH_LIMIT = "search_limit"
+    EXCLUDED = "excluded"
+    FUNCTION_ATTRIBUTE = "function_attribute"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A change that cannot be made.
+
+    Attributes:
+        reason: the stable code.
+        culprit: label of the node or tensor that refuses, e.g. ``Relu 'relu_1'``.
+        sentence: what is in the way and what the user can do.
+    """
+
+    reason: Reason
+    culprit: str
+    sentence: str
+
+
+class Refused(Exception):
+    """Raised inside the planner where a change meets a node that cannot take it."""
+
+    def __init__(self, reason: Reason, culprit: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.refusal = Refusal(reason, culprit, sentence)

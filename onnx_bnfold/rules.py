@@ -1,0 +1,408 @@
+"""The rule table: what a transparent operator asks of its tensors when one of them changes.
+
+A rule looks at a node, of some of whose ports a change is known, and returns every way to complete
+it: the changes of all its data ports. A port is an input slot (0, 1, …) or, for outputs, ``~slot``
+(-1 is output 0). A rule that has no choice, whatever becomes known later, says so with ``certain``;
+the planner leaves the others for last. A rule refuses by raising ``Refused``.
+
+To support an operator, add one entry to ``RULES`` and its must-fold and must-refuse tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnx_bnfold import moves
+from onnx_bnfold.affine import Affine, Float64, joined
+from onnx_bnfold.graph import attribute
+from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.view import NodeView
+
+OUT = ~0
+Ports = Mapping[int, Affine]
+
+
+@dataclass(frozen=True)
+class Step:
+    """The ways to complete a node: each gives every data port its change."""
+
+    alternatives: tuple[Ports, ...]
+    certain: bool = True
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a node's ports when its rule is asked.
+
+    Attributes:
+        changes: the ports whose change is decided.
+        constant: returns the present elements of a constant input, float64.
+    """
+
+    changes: Ports
+    constant: Callable[[int], Float64]
+
+
+Rule = Callable[[NodeView, Known], Step]
+Move = Callable[[NodeView, Affine, bool], Affine]
+
+
+def passes(
+    move: Move = moves.unmoved,
+    *,
+    positive: bool = False,
+    shift: bool | Callable[[NodeView], bool] = True,
+) -> Rule:
+    """Make the rule of an operator whose input 0 and output 0 carry the same change.
+
+    Args:
+        move: moves a change from the input to the output (``True``) or back, as the data is moved.
+        positive: only scales that are not negative pass.
+        shift: whether a shift passes.
+    """
+
+    def rule(view: NodeView, known: Known) -> Step:
+        source = 0 if 0 in known.changes else OUT
+        change = known.changes[source]
+        other = move(view, change, source == 0)
+        require(view, change, positive, shift if isinstance(shift, bool) else shift(view))
+        certain = source == 0 or move not in moves.PARTIAL
+        return Step(({source: change, ~source: other},), certain)
+
+    return rule
+
+
+def require(view: NodeView, change: Affine, positive: bool, shift: bool) -> None:
+    """Refuse a negative scale or a shift where the operator takes none."""
+    if positive and (change.scale < 0).any():
+        raise Refused(
+            Reason.NEEDS_POSITIVE_SCALE,
+            view.label,
+            "only a positive scale passes it, and gamma is negative in some channel",
+        )
+    if not shift and change.has_shift:
+        raise Refused(Reason.NO_SHIFT, view.label, "a scale passes it but a shift does not")
+
+
+# --- several operands -----------------------------------------------------------------------
+
+
+def _inputs(view: NodeView) -> list[int]:
+    return [slot for slot, name in enumerate(view.node.input) if name]
+
+
+def _lift(change: Affine, rank: int) -> Affine:
+    """Write an operand's change in the rank of the broadcast result."""
+    missing = rank - change.rank
+    return change.map(lambda a: a.reshape((1,) * missing + a.shape))
+
+
+def _lower(view: NodeView, slot: int, change: Affine) -> Affine:
+    """Write a change of the broadcast result as one of an operand.
+
+    A constant may grow to the change's shape; a computed operand must have its axes already.
+    """
+    if view.constant(slot) is not None:
+        return change
+    dims = view.dims_in(slot)
+    missing = change.rank - len(dims)
+    aligned: tuple[Any, ...] = (1,) * missing + dims
+    for size, dim in zip(change.shape, aligned, strict=True):
+        if size > 1 and dim != size:
+            raise Refused(
+                Reason.UNKNOWN_SHAPE if not isinstance(dim, int) else Reason.AXES,
+                view.label,
+                f"its operand {view.name_in(slot)!r} is broadcast, or of unknown size, along an "
+                "axis on which the change varies",
+            )
+    return change.map(lambda a: a.reshape(a.shape[missing:]))
+
+
+def _operands(view: NodeView, known: Known) -> tuple[int, dict[int, Affine]]:
+    """Return the rank of the result and all known changes in that rank."""
+    if view.opset < 7:
+        raise Refused(
+            Reason.OPAQUE,
+            view.label,
+            "before opset 7 operands broadcast by attributes; convert the model with "
+            "onnx.version_converter first",
+        )
+    rank = len(view.dims_out(0))
+    return rank, {port: _lift(change, rank) for port, change in known.changes.items()}
+
+
+def _complete(view: NodeView, lifted: Mapping[int, Affine]) -> Ports:
+    return {p: c if p == OUT else _lower(view, p, c) for p, c in lifted.items()}
+
+
+def _completions(view: NodeView, proposals: list[dict[int, Affine]], *, certain: bool) -> Step:
+    """Keep the proposals whose changes their operands can carry."""
+    found: list[Ports] = []
+    refusal: Refused | None = None
+    for proposal in proposals:
+        try:
+            found.append(_complete(view, proposal))
+        except Refused as refused:
+            refusal = refusal or refused
+    if not found and refusal is not None:
+        raise refusal
+    return Step(tuple(found), certain)
+
+
+def _handy(view: NodeView, port: int) -> tuple[int, int]:
+    """Order ports by how cheaply they take a change: constants, then private tensors."""
+    if port == OUT:
+        return (3, port)
+    if view.constant(port) is not None:
+        return (0, port)
+    return (1 if view.graph.only_reader(view.name_in(port)) else 2, port)
+
+
+def sums(*signs: int) -> Rule:
+    """Make the rule of Add, Sub and Sum: one common scale; the shifts add up.
+
+    Args:
+        signs: the sign of each operand; all 1 if left out.
+    """
+
+    def rule(view: NodeView, known: Known) -> Step:
+        rank, lifted = _operands(view, known)
+        slots = _inputs(view)
+        sign = {slot: signs[i] if signs else 1 for i, slot in enumerate(slots)} | {OUT: -1}
+        scale = next(iter(lifted.values())).scale
+        _same_scales(view, lifted, scale)
+        left = -sum((sign[p] * c.shift for p, c in lifted.items()), np.zeros((1,) * rank))
+        free = sorted((p for p in sign if p not in lifted), key=lambda p: _handy(view, p))
+        still = {p: Affine.of(scale, np.zeros((1,) * rank)) for p in free}
+        if not free:
+            _balanced(view, lifted, left)
+            return Step((known.changes,))
+        takers = free if left.any() else free[:1]
+        proposals = [{**lifted, **still, p: Affine.of(scale, sign[p] * left)} for p in takers]
+        return _completions(view, proposals, certain=len(free) == 1)
+
+    return rule
+
+
+def _same_scales(view: NodeView, lifted: Ports, scale: Float64) -> None:
+    zero = np.zeros((1,) * scale.ndim)
+    first = Affine(scale, zero)
+    if not all(first.agrees_with(Affine(c.scale, zero)) for c in lifted.values()):
+        raise Refused(Reason.CONFLICT, view.label, "its operands would need different scales")
+
+
+def _balanced(view: NodeView, lifted: Ports, left: Float64) -> None:
+    largest = max(float(np.abs(c.shift).max(initial=0)) for c in lifted.values())
+    if np.abs(left).max(initial=0) > 1e-12 * largest:
+        raise Refused(Reason.CONFLICT, view.label, "the shifts of its operands do not add up")
+
+
+def products(power: int) -> Rule:
+    """Make the rule of Mul (``power`` 1) and Div (``power`` -1): scales multiply.
+
+    A shift passes only to or from an operand that the other, a constant, multiplies.
+    """
+
+    def rule(view: NodeView, known: Known) -> Step:
+        rank, lifted = _operands(view, known)
+        powers = {0: 1, 1: power, OUT: -1}
+        for change in lifted.values():
+            _divisible(view, change)
+        scales = {p: c.scale for p, c in lifted.items()}
+        free = sorted((p for p in powers if p not in lifted), key=lambda p: _handy(view, p))
+        left = np.ones((1,) * rank)
+        for port, scale in scales.items():
+            left = left * scale ** powers[port]
+        if not free and not np.allclose(left, 1, rtol=1e-12, atol=0):
+            raise Refused(Reason.CONFLICT, view.label, "the scales of its operands disagree")
+        one = {p: np.ones((1,) * rank) for p in free}
+        takers = free if (left != 1).any() else free[:1]
+        proposals = [{**scales, **one, p: left ** -powers[p]} for p in takers] or [scales]
+        return _completions(
+            view,
+            [_with_shifts(view, known, lifted, proposal, power) for proposal in proposals],
+            certain=len(free) <= 1,
+        )
+
+    return rule
+
+
+def _divisible(view: NodeView, change: Affine) -> None:
+    if not change.is_invertible:
+        raise Refused(
+            Reason.PRECISION, view.label, "the scale is zero or too small to be divided by"
+        )
+
+
+def _with_shifts(
+    view: NodeView, known: Known, lifted: Ports, scales: dict[int, Float64], power: int
+) -> dict[int, Affine]:
+    """Give the data operand and the result of a product by a constant their shifts."""
+    rank = next(iter(scales.values())).ndim
+    zero = np.zeros((1,) * rank)
+    shifts = {p: (lifted[p].shift if p in lifted else zero) for p in scales}
+    if not any(s.any() for s in shifts.values()):
+        return {p: Affine.of(s, zero) for p, s in scales.items()}
+    constants = [p for p in (0, 1) if view.constant(p) is not None]
+    if len(constants) != 1 or (power < 0 and constants[0] == 0):
+        raise Refused(Reason.NO_SHIFT, view.label, "a scale passes it but a shift does not")
+    factor = known.constant(constants[0]) ** power
+    factor = factor.reshape((1,) * (rank - factor.ndim) + factor.shape)
+    data = 1 - constants[0]
+    # With y = f * x and t' = s * (t + e) for both, e_y = f * e_x.
+    if data in lifted:
+        moved = scales[OUT] * factor * lifted[data].shift / scales[data]
+        if OUT in lifted and not Affine(zero, moved).agrees_with(Affine(zero, shifts[OUT])):
+            raise Refused(Reason.CONFLICT, view.label, "the shifts of its sides do not agree")
+        shifts[OUT] = moved
+    else:
+        if not Affine(factor, zero).is_invertible:
+            raise Refused(Reason.PRECISION, view.label, "its constant is zero or very small")
+        shifts[data] = scales[data] * shifts[OUT] / (scales[OUT] * factor)
+    return {p: Affine.of(s, shifts[p]) for p, s in scales.items()}
+
+
+def _extremum(view: NodeView, known: Known) -> Step:
+    """Max and Min: all operands and the result carry one change, its scale positive."""
+    _, lifted = _operands(view, known)
+    change = next(iter(lifted.values()))
+    require(view, change, positive=True, shift=True)
+    return _completions(view, [dict.fromkeys((*_inputs(view), OUT), change)], certain=True)
+
+
+def _concat(view: NodeView, known: Known) -> Step:
+    slots = _inputs(view)
+    axis = moves.axis_of(view, attribute(view.node, "axis", 1), len(view.dims_out(0)))
+    sizes = [moves.size(view, view.dims_in(slot), axis) for slot in slots]
+    return _parts(known, slots, OUT, axis, sizes)
+
+
+def _split(view: NodeView, known: Known) -> Step:
+    dims = view.dims_in(0)
+    axis = moves.axis_of(view, attribute(view.node, "axis", 0), len(dims))
+    slots = [slot for slot, name in enumerate(view.node.output) if name]
+    if len(slots) != len(view.node.output):
+        raise Refused(Reason.OPAQUE, view.label, "one of its outputs is left out")
+    sizes = [moves.size(view, view.dims_out(slot), axis) for slot in slots]
+    return _parts(known, [~slot for slot in slots], 0, axis, sizes)
+
+
+def _parts(known: Known, parts: list[int], whole: int, axis: int, sizes: list[int]) -> Step:
+    """Complete a tensor and its parts along an axis (Concat, and Split its mirror image)."""
+    if whole in known.changes:
+        change = known.changes[whole]
+        offsets = np.cumsum([0, *sizes])
+        found = {
+            part: _cut(change, axis, int(offsets[i]), int(offsets[i + 1]))
+            for i, part in enumerate(parts)
+        }
+        return Step(({whole: change, **found},))
+    rank = next(iter(known.changes.values())).rank
+    complete = {p: known.changes.get(p, Affine.identity(rank)) for p in parts}
+    total = joined([complete[p] for p in parts], axis, sizes)
+    return Step(({**complete, whole: total},), certain=len(known.changes) == len(parts))
+
+
+def _cut(change: Affine, axis: int, start: int, stop: int) -> Affine:
+    return change.map(lambda a: moves.cut(a, axis, slice(start, stop)))
+
+
+def _mean_takes_shift(view: NodeView) -> bool:
+    """Whether an AveragePool divides by the number of real elements at every position."""
+    node = view.node
+    pads = attribute(node, "auto_pad", "NOTSET")
+    padded = pads.startswith("SAME") or (pads == "NOTSET" and any(attribute(node, "pads", [])))
+    counted = attribute(node, "count_include_pad", 0) or view.opset < 7
+    return not attribute(node, "ceil_mode", 0) and not (padded and counted)
+
+
+def _maxpool(view: NodeView, known: Known) -> Step:
+    if len(view.node.output) > 1 and view.node.output[1]:
+        raise Refused(Reason.OPAQUE, view.label, "its indices output is used")
+    return passes(moves.windowed, positive=True)(view, known)
+
+
+def _dropout(view: NodeView, known: Known) -> Step:
+    training: Any
+    if view.opset < 7:
+        training = not attribute(view.node, "is_test", 0)
+    else:
+        training = view.value(2)
+    if training is not None and np.any(training):
+        raise Refused(Reason.OPAQUE, view.label, "it is in training mode")
+    return passes()(view, known)
+
+
+def _clip(view: NodeView, known: Known) -> Step:
+    """Clip to [0, ∞) is a ReLU; any other bound would have to move with the scale."""
+    low: Any = view.value(1) if view.opset >= 11 else attribute(view.node, "min", None)
+    high: Any = view.value(2) if view.opset >= 11 else attribute(view.node, "max", None)
+    if high is not None and float(high) < np.finfo(np.float32).max:
+        raise Refused(Reason.OPAQUE, view.label, "its upper bound does not scale along")
+    if low is None or float(low) != 0:
+        raise Refused(Reason.OPAQUE, view.label, "its lower bound does not scale along")
+    return passes(positive=True, shift=False)(view, known)
+
+
+def _neg(view: NodeView, known: Known) -> Step:
+    source = 0 if 0 in known.changes else OUT
+    change = known.changes[source]
+    return Step(({source: change, ~source: change.with_shift(-change.shift)},))
+
+
+def data_slots(view: NodeView) -> tuple[int, ...]:
+    """Return the inputs of a transparent node that carry data; the others are parameters."""
+    return tuple(_inputs(view)) if view.op in SYMMETRIC else (0,)
+
+
+# Operators all of whose inputs are data.
+SYMMETRIC = frozenset(("Add", "Concat", "Div", "Max", "Min", "Mul", "Sub", "Sum"))
+
+_rectifier = passes(positive=True, shift=False)
+
+RULES: Mapping[str, Rule] = {
+    "Abs": _rectifier,
+    "Add": sums(1, 1),
+    "AveragePool": passes(moves.windowed, shift=_mean_takes_shift),
+    "Cast": passes(moves.cast),
+    "Clip": _clip,
+    "Concat": _concat,
+    "DepthToSpace": passes(moves.depth_to_space),
+    "Div": products(-1),
+    "Dropout": _dropout,
+    "Expand": passes(moves.expanded),
+    "Flatten": passes(moves.reshaped),
+    "Gather": passes(moves.gathered),
+    "GlobalAveragePool": passes(moves.windowed),
+    "GlobalMaxPool": passes(moves.windowed, positive=True),
+    "Identity": passes(),
+    "LeakyRelu": _rectifier,
+    "Max": _extremum,
+    "MaxPool": _maxpool,
+    "Min": _extremum,
+    "Mul": products(1),
+    "Neg": _neg,
+    "PRelu": _rectifier,
+    "Pad": passes(moves.padded, shift=moves.pads_with_data),
+    "ReduceMax": passes(moves.reduced, positive=True),
+    "ReduceMean": passes(moves.reduced),
+    "ReduceMin": passes(moves.reduced, positive=True),
+    "ReduceSum": passes(moves.reduced, shift=False),
+    "Relu": _rectifier,
+    "Reshape": passes(moves.reshaped),
+    "Resize": passes(moves.resized),
+    "Slice": passes(moves.sliced),
+    "SpaceToDepth": passes(moves.space_to_depth),
+    "Split": _split,
+    "Squeeze": passes(moves.squeezed),
+    "Sub": sums(1, -1),
+    "Sum": sums(),
+    "Tile": passes(moves.kept),
+    "Transpose": passes(moves.transposed),
+    "Unsqueeze": passes(moves.unsqueezed),
+    "Upsample": passes(moves.kept),
+}

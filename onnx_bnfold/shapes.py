@@ -1,0 +1,154 @@
+"""Shapes and types of computed tensors, by onnx's shape inference on the graph without its weights.
+
+Inference runs once, and only if somebody asks: a model whose BatchNormalizations all follow their
+layers directly never needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, graphs_of
+
+# Initializers up to this many elements keep their values: shapes may depend on them.
+LARGEST_KEPT = 1024
+
+SAME_RANK = frozenset(
+    {
+        *("AveragePool", "BatchNormalization", "Cast", "Clip", "Dropout", "Elu", "Identity"),
+        *("LeakyRelu", "MaxPool", "Relu", "Sigmoid", "Softmax", "Tanh"),
+    }
+)
+
+
+class Shapes:
+    """Known dims and element types of one graph's tensors.
+
+    Args:
+        model: the whole model, whose inference is shared through ``Inference``.
+    """
+
+    def __init__(self, graph: Graph, inference: Inference, position: int) -> None:
+        self._graph = graph
+        self._inference = inference
+        self._position = position
+        self._ranks: dict[str, int] | None = None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._inference.types(self._position)
+
+    def __getitem__(self, name: str) -> tuple[Dims, int]:
+        return self._inference.types(self._position)[name]
+
+    def dims(self, name: str) -> Dims | None:
+        """Return a tensor's dims, all unknown where only the rank is known, or None."""
+        scope: Shapes = self
+        found = scope._inference.types(scope._position).get(name)
+        if found is not None:
+            return found[0]
+        rank = self._rank_hints().get(name)
+        return None if rank is None else (None,) * rank
+
+    def _rank_hints(self) -> dict[str, int]:
+        """Ranks that the layers themselves fix, where the graph's inputs have no shape."""
+        if self._ranks is None:
+            self._ranks = _ranks_by_layers(self._graph)
+        return self._ranks
+
+
+def _ranks_by_layers(graph: Graph) -> dict[str, int]:
+    ranks: dict[str, int] = {}
+    for nodes in (graph.nodes, list(reversed(graph.nodes))):
+        for node in nodes:
+            if node.domain in STANDARD_DOMAINS and node.input and node.output:
+                _note_rank(graph, node, ranks)
+    return ranks
+
+
+def _note_rank(graph: Graph, node: NodeProto, ranks: dict[str, int]) -> None:
+    ends = (node.input[0], node.output[0])
+    rank: int | None = None
+    if node.op_type == "Gemm":
+        rank = 2
+    elif node.op_type in ("Conv", "ConvTranspose"):
+        found = graph.find_initializer(node.input[1])
+        rank = None if found is None else len(found[1].dims)
+    elif node.op_type in SAME_RANK:
+        rank = next((ranks[e] for e in ends if e in ranks), None)
+    if rank is not None:
+        for end in ends:
+            ranks.setdefault(end, rank)
+
+
+class Inference:
+    """Runs shape inference on a model once, when first asked."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._model = model
+        self._types: list[dict[str, tuple[Dims, int]]] | None = None
+
+    def types(self, position: int) -> dict[str, tuple[Dims, int]]:
+        """Return name → (dims, element type) for the graph at a position of ``graphs_of``."""
+        if self._types is None:
+            self._types = self._run()
+        return self._types[position] if position < len(self._types) else {}
+
+    def _run(self) -> list[dict[str, tuple[Dims, int]]]:
+        light = without_weights(self._model)
+        try:
+            inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
+        except Exception:  # an inconsistent model has no shapes; the rules then refuse
+            inferred = light
+        return [_types_of(graph) for graph in graphs_of(inferred)]
+
+
+def _types_of(graph: Graph) -> dict[str, tuple[Dims, int]]:
+    body = graph.body
+    if not isinstance(body, GraphProto):
+        return {}
+    values: Sequence[ValueInfoProto] = [*body.input, *body.output, *body.value_info]
+    return {v.name: (_dims(v), v.type.tensor_type.elem_type) for v in values if _has_shape(v)}
+
+
+def _has_shape(value: ValueInfoProto) -> bool:
+    kind = value.type
+    return bool(kind.HasField("tensor_type") and kind.tensor_type.HasField("shape"))
+
+
+def _dims(value: ValueInfoProto) -> Dims:
+    return tuple(
+        d.dim_value if d.HasField("dim_value") else (d.dim_param or None)
+        for d in value.type.tensor_type.shape.dim
+    )
+
+
+def without_weights(model: ModelProto) -> ModelProto:
+    """Copy a model without the bytes of its large initializers and without derived value_info.
+
+    What the file says of tensors that standard operators compute is left out: inference knows
+    better, and a stale entry must not lead to a wrong fold.
+    """
+    light = ModelProto(ir_version=model.ir_version)
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    graph, source = light.graph, model.graph
+    graph.name = source.name or "graph"
+    graph.node.extend(source.node)
+    graph.input.extend(source.input)
+    graph.output.extend(source.output)
+    foreign = {o for n in source.node if n.domain not in STANDARD_DOMAINS for o in n.output}
+    graph.value_info.extend(v for v in source.value_info if v.name in foreign)
+    graph.initializer.extend(_shape_only(t) for t in source.initializer)
+    return light
+
+
+def _shape_only(tensor: TensorProto) -> TensorProto:
+    size = 1
+    for dim in tensor.dims:
+        size *= dim
+    if size <= LARGEST_KEPT and tensor.data_location != TensorProto.EXTERNAL:
+        return tensor
+    return TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)

@@ -1,0 +1,349 @@
+"""One graph while it is planned: what was decided so far, and what each node does with a change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from onnx_bnfold import batchnorm
+from onnx_bnfold.affine import Affine, Float64, along
+from onnx_bnfold.constants import Constants
+from onnx_bnfold.graph import Graph
+from onnx_bnfold.layers import LAYOUTS, LinearLayer, linear_layer
+from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.rules import OUT, RULES, Known, Step, data_slots, passes
+from onnx_bnfold.shapes import Shapes
+from onnx_bnfold.view import NodeView
+
+# What a change belongs to: a computed tensor, by its name, or the constant that one node reads at
+# one input, by (node index, input index). A constant that several nodes read is several keys:
+# each of them gets its own copy if it has to change.
+Key = str | tuple[int, int]
+
+_ABSORBED = Step(({},))
+_MERGED = passes()
+
+
+class Site:
+    """A graph with its decisions.
+
+    Attributes:
+        graph, constants, shapes: what is known of the graph.
+        total: the change decided so far for each key; a key that is missing is unchanged.
+        removed: indices of the nodes that go; each is an identity by now.
+    """
+
+    def __init__(self, graph: Graph, constants: Constants, shapes: Shapes) -> None:
+        self.graph = graph
+        self.constants = constants
+        self.shapes = shapes
+        self.total: dict[Key, Affine] = {}
+        self.removed: set[int] = set()
+        self._merged: dict[str, str] = {}
+        self._fixed = set(graph.outputs) | graph.captured.keys() | _foreign(graph)
+        self._views: dict[int, NodeView] = {}
+        self._layers: dict[int, LinearLayer | Refused] = {}
+        self._norms: dict[int, batchnorm.Norm | Refused] = {}
+
+    def view(self, index: int) -> NodeView:
+        """Return the view of a node."""
+        view = self._views.get(index)
+        if view is None:
+            view = NodeView(self.graph, self.constants, self.shapes, index)
+            self._views[index] = view
+        return view
+
+    def layer(self, index: int) -> LinearLayer:
+        """Return the linear layer a node is.
+
+        Raises:
+            Refused: it is one of run-time weights.
+        """
+        found = self._layers.get(index)
+        if found is None:
+            try:
+                found = linear_layer(self.view(index))
+            except Refused as refused:
+                found = refused
+            self._layers[index] = found
+        if isinstance(found, Refused):
+            raise found
+        return found
+
+    def is_layer(self, index: int) -> bool:
+        """Whether a node is a linear layer with constant weights."""
+        if self.view(index).op not in LAYOUTS:
+            return False
+        try:
+            self.layer(index)
+        except Refused:
+            return False
+        return True
+
+    def norm(self, index: int) -> batchnorm.Norm:
+        """Return the original coefficients of a BatchNormalization.
+
+        Raises:
+            Refused: see ``batchnorm.read_norm``.
+        """
+        found = self._norms.get(index)
+        if found is None:
+            try:
+                found = batchnorm.read_norm(self.view(index))
+            except Refused as refused:
+                found = refused
+            self._norms[index] = found
+        if isinstance(found, Refused):
+            raise found
+        return found
+
+    def change(self, key: Key, rank: int) -> Affine:
+        """Return the change decided so far for a key."""
+        found = self.total.get(key)
+        return Affine.identity(rank) if found is None else found
+
+    def key(self, index: int, port: int) -> Key | None:
+        """Return what a port of a node carries, None for a port that is left out."""
+        node = self.graph.nodes[index]
+        if port < 0:
+            return (node.output[~port] or None) if ~port < len(node.output) else None
+        name = node.input[port]
+        if not name:
+            return None
+        return (index, port) if self.constants.get(name) is not None else name
+
+    def present(self, index: int, slot: int) -> Float64:
+        """Return the elements of a constant input as they are by now, float64."""
+        value = self.constants.value(self.graph.nodes[index].input[slot]).astype(np.float64)
+        change = self.total.get((index, slot))
+        return value if change is None else change.scale * value + change.shift
+
+    def ports(self, index: int) -> tuple[int, ...]:
+        """Return the ports of a node that carry data.
+
+        Raises:
+            Refused: the operator is not known, or its weights are not constant.
+        """
+        view = self.view(index)
+        outputs = tuple(~slot for slot in range(len(view.node.output)))
+        if index in self.removed or view.op == batchnorm.OPERATOR:
+            return (0, OUT)
+        if view.op in LAYOUTS:
+            return (self.layer(index).data_slot, OUT)
+        if view.op is None or view.op not in RULES:
+            raise _opaque(view)
+        return (*data_slots(view), *outputs)
+
+    def step(self, index: int, known: Mapping[int, Affine]) -> Step:
+        """Ask a node how the changes of some of its ports can be completed.
+
+        Raises:
+            Refused: they cannot.
+        """
+        view = self.view(index)
+        state = Known(known, lambda slot: self.present(index, slot))
+        if index in self.removed:
+            return _MERGED(view, state)
+        if view.op == batchnorm.OPERATOR:
+            return self._absorb_in_norm(index, known)
+        if view.op in LAYOUTS:
+            return self._absorb_in_layer(index, known)
+        assert view.op is not None
+        return RULES[view.op](view, state)
+
+    def _absorb_in_layer(self, index: int, known: Mapping[int, Affine]) -> Step:
+        layer = self.layer(index)
+        for port, change in known.items():
+            if port == OUT:
+                layer.output_vectors(change)
+            else:
+                layer.input_vectors(change)
+        return _ABSORBED
+
+    def _absorb_in_norm(self, index: int, known: Mapping[int, Affine]) -> Step:
+        channels = len(self.norm(index).a)
+        for port, change in known.items():
+            if change.vector(1, channels) is None:
+                raise Refused(
+                    Reason.AXES, self.view(index).label, "the change is not one value per channel"
+                )
+            if port != OUT and not change.is_invertible:
+                raise Refused(
+                    Reason.PRECISION,
+                    self.view(index).label,
+                    "the scale is zero or so small in a channel that it cannot be divided by",
+                )
+        return _ABSORBED
+
+    def neighbours(self, key: Key) -> Iterator[int]:
+        """Yield the nodes that write or read a key.
+
+        Raises:
+            Refused: something other than a known data port of a node reads or writes it.
+        """
+        if isinstance(key, tuple):
+            yield key[0]
+            return
+        self._require_free(key)
+        producer = self.graph.producer[key]
+        yield self._with_port(producer, ~list(self.graph.nodes[producer].output).index(key))
+        for index, slot in self.graph.readers.get(key, ()):
+            yield self._with_port(index, slot)
+
+    def _with_port(self, index: int, port: int) -> int:
+        if port not in self.ports(index):
+            view = self.view(index)
+            raise Refused(
+                Reason.OPAQUE, view.label, "it uses the tensor as a parameter, not as data"
+            )
+        return index
+
+    def _require_free(self, name: str) -> None:
+        graph = self.graph
+        if name in graph.outputs:
+            raise Refused(
+                Reason.GRAPH_OUTPUT, repr(name), "it is an output of the graph and keeps its values"
+            )
+        if name in graph.captured:
+            raise Refused(Reason.CAPTURED, graph.captured[name], f"a subgraph of it reads {name!r}")
+        if name not in graph.producer:
+            raise Refused(
+                Reason.GRAPH_INPUT,
+                repr(name),
+                "it comes from outside the graph and cannot be rescaled",
+            )
+
+    def affine_of(self, index: int) -> tuple[Affine, Affine, Affine]:
+        """Return the present affine map of a removable node, and the changes of its sides.
+
+        Returns:
+            The map ``y = a * x + b`` between the tensors as they are by now.
+        """
+        view = self.view(index)
+        if view.op == batchnorm.OPERATOR:
+            norm, rank = self.norm(index), self.rank(index)
+            if rank < 2:
+                raise Refused(
+                    Reason.INCONSISTENT_SHAPES, view.label, "its input has no channel axis"
+                )
+            original = Affine.of(along(norm.a, 1, rank), along(norm.b, 1, rank))
+            return self._seen_from(index, 0, original)
+        return self._seen_from(index, *constant_map(self, index))
+
+    def data_slot(self, index: int) -> int:
+        """Return the input of a removable node that is not a constant."""
+        if self.view(index).op == batchnorm.OPERATOR:
+            return 0
+        return constant_map(self, index)[0]
+
+    def sides(self, index: int) -> tuple[str, str]:
+        """Return the names of the tensors that become one when a node is removed."""
+        node = self.graph.nodes[index]
+        return node.input[self.data_slot(index)], node.output[0]
+
+    def absorbs(self, index: int, key: Key) -> bool:
+        """Whether a node takes a change of a key into its constants."""
+        if isinstance(key, tuple):
+            return True
+        return self.view(index).op in LAYOUTS or self.view(index).op == batchnorm.OPERATOR
+
+    def becomes_gemm(self, index: int) -> bool:
+        """Whether a MatMul that needs a bias can be written as a Gemm."""
+        layer = self.layer(index)
+        return layer.in_rank == 2 and layer.weight_slot == 1
+
+    def place(self, index: int) -> str:
+        """Name a node with the path of its graph."""
+        return self.graph.place(self.view(index).label)
+
+    def group(self, name: str) -> str:
+        """Return the name that stands for all tensors merged with this one."""
+        while name in self._merged:
+            name = self._merged[name]
+        return name
+
+    def has_fixed_name(self, name: str) -> bool:
+        """Whether a tensor, or one merged with it, keeps its name for others outside."""
+        return self.group(name) in self._fixed
+
+    def has_own_fixed_name(self, name: str) -> bool:
+        """Whether this very name is known outside the graph's own nodes."""
+        graph = self.graph
+        return name in graph.outputs or name in graph.captured or name not in graph.producer
+
+    def remove(self, index: int) -> None:
+        """Note that a node has become an identity and its two sides one tensor."""
+        self.removed.add(index)
+        before, after = (self.group(name) for name in self.sides(index))
+        if before != after:
+            self._merged[before] = after
+            if before in self._fixed:
+                self._fixed.add(after)
+
+    def _seen_from(self, index: int, slot: int, original: Affine) -> tuple[Affine, Affine, Affine]:
+        node = self.graph.nodes[index]
+        into = self.change(node.input[slot], original.rank)
+        out = self.change(node.output[0], original.rank)
+        present = into.inverse().then(original).then(out) if self.total else original
+        return present, into, out
+
+    def rank(self, index: int) -> int:
+        """Return the rank of a node's input 0, from the layer that writes it where there is one.
+
+        Raises:
+            Refused: it is not known.
+        """
+        name = self.graph.nodes[index].input[0]
+        producer = self.graph.producer.get(name)
+        while producer is not None and self.view(producer).op == batchnorm.OPERATOR:
+            producer = self.graph.producer.get(self.graph.nodes[producer].input[0])
+        if producer is not None and self.is_layer(producer):
+            return self.layer(producer).out_rank
+        return len(self.view(index).dims_in(0))
+
+
+def _foreign(graph: Graph) -> set[str]:
+    """Names that nodes read and that this graph does not compute."""
+    return {name for name in graph.readers if name not in graph.producer}
+
+
+def constant_map(site: Site, index: int) -> tuple[int, Affine]:
+    """Return the data slot of a Mul, Add, Sub or Div by a constant, and its original map.
+
+    Raises:
+        Refused: it is none, or it broadcasts its data operand.
+    """
+    view = site.view(index)
+    slots = [s for s in (0, 1) if view.constant(s) is not None]
+    if len(slots) != 1 or (view.op == "Div" and slots[0] == 0):
+        raise Refused(Reason.OPAQUE, view.label, "it is not an affine map of one tensor")
+    data = 1 - slots[0]
+    value = site.constants.value(view.name_in(slots[0])).astype(np.float64)
+    rank = len(view.dims_in(data))
+    dims = view.dims_in(data)
+    if value.ndim > rank or any(
+        n > 1 and n != d for n, d in zip(value.shape[::-1], dims[::-1], strict=False)
+    ):
+        raise Refused(Reason.AXES, view.label, "it broadcasts its data operand")
+    value = value.reshape((1,) * (rank - value.ndim) + value.shape)
+    one, zero = np.ones((1,) * rank), np.zeros((1,) * rank)
+    maps = {
+        "Mul": (value, zero),
+        "Div": (1 / value if value.all() else zero, zero),
+        "Add": (one, value),
+        "Sub": (one, -value) if data == 0 else (-one, value),
+    }
+    return data, Affine.of(*maps[str(view.op)])
+
+
+def _opaque(view: NodeView) -> Refused:
+    if view.op is not None and "Quantize" in view.op:
+        return Refused(
+            Reason.QUANTIZED,
+            view.label,
+            "values are rounded to integers there; fold before quantising",
+        )
+    return Refused(
+        Reason.OPAQUE, view.label, "no rule says how a scale or shift passes this operator"
+    )

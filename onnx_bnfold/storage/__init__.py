@@ -1,0 +1,40 @@
+"""Reads and writes ONNX files at the speed of the disk: untouched weights stay in files."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from onnx import TensorProto
+
+from onnx_bnfold.storage import tensors
+from onnx_bnfold.storage.files import InputFile
+from onnx_bnfold.storage.model_file import ModelFile, Pending
+
+__all__ = ["ModelFile", "Pending", "read_tensor"]
+
+
+def read_tensor(tensor: TensorProto, base_dir: str | os.PathLike[str] | None) -> np.ndarray:
+    """Returns the values of a tensor of a model in memory.
+
+    Args:
+        tensor: holds its values, or says in which file they are.
+        base_dir: the folder that the locations of data files start from; None if there is none.
+
+    Returns:
+        The values, shaped as `dims`, in the tensor's own type; they may be read-only.
+
+    Raises:
+        ModelError: the values cannot be read or do not fit the shape.
+    """
+    with tensors.naming(tensor):
+        if not tensors.is_external(tensor):
+            return tensors.decode_inline(tensor)
+        if base_dir is None:
+            raise ValueError("has its values in a file, and the model's folder is not known")
+        location, offset, length = tensors.external_range(tensor)
+        file = InputFile(tensors.resolve(os.fspath(base_dir), location), follow=False)
+        try:
+            return tensors.decode(file.read(offset, length), tensor)
+        finally:
+            file.close()

@@ -1,0 +1,208 @@
+"""Files that are read in places, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+
+from onnx_bnfold.errors import UsageError
+
+_WINDOW = 1 << 16  # bytes read at once where only a field's header is wanted
+_WINDOW_MARGIN = 64  # bytes behind the position that a window at least shows, short of the end
+_CHUNK = 1 << 20  # bytes gathered before they are written
+_KERNEL = 1 << 16  # from this many bytes on, the kernel copies without passing them through here
+_LARGEST_READ = 1 << 30  # systems refuse or cut short calls of 2 GiB
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows
+
+
+class InputFile:
+    """A regular file, open for reading at any position.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder, a pipe or a device.
+    """
+
+    def __init__(self, path: str, follow: bool = True) -> None:
+        # Without O_NONBLOCK, opening a pipe would wait for a writer.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY
+        self.fd = os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))
+        self._path = path
+        self._window = b"", 0
+        status = os.fstat(self.fd)
+        self.size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise OSError(errno.EINVAL, "it is not a regular file", path)
+
+    def require(self, stop: int) -> None:
+        """Raises OSError if the file ends before byte `stop`."""
+        if stop > self.size:
+            reason = f"it ends at byte {self.size}, its values at byte {stop}"
+            raise OSError(errno.EINVAL, reason, self._path)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Returns `length` bytes from `offset` on; raises OSError if the file ends before."""
+        self.require(offset + length)
+        content = _read_at(self.fd, offset, length)
+        if len(content) == length:
+            return content
+        parts = [content]
+        while parts[-1]:
+            done = sum(map(len, parts))
+            parts.append(_read_at(self.fd, offset + done, length - done))
+        content = b"".join(parts)
+        if len(content) < length:
+            raise OSError(errno.EIO, "it became shorter while it was read", self._path)
+        return content
+
+    def window(self, start: int) -> tuple[bytes, int]:
+        """See `wire.Data`."""
+        content, first = self._window
+        if not first <= start <= first + len(content) - _WINDOW_MARGIN:
+            self._window = content, first = _read_at(self.fd, start, _WINDOW), start
+        return content, first
+
+    def slice(self, start: int, stop: int) -> bytes:
+        """See `wire.Data`."""
+        return self.read(start, stop - start)
+
+    def close(self) -> None:
+        """Closes the file; once more does no harm."""
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+
+
+class OutputFile:
+    """A file written under a temporary name beside its target; a context manager.
+
+    It is moved to its final name by `commit`; leaving the context without that removes it.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        name = f".{target.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        self._path = target.with_name(name)
+        self._ways = [
+            way
+            for name, way in (("copy_file_range", _copy_range), ("sendfile", _send))
+            if hasattr(os, name)
+        ]
+        self._buffer = bytearray()
+        self._fd = -1
+        self.position = 0
+
+    def __enter__(self) -> OutputFile:
+        with self._writing():
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        with suppress(FileNotFoundError):
+            self._path.unlink()
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Appends bytes."""
+        self.position += len(content)
+        if len(self._buffer) + len(content) > _CHUNK:
+            self.flush()
+        if len(content) > _CHUNK:
+            self._write(content)
+        else:
+            self._buffer += content
+
+    def copy(self, source: InputFile, offset: int, length: int) -> None:
+        """Appends `length` bytes of `source` from `offset` on."""
+        if length < _KERNEL:
+            self.write(source.read(offset, length))
+            return
+        self.flush()
+        self.position += length
+        while length:
+            done = self._copy(source, offset, length)
+            offset += done
+            length -= done
+
+    def flush(self) -> None:
+        """Hands all bytes to the operating system."""
+        self._write(self._buffer)
+        self._buffer = bytearray()
+
+    def overwrite(self, position: int, content: bytes | memoryview) -> None:
+        """Replaces bytes that were written before; nothing can be appended afterwards."""
+        self.flush()
+        with self._writing():
+            os.lseek(self._fd, position, os.SEEK_SET)
+        self._write(content)
+
+    def hash(self) -> hashlib.blake2b:
+        """Returns an 8-byte hash of the file; nothing can be appended afterwards."""
+        self.flush()
+        digest = hashlib.blake2b(digest_size=8)
+        with self._writing():
+            for start in range(0, self.position, _CHUNK):
+                digest.update(_read_at(self._fd, start, _CHUNK))
+        return digest
+
+    def commit(self, path: Path) -> None:
+        """Gives the file its final name, in place of what had it."""
+        self.flush()
+        with self._writing():
+            os.close(self._fd)
+            self._fd = -1
+            os.replace(self._path, path)
+
+    def _copy(self, source: InputFile, offset: int, length: int) -> int:
+        for way in tuple(self._ways):
+            # Not every file system, and not every pair of them, takes every call.
+            with suppress(OSError):
+                done = way(source.fd, self._fd, offset, length)
+                if done:
+                    return done
+            self._ways.remove(way)
+        content = source.read(offset, min(length, _CHUNK))
+        self._write(content)
+        return len(content)
+
+    def _write(self, content: bytes | bytearray | memoryview) -> None:
+        view = memoryview(content)
+        with self._writing():
+            while view:
+                view = view[os.write(self._fd, view) :]
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UsageError(f"{self._target}: cannot be written: {error.strerror}") from error
+
+
+def _copy_range(source: int, target: int, offset: int, length: int) -> int:
+    return os.copy_file_range(source, target, length, offset)
+
+
+def _send(source: int, target: int, offset: int, length: int) -> int:
+    return os.sendfile(target, source, offset, length)
+
+
+def _read_at(fd: int, offset: int, length: int) -> bytes:
+    length = min(length, _LARGEST_READ)
+    if hasattr(os, "pread"):
+        return os.pread(fd, length, offset)
+    os.lseek(fd, offset, os.SEEK_SET)
+    return os.read(fd, length)

@@ -1,0 +1,245 @@
+"""Tensors of a model: finding them, and their values as bytes and as arrays."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, TypeAlias
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_bnfold.errors import ModelError
+
+# The way from a model to a tensor: (field number, index) of every message on it.
+Path: TypeAlias = "tuple[tuple[int, int], ...]"
+
+# The fields through which a message leads to tensors; initializers first, as files are laid out so.
+_ROUTES: dict[Any, tuple[str, ...]] = {
+    onnx.ModelProto: ("graph", "training_info", "functions"),
+    onnx.TrainingInfoProto: ("initialization", "algorithm"),
+    onnx.FunctionProto: ("node", "attribute_proto"),
+    onnx.GraphProto: ("initializer", "sparse_initializer", "node"),
+    onnx.NodeProto: ("attribute",),
+    onnx.AttributeProto: ("t", "g", "sparse_tensor", "tensors", "graphs", "sparse_tensors"),
+    onnx.SparseTensorProto: ("values", "indices"),
+}
+_VALUE_FIELDS = (
+    "raw_data",
+    "float_data",
+    "int32_data",
+    "string_data",
+    "int64_data",
+    "double_data",
+    "uint64_data",
+)
+# The key of an `external_data` entry that says where values lie: in another file ...
+_LOCATION = "location"
+# ... or in the model's own file (see model_file.py). `tensors` relies on both containing _MARK.
+REFERENCE = "onnx_bnfold.location"
+_MARK = _LOCATION.encode()
+_DECIMAL = re.compile(r"[0-9]{1,18}")
+
+
+def field_number(message: Any, name: str) -> int:
+    """Returns the number of a field of a protobuf message class."""
+    number: int = message.DESCRIPTOR.fields_by_name[name].number
+    return number
+
+
+# message class -> field number -> (field name, class of the field's messages)
+ROUTES: dict[Any, dict[int, tuple[str, Any]]] = {
+    kind: {
+        field_number(kind, name): (
+            name,
+            getattr(onnx, kind.DESCRIPTOR.fields_by_name[name].message_type.name),
+        )
+        for name in names
+    }
+    for kind, names in _ROUTES.items()
+}
+
+
+def is_external(tensor: TensorProto) -> bool:
+    """Tells whether the values lie in a file, not in the message."""
+    return bool(tensor.data_location == TensorProto.EXTERNAL)
+
+
+def tensors(message: Any, path: Path = ()) -> Iterator[tuple[Path, TensorProto]]:
+    """Yields the tensors below a message, with the way to them.
+
+    Tensors in nodes are left out when no value in the node lies in a file: looking at the
+    attributes of ten thousand nodes one by one takes longer than all the rest of a copy.
+    """
+    for number, (name, kind) in ROUTES[type(message)].items():
+        value = getattr(message, name)
+        if isinstance(value, kind):
+            value = (value,) if message.HasField(name) else ()
+        for index, child in enumerate(value):
+            step = (*path, (number, index))
+            if kind is TensorProto:
+                yield step, child
+            elif kind is not onnx.NodeProto or _MARK in child.SerializeToString():
+                yield from tensors(child, step)
+
+
+@cache
+def _element(data_type: int) -> tuple[np.dtype[Any], int]:
+    """Returns the numpy type of an ONNX element type, and its size in a file in bits."""
+    if data_type not in TensorProto.DataType.values() or data_type == TensorProto.UNDEFINED:
+        raise ValueError(f"has the unknown element type {data_type}")
+    dtype = helper.tensor_dtype_to_np_dtype(data_type)
+    if dtype.isbuiltin == 1:
+        return dtype, 8 * dtype.itemsize
+    try:
+        return dtype, ml_dtypes.finfo(dtype).bits  # type: ignore[no-untyped-call]
+    except ValueError:
+        return dtype, ml_dtypes.iinfo(dtype).bits  # type: ignore[no-untyped-call]
+
+
+def byte_length(tensor: TensorProto) -> int:
+    """Returns the number of bytes of a tensor's values in a file; ValueError if it has none."""
+    if tensor.data_type == TensorProto.STRING:
+        raise ValueError("holds strings, which cannot lie in a file of their own")
+    if any(size < 0 for size in tensor.dims):
+        raise ValueError(f"has a negative dimension in its shape {list(tensor.dims)}")
+    elements: int = math.prod(tensor.dims)
+    return -(-elements * _element(tensor.data_type)[1] // 8)
+
+
+def decode(content: bytes, tensor: TensorProto) -> np.ndarray:
+    """Returns the values that `content` holds in the layout of `TensorProto.raw_data`.
+
+    Args:
+        content: the bytes.
+        tensor: gives the shape and the element type.
+
+    Raises:
+        ValueError: the bytes are too many or too few.
+    """
+    if len(content) != byte_length(tensor):
+        raise ValueError(
+            f"has {len(content)} bytes of values where its shape {list(tensor.dims)} "
+            f"needs {byte_length(tensor)}"
+        )
+    dtype, bits = _element(tensor.data_type)
+    if bits < 8 or sys.byteorder == "big":
+        whole = TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=content)
+        return numpy_helper.to_array(whole)
+    return np.frombuffer(content, dtype).reshape(tuple(tensor.dims))
+
+
+def encode(array: np.ndarray, tensor: TensorProto) -> bytes | memoryview:
+    """Returns the bytes that `onnx.numpy_helper.from_array` would put into `raw_data`.
+
+    Args:
+        array: the values.
+        tensor: the shape and the element type that they must have.
+
+    Raises:
+        ValueError: they do not have them.
+    """
+    dtype, bits = _element(tensor.data_type)
+    if array.dtype != dtype or array.shape != tuple(tensor.dims):
+        raise ValueError(
+            f"initializer {tensor.name!r} is {dtype} {list(tensor.dims)}, "
+            f"its new values are {array.dtype} {list(array.shape)}"
+        )
+    if bits < 8 or sys.byteorder == "big":
+        content: bytes = numpy_helper.from_array(array).raw_data
+        return content
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def decode_inline(tensor: TensorProto) -> np.ndarray:
+    """Returns the values that the message itself holds; ValueError or TypeError if it does not."""
+    if tensor.data_type != TensorProto.STRING:
+        if tensor.HasField("raw_data") and not tensor.HasField("segment"):
+            return decode(tensor.raw_data, tensor)
+        needed = byte_length(tensor)
+        if _element(tensor.data_type)[1] < 8 and len(tensor.int32_data) < needed:
+            raise ValueError(f"has too few values for its shape {list(tensor.dims)}")
+    return numpy_helper.to_array(tensor)
+
+
+def external_range(tensor: TensorProto) -> tuple[str, int, int]:
+    """Returns `(location, offset, length)`: where the values of an external tensor lie.
+
+    Raises:
+        ValueError: an entry is missing, is no number, or does not fit the tensor's shape.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    needed = byte_length(tensor)
+    numbers = {"offset": 0, "length": needed}
+    for key in numbers.keys() & entries.keys():
+        if not _DECIMAL.fullmatch(entries[key]):
+            raise ValueError(f"has the {key} {entries[key][:40]!r}, which is no number of bytes")
+        numbers[key] = int(entries[key])
+    if numbers["length"] != needed:
+        raise ValueError(
+            f"has {numbers['length']} bytes of values where its shape {list(tensor.dims)} "
+            f"needs {needed}"
+        )
+    return entries.get(_LOCATION, ""), numbers["offset"], needed
+
+
+def clear_values(tensor: TensorProto) -> None:
+    """Drops the values that a tensor's message holds itself."""
+    for name in _VALUE_FIELDS:
+        tensor.ClearField(name)
+
+
+def set_external_range(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+    """Makes a tensor's message refer to values in a file, and drops those it holds itself."""
+    clear_values(tensor)
+    tensor.ClearField("external_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in ((_LOCATION, location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def resolve(folder: str, location: str) -> str:
+    """Returns the path of a data file; ValueError unless it lies inside the model's folder.
+
+    Args:
+        folder: the model's folder.
+        location: where the model says the file is.
+    """
+    root = os.path.realpath(folder)
+    path = os.path.realpath(os.path.join(root, location))
+    inside = os.path.commonpath((root, path)) == root and path != root
+    if (
+        not location
+        or os.path.isabs(location)
+        or ".." in re.split(r"[/\\]", location)
+        or not inside
+    ):
+        raise ValueError(
+            f"has its values in {location!r}; they must be in a file below the model's folder"
+        )
+    return path
+
+
+@contextmanager
+def naming(tensor: TensorProto, model: os.PathLike[str] | str | None = None) -> Iterator[None]:
+    """Turns what is wrong with a tensor into a ModelError that names it."""
+    where = f"{model}: " if model is not None else ""
+    try:
+        yield
+    except OSError as error:
+        file = f" {error.filename!r}" if error.filename else ""
+        raise ModelError(
+            f"{where}tensor {tensor.name!r}: its data file{file} cannot be read: {error.strerror}; "
+            "fetch the model again with all its files"
+        ) from error
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise ModelError(
+            f"{where}tensor {tensor.name!r} {error}; the model is damaged, export it again"
+        ) from error

@@ -1,0 +1,227 @@
+"""Writes a model from its message and from values that lie elsewhere.
+
+The values that the model holds inline are spliced into the serialised message, where protobuf
+itself would put them. External ones go one after another into one data file beside the model.
+
+The two files must change together, though only one file can be renamed at a time. So the data
+file's name carries a hash of the model file, taken while the name's own digits are zeros:
+`model.onnx.<16 hex digits>.data`.
+
+- Another model file under the same name has another data file. The new data file is renamed first
+  and the model last: until then the old model has its old data, from then on the new its new.
+- The same model file has the same data file. Renaming the data file is then the moment at which
+  the old pair becomes the new one; renaming the model changes nothing.
+
+Thus no data byte is hashed, and equal input still gives equal output, names included. This holds
+when the process dies; after a power failure it is up to the file system, as nothing is synced.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sized
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from onnx import ModelProto, TensorProto
+
+from onnx_bnfold.errors import ModelError, UsageError
+from onnx_bnfold.storage import tensors, wire
+from onnx_bnfold.storage.files import InputFile, OutputFile
+
+PROTOBUF_LIMIT = (1 << 31) - 1  # protobuf reads no longer message
+SMALL = 4096  # values of fewer bytes stay in the message
+# From 1 MiB on, data begins on a border from which every system can map memory: the rule of
+# onnxruntime and onnx_ir. Smaller data begins on a cache line.
+_MAPPED, _MAP_ALIGNMENT, _ALIGNMENT = 1 << 20, 1 << 16, 64
+_NO_DIGEST = "0" * 16
+
+
+@dataclass(frozen=True)
+class Span:
+    """Values that lie in a file; `path` is None for the model's own."""
+
+    path: str | None
+    offset: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """Values that a function gives when they are written."""
+
+    tensor: TensorProto
+    compute: Callable[[], np.ndarray]
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+
+Values: TypeAlias = "Span | Computed"
+OpenInput: TypeAlias = Callable[["str | None"], InputFile]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor of the message to write, and the values that belong to it."""
+
+    path: tensors.Path
+    tensor: TensorProto
+    values: Values
+    field: str
+    external: bool
+
+
+@dataclass
+class _Layout:
+    """Where all values go: into the message (`marks`) or to an offset in the data file."""
+
+    marks: wire.Marks = field(default_factory=dict)
+    offsets: dict[Values, int] = field(default_factory=dict)
+    external: list[TensorProto] = field(default_factory=list)
+    end: int = 0
+
+    def add_inline(self, slot: Slot) -> None:
+        """Lets one value hold the place of all of them."""
+        slot.tensor.ClearField(slot.field)
+        if slot.field == "raw_data":
+            slot.tensor.raw_data = b"\0"
+        else:
+            getattr(slot.tensor, slot.field).append(0)
+        marks = self.marks
+        for number, index in slot.path:
+            marks = marks.setdefault(number, {}).setdefault(index, {})  # type: ignore[assignment]
+        marks[tensors.field_number(TensorProto, slot.field)] = {0: slot.values}
+
+    def add_external(self, slot: Slot, location: str) -> None:
+        """Gives the values a place in the data file; equal spans of a file share one."""
+        length = len(slot.values)
+        if slot.values not in self.offsets:
+            border = _MAP_ALIGNMENT if length >= _MAPPED else _ALIGNMENT
+            self.offsets[slot.values] = -(-self.end // border) * border
+            self.end = self.offsets[slot.values] + length
+        offset = self.offsets[slot.values]
+        tensors.set_external_range(slot.tensor, location, offset, length)
+        self.external.append(slot.tensor)
+
+
+def write_model(
+    model: ModelProto, slots: list[Slot], target: Path, open_input: OpenInput, source: set[str]
+) -> Path | None:
+    """Writes a model file, and a data file beside it if some values are external.
+
+    Args:
+        model: the message; its tensors in `slots` are changed.
+        slots: the tensors whose values are not in the message.
+        target: the model file to write.
+        open_input: opens the file of a Span.
+        source: the paths of files that must stay as they are.
+
+    Returns:
+        The path of the data file.
+    """
+    layout, pieces = _lay_out(model, slots, target)
+    with ExitStack() as stack:
+        file = stack.enter_context(OutputFile(target))
+        data = stack.enter_context(OutputFile(target)) if layout.external else None
+        if data:
+            for values, offset in layout.offsets.items():
+                data.write(bytes(offset - data.position))
+                _emit(values, data, open_input)
+        for piece in pieces:
+            _emit(piece, file, open_input)
+        if not data:
+            file.commit(target)
+            return None
+        path = _data_path(file, target, source)
+        _rename_data(file, model, layout, path.name)
+        existed = path.exists()
+        try:
+            data.commit(path)
+            file.commit(target)
+        except BaseException:
+            if not existed:
+                path.unlink(missing_ok=True)
+            raise
+        return path
+
+
+def check_target(target: Path, source: set[str]) -> None:
+    """Raises UsageError if `target` cannot be a new file, or is one of the paths in `source`."""
+    if not target.parent.is_dir():
+        raise UsageError(f"{target}: the folder {target.parent} does not exist; create it first")
+    if not target.exists():
+        return
+    if not target.is_file():
+        raise UsageError(f"{target}: is not a regular file; give the name of a file to write")
+    if any(os.path.samefile(target, path) for path in source):
+        raise UsageError(f"{target}: is the model that is read; give another name to write")
+
+
+def _lay_out(model: ModelProto, slots: list[Slot], target: Path) -> tuple[_Layout, list[Sized]]:
+    location = _data_name(target, _NO_DIGEST)
+    for everything in (False, True):
+        layout = _Layout()
+        for slot in slots:
+            if slot.external or (everything and len(slot.values) >= SMALL):
+                layout.add_external(slot, location)
+            else:
+                layout.add_inline(slot)
+        pieces = _serialize(model, layout)
+        if sum(map(len, pieces)) <= PROTOBUF_LIMIT:
+            return layout, pieces
+    raise ModelError(f"{target}: the graph without its weights is larger than 2 GiB")
+
+
+def _serialize(model: ModelProto, layout: _Layout) -> list[Sized]:
+    content = model.SerializeToString(deterministic=True)
+    return wire.splice(wire.Blob(content), 0, len(content), layout.marks)
+
+
+def _emit(piece: Sized, out: OutputFile, open_input: OpenInput) -> None:
+    if isinstance(piece, Span):
+        try:
+            out.copy(open_input(piece.path), piece.offset, piece.length)
+        except OSError as error:
+            raise ModelError(f"the model's weights cannot be read: {error}") from error
+    elif isinstance(piece, Computed):
+        out.write(tensors.encode(piece.compute(), piece.tensor))
+    elif isinstance(piece, (bytes, memoryview)):
+        out.write(piece)
+
+
+def _data_name(target: Path, digest: str) -> str:
+    # A file name may hold bytes that are no text; the message can hold text only.
+    return f"{target.name}.{digest}.data".encode("utf-8", "replace").decode()
+
+
+def is_data_name(name: str, target: Path) -> bool:
+    """Tells whether a file name is one that `write_model` gives to a data file of `target`."""
+    digest = name.removesuffix(".data")[-len(_NO_DIGEST) :]
+    return name == _data_name(target, digest) and set(digest) <= set("0123456789abcdef")
+
+
+def _data_path(file: OutputFile, target: Path, source: set[str]) -> Path:
+    digest = file.hash()
+    while True:
+        path = target.with_name(_data_name(target, digest.hexdigest()))
+        if os.path.realpath(path) not in source:
+            return path
+        digest.update(b"\0")
+
+
+def _rename_data(file: OutputFile, model: ModelProto, layout: _Layout, location: str) -> None:
+    for tensor in layout.external:
+        tensor.external_data[0].value = location
+    position = 0
+    for piece in _serialize(model, layout):
+        if isinstance(piece, (bytes, memoryview)):
+            file.overwrite(position, piece)
+        position += len(piece)

@@ -1,0 +1,163 @@
+"""What a rule sees of a node: its operator, attributes, constants and the shapes of its tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, TensorProto
+
+from onnx_bnfold.constants import Constant, Constants
+from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, label
+from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.shapes import Shapes
+
+FLOATS = frozenset(
+    (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+)
+
+
+class NodeView:
+    """A node in its graph.
+
+    Attributes:
+        index: position in the graph's node list.
+        op: operator type, or None outside the standard domain.
+        label: for messages.
+    """
+
+    def __init__(self, graph: Graph, constants: Constants, shapes: Shapes, index: int) -> None:
+        self.graph = graph
+        self.constants = constants
+        self.index = index
+        self.node: NodeProto = graph.nodes[index]
+        self.op = self.node.op_type if self.node.domain in STANDARD_DOMAINS else None
+        self.label = label(self.node)
+        self._shapes = shapes
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operator set the node is of."""
+        return self.graph.opset
+
+    def name_in(self, slot: int) -> str:
+        """Return the name of an input, ``""`` if it is absent."""
+        return self.node.input[slot] if slot < len(self.node.input) else ""
+
+    def constant(self, slot: int) -> Constant | None:
+        """Return shape and type of an input that is constant, else None."""
+        name = self.name_in(slot)
+        return self.constants.get(name) if name else None
+
+    def value(self, slot: int) -> np.ndarray[Any, Any] | None:
+        """Return the elements of a constant input; None if it is absent.
+
+        Raises:
+            Refused: it is computed at run time.
+        """
+        if not self.name_in(slot):
+            return None
+        if self.constant(slot) is None:
+            raise Refused(
+                Reason.PARAMETERS_NOT_CONSTANT,
+                self.label,
+                f"its input {self.name_in(slot)!r} is computed at run time",
+            )
+        return self.constants.value(self.name_in(slot))
+
+    def integers(self, slot: int, attribute_value: list[int] | None) -> list[int] | None:
+        """Return a list that old opsets hold in an attribute and new ones in an input."""
+        if attribute_value is not None:
+            return list(attribute_value)
+        value = self.value(slot)
+        return None if value is None else [int(v) for v in value.reshape(-1)]
+
+    def dims_in(self, slot: int) -> Dims:
+        """Return the dims of an input.
+
+        Raises:
+            Refused: its rank is not known.
+        """
+        return self.dims_of(self.name_in(slot))
+
+    def dims_out(self, slot: int) -> Dims:
+        """Return the dims of an output; like ``dims_in``."""
+        return self.dims_of(self.node.output[slot])
+
+    def dims_of(self, name: str) -> Dims:
+        """Return the dims of any tensor: int, symbol, or None where unknown."""
+        info = self.constants.get(name)
+        if info is not None:
+            return info.dims
+        dims = self._shapes.dims(name)
+        if dims is None:
+            raise Refused(
+                Reason.UNKNOWN_SHAPE,
+                self.label,
+                f"the rank of {name!r} is not known; export the model with input shapes, or run "
+                "onnx.shape_inference on it",
+            )
+        return dims
+
+    def type_of(self, name: str) -> int:
+        """Return a tensor's element type, UNDEFINED where it is not known."""
+        info = self.constants.get(name)
+        if info is not None:
+            return info.data_type
+        return self._shapes[name][1] if name in self._shapes else TensorProto.UNDEFINED
+
+    def weight(self, slot: int) -> Constant:
+        """Return a constant weight.
+
+        Raises:
+            Refused: it is computed at run time or can be overridden.
+        """
+        info = self.constant(slot)
+        if info is not None:
+            return info
+        name = self.name_in(slot)
+        if name in self.graph.overridable:
+            raise Refused(Reason.OVERRIDABLE_INITIALIZER, self.label, overridable(name))
+        producer = self.graph.producer.get(name)
+        if producer is not None and "Quantize" in self.graph.nodes[producer].op_type:
+            raise Refused(
+                Reason.QUANTIZED,
+                self.label,
+                f"its weight {name!r} is quantised; fold before quantising",
+            )
+        raise Refused(
+            Reason.WEIGHT_NOT_CONSTANT, self.label, f"its weight {name!r} is computed at run time"
+        )
+
+    def bias(self, slot: int, weight: Constant, dims: tuple[int, ...] | None) -> Constant | None:
+        """Return a constant bias, None if there is none.
+
+        Raises:
+            Refused: it is computed at run time, can be overridden, or has other dims.
+        """
+        name = self.name_in(slot)
+        if not name:
+            return None
+        info = self.constant(slot)
+        if info is None:
+            if name in self.graph.overridable:
+                raise Refused(Reason.OVERRIDABLE_INITIALIZER, self.label, overridable(name))
+            raise Refused(
+                Reason.BIAS_NOT_CONSTANT, self.label, f"its bias {name!r} is computed at run time"
+            )
+        if (dims is not None and info.dims != dims) or info.data_type != weight.data_type:
+            raise Refused(
+                Reason.INCONSISTENT_SHAPES,
+                self.label,
+                f"its bias {name!r} has shape {list(info.dims)}, which does not fit its weight "
+                f"{weight.name!r} of shape {list(weight.dims)}; repair the model",
+            )
+        return info
+
+
+def overridable(name: str) -> str:
+    """Say that an initializer is also a graph input."""
+    return (
+        f"initializer {name!r} is also a graph input and can be overridden at run time; pass "
+        "--freeze-initializers if nobody does"
+    )

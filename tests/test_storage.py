@@ -1,0 +1,798 @@
+"""Storage: byte identity with protobuf, values, atomic pairs of files, refusals."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from onnx_bnfold.errors import ModelError, UsageError
+from onnx_bnfold.storage import ModelFile, files, read_tensor, tensors, wire, writer
+
+ELEMENT_TYPES = [
+    value for name, value in TensorProto.DataType.items() if name not in ("UNDEFINED", "STRING")
+]
+
+
+@pytest.fixture
+def all_large(monkeypatch):
+    """Every tensor of eight bytes or more is left in its file."""
+    monkeypatch.setattr(writer, "SMALL", 8)
+
+
+def floats(name, *dims, seed=0):
+    values = np.random.default_rng(seed).standard_normal(dims).astype(np.float32)
+    return numpy_helper.from_array(values, name)
+
+
+def make_model(*initializers, nodes=()):
+    graph = helper.make_graph(nodes, "g", [], [], initializers)
+    return helper.make_model(graph, producer_name="test", doc_string="doc")
+
+
+def save(model, path):
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def make_external(tensor, folder, location, offset=0, **entries):
+    """Moves a tensor's raw_data into a file, where something may be before and behind it."""
+    with open(folder / location, "r+b" if (folder / location).exists() else "w+b") as file:
+        file.truncate(max(offset, os.fstat(file.fileno()).st_size))
+        file.seek(offset)
+        file.write(tensor.raw_data)
+    entries = {"location": location, "offset": offset, "length": len(tensor.raw_data)} | entries
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in entries.items():
+        if value is not None:
+            tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def copied(path, target, pending=None, edit=None):
+    """Opens, edits and writes; returns the bytes of the new model file."""
+    with ModelFile.open(path) as file:
+        if edit:
+            edit(file.model)
+        file.write(file.model, pending or {}, target)
+    return target.read_bytes()
+
+
+def values_of(path):
+    """All initializers of a file, read by onnx itself."""
+    model = onnx.load(path)
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+# --- the same bytes as protobuf ------------------------------------------------------------------
+
+UNKNOWN_FIELDS = {
+    "varint": b"\xc0\x3e\x07",
+    "bytes": b"\xca\x3e\x0csome content",
+    "group": b"\xd3\x3e\x2a\x02hi\xd4\x3e",  # holds what would be an initializer outside
+    "raw_data of another wire type": b"\x48\x05",
+    "graph of another wire type": b"\x3d\x05\x00\x00\x00",
+    "none": b"",
+}
+
+
+def scrambled(message, rng):
+    """Serialises a message with its fields in any order, and with fields that nobody knows."""
+    groups = []
+    for field, value in message.ListFields():
+        route = tensors.ROUTES.get(type(message), {}).get(field.number)
+        if route:
+            children = [value] if isinstance(value, route[1]) else value
+            tag = wire._varint(field.number << 3 | 2)
+            bodies = [scrambled(child, rng) for child in children]
+            groups.append(b"".join(tag + wire._varint(len(body)) + body for body in bodies))
+        else:
+            part = type(message)()
+            part.CopyFrom(message)
+            for other, _ in message.ListFields():
+                if other.number != field.number:
+                    part.ClearField(other.name)
+            groups.append(part.SerializeToString())
+    groups.append(UNKNOWN_FIELDS[rng.choice(list(UNKNOWN_FIELDS))])
+    rng.shuffle(groups)
+    return b"".join(groups)
+
+
+@st.composite
+def some_tensor(draw, name):
+    kind = draw(st.sampled_from(["raw", "float_data", "double_data", "int64_data", "int32_data"]))
+    count = draw(st.sampled_from([0, 1, 2, 3, 9, 40]))
+    rng = np.random.default_rng(draw(st.integers(0, 9)))
+    if kind == "raw":
+        dtype = draw(st.sampled_from([np.float32, np.float16, np.int8, np.float64]))
+        tensor = numpy_helper.from_array(rng.integers(0, 99, count).astype(dtype), name)
+    elif kind == "float_data":
+        bits = rng.integers(0, 1 << 32, count, dtype=np.uint32)  # all kinds of NaN, too
+        tensor = TensorProto(name=name, dims=[count], data_type=TensorProto.FLOAT)
+        tensor.float_data.extend(bits.view(np.float32))
+    else:
+        data_type = {"double_data": "DOUBLE", "int64_data": "INT64", "int32_data": "FLOAT16"}[kind]
+        tensor = TensorProto(
+            name=name, dims=[count], data_type=TensorProto.DataType.Value(data_type)
+        )
+        getattr(tensor, kind).extend(rng.integers(0, 1 << 14, count).tolist())
+    if draw(st.booleans()):
+        tensor.doc_string = "about " + name
+    if draw(st.booleans()):
+        tensor.data_location = TensorProto.DEFAULT
+    if draw(st.booleans()):
+        tensor.metadata_props.add(key="location", value="x")
+    return tensor
+
+
+@st.composite
+def some_model(draw):
+    def several(prefix):
+        return [draw(some_tensor(f"{prefix}{i}")) for i in range(draw(st.integers(0, 4)))]
+
+    branch = helper.make_graph([], "branch", [], [], several("s"))
+    nodes = [
+        helper.make_node("Constant", [], ["k"], value=draw(some_tensor("k"))),
+        helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch),
+        helper.make_node("My", [], [], domain="my", graphs=[branch]),
+        helper.make_node("Conv", ["x", "location"], ["y"], kernel_shape=[1]),
+    ]
+    nodes[2].attribute.add(name="many", type="TENSORS", tensors=several("m"))
+    model = make_model(*several("w"), nodes=nodes)
+    sparse = model.graph.sparse_initializer.add(dims=[9])
+    sparse.values.CopyFrom(draw(some_tensor("sparse")))
+    sparse.indices.CopyFrom(draw(some_tensor("indices")))
+    function = model.functions.add(name="f", domain="my")
+    function.node.append(nodes[0])
+    model.training_info.add().initialization.initializer.extend(several("t"))
+    model.metadata_props.add(key="k", value="v")
+    return model
+
+
+@given(
+    some_model(),
+    st.randoms(use_true_random=False),
+    st.sampled_from([0, 8, 4096]),
+    st.booleans(),
+)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_output_is_what_protobuf_writes(tmp_path, monkeypatch, model, rng, small, external):
+    monkeypatch.setattr(writer, "SMALL", small)
+    monkeypatch.setattr(files, "_WINDOW", 64)
+    raw = [t for _, t in tensors.tensors(model) if t.HasField("raw_data")]
+    for tensor in rng.sample(raw, len(raw) // 2) if external else ():
+        make_external(tensor, tmp_path, f"d{rng.choice('ab')}", rng.randrange(99) * 512)
+    before = {t.name: read_tensor(t, tmp_path) for t in model.graph.initializer}
+    source = tmp_path / "in.onnx"
+    source.write_bytes(scrambled(model, rng))
+    expected = ModelProto.FromString(source.read_bytes())
+    new = {
+        name: array * array.dtype.type(2) for name, array in before.items() if rng.random() < 0.3
+    }
+
+    def edit(model):
+        initializers = model.graph.initializer
+        for tensor in [t for t in initializers if t.name not in new][:1]:
+            initializers.add().CopyFrom(tensor)
+            initializers[-1].name = "twice"
+        for tensor in initializers:
+            if tensor.name in new:
+                tensor.ClearField("raw_data")
+                tensor.ClearField("float_data")
+        del initializers[1 : len(initializers) // 2]
+
+    with ModelFile.open(source) as file:
+        for name, array in before.items():
+            tensor = next(t for t in file.model.graph.initializer if t.name == name)
+            np.testing.assert_array_equal(file.read(tensor), array)
+        edit(file.model)
+        skeleton = file.model.SerializeToString()
+        names = {t.name for t in file.model.graph.initializer}
+        pending = {name: new[name].copy for name in new if name in names}
+        file.write(file.model, pending, tmp_path / "out.onnx")
+        assert file.model.SerializeToString() == skeleton
+
+    edit(expected)
+    output = (tmp_path / "out.onnx").read_bytes()
+    # Where external values lie is the writer's choice; that they are right is checked below.
+    places = dict(tensors.tensors(ModelProto.FromString(output)))
+    for path, tensor in tensors.tensors(expected):
+        if len(path) == 2 and tensor.name in pending:
+            tensors.clear_values(tensor)
+            tensor.raw_data = numpy_helper.from_array(new[tensor.name]).raw_data
+        if tensors.is_external(tensor):
+            array = read_tensor(places[path], tmp_path)
+            wanted = new[tensor.name] if tensor.name in pending else read_tensor(tensor, tmp_path)
+            np.testing.assert_array_equal(array, wanted)
+            tensors.set_external_range(tensor, *tensors.external_range(places[path]))
+    assert output == expected.SerializeToString(deterministic=True)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_routes_reach_every_tensor():
+    """Every field through which a message of this onnx version leads to tensors is listed."""
+    kinds = {kind.DESCRIPTOR.full_name: kind for kind in tensors.ROUTES}
+    reaching = set(kinds) | {TensorProto.DESCRIPTOR.full_name}
+    for kind, routes in tensors.ROUTES.items():
+        fields = [field for field in kind.DESCRIPTOR.fields if field.message_type]
+        leading = {f.number for f in fields if f.message_type.full_name in reaching}
+        assert leading == set(routes), kind
+    others = [
+        message
+        for name, message in onnx.ModelProto.DESCRIPTOR.file.message_types_by_name.items()
+        if message.full_name not in reaching
+    ]
+    for message in others:
+        assert not any(
+            f.message_type and f.message_type.full_name in reaching for f in message.fields
+        )
+
+
+# --- values --------------------------------------------------------------------------------------
+
+
+def array_of(data_type, count=35):
+    dtype = helper.tensor_dtype_to_np_dtype(data_type)
+    return (np.arange(count) % 2).astype(dtype).reshape(5, -1)
+
+
+@pytest.mark.parametrize("data_type", ELEMENT_TYPES, ids=TensorProto.DataType.Name)
+@pytest.mark.parametrize("layout", ["inline", "left in the file", "external", "typed field"])
+def test_values_of_every_type(data_type, layout, tmp_path, monkeypatch):
+    array = array_of(data_type)
+    tensor = numpy_helper.from_array(array, "w")
+    if layout == "external":
+        make_external(tensor, tmp_path, "d")
+    elif layout == "typed field":
+        tensor = helper.make_tensor("w", data_type, array.shape, array.reshape(-1).tolist())
+    monkeypatch.setattr(writer, "SMALL", 1 if layout == "left in the file" else 4096)
+    with ModelFile.open(save(make_model(tensor), tmp_path / "m.onnx")) as file:
+        stripped = file.model.graph.initializer[0]
+        assert tensors.is_external(stripped) == (layout in ("left in the file", "external"))
+        got = file.read(stripped)
+    assert got.dtype == array.dtype
+    np.testing.assert_array_equal(got.astype(np.float64), array.astype(np.float64))
+    np.testing.assert_array_equal(got, read_tensor(tensor, tmp_path))
+
+
+@pytest.mark.parametrize("data_type", ELEMENT_TYPES, ids=TensorProto.DataType.Name)
+def test_pending_values_of_every_type(data_type, tmp_path):
+    array = array_of(data_type)
+    tensor = numpy_helper.from_array(array, "w")
+    empty = TensorProto(name="w", dims=array.shape, data_type=data_type)
+    source = save(make_model(empty), tmp_path / "m.onnx")
+    copied(source, tmp_path / "out.onnx", {"w": lambda: array})
+    assert onnx.load(tmp_path / "out.onnx").graph.initializer[0] == tensor
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (2, 3, 4)], ids=str)
+def test_pending_values_of_every_shape(shape, tmp_path):
+    array = np.asfortranarray(np.ones(shape, np.float32))
+    source = save(make_model(floats("w", *shape)), tmp_path / "m.onnx")
+    copied(source, tmp_path / "out.onnx", {"w": lambda: array})
+    np.testing.assert_array_equal(values_of(tmp_path / "out.onnx")["w"], array)
+
+
+def test_strings_stay_in_the_message(tmp_path):
+    array = np.array(["a" * 5000, "b"], object)
+    source = save(make_model(numpy_helper.from_array(array, "s")), tmp_path / "m.onnx")
+    with ModelFile.open(source) as file:
+        np.testing.assert_array_equal(file.read(file.model.graph.initializer[0]), array)
+
+
+@pytest.mark.parametrize("size", [4096, 1 << 16, (1 << 20) + 4, 5 << 20])
+@pytest.mark.parametrize("refused", [[], ["copy_file_range"], ["copy_file_range", "sendfile"]])
+def test_copying_by_every_way(tmp_path, monkeypatch, size, refused):
+    def refuse(*args):
+        raise OSError(errno.EXDEV, "not on this file system")
+
+    for name in refused:
+        monkeypatch.setattr(os, name, refuse, raising=False)
+    model = make_model(floats("a", 9), floats("w", size // 4), floats("b", 99))
+    output = copied(save(model, tmp_path / "m.onnx"), tmp_path / "out.onnx")
+    assert output == model.SerializeToString(deterministic=True)
+
+
+def test_weights_are_not_read_on_the_way(tmp_path, monkeypatch):
+    """Opening and copying reads what is around the weights; computing one tensor reads that one."""
+    weights = [floats(f"w{i}", 1 << 19, seed=i) for i in range(4)]
+    source = save(make_model(*weights), tmp_path / "m.onnx")
+    read, pread = [], os.pread
+    monkeypatch.setattr(
+        os, "pread", lambda fd, n, at: read.append(len(pread(fd, n, at))) or pread(fd, n, at)
+    )
+    with ModelFile.open(source) as file:
+        assert file.model.ByteSize() < 1000
+        file.write(file.model, {}, tmp_path / "out.onnx")
+        assert sum(read) < 1 << 20
+        one = file.model.graph.initializer[2]
+        file.write(file.model, {"w2": lambda: file.read(one) * 2}, tmp_path / "out.onnx")
+        assert 1 << 21 <= sum(read) < 3 << 20
+    np.testing.assert_array_equal(
+        values_of(tmp_path / "out.onnx")["w2"], numpy_helper.to_array(weights[2]) * 2
+    )
+
+
+def test_inline_file_beyond_2_gib(tmp_path):
+    """Such a file cannot come from protobuf, but from writers of their own; weights are holes here."""
+    count = 300 << 20  # two tensors of 1.2 GiB
+    tensor = TensorProto(name="w", dims=[count], data_type=TensorProto.FLOAT).SerializeToString()
+    head = tensor + b"\x4a" + wire._varint(4 * count)
+    body = b"\x2a" + wire._varint(len(head) + 4 * count) + head
+    graph = 2 * (len(body) + 4 * count)
+    path = tmp_path / "m.onnx"
+    with open(path, "wb") as file:
+        file.write(b"\x3a" + wire._varint(graph))
+        for last in (1.0, 2.0):
+            file.write(body)
+            file.seek(4 * count - 4, os.SEEK_CUR)
+            file.write(np.float32(last).tobytes())
+    with ModelFile.open(path) as file:
+        _, second = file.model.graph.initializer
+        span = file._span(second)
+        assert file._input(None).read(span.offset + span.length - 4, 4) == np.float32(2).tobytes()
+
+
+# --- external data -------------------------------------------------------------------------------
+
+
+def data_files(folder, target="out.onnx"):
+    return sorted(path.name for path in folder.glob(f"{target}.*.data"))
+
+
+def places(path):
+    model = onnx.load(path, load_external_data=False)
+    return {
+        t.name: tensors.external_range(t) for t in model.graph.initializer if tensors.is_external(t)
+    }
+
+
+@pytest.fixture
+def external_model(tmp_path):
+    """Weights `a`, `b`, `again` (the values of `a`) and `big` in two files, and `inline`."""
+    (tmp_path / "sub").mkdir()
+    a = make_external(floats("a", 100, seed=1), tmp_path, "sub/one", 512, checksum="1234")
+    again = TensorProto()
+    again.CopyFrom(a)
+    again.name = "again"
+    model = make_model(
+        a,
+        make_external(floats("b", 7, seed=2), tmp_path, "two", 0, offset=None, length=None),
+        again,
+        make_external(floats("big", 1 << 18, seed=3), tmp_path, "two", 1 << 16, key="x"),
+        floats("inline", 2000, seed=4),
+    )
+    return save(model, tmp_path / "m.onnx")
+
+
+def test_external_tensors_move_to_one_file(external_model, tmp_path):
+    with pytest.warns(UserWarning, match="unknown external data key"):
+        before = values_of(external_model)
+    copied(external_model, tmp_path / "out.onnx", {"b": lambda: before["b"] + 1})
+    (name,) = data_files(tmp_path)
+    after = values_of(tmp_path / "out.onnx")
+    np.testing.assert_array_equal(after.pop("b"), before.pop("b") + 1)
+    np.testing.assert_equal(after, before)
+    assert places(tmp_path / "out.onnx") == {
+        "a": (name, 0, 400),
+        "b": (name, 448, 28),
+        "again": (name, 0, 400),
+        "big": (name, 1 << 16, 1 << 20),
+    }
+    keys = {
+        entry.key
+        for tensor in onnx.load(tmp_path / "out.onnx", load_external_data=False).graph.initializer
+        for entry in tensor.external_data
+    }
+    assert keys == {"location", "offset", "length"}
+
+
+def test_pending_tensor_leaves_its_data_file_when_told_so(external_model, tmp_path):
+    def edit(model):
+        tensor = model.graph.initializer[0]
+        tensor.ClearField("data_location")
+        del tensor.external_data[:]
+
+    copied(external_model, tmp_path / "out.onnx", {"a": lambda: np.ones(100, np.float32)}, edit)
+    assert set(places(tmp_path / "out.onnx")) == {"b", "again", "big"}
+
+
+def test_everything_large_leaves_a_message_beyond_protobufs_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "PROTOBUF_LIMIT", 30_000)
+    typed = helper.make_tensor("t", TensorProto.FLOAT, [2000], np.arange(2000.0))
+    constant = helper.make_node("Constant", [], ["k"], value=floats("k", 2000))
+    model = make_model(floats("w", 2000), typed, floats("small", 9), nodes=[constant])
+    source = save(model, tmp_path / "m.onnx")
+    copied(source, tmp_path / "out.onnx", {"w": lambda: np.ones(2000, np.float32)})
+    assert (
+        len(data_files(tmp_path)) == 1
+        if source.stat().st_size > 30_000
+        else not data_files(tmp_path)
+    )
+    monkeypatch.setattr(writer, "PROTOBUF_LIMIT", 20_000)
+    copied(source, tmp_path / "out.onnx", {"w": lambda: np.ones(2000, np.float32)})
+    assert set(places(tmp_path / "out.onnx")) == {"w", "t"}
+    after = onnx.load(tmp_path / "out.onnx")
+    np.testing.assert_array_equal(numpy_helper.to_array(after.graph.initializer[0]), 1)
+    np.testing.assert_array_equal(
+        numpy_helper.to_array(after.graph.initializer[1]), np.arange(2000)
+    )
+    assert after.graph.node[0].attribute[0].t == floats("k", 2000)
+    monkeypatch.setattr(writer, "PROTOBUF_LIMIT", 100)
+    with pytest.raises(ModelError, match="larger than 2 GiB"):
+        copied(source, tmp_path / "out2.onnx")
+
+
+def test_many_data_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("onnx_bnfold.storage.model_file._MAX_OPEN", 3)
+    weights = [floats(f"w{i}", 5, seed=i) for i in range(10)]
+    expected = {t.name: numpy_helper.to_array(t) for t in weights}
+    model = make_model(*[make_external(t, tmp_path, f"f{i}") for i, t in enumerate(weights)])
+    copied(save(model, tmp_path / "m.onnx"), tmp_path / "out.onnx")
+    np.testing.assert_equal(values_of(tmp_path / "out.onnx"), expected)
+
+
+# --- whole or not at all -------------------------------------------------------------------------
+
+
+def listing(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_equal_input_gives_equal_files(external_model, tmp_path):
+    copied(external_model, tmp_path / "out.onnx")
+    first = listing(tmp_path)
+    copied(external_model, tmp_path / "out.onnx")
+    assert listing(tmp_path) == first
+
+
+def test_a_replaced_output_takes_its_data_file_along(external_model, tmp_path):
+    ones = {"a": lambda: np.ones(100, np.float32)}
+    copied(external_model, tmp_path / "out.onnx")
+    old = data_files(tmp_path)
+    copied(external_model, tmp_path / "out.onnx", edit=lambda m: m.graph.ClearField("name"))
+    assert len(data_files(tmp_path)) == 1
+    assert data_files(tmp_path) != old
+    copied(save(make_model(), tmp_path / "plain.onnx"), tmp_path / "out.onnx")
+    assert data_files(tmp_path) == []
+    copied(external_model, tmp_path / "out.onnx", ones)
+    assert len(data_files(tmp_path)) == 1
+
+
+def test_data_files_of_others_stay(external_model, tmp_path):
+    """Names like ours that the replaced model does not use, and those that the source uses."""
+    copied(external_model, tmp_path / "out.onnx")
+    (tmp_path / "out.onnx").rename(tmp_path / "renamed.onnx")
+    (tmp_path / f"out.onnx.{16 * 'a'}.data").write_bytes(b"other")
+    before = listing(tmp_path)
+    zeros = {"a": lambda: np.zeros(100, np.float32)}
+    copied(tmp_path / "renamed.onnx", tmp_path / "out.onnx", zeros)
+    copied(tmp_path / "renamed.onnx", tmp_path / "out.onnx")
+    after = listing(tmp_path)
+    assert before.items() <= after.items()
+    assert len(after) == len(before) + 2
+
+
+@pytest.mark.parametrize("same_model_file", [True, False])
+@pytest.mark.parametrize("calls", [0, 1, 2])
+def test_dying_between_renames_leaves_a_pair(external_model, tmp_path, calls, same_model_file):
+    """The process is killed before its first, second or third rename: old pair or new pair."""
+    target = tmp_path / "out.onnx"
+    copied(external_model, target)
+    script = f"""
+import os
+import numpy as np
+from onnx_bnfold.storage import ModelFile
+
+rename, left = os.replace, [{calls}]
+def replace(*args):
+    if not left[0]:
+        os.kill(os.getpid(), 9)
+    left[0] -= 1
+    rename(*args)
+os.replace = replace
+with ModelFile.open({str(external_model)!r}) as file:
+    if not {same_model_file}:
+        file.model.doc_string = "new"
+    file.write(file.model, {{"a": lambda: np.ones(100, np.float32)}}, {str(target)!r})
+"""
+    killed = subprocess.run([sys.executable, "-c", script], check=False).returncode
+    assert killed == (-9 if calls < 2 else 0)
+    is_new = bool((values_of(target)["a"] == 1).all())
+    doc = onnx.load(target, load_external_data=False).doc_string
+    if not same_model_file:
+        assert is_new == (doc == "new")
+    # With the same model file the data file's rename, the first of the two, is the change.
+    assert is_new == (calls == 2 or (calls == 1 and same_model_file))
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("name", ["a", "inline"])
+def test_nothing_is_left_when_a_computation_fails(external_model, tmp_path, error, name):
+    def fail():
+        raise raised
+
+    raised = error("no")
+    (tmp_path / "out.onnx").write_bytes(b"old")
+    before = listing(tmp_path)
+    with pytest.raises(error) as caught:
+        copied(external_model, tmp_path / "out.onnx", {name: fail})
+    assert caught.value is raised
+    assert listing(tmp_path) == before
+
+
+def test_nothing_is_left_when_the_last_rename_fails(external_model, tmp_path, monkeypatch):
+    before, replace = listing(tmp_path), os.replace
+
+    def refuse(source, target):
+        if str(target).endswith(".onnx"):
+            raise OSError(errno.EIO, "the disk has gone")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(UsageError, match="cannot be written: the disk has gone"):
+        copied(external_model, tmp_path / "out.onnx")
+    assert listing(tmp_path) == before
+
+
+def test_full_disk(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    source = save(make_model(floats("w", 1 << 20)), tmp_path / "m.onnx")
+    before = listing(tmp_path)
+    for name in ("copy_file_range", "sendfile", "write"):
+        monkeypatch.setattr(os, name, refuse, raising=False)
+    with pytest.raises(UsageError, match="cannot be written: No space left"):
+        copied(source, tmp_path / "out.onnx")
+    monkeypatch.undo()
+    assert listing(tmp_path) == before
+
+
+def test_new_file_has_the_usual_permissions(tmp_path):
+    source = save(make_model(floats("w", 9)), tmp_path / "m.onnx")
+    copied(source, tmp_path / "out.onnx")
+    assert (tmp_path / "out.onnx").stat().st_mode == source.stat().st_mode
+
+
+def test_each_value_is_computed_once(tmp_path):
+    calls = []
+    source = save(make_model(floats("a", 2), floats("b", 2000)), tmp_path / "m.onnx")
+    pending = {
+        name: lambda name=name, n=n: calls.append(name) or np.zeros(n, np.float32)
+        for name, n in (("b", 2000), ("a", 2))
+    }
+    copied(source, tmp_path / "out.onnx", pending)
+    assert calls == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("pending", "message"),
+    [
+        ({"x": lambda: np.zeros(2, np.float32)}, "no initializers of the model: .'x'"),
+        (
+            {"a": lambda: np.zeros(3, np.float32)},
+            "'a' is float32 .2., its new values are float32 .3.",
+        ),
+        ({"a": lambda: np.zeros(2)}, "its new values are float64"),
+    ],
+    ids=["unknown name", "wrong shape", "wrong type"],
+)
+def test_pending_values_must_fit(tmp_path, pending, message):
+    source = save(make_model(floats("a", 2)), tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match=message):
+        copied(source, tmp_path / "out.onnx", pending)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "link", [None, os.symlink, os.link], ids=["same path", "symbolic link", "hard link"]
+)
+@pytest.mark.parametrize("name", ["m.onnx", "two"])
+def test_target_is_the_source(external_model, tmp_path, link, name):
+    target = tmp_path / (f"link-to-{name}" if link else name)
+    if link:
+        link(tmp_path / name, target)
+    before = listing(tmp_path)
+    with pytest.raises(UsageError, match="is the model that is read"):
+        copied(external_model, target)
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("none/out.onnx", "folder .* does not exist"), ("folder", "not a regular file")],
+)
+def test_target_cannot_be_written(tmp_path, target, message):
+    (tmp_path / "folder").mkdir()
+    source = save(make_model(), tmp_path / "m.onnx")
+    with pytest.raises(UsageError, match=message):
+        copied(source, tmp_path / target)
+
+
+def test_a_link_as_target_is_replaced(tmp_path):
+    source = save(make_model(), tmp_path / "m.onnx")
+    (tmp_path / "other").write_bytes(b"other")
+    (tmp_path / "out.onnx").symlink_to(tmp_path / "other")
+    copied(source, tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").is_symlink()
+    assert (tmp_path / "other").read_bytes() == b"other"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"This is a README.\n" * 9, "not an ONNX model or was cut off"),
+        (bytes(99), "not an ONNX model or was cut off"),
+        (b"\x08\x07", "has no graph"),
+        (b"\x3a\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01", "was cut off"),
+        (b"\x08\x07\x3a\x02\x0b\x0b", "was cut off"),
+    ],
+    ids=["empty", "text", "zeros", "no graph", "endless length", "open group"],
+)
+def test_not_a_model(tmp_path, content, message):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=message) as caught:
+        ModelFile.open(path)
+    assert str(path) in str(caught.value)
+
+
+def test_every_truncation_is_noticed(tmp_path, all_large):
+    content = make_model(floats("a", 9), floats("b", 5)).SerializeToString()
+    path = tmp_path / "m.onnx"
+    graph = content.index(b"\x3a") + 2
+    for size in range(graph + 1, graph + content[graph - 1]):
+        path.write_bytes(content[:size])
+        with pytest.raises(ModelError, match="was cut off"):
+            ModelFile.open(path)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "loop"])
+def test_no_file(tmp_path, kind):
+    path = tmp_path / "m.onnx"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "loop":
+        path.symlink_to(path)
+    with pytest.raises(ModelError, match="cannot be opened"):
+        ModelFile.open(path)
+
+
+def test_deep_nesting(tmp_path):
+    body = b""
+    for _ in range(5000):  # graph.node.attribute.g.node. ...
+        for tag in (b"\x32", b"\x2a", b"\x0a"):
+            body = tag + wire._varint(len(body)) + body
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"\x3a" + wire._varint(len(body)) + body)
+    with pytest.raises(ModelError, match="not an ONNX model"):
+        ModelFile.open(path)
+
+
+BAD_PLACES = {
+    "absolute": ({"location": "/etc/hostname"}, "below the model's folder"),
+    "above": ({"location": "../w"}, "below the model's folder"),
+    "above and back": ({"location": "sub/../w"}, "below the model's folder"),
+    "empty": ({"location": ""}, "below the model's folder"),
+    "no location": ({"location": None}, "below the model's folder"),
+    "the folder": ({"location": "."}, "below the model's folder"),
+    "link out": ({"location": "out"}, "below the model's folder"),
+    "folder link out": ({"location": "up/w"}, "below the model's folder"),
+    "zero byte": ({"location": "w\0"}, "null"),
+    "missing": ({"location": "none"}, "cannot be read: No such file"),
+    "subfolder": ({"location": "sub"}, "not a regular file"),
+    "pipe": ({"location": "pipe"}, "not a regular file"),
+    "negative offset": ({"offset": -4}, "offset '-4'"),
+    "spaced offset": ({"offset": " 4"}, "offset ' 4'"),
+    "signed offset": ({"offset": "+4"}, "offset '.4'"),
+    "hexadecimal offset": ({"offset": "0x4"}, "offset '0x4'"),
+    "overflowing offset": ({"offset": 1 << 64}, "offset '18446744073709551616'"),
+    "arabic digits": ({"offset": "\u0664"}, "offset"),
+    "offset behind the end": ({"offset": 4}, "ends at byte 40, its values at byte 44"),
+    "length too short": ({"length": 36}, "36 bytes of values where its shape .10. needs 40"),
+    "length too long": ({"length": 44}, "44 bytes of values"),
+    "empty length": ({"length": ""}, "length ''"),
+}
+
+
+@pytest.mark.parametrize(("entries", "message"), BAD_PLACES.values(), ids=BAD_PLACES)
+def test_bad_place_of_external_data(tmp_path, entries, message):
+    folder = tmp_path / "model"
+    (folder / "sub").mkdir(parents=True)
+    (tmp_path / "w").write_bytes(bytes(40))
+    (folder / "out").symlink_to(tmp_path / "w")
+    (folder / "up").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe")
+    tensor = make_external(floats("the weight", 10), folder, "w", **entries)
+    path = save(make_model(tensor), folder / "m.onnx")
+    with pytest.raises(ModelError, match=message) as caught:
+        ModelFile.open(path)
+    assert str(path) in str(caught.value)
+    assert "'the weight'" in str(caught.value)
+    with pytest.raises(ModelError, match=message):
+        read_tensor(tensor, folder)
+
+
+def test_links_inside_the_folder_are_followed(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "link").symlink_to("blobs/w")
+    tensor = make_external(floats("w", 10), tmp_path, "blobs/w")
+    tensor.external_data[0].value = "link"
+    with ModelFile.open(save(make_model(tensor), tmp_path / "m.onnx")) as file:
+        np.testing.assert_array_equal(file.read(tensor), numpy_helper.to_array(floats("w", 10)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dims": [11]}, "40 bytes of values where its shape .11. needs 44"),
+        ({"dims": [-1, -10]}, "negative dimension"),
+        ({"data_type": 99}, "unknown element type 99"),
+        ({"data_type": 0}, "unknown element type 0"),
+        ({"data_type": TensorProto.STRING}, "strings"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("layout", ["inline", "left in the file", "external"])
+def test_values_that_do_not_fit(tmp_path, monkeypatch, change, message, layout):
+    monkeypatch.setattr(writer, "SMALL", 8 if layout == "left in the file" else 4096)
+    tensor = floats("w", 10)
+    if layout == "external":
+        make_external(tensor, tmp_path, "d")
+    elif layout == "inline" and change.get("data_type") == TensorProto.STRING:
+        pytest.skip("strings may be in the message")
+    for name, value in change.items():
+        tensor.ClearField(name)
+        tensor.MergeFrom(TensorProto(**{name: value}))
+    path = save(make_model(tensor), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=message), ModelFile.open(path) as file:
+        file.read(file.model.graph.initializer[0])
+
+
+def test_packed_values_too_few_for_their_shape():
+    tensor = TensorProto(name="w", dims=[1 << 40], data_type=TensorProto.INT4, int32_data=[1])
+    with pytest.raises(ModelError, match="too few values"):
+        read_tensor(tensor, None)
+
+
+def test_external_tensor_without_a_folder(tmp_path):
+    tensor = make_external(floats("w", 10), tmp_path, "d")
+    with pytest.raises(ModelError, match="the model's folder is not known"):
+        read_tensor(tensor, None)
+
+
+def test_forged_reference_is_external_data_without_a_location(tmp_path):
+    tensor = TensorProto(name="w", dims=[1000], data_type=1, data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key=tensors.REFERENCE, value="7")
+    path = save(make_model(tensor, floats("v", 2000)), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="'w' has its values in ''"):
+        ModelFile.open(path)
+
+
+def test_two_initializers_of_one_name(tmp_path):
+    source = save(make_model(floats("w", 2), floats("w", 2)), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="two initializers are named 'w'"):
+        copied(source, tmp_path / "out.onnx", {"w": lambda: np.zeros(2, np.float32)})
+
+
+def test_source_that_shrinks_while_it_is_read(tmp_path):
+    source = save(make_model(floats("w", 1 << 20)), tmp_path / "m.onnx")
+    with ModelFile.open(source) as file:
+        os.truncate(source, 1 << 20)
+        with pytest.raises(ModelError, match="became shorter"):
+            file.write(file.model, {}, tmp_path / "out.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]

@@ -1,0 +1,1 @@
+"""Scripts that measure or prove something; no part of the installed package."""

@@ -14,7 +14,7 @@ from onnx_bnfold.layers import LAYOUTS, LinearLayer, linear_layer
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.rules import OUT, RULES, Known, Step, data_slots, passes
 from onnx_bnfold.shapes import Shapes
-from onnx_bnfold.view import NodeView
+from onnx_bnfold.view import FLOATS, NodeView
 
 # What a change belongs to: a computed tensor, by its name, or the constant that one node reads at
 # one input, by (node index, input index). A constant that several nodes read is several keys:
@@ -318,6 +318,9 @@ def constant_map(site: Site, index: int) -> tuple[int, Affine]:
     slots = [s for s in (0, 1) if view.constant(s) is not None]
     if len(slots) != 1 or (view.op == "Div" and slots[0] == 0):
         raise Refused(Reason.OPAQUE, view.label, "it is not an affine map of one tensor")
+    info = view.constant(slots[0])
+    if info is None or info.data_type not in FLOATS:
+        raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its constant is not of a float type")
     data = 1 - slots[0]
     value = site.constants.value(view.name_in(slots[0])).astype(np.float64)
     rank = len(view.dims_in(data))

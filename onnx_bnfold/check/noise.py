@@ -29,10 +29,9 @@ _WEIGHTS = {
     "MatMul": (0, 1),
     "BatchNormalization": (1, 2, 3, 4),
 }
-_CARRIERS = frozenset(
-    ("Cast", "CastLike", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose")
-    + ("Unsqueeze",)
-)
+# Operators that hand a weight on, as exporters place them in front of a layer.
+_CARRIERS = frozenset({"Cast", "CastLike", "Expand", "Flatten", "Identity", "Reshape"})
+_CARRIERS |= {"Squeeze", "Transpose", "Unsqueeze"}
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 # Multipliers are taken from one table, cyclically: drawing 25 million of them would cost more
 # than running the model. The length is a prime, so that rows of a weight do not repeat.

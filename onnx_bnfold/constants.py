@@ -34,8 +34,8 @@ EVALUATED = frozenset(
     }
 )
 # Inputs of which only the type (or, for Shape and Size, the dims) matter.
-TYPE_ONLY = {("CastLike", 1)}
-DIMS_ONLY = {("Shape", 0), ("Size", 0)}
+TYPE_ONLY = frozenset({("CastLike", 1)})
+DIMS_ONLY = frozenset({("Shape", 0), ("Size", 0)})
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Known(Protocol):
     """Name → (dims, element type) of computed tensors."""
 
     def __contains__(self, name: object, /) -> bool: ...
-    def __getitem__(self, name: str, /) -> tuple[Dims, int]: ...
+    def __getitem__(self, name: str, /) -> tuple[Dims | None, int]: ...
 
 
 class Constants:
@@ -74,7 +74,7 @@ class Constants:
         graph: Graph,
         read: ReadTensor,
         known: Known,
-        outer: Constants | None = None,
+        outer: Constants | None,
     ) -> None:
         self.graph = graph
         self._read = read
@@ -158,7 +158,9 @@ class Constants:
         return self._outer.get(name) is not None
 
     def _static_dims(self, name: str) -> tuple[int, ...] | None:
-        dims = self._known[name][0] if name in self._known else (None,)
+        dims = self._known[name][0] if name in self._known else None
+        if dims is None:
+            return None
         fixed = tuple(d for d in dims if isinstance(d, int))
         return fixed if len(fixed) == len(dims) else None
 

@@ -47,7 +47,7 @@ class Folding:
         self.plans: list[GraphPlan] = []
         self._read = read
         self._graphs = graphs_of(model, freeze_initializers=options.freeze_initializers)
-        self._inference = Inference(model)
+        self._inference = Inference(model, self._graphs[0], read)
         self._excluded: dict[tuple[int, int], Refusal] = {}
 
     def plan(self) -> Sequence[GraphPlan]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from onnx import NodeProto
 from onnx_bnfold.affine import Affine, Float64
 from onnx_bnfold.constants import Constant
 from onnx_bnfold.graph import attribute, label
+from onnx_bnfold.quantized import QuantizedWeight, dequantizer, quantized_weight
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.view import FLOATS, NodeView
 
@@ -41,6 +42,7 @@ class LinearLayer:
         in_axis, out_axis: the channel axes of the data tensor and of the output.
         in_rank, out_rank: ranks of the data tensor and of the output.
         shift_in: why a shift of the input cannot be absorbed, or None if it can.
+        quantized: the DequantizeLinear that makes the weight, if one does.
     """
 
     node: NodeProto
@@ -58,6 +60,7 @@ class LinearLayer:
     alpha: float = 1.0
     beta: float = 1.0
     shift_in: Refusal | None = None
+    quantized: QuantizedWeight | None = None
 
     @property
     def channels_out(self) -> int:
@@ -90,6 +93,12 @@ class LinearLayer:
         """
         if change.has_shift and self.shift_in is not None:
             raise Refused(self.shift_in.reason, self.shift_in.culprit, self.shift_in.sentence)
+        if self.quantized is not None:
+            raise Refused(
+                Reason.QUANTIZED,
+                label(self.node),
+                "its quantised weight has no scale per input channel; fold before quantising",
+            )
         if not change.is_invertible:
             raise Refused(
                 Reason.PRECISION,
@@ -167,6 +176,15 @@ def _no_shift(node: NodeProto, reason: Reason, sentence: str) -> Refusal:
     return Refusal(reason, label(node), sentence)
 
 
+def _weight(view: NodeView, slot: int) -> Constant:
+    """Return a weight's shape and type; for a quantised one those it has in real numbers."""
+    source = dequantizer(view, slot)
+    if source is None or source.constant(0) is None or source.constant(1) is None:
+        return view.weight(slot)
+    integers, scale = source.weight(0), source.weight(1)
+    return Constant(view.name_in(slot), integers.dims, scale.data_type)
+
+
 def _kernel(weight: Constant) -> tuple[int, ...]:
     return tuple(weight.dims[2:])
 
@@ -205,7 +223,7 @@ def _transposed_shift(view: NodeView, weight: Constant) -> Refusal | None:
 
 
 def _conv(view: NodeView) -> LinearLayer:
-    weight = view.weight(1)
+    weight = _weight(view, 1)
     group = attribute(view.node, "group", 1)
     _require(view, len(weight.dims) >= 3 and group > 0 and weight.dims[0] % group == 0)
     out, rest = weight.dims[0], weight.dims[1:]
@@ -221,7 +239,7 @@ def _conv(view: NodeView) -> LinearLayer:
 
 
 def _conv_transpose(view: NodeView) -> LinearLayer:
-    weight = view.weight(1)
+    weight = _weight(view, 1)
     group = attribute(view.node, "group", 1)
     _require(view, len(weight.dims) >= 3 and group > 0 and weight.dims[0] % group == 0)
     into, rest = weight.dims[0], weight.dims[1:]
@@ -237,7 +255,7 @@ def _conv_transpose(view: NodeView) -> LinearLayer:
 
 
 def _gemm(view: NodeView) -> LinearLayer:
-    weight = view.weight(1)
+    weight = _weight(view, 1)
     _require(view, len(weight.dims) == 2)
     transposed = bool(attribute(view.node, "transB", 0))
     columns = weight.dims[0 if transposed else 1]
@@ -257,8 +275,9 @@ def _gemm(view: NodeView) -> LinearLayer:
 
 
 def _matmul(view: NodeView) -> LinearLayer:
-    weight_slot = 1 if view.constant(1) is not None else 0
-    weight = view.weight(weight_slot)
+    right = view.constant(1) is not None or dequantizer(view, 1) is not None
+    weight_slot = 1 if right else 0
+    weight = _weight(view, weight_slot)
     data_slot = 1 - weight_slot
     rank, depth = len(view.dims_in(data_slot)), len(weight.dims)
     if depth < 2 or depth > rank:
@@ -307,4 +326,12 @@ def linear_layer(view: NodeView) -> LinearLayer:
     layer = LAYOUTS[view.op](view)
     if layer.weight.data_type not in FLOATS:
         raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its weight is not of a float type")
-    return layer
+    source = dequantizer(view, layer.weight_slot)
+    if source is None or view.constant(layer.weight_slot) is not None:
+        return layer
+    if "g" in layer.layout and layer.layout.index("o") != 1 and layer.grouped[0] > 1:
+        raise Refused(
+            Reason.QUANTIZED, view.label, "its output channels are spread over groups and an axis"
+        )
+    plain = layer.layout.replace("g", "")
+    return replace(layer, quantized=quantized_weight(source, plain.index("o")))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from onnx_bnfold.graph import Body, graphs_of, subgraphs
 from onnx_bnfold.layers import LAYOUTS, LinearLayer
 from onnx_bnfold.numerics import rounded
 from onnx_bnfold.plan import GraphPlan
+from onnx_bnfold.quantized import QuantizedWeight
 from onnx_bnfold.reasons import Refusal, Refused
 from onnx_bnfold.rules import OUT
 from onnx_bnfold.site import Site
@@ -59,6 +60,7 @@ class NewConstant:
         suffix: for its name, where it cannot keep the old one.
         dims, data_type: of the new tensor.
         compute: returns its elements in ``data_type``; raises ``Unrepresentable``.
+        attributes: of the node, to be set along with it.
     """
 
     node: int
@@ -67,6 +69,7 @@ class NewConstant:
     dims: tuple[int, ...]
     data_type: int
     compute: Compute
+    attributes: tuple[tuple[str, int], ...] = ()
 
 
 def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
@@ -88,17 +91,14 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
         else:
             found = (_of_edge(site, *edge) for edge in edges if edge[0] == index)
         for new in found:
-            yield _guarded(position, new)
+            yield replace(new, compute=partial(_guarded, position, index, new.compute))
 
 
-def _guarded(position: int, new: NewConstant) -> NewConstant:
-    def compute() -> Array:
-        try:
-            return new.compute()
-        except Refused as refused:
-            raise Unrepresentable({(position, new.node): refused.refusal}) from None
-
-    return NewConstant(new.node, new.slot, new.suffix, new.dims, new.data_type, compute)
+def _guarded(position: int, index: int, compute: Compute) -> Array:
+    try:
+        return compute()
+    except Refused as refused:
+        raise Unrepresentable({(position, index): refused.refusal}) from None
 
 
 def _sides(site: Site, index: int) -> tuple[Affine | None, Affine | None]:
@@ -117,10 +117,34 @@ def _of_layer(site: Site, index: int) -> Iterator[NewConstant]:
         result = rounded(folded, data_type, site.view(index), sums_over=layer.summed_axes)
         return result.reshape(original.shape)
 
-    if (into is not None and into.has_scale) or (out is not None and out.has_scale):
+    if layer.quantized is not None:
+        if out is not None and out.has_scale:
+            yield from _of_quantized(site, layer, layer.quantized, out)
+    elif (into is not None and into.has_scale) or (out is not None and out.has_scale):
         yield NewConstant(index, layer.weight_slot, "weight", layer.weight.dims, data_type, weight)
     if needs_bias(layer, into, out):
         yield _bias_of_layer(site, index, layer, into, out)
+
+
+def _of_quantized(
+    site: Site, layer: LinearLayer, weight: QuantizedWeight, out: Affine
+) -> Iterator[NewConstant]:
+    index, view = weight.view.index, weight.view
+    factor, _ = layer.output_vectors(out)
+    axis = () if weight.is_blocked else (("axis", weight.out_axis),)
+
+    def scale() -> Array:
+        return rounded(weight.fold_scale(factor), weight.scale.data_type, view, sums_over=())
+
+    if (factor < 0).any():
+        integers = partial(weight.fold_integers, factor)
+        dims, kind = weight.integers.dims, weight.integers.data_type
+        yield NewConstant(index, 0, "integers", dims, kind, integers)
+    dims = weight.scale_dims
+    yield NewConstant(index, 1, "scale", dims, weight.scale.data_type, scale, axis)
+    zero = weight.zero_point
+    if zero is not None and zero.dims != dims:
+        yield NewConstant(index, 2, "zero_point", dims, zero.data_type, weight.fold_zero_point)
 
 
 def needs_bias(layer: LinearLayer, into: Affine | None, out: Affine | None) -> bool:
@@ -300,6 +324,9 @@ class _Editor:
         node.input[new.slot] = name
         if node.op_type == "Gemm" and new.slot == 2:
             _drop_attribute(node, "beta")
+        for attribute, value in new.attributes:
+            _drop_attribute(node, attribute)
+            node.attribute.append(helper.make_attribute(attribute, value))
 
     def _name(self, old: str, base: str, new: NewConstant) -> str:
         graph = self.site.graph

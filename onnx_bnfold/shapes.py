@@ -9,9 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import (
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 
-from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, graphs_of
+from onnx_bnfold.constants import Constants
+from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor, graphs_of
 
 # Initializers up to this many elements keep their values: shapes may depend on them.
 LARGEST_KEPT = 1024
@@ -28,7 +37,9 @@ class Shapes:
     """Known dims and element types of one graph's tensors.
 
     Args:
-        model: the whole model, whose inference is shared through ``Inference``.
+        graph: the graph.
+        inference: shared by all graphs of the model.
+        position: of the graph among those of the model.
     """
 
     def __init__(self, graph: Graph, inference: Inference, position: int) -> None:
@@ -40,14 +51,13 @@ class Shapes:
     def __contains__(self, name: object) -> bool:
         return name in self._inference.types(self._position)
 
-    def __getitem__(self, name: str) -> tuple[Dims, int]:
+    def __getitem__(self, name: str) -> tuple[Dims | None, int]:
         return self._inference.types(self._position)[name]
 
     def dims(self, name: str) -> Dims | None:
         """Return a tensor's dims, all unknown where only the rank is known, or None."""
-        scope: Shapes = self
-        found = scope._inference.types(scope._position).get(name)
-        if found is not None:
+        found = self._inference.types(self._position).get(name)
+        if found is not None and found[0] is not None:
             return found[0]
         rank = self._rank_hints().get(name)
         return None if rank is None else (None,) * rank
@@ -84,41 +94,73 @@ def _note_rank(graph: Graph, node: NodeProto, ranks: dict[str, int]) -> None:
 
 
 class Inference:
-    """Runs shape inference on a model once, when first asked."""
+    """Runs shape inference on a model once, when first asked.
 
-    def __init__(self, model: ModelProto) -> None:
+    Args:
+        model: the model.
+        main: its main graph.
+        read: reads the elements of an initializer.
+    """
+
+    def __init__(self, model: ModelProto, main: Graph, read: ReadTensor) -> None:
         self._model = model
-        self._types: list[dict[str, tuple[Dims, int]]] | None = None
+        self._main = main
+        self._read = read
+        self._types: list[dict[str, tuple[Dims | None, int]]] | None = None
 
-    def types(self, position: int) -> dict[str, tuple[Dims, int]]:
+    def types(self, position: int) -> dict[str, tuple[Dims | None, int]]:
         """Return name → (dims, element type) for the graph at a position of ``graphs_of``."""
         if self._types is None:
             self._types = self._run()
         return self._types[position] if position < len(self._types) else {}
 
-    def _run(self) -> list[dict[str, tuple[Dims, int]]]:
+    def _run(self) -> list[dict[str, tuple[Dims | None, int]]]:
         light = without_weights(self._model)
+        self._fix_parameters(light)
         try:
             inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
         except Exception:  # an inconsistent model has no shapes; the rules then refuse
             inferred = light
         return [_types_of(graph) for graph in graphs_of(inferred)]
 
+    def _fix_parameters(self, light: ModelProto) -> None:
+        """Replace computed axes, shapes and the like by their values.
 
-def _types_of(graph: Graph) -> dict[str, tuple[Dims, int]]:
+        PyTorch's dynamo exporter writes the axes of a ReduceMean as a Reshape of a Constant, which
+        shape inference does not follow.
+        """
+        constants = Constants(self._main, self._read, {}, None)
+        producer = self._main.producer
+        for node in self._main.nodes:
+            for name in node.input:
+                index = producer.get(name)
+                if index is None or light.graph.node[index].op_type == "Constant":
+                    continue
+                info = constants.get(name)
+                if info and info.data_type == TensorProto.INT64 and info.size <= LARGEST_KEPT:
+                    value = numpy_helper.from_array(constants.value(name))
+                    made = helper.make_node("Constant", [], [name], value=value)
+                    light.graph.node[index].CopyFrom(made)
+
+
+def _types_of(graph: Graph) -> dict[str, tuple[Dims | None, int]]:
     body = graph.body
     if not isinstance(body, GraphProto):
         return {}
     values: Sequence[ValueInfoProto] = [*body.input, *body.output, *body.value_info]
-    return {v.name: (_dims(v), v.type.tensor_type.elem_type) for v in values if _has_shape(v)}
+    return {
+        v.name: (
+            _dims(v) if v.type.tensor_type.HasField("shape") else None,
+            v.type.tensor_type.elem_type,
+        )
+        for v in values
+        if v.type.HasField("tensor_type")
+    }
 
 
-def _has_shape(value: ValueInfoProto) -> bool:
-    kind = value.type
-    return bool(kind.HasField("tensor_type") and kind.tensor_type.HasField("shape"))
-
-
-def _dims(value: ValueInfoProto) -> Dims:
+def _dims(value: ValueInfoProto) -> Dims | None:
+    if not value.type.tensor_type.HasField("shape"):
+        return None
     return tuple(
         d.dim_value if d.HasField("dim_value") else (d.dim_param or None)
         for d in value.type.tensor_type.shape.dim

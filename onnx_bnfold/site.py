@@ -8,7 +8,7 @@ import numpy as np
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Affine, Float64, along
-from onnx_bnfold.constants import Constants
+from onnx_bnfold.constants import DIMS_ONLY, TYPE_ONLY, Constants
 from onnx_bnfold.graph import Graph
 from onnx_bnfold.layers import LAYOUTS, LinearLayer, linear_layer
 from onnx_bnfold.reasons import Reason, Refused
@@ -189,7 +189,8 @@ class Site:
         producer = self.graph.producer[key]
         yield self._with_port(producer, ~list(self.graph.nodes[producer].output).index(key))
         for index, slot in self.graph.readers.get(key, ()):
-            yield self._with_port(index, slot)
+            if (self.view(index).op, slot) not in TYPE_ONLY | DIMS_ONLY:
+                yield self._with_port(index, slot)
 
     def _with_port(self, index: int, port: int) -> int:
         if port not in self.ports(index):

@@ -35,6 +35,10 @@ class NodeView:
         self.label = label(self.node)
         self._shapes = shapes
 
+    def at(self, index: int) -> NodeView:
+        """Return the view of another node of the same graph."""
+        return NodeView(self.graph, self.constants, self._shapes, index)
+
     @property
     def opset(self) -> int:
         """Version of the standard operator set the node is of."""
@@ -118,13 +122,6 @@ class NodeView:
         name = self.name_in(slot)
         if name in self.graph.overridable:
             raise Refused(Reason.OVERRIDABLE_INITIALIZER, self.label, overridable(name))
-        producer = self.graph.producer.get(name)
-        if producer is not None and "Quantize" in self.graph.nodes[producer].op_type:
-            raise Refused(
-                Reason.QUANTIZED,
-                self.label,
-                f"its weight {name!r} is quantised; fold before quantising",
-            )
         raise Refused(
             Reason.WEIGHT_NOT_CONSTANT, self.label, f"its weight {name!r} is computed at run time"
         )

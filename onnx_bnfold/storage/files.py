@@ -9,6 +9,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -20,6 +21,18 @@ _CHUNK = 1 << 20  # bytes gathered before they are written
 _KERNEL = 1 << 16  # from this many bytes on, the kernel copies without passing them through here
 _LARGEST_READ = 1 << 30  # systems refuse or cut short calls of 2 GiB
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes of a file; `path` is None for the file of the model that is read."""
+
+    path: str | None
+    offset: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
 
 
 class InputFile:
@@ -88,7 +101,7 @@ class OutputFile:
 
     def __init__(self, target: Path) -> None:
         self._target = target
-        name = f".{target.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        name = f".{target.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
         self._path = target.with_name(name)
         self._ways = [
             way
@@ -162,9 +175,13 @@ class OutputFile:
         """Gives the file its final name, in place of what had it."""
         self.flush()
         with self._writing():
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            os.close(fd)
             os.replace(self._path, path)
+
+    def is_committed(self) -> bool:
+        """Tells whether the file has left its temporary name, even if `commit` was interrupted."""
+        return not self._path.exists()
 
     def _copy(self, source: InputFile, offset: int, length: int) -> int:
         for way in tuple(self._ways):

@@ -1,53 +1,28 @@
-"""An ONNX file whose weights stay in the file until they are asked for.
-
-`ModelFile.open` walks over the file's bytes and leaves out the values of large tensors. What is
-left, the skeleton, is parsed as usual. A tensor whose values were left out says so itself, in its
-`external_data`, so it can be copied, renamed or dropped like any other. `ModelFile.write` puts the
-values back, straight from file to file.
-"""
+"""An ONNX file whose weights stay in the file until they are asked for."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 from onnx import ModelProto, TensorProto
 
 from onnx_bnfold.errors import ModelError
-from onnx_bnfold.storage import tensors, wire, writer
-from onnx_bnfold.storage.files import InputFile
-from onnx_bnfold.storage.writer import Computed, Slot, Span, Values
+from onnx_bnfold.storage import tensors, writer
+from onnx_bnfold.storage.files import InputFile, Span
+from onnx_bnfold.storage.skeleton import Skeleton
+from onnx_bnfold.storage.writer import Computed, Slot
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
 # The name of an initializer of the main graph -> a function that computes its values.
 Pending: TypeAlias = Mapping[str, Callable[[], np.ndarray]]
 
-_MAX_DEPTH = 100  # protobuf refuses messages nested deeper
 _MAX_OPEN = 64  # data files open at a time
-# The fields whose bytes in the file are those of `raw_data`: name, bytes per item, element types
-# (None for any).
-_FIXED_WIDTH: dict[int, tuple[str, int, tuple[int, ...] | None]] = {
-    tensors.field_number(TensorProto, name): (name, width, types)
-    for name, width, types in (
-        ("raw_data", 1, None),
-        ("float_data", 4, (TensorProto.FLOAT, TensorProto.COMPLEX64)),
-        ("double_data", 8, (TensorProto.DOUBLE, TensorProto.COMPLEX128)),
-    )
-}
-
-
-class _Reference(NamedTuple):
-    """Where the skeleton's tensor has its values, and what it said about that."""
-
-    field: str
-    span: Span
-    location_was_set: bool
 
 
 class ModelFile:
@@ -64,15 +39,17 @@ class ModelFile:
 
     def __init__(self, path: StrPath) -> None:
         self.path = Path(path)
-        self._references: dict[str, _Reference] = {}
         self._paths: dict[str, str] = {}  # location of a data file -> its path
         self._inputs: dict[str, InputFile] = {}
         try:
             self._file = InputFile(os.fspath(path))
         except OSError as error:
-            raise ModelError(f"{path}: cannot be opened: {error.strerror}") from error
+            raise ModelError(
+                f"{path}: cannot be opened: {error.strerror}; give the path of an ONNX file"
+            ) from error
         try:
-            self.model = self._parse()
+            self._skeleton = self._parse()
+            self.model = self._skeleton.model
             for _, tensor in tensors.tensors(self.model):
                 if tensors.is_external(tensor):
                     self._span(tensor)
@@ -141,10 +118,10 @@ class ModelFile:
         out.CopyFrom(model)
         slots = list(self._slots(out, pending))
         data = writer.write_model(out, slots, target, self._input, source)
-        kept = source | ({os.path.realpath(data)} if data else set())
-        for path in replaced - kept:
-            with suppress(OSError):
-                os.unlink(path)
+        for path in replaced:
+            if path != data and os.path.realpath(path) not in source:
+                with suppress(OSError):
+                    path.unlink()
 
     def close(self) -> None:
         """Closes the file and its data files."""
@@ -163,64 +140,18 @@ class ModelFile:
     ) -> None:
         self.close()
 
-    def _parse(self) -> ModelProto:
+    def _parse(self) -> Skeleton:
         try:
-            pieces = self._strip(ModelProto, 0, self._file.size)
-            model: ModelProto = ModelProto.FromString(
-                b"".join(pieces or [self._file.slice(0, self._file.size)])
-            )
+            if not self._file.size:
+                raise ValueError("is empty")
+            return Skeleton(self._file)
+        except ValueError as error:
+            raise ModelError(f"{self.path}: {error}; fetch or export it again") from error
         except OSError as error:
             raise ModelError(f"{self.path}: cannot be read: {error.strerror}") from error
-        except (wire.MalformedError, DecodeError) as error:
-            raise ModelError(
-                f"{self.path}: is not an ONNX model or was cut off ({error}); "
-                "fetch or export it again"
-            ) from error
-        if not model.HasField("graph"):
-            what = "has no graph and so is not an ONNX model" if self._file.size else "is empty"
-            raise ModelError(f"{self.path}: {what}; fetch or export it again")
-        return model
-
-    def _strip(self, kind: Any, start: int, end: int, depth: int = 0) -> list[Any] | None:
-        """Rewrites a message of the file so that its large tensors are references."""
-        routes = tensors.ROUTES[kind]
-
-        def edit(number: int, body: int, stop: int) -> list[Sized] | None:
-            if number not in routes or stop - body < writer.SMALL or depth == _MAX_DEPTH:
-                return None
-            child = routes[number][1]
-            if child is TensorProto:
-                return self._strip_tensor(body, stop)
-            return self._strip(child, body, stop, depth + 1)
-
-        return wire.rewrite(self._file, start, end, edit)
-
-    def _strip_tensor(self, start: int, end: int) -> list[Sized] | None:
-        found = [field for field in wire.fields(self._file, start, end) if field[0] in _FIXED_WIDTH]
-        if len(found) != 1 or found[0][3] - found[0][2] < writer.SMALL:
-            return None
-        number, head, body, stop = found[0]
-        rest = self._file.slice(start, head) + self._file.slice(stop, end)
-        tensor = TensorProto.FromString(rest)
-        name, width, types = _FIXED_WIDTH[number]
-        fits = (stop - body) % width == 0 and (types is None or tensor.data_type in types)
-        if tensors.is_external(tensor) or not fits:
-            return None
-        was_set = tensor.HasField("data_location")
-        tensor.data_location = TensorProto.EXTERNAL
-        key = str(len(self._references))
-        tensor.external_data.add(key=tensors.REFERENCE, value=key)
-        self._references[key] = _Reference(name, Span(None, body, stop - body), was_set)
-        return [tensor.SerializeToString()]
-
-    def _reference(self, tensor: TensorProto) -> _Reference | None:
-        last = tensor.external_data[-1] if tensor.external_data else None
-        if last is None or last.key != tensors.REFERENCE:
-            return None
-        return self._references.get(last.value)
 
     def _span(self, tensor: TensorProto) -> Span:
-        reference = self._reference(tensor)
+        reference = self._skeleton.reference(tensor)
         if reference:
             return reference.span
         with tensors.naming(tensor, self.path):
@@ -245,40 +176,38 @@ class ModelFile:
         missing = set(pending)
         for path, tensor in tensors.tensors(model):
             # Two steps lead to initializers of the main graph only.
-            computed = len(path) == 2 and tensor.name in pending
-            if not computed and not tensors.is_external(tensor):
-                continue
-            reference = self._reference(tensor)
-            field = reference.field if reference and not computed else "raw_data"
-            values: Values
-            if computed:
+            if len(path) == 2 and tensor.name in pending:
                 if tensor.name not in missing:
                     raise ModelError(f"{self.path}: two initializers are named {tensor.name!r}")
                 missing.remove(tensor.name)
-                with tensors.naming(tensor, self.path):
-                    length = tensors.byte_length(tensor)
-                values = Computed(tensor, pending[tensor.name], length)
-                tensors.clear_values(tensor)
-            else:
-                values = self._span(tensor)
-            if reference:
-                del tensor.external_data[-1]
-                tensor.data_location = TensorProto.DEFAULT
-                if not reference.location_was_set:
-                    tensor.ClearField("data_location")
-            yield Slot(path, tensor, values, field, tensors.is_external(tensor))
+                yield self._computed(path, tensor, pending[tensor.name])
+            elif tensors.is_external(tensor):
+                span = self._span(tensor)
+                reference = self._skeleton.restore(tensor)
+                field = reference.field if reference else "raw_data"
+                yield Slot(path, tensor, span, field, external=reference is None)
         if missing:
             raise ValueError(f"these are no initializers of the model: {sorted(missing)}")
 
+    def _computed(
+        self, path: tensors.Path, tensor: TensorProto, compute: Callable[[], np.ndarray]
+    ) -> Slot:
+        with tensors.naming(tensor, self.path):
+            length = tensors.byte_length(tensor)
+        self._skeleton.restore(tensor)
+        tensors.clear_values(tensor)
+        values = Computed(tensor, compute, length)
+        return Slot(path, tensor, values, "raw_data", tensors.is_external(tensor))
 
-def _data_files(target: Path) -> set[str]:
-    """Returns the paths of the data files that an earlier output at `target` was written with."""
-    names = [name for name in os.listdir(target.parent) if writer.is_data_name(name, target)]
-    if not names or not target.exists():
-        return set()
+
+def _data_files(target: Path) -> list[Path]:
+    """Returns the data files that an earlier output at `target` was written with."""
     try:
+        names = [name for name in os.listdir(target.parent) if writer.is_data_name(name, target)]
+        if not names or not target.exists():
+            return []
         with ModelFile.open(target) as earlier:
             used = set(earlier._paths.values())
-    except ModelError:
-        return set()
-    return used & {os.path.realpath(target.with_name(name)) for name in names}
+    except (ModelError, OSError):
+        return []
+    return [path for path in map(target.with_name, names) if os.path.realpath(path) in used]

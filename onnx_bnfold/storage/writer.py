@@ -23,33 +23,20 @@ from collections.abc import Callable, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from onnx import ModelProto, TensorProto
 
 from onnx_bnfold.errors import ModelError, UsageError
-from onnx_bnfold.storage import tensors, wire
-from onnx_bnfold.storage.files import InputFile, OutputFile
+from onnx_bnfold.storage import skeleton, tensors, wire
+from onnx_bnfold.storage.files import InputFile, OutputFile, Span
 
 PROTOBUF_LIMIT = (1 << 31) - 1  # protobuf reads no longer message
-SMALL = 4096  # values of fewer bytes stay in the message
 # From 1 MiB on, data begins on a border from which every system can map memory: the rule of
 # onnxruntime and onnx_ir. Smaller data begins on a cache line.
 _MAPPED, _MAP_ALIGNMENT, _ALIGNMENT = 1 << 20, 1 << 16, 64
 _NO_DIGEST = "0" * 16
-
-
-@dataclass(frozen=True)
-class Span:
-    """Values that lie in a file; `path` is None for the model's own."""
-
-    path: str | None
-    offset: int
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +82,9 @@ class _Layout:
             slot.tensor.raw_data = b"\0"
         else:
             getattr(slot.tensor, slot.field).append(0)
-        marks = self.marks
+        marks: Any = self.marks
         for number, index in slot.path:
-            marks = marks.setdefault(number, {}).setdefault(index, {})  # type: ignore[assignment]
+            marks = marks.setdefault(number, {}).setdefault(index, {})
         marks[tensors.field_number(TensorProto, slot.field)] = {0: slot.values}
 
     def add_external(self, slot: Slot, location: str) -> None:
@@ -147,7 +134,7 @@ def write_model(
             data.commit(path)
             file.commit(target)
         except BaseException:
-            if not existed:
+            if not existed and not file.is_committed():
                 path.unlink(missing_ok=True)
             raise
         return path
@@ -161,7 +148,7 @@ def check_target(target: Path, source: set[str]) -> None:
         return
     if not target.is_file():
         raise UsageError(f"{target}: is not a regular file; give the name of a file to write")
-    if any(os.path.samefile(target, path) for path in source):
+    if any(os.path.exists(path) and os.path.samefile(target, path) for path in source):
         raise UsageError(f"{target}: is the model that is read; give another name to write")
 
 
@@ -170,7 +157,7 @@ def _lay_out(model: ModelProto, slots: list[Slot], target: Path) -> tuple[_Layou
     for everything in (False, True):
         layout = _Layout()
         for slot in slots:
-            if slot.external or (everything and len(slot.values) >= SMALL):
+            if slot.external or (everything and len(slot.values) >= skeleton.SMALL):
                 layout.add_external(slot, location)
             else:
                 layout.add_inline(slot)
@@ -190,7 +177,9 @@ def _emit(piece: Sized, out: OutputFile, open_input: OpenInput) -> None:
         try:
             out.copy(open_input(piece.path), piece.offset, piece.length)
         except OSError as error:
-            raise ModelError(f"the model's weights cannot be read: {error}") from error
+            raise ModelError(
+                f"{error.filename or piece.path or 'the model'}: cannot be read: {error.strerror}"
+            ) from error
     elif isinstance(piece, Computed):
         out.write(tensors.encode(piece.compute(), piece.tensor))
     elif isinstance(piece, (bytes, memoryview)):

@@ -1,0 +1,158 @@
+"""Weights that come from DequantizeLinear of a constant: a scale per output channel is theirs too.
+
+``w = (q - zero_point) * scale`` (ONNX DequantizeLinear-10 and later). A positive factor per output
+channel goes into ``scale``; a negative one mirrors ``q`` at the zero point, where that stays inside
+the integer type. The integers are not rounded again, so nothing is lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+
+from onnx_bnfold.affine import Float64
+from onnx_bnfold.constants import Constant
+from onnx_bnfold.graph import STANDARD_DOMAINS, attribute
+from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.view import NodeView
+
+OPERATOR = "DequantizeLinear"
+Array = np.ndarray[Any, Any]
+
+_RANGES: dict[int, tuple[int, int]] = {
+    TensorProto.INT4: (-8, 7),
+    TensorProto.UINT4: (0, 15),
+    TensorProto.INT8: (-128, 127),
+    TensorProto.UINT8: (0, 255),
+    TensorProto.INT16: (-(2**15), 2**15 - 1),
+    TensorProto.UINT16: (0, 2**16 - 1),
+}
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A weight behind a DequantizeLinear node.
+
+    Attributes:
+        view: the DequantizeLinear node.
+        integers, scale, zero_point: its constants; the last may be absent.
+        axis: the axis along which ``scale`` varies, or None if it is a scalar or blocked.
+        out_axis: the axis of the weight that holds the output channels.
+    """
+
+    view: NodeView
+    integers: Constant
+    scale: Constant
+    zero_point: Constant | None
+    axis: int | None
+    out_axis: int
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether there is a scale per block of elements (opset 21)."""
+        return len(self.scale.dims) > 1
+
+    @property
+    def scale_dims(self) -> tuple[int, ...]:
+        """Shape of the scale after a change per output channel."""
+        if self.is_blocked:
+            return self.scale.dims
+        return (self.integers.dims[self.out_axis],)
+
+    def fold_scale(self, factor: Float64) -> Float64:
+        """Return the scale times the magnitude of a factor per output channel, float64."""
+        scale = self.view.constants.value(self.scale.name).astype(np.float64)
+        if self.is_blocked:
+            shape = [1] * scale.ndim
+            shape[self.out_axis] = -1
+            return scale * np.abs(factor).reshape(shape)
+        return np.broadcast_to(scale * np.abs(factor), self.scale_dims)
+
+    def fold_zero_point(self) -> Array:
+        """Return the zero point in the shape of the new scale."""
+        assert self.zero_point is not None
+        value = self.view.constants.value(self.zero_point.name)
+        return np.broadcast_to(value, self.scale_dims)
+
+    def fold_integers(self, factor: Float64) -> Array:
+        """Return the integers, mirrored at the zero point in channels of negative factor.
+
+        Raises:
+            Refused: a mirrored value leaves the integer type.
+        """
+        q = self.view.constants.value(self.integers.name)
+        wide = q.astype(np.int64)
+        shape = [1] * q.ndim
+        shape[self.out_axis] = -1
+        mirrored = np.where(factor.reshape(shape) < 0, 2 * self._zero_points() - wide, wide)
+        low, high = _RANGES[self.integers.data_type]
+        if mirrored.min(initial=0) < low or mirrored.max(initial=0) > high:
+            raise Refused(
+                Reason.QUANTIZED,
+                self.view.label,
+                "a negative factor would mirror an integer out of its type's range; fold before "
+                "quantising",
+            )
+        return mirrored.astype(q.dtype)
+
+    def _zero_points(self) -> np.ndarray[Any, Any]:
+        if self.zero_point is None:
+            return np.zeros((), np.int64)
+        value = self.view.constants.value(self.zero_point.name).astype(np.int64)
+        if value.ndim == 1 and value.size > 1:
+            shape = [1] * len(self.integers.dims)
+            shape[self.out_axis] = -1
+            return value.reshape(shape)
+        return value.reshape(()) if value.size == 1 else self._blocks(value)
+
+    def _blocks(self, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        for axis, (size, count) in enumerate(zip(self.integers.dims, value.shape, strict=True)):
+            if size != count:
+                value = np.repeat(value, -(-size // count), axis)
+                value = value.take(range(size), axis)
+        return value
+
+
+def quantized_weight(view: NodeView, out_axis: int) -> QuantizedWeight:
+    """Read the DequantizeLinear node of a weight.
+
+    Args:
+        view: the DequantizeLinear node.
+        out_axis: the axis of the weight that holds the output channels.
+
+    Raises:
+        Refused: it varies along another axis, has other readers, or is not made of constants.
+    """
+    integers, scale = view.constant(0), view.constant(1)
+    if integers is None or scale is None or (view.name_in(2) and view.constant(2) is None):
+        raise _refused(view, "its operands are computed at run time")
+    if integers.data_type not in _RANGES or not view.graph.only_reader(view.node.output[0]):
+        raise _refused(view, "its weight is of another type, or read by several nodes")
+    axis = attribute(view.node, "axis", 1) % max(len(integers.dims), 1)
+    per_axis = len(scale.dims) == 1 and scale.size > 1
+    blocked = len(scale.dims) > 1
+    if (per_axis and axis != out_axis) or (blocked and axis == out_axis):
+        raise _refused(view, "its scale varies along another axis than the output channels")
+    if view.opset < 13 and not blocked:
+        raise _refused(view, "before opset 13 it has one scale for all channels")
+    return QuantizedWeight(
+        view, integers, scale, view.constant(2), axis if per_axis else None, out_axis
+    )
+
+
+def dequantizer(view: NodeView, slot: int) -> NodeView | None:
+    """Return the DequantizeLinear node that makes an input, if one does."""
+    index = view.graph.producer.get(view.name_in(slot))
+    if index is None:
+        return None
+    node = view.graph.nodes[index]
+    if node.op_type != OPERATOR or node.domain not in STANDARD_DOMAINS:
+        return None
+    return view.at(index)
+
+
+def _refused(view: NodeView, what: str) -> Refused:
+    return Refused(Reason.QUANTIZED, view.label, f"{what}; fold before quantising")

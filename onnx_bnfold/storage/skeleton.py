@@ -1,0 +1,109 @@
+"""Reads an ONNX file without the values of its large tensors.
+
+A tensor whose values were left out says so itself, in its `external_data`: so it can be copied,
+renamed or dropped like any other, and nothing else has to know where its values are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from typing import Any, NamedTuple
+
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
+from onnx import ModelProto, TensorProto
+
+from onnx_bnfold.storage import tensors, wire
+from onnx_bnfold.storage.files import InputFile, Span
+
+SMALL = 4096  # values of fewer bytes stay in the message
+
+_MAX_DEPTH = 100  # protobuf refuses messages nested deeper
+# The fields whose bytes in the file are those of `raw_data`: name, bytes per item, element types
+# (None for any).
+_FIXED_WIDTH: dict[int, tuple[str, int, tuple[int, ...] | None]] = {
+    tensors.field_number(TensorProto, name): (name, width, types)
+    for name, width, types in (
+        ("raw_data", 1, None),
+        ("float_data", 4, (TensorProto.FLOAT, TensorProto.COMPLEX64)),
+        ("double_data", 8, (TensorProto.DOUBLE, TensorProto.COMPLEX128)),
+    )
+}
+
+
+class Reference(NamedTuple):
+    """Which field a tensor had its values in, where they are, and what was there before."""
+
+    field: str
+    span: Span
+    location_was_set: bool
+
+
+class Skeleton:
+    """A model message, and where the values are which its tensors lack.
+
+    Args:
+        file: the model's file.
+
+    Raises:
+        ValueError: it is no ONNX model, or not all of one.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, file: InputFile) -> None:
+        self._file = file
+        self._references: dict[str, Reference] = {}
+        try:
+            pieces = self._strip(ModelProto, 0, file.size) or [file.slice(0, file.size)]
+            self.model: ModelProto = ModelProto.FromString(b"".join(pieces))
+        except (wire.MalformedError, DecodeError) as error:
+            raise ValueError(f"is not an ONNX model or was cut off ({error})") from error
+        if not self.model.HasField("graph"):
+            raise ValueError("has no graph and so is not an ONNX model")
+
+    def reference(self, tensor: TensorProto) -> Reference | None:
+        """Returns where the values of a tensor are if they were left out."""
+        last = tensor.external_data[-1] if tensor.external_data else None
+        if last is None or last.key != tensors.REFERENCE:
+            return None
+        return self._references.get(last.value)
+
+    def restore(self, tensor: TensorProto) -> Reference | None:
+        """Makes a tensor what it was but for its values; returns where those are."""
+        reference = self.reference(tensor)
+        if reference:
+            del tensor.external_data[-1]
+            tensor.data_location = TensorProto.DEFAULT
+            if not reference.location_was_set:
+                tensor.ClearField("data_location")
+        return reference
+
+    def _strip(self, kind: Any, start: int, end: int, depth: int = 0) -> list[Any] | None:
+        routes = tensors.ROUTES[kind]
+
+        def edit(number: int, body: int, stop: int) -> list[Sized] | None:
+            if number not in routes or stop - body < SMALL or depth == _MAX_DEPTH:
+                return None
+            child = routes[number][1]
+            if child is TensorProto:
+                return self._strip_tensor(body, stop)
+            return self._strip(child, body, stop, depth + 1)
+
+        return wire.rewrite(self._file, start, end, edit)
+
+    def _strip_tensor(self, start: int, end: int) -> list[Sized] | None:
+        found = [field for field in wire.fields(self._file, start, end) if field[0] in _FIXED_WIDTH]
+        if len(found) != 1 or found[0][3] - found[0][2] < SMALL:
+            return None
+        number, head, body, stop = found[0]
+        rest = self._file.slice(start, head) + self._file.slice(stop, end)
+        tensor = TensorProto.FromString(rest)
+        name, width, types = _FIXED_WIDTH[number]
+        fits = (stop - body) % width == 0 and (types is None or tensor.data_type in types)
+        if tensors.is_external(tensor) or not fits:
+            return None
+        was_set = tensor.HasField("data_location")
+        tensor.data_location = TensorProto.EXTERNAL
+        key = str(len(self._references))
+        tensor.external_data.add(key=tensors.REFERENCE, value=key)
+        self._references[key] = Reference(name, Span(None, body, stop - body), was_set)
+        return [tensor.SerializeToString()]

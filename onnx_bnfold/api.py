@@ -10,8 +10,8 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnx_bnfold.folding import Folding, Options
 from onnx_bnfold.graph import graphs_of
+from onnx_bnfold.new_constants import Compute, Unrepresentable
 from onnx_bnfold.report import Report, records_of
-from onnx_bnfold.rewrite import Compute, Unrepresentable
 from onnx_bnfold.storage import ModelFile, read_tensor
 
 PathLike = str | os.PathLike[str]

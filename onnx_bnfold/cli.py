@@ -45,6 +45,13 @@ def parser() -> argparse.ArgumentParser:
         help="largest factor by which a channel of a remaining tensor may be rescaled "
         "(default: by data type; 32 for float16)",
     )
+    add(
+        "--standalone",
+        choices=["keep", "mul-add", "conv"],
+        default="keep",
+        help="write each BatchNormalization that stays as itself, as Mul and Add, or as a "
+        "depthwise Conv (default: keep)",
+    )
     add("-q", "--quiet", action="store_true", help="print nothing but errors")
     add("--version", action="version", version=f"%(prog)s {__version__}")
     return result
@@ -75,7 +82,7 @@ def _fold(words: Sequence[str]) -> int:
     from onnx_bnfold.api import fold_file, plan_file
     from onnx_bnfold.folding import Options
 
-    settings = Options(args.freeze_initializers, args.max_rescale)
+    settings = Options(args.freeze_initializers, args.max_rescale, args.standalone)
     if args.dry_run:
         report = plan_file(args.model, settings)
     else:

@@ -10,9 +10,10 @@ from onnx import ModelProto
 from onnx_bnfold.constants import Constants
 from onnx_bnfold.graph import Graph, ReadTensor, graphs_of
 from onnx_bnfold.limits import Limits
-from onnx_bnfold.plan import GraphPlan, plan_graph
+from onnx_bnfold.new_constants import Compute, Unrepresentable, new_constants
+from onnx_bnfold.plan import GraphPlan, Standalone, plan_graph
 from onnx_bnfold.reasons import Refusal
-from onnx_bnfold.rewrite import Compute, Unrepresentable, new_constants, rewrite
+from onnx_bnfold.rewrite import rewrite
 from onnx_bnfold.shapes import Inference, Shapes
 from onnx_bnfold.site import Site
 
@@ -26,10 +27,13 @@ class Options:
             them out of the inputs.
         max_rescale: largest factor by which a channel of a tensor that stays may be rescaled; by
             default it depends on the data type (``limits.MAX_RESCALE``).
+        standalone: what a BatchNormalization that stays is written as: itself (``keep``), a Mul
+            and an Add (``mul-add``), or a depthwise Conv (``conv``; on tensors with spatial axes).
     """
 
     freeze_initializers: bool = False
     max_rescale: float | None = None
+    standalone: Standalone = "keep"
 
 
 class Folding:
@@ -61,7 +65,9 @@ class Folding:
             known[id(graph)] = constants
             excluded = {n: r for (p, n), r in self._excluded.items() if p == position}
             site = Site(graph, constants, shapes)
-            self.plans.append(plan_graph(site, Limits(self.options.max_rescale), excluded))
+            plan = plan_graph(site, Limits(self.options.max_rescale), excluded)
+            plan.standalone = self.options.standalone
+            self.plans.append(plan)
         return self.plans
 
     def exclude(self, failures: Mapping[tuple[int, int], Refusal]) -> None:
@@ -71,7 +77,7 @@ class Folding:
             failures: (position of the graph, index of the node whose constant fails) → why.
         """
         for (position, index), refusal in failures.items():
-            cause = self.plans[position].touched[index][-1]
+            cause = self.plans[position].touched.get(index, [index])[-1]
             self._excluded[position, cause] = refusal
 
     def verify(self) -> None:

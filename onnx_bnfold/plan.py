@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -25,6 +26,13 @@ from onnx_bnfold.graph import label
 from onnx_bnfold.limits import Limits
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.site import Key, Site, constant_map
+
+# What a BatchNormalization that stays is written as, for compilers that have none: itself, two
+# nodes with constants of shape (C, 1, …), or a depthwise Conv with a kernel of ones.
+Standalone = Literal["keep", "mul-add", "conv"]
+
+# Refusals that say that new constants do not fit their type.
+UNFIT = (Reason.OVERFLOW, Reason.PRECISION, Reason.NOT_FINITE)
 
 AFFINE_OPERATORS = frozenset(("Add", "Div", "Mul", "Sub"))
 
@@ -65,12 +73,32 @@ class GraphPlan:
     Attributes:
         site: the graph with the total change of every key and the removed nodes.
         decisions: one per BatchNormalization and per removed affine node, in node order.
+        standalone: what a BatchNormalization that stays is written as.
         touched: for each node whose constants change, the removed nodes that caused it, in order.
     """
 
     site: Site
     decisions: list[Decision] = field(default_factory=list)
     touched: dict[int, list[int]] = field(default_factory=dict)
+    standalone: Standalone = "keep"
+
+    def standalone_forms(self) -> dict[int, Standalone]:
+        """Return the BatchNormalizations that stay and are written as something else."""
+        if self.standalone == "keep":
+            return {}
+        kept = (d.node for d in self.decisions if d.refusal and d.refusal.reason not in UNFIT)
+        forms = {index: _standalone_form(self.site, index, self.standalone) for index in kept}
+        return {index: form for index, form in forms.items() if form != "keep"}
+
+
+def _standalone_form(site: Site, index: int, wanted: Standalone) -> Standalone:
+    try:
+        site.norm(index)
+        rank = site.rank(index)
+    except Refused:
+        return "keep"
+    too_flat = rank < 2 or (wanted == "conv" and rank < 3)
+    return "keep" if too_flat or site.graph.opset < 7 else wanted
 
 
 def plan_graph(site: Site, limits: Limits, excluded: dict[int, Refusal]) -> GraphPlan:

@@ -1,15 +1,9 @@
-"""Applying a plan to a copy of the model: each layer is rewritten exactly once.
-
-The new constants are not computed here. Each becomes a tensor without elements and a function that
-computes them, so that a large model can be written one layer at a time.
-"""
+"""Applying a plan to a copy of the model: each layer is rewritten exactly once."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,194 +17,10 @@ from onnx import (
     numpy_helper,
 )
 
-from onnx_bnfold import batchnorm
-from onnx_bnfold.affine import Affine
 from onnx_bnfold.constants import EVALUATED
 from onnx_bnfold.graph import Body, graphs_of, subgraphs
-from onnx_bnfold.layers import LAYOUTS, LinearLayer
-from onnx_bnfold.numerics import rounded
-from onnx_bnfold.plan import GraphPlan
-from onnx_bnfold.quantized import QuantizedWeight
-from onnx_bnfold.reasons import Refusal, Refused
-from onnx_bnfold.rules import OUT
-from onnx_bnfold.site import Site
-
-Array = np.ndarray[Any, Any]
-Compute = Callable[[], Array]
-
-
-class Unrepresentable(Exception):
-    """New constants do not fit their data type.
-
-    Attributes:
-        failures: (position of the graph, node index) → why.
-    """
-
-    def __init__(self, failures: dict[tuple[int, int], Refusal]) -> None:
-        super().__init__("constants do not fit their data type")
-        self.failures = failures
-
-
-@dataclass(frozen=True)
-class NewConstant:
-    """A constant that replaces the one a node reads.
-
-    Attributes:
-        node, slot: the input that reads it; a slot past the node's last adds an input.
-        suffix: for its name, where it cannot keep the old one.
-        dims, data_type: of the new tensor.
-        compute: returns its elements in ``data_type``; raises ``Unrepresentable``.
-        attributes: of the node, to be set along with it.
-    """
-
-    node: int
-    slot: int
-    suffix: str
-    dims: tuple[int, ...]
-    data_type: int
-    compute: Compute
-    attributes: tuple[tuple[str, int], ...] = ()
-
-
-def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
-    """Yield the constants of a graph that change, in node order.
-
-    Args:
-        position: of the graph in the model, for ``Unrepresentable``.
-        plan: its plan.
-    """
-    site = plan.site
-    edges = sorted(key for key in site.total if isinstance(key, tuple))
-    wanted = sorted({*plan.touched, *(index for index, _ in edges)} - site.removed)
-    for index in wanted:
-        op = site.view(index).op
-        if op in LAYOUTS:
-            found = _of_layer(site, index)
-        elif op == batchnorm.OPERATOR:
-            found = _of_norm(site, index)
-        else:
-            found = (_of_edge(site, *edge) for edge in edges if edge[0] == index)
-        for new in found:
-            yield replace(new, compute=partial(_guarded, position, index, new.compute))
-
-
-def _guarded(position: int, index: int, compute: Compute) -> Array:
-    try:
-        return compute()
-    except Refused as refused:
-        raise Unrepresentable({(position, index): refused.refusal}) from None
-
-
-def _sides(site: Site, index: int) -> tuple[Affine | None, Affine | None]:
-    into = site.key(index, site.ports(index)[0])
-    out = site.key(index, OUT)
-    return site.total.get(into or ""), site.total.get(out or "")
-
-
-def _of_layer(site: Site, index: int) -> Iterator[NewConstant]:
-    layer, (into, out) = site.layer(index), _sides(site, index)
-    data_type = layer.weight.data_type
-
-    def weight() -> Array:
-        original = site.constants.value(layer.weight.name)
-        folded = layer.fold_weight(original, into, out).reshape(layer.grouped)
-        result = rounded(folded, data_type, site.view(index), sums_over=layer.summed_axes)
-        return result.reshape(original.shape)
-
-    if layer.quantized is not None:
-        if out is not None and out.has_scale:
-            yield from _of_quantized(site, layer, layer.quantized, out)
-    elif (into is not None and into.has_scale) or (out is not None and out.has_scale):
-        yield NewConstant(index, layer.weight_slot, "weight", layer.weight.dims, data_type, weight)
-    if needs_bias(layer, into, out):
-        yield _bias_of_layer(site, index, layer, into, out)
-
-
-def _of_quantized(
-    site: Site, layer: LinearLayer, weight: QuantizedWeight, out: Affine
-) -> Iterator[NewConstant]:
-    index, view = weight.view.index, weight.view
-    factor, _ = layer.output_vectors(out)
-    axis = () if weight.is_blocked else (("axis", weight.out_axis),)
-
-    def scale() -> Array:
-        return rounded(weight.fold_scale(factor), weight.scale.data_type, view, sums_over=())
-
-    if (factor < 0).any():
-        integers = partial(weight.fold_integers, factor)
-        dims, kind = weight.integers.dims, weight.integers.data_type
-        yield NewConstant(index, 0, "integers", dims, kind, integers)
-    dims = weight.scale_dims
-    yield NewConstant(index, 1, "scale", dims, weight.scale.data_type, scale, axis)
-    zero = weight.zero_point
-    if zero is not None and zero.dims != dims:
-        yield NewConstant(index, 2, "zero_point", dims, zero.data_type, weight.fold_zero_point)
-
-
-def needs_bias(layer: LinearLayer, into: Affine | None, out: Affine | None) -> bool:
-    """Whether a layer's bias changes, or one has to be made."""
-    shifted = (into is not None and into.has_shift) or (out is not None and out.has_shift)
-    return shifted or (layer.bias is not None and out is not None and out.has_scale)
-
-
-def _bias_of_layer(
-    site: Site, index: int, layer: LinearLayer, into: Affine | None, out: Affine | None
-) -> NewConstant:
-    data_type = layer.weight.data_type
-
-    def bias() -> Array:
-        old = None if layer.bias is None else site.constants.value(layer.bias.name)
-        shifted = into is not None and into.has_shift
-        weight = site.constants.value(layer.weight.name) if shifted else None
-        folded = layer.fold_bias(old, weight, into, out)
-        return rounded(np.broadcast_to(folded, dims), data_type, site.view(index))
-
-    old_dims = () if layer.bias is None else layer.bias.dims
-    dims = np.broadcast_shapes(old_dims, (layer.channels_out,))
-    slot = 2 if layer.bias_slot is None else layer.bias_slot
-    return NewConstant(index, slot, "bias", dims, data_type, bias)
-
-
-def _of_norm(site: Site, index: int) -> Iterator[NewConstant]:
-    """Compensate at a BatchNormalization that stays: ``scale``, ``B`` and ``input_mean``."""
-    norm, view, (into, out) = site.norm(index), site.view(index), _sides(site, index)
-    count = len(norm.a)
-    ones, zeros = np.ones(count), np.zeros(count)
-    s_in, h_in = (ones, zeros) if into is None else _vectors(into, count)
-    s_out, h_out = (ones, zeros) if out is None else _vectors(out, count)
-    scale = norm.a * norm.deviation
-    for slot, name, old, new in (
-        (1, "scale", scale, scale * s_out / s_in),
-        (2, "B", norm.bias, norm.bias * s_out + h_out),
-        (3, "input_mean", norm.mean, norm.mean * s_in + h_in),
-    ):
-        info = view.constant(slot)
-        assert info is not None
-        if not np.array_equal(old, new):
-            exact = () if slot == 1 else None
-            compute = partial(rounded, new, info.data_type, view, sums_over=exact)
-            yield NewConstant(index, slot, name, (count,), info.data_type, compute)
-
-
-def _vectors(change: Affine, count: int) -> tuple[Array, Array]:
-    vectors = change.vector(1, count)
-    assert vectors is not None
-    return vectors
-
-
-def _of_edge(site: Site, index: int, slot: int) -> NewConstant:
-    info = site.view(index).constant(slot)
-    assert info is not None
-    change = site.total[index, slot]
-    dims = np.broadcast_shapes(info.dims, change.shape)
-
-    def compute() -> Array:
-        value = np.broadcast_to(site.present(index, slot), dims)
-        exact = () if site.view(index).op in ("Mul", "Div") else None
-        return rounded(value, info.data_type, site.view(index), sums_over=exact)
-
-    return NewConstant(index, slot, "constant", dims, info.data_type, compute)
-
+from onnx_bnfold.new_constants import Compute, NewConstant, new_constants
+from onnx_bnfold.plan import GraphPlan, Standalone
 
 # --- the protobuf ---------------------------------------------------------------------------
 
@@ -299,7 +109,9 @@ class _Editor:
         for index in self.site.removed:
             constant = self.site.constants.get
             self.loose.update(n for n in self.nodes[index].input if n and constant(n))
-        if not self.site.removed:
+        for index, form in self.plan.standalone_forms().items():
+            self._restate(index, form)
+        if not self.site.removed and not self.after:
             return self.loose
         self._rename(self._final_names())
         kept = list(self.before)
@@ -378,22 +190,39 @@ class _Editor:
 
     def _add_matmul_bias(self, new: NewConstant, name: str) -> None:
         node = self.nodes[new.node]
-        old_broadcast = self.site.graph.opset < 7
         if self.site.becomes_gemm(new.node):
             node.op_type = "Gemm"
             node.input.append(name)
-            if old_broadcast:
+            if self.site.graph.opset < 7:
                 node.attribute.append(helper.make_attribute("broadcast", 1))
             return
+        self._append_add(node, new.node, name)
+
+    def _restate(self, index: int, form: Standalone) -> None:
+        """Write a BatchNormalization, whose inputs 1 and 2 are in place, as something else."""
+        node = self.nodes[index]
+        self.loose.update(node.input[3:])
+        x, factor, summand = node.input[:3]
+        del node.attribute[:], node.input[:], node.output[1:]
+        if form == "conv":
+            node.op_type = "Conv"
+            node.input.extend([x, factor, summand])
+            group = helper.make_attribute("group", len(self.site.norm(index).a))
+            node.attribute.append(group)
+            return
+        node.op_type = "Mul"
+        node.input.extend([x, factor])
+        self._append_add(node, index, summand)
+
+    def _append_add(self, node: NodeProto, index: int, summand: str) -> None:
+        """Let an Add of a constant follow a node."""
         product = self.names.fresh(f"{node.output[0]}_product")
-        add = helper.make_node(
-            "Add", [product, name], [node.output[0]],
-            name=self.names.fresh(f"{node.name}_bias") if node.name else "",
-        )  # fmt: skip
-        if old_broadcast:
+        name = self.names.fresh(f"{node.name}_bias") if node.name else ""
+        add = helper.make_node("Add", [product, summand], [node.output[0]], name=name)
+        if self.site.graph.opset < 7:
             add.attribute.append(helper.make_attribute("broadcast", 1))
         node.output[0] = product
-        self.after[new.node] = add
+        self.after[index] = add
 
     def _final_names(self) -> dict[str, str]:
         """Return the new name of every tensor that is merged into another."""

@@ -1,0 +1,225 @@
+"""The constants that a plan changes: what each becomes, and the function that computes it.
+
+Nothing is computed here before it is asked for, so that a large model can be written one layer at
+a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+
+from onnx_bnfold import batchnorm
+from onnx_bnfold.affine import Affine
+from onnx_bnfold.layers import LAYOUTS, LinearLayer
+from onnx_bnfold.numerics import rounded
+from onnx_bnfold.plan import GraphPlan, Standalone
+from onnx_bnfold.quantized import QuantizedWeight
+from onnx_bnfold.reasons import Refusal, Refused
+from onnx_bnfold.rules import OUT
+from onnx_bnfold.site import Site
+
+Array = np.ndarray[Any, Any]
+Compute = Callable[[], Array]
+
+
+class Unrepresentable(Exception):
+    """New constants do not fit their data type.
+
+    Attributes:
+        failures: (position of the graph, node index) → why.
+    """
+
+    def __init__(self, failures: dict[tuple[int, int], Refusal]) -> None:
+        super().__init__("constants do not fit their data type")
+        self.failures = failures
+
+
+@dataclass(frozen=True)
+class NewConstant:
+    """A constant that replaces the one a node reads.
+
+    Attributes:
+        node, slot: the input that reads it; a slot past the node's last adds an input.
+        suffix: for its name, where it cannot keep the old one.
+        dims, data_type: of the new tensor.
+        compute: returns its elements in ``data_type``; raises ``Unrepresentable``.
+        attributes: of the node, to be set along with it.
+    """
+
+    node: int
+    slot: int
+    suffix: str
+    dims: tuple[int, ...]
+    data_type: int
+    compute: Compute
+    attributes: tuple[tuple[str, int], ...] = ()
+
+
+def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
+    """Yield the constants of a graph that change, in node order.
+
+    Args:
+        position: of the graph in the model, for ``Unrepresentable``.
+        plan: its plan.
+    """
+    site = plan.site
+    edges = sorted(key for key in site.total if isinstance(key, tuple))
+    forms = plan.standalone_forms()
+    wanted = {*plan.touched, *(index for index, _ in edges)} - site.removed | forms.keys()
+    for index in sorted(wanted):
+        op = site.view(index).op
+        if index in forms:
+            found = _of_standalone(site, index, forms[index])
+        elif op in LAYOUTS:
+            found = _of_layer(site, index)
+        elif op == batchnorm.OPERATOR:
+            found = _of_norm(site, index)
+        else:
+            found = (_of_edge(site, *edge) for edge in edges if edge[0] == index)
+        for new in found:
+            yield replace(new, compute=partial(_guarded, position, index, new.compute))
+
+
+def _guarded(position: int, index: int, compute: Compute) -> Array:
+    try:
+        return compute()
+    except Refused as refused:
+        raise Unrepresentable({(position, index): refused.refusal}) from None
+
+
+def _sides(site: Site, index: int) -> tuple[Affine | None, Affine | None]:
+    into = site.key(index, site.ports(index)[0])
+    out = site.key(index, OUT)
+    return site.total.get(into or ""), site.total.get(out or "")
+
+
+def _of_layer(site: Site, index: int) -> Iterator[NewConstant]:
+    layer, (into, out) = site.layer(index), _sides(site, index)
+    data_type = layer.weight.data_type
+
+    def weight() -> Array:
+        original = site.constants.value(layer.weight.name)
+        folded = layer.fold_weight(original, into, out).reshape(layer.grouped)
+        result = rounded(folded, data_type, site.view(index), sums_over=layer.summed_axes)
+        return result.reshape(original.shape)
+
+    if layer.quantized is not None:
+        if out is not None and out.has_scale:
+            yield from _of_quantized(site, layer, layer.quantized, out)
+    elif (into is not None and into.has_scale) or (out is not None and out.has_scale):
+        yield NewConstant(index, layer.weight_slot, "weight", layer.weight.dims, data_type, weight)
+    if needs_bias(layer, into, out):
+        yield _bias_of_layer(site, index, layer, into, out)
+
+
+def _of_quantized(
+    site: Site, layer: LinearLayer, weight: QuantizedWeight, out: Affine
+) -> Iterator[NewConstant]:
+    index, view = weight.view.index, weight.view
+    factor, _ = layer.output_vectors(out)
+    axis = () if weight.is_blocked else (("axis", weight.out_axis),)
+
+    def scale() -> Array:
+        return rounded(weight.fold_scale(factor), weight.scale.data_type, view, sums_over=())
+
+    if (factor < 0).any():
+        integers = partial(weight.fold_integers, factor)
+        dims, kind = weight.integers.dims, weight.integers.data_type
+        yield NewConstant(index, 0, "integers", dims, kind, integers)
+    dims = weight.scale_dims
+    yield NewConstant(index, 1, "scale", dims, weight.scale.data_type, scale, axis)
+    zero = weight.zero_point
+    if zero is not None and zero.dims != dims:
+        yield NewConstant(index, 2, "zero_point", dims, zero.data_type, weight.fold_zero_point)
+
+
+def needs_bias(layer: LinearLayer, into: Affine | None, out: Affine | None) -> bool:
+    """Whether a layer's bias changes, or one has to be made."""
+    shifted = (into is not None and into.has_shift) or (out is not None and out.has_shift)
+    return shifted or (layer.bias is not None and out is not None and out.has_scale)
+
+
+def _bias_of_layer(
+    site: Site, index: int, layer: LinearLayer, into: Affine | None, out: Affine | None
+) -> NewConstant:
+    data_type = layer.weight.data_type
+
+    def bias() -> Array:
+        old = None if layer.bias is None else site.constants.value(layer.bias.name)
+        shifted = into is not None and into.has_shift
+        weight = site.constants.value(layer.weight.name) if shifted else None
+        folded = layer.fold_bias(old, weight, into, out)
+        return rounded(np.broadcast_to(folded, dims), data_type, site.view(index))
+
+    old_dims = () if layer.bias is None else layer.bias.dims
+    dims = np.broadcast_shapes(old_dims, (layer.channels_out,))
+    slot = 2 if layer.bias_slot is None else layer.bias_slot
+    return NewConstant(index, slot, "bias", dims, data_type, bias)
+
+
+def _of_norm(site: Site, index: int) -> Iterator[NewConstant]:
+    """Compensate at a BatchNormalization that stays: ``scale``, ``B`` and ``input_mean``."""
+    norm, view, (into, out) = site.norm(index), site.view(index), _sides(site, index)
+    count = len(norm.a)
+    ones, zeros = np.ones(count), np.zeros(count)
+    s_in, h_in = (ones, zeros) if into is None else _vectors(into, count)
+    s_out, h_out = (ones, zeros) if out is None else _vectors(out, count)
+    scale = norm.a * norm.deviation
+    for slot, name, old, new in (
+        (1, "scale", scale, scale * s_out / s_in),
+        (2, "B", norm.bias, norm.bias * s_out + h_out),
+        (3, "input_mean", norm.mean, norm.mean * s_in + h_in),
+    ):
+        info = view.constant(slot)
+        assert info is not None
+        if not np.array_equal(old, new):
+            exact = () if slot == 1 else None
+            compute = partial(rounded, new, info.data_type, view, sums_over=exact)
+            yield NewConstant(index, slot, name, (count,), info.data_type, compute)
+
+
+def _vectors(change: Affine, count: int) -> tuple[Array, Array]:
+    vectors = change.vector(1, count)
+    assert vectors is not None
+    return vectors
+
+
+def _of_edge(site: Site, index: int, slot: int) -> NewConstant:
+    info = site.view(index).constant(slot)
+    assert info is not None
+    change = site.total[index, slot]
+    dims = np.broadcast_shapes(info.dims, change.shape)
+
+    def compute() -> Array:
+        value = np.broadcast_to(site.present(index, slot), dims)
+        exact = () if site.view(index).op in ("Mul", "Div") else None
+        return rounded(value, info.data_type, site.view(index), sums_over=exact)
+
+    return NewConstant(index, slot, "constant", dims, info.data_type, compute)
+
+
+def _of_standalone(site: Site, index: int, form: Standalone) -> Iterator[NewConstant]:
+    """Yield factor and summand of a BatchNormalization, in the shapes its new form reads."""
+    present, _, _ = site.affine_of(index)
+    view, rank, count = site.view(index), site.rank(index), len(site.norm(index).a)
+    vectors = present.vector(1, count)
+    assert vectors is not None
+    data_type = view.type_of(view.name_in(0))
+    if data_type == TensorProto.UNDEFINED:
+        scale = view.constant(1)
+        assert scale is not None
+        data_type = scale.data_type
+    spread = (count,) + (1,) * (rank - 2)
+    shapes = {"mul-add": (spread, spread), "conv": ((count, 1, *spread[1:]), (count,))}[form]
+    for slot, (name, vector, dims) in enumerate(
+        zip(("factor", "summand"), vectors, shapes, strict=True), start=1
+    ):
+        values = np.ascontiguousarray(vector).reshape(dims)
+        compute = partial(rounded, values, data_type, view)
+        yield NewConstant(index, slot, name, dims, data_type, compute)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from onnx_bnfold.affine import Affine, Float64
+from onnx_bnfold.affine import Affine, Float64, joined
 from onnx_bnfold.graph import Dims, attribute
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.view import FLOATS, NodeView
@@ -280,13 +280,6 @@ def _first_of(array: Float64, block: int, interleaved: bool) -> Float64:
     return array[:, ::block] if interleaved else array[:, :count]
 
 
-def pads_with_data(view: NodeView) -> bool:
-    """Whether a Pad repeats the tensor's own elements instead of adding zeros."""
-    return attribute(view.node, "mode", "constant") != "constant" or not any(
-        p > 0 for p in _pads(view)
-    )
-
-
 def _pads(view: NodeView) -> list[int]:
     node = view.node
     listed = view.integers(1, attribute(node, "pads", attribute(node, "paddings", None)))
@@ -304,16 +297,63 @@ def _pads(view: NodeView) -> list[int]:
 
 
 def padded(view: NodeView, change: Affine, forward: bool) -> Affine:
-    """Pad on axes along which the change does not vary; zeros let only a scale pass."""
+    """Pad; zeros let every scale pass, and a shift only where it can stop at the zeros."""
     pads = _pads(view)
-    for axis in varying(change):
-        if pads[axis] or pads[axis + change.rank]:
-            raise _refuse_axis(view, axis)
-    if attribute(view.node, "mode", "constant") == "constant" and any(p > 0 for p in pads):
-        fill: Any = view.value(2) if view.opset >= 11 else attribute(view.node, "value", 0.0)
-        if fill is not None and np.any(np.asarray(fill) != 0):
-            raise Refused(Reason.OPAQUE, view.label, "it pads with a constant that is not zero")
+    rank = change.rank
+    grown = [axis for axis in range(rank) if pads[axis] or pads[axis + rank]]
+    if attribute(view.node, "mode", "constant") != "constant":
+        for axis in varying(change):
+            if axis in grown:
+                raise _refuse_axis(view, axis)
+        return change
+    fill: Any = view.value(2) if view.opset >= 11 else attribute(view.node, "value", 0.0)
+    if fill is not None and np.any(np.asarray(fill) != 0):
+        raise Refused(Reason.OPAQUE, view.label, "it pads with a constant that is not zero")
+    if change.has_shift and len(grown) > 1:
+        raise Refused(Reason.NO_SHIFT, view.label, "a scale passes it but a shift does not")
+    for axis in grown:
+        if change.has_shift or axis in varying(change):
+            change = _beside_zeros(view, change, axis, (pads[axis], pads[axis + rank]), forward)
     return change
+
+
+def _beside_zeros(
+    view: NodeView, change: Affine, axis: int, pads: tuple[int, int], forward: bool
+) -> Affine:
+    """Extend a change along an axis by elements that stay zero, or take those off again."""
+    inner = size(view, view.dims_in(0), axis)
+    if min(pads) < 0:
+        raise _refuse_axis(view, axis)
+    one, still = Affine.identity(change.rank), (pads[0], inner, pads[1])
+    if forward:
+        return joined([one, change, one], axis, still)
+    kept = change.map(lambda a: cut(a, axis, slice(pads[0], pads[0] + inner)))
+    zeros = (
+        cut(change.shift, axis, part) for part in (slice(pads[0]), slice(sum(still[:2]), None))
+    )
+    if any(z.any() for z in zeros if z.size):
+        raise Refused(Reason.NO_SHIFT, view.label, "the zeros it adds cannot be shifted")
+    return kept
+
+
+def tiled(view: NodeView, change: Affine, forward: bool) -> Affine:
+    """Tile: what varies along a repeated axis is repeated with it."""
+    before, after = view.dims_in(0), view.dims_out(0)
+    for axis in varying(change):
+        inner, outer = size(view, before, axis), size(view, after, axis)
+        repeats = outer // inner
+        if forward:
+            change = joined([change] * repeats, axis, [inner] * repeats)
+            continue
+        once = _cut_change(change, axis, inner)
+        if not joined([once] * repeats, axis, [inner] * repeats).agrees_with(change):
+            raise _refuse_axis(view, axis)
+        change = once
+    return change
+
+
+def _cut_change(change: Affine, axis: int, stop: int) -> Affine:
+    return change.map(lambda a: cut(a, axis, slice(stop)))
 
 
 def sliced(view: NodeView, change: Affine, forward: bool) -> Affine:

@@ -155,11 +155,17 @@ def _bias_of_layer(
         shifted = into is not None and into.has_shift
         weight = site.constants.value(layer.weight.name) if shifted else None
         folded = layer.fold_bias(old, weight, into, out)
+        if layer.bias_slot is None:
+            folded = folded.reshape(dims)
         return rounded(np.broadcast_to(folded, dims), data_type, site.view(index))
 
-    old_dims = () if layer.bias is None else layer.bias.dims
-    dims = np.broadcast_shapes(old_dims, (layer.channels_out,))
     slot = 2 if layer.bias_slot is None else layer.bias_slot
+    dims: tuple[int, ...] = (layer.channels_out,)
+    if layer.bias is not None:
+        dims = np.broadcast_shapes(layer.bias.dims, dims)
+    elif layer.bias_slot is None and site.graph.opset >= 7:
+        # A new Add broadcasts from the right; before opset 7 its attributes say where.
+        dims += (1,) * (layer.out_rank - 1 - layer.out_axis)
     return NewConstant(index, slot, "bias", dims, data_type, bias)
 
 

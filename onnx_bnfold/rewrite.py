@@ -220,6 +220,8 @@ class _Editor:
         name = self.names.fresh(f"{node.name}_bias") if node.name else ""
         add = helper.make_node("Add", [product, summand], [node.output[0]], name=name)
         if self.site.graph.opset < 7:
+            axis = self.site.layer(index).out_axis
+            add.attribute.append(helper.make_attribute("axis", axis))
             add.attribute.append(helper.make_attribute("broadcast", 1))
         node.output[0] = product
         self.after[index] = add

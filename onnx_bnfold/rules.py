@@ -317,7 +317,7 @@ def _mean_takes_shift(view: NodeView) -> bool:
     pads = attribute(node, "auto_pad", "NOTSET")
     padded = pads.startswith("SAME") or (pads == "NOTSET" and any(attribute(node, "pads", [])))
     counted = attribute(node, "count_include_pad", 0) or view.opset < 7
-    return not attribute(node, "ceil_mode", 0) and not (padded and counted)
+    return not counted or not (padded or attribute(node, "ceil_mode", 0))
 
 
 def _maxpool(view: NodeView, known: Known) -> Step:
@@ -348,6 +348,13 @@ def _clip(view: NodeView, known: Known) -> Step:
     return passes(positive=True, shift=False)(view, known)
 
 
+def _abs(view: NodeView, known: Known) -> Step:
+    source = 0 if 0 in known.changes else OUT
+    change = known.changes[source]
+    require(view, change, positive=source == OUT, shift=False)
+    return Step(({source: change, ~source: change.map(np.abs)},))
+
+
 def _neg(view: NodeView, known: Known) -> Step:
     source = 0 if 0 in known.changes else OUT
     change = known.changes[source]
@@ -365,7 +372,7 @@ SYMMETRIC = frozenset(("Add", "Concat", "Div", "Max", "Min", "Mul", "Sub", "Sum"
 _rectifier = passes(positive=True, shift=False)
 
 RULES: Mapping[str, Rule] = {
-    "Abs": _rectifier,
+    "Abs": _abs,
     "Add": sums(1, 1),
     "AveragePool": passes(moves.windowed, shift=_mean_takes_shift),
     "Cast": passes(moves.cast),
@@ -387,7 +394,7 @@ RULES: Mapping[str, Rule] = {
     "Mul": products(1),
     "Neg": _neg,
     "PRelu": _rectifier,
-    "Pad": passes(moves.padded, shift=moves.pads_with_data),
+    "Pad": passes(moves.padded),
     "ReduceMax": passes(moves.reduced, positive=True),
     "ReduceMean": passes(moves.reduced),
     "ReduceMin": passes(moves.reduced, positive=True),
@@ -401,7 +408,7 @@ RULES: Mapping[str, Rule] = {
     "Squeeze": passes(moves.squeezed),
     "Sub": sums(1, -1),
     "Sum": sums(),
-    "Tile": passes(moves.kept),
+    "Tile": passes(moves.tiled),
     "Transpose": passes(moves.transposed),
     "Unsqueeze": passes(moves.unsqueezed),
     "Upsample": passes(moves.kept),

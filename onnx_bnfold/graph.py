@@ -143,6 +143,10 @@ class Graph:
             scope = scope.parent
         return None
 
+    def is_read(self, name: str) -> bool:
+        """Whether anything reads a tensor."""
+        return name in self.readers or name in self.outputs or name in self.captured
+
     def only_reader(self, name: str) -> bool:
         """Whether exactly one node input of this body, and nothing else, reads a tensor."""
         return (

@@ -300,11 +300,12 @@ def padded(view: NodeView, change: Affine, forward: bool) -> Affine:
     """Pad; zeros let every scale pass, and a shift only where it can stop at the zeros."""
     pads = _pads(view)
     rank = change.rank
-    grown = [axis for axis in range(rank) if pads[axis] or pads[axis + rank]]
-    if attribute(view.node, "mode", "constant") != "constant":
-        for axis in varying(change):
-            if axis in grown:
-                raise _refuse_axis(view, axis)
+    repeats = attribute(view.node, "mode", "constant") != "constant"
+    for axis in varying(change):
+        if min(pads[axis], pads[axis + rank]) < 0 or (repeats and max(pads[axis::rank]) > 0):
+            raise _refuse_axis(view, axis)
+    grown = [axis for axis in range(rank) if max(pads[axis::rank]) > 0]
+    if repeats or not grown:
         return change
     fill: Any = view.value(2) if view.opset >= 11 else attribute(view.node, "value", 0.0)
     if fill is not None and np.any(np.asarray(fill) != 0):
@@ -322,8 +323,6 @@ def _beside_zeros(
 ) -> Affine:
     """Extend a change along an axis by elements that stay zero, or take those off again."""
     inner = size(view, view.dims_in(0), axis)
-    if min(pads) < 0:
-        raise _refuse_axis(view, axis)
     one, still = Affine.identity(change.rank), (pads[0], inner, pads[1])
     if forward:
         return joined([one, change, one], axis, still)

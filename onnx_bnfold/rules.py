@@ -171,21 +171,39 @@ def sums(*signs: int) -> Rule:
 
     def rule(view: NodeView, known: Known) -> Step:
         rank, lifted = _operands(view, known)
-        slots = _inputs(view)
-        sign = {slot: signs[i] if signs else 1 for i, slot in enumerate(slots)} | {OUT: -1}
+        weight, first = _weights(view, signs)
+        lifted = {p: c for p, c in lifted.items() if p in weight}
         scale = next(iter(lifted.values())).scale
         _same_scales(view, lifted, scale)
-        left = -sum((sign[p] * c.shift for p, c in lifted.items()), np.zeros((1,) * rank))
-        free = sorted((p for p in sign if p not in lifted), key=lambda p: _handy(view, p))
-        still = {p: Affine.of(scale, np.zeros((1,) * rank)) for p in free}
+        zero = np.zeros((1,) * rank)
+        left = -sum((weight[p] * c.shift for p, c in lifted.items()), zero)
+        free = sorted((p for p in weight if p not in lifted), key=lambda p: _handy(view, p))
         if not free:
             _balanced(view, lifted, left)
             return Step((known.changes,))
-        takers = free if left.any() else free[:1]
-        proposals = [{**lifted, **still, p: Affine.of(scale, sign[p] * left)} for p in takers]
-        return _completions(view, proposals, certain=len(free) == 1)
+        still = {p: Affine.of(scale, zero) for p in free}
+        takers = [p for p in free if weight[p]] if left.any() else free[:1]
+        proposals = [{**lifted, **still, p: Affine.of(scale, left / weight[p])} for p in takers]
+        whole = [{**p, **{slot: p[rep] for slot, rep in first.items()}} for p in proposals]
+        return _completions(view, whole, certain=len(free) == 1)
 
     return rule
+
+
+def _weights(view: NodeView, signs: tuple[int, ...]) -> tuple[dict[int, int], dict[int, int]]:
+    """Return how often each operand counts in ``sum - output = 0``, and each slot's first port.
+
+    A tensor that is added to itself is one operand that counts twice.
+    """
+    weight: dict[int, int] = {}
+    first: dict[int, int] = {}
+    seen: dict[str, int] = {}
+    for position, slot in enumerate(_inputs(view)):
+        name = view.name_in(slot)
+        first[slot] = slot if view.constant(slot) is not None else seen.setdefault(name, slot)
+        sign = signs[position] if signs else 1
+        weight[first[slot]] = weight.get(first[slot], 0) + sign
+    return weight | {OUT: -1}, first
 
 
 def _same_scales(view: NodeView, lifted: Ports, scale: Float64) -> None:
@@ -301,10 +319,16 @@ def _parts(known: Known, parts: list[int], whole: int, axis: int, sizes: list[in
             for i, part in enumerate(parts)
         }
         return Step(({whole: change, **found},))
-    rank = next(iter(known.changes.values())).rank
-    complete = {p: known.changes.get(p, Affine.identity(rank)) for p in parts}
-    total = joined([complete[p] for p in parts], axis, sizes)
-    return Step(({**complete, whole: total},), certain=len(known.changes) == len(parts))
+    change = next(iter(known.changes.values()))
+    fillers = [Affine.identity(change.rank)]
+    if change.shape[axis] == 1 and len(known.changes) < len(parts):
+        fillers.insert(0, change)  # the same change for all, which need not vary along the axis
+    alternatives = []
+    for filler in fillers:
+        complete = {p: known.changes.get(p, filler) for p in parts}
+        total = joined([complete[p] for p in parts], axis, sizes)
+        alternatives.append({**complete, whole: total})
+    return Step(tuple(alternatives), certain=len(known.changes) == len(parts))
 
 
 def _cut(change: Affine, axis: int, start: int, stop: int) -> Affine:
@@ -321,7 +345,7 @@ def _mean_takes_shift(view: NodeView) -> bool:
 
 
 def _maxpool(view: NodeView, known: Known) -> Step:
-    if len(view.node.output) > 1 and view.node.output[1]:
+    if len(view.node.output) > 1 and view.graph.is_read(view.node.output[1]):
         raise Refused(Reason.OPAQUE, view.label, "its indices output is used")
     return passes(moves.windowed, positive=True)(view, known)
 

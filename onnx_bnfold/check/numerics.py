@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnx_bnfold.check.compare import compare
 from onnx_bnfold.check.inputs import describe, make_feeds
@@ -16,6 +16,7 @@ from onnx_bnfold.check.sessions import Array, Feed, Session, Stopwatch, join
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.progress import progress
 
+_NOISE_VALUES = 16  # noise values per output, see `compare`
 _UNSTABLE_DB = 40.0  # noise at 1 % of the signal
 
 
@@ -58,6 +59,7 @@ def check_numerics(
         return None, (f"load: {error}",)
     del session, other  # the noisy evaluations need the memory
     weights = layer_weights(original.proto)
+    options = replace(options, draws=_enough_draws(options.draws, reference))
     draws = list(_draws(original, weights, feeds, options, watch))
     outputs = tuple(
         compare(name, reference[name], result[name], [draw[name] for draw in draws], options)
@@ -85,6 +87,12 @@ def check_numerics(
         onnxruntime_seconds=watch.seconds,
     )
     return numerics, tuple(_failures(outputs, first))
+
+
+def _enough_draws(draws: int, outputs: Mapping[str, Array]) -> int:
+    """As many that every output's noise is known from a number of values."""
+    sizes = [array.size for array in outputs.values() if array.dtype.kind == "f" and array.size]
+    return max([draws, *(-(-_NOISE_VALUES // size) for size in sizes)])
 
 
 def _draws(

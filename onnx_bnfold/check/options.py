@@ -23,7 +23,7 @@ class CheckOptions:
         seed: of the random inputs, the noise and the bootstrap.
         inputs: .npz with arrays named like the inputs, or .npy, instead of random inputs.
         sets: number of random input sets.
-        draws: number of noisy evaluations of the original.
+        draws: number of noisy evaluations of the original; more for outputs of a few elements.
         factor: how many times the rounding noise a difference may be.
         rtol: with atol, replaces the noise limit: |difference| <= atol + rtol * |original|.
         atol: see rtol.
@@ -45,7 +45,7 @@ class CheckOptions:
     inputs: str | os.PathLike[str] | None = None
     sets: int = 2
     draws: int = 4
-    factor: float = 6.0
+    factor: float = 4.0
     rtol: float | None = None
     atol: float | None = None
     data: str | os.PathLike[str] | None = None

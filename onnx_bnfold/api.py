@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, numpy_helper
 
-from onnx_bnfold.folding import Folding, Options
+from onnx_bnfold.folding import Folding, Options, Outcome
 from onnx_bnfold.graph import graphs_of
+from onnx_bnfold.metadata import Recorder
 from onnx_bnfold.new_constants import Compute, Unrepresentable
 from onnx_bnfold.report import Report, records_of
 from onnx_bnfold.storage import ModelFile, read_tensor
 
 PathLike = str | os.PathLike[str]
+Inspect = Callable[[Outcome], None]
 _DEFAULT = Options()
 
 
@@ -76,7 +80,13 @@ def fold(
             return copy, _report(folding, copy)
 
 
-def fold_file(source: PathLike, target: PathLike, options: Options = _DEFAULT) -> Report:
+def fold_file(
+    source: PathLike,
+    target: PathLike,
+    options: Options = _DEFAULT,
+    *,
+    inspect: Inspect | None = None,
+) -> Report:
     """Fold a model file of any size into another file.
 
     Weights that do not change go from file to file; those that do are folded one at a time.
@@ -86,6 +96,8 @@ def fold_file(source: PathLike, target: PathLike, options: Options = _DEFAULT) -
         source: the model; it is not changed.
         target: where the folded model goes; written whole or not at all.
         options: see ``Options``.
+        inspect: called with the outcome when all is written but not yet in its place; an
+            exception it raises, ``CheckFailed`` for example, keeps it from there.
 
     Returns:
         The report.
@@ -96,23 +108,55 @@ def fold_file(source: PathLike, target: PathLike, options: Options = _DEFAULT) -
     """
     with ModelFile.open(source) as file:
         folding = Folding(file.model, file.read, options)
+        recorder = Recorder(source)
         while True:
             folding.plan()
             copy = ModelProto()
             copy.CopyFrom(file.model)
             try:
-                file.write(copy, folding.apply(copy), target)
+                pending = folding.apply(copy)
+                report = _report(folding, copy)
+                records = options.metadata and folding.removes
+                late = recorder.late(copy, report) if records else {}
+                look = inspect and partial(_inspect, inspect, source, folding, copy)
+                file.write(copy, pending, target, late=late, inspect=look)
             except Unrepresentable:
                 _learn(folding)
             else:
-                return _report(folding, copy)
+                return report
 
 
-def plan_file(source: PathLike, options: Options = _DEFAULT) -> Report:
-    """Do what ``plan`` does for a model file of any size."""
+def plan_file(
+    source: PathLike, options: Options = _DEFAULT, *, inspect: Inspect | None = None
+) -> Report:
+    """Do what ``plan`` does for a model file of any size.
+
+    Args:
+        source: the model.
+        options: see ``Options``.
+        inspect: called with what would be the outcome; it has no path.
+
+    Returns:
+        The report; its node counts are None.
+
+    Raises:
+        ModelError: the model is unusable.
+    """
     with ModelFile.open(source) as file:
         folding = Folding(file.model, file.read, options)
-        return Report(records_of(folding.planned()))
+        report = Report(records_of(folding.planned()))
+        if inspect:
+            copy = ModelProto()
+            copy.CopyFrom(file.model)
+            folding.apply(copy)
+            inspect(Outcome(Path(source), None, folding, copy))
+        return report
+
+
+def _inspect(
+    inspect: Inspect, source: PathLike, folding: Folding, folded: ModelProto, path: Path
+) -> None:
+    inspect(Outcome(Path(source), path, folding, folded))
 
 
 def _learn(folding: Folding) -> None:
@@ -127,11 +171,10 @@ def _fill(model: ModelProto, pending: dict[str, Compute]) -> None:
     for tensor in model.graph.initializer:
         compute = pending.get(tensor.name)
         if compute is not None:
-            tensor.CopyFrom(_tensor(compute(), tensor.name))
-
-
-def _tensor(values: np.ndarray[Any, Any], name: str) -> TensorProto:
-    return numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), name)
+            values = np.asarray(compute(), order="C")
+            tensor.raw_data = numpy_helper.from_array(values).raw_data
+            tensor.ClearField("data_location")
+            tensor.ClearField("external_data")
 
 
 def _report(folding: Folding, folded: ModelProto) -> Report:

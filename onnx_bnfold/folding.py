@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from onnx import ModelProto
 
@@ -29,11 +30,32 @@ class Options:
             default it depends on the data type (``limits.MAX_RESCALE``).
         standalone: what a BatchNormalization that stays is written as: itself (``keep``), a Mul
             and an Add (``mul-add``), or a depthwise Conv (``conv``; on tensors with spatial axes).
+        metadata: let a fold from file to file record itself in the model's ``metadata_props``
+            (see ``metadata``). A fold that removes nothing records nothing, and a fold in memory
+            has no file to name.
     """
 
     freeze_initializers: bool = False
     max_rescale: float | None = None
     standalone: Standalone = "keep"
+    metadata: bool = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A fold whose result is not in its place yet.
+
+    Attributes:
+        source: the file that was folded.
+        path: the finished model under a temporary path; None for a plan.
+        folding: what was decided; the source is still open, so that its tensors can be read.
+        folded: the folded model; large tensors, and those that changed, carry no values.
+    """
+
+    source: Path
+    path: Path | None
+    folding: Folding
+    folded: ModelProto
 
 
 class Folding:
@@ -111,6 +133,16 @@ class Folding:
     def apply(self, copy: ModelProto) -> dict[str, Compute]:
         """Rewrite a copy of the model by the present plan; see ``rewrite.rewrite``."""
         return rewrite(copy, self.plans, freeze=self.options.freeze_initializers)
+
+    @property
+    def removes(self) -> bool:
+        """Whether a node goes, or is written as others, by the present plan."""
+        return any(plan.site.removed or plan.standalone_forms() for plan in self.plans)
+
+    @property
+    def read(self) -> ReadTensor:
+        """Reads the elements of an initializer of the model."""
+        return self._read
 
     @property
     def graphs(self) -> list[Graph]:

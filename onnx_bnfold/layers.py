@@ -124,24 +124,22 @@ class LinearLayer:
         shape = [n if a in wanted else 1 for n, a in zip(self.grouped, self.layout, strict=True)]
         return vector.reshape(shape)
 
-    def fold_weight(self, weight: Array, into: Affine | None, out: Affine | None) -> Float64:
-        """Return the weight, in float64, that compensates the scales of both sides.
+    def weight_factor(self, into: Affine | None, out: Affine | None) -> Float64:
+        """Return what the weight is multiplied by to compensate the scales of both sides.
 
         Args:
-            weight: in the layer's own layout and type.
             into: change of the data tensor, or None.
             out: change of the output, or None.
 
         Returns:
-            The new weight, in the shape of ``weight``.
+            Float64 that broadcasts against the weight of shape ``grouped``.
         """
-        w = weight.astype(np.float64)
-        grouped = w.reshape(self.grouped)
-        if out is not None and out.has_scale:
-            grouped *= self._laid(self.output_vectors(out)[0], "o")
+        factor = np.ones((1,) * len(self.grouped))
+        if out is not None:
+            factor = factor * self._laid(self.output_vectors(out)[0], "o")
         if into is not None and into.has_scale:
-            grouped /= self._laid(self.input_vectors(into)[0], "i")
-        return w
+            factor = factor / self._laid(self.input_vectors(into)[0], "i")
+        return factor
 
     def fold_bias(
         self, bias: Array | None, weight: Array | None, into: Affine | None, out: Affine | None

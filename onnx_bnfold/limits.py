@@ -57,20 +57,20 @@ class Limits:
         Raises:
             Refused: a scale or a shift is too large.
         """
-        x, y = site.sides(origin)
-        own = all(isinstance(key, tuple) or key in (x, y) for key in changes)
-        if own and not (x in changes and y in changes) and site.graph.only_reader(x):
-            return  # the merged tensor is one that existed before, and nobody else sees it
+        existing = _existing(site, origin, changes)
+        staying = {k: c for k, c in changes.items() if isinstance(k, str) and k not in existing}
+        if not staying and not _seen_by_others(site, origin):
+            return
         view = site.view(origin)
-        data_type = view.type_of(y) or TensorProto.FLOAT
-        self._check_scales(site, data_type, changes)
+        data_type = view.type_of(site.sides(origin)[1]) or TensorProto.FLOAT
+        self._check_scales(site, data_type, staying)
         if view.op == batchnorm.OPERATOR:
             _check_offset(site, origin, data_type, changes)
 
-    def _check_scales(self, site: Site, data_type: int, changes: Mapping[Key, Affine]) -> None:
+    def _check_scales(self, site: Site, data_type: int, changes: Mapping[str, Affine]) -> None:
         bound = self.max_rescale or MAX_RESCALE.get(data_type, MAX_RESCALE[TensorProto.FLOAT])
         for key, change in changes.items():
-            if isinstance(key, tuple) or not change.has_scale:
+            if not change.has_scale:
                 continue
             magnitude = np.abs(site.change(key, change.rank).then(change).scale)
             if (magnitude > bound).any() or (magnitude[magnitude > 0] < 1 / bound).any():
@@ -80,6 +80,28 @@ class Limits:
                     f"a channel of it would be rescaled by more than {bound:g}, which its data "
                     "type may not hold; --max-rescale sets the limit",
                 )
+
+
+def _existing(site: Site, origin: int, changes: Mapping[Key, Affine]) -> set[str]:
+    """Return the tensors that the removal merges into one that the original model has."""
+    merged = {name for side in site.sides(origin) for name in site.members(side)}
+    for name in merged:
+        before, now = site.total.get(name), changes.get(name)
+        if now is None:
+            unchanged = before is None
+        else:
+            unchanged = (now if before is None else before.then(now)).is_identity
+        if unchanged:
+            return merged
+    return set()
+
+
+def _seen_by_others(site: Site, origin: int) -> bool:
+    """Whether nodes other than the removed ones read the tensor in front of a removed node."""
+    gone = site.removed | {origin}
+    names = site.members(site.sides(origin)[0])
+    readers = (site.graph.readers.get(name, ()) for name in names)
+    return any(index not in gone for found in readers for index, _ in found)
 
 
 def _check_offset(site: Site, origin: int, data_type: int, changes: Mapping[Key, Affine]) -> None:

@@ -174,6 +174,7 @@ def reshaped(view: NodeView, change: Affine, forward: bool) -> Affine:
     source, target = view.dims_in(0), view.dims_out(0)
     if not forward:
         source, target = target, source
+    source, target = _completed(source, target)
     axes = varying(change)
     if not axes:
         return change.map(lambda a: a.reshape((1,) * len(target)))
@@ -187,6 +188,27 @@ def reshaped(view: NodeView, change: Affine, forward: bool) -> Affine:
         )
     (start, stop), (first, last) = window
     return change.map(lambda a: _reshape_block(a, source, target, start, stop, first, last))
+
+
+def _completed(source: Dims, target: Dims) -> tuple[Dims, Dims]:
+    """Work out the one size that is not known behind equal leading axes (``x.view(N, -1)``)."""
+    equal = 0
+    while equal < min(len(source), len(target)) and _same_dim(source[equal], target[equal]):
+        equal += 1
+    return (
+        (*source[:equal], *_filled(source[equal:], target[equal:])),
+        (*target[:equal], *_filled(target[equal:], source[equal:])),
+    )
+
+
+def _filled(dims: Dims, other: Dims) -> Dims:
+    """Replace the only unknown size by what makes the number of elements that of ``other``."""
+    total = math.prod(d if isinstance(d, int) else 0 for d in other)
+    rest = math.prod(d for d in dims if isinstance(d, int))
+    unknown = [d for d in dims if not isinstance(d, int)]
+    if len(unknown) != 1 or total <= 0 or rest <= 0:
+        return dims
+    return tuple(d if isinstance(d, int) else total // rest for d in dims)
 
 
 def _reshape_block(

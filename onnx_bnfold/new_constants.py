@@ -17,7 +17,7 @@ from onnx import TensorProto
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Affine
 from onnx_bnfold.layers import LAYOUTS, LinearLayer
-from onnx_bnfold.numerics import rounded
+from onnx_bnfold.numerics import product, rounded
 from onnx_bnfold.plan import GraphPlan, Standalone
 from onnx_bnfold.quantized import QuantizedWeight
 from onnx_bnfold.reasons import Refusal, Refused
@@ -105,8 +105,8 @@ def _of_layer(site: Site, index: int) -> Iterator[NewConstant]:
 
     def weight() -> Array:
         original = site.constants.value(layer.weight.name)
-        folded = layer.fold_weight(original, into, out).reshape(layer.grouped)
-        result = rounded(folded, data_type, site.view(index), sums_over=layer.summed_axes)
+        grouped, factor = original.reshape(layer.grouped), layer.weight_factor(into, out)
+        result = product(grouped, factor, data_type, site.view(index), sums_over=layer.summed_axes)
         return result.reshape(original.shape)
 
     if layer.quantized is not None:

@@ -42,47 +42,90 @@ def rounded(
         Refused: a value is not finite or overflows the type, or so much of an output's factors is
             lost below the smallest normal number that ordinary rounding would be better.
     """
+    return product(values, np.ones(()), data_type, view, sums_over=sums_over)
+
+
+def product(
+    values: Array,
+    factor: NDArray[np.float64],
+    data_type: int,
+    view: NodeView,
+    *,
+    sums_over: tuple[int, ...] | None = None,
+) -> Array:
+    """Multiply in float64 and round once to a float type; else like ``rounded``.
+
+    Args:
+        values: of any float type and shape; the result has its shape.
+        factor: broadcasts against ``values``.
+    """
     dtype = helper.tensor_dtype_to_np_dtype(data_type)
-    with np.errstate(over="ignore"):
-        result = values.astype(dtype)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        if data_type == TensorProto.BFLOAT16:
+            result = _to_bfloat16(values.astype(np.float64) * factor, dtype)
+        else:
+            # Computed in float64 in small blocks: no copy of the whole tensor in float64.
+            result = np.empty(values.shape, dtype)
+            np.multiply(values, factor, out=result, dtype=np.float64, casting="unsafe")
     if not np.isfinite(result).all():
-        raise _not_finite(values, dtype, data_type, view)
+        raise _not_finite(values, factor, data_type, view)
     if sums_over is not None:
-        _require_precision(values, result, data_type, view, sums_over)
+        _require_precision(values, factor, result, data_type, view, sums_over)
     return result
 
 
+def _to_bfloat16(values: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
+    """Round float64 to bfloat16 once: the cast goes by way of float32 and would round twice.
+
+    Rounding to float32 "to odd" in between (Boldo and Melquiond 2008) keeps the last rounding
+    exact.
+    """
+    single = values.astype(np.float32)
+    wide = single.astype(np.float64)
+    single = np.where(np.abs(wide) > np.abs(values), np.nextafter(single, np.float32(0)), single)
+    bits = single.view(np.uint32) | (wide != values)
+    rounded_once: Array = bits.astype(np.uint32).view(np.float32).astype(dtype)
+    return rounded_once
+
+
 def _not_finite(
-    values: NDArray[np.float64], dtype: np.dtype[Any], data_type: int, view: NodeView
+    values: Array, factor: NDArray[np.float64], data_type: int, view: NodeView
 ) -> Refused:
-    if not np.isfinite(values).all():
+    if not (np.isfinite(values).all() and np.isfinite(factor).all()):
         return Refused(
             Reason.NOT_FINITE,
             view.label,
             "one of its constants is infinite or NaN; repair the model",
         )
+    with np.errstate(over="ignore"):
+        largest = float(np.abs(values.astype(np.float64) * factor).max())
+    name = TensorProto.DataType.Name(data_type).lower()
     return Refused(
         Reason.OVERFLOW,
         view.label,
-        f"a folded constant would be {float(np.abs(values).max()):.3g}, beyond the range of its "
-        f"type {dtype.name} (at most {_FORMATS[data_type][0]:.6g}); convert the model to float32 "
-        "before folding",
+        f"a folded constant would be {largest:.3g}, beyond the range of its type {name} (at most "
+        f"{_FORMATS[data_type][0]:.6g}); convert the model to a wider type before folding",
     )
 
 
 def _require_precision(
-    values: NDArray[np.float64],
+    values: Array,
+    factor: NDArray[np.float64],
     result: Array,
     data_type: int,
     view: NodeView,
     axes: tuple[int, ...],
 ) -> None:
     _, smallest, unit = _FORMATS[data_type]
-    small = np.abs(result) < smallest
-    if not small.any() or not (small & (values != 0)).any():
+    if axes:
+        largest = np.maximum(result.max(axis=axes), -result.min(axis=axes))
+        if (largest >= smallest / unit).all():
+            return  # what is lost below the smallest normal number is nothing beside the rest
+    elif (np.abs(result) >= smallest).all():
         return
-    error = np.abs(result.astype(np.float64) - values).sum(axis=axes)
-    if (error > 2 * unit * np.abs(values).sum(axis=axes)).any():
+    exact = values.astype(np.float64) * factor
+    error = np.abs(result.astype(np.float64) - exact).sum(axis=axes)
+    if (error > 2 * unit * np.abs(exact).sum(axis=axes)).any():
         raise Refused(
             Reason.PRECISION,
             view.label,

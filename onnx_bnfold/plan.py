@@ -166,6 +166,8 @@ class _Planner:
         try:
             for number, (way, seeds) in enumerate(self._ways(index)):
                 try:
+                    if not seeds:
+                        raise _not_invertible(site, index)
                     changes = flood(site, index, seeds)
                     added = self._admit(index, changes, way, is_norm)
                 except Refused as refused:
@@ -194,15 +196,13 @@ class _Planner:
         if site.has_fixed_name(x) and site.has_fixed_name(y) and present.is_identity:
             raise _two_names(y)
         for way, upstream in _splits(present):
-            if way != UPSTREAM and not present.is_invertible:
-                continue
             # y' = x' with x' = upstream(x) and y = present(x).
-            downstream = (
-                Affine.identity(present.rank)
-                if way == UPSTREAM
-                else present.inverse().then(upstream)
-            )
-            yield way, {x: upstream, y: downstream}
+            if way == UPSTREAM:
+                yield way, {x: upstream, y: Affine.identity(present.rank)}
+            elif present.is_invertible:
+                yield way, {x: upstream, y: present.inverse().then(upstream)}
+            else:
+                yield way, {}
 
     def _admit(self, index: int, changes: dict[Key, Affine], way: str, is_norm: bool) -> int:
         """Check the outcome of a flood; return how many Add nodes it needs."""
@@ -211,6 +211,12 @@ class _Planner:
         x, y = site.sides(index)
         if site.has_fixed_name(x) and site.has_fixed_name(y):
             raise _two_names(y)
+        if not is_norm and any(_is_gating(site, i) for k in changes for i in site.neighbours(k)):
+            raise Refused(
+                Reason.OPAQUE,
+                site.view(index).label,
+                "it is part of an activation that runtimes recognise as a whole",
+            )
         added = sum(_needs_add(site, key, change) for key, change in changes.items())
         if added > (1 if is_norm else 0):
             raise Refused(
@@ -271,7 +277,10 @@ def _splits(present: Affine) -> Iterator[tuple[str, Affine]]:
     yield UPSTREAM, present
     yield "downstream", Affine(one, zero)
     mixed = bool((a < 0).any())
-    if not present.has_scale or not present.is_invertible:
+    if not present.has_scale:
+        return
+    if not present.is_invertible:
+        yield "shift upstream, scale downstream", Affine.of(one, zero)
         return
     if present.has_shift:
         yield "shift upstream, scale downstream", Affine.of(one, b / a)
@@ -322,6 +331,12 @@ def _is_decomposed_norm(site: Site, index: int) -> bool:
     return True
 
 
+def _is_gating(site: Site, index: int) -> bool:
+    """Whether a node multiplies or divides two computed tensors, as in Gelu and Swish."""
+    view = site.view(index)
+    return view.op in ("Mul", "Div") and view.constant(0) is None and view.constant(1) is None
+
+
 def _is_direct(site: Site, index: int) -> bool:
     """Whether a BatchNormalization is the only reader of a layer, or of one that is direct."""
     graph = site.graph
@@ -344,7 +359,7 @@ def _elements(site: Site, index: int) -> int:
 def _disturbed(site: Site, index: int, way: str, changes: dict[Key, Affine]) -> int:
     """Count the tensors that would hold values no tensor held before."""
     names = {key for key in changes if isinstance(key, str)}
-    x = site.graph.nodes[index].input[0]
+    x, _ = site.sides(index)
     if way == UPSTREAM and site.graph.only_reader(x):
         names.discard(x)
     return len(names)
@@ -359,6 +374,14 @@ def _needs_add(site: Site, key: Key, change: Affine) -> bool:
         return False
     before = site.total.get(key)
     return not site.becomes_gemm(producer) and (before is None or not before.has_shift)
+
+
+def _not_invertible(site: Site, index: int) -> Refused:
+    return Refused(
+        Reason.PRECISION,
+        site.view(index).label,
+        "its scale is zero or so small in a channel that nothing can be divided by it",
+    )
 
 
 def _two_names(name: str) -> Refused:

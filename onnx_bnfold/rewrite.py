@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,7 @@ class _Editor:
         self.nodes: list[NodeProto] = list(body.node)
         self.before: list[NodeProto] = []
         self.unmade: set[int] = set()
+        self.reshaped: set[str] = set()
         graph = isinstance(body, GraphProto)
         self.initializers = {t.name: t for t in body.initializer} if graph else {}
         self.inputs = {v.name: v for v in body.input} if graph else {}
@@ -153,6 +154,12 @@ class _Editor:
     def _define(self, name: str, old: str, new: NewConstant) -> None:
         tensor = TensorProto(name=name, dims=new.dims, data_type=new.data_type)
         body = self.body
+        if name == old:
+            self.reshaped.add(name)
+            source = self.site.graph.initializers.get(old)
+            if source is not None:
+                tensor.doc_string = source.doc_string
+                tensor.metadata_props.extend(source.metadata_props)
         if body is self.model.graph:
             self.pending[name] = new.compute
             source = self.site.graph.initializers.get(old)
@@ -247,7 +254,7 @@ class _Editor:
                 for slot, name in enumerate(field):
                     if name in mapping:
                         field[slot] = mapping[name]
-        _drop_named(self.body.value_info, set(mapping))
+        _drop_named(self.body.value_info, mapping.keys() | self.reshaped)
         if isinstance(self.body, GraphProto):
             stale = [a for a in self.body.quantization_annotation if a.tensor_name in mapping]
             for annotation in stale:
@@ -275,7 +282,7 @@ def _drop(field: Any, stale: Collection[int]) -> None:
         del field[index]
 
 
-def _drop_named(field: Any, names: set[str]) -> None:
+def _drop_named(field: Any, names: Set[str]) -> None:
     _drop(field, {i for i, item in enumerate(field) if item.name in names})
 
 

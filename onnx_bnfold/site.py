@@ -12,7 +12,7 @@ from onnx_bnfold.constants import DIMS_ONLY, TYPE_ONLY, Constants
 from onnx_bnfold.graph import Graph
 from onnx_bnfold.layers import LAYOUTS, LinearLayer, linear_layer
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.rules import OUT, RULES, Known, Step, data_slots, passes
+from onnx_bnfold.rules import OUT, RULES, Known, Step, data_slots
 from onnx_bnfold.shapes import Shapes
 from onnx_bnfold.view import FLOATS, NodeView
 
@@ -22,7 +22,6 @@ from onnx_bnfold.view import FLOATS, NodeView
 Key = str | tuple[int, int]
 
 _ABSORBED = Step(({},))
-_MERGED = passes()
 
 
 class Site:
@@ -41,6 +40,7 @@ class Site:
         self.total: dict[Key, Affine] = {}
         self.removed: set[int] = set()
         self._merged: dict[str, str] = {}
+        self._members: dict[str, list[str]] = {}
         self._fixed = set(graph.outputs) | graph.captured.keys() | _foreign(graph)
         self._views: dict[int, NodeView] = {}
         self._layers: dict[int, LinearLayer | Refused] = {}
@@ -128,7 +128,7 @@ class Site:
         view = self.view(index)
         outputs = tuple(~slot for slot in range(len(view.node.output)))
         if index in self.removed or view.op == batchnorm.OPERATOR:
-            return (0, OUT)
+            return (self.data_slot(index), OUT)
         if view.op in LAYOUTS:
             return (self.layer(index).data_slot, OUT)
         if view.op is None or view.op not in RULES:
@@ -143,8 +143,9 @@ class Site:
         """
         view = self.view(index)
         state = Known(known, lambda slot: self.present(index, slot))
-        if index in self.removed:
-            return _MERGED(view, state)
+        if index in self.removed:  # an identity by now
+            change = next(iter(known.values()))
+            return Step((dict.fromkeys(self.ports(index), change),))
         if view.op == batchnorm.OPERATOR:
             return self._absorb_in_norm(index, known)
         if view.op in LAYOUTS:
@@ -264,6 +265,11 @@ class Site:
             name = self._merged[name]
         return name
 
+    def members(self, name: str) -> list[str]:
+        """Return all tensors merged with this one, itself included."""
+        root = self.group(name)
+        return self._members.get(root, [root])
+
     def has_fixed_name(self, name: str) -> bool:
         """Whether a tensor, or one merged with it, keeps its name for others outside."""
         return self.group(name) in self._fixed
@@ -278,6 +284,7 @@ class Site:
         self.removed.add(index)
         before, after = (self.group(name) for name in self.sides(index))
         if before != after:
+            self._members[after] = [*self.members(before), *self.members(after)]
             self._merged[before] = after
             if before in self._fixed:
                 self._fixed.add(after)

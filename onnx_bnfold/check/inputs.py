@@ -110,8 +110,9 @@ def convert(array: Array, spec: InputSpec, origin: str | os.PathLike[str]) -> Ar
     return np.ascontiguousarray(array, dtype=spec.dtype)
 
 
-def describe(feed: Feed, source: str) -> tuple[InputUsed, ...]:
-    """The record of a feed."""
+def describe(feed: Feed, options: CheckOptions) -> tuple[InputUsed, ...]:
+    """The record of a feed made from the options."""
+    source = "random" if options.inputs is None else os.fspath(options.inputs)
     return tuple(
         InputUsed(name, str(array.dtype), array.shape, source) for name, array in feed.items()
     )

@@ -1,9 +1,8 @@
 """Runs both models on the same inputs, without onnxruntime's optimisations, and compares them."""
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from onnx_bnfold.check.compare import compare
 from onnx_bnfold.check.inputs import describe, make_feeds
@@ -18,15 +17,6 @@ from onnx_bnfold.progress import progress
 
 _NOISE_VALUES = 16  # noise values per output, see `compare`
 _UNSTABLE_DB = 40.0  # noise at 1 % of the signal
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What the models computed: original, folded, and noisy evaluations of the original."""
-
-    original: Mapping[str, Array]
-    folded: Mapping[str, Array]
-    draws: Sequence[Mapping[str, Array]]
 
 
 def check_numerics(
@@ -58,8 +48,8 @@ def check_numerics(
     except ModelError as error:
         return None, (f"load: {error}",)
     del session, other  # the noisy evaluations need the memory
-    weights = layer_weights(original.proto)
     options = replace(options, draws=_enough_draws(options.draws, reference))
+    weights = layer_weights(original.proto)
     draws = list(_draws(original, weights, feeds, options, watch))
     outputs = tuple(
         compare(name, reference[name], result[name], [draw[name] for draw in draws], options)
@@ -71,9 +61,7 @@ def check_numerics(
     if failed:
         first = first_difference(original, folded, feeds, weights, failed, changes, options)
     numerics = Numerics(
-        inputs=describe(
-            feeds[0], "random" if options.inputs is None else os.fspath(options.inputs)
-        ),
+        inputs=describe(feeds[0], options),
         sets=len(feeds),
         seed=options.seed,
         draws=options.draws,

@@ -46,8 +46,9 @@ def _numerics(numerics: Numerics) -> Iterator[str]:
     if numerics.first_difference is not None:
         first = numerics.first_difference
         node = f" node {first.node!r}" if first.node else ""
-        yield f"  first tensor that differs: {first.tensor!r}, from {first.op_type}{node}: "
+        yield f"  first tensor that differs: {first.tensor!r}, from {first.op_type}{node}:"
         yield f"    {first.difference.reason}"
+    yield f"  {numerics.seconds:.2f} s, of which onnxruntime {numerics.onnxruntime_seconds:.2f} s"
     for note in numerics.notes:
         yield f"  note: {note}"
 

@@ -152,8 +152,9 @@ class OutputFile:
 
     def flush(self) -> None:
         """Hands all bytes to the operating system."""
-        self._write(self._buffer)
-        self._buffer = bytearray()
+        if self._buffer:
+            self._write(self._buffer)
+            self._buffer = bytearray()
 
     def overwrite(self, position: int, content: bytes | memoryview) -> None:
         """Replaces bytes that were written before; nothing can be appended afterwards."""
@@ -176,8 +177,23 @@ class OutputFile:
         self.flush()
         with self._writing():
             fd, self._fd = self._fd, -1
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
             os.replace(self._path, path)
+
+    @contextmanager
+    def lent(self, path: Path) -> Iterator[None]:
+        """Gives the file, which is complete, another name for a while."""
+        self.flush()
+        with self._writing():
+            fd, self._fd = self._fd, -1
+            os.close(fd)  # Windows renames no open file
+            os.replace(self._path, path)
+        try:
+            yield
+        finally:
+            with self._writing():
+                os.replace(path, self._path)
 
     def is_committed(self) -> bool:
         """Tells whether the file has left its temporary name, even if `commit` was interrupted."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TypeAlias
 
 import numpy as np
@@ -16,11 +16,13 @@ from onnx_bnfold.errors import ModelError
 from onnx_bnfold.storage import tensors, writer
 from onnx_bnfold.storage.files import InputFile, Span
 from onnx_bnfold.storage.skeleton import Skeleton
-from onnx_bnfold.storage.writer import Computed, Slot
+from onnx_bnfold.storage.writer import Computed, Inspect, Slot
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
 # The name of an initializer of the main graph -> a function that computes its values.
 Pending: TypeAlias = Mapping[str, Callable[[], np.ndarray]]
+# A key of `metadata_props` -> the length of its value in bytes, and a function that gives it.
+Late: TypeAlias = Mapping[str, tuple[int, Callable[[], bytes]]]
 
 _MAX_OPEN = 64  # data files open at a time
 
@@ -91,7 +93,15 @@ class ModelFile:
             content = self._input(span.path).read(span.offset, span.length)
             return tensors.decode(content, tensor)
 
-    def write(self, model: ModelProto, pending: Pending, target: StrPath) -> None:
+    def write(
+        self,
+        model: ModelProto,
+        pending: Pending,
+        target: StrPath,
+        *,
+        late: Late = MappingProxyType({}),
+        inspect: Inspect | None = None,
+    ) -> None:
         """Writes a changed skeleton with all its values; `target` appears whole or not at all.
 
         The file has the bytes that protobuf's deterministic serialisation would give it. External
@@ -105,6 +115,10 @@ class ModelFile:
                 copied, in the shape and type that the initializer has. Each function is called
                 once, and its result is dropped before the next is called.
             target: the file to write or replace.
+            late: gives values of `metadata_props` that the model has; protobuf puts them behind
+                the weights, so that they can be computed while those are written.
+            inspect: called with the path of the finished model, in a temporary folder beside
+                `target`; an exception it raises leaves `target` as it was.
 
         Raises:
             ModelError: values cannot be read.
@@ -117,7 +131,8 @@ class ModelFile:
         out = ModelProto()
         out.CopyFrom(model)
         slots = list(self._slots(out, pending))
-        data = writer.write_model(out, slots, target, self._input, source)
+        computed = {key: Computed(compute, length) for key, (length, compute) in late.items()}
+        data = writer.write_model(out, slots, computed, target, self._input, source, inspect)
         for path in replaced:
             if path != data and os.path.realpath(path) not in source:
                 with suppress(OSError):
@@ -196,7 +211,7 @@ class ModelFile:
             length = tensors.byte_length(tensor)
         self._skeleton.restore(tensor)
         tensors.clear_values(tensor)
-        values = Computed(tensor, compute, length)
+        values = Computed(lambda: tensors.encode(compute(), tensor), length)
         return Slot(path, tensor, values, "raw_data", tensors.is_external(tensor))
 
 

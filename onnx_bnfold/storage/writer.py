@@ -19,14 +19,14 @@ when the process dies; after a power failure it is up to the file system, as not
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sized
+import tempfile
+from collections.abc import Callable, Mapping, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, StringStringEntryProto, TensorProto
 
 from onnx_bnfold.errors import ModelError, UsageError
 from onnx_bnfold.storage import skeleton, tensors, wire
@@ -41,10 +41,9 @@ _NO_DIGEST = "0" * 16
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """Values that a function gives when they are written."""
+    """Bytes that a function gives when they are written."""
 
-    tensor: TensorProto
-    compute: Callable[[], np.ndarray]
+    compute: Callable[[], bytes | memoryview]
     length: int
 
     def __len__(self) -> int:
@@ -52,6 +51,7 @@ class Computed:
 
 
 Values: TypeAlias = "Span | Computed"
+Inspect: TypeAlias = Callable[[Path], None]
 OpenInput: TypeAlias = Callable[["str | None"], InputFile]
 
 
@@ -77,7 +77,6 @@ class _Layout:
 
     def add_inline(self, slot: Slot) -> None:
         """Lets one value hold the place of all of them."""
-        slot.tensor.ClearField(slot.field)
         if slot.field == "raw_data":
             slot.tensor.raw_data = b"\0"
         else:
@@ -86,6 +85,15 @@ class _Layout:
         for number, index in slot.path:
             marks = marks.setdefault(number, {}).setdefault(index, {})
         marks[tensors.field_number(TensorProto, slot.field)] = {0: slot.values}
+
+    def add_late(self, model: ModelProto, late: Mapping[str, Computed]) -> None:
+        """Leaves room for metadata whose values are computed when they are written."""
+        number = tensors.field_number(ModelProto, "metadata_props")
+        value = tensors.field_number(StringStringEntryProto, "value")
+        for index, entry in enumerate(model.metadata_props):
+            if entry.key in late:
+                entry.value = "\0"
+                self.marks.setdefault(number, {})[index] = {value: {0: late[entry.key]}}
 
     def add_external(self, slot: Slot, location: str) -> None:
         """Gives the values a place in the data file; equal spans of a file share one."""
@@ -100,21 +108,30 @@ class _Layout:
 
 
 def write_model(
-    model: ModelProto, slots: list[Slot], target: Path, open_input: OpenInput, source: set[str]
+    model: ModelProto,
+    slots: list[Slot],
+    late: Mapping[str, Computed],
+    target: Path,
+    open_input: OpenInput,
+    source: set[str],
+    inspect: Inspect | None,
 ) -> Path | None:
     """Writes a model file, and a data file beside it if some values are external.
 
     Args:
         model: the message; its tensors in `slots` are changed.
         slots: the tensors whose values are not in the message.
+        late: values of `metadata_props`, by key, that are computed when they are written.
         target: the model file to write.
         open_input: opens the file of a Span.
         source: the paths of files that must stay as they are.
+        inspect: called with the path of the finished model before it gets its final place; an
+            exception it raises keeps it from there.
 
     Returns:
         The path of the data file.
     """
-    layout, pieces = _lay_out(model, slots, target)
+    layout, pieces = _lay_out(model, slots, late, target)
     with ExitStack() as stack:
         file = stack.enter_context(OutputFile(target))
         data = stack.enter_context(OutputFile(target)) if layout.external else None
@@ -124,11 +141,14 @@ def write_model(
                 _emit(values, data, open_input)
         for piece in pieces:
             _emit(piece, file, open_input)
+        path = _data_path(file, target, source) if data else target
+        if data:
+            _rename_data(file, model, layout, path.name)
+        if inspect:
+            _show(inspect, target, {target.name: file} | ({path.name: data} if data else {}))
         if not data:
             file.commit(target)
             return None
-        path = _data_path(file, target, source)
-        _rename_data(file, model, layout, path.name)
         existed = path.exists()
         try:
             data.commit(path)
@@ -138,6 +158,20 @@ def write_model(
                 path.unlink(missing_ok=True)
             raise
         return path
+
+
+def _show(inspect: Inspect, target: Path, files: Mapping[str, OutputFile]) -> None:
+    """Lets `inspect` see the files, which are complete, in a folder of their own."""
+    prefix = f".{target.name[:40]}."
+    with ExitStack() as stack:
+        try:
+            folder = tempfile.TemporaryDirectory(".tmp", prefix, target.parent)
+        except OSError as error:
+            raise UsageError(f"{target}: cannot be written: {error.strerror}") from error
+        place = Path(stack.enter_context(folder))
+        for name, file in files.items():
+            stack.enter_context(file.lent(place / name))
+        inspect(place / target.name)
 
 
 def check_target(target: Path, source: set[str]) -> None:
@@ -152,10 +186,13 @@ def check_target(target: Path, source: set[str]) -> None:
         raise UsageError(f"{target}: is the model that is read; give another name to write")
 
 
-def _lay_out(model: ModelProto, slots: list[Slot], target: Path) -> tuple[_Layout, list[Sized]]:
+def _lay_out(
+    model: ModelProto, slots: list[Slot], late: Mapping[str, Computed], target: Path
+) -> tuple[_Layout, list[Sized]]:
     location = _data_name(target, _NO_DIGEST)
     for everything in (False, True):
         layout = _Layout()
+        layout.add_late(model, late)
         for slot in slots:
             if slot.external or (everything and len(slot.values) >= skeleton.SMALL):
                 layout.add_external(slot, location)
@@ -181,7 +218,7 @@ def _emit(piece: Sized, out: OutputFile, open_input: OpenInput) -> None:
                 f"{error.filename or piece.path or 'the model'}: cannot be read: {error.strerror}"
             ) from error
     elif isinstance(piece, Computed):
-        out.write(tensors.encode(piece.compute(), piece.tensor))
+        out.write(piece.compute())
     elif isinstance(piece, (bytes, memoryview)):
         out.write(piece)
 

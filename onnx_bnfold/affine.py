@@ -21,6 +21,10 @@ AGREEMENT = 1e-12
 
 # Smallest scale that is divided by: below it 1/scale or scale*weight leaves the normal floats.
 SMALLEST_SCALE = 2.0**-100
+# Stands for a scale of zero where one has to be divided by: 1 / VANISHING is finite, and a weight
+# times VANISHING is zero in every type. A channel with the scale 1 / VANISHING was constant and may
+# now hold anything: the weights that read it become zero.
+VANISHING = 2.0**-500
 
 
 def _compressed(array: Float64) -> Float64:
@@ -89,7 +93,16 @@ class Affine:
     def is_invertible(self) -> bool:
         """Whether dividing by the scale keeps its precision."""
         magnitude = np.abs(self.scale)
-        return bool(((magnitude >= SMALLEST_SCALE) & (magnitude <= 1 / SMALLEST_SCALE)).all())
+        ordinary = (magnitude >= SMALLEST_SCALE) & (magnitude <= 1 / SMALLEST_SCALE)
+        return bool((ordinary | (magnitude == 1 / VANISHING)).all())
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether scale and shift are of a size that constants can take."""
+        return bool(
+            (np.abs(self.scale) <= 1 / SMALLEST_SCALE).all()
+            and (np.abs(self.shift) <= 1 / SMALLEST_SCALE).all()
+        )
 
     def then(self, after: Affine) -> Affine:
         """Return ``after ∘ self``: first this change, then ``after``."""

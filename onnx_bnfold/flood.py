@@ -27,14 +27,18 @@ class _Branch:
         changes: what is decided; a key with the identity is held fixed.
         forced: nodes to look at.
         open: nodes that leave a choice.
+        decided: a node and the alternative chosen for it, still to be carried out.
     """
 
     changes: dict[Key, Affine] = field(default_factory=dict)
     forced: dict[int, None] = field(default_factory=dict)
     open: dict[int, None] = field(default_factory=dict)
+    decided: tuple[int, Mapping[int, Affine]] | None = None
 
-    def copy(self) -> _Branch:
-        return _Branch(dict(self.changes), dict(self.forced), dict(self.open))
+    def fork(self, index: int, alternative: Mapping[int, Affine]) -> _Branch:
+        """Return a copy that has decided for one of a node's alternatives."""
+        decided = (index, alternative)
+        return _Branch(dict(self.changes), dict(self.forced), dict(self.open), decided)
 
 
 def flood(site: Site, origin: int, seeds: Mapping[Key, Affine]) -> dict[Key, Affine]:
@@ -86,6 +90,8 @@ class _Flood:
 
     def _settle(self, branch: _Branch) -> list[_Branch] | None:
         """Settle what is forced, then make the next choice; None when nothing is left."""
+        if branch.decided is not None:
+            self._take(branch, *branch.decided)
         while branch.forced or branch.open:
             queue = branch.forced or branch.open
             index = next(iter(queue))
@@ -101,22 +107,8 @@ class _Flood:
             elif len(step.alternatives) == 1:
                 self._take(branch, index, step.alternatives[0])
             else:
-                return self._fork(branch, index, step.alternatives)
+                return [branch.fork(index, alternative) for alternative in step.alternatives]
         return None
-
-    def _fork(
-        self, branch: _Branch, index: int, alternatives: tuple[Mapping[int, Affine], ...]
-    ) -> list[_Branch]:
-        further = []
-        for alternative in alternatives:
-            copy = branch.copy()
-            try:
-                self._take(copy, index, alternative)
-            except Refused as refused:
-                self._first = self._first or refused
-                continue
-            further.append(copy)
-        return further
 
     def _known(self, branch: _Branch, index: int) -> dict[int, Affine]:
         known = {}

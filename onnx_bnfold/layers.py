@@ -81,8 +81,14 @@ class LinearLayer:
         """Return the output's change as ``(C_out,)`` vectors.
 
         Raises:
-            Refused: it is not per output channel.
+            Refused: it is not per output channel, or beyond what weights can hold.
         """
+        if not change.is_ordinary:
+            raise Refused(
+                Reason.PRECISION,
+                label(self.node),
+                "a scale in front of it is zero or so small that it cannot be divided by",
+            )
         return self._vectors(change, self.out_axis, self.channels_out, "output")
 
     def input_vectors(self, change: Affine) -> tuple[Float64, Float64]:

@@ -100,7 +100,7 @@ def _sides(site: Site, index: int) -> tuple[Affine | None, Affine | None]:
 
 
 def _of_layer(site: Site, index: int) -> Iterator[NewConstant]:
-    layer, (into, out) = site.layer(index), _sides(site, index)
+    layer, (into, out) = site.layer(index), site.layer_sides(index)
     data_type = layer.weight.data_type
 
     def weight() -> Array:
@@ -114,7 +114,7 @@ def _of_layer(site: Site, index: int) -> Iterator[NewConstant]:
             yield from _of_quantized(site, layer, layer.quantized, out)
     elif (into is not None and into.has_scale) or (out is not None and out.has_scale):
         yield NewConstant(index, layer.weight_slot, "weight", layer.weight.dims, data_type, weight)
-    if needs_bias(layer, into, out):
+    if site.needs_bias(index):
         yield _bias_of_layer(site, index, layer, into, out)
 
 
@@ -137,12 +137,6 @@ def _of_quantized(
     zero = weight.zero_point
     if zero is not None and zero.dims != dims:
         yield NewConstant(index, 2, "zero_point", dims, zero.data_type, weight.fold_zero_point)
-
-
-def needs_bias(layer: LinearLayer, into: Affine | None, out: Affine | None) -> bool:
-    """Whether a layer's bias changes, or one has to be made."""
-    shifted = (into is not None and into.has_shift) or (out is not None and out.has_shift)
-    return shifted or (layer.bias is not None and out is not None and out.has_scale)
 
 
 def _bias_of_layer(

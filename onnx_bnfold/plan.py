@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from onnx_bnfold import batchnorm
-from onnx_bnfold.affine import Affine
+from onnx_bnfold.affine import VANISHING, Affine
 from onnx_bnfold.flood import flood
 from onnx_bnfold.graph import label
 from onnx_bnfold.limits import Limits
@@ -166,8 +166,6 @@ class _Planner:
         try:
             for number, (way, seeds) in enumerate(self._ways(index)):
                 try:
-                    if not seeds:
-                        raise _not_invertible(site, index)
                     changes = flood(site, index, seeds)
                     added = self._admit(index, changes, way, is_norm)
                 except Refused as refused:
@@ -195,14 +193,8 @@ class _Planner:
         x, y = site.sides(index)
         if site.has_fixed_name(x) and site.has_fixed_name(y) and present.is_identity:
             raise _two_names(y)
-        for way, upstream in _splits(present):
-            # y' = x' with x' = upstream(x) and y = present(x).
-            if way == UPSTREAM:
-                yield way, {x: upstream, y: Affine.identity(present.rank)}
-            elif present.is_invertible:
-                yield way, {x: upstream, y: present.inverse().then(upstream)}
-            else:
-                yield way, {}
+        for way, upstream, downstream in _splits(present):
+            yield way, {x: upstream, y: downstream}
 
     def _admit(self, index: int, changes: dict[Key, Affine], way: str, is_norm: bool) -> int:
         """Check the outcome of a flood; return how many Add nodes it needs."""
@@ -217,7 +209,7 @@ class _Planner:
                 site.view(index).label,
                 "it is part of an activation that runtimes recognise as a whole",
             )
-        added = sum(_needs_add(site, key, change) for key, change in changes.items())
+        added = _added(site, changes)
         if added > (1 if is_norm else 0):
             raise Refused(
                 Reason.NOT_SMALLER,
@@ -265,31 +257,32 @@ class _Planner:
 UPSTREAM = "upstream"
 
 
-def _splits(present: Affine) -> Iterator[tuple[str, Affine]]:
-    """Yield the ways to divide an affine map between its two sides, as the upstream part.
+def _splits(present: Affine) -> Iterator[tuple[str, Affine, Affine]]:
+    """Yield the ways to divide an affine map between its two sides.
 
-    With ``y = a * x + b``: the upstream part takes ``a`` or its sign or nothing, and ``b`` or
-    nothing; the downstream part is what is left.
+    With ``y = a * x + b`` each way is a pair of changes ``x' = p * x + q`` and ``y' = r * y + u``
+    with ``x' = y'``, that is ``p = r * a`` and ``q = r * b + u``.
     """
-    rank = present.rank
-    one, zero = np.ones((1,) * rank), np.zeros((1,) * rank)
+    one, zero = np.ones((1,) * present.rank), np.zeros((1,) * present.rank)
+    same = Affine(one, zero)
     a, b = present.scale, present.shift
-    yield UPSTREAM, present
-    yield "downstream", Affine(one, zero)
-    mixed = bool((a < 0).any())
+    yield UPSTREAM, present, same
+    divisor = np.where(a == 0, VANISHING, a)
+    shifted, size = present.has_shift, np.abs(divisor)
+    yield "downstream", same, Affine.of(1 / divisor, -b / divisor)
     if not present.has_scale:
         return
-    if not present.is_invertible:
-        yield "shift upstream, scale downstream", Affine.of(one, zero)
-        return
-    if present.has_shift:
-        yield "shift upstream, scale downstream", Affine.of(one, b / a)
-        yield "scale upstream, shift downstream", Affine(a, zero)
-    if mixed and (np.abs(a) != 1).any():
-        sign = np.sign(a)
-        if present.has_shift:
-            yield "shift and sign upstream, magnitude downstream", Affine.of(sign, b / np.abs(a))
-        yield "sign upstream, shift and magnitude downstream", Affine.of(sign, zero)
+    if shifted:
+        way = "shift upstream, scale downstream"
+        yield way, Affine.of(one, b / divisor), Affine.of(1 / divisor, zero)
+        yield "scale upstream, shift downstream", Affine(a, zero), Affine.of(one, -b)
+    if (a < 0).any() and (size != 1).any():
+        sign = np.sign(divisor)
+        if shifted:
+            way = "shift and sign upstream, magnitude downstream"
+            yield way, Affine.of(sign, b / size), Affine.of(1 / size, zero)
+        way = "sign upstream, shift and magnitude downstream"
+        yield way, Affine.of(sign, zero), Affine.of(1 / size, -b / size)
 
 
 def _candidates(site: Site) -> tuple[list[int], list[int]]:
@@ -365,23 +358,14 @@ def _disturbed(site: Site, index: int, way: str, changes: dict[Key, Affine]) -> 
     return len(names)
 
 
-def _needs_add(site: Site, key: Key, change: Affine) -> bool:
-    """Whether a change gives a MatMul a shift that only a new Add can hold."""
-    if isinstance(key, tuple) or not change.has_shift:
-        return False
-    producer = site.graph.producer[key]
-    if site.view(producer).op != "MatMul" or producer in site.removed:
-        return False
-    before = site.total.get(key)
-    return not site.becomes_gemm(producer) and (before is None or not before.has_shift)
-
-
-def _not_invertible(site: Site, index: int) -> Refused:
-    return Refused(
-        Reason.PRECISION,
-        site.view(index).label,
-        "its scale is zero or so small in a channel that nothing can be divided by it",
-    )
+def _added(site: Site, changes: dict[Key, Affine]) -> int:
+    """Count the MatMuls whose shift only a new Add can hold, less those that lose theirs."""
+    near = {i for key in changes if isinstance(key, str) for i in site.neighbours(key)}
+    count = 0
+    for index in sorted(near - site.removed):
+        if site.view(index).op == "MatMul" and not site.becomes_gemm(index):
+            count += site.needs_bias(index, changes) - site.needs_bias(index)
+    return count
 
 
 def _two_names(name: str) -> Refused:

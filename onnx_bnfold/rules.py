@@ -250,7 +250,7 @@ def products(power: int) -> Rule:
 
 
 def _divisible(view: NodeView, change: Affine) -> None:
-    if not change.is_invertible:
+    if not change.is_invertible or not change.is_ordinary:
         raise Refused(
             Reason.PRECISION, view.label, "the scale is zero or too small to be divided by"
         )

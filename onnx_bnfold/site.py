@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from onnx_bnfold import batchnorm
-from onnx_bnfold.affine import Affine, Float64, along
+from onnx_bnfold.affine import AGREEMENT, Affine, Float64, along
 from onnx_bnfold.constants import DIMS_ONLY, TYPE_ONLY, Constants
 from onnx_bnfold.graph import Graph
 from onnx_bnfold.layers import LAYOUTS, LinearLayer, linear_layer
@@ -160,7 +160,55 @@ class Site:
                 layer.output_vectors(change)
             else:
                 layer.input_vectors(change)
+        into = known.get(layer.data_slot)
+        if layer.bias_slot is None and OUT not in known and into is not None and into.has_shift:
+            # A MatMul has no bias: an Add behind it may be there to take the shift.
+            behind, here = self._passed_shift(index, into), Affine.identity(layer.out_rank)
+            return Step(({OUT: behind}, {OUT: here}), certain=False)
         return _ABSORBED
+
+    def _passed_shift(self, index: int, into: Affine) -> Affine:
+        """Return the shift that a layer's output gets if its weights do not compensate one."""
+        layer = self.layer(index)
+        factor = layer.weight_factor(*self.layer_sides(index))
+        value = self.constants.value(layer.weight.name).reshape(layer.grouped)
+        shift = -layer.fold_bias(None, value * factor, into, None)
+        laid = along(shift, layer.out_axis, layer.out_rank)
+        return Affine.identity(layer.out_rank).with_shift(laid)
+
+    def layer_sides(
+        self, index: int, changes: Mapping[Key, Affine] | None = None
+    ) -> tuple[Affine | None, Affine | None]:
+        """Return the changes of a layer's data and output, with further ones on top."""
+        keys = (self.key(index, self.layer(index).data_slot), self.key(index, OUT))
+        return self._total_of(keys[0], changes), self._total_of(keys[1], changes)
+
+    def _total_of(self, key: Key | None, changes: Mapping[Key, Affine] | None) -> Affine | None:
+        if key is None:
+            return None
+        before, more = self.total.get(key), (changes or {}).get(key)
+        if before is None or more is None:
+            return before or more
+        return before.then(more)
+
+    def needs_bias(self, index: int, changes: Mapping[Key, Affine] | None = None) -> bool:
+        """Whether a layer's bias changes, or one has to be made.
+
+        Args:
+            index: the layer.
+            changes: to be made on top of those decided.
+        """
+        layer = self.layer(index)
+        into, out = self.layer_sides(index, changes)
+        shifted = into is not None and into.has_shift
+        if not shifted and (out is None or not out.has_shift):
+            return layer.bias is not None and out is not None and out.has_scale
+        if layer.bias_slot is not None:
+            return True
+        weight = self.constants.value(layer.weight.name) if shifted else None
+        bias = layer.fold_bias(None, weight, into, out)
+        size = 0.0 if out is None else float(np.abs(out.shift).max())
+        return bool(np.abs(bias).max() > AGREEMENT * 1e3 * size)
 
     def _absorb_in_norm(self, index: int, known: Mapping[int, Affine]) -> Step:
         channels = len(self.norm(index).a)
@@ -169,7 +217,7 @@ class Site:
                 raise Refused(
                     Reason.AXES, self.view(index).label, "the change is not one value per channel"
                 )
-            if port != OUT and not change.is_invertible:
+            if not change.is_ordinary or (port != OUT and not change.is_invertible):
                 raise Refused(
                     Reason.PRECISION,
                     self.view(index).label,

@@ -155,10 +155,14 @@ def joined(parts: Sequence[Affine], axis: int, sizes: Sequence[int]) -> Affine:
 
 
 def _joined(arrays: Sequence[Float64], axis: int, sizes: Sequence[int]) -> Float64:
-    common = list(np.broadcast_shapes(*(np.take(a, [0], axis).shape for a in arrays)))
-    shapes = [(*common[:axis], size, *common[axis + 1 :]) for size in sizes]
-    parts = [np.broadcast_to(a, shape) for a, shape in zip(arrays, shapes, strict=True)]
-    return np.concatenate(parts, axis)
+    shapes = {(*a.shape[:axis], 1, *a.shape[axis + 1 :]) for a in arrays}
+    common = np.broadcast_shapes(*shapes)
+    whole = np.empty((*common[:axis], sum(sizes), *common[axis + 1 :]))
+    start = 0
+    for array, size in zip(arrays, sizes, strict=True):
+        whole[(slice(None),) * axis + (slice(start, start + size),)] = array
+        start += size
+    return whole
 
 
 def _close(a: Float64, b: Float64) -> bool:

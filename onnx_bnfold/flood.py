@@ -122,9 +122,11 @@ class _Flood:
         for port, change in changes.items():
             key = self._site.key(index, port)
             if key is not None:
-                self._assign(branch, key, change)
+                self._assign(branch, key, change, settled=index)
 
-    def _assign(self, branch: _Branch, key: Key, change: Affine) -> None:
+    def _assign(
+        self, branch: _Branch, key: Key, change: Affine, settled: int | None = None
+    ) -> None:
         if key in branch.changes:
             if not branch.changes[key].agrees_with(change):
                 raise Refused(
@@ -139,7 +141,7 @@ class _Flood:
         if change.is_identity:
             return
         for index in self._site.neighbours(key):
-            if index != self._origin:
+            if index not in (self._origin, settled):
                 branch.open.pop(index, None)
                 branch.forced[index] = None
 

@@ -174,7 +174,7 @@ class _Planner:
                 cost = (added, _disturbed(site, index, way, changes), number)
                 if best is None or cost < best[0]:
                     best = (cost, way, changes)
-                if cost[:2] == (0, 0):
+                if cost[:2] == (0, 0) or not is_norm:
                     break
         except Refused as refused:
             tried.append(("", refused.refusal))

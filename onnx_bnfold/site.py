@@ -42,6 +42,7 @@ class Site:
         self._merged: dict[str, str] = {}
         self._members: dict[str, list[str]] = {}
         self._fixed = set(graph.outputs) | graph.captured.keys() | _foreign(graph)
+        self._ports: dict[int, tuple[int, ...]] = {}
         self._views: dict[int, NodeView] = {}
         self._layers: dict[int, LinearLayer | Refused] = {}
         self._norms: dict[int, batchnorm.Norm | Refused] = {}
@@ -125,6 +126,12 @@ class Site:
         Raises:
             Refused: the operator is not known, or its weights are not constant.
         """
+        found = self._ports.get(index)
+        if found is None:
+            found = self._ports[index] = self._find_ports(index)
+        return found
+
+    def _find_ports(self, index: int) -> tuple[int, ...]:
         view = self.view(index)
         outputs = tuple(~slot for slot in range(len(view.node.output)))
         if index in self.removed or view.op == batchnorm.OPERATOR:
@@ -330,6 +337,7 @@ class Site:
     def remove(self, index: int) -> None:
         """Note that a node has become an identity and its two sides one tensor."""
         self.removed.add(index)
+        self._ports.pop(index, None)
         before, after = (self.group(name) for name in self.sides(index))
         if before != after:
             self._members[after] = [*self.members(before), *self.members(after)]

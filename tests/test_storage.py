@@ -13,17 +13,24 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnx_bnfold.errors import ModelError, UsageError
-from onnx_bnfold.storage import ModelFile, files, read_tensor, tensors, wire, writer
+from onnx_bnfold.storage import ModelFile, files, read_tensor, skeleton, tensors, wire, writer
 
 ELEMENT_TYPES = [
     value for name, value in TensorProto.DataType.items() if name not in ("UNDEFINED", "STRING")
 ]
 
 
+ODD_TENSORS = {
+    "two fields of values": TensorProto(data_type=1, raw_data=bytes(40), float_data=[1] * 10),
+    "floats of type int32": TensorProto(data_type=6, float_data=[1] * 10),
+    "doubles of type float": TensorProto(data_type=1, double_data=[1] * 10),
+}
+
+
 @pytest.fixture
 def all_large(monkeypatch):
     """Every tensor of eight bytes or more is left in its file."""
-    monkeypatch.setattr(writer, "SMALL", 8)
+    monkeypatch.setattr(skeleton, "SMALL", 8)
 
 
 def floats(name, *dims, seed=0):
@@ -76,7 +83,8 @@ def values_of(path):
 UNKNOWN_FIELDS = {
     "varint": b"\xc0\x3e\x07",
     "bytes": b"\xca\x3e\x0csome content",
-    "group": b"\xd3\x3e\x2a\x02hi\xd4\x3e",  # holds what would be an initializer outside
+    # It holds what would be an initializer outside.
+    "group": b"\xd3\x3e" + make_model(floats("w", 20)).graph.SerializeToString() + b"\xd4\x3e",
     "raw_data of another wire type": b"\x48\x05",
     "graph of another wire type": b"\x3d\x05\x00\x00\x00",
     "none": b"",
@@ -164,7 +172,7 @@ def some_model(draw):
 )
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_output_is_what_protobuf_writes(tmp_path, monkeypatch, model, rng, small, external):
-    monkeypatch.setattr(writer, "SMALL", small)
+    monkeypatch.setattr(skeleton, "SMALL", small)
     monkeypatch.setattr(files, "_WINDOW", 64)
     raw = [t for _, t in tensors.tensors(model) if t.HasField("raw_data")]
     for tensor in rng.sample(raw, len(raw) // 2) if external else ():
@@ -193,11 +201,11 @@ def test_output_is_what_protobuf_writes(tmp_path, monkeypatch, model, rng, small
             tensor = next(t for t in file.model.graph.initializer if t.name == name)
             np.testing.assert_array_equal(file.read(tensor), array)
         edit(file.model)
-        skeleton = file.model.SerializeToString()
+        before_writing = file.model.SerializeToString()
         names = {t.name for t in file.model.graph.initializer}
         pending = {name: new[name].copy for name in new if name in names}
         file.write(file.model, pending, tmp_path / "out.onnx")
-        assert file.model.SerializeToString() == skeleton
+        assert file.model.SerializeToString() == before_writing
 
     edit(expected)
     output = (tmp_path / "out.onnx").read_bytes()
@@ -214,6 +222,37 @@ def test_output_is_what_protobuf_writes(tmp_path, monkeypatch, model, rng, small
             tensors.set_external_range(tensor, *tensors.external_range(places[path]))
     assert output == expected.SerializeToString(deterministic=True)
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("tensor", ODD_TENSORS.values(), ids=ODD_TENSORS)
+def test_odd_tensors_are_left_to_protobuf(tmp_path, all_large, tensor):
+    model = make_model(tensor)
+    source = save(model, tmp_path / "m.onnx")
+    with ModelFile.open(source) as file:
+        assert file.model == model
+    assert copied(source, tmp_path / "out.onnx") == model.SerializeToString(deterministic=True)
+
+
+def test_external_tensor_that_also_has_values(tmp_path, all_large):
+    tensor = make_external(floats("w", 10), tmp_path, "d")
+    tensor.raw_data = bytes(40)
+    source = save(make_model(tensor), tmp_path / "m.onnx")
+    with ModelFile.open(source) as file:
+        got = file.read(file.model.graph.initializer[0])
+    np.testing.assert_array_equal(got, numpy_helper.to_array(floats("w", 10)))
+    copied(source, tmp_path / "out.onnx")
+    np.testing.assert_array_equal(values_of(tmp_path / "out.onnx")["w"], got)
+
+
+def test_values_cut_within_a_number(tmp_path, all_large):
+    floats = TensorProto(data_type=1, float_data=[1] * 10).SerializeToString()
+    content = floats.replace(b"\x22\x28", b"\x22\x26")[:-2]
+    path = tmp_path / "m.onnx"
+    for tag in (b"\x2a", b"\x3a"):
+        content = tag + wire._varint(len(content)) + content
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="not an ONNX model"):
+        ModelFile.open(path)
 
 
 def test_routes_reach_every_tensor():
@@ -252,7 +291,7 @@ def test_values_of_every_type(data_type, layout, tmp_path, monkeypatch):
         make_external(tensor, tmp_path, "d")
     elif layout == "typed field":
         tensor = helper.make_tensor("w", data_type, array.shape, array.reshape(-1).tolist())
-    monkeypatch.setattr(writer, "SMALL", 1 if layout == "left in the file" else 4096)
+    monkeypatch.setattr(skeleton, "SMALL", 1 if layout == "left in the file" else 4096)
     with ModelFile.open(save(make_model(tensor), tmp_path / "m.onnx")) as file:
         stripped = file.model.graph.initializer[0]
         assert tensors.is_external(stripped) == (layout in ("left in the file", "external"))
@@ -300,6 +339,14 @@ def test_copying_by_every_way(tmp_path, monkeypatch, size, refused):
     assert output == model.SerializeToString(deterministic=True)
 
 
+def test_writing_in_many_calls(tmp_path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, content: write(fd, content[:1000]))
+    model = make_model(floats("w", 5000))
+    output = copied(save(model, tmp_path / "m.onnx"), tmp_path / "out.onnx")
+    assert output == model.SerializeToString(deterministic=True)
+
+
 def test_weights_are_not_read_on_the_way(tmp_path, monkeypatch):
     """Opening and copying reads what is around the weights; computing one tensor reads that one."""
     weights = [floats(f"w{i}", 1 << 19, seed=i) for i in range(4)]
@@ -318,6 +365,14 @@ def test_weights_are_not_read_on_the_way(tmp_path, monkeypatch):
     np.testing.assert_array_equal(
         values_of(tmp_path / "out.onnx")["w2"], numpy_helper.to_array(weights[2]) * 2
     )
+
+
+def test_a_read_in_several_calls(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_LARGEST_READ", 1000)
+    tensor = floats("w", 2500)
+    with ModelFile.open(save(make_model(tensor), tmp_path / "m.onnx")) as file:
+        got = file.read(file.model.graph.initializer[0])
+    np.testing.assert_array_equal(got, numpy_helper.to_array(tensor))
 
 
 def test_inline_file_beyond_2_gib(tmp_path):
@@ -546,6 +601,24 @@ def test_nothing_is_left_when_the_last_rename_fails(external_model, tmp_path, mo
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["data", "onnx"])
+def test_interrupt_right_after_a_rename(external_model, tmp_path, monkeypatch, name):
+    before, replace = listing(tmp_path), os.replace
+
+    def interrupted(source, target):
+        replace(source, target)
+        if str(target).endswith(name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        copied(external_model, tmp_path / "out.onnx")
+    if name == "data":
+        assert listing(tmp_path) == before
+    else:
+        assert values_of(tmp_path / "out.onnx")["big"].size == 1 << 18
+
+
 def test_full_disk(tmp_path, monkeypatch):
     def refuse(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -689,6 +762,7 @@ def test_deep_nesting(tmp_path):
 
 BAD_PLACES = {
     "absolute": ({"location": "/etc/hostname"}, "below the model's folder"),
+    "absolute inside": ({"location": "{folder}/w"}, "below the model's folder"),
     "above": ({"location": "../w"}, "below the model's folder"),
     "above and back": ({"location": "sub/../w"}, "below the model's folder"),
     "empty": ({"location": ""}, "below the model's folder"),
@@ -721,6 +795,7 @@ def test_bad_place_of_external_data(tmp_path, entries, message):
     (folder / "out").symlink_to(tmp_path / "w")
     (folder / "up").symlink_to(tmp_path)
     os.mkfifo(folder / "pipe")
+    entries = {key: value and str(value).format(folder=folder) for key, value in entries.items()}
     tensor = make_external(floats("the weight", 10), folder, "w", 0, entries)
     path = save(make_model(tensor), folder / "m.onnx")
     with pytest.raises(ModelError, match=message) as caught:
@@ -740,6 +815,19 @@ def test_links_inside_the_folder_are_followed(tmp_path):
         np.testing.assert_array_equal(file.read(tensor), numpy_helper.to_array(floats("w", 10)))
 
 
+def test_a_link_put_in_place_of_a_data_file_is_not_followed(tmp_path, monkeypatch):
+    monkeypatch.setattr("onnx_bnfold.storage.model_file._MAX_OPEN", 1)
+    first, second = (make_external(floats(n, 10), tmp_path, n) for n in "ab")
+    (tmp_path / "secret").write_bytes(bytes(40))
+    with ModelFile.open(save(make_model(first, second), tmp_path / "m.onnx")) as file:
+        (tmp_path / "a").unlink()
+        (tmp_path / "a").symlink_to("secret")
+        with pytest.raises(ModelError, match="cannot be read: Too many levels of symbolic links"):
+            file.read(first)
+        with pytest.raises(ModelError, match=r"'a': its data file .*: Too many levels"):
+            file.write(file.model, {}, tmp_path / "out.onnx")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -753,7 +841,7 @@ def test_links_inside_the_folder_are_followed(tmp_path):
 )
 @pytest.mark.parametrize("layout", ["inline", "left in the file", "external"])
 def test_values_that_do_not_fit(tmp_path, monkeypatch, change, message, layout):
-    monkeypatch.setattr(writer, "SMALL", 8 if layout == "left in the file" else 4096)
+    monkeypatch.setattr(skeleton, "SMALL", 8 if layout == "left in the file" else 4096)
     tensor = floats("w", 10)
     if layout == "external":
         make_external(tensor, tmp_path, "d")

@@ -1,0 +1,328 @@
+"""Sabotage is seen and named; rounding is not a fault."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from pairs import CLASSES, finish, fold, model, pair, weights
+
+from onnx_bnfold.check import CheckOptions, check, render_text
+from onnx_bnfold.errors import ModelError, UsageError
+
+
+def _one_percent(w):
+    index = np.unravel_index(np.abs(w["w1"]).argmax(), w["w1"].shape)
+    w["w1"][index] *= w["w1"].dtype.type(1.01)
+
+
+def _swap_channels(w):
+    w["w0"][[2, 5]] = w["w0"][[5, 2]]
+
+
+def _transpose(w):
+    w["fc"] = np.ascontiguousarray(w["fc"].T)
+
+
+def _nan(w):
+    w["w1"][3, 2, 1, 1] = np.nan
+
+
+def _no_epsilon(w):
+    w |= fold(weights(str(w["w0"].dtype)), epsilon=0)
+
+
+def _bias_lost(w):
+    w["b1"][4] = 0
+
+
+SABOTAGE = {
+    "one weight 1 %": (_one_percent, "bn1"),
+    "two channels swapped": (_swap_channels, "bn0"),
+    "epsilon left out": (_no_epsilon, "bn0"),
+    "transposed Gemm": (_transpose, "y"),
+    "a NaN": (_nan, "bn1"),
+    "one bias lost": (_bias_lost, "bn1"),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_right_fold_holds(dtype, seed):
+    result = check(*pair(dtype, seed=seed), CheckOptions(seed=seed))
+    assert result.failures == ()
+    assert result.holds
+    (output,) = result.numerics.outputs
+    assert output.max_abs > 0
+    assert output.times_noise < 2.5
+    assert output.top1_agreement == 1
+    assert result.numerics.first_difference is None
+
+
+@pytest.mark.parametrize(("break_it", "tensor"), SABOTAGE.values(), ids=SABOTAGE)
+def test_sabotage_fails_and_is_named(break_it, tensor):
+    values = weights()
+    folded = fold(values)
+    break_it(folded)
+    result = check(model(values), model(folded))
+    assert not result.holds
+    assert result.numerics.first_difference.tensor == tensor
+    (failure,) = result.failures
+    assert failure.startswith("numerics: output 'y'")
+    assert repr(tensor) in failure
+
+
+@pytest.mark.parametrize("case", ["two channels swapped", "epsilon left out", "transposed Gemm"])
+def test_sabotage_of_float16(case):
+    break_it, tensor = SABOTAGE[case]
+    values = weights("float16")
+    # An epsilon of 0.001 is a rounding unit of float16: nobody can see it missing.
+    epsilon = 0.05
+    folded = fold(values, epsilon=epsilon)
+    break_it(folded)
+    result = check(model(values, epsilon=epsilon), model(folded))
+    assert not result.holds
+    assert result.numerics.first_difference.tensor == tensor
+
+
+def test_reparametrised_tensor_is_not_named():
+    values = weights()
+    folded = fold(values)
+    assert check(model(values), model(folded, keep_conv_names=True)).holds
+    _transpose(folded)
+    result = check(model(values), model(folded, keep_conv_names=True))
+    assert result.numerics.first_difference.tensor == "y"
+
+
+def test_changes_are_undone_before_a_tensor_is_named():
+    values = weights()
+    folded = fold(values)
+    _one_percent(folded)
+    broken = model(folded, keep_conv_names=True)
+    assert check(model(values), broken).numerics.first_difference.tensor == "conv1"
+    changes = {}
+    for i in range(2):
+        a = values[f"scale{i}"] / np.sqrt(values[f"var{i}"].astype(np.float64) + 1e-3)
+        shift = values[f"B{i}"] - values[f"mean{i}"] * a
+        changes[f"conv{i}"] = (a.reshape(-1, 1, 1), shift.reshape(-1, 1, 1))
+    found = check(model(values), broken, changes=changes).numerics.first_difference
+    assert found.tensor == "conv1"
+    assert found.op_type == "Conv"
+    # Only the channel with the changed weight differs once the fold itself is undone.
+    assert found.difference.worst_index[1] == _changed_channel(folded)
+
+
+def _changed_channel(folded):
+    return int(np.abs(folded["w1"]).max(axis=(1, 2, 3)).argmax())
+
+
+def test_tiny_sigmoid_output_is_judged_by_its_noise():
+    # A text detector's map peaks at 1e-4 on noise; a limit relative to that peak fails it.
+    values = weights()
+    values["bias"] -= 12
+    result = check(model(values, head=("Sigmoid",)), model(fold(values), head=("Sigmoid",)))
+    assert result.numerics.outputs[0].peak < 1e-3
+    assert result.holds
+
+
+def test_nan_and_inf_in_the_same_place_hold():
+    original, folded = pair(head=("Log",))  # NaN for negative logits
+    result = check(original, folded)
+    assert np.isnan(_run(original)).any()
+    assert result.holds
+    assert result.numerics.outputs[0].mismatched == 0
+
+
+def _run(proto):
+    from onnxruntime import InferenceSession
+
+    x = np.random.default_rng(0).standard_normal((2, 3, 12, 12)).astype("float32")
+    return InferenceSession(proto.SerializeToString()).run(None, {"x": x})[0]
+
+
+def test_class_ids_must_be_equal():
+    values = weights()
+    folded = fold(values)
+    result = check(model(values, head=("ArgMax",)), model(folded, head=("ArgMax",)))
+    assert result.numerics.outputs[0].dtype == "int64"
+    assert result.holds
+    _transpose(folded)
+    result = check(model(values, head=("ArgMax",)), model(folded, head=("ArgMax",)))
+    assert not result.holds
+    assert "elements differ" in result.failures[0]
+
+
+@pytest.mark.parametrize(
+    ("limits", "holds"),
+    [({"atol": 1e-3}, True), ({"rtol": 1e-12}, False), ({"atol": 1e-12, "rtol": 1e-2}, True)],
+    ids=str,
+)
+def test_tolerances_replace_the_noise(limits, holds):
+    result = check(*pair(), CheckOptions(**limits))
+    assert result.holds is holds
+    assert result.numerics.outputs[0].limit is None
+    assert (result.numerics.outputs[0].outside_tolerance == 0) is holds
+
+
+def test_a_fault_within_the_given_tolerance_holds():
+    values = weights()
+    folded = fold(values)
+    _one_percent(folded)
+    assert check(model(values), model(folded), CheckOptions(atol=0.1)).holds
+
+
+def _renamed_output(m):
+    m.graph.node[-1].output[0] = m.graph.output[0].name = "z"
+
+
+def _renamed_input(m):
+    m.graph.input[0].name = m.graph.node[0].input[0] = "z"
+
+
+def _does_not_load(m):
+    m.graph.node[0].op_type = "Nonsense"
+
+
+@pytest.mark.parametrize(
+    ("change", "failure"),
+    [
+        (_renamed_output, "signature: the folded model has no output 'y'"),
+        (_renamed_input, "signature: the folded model has no input 'x'"),
+        (_does_not_load, "load: onnxruntime does not load the folded model"),
+    ],
+)
+def test_models_that_cannot_be_compared_fail(change, failure):
+    original, folded = pair()
+    change(folded)
+    result = check(original, folded)
+    assert not result.holds
+    assert result.numerics is None
+    assert any(f.startswith(failure) for f in result.failures), result.failures
+    assert "FAILED" in render_text(result)
+
+
+def test_output_type_must_stay():
+    values = weights()
+    nodes = [helper.make_node("Gemm", ["x", "fc"], ["h"])]
+    cast = helper.make_node("Cast", ["h"], ["y"], to=onnx.TensorProto.DOUBLE)
+    same = helper.make_node("Identity", ["h"], ["y"])
+    models = [finish([*nodes, last], values, ("N", CLASSES)) for last in (same, cast)]
+    result = check(*models)
+    assert "it is float64" in result.failures[0]
+
+
+def test_unreadable_original_is_an_error(tmp_path):
+    _, folded = pair()
+    path = tmp_path / "text.onnx"
+    path.write_text("not a model")
+    with pytest.raises(ModelError, match=r"text\.onnx"):
+        check(path, folded)
+    with pytest.raises(UsageError, match="there is no file"):
+        check(tmp_path / "absent.onnx", folded)
+
+
+def test_unloaded_external_data_need_a_path(tmp_path):
+    original, folded = pair()
+    path = tmp_path / "m.onnx"
+    onnx.save(original, path, save_as_external_data=True, size_threshold=0, location="m.data")
+    bare = onnx.load(path, load_external_data=False)
+    with pytest.raises(ModelError, match="give its path"):
+        check(bare, folded)
+    values = weights()
+    sabotaged = fold(values)
+    _one_percent(sabotaged)
+    assert check(path, folded).holds
+    assert check(path, model(sabotaged)).numerics.first_difference.tensor == "bn1"
+
+
+def test_inputs_are_left_alone(tmp_path):
+    original, folded = pair()
+    before = original.SerializeToString(), folded.SerializeToString()
+    path = tmp_path / "m.onnx"
+    path.write_bytes(before[0])
+    assert check(path, folded).holds
+    assert (original.SerializeToString(), folded.SerializeToString()) == before
+    assert path.read_bytes() == before[0]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_same_call_same_record():
+    original, folded = pair()
+    first, second = (check(original, folded).to_dict() for _ in range(2))
+    for record in (first, second):
+        del record["numerics"]["seconds"], record["numerics"]["onnxruntime_seconds"]
+    assert first == second
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_json_is_strict(broken):
+    values = weights()
+    folded = fold(values)
+    if broken:
+        _nan(folded)
+    result = check(model(values), model(folded))
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    record = json.loads(result.to_json(), parse_constant=refuse)
+    assert record["schema_version"] == 1
+    assert record["holds"] is not broken
+    assert record["numerics"]["outputs"][0]["shape"] == [4, CLASSES]
+    assert (record["numerics"]["first_difference"] is None) is not broken
+
+
+def test_outputs_of_few_elements_get_more_draws():
+    original, folded = pair(batch=1)
+    for proto in (original, folded):
+        proto.graph.node.append(helper.make_node("ReduceMax", ["y"], ["top"], keepdims=0))
+        proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("top", 1, []))
+    result = check(original, folded)
+    assert result.holds
+    assert result.numerics.draws >= 8
+
+
+def test_weights_in_constants_and_behind_transposes_are_moved():
+    from onnx_bnfold.check.noise import layer_weights
+
+    values = weights()
+    w = np.ascontiguousarray(values["fc"].T)
+    nodes = [
+        helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(w, "c")),
+        helper.make_node("Transpose", ["c"], ["ct"]),
+        helper.make_node("Gemm", ["x", "ct", "bias"], ["y"], transB=1),
+    ]
+    proto = finish(nodes, values, ("N", CLASSES))
+    assert set(layer_weights(proto)) == {"c", "bias"}
+    assert check(proto, proto).numerics.outputs[0].noise_rms > 0
+
+
+def test_resize_scales_are_not_moved():
+    scales = np.array([1, 1, 2, 2], "float32")
+    values = weights() | {"scales": scales}
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["c"]),
+        helper.make_node("Resize", ["c", "", "scales"], ["y"]),
+    ]
+    proto = finish(nodes, values, ("N", 3, 12, 12))
+    result = check(proto, proto)
+    assert result.holds
+    assert result.numerics.outputs[0].reason == ""
+
+
+def test_a_model_without_weights_is_noted():
+    proto = finish([helper.make_node("Relu", ["x"], ["y"])], {}, ("N", 4))
+    result = check(proto, proto)
+    assert result.holds
+    assert "no layer or BN" in result.numerics.notes[0]
+
+
+def test_text_has_no_control_characters():
+    values = weights()
+    folded = fold(values)
+    _nan(folded)
+    for other in (model(folded), model(fold(values))):
+        text = render_text(check(model(values), other))
+        assert text.isascii()
+        assert not any(ord(c) < 32 and c != "\n" for c in text)

@@ -1,0 +1,416 @@
+"""fold, plan, fold_file and plan_file: what they return, raise and leave alone."""
+
+import contextlib
+import copy
+import hashlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto
+from support import (
+    assert_same_function,
+    bn,
+    conv,
+    count,
+    feeds_for,
+    join,
+    model_of,
+    node,
+    run,
+    value_of,
+)
+
+import onnx_bnfold
+from onnx_bnfold import ModelError, Options, Reason, UsageError, fold, fold_file, plan, plan_file
+
+X = {"x": ("N", 3, 5, 6)}
+
+
+def half_folding(rng) -> ModelProto:
+    """Conv -> BN (goes) -> Sigmoid -> BN (stays)."""
+    parts = join(
+        conv("x", "c", (4, 3, 3, 3), rng),
+        bn("c", "b", 4, rng),
+        node("Sigmoid", ["b"], ["s"]),
+        bn("s", "y", 4, rng),
+    )
+    return model_of(parts.nodes, X, ["y"], parts.initializers)
+
+
+def saved(model, path, **external):
+    onnx.save_model(copy.deepcopy(model), path, **external)  # it changes what it saves
+    return path
+
+
+def saved_external(model, path, location="weights.bin"):
+    return saved(model, path, save_as_external_data=True, location=location, size_threshold=0)
+
+
+def contents(folder) -> dict[str, str]:
+    """Name and digest of every file of a folder."""
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+# --- the report ----------------------------------------------------------------------------------
+
+
+def test_the_report_of_a_fold(rng):
+    _, report = fold(half_folding(rng))
+    gone, stays = report.norms
+    assert report.records == report.norms
+    assert report.folded == (gone,)
+    assert report.kept == (stays,)
+    assert (report.nodes_before, report.nodes_after) == (4, 3)
+    assert gone.folded
+    assert gone.refusal is None
+    assert "n_b" in gone.name
+    assert [t for t in gone.scale_to if "n_c" in t]
+    assert gone.shift_to == gone.scale_to
+    assert not stays.folded
+    assert stays.way is None
+    assert stays.refusal.reason == Reason.OPAQUE
+    assert "n_s" in stays.refusal.culprit
+    assert len(report.lines()) == 2
+    assert "1 of 2" in report.summary()
+
+
+def test_a_plan_says_what_a_fold_does(rng):
+    model = half_folding(rng)
+    planned, (_, folded) = plan(model), fold(model)
+    assert planned.records == folded.records
+    assert planned.nodes_before is None
+    assert planned.nodes_after is None
+
+
+def test_the_reason_is_a_string_of_its_code(rng):
+    """What a JSON report or a log holds."""
+    _, report = fold(half_folding(rng))
+    assert report.kept[0].refusal.reason == "opaque_operator"
+    assert len({r.value for r in Reason}) == len(Reason)
+
+
+def test_a_plan_changes_nothing(rng):
+    model = half_folding(rng)
+    before = model.SerializeToString()
+    plan(model)
+    assert model.SerializeToString() == before
+
+
+def test_records_come_in_the_order_of_the_graph(rng):
+    parts = join(
+        *(
+            join(conv("x", f"c{i}", (4, 3, 1, 1), rng), bn(f"c{i}", f"y{i}", 4, rng))
+            for i in range(12)
+        )
+    )
+    model = model_of(parts.nodes, X, [f"y{i}" for i in range(12)], parts.initializers)
+    names = [r.name for r in plan(model).norms]
+    assert [n.split("n_")[-1].strip("'") for n in names] == [f"y{i}" for i in range(12)]
+
+
+def test_names_from_a_model_do_not_steer_the_terminal(rng):
+    parts = join(conv("x", "c", (4, 3, 1, 1), rng), bn("c", "y", 4, rng, name="a\x1b[31m\nb\r"))
+    _, report = fold(model_of(parts.nodes, X, ["y"], parts.initializers))
+    (line,) = report.lines()
+    assert line.isprintable()
+
+
+def test_the_public_names_are_there_and_documented():
+    for name in onnx_bnfold.__all__:
+        public = getattr(onnx_bnfold, name)
+        assert isinstance(public, str) or inspect.getdoc(public), name
+
+
+def test_the_types_of_the_package_are_published():
+    assert Path(onnx_bnfold.__file__).with_name("py.typed").exists()
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    """onnxruntime and torch cost more than a fold does."""
+    code = "import sys, onnx_bnfold; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert "onnx" in loaded
+    assert not {"onnxruntime", "torch", "matplotlib"} & set(loaded)
+
+
+# --- models in memory ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["empty", "no-opset", "unknown-input", "cycle", "two-writers"])
+def test_a_broken_model_never_gives_a_traceback(damage, rng):
+    """It is refused with one of our errors, or folded: no KeyError, no RecursionError."""
+    model = half_folding(rng)
+    if damage == "empty":
+        model.Clear()
+    elif damage == "no-opset":
+        del model.opset_import[:]
+    elif damage == "unknown-input":
+        model.graph.node[0].input[0] = "nothing"
+    elif damage == "cycle":
+        model.graph.node[0].input[0] = "y"
+    else:
+        model.graph.node[2].output[0] = "c"
+    with contextlib.suppress(ModelError):
+        fold(model)
+
+
+def test_a_model_without_weights_in_memory_needs_its_folder(tmp_path, rng):
+    path = saved_external(half_folding(rng), tmp_path / "m.onnx")
+    unloaded = onnx.load(path, load_external_data=False)
+    with pytest.raises(ModelError, match=r"base_dir|folder"):
+        fold(unloaded)
+
+
+def test_external_data_of_a_model_in_memory(tmp_path, rng):
+    model = half_folding(rng)
+    path = saved_external(model, tmp_path / "m.onnx")
+    before = contents(tmp_path)
+    unloaded = onnx.load(path, load_external_data=False)
+    bytes_before = unloaded.SerializeToString()
+    folded, report = fold(unloaded, base_dir=tmp_path)
+    assert unloaded.SerializeToString() == bytes_before
+    assert len(report.folded) == 1
+    onnx.load_external_data_for_model(folded, str(tmp_path))
+    assert_same_function(model, folded)
+    assert contents(tmp_path) == before
+
+
+def test_options_are_frozen():
+    with pytest.raises(AttributeError):
+        Options().freeze_initializers = True  # type: ignore[misc]
+
+
+def test_a_model_with_nothing_in_it():
+    """No nodes: inputs are outputs."""
+    model = model_of([], {"x": (1,)}, {"x": (1,)})
+    folded, report = fold(model)
+    assert folded == model
+    assert not report.records
+    assert "0 of 0" in report.summary()
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_a_file_is_folded_as_a_model_is(tmp_path, rng):
+    model = half_folding(rng)
+    source, target = saved(model, tmp_path / "m.onnx"), tmp_path / "f.onnx"
+    report = fold_file(source, target, Options(metadata=False))
+    folded, in_memory = fold(model)
+    assert report == in_memory
+    assert target.read_bytes() == folded.SerializeToString()
+    assert plan_file(source).records == report.records
+
+
+def test_a_file_says_that_it_was_folded_and_from_what(tmp_path, rng):
+    """That is all it differs by from a fold in memory."""
+    model = half_folding(rng)
+    source, target = saved(model, tmp_path / "m.onnx"), tmp_path / "f.onnx"
+    fold_file(source, target)
+    written = onnx.load(target)
+    (entry,) = written.metadata_props
+    assert entry.key == "onnx_bnfold"
+    assert json.loads(entry.value) == {
+        "version": onnx_bnfold.__version__,
+        "folded": 1,
+        "kept": 1,
+        "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+    }
+    del written.metadata_props[:]
+    assert written == fold(model)[0]
+
+
+@pytest.mark.parametrize("kind", [str, os.fspath, lambda p: p], ids=["str", "fspath", "Path"])
+def test_paths_of_every_kind(kind, tmp_path, rng):
+    source, target = saved(half_folding(rng), tmp_path / "m.onnx"), tmp_path / "f.onnx"
+    fold_file(kind(source), kind(target))
+    onnx.checker.check_model(target, full_check=True)
+
+
+def test_a_fold_leaves_the_source_and_no_other_file(tmp_path, rng):
+    source = saved(half_folding(rng), tmp_path / "m.onnx")
+    before = contents(tmp_path)
+    fold_file(source, tmp_path / "f.onnx")
+    after = contents(tmp_path)
+    assert after.keys() - before.keys() == {"f.onnx"}
+    assert before.items() <= after.items()
+
+
+def test_two_folds_give_the_same_file(tmp_path, rng):
+    source = saved(half_folding(rng), tmp_path / "m.onnx")
+    for name in ("a.onnx", "b.onnx"):
+        fold_file(source, tmp_path / name)
+    fold_file(tmp_path / "a.onnx", tmp_path / "c.onnx")
+    digests = contents(tmp_path)
+    assert digests["a.onnx"] == digests["b.onnx"] == digests["c.onnx"]
+
+
+def test_external_data_stays_external_beside_the_output(tmp_path, rng):
+    model = half_folding(rng)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    source = saved_external(model, tmp_path / "in" / "m.onnx")
+    before = contents(tmp_path / "in")
+    target = tmp_path / "out" / "f.onnx"
+    fold_file(source, target)
+    assert contents(tmp_path / "in") == before
+    (data,) = contents(tmp_path / "out").keys() - {"f.onnx"}
+    assert data != "weights.bin"
+    unloaded = onnx.load(target, load_external_data=False)
+    entries = [e for t in unloaded.graph.initializer for e in t.external_data]
+    assert {e.value for e in entries if e.key == "location"} == {data}
+    for path in (tmp_path / "in").iterdir():
+        path.unlink()  # nothing of the source is needed any more
+    onnx.checker.check_model(target, full_check=True)
+    assert_same_function(model, onnx.load(target))
+
+
+def test_several_external_files_and_embedded_weights(tmp_path, rng):
+    model = half_folding(rng)
+    path = tmp_path / "m.onnx"
+    for i, t in enumerate(model.graph.initializer):
+        if i % 3:
+            onnx.external_data_helper.set_external_data(t, f"part{i % 3}.bin", offset=None)
+    saved(ModelProto.FromString(model.SerializeToString()), path)
+    fold_file(path, tmp_path / "f.onnx")
+    loaded = onnx.load(path)
+    assert_same_function(loaded, onnx.load(tmp_path / "f.onnx"))
+
+
+def test_the_new_data_file_does_not_hit_that_of_the_source(tmp_path, rng):
+    """The source's data has the very name the output's would get."""
+    model = half_folding(rng)
+    fold_file(saved_external(model, tmp_path / "m.onnx"), tmp_path / "f.onnx")
+    (chosen,) = contents(tmp_path).keys() - {"m.onnx", "weights.bin", "f.onnx"}
+    for path in tmp_path.iterdir():
+        path.unlink()
+    source = saved_external(model, tmp_path / "m.onnx", location=chosen)
+    before = contents(tmp_path)
+    try:
+        fold_file(source, tmp_path / "f.onnx")
+    except UsageError:
+        assert contents(tmp_path) == before
+    else:
+        assert_same_function(model, onnx.load(tmp_path / "f.onnx"))
+    assert before.items() <= contents(tmp_path).items()
+    assert_same_function(model, onnx.load(source))
+
+
+def links(tmp_path, kind):
+    """The source under another name."""
+    source, other = tmp_path / "m.onnx", tmp_path / "other.onnx"
+    if kind == "symlink":
+        other.symlink_to(source)
+    elif kind == "hardlink":
+        os.link(source, other)
+    return {
+        "same": source,
+        "dots": tmp_path / ".." / tmp_path.name / "m.onnx",
+        "symlink": other,
+        "hardlink": other,
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["same", "dots", "symlink", "hardlink"])
+def test_the_source_as_target_is_refused(kind, tmp_path, rng):
+    source = saved(half_folding(rng), tmp_path / "m.onnx")
+    target = links(tmp_path, kind)
+    before = contents(tmp_path)
+    with pytest.raises(UsageError):
+        fold_file(source, target)
+    assert contents(tmp_path) == before
+
+
+def test_the_data_of_the_source_as_target_is_refused(tmp_path, rng):
+    source = saved_external(half_folding(rng), tmp_path / "m.onnx")
+    before = contents(tmp_path)
+    with pytest.raises(UsageError):
+        fold_file(source, tmp_path / "weights.bin")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("link", ["source", "target"])
+def test_a_symlink_as_source_or_target(link, tmp_path, rng):
+    """A link to the source is read through; one at the target does not let it be overwritten."""
+    model = half_folding(rng)
+    real = saved(model, tmp_path / "real.onnx")
+    other = tmp_path / "other.txt"
+    other.write_text("precious")
+    alias = tmp_path / "alias.onnx"
+    alias.symlink_to(real if link == "source" else other)
+    source, target = (alias, tmp_path / "f.onnx") if link == "source" else (real, alias)
+    fold_file(source, target)
+    assert_same_function(model, onnx.load(target))
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x08\x08", b"\xff" * 100], ids=str)
+def test_a_file_that_is_no_model(content, tmp_path):
+    (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(ModelError) as caught:
+        fold_file(tmp_path / "m.onnx", tmp_path / "f.onnx")
+    assert "m.onnx" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert contents(tmp_path).keys() == {"m.onnx"}
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.99])
+def test_a_file_that_was_cut_off(share, tmp_path, rng):
+    path = saved(half_folding(rng), tmp_path / "m.onnx")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(ModelError, match=r"m\.onnx"):
+        fold_file(path, tmp_path / "f.onnx")
+    assert contents(tmp_path).keys() == {"m.onnx"}
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "outside"])
+def test_external_data_that_cannot_be_read(damage, tmp_path, rng):
+    (tmp_path / "in").mkdir()
+    source = saved_external(half_folding(rng), tmp_path / "in" / "m.onnx")
+    data = tmp_path / "in" / "weights.bin"
+    if damage == "missing":
+        data.unlink()
+    elif damage == "short":
+        data.write_bytes(data.read_bytes()[:100])
+    else:
+        data.rename(tmp_path / "weights.bin")
+        model = onnx.load(source, load_external_data=False)
+        for t in model.graph.initializer:
+            for e in t.external_data:
+                e.value = "../weights.bin" if e.key == "location" else e.value
+        source.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError) as caught:
+        fold_file(source, tmp_path / "f.onnx")
+    assert "weights.bin" in str(caught.value)
+    assert "f.onnx" not in contents(tmp_path / "in")
+    assert not (tmp_path / "f.onnx").exists()
+
+
+def test_an_old_output_stays_when_the_fold_fails(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"garbage")
+    (tmp_path / "f.onnx").write_bytes(b"the last good one")
+    before = contents(tmp_path)
+    with pytest.raises(ModelError):
+        fold_file(tmp_path / "m.onnx", tmp_path / "f.onnx")
+    assert contents(tmp_path) == before
+
+
+def test_a_frozen_input_leaves_the_file_too(tmp_path, rng):
+    model = half_folding(rng)
+    model.graph.input.append(value_of("b_scale", (4,)))
+    source, target = saved(model, tmp_path / "m.onnx"), tmp_path / "f.onnx"
+    assert len(fold_file(source, target).kept) == 2
+    assert len(fold_file(source, target, Options(freeze_initializers=True)).kept) == 1
+    folded = onnx.load(target)
+    assert [i.name for i in folded.graph.input] == ["x"]
+    assert count(folded) == 1
+    feeds = feeds_for(folded)
+    np.testing.assert_allclose(run(model, feeds)[0], run(folded, feeds)[0], atol=1e-5)

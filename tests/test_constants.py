@@ -1,0 +1,438 @@
+"""Constants: every way in which an exporter writes one, evaluated once and within a size limit."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import onnx
+import pytest
+import support
+from graphs import IMAGE, Net
+from onnx import TensorProto, helper
+from support import fold_checked, ops, reasons
+
+import onnx_bnfold
+from onnx_bnfold import Reason
+
+CHANNELS = 4
+
+
+def as_is(net, values):
+    return net.const(values)
+
+
+def constant_node(net, **attribute):
+    return net.op("Constant", **attribute)
+
+
+def computed(*steps):
+    """A constant that passes nodes; a step is an operator, its attributes and further inputs."""
+
+    def make(net, values):
+        name = net.const(values)
+        for op, attributes, *inputs in steps:
+            name = net.op(op, name, *(net.const(np.asarray(i)) for i in inputs), **attributes)
+        return name
+
+    return make
+
+
+def through_constant_node(net, values):
+    return constant_node(net, value=support.tensor("", values.astype(np.float32)))
+
+
+def value_floats(net, values):
+    return constant_node(net, value_floats=[float(v) for v in values])
+
+
+def sparse(net, values):
+    dense = values.astype(np.float32)
+    tensor = helper.make_sparse_tensor(
+        support.tensor("", dense), support.tensor("", np.arange(len(dense))), [len(dense)]
+    )
+    return constant_node(net, sparse_value=tensor)
+
+
+def arithmetic(net, values):
+    """sqrt((v / 2 + v / 2) * v), up to the sign."""
+    half = net.op("Mul", net.const(values), net.const(np.float32(0.5)))
+    return net.op("Add", half, half)
+
+
+def twice_reciprocal(net, values):
+    return net.op("Reciprocal", net.op("Reciprocal", net.const(values)))
+
+
+def root_of_square(net, values):
+    return net.op("Sqrt", net.op("Mul", net.const(values**2), net.const(np.ones(1))))
+
+
+def concat_of_parts(net, values):
+    return net.op("Concat", net.const(values[:1]), net.const(values[1:]), axis=0)
+
+
+def gathered(net, values):
+    return net.op("Gather", net.const(values[::-1]), net.ints(3, 2, 1, 0))
+
+
+def reshaped_by_a_shape(net, values):
+    return net.op("Reshape", net.const(values.reshape(2, 2)), net.op("Shape", net.const(np.zeros(4))))
+
+
+def from_double(net, values):
+    return net.op("Cast", net.const(values, np.float64), to=TensorProto.FLOAT)
+
+
+def cast_like(net, values):
+    return net.op("CastLike", net.const(values, np.float64), net.const(np.zeros(1)))
+
+
+FORMS = {
+    "initializer": as_is,
+    "constant-value": through_constant_node,
+    "constant-value-floats": value_floats,
+    "constant-sparse-value": sparse,
+    "identity": computed(("Identity", {})),
+    "two-identities": computed(("Identity", {}), ("Identity", {})),
+    "identity-of-constant": lambda net, v: net.op("Identity", through_constant_node(net, v)),
+    "cast": from_double,
+    "cast-like": cast_like,
+    "reshape": computed(("Reshape", {}, np.array([2, 2])), ("Reshape", {}, np.array([-1]))),
+    "reshape-by-a-shape": reshaped_by_a_shape,
+    "unsqueeze-squeeze": computed(("Unsqueeze", {}, np.array([0])), ("Squeeze", {}, np.array([0]))),
+    "transpose": computed(("Transpose", {"perm": [0]})),
+    "expand": computed(("Expand", {}, np.array([4]))),
+    "flatten": computed(("Flatten", {"axis": 0}), ("Squeeze", {}, np.array([0]))),
+    "slice": computed(("Slice", {}, np.array([0]), np.array([99]))),
+    "neg-neg": computed(("Neg", {}), ("Neg", {})),
+    "mul-add": arithmetic,
+    "reciprocal": twice_reciprocal,
+    "concat": concat_of_parts,
+    "gather": gathered,
+}
+POSITIVE_FORMS = FORMS | {"sqrt": root_of_square}
+
+
+def bn_of(net, x, forms):
+    """A BN whose scale, B, mean and var are written in these forms."""
+    rng = net.rng
+    values = [
+        net.values(CHANNELS),
+        rng.standard_normal(CHANNELS),
+        rng.standard_normal(CHANNELS),
+        rng.uniform(0.3, 2, CHANNELS),
+    ]
+    names = [form(net, v) for form, v in zip(forms, values, strict=True)]
+    return net.op("BatchNormalization", x, *names, epsilon=0.01)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_parameters_of_a_bn(form):
+    net = Net(IMAGE)
+    folded, _ = fold_checked(net.model(bn_of(net, net.conv("x", CHANNELS), [FORMS[form]] * 4)))
+    assert ops(folded)[-1] == "Conv"
+
+
+@pytest.mark.parametrize("position", range(4))
+@pytest.mark.parametrize("form", ["constant-value", "mul-add"])
+def test_one_parameter_of_a_bn(form, position):
+    forms = [FORMS[form] if i == position else as_is for i in range(4)]
+    net = Net(IMAGE)
+    fold_checked(net.model(bn_of(net, net.conv("x", CHANNELS), forms)))
+
+
+def test_variance_of_a_computed_deviation():
+    net = Net(IMAGE)
+    fold_checked(net.model(bn_of(net, net.conv("x", CHANNELS), [as_is] * 3 + [root_of_square])))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("side", ["behind", "in front"])
+def test_bias_of_a_layer(form, side):
+    net = Net(IMAGE)
+    x = net.bn("x") if side == "in front" else "x"
+    y = net.op("Conv", x, net.random(CHANNELS, 4, 1, 1), FORMS[form](net, net.values(CHANNELS)))
+    fold_checked(net.model(y if side == "in front" else net.bn(y)))
+
+
+WEIGHTS = {
+    "constant": through_constant_node,
+    "identity": FORMS["identity"],
+    "cast": from_double,
+    "transpose": lambda net, w: net.op(
+        "Transpose", net.const(w.transpose(1, 0, 2, 3)), perm=[1, 0, 2, 3]
+    ),
+    "reshape": lambda net, w: net.op("Reshape", net.const(w.ravel()), net.ints(*w.shape)),
+    "mul": lambda net, w: net.op("Mul", net.const(w), net.random(4, 1, 1, 1)),
+    "expand": lambda net, w: net.op("Expand", net.const(w[:1]), net.ints(*w.shape)),
+    "constant-of-shape": lambda net, w: net.op(
+        "ConstantOfShape", net.ints(*w.shape), value=helper.make_tensor("", 1, [1], [0.25])
+    ),
+}
+
+
+@pytest.mark.parametrize("form", WEIGHTS)
+@pytest.mark.parametrize("side", ["behind", "in front"])
+def test_weight_of_a_layer(form, side):
+    net = Net(IMAGE)
+    x = net.bn("x") if side == "in front" else "x"
+    y = net.op("Conv", x, WEIGHTS[form](net, net.values(CHANNELS, 4, 3, 3)))
+    fold_checked(net.model(y if side == "in front" else net.bn(y)))
+
+
+def test_transposed_weight_of_a_linear():
+    """What a Linear on three axes is exported as: MatMul(x, Transpose(W)) + b."""
+    net = Net((2, 3, 4))
+    y = net.op("MatMul", "x", net.op("Transpose", net.random(5, 4), perm=[1, 0]))
+    y = net.op("Transpose", net.op("Add", net.random(5), y), perm=[0, 2, 1])
+    fold_checked(net.model(net.bn(y)))
+
+
+def test_weight_computed_for_two_layers():
+    net = Net(IMAGE)
+    w = net.op("Mul", net.random(4, 4, 1, 1), net.const(np.float32(0.5)))
+    a, b = net.op("Conv", "x", w), net.op("Conv", "x", w)
+    fold_checked(net.model(net.bn(a), b, net.bn(b)), kept=1)
+
+
+def test_computed_constant_that_others_read():
+    net = Net(IMAGE)
+    w = net.op("Identity", net.random(4, 4, 1, 1))
+    y = net.bn(net.op("Conv", "x", w))
+    fold_checked(net.model(y, net.op("Mul", w, w), w))
+
+
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        {"value_float": 0.5},
+        {"value_floats": [0.5]},
+        {"value": helper.make_tensor("", TensorProto.FLOAT, [], [0.5])},
+        {"value": helper.make_tensor("", TensorProto.FLOAT, [1, 1, 1], [0.5])},
+    ],
+    ids=["value-float", "value-floats", "value-scalar", "value-tensor"],
+)
+@pytest.mark.parametrize("op", ["Mul", "Add", "Sub", "Div"])
+def test_constant_node_of_an_affine_node(op, attribute):
+    net = Net(IMAGE)
+    y = net.op(op, net.conv("x", 4), constant_node(net, **attribute))
+    folded, _ = fold_checked(net.model(y))
+    assert op not in ops(folded)
+
+
+@pytest.mark.parametrize(
+    "attribute", [{"value_int": -1}, {"value_ints": [-1]}], ids=["value-int", "value-ints"]
+)
+def test_integer_constant_node_as_axes(attribute):
+    net = Net(("N", 4, 1))
+    axes = constant_node(net, **attribute)
+    if "value_int" in attribute:
+        axes = net.op("Unsqueeze", axes, net.ints(0))
+    fold_checked(net.model(net.bn(net.op("Squeeze", net.conv("x", 4), axes), channels=4)))
+
+
+@pytest.mark.parametrize("value", [None, 2.0], ids=["default", "value"])
+def test_constant_of_shape(value):
+    """Without a value the elements are float zeros: here the mean of the BN."""
+    net = Net(IMAGE)
+    t = net.conv("x", 4)
+    attributes = {} if value is None else {"value": helper.make_tensor("", 1, [1], [value])}
+    filled = net.op("ConstantOfShape", net.ints(4), **attributes)
+    parameters = [net.random(4), net.random(4), filled, net.const(np.full(4, 0.5))]
+    fold_checked(net.model(net.op("BatchNormalization", t, *parameters)))
+
+
+def missing_bias(net, x):
+    """What PyTorch's dynamo exporter, unoptimised, writes for the bias of a Conv without one."""
+    weight = net.random(4, 4, 3, 3)
+    zero = net.op("CastLike", constant_node(net, value_float=0.0), x)
+    shape = net.op("Shape", weight, start=0, end=1)
+    return net.op("Conv", x, weight, net.op("Expand", zero, shape))
+
+
+def test_missing_bias_of_the_dynamo_exporter():
+    """`x` is the graph's input: only its type counts."""
+    net = Net(IMAGE)
+    fold_checked(net.model(net.bn(missing_bias(net, "x"))))
+
+
+def test_missing_bias_of_the_dynamo_exporter_inside_a_network():
+    net = Net(("N", 4, 9, 9))
+    t = net.relu(net.bn(missing_bias(net, "x")))
+    t = net.relu(net.bn(missing_bias(net, t)))
+    fold_checked(net.model(net.conv(net.bn(t), 3)))
+
+
+def test_cast_like_of_a_computed_tensor_of_known_type():
+    net = Net(IMAGE)
+    t = net.conv("x", 4)
+    scale = net.op("CastLike", net.const(net.values(4), np.float64), t)
+    parameters = [scale, net.random(4), net.random(4), net.const(np.full(4, 0.5))]
+    fold_checked(net.model(net.op("BatchNormalization", t, *parameters)))
+
+
+@pytest.mark.parametrize("op", ["RandomNormal", "RandomUniform"])
+def test_random_operator_is_not_a_constant(op):
+    net = Net(IMAGE)
+    parameters = [net.op(op, shape=[4], seed=1.0), net.random(4), net.random(4), net.const(np.ones(4))]
+    y = net.op("BatchNormalization", net.conv("x", 4), *parameters)
+    _, report = fold_checked(net.model(y), kept=1, compare=False)
+    assert Reason.PARAMETERS_NOT_CONSTANT in reasons(report)[0]
+
+
+@pytest.mark.parametrize("position", range(4))
+def test_parameter_computed_at_run_time(position):
+    net = Net(IMAGE)
+    net.input("p", [4])
+    parameters = [net.random(4), net.random(4), net.random(4), net.const(np.ones(4))]
+    parameters[position] = net.op("Abs", "p")
+    y = net.op("BatchNormalization", net.conv("x", 4), *parameters)
+    _, report = fold_checked(net.model(y), kept=1)
+    assert report.kept[0].refusal.reason is Reason.PARAMETERS_NOT_CONSTANT
+
+
+@pytest.mark.parametrize("side", ["behind", "in front"])
+@pytest.mark.parametrize("what", ["weight", "bias"])
+def test_layer_computed_at_run_time(what, side):
+    net = Net(IMAGE)
+    w, b = net.random(4, 4, 1, 1), net.random(4)
+    if what == "weight":
+        w = net.op("Add", w, net.input("p", [4, 1, 1, 1]))
+    else:
+        b = net.op("Add", b, net.input("p", [4]))
+    x = "x" if side == "behind" else net.bn("x")
+    y = net.op("Conv", x, w, b)
+    model = net.model(net.bn(y) if side == "behind" else y)
+    _, report = fold_checked(model, kept=1)
+    expected = {"weight": Reason.WEIGHT_NOT_CONSTANT, "bias": Reason.BIAS_NOT_CONSTANT}[what]
+    assert expected in reasons(report)[0], report.lines()
+
+
+HUGE = 10**6
+
+
+@pytest.mark.parametrize(
+    "huge",
+    [
+        lambda net: net.op("ConstantOfShape", net.ints(HUGE, HUGE)),
+        lambda net: net.op("Expand", net.const(np.zeros(1)), net.ints(HUGE, HUGE)),
+        lambda net: net.op("Tile", net.const(np.zeros((1, 1))), net.ints(HUGE, HUGE)),
+        lambda net: net.op(
+            "Mul",
+            net.op("Expand", net.const(np.zeros(1)), net.ints(1, HUGE)),
+            net.op("Expand", net.const(np.zeros(1)), net.ints(HUGE, 1)),
+        ),
+        lambda net: net.op("Range", net.const(np.int64(0)), net.const(np.int64(HUGE**2)), net.const(np.int64(1))),
+        lambda net: net.op("MatMul", net.op("ConstantOfShape", net.ints(HUGE, 1)), net.op("ConstantOfShape", net.ints(1, HUGE))),
+        lambda net: net.op("Pad", net.const(np.zeros(1)), net.ints(0, HUGE**2)),
+        lambda net: net.op("Resize", net.const(np.zeros((1, 1, 1, 1))), "", net.const(np.array([1.0, 1, HUGE, HUGE]))),
+        lambda net: net.op("OneHot", net.ints(0), net.const(np.int64(HUGE**2)), net.const(np.zeros(2))),
+    ],
+    ids=["ConstantOfShape", "Expand", "Tile", "Mul", "Range", "MatMul", "Pad", "Resize", "OneHot"],
+)
+def test_huge_constant_is_neither_evaluated_nor_fatal(huge):
+    """10**12 elements: the BN that reads one of them stays, the others go."""
+    net = Net(IMAGE)
+    t, other = net.conv("x", 4), net.bn(net.conv("x", 4))
+    flat = net.op("Reshape", huge(net), net.ints(-1))
+    mean = net.op("Cast", net.op("Gather", flat, net.ints(0, 1, 2, 3)), to=TensorProto.FLOAT)
+    parameters = [net.random(4), net.random(4), mean, net.const(np.ones(4))]
+    y = net.op("BatchNormalization", t, *parameters)
+    model = helper.make_model(net.graph(y, other), opset_imports=[helper.make_opsetid("", 17)])
+    tracemalloc.start()
+    _, report = onnx_bnfold.fold(model)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(report.kept) == 1
+    assert report.kept[0].refusal.reason is Reason.PARAMETERS_NOT_CONSTANT
+    assert peak < 100e6
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda net: net.op("Reshape", net.random(4), net.ints(3)),
+        lambda net: net.op("Expand", net.random(4), net.ints(3)),
+        lambda net: net.op("Gather", net.random(4), net.ints(9)),
+        lambda net: net.op("Mul", net.random(4), net.random(3)),
+        lambda net: net.op("Identity", net.random(4), domain="my.domain"),
+        lambda net: net.op("ConstantOfShape", net.ints(-4)),
+    ],
+    ids=["reshape", "expand", "gather", "mul", "custom-domain", "negative-shape"],
+)
+def test_constant_that_cannot_be_evaluated_is_none(broken):
+    net = Net(IMAGE)
+    parameters = [net.random(4), net.random(4), broken(net), net.const(np.ones(4))]
+    y = net.op("BatchNormalization", net.conv("x", 4), *parameters)
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("my.domain", 1)]
+    model = helper.make_model(net.graph(y), opset_imports=imports)
+    _, report = onnx_bnfold.fold(model)
+    assert len(report.kept) == 1
+
+
+def test_constant_evaluated_with_the_opset_of_the_model():
+    """Squeeze and Unsqueeze have axes as attributes before opset 13."""
+    net = Net(IMAGE, opset=11)
+    mean = net.op("Squeeze", net.op("Unsqueeze", net.random(4), axes=[0]), axes=[0])
+    parameters = [net.random(4), net.random(4), mean, net.const(np.ones(4))]
+    fold_checked(net.model(net.op("BatchNormalization", net.conv("x", 4), *parameters)))
+
+
+def test_division_of_integers_truncates():
+    """-3 / 2 is -1 in ONNX: a flooring evaluation would move the mean."""
+    net = Net(IMAGE)
+    mean = net.op("Cast", net.op("Div", net.ints(-3, 3, -5, 5), net.ints(2)), to=TensorProto.FLOAT)
+    parameters = [net.random(4), net.random(4), mean, net.const(np.ones(4))]
+    fold_checked(net.model(net.op("BatchNormalization", net.conv("x", 4), *parameters)))
+
+
+def test_cycle_of_nodes_is_bad_input_or_left_alone():
+    nodes = [
+        helper.make_node("Identity", ["b"], ["a"]),
+        helper.make_node("Identity", ["a"], ["b"]),
+        helper.make_node("BatchNormalization", ["x", "a", "a", "a", "a"], ["y"]),
+    ]
+    values = [helper.make_tensor_value_info(n, 1, [1, 4]) for n in "xy"]
+    model = helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:]))
+    try:
+        _, report = onnx_bnfold.fold(model)
+    except onnx_bnfold.BnFoldError:
+        return
+    assert len(report.kept) == 1
+
+
+def test_nodes_of_constants_that_nobody_reads_any_more_go():
+    net = Net(IMAGE)
+    y = bn_of(net, net.conv("x", CHANNELS), [FORMS["mul-add"]] * 4)
+    folded, _ = fold_checked(net.model(y))
+    assert ops(folded) == ["Conv"]
+    assert {t.name for t in folded.graph.initializer} == set(folded.graph.node[0].input[1:])
+
+
+def test_float16_constants_are_evaluated_in_their_type():
+    """A sum that rounds in float16 must round in the fold as well."""
+    net = Net(IMAGE)
+    a = net.const(np.array([2048.0, 2049, 1, 3]), np.float16)
+    b = net.const(np.array([1.0, 1, 2048, 2047]), np.float16)
+    mean = net.op("Cast", net.op("Add", a, b), to=TensorProto.FLOAT)
+    parameters = [net.random(4), net.random(4), mean, net.const(np.full(4, 10.0))]
+    fold_checked(net.model(net.op("BatchNormalization", net.conv("x", 4), *parameters)))
+
+
+def test_constant_output_of_the_graph_stays():
+    net = Net(IMAGE)
+    w = net.op("Identity", net.random(4, 4, 1, 1))
+    model = net.model(net.bn(net.op("Conv", "x", w)), w)
+    folded, _ = fold_checked(model)
+    assert [o.name for o in folded.graph.output] == [o.name for o in model.graph.output]
+
+
+def test_bn_of_a_constant():
+    """Nothing of it depends on the input of the graph; whatever is done, the function stays."""
+    net = Net(IMAGE)
+    y = net.bn(net.random(1, 4, 4, 4), channels=4)
+    model = net.model(net.op("Add", net.conv("x", 4), y))
+    folded, _ = onnx_bnfold.fold(model)
+    onnx.checker.check_model(folded, full_check=True)
+    support.assert_same_function(model, folded)

@@ -1,0 +1,779 @@
+"""Plans: networks of many nodes, BNs that compete, affine nodes, and what the report says."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from graphs import IMAGE, Case, Cases, Net
+from support import assert_same_function, fold_checked, ops, reasons
+
+import onnx_bnfold
+from onnx_bnfold import Reason
+
+layers = Cases()
+
+
+@layers()
+def conv_in_front(n):
+    return n.bn(n.conv("x", 3))
+
+
+@layers()
+def conv_without_bias_in_front(n):
+    return n.bn(n.conv("x", 3, 3, bias=False, pads=[1] * 4))
+
+
+@layers()
+def conv_behind(n):
+    return n.conv(n.bn("x"), 3, 3)
+
+
+@layers()
+def conv_without_bias_behind(n):
+    return n.conv(n.bn("x"), 3, 3, bias=False)
+
+
+@layers()
+def grouped_conv_behind(n):
+    return n.conv(n.bn("x"), 6, 3, group=2)
+
+
+@layers()
+def depthwise_conv_behind(n):
+    return n.conv(n.bn("x"), 4, 3, group=4)
+
+
+@layers(1, Reason.PADDING)
+def padded_conv_behind(n):
+    return n.conv(n.bn("x"), 3, 3, pads=[1] * 4)
+
+
+@layers(1, Reason.PADDING)
+def conv_padded_on_one_side_behind(n):
+    return n.conv(n.bn("x"), 3, 3, pads=[0, 0, 0, 1])
+
+
+@layers(1, Reason.PADDING)
+def conv_of_same_padding_behind(n):
+    return n.conv(n.bn("x"), 3, 3, auto_pad="SAME_UPPER")
+
+
+@layers()
+def conv_of_valid_padding_behind(n):
+    return n.conv(n.bn("x"), 3, 3, auto_pad="VALID")
+
+
+@layers()
+def padded_conv_behind_without_shift(n):
+    return n.conv(n.bn("x", shift=False), 3, 3, pads=[1] * 4)
+
+
+@layers()
+def conv_of_same_padding_behind_without_shift(n):
+    return n.conv(n.bn("x", shift=False), 3, 3, auto_pad="SAME_LOWER")
+
+
+@layers()
+def padded_conv_behind_and_a_layer_in_front_that_others_read(n):
+    """The shift goes upstream, the scale downstream: an output of the graph fixes the scale."""
+    t = n.conv("x", 4)
+    return n.conv(n.bn(t), 3, 3, pads=[1] * 4), n.op("Add", t, n.conv("x", 4))
+
+
+@layers()
+def padded_conv_behind_a_padded_sibling(n):
+    """Both readers of the layer's output refuse a shift, and the BN's own goes to the layer."""
+    t = n.conv("x", 4)
+    return n.conv(n.bn(t), 3, 3, pads=[1] * 4)
+
+
+@layers(1, Reason.PADDING, Reason.NO_SHIFT, Reason.CONFLICT)
+def padded_conv_on_both_branches(n):
+    t = n.conv("x", 4)
+    return n.conv(n.bn(t), 3, 3, pads=[1] * 4), n.conv(t, 3, 3, pads=[1] * 4)
+
+
+@layers()
+def unpadded_conv_on_the_other_branch(n):
+    t = n.conv("x", 4)
+    return n.conv(n.bn(t), 3, 3, pads=[1] * 4), n.conv(t, 3, 3)
+
+
+@layers()
+def conv_transpose_in_front(n):
+    return n.bn(n._layer("ConvTranspose", "x", (4, 3, 2, 2), [3], strides=[2, 2]))
+
+
+@layers()
+def grouped_conv_transpose_in_front(n):
+    return n.bn(n._layer("ConvTranspose", "x", (4, 3, 2, 2), None, group=2))
+
+
+@layers()
+def conv_transpose_behind_without_shift(n):
+    return n._layer("ConvTranspose", n.bn("x", shift=False), (4, 3, 2, 2), [3], strides=[2, 2])
+
+
+@layers()
+def conv_transpose_1x1_behind(n):
+    return n._layer("ConvTranspose", n.bn("x"), (4, 3, 1, 1), [3])
+
+
+@layers(1, Reason.PADDING)
+def conv_transpose_behind(n):
+    """At the border fewer products meet: the shift is not the same everywhere."""
+    return n._layer("ConvTranspose", n.bn("x"), (4, 3, 3, 3), [3])
+
+
+@layers(shape=("N", 4))
+def gemm_in_front(n):
+    return n.bn(n.gemm("x", 3))
+
+
+@layers(shape=("N", 4))
+def gemm_with_factors(n):
+    return n.bn(n._layer("Gemm", "x", (3, 4), [3], alpha=0.5, beta=2.0, transB=1))
+
+
+@layers(shape=("N", 4))
+def gemm_behind_with_factors(n):
+    return n._layer("Gemm", n.bn("x"), (3, 4), [3], alpha=0.5, beta=2.0, transB=1)
+
+
+@layers(shape=("N", 4))
+def matmul_behind(n):
+    return n.matmul(n.bn("x"), 3)
+
+
+@layers(shape=("N", 4))
+def linear_in_front_and_behind(n):
+    return n.linear(n.bn(n.linear("x", 3)), 3)
+
+
+@layers(shape=("N", 3, 4))
+def linear_of_three_axes(n):
+    """BN acts on axis 1, the layer on the last: a row of the output has one scale."""
+    t = n.op("Transpose", n.linear("x", 5), perm=[0, 2, 1])
+    return n.op("Transpose", n.bn(t), perm=[0, 2, 1])
+
+
+@layers(1, Reason.AXES, shape=("N", 3, 4))
+def linear_whose_rows_are_channels(n):
+    return n.bn(n.linear("x", 5))
+
+
+@layers(1, Reason.AXES, shape=("N", 5, 4))
+def linear_whose_rows_are_as_many_as_its_features(n):
+    return n.bn(n.linear("x", 5))
+
+
+@layers()
+def flatten_then_gemm(n):
+    return n.gemm(n.op("Flatten", n.bn("x")), 3)
+
+
+@layers()
+def pool_flatten_gemm(n):
+    return n.gemm(n.op("Flatten", n.op("GlobalAveragePool", n.bn("x"))), 3)
+
+
+@layers()
+def channels_last_linear(n):
+    return n.linear(n.op("Transpose", n.bn("x"), perm=[0, 2, 3, 1]), 3)
+
+
+@layers()
+def flatten_by_a_computed_shape(n):
+    """What `x.view(x.size(0), -1)` is exported as."""
+    t = n.bn("x")
+    size = n.op("Gather", n.op("Shape", t), n.const(np.int64(0)), axis=0)
+    shape = n.op("Concat", n.op("Unsqueeze", size, n.ints(0)), n.ints(-1), axis=0)
+    return n.gemm(n.op("Reshape", t, shape), 3, channels=64)
+
+
+@layers()
+def channels_last_by_a_computed_shape(n):
+    """(N, C, H, W) -> (N, C, H * W) -> (N, H * W, C), as in a vision transformer."""
+    t = n.bn("x")
+    size = n.op("Slice", n.op("Shape", t), n.ints(0), n.ints(2))
+    shape = n.op("Concat", size, n.ints(-1), axis=0)
+    tokens = n.op("Transpose", n.op("Reshape", t, shape), perm=[0, 2, 1])
+    return n.op("MatMul", tokens, n.random(4, 3))
+
+
+@layers(1, Reason.UNKNOWN_SHAPE, Reason.AXES, shape=("N", 4, "H", "W"))
+def flatten_of_dynamic_space(n):
+    return n.gemm(n.op("Flatten", n.bn("x")), 3, channels=16)
+
+
+@pytest.mark.parametrize("case", layers)
+def test_layer(case: Case):
+    case.check(H=2, W=2)
+
+
+networks = Cases()
+
+
+def preactivation(n, t, out=4, **norm):
+    """He et al. 2016: BN - ReLU - conv - BN - ReLU - conv, and the sum with the input."""
+    y = n.conv(n.relu(n.bn(t, **norm)), out, 3, pads=[1] * 4, bias=False)
+    y = n.conv(n.relu(n.bn(y, **norm)), out, 3, pads=[1] * 4, bias=False)
+    return n.op("Add", y, t)
+
+
+def head(n, t):
+    return n.gemm(n.op("Flatten", n.op("GlobalAveragePool", t)), 3)
+
+
+@networks()
+def preactivation_blocks(n):
+    t = n.conv("x", 4, 3, pads=[1] * 4)
+    for _ in range(4):
+        t = preactivation(n, t, signs="positive")
+    return head(n, n.relu(n.bn(t, signs="positive")))
+
+
+@networks(1, Reason.NEEDS_POSITIVE_SCALE)
+def preactivation_block_of_mixed_signs(n):
+    """The second BN has a conv of its own; the first one's scale must pass the ReLU."""
+    t = n.conv("x", 4, 3, pads=[1] * 4)
+    t = n.op("Add", n.conv(t, 4), preactivation(n, t, signs="mixed"))
+    return t, n.relu(t)
+
+
+@networks()
+def preactivation_block_without_a_skip_of_mixed_signs(n):
+    return n.conv(n.relu(n.bn(n.conv("x", 4))), 3, 3, pads=[1] * 4)
+
+
+@networks()
+def postactivation_blocks(n):
+    t = n.relu(n.bn(n.conv("x", 4)))
+    for _ in range(3):
+        y = n.relu(n.bn(n.conv(t, 4, 3, pads=[1] * 4, bias=False)))
+        t = n.relu(n.op("Add", n.bn(n.conv(y, 4, 3, pads=[1] * 4, bias=False)), t))
+    return head(n, t)
+
+
+@networks()
+def bn_after_each_sum(n):
+    t = n.conv("x", 4)
+    for _ in range(3):
+        t = n.bn(n.op("Add", n.conv(t, 4), t))
+    return n.conv(t, 3)
+
+
+@networks()
+def bn_in_front_of_padded_convs_with_skips(n):
+    """ArcFace's block: BN - padded conv - BN - PReLU - padded conv - BN, and a sum."""
+    t = n.bn(n.conv("x", 4))
+    for _ in range(3):
+        y = n.bn(n.conv(n.bn(t), 4, 3, pads=[1] * 4, bias=False))
+        y = n.op("PRelu", y, n.const(n.rng.uniform(0.1, 0.9, (4, 1, 1))))
+        t = n.op("Add", n.bn(n.conv(y, 4, 3, pads=[1] * 4, bias=False)), t)
+    return n.gemm(n.op("Flatten", n.bn(t)), 3)
+
+
+@networks()
+def repvgg_blocks(n):
+    t = n.relu(n.op("Add", n.bn(n.conv("x", 4, 3, pads=[1] * 4)), n.bn(n.conv("x", 4))))
+    for _ in range(3):
+        three = n.bn(n.conv(t, 4, 3, pads=[1] * 4, bias=False))
+        one = n.bn(n.conv(t, 4, bias=False))
+        t = n.relu(n.op("Sum", three, one, n.bn(t, signs="positive")))
+    return head(n, t)
+
+
+@networks()
+def repvgg_blocks_to_a_graph_output(n):
+    t = n.relu(n.bn(n.conv("x", 4)))
+    for _ in range(2):
+        branch = n.bn(n.conv(t, 4, 3, pads=[1] * 4, bias=False))
+        t = n.relu(n.op("Add", branch, n.bn(t, signs="positive")))
+    return t
+
+
+@networks(1, Reason.NEEDS_POSITIVE_SCALE, Reason.NO_SHIFT)
+def repvgg_block_of_mixed_signs(n):
+    t = n.relu(n.bn(n.conv("x", 4)))
+    return n.relu(n.op("Add", n.bn(n.conv(t, 4)), n.bn(t)))
+
+
+@networks()
+def squeeze_and_excite(n):
+    t = n.relu(n.bn(n.conv("x", 4)))
+    squeezed = n.conv(n.relu(n.conv(n.op("GlobalAveragePool", t), 2)), 4)
+    gated = n.op("Mul", n.op("Sigmoid", squeezed), t)
+    return n.bn(n.conv(gated, 3))
+
+
+@networks()
+def channel_shuffle_in_front_of_a_layer(n):
+    t = n.op("Reshape", n.bn("x"), n.ints(-1, 2, 2, 4, 4))
+    t = n.op("Transpose", t, perm=[0, 2, 1, 3, 4])
+    return n.conv(n.op("Reshape", t, n.ints(-1, 4, 4, 4)), 3)
+
+
+@networks()
+def channel_shuffle_behind_a_layer(n):
+    t = n.op("Reshape", n.conv("x", 6), n.ints(0, 3, 2, 4, 4))
+    t = n.op("Transpose", t, perm=[0, 2, 1, 3, 4])
+    return n.bn(n.op("Reshape", t, n.ints(0, -1, 4, 4)))
+
+
+@networks()
+def channel_shuffle_of_a_static_batch(n):
+    t = n.op("Reshape", n.conv("x", 6), n.ints(2, 2, 3, 16))
+    t = n.op("Transpose", t, perm=[0, 2, 1, 3])
+    return n.bn(n.op("Reshape", t, n.ints(2, 6, 4, 4)))
+
+
+@networks()
+def shuffle_unit(n):
+    left, right = n.op("Split", n.relu(n.bn(n.conv("x", 4))), outputs=2, axis=1)
+    right = n.relu(n.bn(n.conv(right, 2)))
+    right = n.bn(n.conv(right, 2, 3, pads=[1] * 4, group=2))
+    right = n.relu(n.bn(n.conv(right, 2)))
+    t = n.op("Concat", left, right, axis=1)
+    t = n.op("Transpose", n.op("Reshape", t, n.ints(0, 2, 2, 16)), perm=[0, 2, 1, 3])
+    return head(n, n.op("Reshape", t, n.ints(0, 4, 4, 4)))
+
+
+@networks()
+def concat_of_concats(n):
+    a, b, c = n.conv("x", 2), n.conv("x", 3), n.conv("x", 1)
+    t = n.op("Concat", n.op("Concat", a, b, axis=1), c, axis=1)
+    return n.bn(t)
+
+
+@networks(3, Reason.NO_SHIFT)
+def dense_block(n):
+    """Four BNs read the first layer's output, which can be shifted for one of them only."""
+    t = n.conv("x", 4, 3, pads=[1] * 4)
+    for _ in range(3):
+        y = n.conv(n.relu(n.bn(t, signs="positive")), 2, bias=False)
+        y = n.relu(n.bn(y, signs="positive"))
+        t = n.op("Concat", t, n.conv(y, 2, 3, pads=[1] * 4, bias=False), axis=1)
+    return head(n, n.relu(n.bn(t, signs="positive")))
+
+
+@networks()
+def inception(n):
+    stem = n.relu(n.bn(n.conv("x", 4)))
+    pool = n.op("AveragePool", stem, kernel_shape=[3, 3], pads=[1] * 4)
+    branches = [n.conv(stem, 2), n.conv(stem, 3, 3, pads=[1] * 4), n.conv(pool, 2)]
+    t = n.op("Concat", *(n.relu(n.bn(b)) for b in branches), axis=1)
+    return n.bn(n.conv(t, 3))
+
+
+@networks()
+def bn_behind_a_pooled_concat(n):
+    t = n.op("Concat", n.conv("x", 2), n.conv("x", 3), axis=1)
+    return n.bn(n.op("MaxPool", t, kernel_shape=[2, 2]), signs="positive")
+
+
+@networks(opset=18)
+def feature_pyramid(n):
+    fine = n.conv("x", 4)
+    pooled = n.op("AveragePool", "x", kernel_shape=[2, 2], pads=[0, 0, 1, 1], strides=[2, 2])
+    up = n.op("Resize", n.conv(pooled, 4), "", "", n.ints(4, 4), axes=[2, 3], mode="linear")
+    return n.bn(n.op("Add", fine, up))
+
+
+@networks()
+def two_readers_that_are_layers(n):
+    t = n.bn("x")
+    return n.conv(t, 2), n.conv(t, 3)
+
+
+@networks(1, Reason.GRAPH_OUTPUT)
+def one_reader_is_the_graph_output(n):
+    t = n.bn("x")
+    return n.conv(t, 2), t
+
+
+@networks()
+def layer_output_read_twice(n):
+    """The other reader takes the inverse."""
+    t = n.conv("x", 4)
+    return n.bn(t), n.conv(t, 3)
+
+
+@networks(1, Reason.GRAPH_OUTPUT)
+def layer_output_is_a_graph_output(n):
+    t = n.conv("x", 4)
+    return n.bn(t), t
+
+
+@networks(1, Reason.OPAQUE)
+def layer_output_read_by_an_opaque_operator(n):
+    t = n.conv("x", 4)
+    return n.bn(t), n.op("Sigmoid", t)
+
+
+@networks(1, Reason.GRAPH_OUTPUT)
+def one_tensor_two_bns_to_graph_outputs(n):
+    """One goes into the layer, the other one takes what the layer changes."""
+    t = n.conv("x", 4)
+    return n.bn(t), n.bn(t)
+
+
+@networks()
+def one_tensor_two_bns_in_front_of_layers(n):
+    return n.conv(n.bn("x"), 2), n.conv(n.bn("x"), 3)
+
+
+@networks()
+def one_tensor_two_bns_in_front_of_padded_layers(n):
+    """The layer in front can take one shift only, but a common reader can take the difference."""
+    t = n.conv("x", 4)
+    a, b = n.bn(t, shift=False), n.bn(t)
+    return n.conv(a, 2, 3), n.conv(b, 3, 3, pads=[1] * 4)
+
+
+@networks()
+def shared_weight(n):
+    """Two layers read one weight, and each has a BN of its own."""
+    w = n.random(4, 4, 1, 1)
+    return n.bn(n.op("Conv", "x", w)), n.bn(n.op("Conv", "x", w)), n.op("Conv", "x", w)
+
+
+@networks()
+def shared_layer_chain(n):
+    w, b = n.random(4, 4, 1, 1), n.random(4)
+    t = n.bn(n.op("Conv", "x", w, b))
+    return n.bn(n.op("Conv", t, w, b))
+
+
+@networks(1, Reason.OPAQUE)
+def activation_between_conv_and_bn(n):
+    return n.bn(n.op("Sigmoid", n.conv("x", 4)))
+
+
+@networks()
+def relu_between_conv_and_bn_in_front_of_a_layer(n):
+    return n.conv(n.bn(n.relu(n.conv("x", 4))), 3)
+
+
+@networks(1, Reason.PADDING)
+def relu_between_conv_and_bn_in_front_of_a_padded_layer(n):
+    return n.conv(n.bn(n.relu(n.conv("x", 4))), 3, 3, pads=[1] * 4)
+
+
+@networks()
+def several_producers_and_readers(n):
+    t = n.op("Concat", n.op("Add", n.conv("x", 2), n.conv("x", 2)), n.conv("x", 2), axis=1)
+    y = n.bn(t)
+    pooled = n.op("MaxPool", n.relu(y), kernel_shape=[2, 2])
+    return n.conv(pooled, 2), n.conv(y, 2), n.op("AveragePool", y, kernel_shape=[2, 2])
+
+
+@pytest.mark.parametrize("case", networks)
+def test_network(case: Case):
+    case.check()
+
+
+def check_affine(build, shape=IMAGE, *, left: int, dtype=np.float32) -> onnx_bnfold.Report:
+    """Fold a net; `left` of its Mul, Add, Sub and Div nodes stay."""
+    net = Net(shape)
+    folded, report = fold_checked(net.model(build(net)))
+    assert sum(op in ("Mul", "Add", "Sub", "Div") for op in ops(folded)) == left, report.lines()
+    return report
+
+
+PER_CHANNEL = [(4, 1, 1), (1, 4, 1, 1), (1, 1, 1), (1,), ()]
+
+
+@pytest.mark.parametrize("scale", PER_CHANNEL, ids=str)
+@pytest.mark.parametrize("shift", PER_CHANNEL, ids=str)
+def test_mul_and_add_behind_a_layer(scale, shift):
+    def build(n):
+        return n.op("Add", n.random(*shift), n.op("Mul", n.conv("x", 4, 3, bias=False), n.random(*scale)))
+
+    report = check_affine(build, left=0)
+    assert [r.is_norm for r in report.records] == [False, False]
+    assert all(r.folded for r in report.records)
+
+
+@pytest.mark.parametrize("shape", PER_CHANNEL, ids=str)
+@pytest.mark.parametrize("order", ["constant first", "constant second"])
+@pytest.mark.parametrize("op", ["Mul", "Add", "Sub", "Div"])
+@pytest.mark.parametrize("side", ["behind", "in front"])
+def test_one_affine_node_and_a_layer(op, order, shape, side):
+    def build(n):
+        t = n.conv("x", 4, 3) if side == "behind" else "x"
+        operands = [t, n.random(*shape)]
+        y = n.op(op, *(operands[::-1] if order == "constant first" else operands))
+        return y if side == "behind" else n.conv(y, 4, 3)
+
+    check_affine(build, left=int(op == "Div" and order == "constant first"))
+
+
+CHAINS = {
+    "x*m+a": lambda n, t: n.affine(t, 4, 1, 1),
+    "(x-a)*m": lambda n, t: n.op("Mul", n.op("Sub", t, n.random(4, 1, 1)), n.random(4, 1, 1)),
+    "(x-a)/m": lambda n, t: n.op("Div", n.op("Sub", t, n.random(4, 1, 1)), n.random(4, 1, 1)),
+    "(x-a)/s*m+b": lambda n, t: n.affine(
+        n.op("Div", n.op("Sub", t, n.random(1, 4, 1, 1)), n.random(1, 4, 1, 1)), 1, 4, 1, 1
+    ),
+    "b-m*x": lambda n, t: n.op("Sub", n.random(4, 1, 1), n.op("Mul", n.random(4, 1, 1), t)),
+    "m*(a+x)": lambda n, t: n.op("Mul", n.random(1), n.op("Add", n.random(4, 1, 1), t)),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_decomposed_bn_behind_a_layer(chain):
+    check_affine(lambda n: CHAINS[chain](n, n.conv("x", 4)), left=0)
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_decomposed_bn_in_front_of_a_layer(chain):
+    check_affine(lambda n: n.conv(CHAINS[chain](n, "x"), 3), left=0)
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_decomposed_bn_next_to_a_bn_is_merged_with_it(chain):
+    net = Net(IMAGE)
+    model = net.model(net.bn(CHAINS[chain](net, "x")))
+    folded, report = onnx_bnfold.fold(model)
+    assert_same_function(model, folded)
+    assert len(ops(folded)) <= 2, report.lines()
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_decomposed_bn_through_a_relu(chain):
+    """The signs are mixed: none of them may pass the Relu."""
+    check_affine(lambda n: n.relu(CHAINS[chain](n, n.conv("x", 4))), left=0)
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (1, 1, 4), (4, 1), (1, 4, 1), (4, 4), (1, 1, 4, 4)], ids=str)
+@pytest.mark.parametrize("op", ["Mul", "Add", "Sub", "Div"])
+@pytest.mark.parametrize("side", ["behind", "in front"])
+def test_constant_over_space_is_not_per_channel(op, shape, side):
+    """H and W are as many as the channels: only the axes tell them apart."""
+
+    def build(n):
+        t = n.conv("x", 4, 1) if side == "behind" else "x"
+        y = n.op(op, t, n.random(*shape))
+        return y if side == "behind" else n.conv(y, 4, 1)
+
+    check_affine(build, left=1)
+
+
+@pytest.mark.parametrize("op", ["Mul", "Add", "Sub", "Div"])
+def test_constant_over_the_last_axis_is_per_feature_of_a_linear(op):
+    check_affine(lambda n: n.op(op, n.gemm("x", 3), n.random(3)), (2, 4), left=0)
+    check_affine(lambda n: n.gemm(n.op(op, "x", n.random(4)), 3), (2, 4), left=0)
+    check_affine(lambda n: n.op(op, n.linear("x", 3), n.random(3)), (2, 5, 4), left=1)
+    check_affine(lambda n: n.linear(n.op(op, "x", n.random(4)), 3), (2, 5, 4), left=1)
+
+
+@pytest.mark.parametrize("side", ["behind", "in front"])
+def test_constant_that_widens_its_operand_stays(side):
+    def build(n):
+        t = n.conv("x", 4) if side == "behind" else "x"
+        y = n.op("Mul", t, n.random(3, 1, 1, 1))
+        return y if side == "behind" else n.conv(y, 4)
+
+    check_affine(build, (1, 4, 3, 3), left=1)
+
+
+def test_constant_that_widens_the_channels_stays():
+    check_affine(lambda n: n.conv(n.op("Mul", "x", n.random(4, 1, 1)), 2), ("N", 1, 3, 3), left=1)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda n: n.affine("x", 4, 1, 1),
+        lambda n: n.op("Add", n.relu("x"), n.random(4, 1, 1)),
+        lambda n: n.relu(n.op("Mul", "x", n.random())),
+        lambda n: n.op("Sigmoid", n.op("Div", n.op("Tanh", "x"), n.random(1))),
+        lambda n: n.conv(n.op("Sub", "x", n.random(4, 1, 1)), 3, 3, pads=[1] * 4),
+    ],
+    ids=["affine", "behind-relu", "before-relu", "between-opaque", "before-padding"],
+)
+def test_affine_nodes_that_nobody_absorbs_stay(build):
+    net = Net(IMAGE)
+    model = net.model(build(net))
+    folded, report = fold_checked(model)
+    assert folded.SerializeToString() == model.SerializeToString()
+    assert report.records == ()
+
+
+def layer_norm(n, t, features):
+    centred = n.op("Sub", t, n.op("ReduceMean", t, axes=[-1]))
+    variance = n.op("ReduceMean", n.op("Pow", centred, n.const(np.float32(2))), axes=[-1])
+    deviation = n.op("Sqrt", n.op("Add", variance, n.const(np.float32(1e-5))))
+    return n.affine(n.op("Div", centred, deviation), features)
+
+
+def gelu(n, t):
+    erf = n.op("Erf", n.op("Div", t, n.const(np.float32(2**0.5))))
+    product = n.op("Mul", t, n.op("Add", erf, n.const(np.float32(1))))
+    return n.op("Mul", product, n.const(np.float32(0.5)))
+
+
+def gelu_tanh(n, t):
+    cubed = n.op("Mul", n.op("Pow", t, n.const(np.float32(3))), n.const(np.float32(0.044715)))
+    inner = n.op("Mul", n.op("Add", t, cubed), n.const(np.float32(0.7978845608)))
+    half = n.op("Mul", t, n.const(np.float32(0.5)))
+    return n.op("Mul", half, n.op("Add", n.op("Tanh", inner), n.const(np.float32(1))))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda n: n.linear(layer_norm(n, n.linear("x", 8), 8), 3),
+        lambda n: n.linear(gelu(n, n.linear("x", 8)), 3),
+        lambda n: n.linear(gelu_tanh(n, n.linear("x", 8)), 3),
+        lambda n: n.linear(gelu(n, n.linear(layer_norm(n, n.op("Add", "x", n.linear("x", 4)), 4), 8)), 4),
+    ],
+    ids=["layer-norm", "gelu", "gelu-tanh", "transformer"],
+)
+def test_patterns_that_runtimes_fuse_are_not_taken_apart(build):
+    net = Net((2, 5, 4))
+    model = net.model(build(net))
+    folded, _ = fold_checked(model)
+    assert ops(folded) == ops(model)
+
+
+def with_parameters(scale, shift, mean=None, var=None, epsilon=0.0):
+    """A BN of given parameters: y = scale * x + shift."""
+
+    def add(n, x):
+        ones = np.ones(len(scale))
+        values = [scale, shift, 0 * ones if mean is None else mean, ones if var is None else var]
+        constants = [n.const(np.asarray(v, float)) for v in values]
+        return n.op("BatchNormalization", x, *constants, epsilon=epsilon)
+
+    return add
+
+
+@pytest.mark.parametrize("signs", ["zero", "some zero", "negative", "mixed"])
+def test_layer_in_front_takes_any_scale(signs):
+    net = Net(IMAGE)
+    fold_checked(net.model(net.bn(net.conv("x", 4), signs=signs)))
+
+
+@pytest.mark.parametrize("signs", ["zero", "some zero"])
+def test_layer_behind_takes_a_zero_scale(signs):
+    """Its weights become zero and its bias takes the shift: nothing is divided."""
+    net = Net(IMAGE)
+    fold_checked(net.model(net.conv(net.bn("x", signs=signs), 3)))
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift"),
+    [
+        ([0.0, 1, 1, 1], [1.0, 1, 1, 1]),
+        ([1e-40, 1, 1, 1], [1.0, 1, 1, 1]),
+        ([1e-9, 1, 1, 1], [1.0, 1, 1, 1]),
+    ],
+    ids=["zero", "denormal", "shift-dwarfs-scale"],
+)
+def test_division_that_costs_precision_is_refused(scale, shift):
+    """The shift must go upstream, divided by the scale, since the layer behind pads."""
+    net = Net(IMAGE)
+    t = net.conv("x", 4)
+    y = net.conv(with_parameters(scale, shift)(net, t), 3, 3, pads=[1] * 4)
+    _, report = fold_checked(net.model(y, net.op("Add", t, net.conv("x", 4))), kept=1)
+    assert Reason.PRECISION in reasons(report)[0], report.lines()
+
+
+@pytest.mark.parametrize("scale", [[1.0] * 4, [1.0, -1, 1, 1], [1.0, 0, 2, 1]], ids=str)
+def test_relu_between_two_layers(scale):
+    """A BN in front of a Relu goes upstream whatever its sign, one behind it only downstream."""
+    net = Net(IMAGE)
+    bn = with_parameters(scale, [0.5, -0.5, 1, 0])
+    fold_checked(net.model(net.relu(bn(net, net.conv("x", 4)))))
+    net = Net(IMAGE)
+    fold_checked(net.model(net.conv(bn(net, net.relu(net.conv("x", 4))), 3)))
+
+
+def test_identity_bn_goes_from_anywhere():
+    net = Net(IMAGE)
+    y = with_parameters([1.0] * 4, [0.0] * 4)(net, "x")
+    folded, _ = fold_checked(net.model(net.op("Sigmoid", y)))
+    assert ops(folded) == ["Sigmoid"]
+
+
+def test_the_bn_with_the_most_elements_goes_first():
+    """Two BNs compete for the shift of one tensor; the order in the file does not matter."""
+    for wide_first in (False, True):
+        net = Net(IMAGE)
+        t = net.conv("x", 2)
+        concat = net.op("Concat", t, net.conv("x", 4), axis=1)
+        first, second = (concat, t) if wide_first else (t, concat)
+        outputs = net.bn(first), net.bn(second)
+        _, report = fold_checked(net.model(*outputs), kept=1)
+        assert [r.folded for r in report.norms] == [wide_first, not wide_first], report.lines()
+
+
+def test_plan_says_what_fold_does():
+    net = Net(IMAGE)
+    t = preactivation(net, net.conv("x", 4))
+    model = net.model(head(net, net.relu(net.bn(t))))
+    before = model.SerializeToString()
+    planned = onnx_bnfold.plan(model)
+    assert model.SerializeToString() == before
+    assert planned.records == onnx_bnfold.fold(model)[1].records
+    assert planned.nodes_after is None
+
+
+def test_report_of_a_direct_pair():
+    net = Net(IMAGE)
+    _, report = fold_checked(net.model(net.bn(net.conv("x", 4))))
+    (record,) = report.records
+    assert record.is_norm
+    assert record.folded
+    assert record.scale_to == record.shift_to == ("Conv 'n_conv0'",)
+    assert (report.nodes_before, report.nodes_after) == (2, 1)
+    assert "1 of 1 BatchNormalization folded" in report.summary()
+
+
+def test_report_of_a_shift_and_a_scale_that_part():
+    net = Net(IMAGE)
+    t = net.conv("x", 4)
+    y = net.conv(net.bn(t), 3, 3, pads=[1] * 4)
+    model = net.model(y, net.op("Add", t, net.conv("x", 4)))
+    _, report = fold_checked(model)
+    (record,) = report.records
+    first, bn, behind, sibling, _ = model.graph.node
+    assert record.name == f"BatchNormalization '{bn.name}'"
+    assert record.scale_to == (f"Conv '{behind.name}'",)
+    assert set(record.shift_to) == {f"Conv '{first.name}'", f"Conv '{sibling.name}'"}
+
+
+def test_report_of_a_refusal_names_both_ways():
+    net = Net(IMAGE)
+    sigmoid = net.op("Sigmoid", "x")
+    _, report = fold_checked(net.model(net.op("Tanh", net.bn(sigmoid))), kept=1)
+    (record,) = report.records
+    assert record.refusal.reason is Reason.OPAQUE
+    assert record.refusal.culprit == f"Sigmoid 'n_{sigmoid}'"
+    assert {r.culprit.split()[0] for _, r in record.tried} == {"Sigmoid", "Tanh"}
+    (line,) = report.lines()
+    assert "Sigmoid" in line
+    assert "Tanh" in line
+
+
+def test_model_without_bn_is_left_as_it_is():
+    net = Net(IMAGE)
+    model = net.model(net.relu(net.conv("x", 4)))
+    folded, report = fold_checked(model)
+    assert folded.SerializeToString() == model.SerializeToString()
+    assert report.records == ()
+
+
+@pytest.mark.parametrize("standalone", ["mul-add", "conv"])
+def test_bn_that_stays_is_written_otherwise_on_request(standalone):
+    net = Net(IMAGE)
+    model = net.model(net.op("Tanh", net.bn(net.op("Sigmoid", "x"))))
+    options = onnx_bnfold.Options(standalone=standalone)
+    folded, _ = onnx_bnfold.fold(model, options)
+    onnx.checker.check_model(folded, full_check=True)
+    assert_same_function(model, folded)
+    written = {"mul-add": ["Mul", "Add"], "conv": ["Conv"]}[standalone]
+    assert ops(folded) == ["Sigmoid", *written, "Tanh"]

@@ -1,0 +1,730 @@
+"""The rule table: every operator with a BN it must let pass, and with one it must refuse.
+
+Each rule is tried in both directions, so that only one side of the BN can take it:
+`up` is layer -> operator -> BN -> graph output, `down` is graph input -> BN -> operator -> layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from graphs import IMAGE, Case, Cases, Net, assert_report_names_nodes
+from onnx import TensorProto
+from support import fold_checked, reasons
+
+from onnx_bnfold import Reason
+
+FOLDS = "folds"
+Outcome = Reason | str | None  # FOLDS, the reason of a refusal, or None: not a case of this rule.
+VECTOR = ("N", 4)
+LINE = ("N", 4, 6)
+POSITIVE = {"signs": "positive"}
+SCALE = {"shift": False}
+POSITIVE_SCALE = {"signs": "positive", "shift": False}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An operator between a layer and a BN; `norm` are options of the BN."""
+
+    id: str
+    build: Callable[[Net, str], str]
+    shape: tuple[Any, ...] = IMAGE
+    up: Outcome = FOLDS
+    down: Outcome = FOLDS
+    opset: int = 17
+    norm: dict[str, Any] = field(default_factory=dict)
+
+
+def simple(op: str, *inputs: Callable[[Net], str], **attributes) -> Callable[[Net, str], str]:
+    """A node that reads the tensor, then the constants that `inputs` make."""
+    return lambda n, t: n.op(op, t, *(make(n) for make in inputs), **attributes)
+
+
+def ints(*values: int) -> Callable[[Net], str]:
+    return lambda n: n.ints(*values)
+
+
+def const(value, dtype=np.float32) -> Callable[[Net], str]:
+    return lambda n: n.const(value, dtype)
+
+
+def absent(_: Net) -> str:
+    return ""
+
+
+def refused(reason: Reason) -> dict[str, Reason]:
+    return {"up": reason, "down": reason}
+
+
+MOVING = [
+    Rule("identity", simple("Identity")),
+    Rule("dropout-7", simple("Dropout", ratio=0.5), opset=7),
+    Rule("dropout-10", simple("Dropout", ratio=0.3), opset=10),
+    Rule("dropout-12", simple("Dropout", const(np.float32(0.5))), opset=12),
+    Rule("dropout-13-no-ratio", simple("Dropout"), opset=13),
+    Rule(
+        "dropout-13-training-false",
+        simple("Dropout", const(np.float32(0.5)), const(np.array(False))),
+        opset=13,
+    ),
+    Rule("squeeze-11", simple("Squeeze", axes=[2, 3]), ("N", 4, 1, 1), opset=11),
+    Rule("squeeze-9-one-axis", simple("Squeeze", axes=[2]), ("N", 4, 1, 3), opset=9),
+    Rule("squeeze-11-negative", simple("Squeeze", axes=[-1]), ("N", 4, 3, 1), opset=11),
+    Rule("squeeze-13", simple("Squeeze", ints(2, 3)), ("N", 4, 1, 1), opset=13),
+    Rule("squeeze-13-negative", simple("Squeeze", ints(-1)), ("N", 4, 3, 1), opset=13),
+    Rule("squeeze-all-static", simple("Squeeze"), (2, 4, 1, 1)),
+    Rule("unsqueeze-9", simple("Unsqueeze", axes=[3]), LINE, opset=9),
+    Rule("unsqueeze-11-negative", simple("Unsqueeze", axes=[-1, 2]), LINE, opset=11),
+    Rule("unsqueeze-13", simple("Unsqueeze", ints(2)), LINE, opset=13),
+    Rule("unsqueeze-13-vector", simple("Unsqueeze", ints(2, 3)), VECTOR, opset=13),
+    Rule("unsqueeze-13-negative", simple("Unsqueeze", ints(-1)), LINE, opset=13),
+    Rule("unsqueeze-before-batch", simple("Unsqueeze", ints(0)), (2, 4, 3), **refused(Reason.AXES)),
+    Rule("transpose-spatial", simple("Transpose", perm=[0, 1, 3, 2])),
+    Rule("transpose-moves-channel", simple("Transpose", perm=[0, 2, 1, 3]), **refused(Reason.AXES)),
+    Rule("transpose-default", simple("Transpose"), (3, 4), **refused(Reason.AXES)),
+    Rule(
+        "transpose-there-and-back",
+        lambda n, t: n.op(
+            "Transpose", n.op("Transpose", t, perm=[0, 2, 3, 1]), perm=[0, 3, 1, 2]
+        ),
+    ),
+    Rule("flatten-spatial-1x1", simple("Flatten"), ("N", 4, 1, 1)),
+    Rule("flatten-9", simple("Flatten", axis=1), ("N", 4, 1, 1), opset=9),
+    Rule("flatten-negative", simple("Flatten", axis=-3), ("N", 4, 1, 1), opset=13),
+    Rule("flatten-spatial", simple("Flatten"), up=Reason.AXES),
+    Rule("flatten-vector", simple("Flatten"), VECTOR),
+    Rule("flatten-axis-2", simple("Flatten", axis=2), (2, 4, 1, 3), **refused(Reason.AXES)),
+    Rule("flatten-axis-0", simple("Flatten", axis=0), (2, 4, 1, 3), up=Reason.AXES),
+    Rule("reshape-merge-spatial", simple("Reshape", ints(0, 0, -1))),
+    Rule("reshape-split-spatial", simple("Reshape", ints(0, 4, 2, 3)), LINE),
+    Rule("reshape-flatten", simple("Reshape", ints(0, -1)), up=Reason.AXES),
+    Rule("reshape-flatten-1x1", simple("Reshape", ints(0, -1)), ("N", 4, 1, 1)),
+    Rule("reshape-dynamic-batch", simple("Reshape", ints(-1, 4, 16))),
+    Rule("reshape-static", simple("Reshape", ints(2, 4, 16)), (2, 4, 4, 4)),
+    Rule("reshape-noop", simple("Reshape", ints(0, 0, 0, 0))),
+    Rule("reshape-7", simple("Reshape", ints(0, 4, 16)), opset=7),
+    Rule("reshape-allowzero", simple("Reshape", ints(2, 4, 16), allowzero=1), (2, 4, 4, 4)),
+    Rule("reshape-into-batch", simple("Reshape", ints(8, 3)), (2, 4, 3), **refused(Reason.AXES)),
+    Rule(
+        "reshape-batch-dynamic-merge",
+        simple("Reshape", ints(-1, 16)),
+        up=Reason.AXES,
+        down=Reason.UNKNOWN_SHAPE,
+    ),
+    Rule("reshape-mixes-channel", simple("Reshape", ints(0, 3, 4)), ("N", 4, 3), **refused(Reason.AXES)),
+    Rule("expand-spatial", simple("Expand", ints(1, 1, 3, 2)), ("N", 4, 1, 1)),
+    Rule("expand-static", simple("Expand", ints(2, 4, 3, 2)), (2, 4, 1, 1)),
+    Rule("expand-lower-rank", simple("Expand", ints(3, 2)), ("N", 4, 1, 1)),
+    Rule("expand-channel", simple("Expand", ints(1, 4, 1, 1)), ("N", 1, 3, 3), up=Reason.AXES),
+    Rule("tile-spatial", simple("Tile", ints(1, 1, 2, 3))),
+    Rule("tile-channel", simple("Tile", ints(1, 2, 1, 1)), up=Reason.AXES),
+    Rule("depth-to-space", simple("DepthToSpace", blocksize=2), ("N", 8, 2, 2), down=Reason.AXES),
+    Rule(
+        "depth-to-space-crd",
+        simple("DepthToSpace", blocksize=2, mode="CRD"),
+        ("N", 8, 2, 2),
+        down=Reason.AXES,
+    ),
+    Rule("space-to-depth", simple("SpaceToDepth", blocksize=2), ("N", 2, 4, 4), up=Reason.AXES),
+]
+
+SLICES = [
+    Rule("slice-9-spatial", simple("Slice", axes=[2], starts=[1], ends=[3]), opset=9),
+    Rule("slice-9-channel", simple("Slice", axes=[1], starts=[1], ends=[3]), opset=9),
+    Rule("slice-10", simple("Slice", ints(1), ints(3), ints(2)), opset=10),
+    Rule("slice-11-channel", simple("Slice", ints(1), ints(4), ints(1)), opset=11),
+    Rule("slice-13-channel-negative", simple("Slice", ints(-3), ints(-1), ints(-3))),
+    Rule("slice-13-channel-step", simple("Slice", ints(0), ints(4), ints(1), ints(2))),
+    Rule(
+        "slice-13-channel-reversed",
+        simple("Slice", ints(-1), ints(-100), ints(1), ints(-1)),
+    ),
+    Rule("slice-13-no-axes", simple("Slice", ints(0, 1), ints(9, 3)), (2, 4, 3)),
+    Rule("slice-13-end-too-large", simple("Slice", ints(1), ints(2**63 - 1), ints(3))),
+    Rule("gather-spatial", simple("Gather", ints(0, 2, 2), axis=2)),
+    Rule("gather-scalar", simple("Gather", const(np.int64(1)), axis=2), LINE),
+    Rule("gather-negative-axis", simple("Gather", const(np.int64(-1)), axis=-1)),
+    Rule("gather-channel", simple("Gather", ints(2, 0, 3), axis=1)),
+    Rule("gather-channel-twice", simple("Gather", ints(2, 0, 2), axis=1), up=Reason.CONFLICT),
+    Rule(
+        "gather-computed-indices",
+        lambda n, t: n.op("Gather", t, n.input("i", ["K"], TensorProto.INT64), axis=2),
+    ),
+    Rule(
+        "gather-channel-computed-indices",
+        lambda n, t: n.op("Gather", t, n.input("i", [4], TensorProto.INT64), axis=1),
+        **refused(Reason.PARAMETERS_NOT_CONSTANT),
+    ),
+]
+
+ACTIVATIONS = [
+    rule
+    for op, build in {
+        "relu": simple("Relu"),
+        "leaky-relu": simple("LeakyRelu", alpha=0.2),
+        "prelu": lambda n, t: n.op("PRelu", t, n.const(n.rng.uniform(0.1, 0.9, (4, 1, 1)))),
+        "prelu-scalar": lambda n, t: n.op("PRelu", t, n.const(np.full(1, 0.25))),
+    }.items()
+    for rule in (
+        Rule(f"{op}-scale", build, norm=POSITIVE_SCALE),
+        Rule(f"{op}-shift", build, norm=POSITIVE, **refused(Reason.NO_SHIFT)),
+        Rule(f"{op}-sign", build, norm=SCALE, **refused(Reason.NEEDS_POSITIVE_SCALE)),
+    )
+] + [
+    Rule(f"{op.lower()}-opaque", simple(op), norm=POSITIVE_SCALE, **refused(Reason.OPAQUE))
+    for op in ("Sigmoid", "Tanh", "HardSwish", "Softplus", "Exp", "Erf", "Softmax", "Elu", "Sin")
+] + [
+    Rule("clip-7", simple("Clip", min=0.0, max=6.0), opset=7, norm=POSITIVE_SCALE, **refused(Reason.OPAQUE)),
+    Rule(
+        "clip-11",
+        simple("Clip", const(np.float32(0)), const(np.float32(6))),
+        opset=11,
+        norm=POSITIVE_SCALE,
+        **refused(Reason.OPAQUE),
+    ),
+    Rule("clip-13-max", simple("Clip", absent, const(np.float32(1))), norm=POSITIVE, **refused(Reason.OPAQUE)),
+]
+
+POOLS = [
+    rule
+    for op, build, shape, opset in (
+        ("max-pool", simple("MaxPool", kernel_shape=[2, 2]), IMAGE, 17),
+        ("max-pool-pads", simple("MaxPool", kernel_shape=[3, 3], pads=[1] * 4, strides=[2, 2]), IMAGE, 11),
+        ("max-pool-same", simple("MaxPool", kernel_shape=[3, 3], auto_pad="SAME_UPPER"), IMAGE, 12),
+        ("max-pool-ceil", simple("MaxPool", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1), IMAGE, 12),
+        ("global-max-pool", simple("GlobalMaxPool"), IMAGE, 17),
+        ("reduce-max-13", simple("ReduceMax", axes=[2, 3]), IMAGE, 13),
+        ("reduce-max-18", simple("ReduceMax", ints(-1), keepdims=0), IMAGE, 18),
+    )
+    for rule in (
+        Rule(f"{op}-positive", build, shape, opset=opset, norm=POSITIVE),
+        Rule(f"{op}-sign", build, shape, opset=opset, **refused(Reason.NEEDS_POSITIVE_SCALE)),
+    )
+] + [
+    Rule("reduce-max-channel", simple("ReduceMax", axes=[1]), norm=POSITIVE, down=Reason.AXES),
+    Rule("average-pool", simple("AveragePool", kernel_shape=[2, 2])),
+    Rule("average-pool-7", simple("AveragePool", kernel_shape=[2, 2], strides=[2, 2]), opset=7),
+    Rule("average-pool-line", simple("AveragePool", kernel_shape=[3]), LINE),
+    Rule("average-pool-pads", simple("AveragePool", kernel_shape=[3, 3], pads=[1] * 4)),
+    Rule("average-pool-same", simple("AveragePool", kernel_shape=[3, 3], auto_pad="SAME_LOWER")),
+    Rule(
+        "average-pool-pads-counted",
+        simple("AveragePool", kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1),
+        **refused(Reason.NO_SHIFT),
+    ),
+    Rule(
+        "average-pool-pads-counted-no-shift",
+        simple("AveragePool", kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1),
+        norm=SCALE,
+    ),
+    Rule(
+        "average-pool-zero-pads-counted",
+        simple("AveragePool", kernel_shape=[3, 3], pads=[0] * 4, count_include_pad=1),
+    ),
+    Rule(
+        "average-pool-valid-counted",
+        simple("AveragePool", kernel_shape=[3, 3], auto_pad="VALID", count_include_pad=1),
+    ),
+    Rule(
+        "average-pool-ceil",
+        simple("AveragePool", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
+        ("N", 4, 5, 5),
+    ),
+    Rule("global-average-pool", simple("GlobalAveragePool")),
+    Rule("global-average-pool-line", simple("GlobalAveragePool"), LINE),
+    Rule("reduce-mean-13", simple("ReduceMean", axes=[2, 3]), opset=13),
+    Rule("reduce-mean-13-no-keepdims", simple("ReduceMean", axes=[-1, -2], keepdims=0), opset=13),
+    Rule("reduce-mean-18", simple("ReduceMean", ints(2, 3)), opset=18),
+    Rule("reduce-mean-18-no-keepdims", simple("ReduceMean", ints(-1), keepdims=0), opset=18),
+    Rule("reduce-mean-18-noop", simple("ReduceMean", noop_with_empty_axes=1), opset=18),
+    Rule("reduce-mean-channel", simple("ReduceMean", axes=[1]), down=Reason.AXES),
+    Rule("reduce-mean-batch", simple("ReduceMean", axes=[0]), (2, 4, 3)),
+]
+
+RESIZES = [
+    Rule("upsample-7", simple("Upsample", scales=[1.0, 1.0, 2.0, 2.0]), opset=7),
+    Rule("upsample-9", simple("Upsample", const(np.array([1.0, 1, 2, 3]))), opset=9),
+    Rule("upsample-9-linear", simple("Upsample", const(np.array([1.0, 1, 2, 2])), mode="linear"), opset=9),
+    Rule("resize-10", simple("Resize", const(np.array([1.0, 1, 2, 2]))), opset=10),
+    Rule("resize-10-linear", simple("Resize", const(np.array([1.0, 1, 0.5, 2])), mode="linear"), opset=10),
+    Rule("resize-11", simple("Resize", const(np.zeros(0)), const(np.array([1.0, 1, 2, 2]))), opset=11),
+    Rule(
+        "resize-11-sizes",
+        simple("Resize", const(np.zeros(0)), const(np.zeros(0)), ints(2, 4, 7, 5), mode="linear"),
+        (2, 4, 4, 4),
+        opset=11,
+    ),
+    Rule("resize-13", simple("Resize", absent, const(np.array([1.0, 1, 2, 2]))), opset=13),
+    Rule(
+        "resize-13-cubic",
+        simple("Resize", absent, const(np.array([1.0, 1, 2, 2])), mode="cubic"),
+        opset=13,
+    ),
+    Rule(
+        "resize-18-axes",
+        simple("Resize", absent, absent, ints(7, 5), axes=[2, 3], mode="linear"),
+        opset=18,
+    ),
+    Rule(
+        "resize-18-antialias",
+        simple("Resize", absent, const(np.array([1.0, 1, 0.5, 0.5])), antialias=1, mode="linear"),
+        opset=18,
+    ),
+    Rule(
+        "resize-19-sizes",
+        simple("Resize", absent, absent, ints(2, 4, 8, 8), coordinate_transformation_mode="asymmetric"),
+        (2, 4, 4, 4),
+        opset=19,
+    ),
+    Rule(
+        "resize-extrapolates",
+        simple(
+            "Resize",
+            const(np.array([0, 0, 0, 0, 1, 1, 1.5, 1.5])),
+            const(np.array([1.0, 1, 2, 2])),
+            mode="linear",
+            coordinate_transformation_mode="tf_crop_and_resize",
+            extrapolation_value=3.0,
+        ),
+        norm=SCALE,
+        **refused(Reason.OPAQUE),
+    ),
+    Rule(
+        "resize-channel",
+        simple("Resize", absent, const(np.array([1.0, 2, 1, 1]))),
+        **refused(Reason.AXES),
+    ),
+]
+
+PADS = [
+    Rule("pad-2-reflect", simple("Pad", pads=[0, 0, 1, 1, 0, 0, 1, 1], mode="reflect"), opset=9),
+    Rule("pad-2-zero", simple("Pad", pads=[0, 0, 1, 1, 0, 0, 1, 1]), opset=9, norm=SCALE),
+    Rule("pad-2-shift", simple("Pad", pads=[0, 0, 1, 1, 0, 0, 1, 1]), opset=9, **refused(Reason.NO_SHIFT)),
+    Rule("pad-11-edge", simple("Pad", ints(0, 0, 1, 2, 0, 0, 1, 0), mode="edge"), opset=11),
+    Rule("pad-11-zero", simple("Pad", ints(0, 0, 1, 2, 0, 0, 1, 0)), opset=11, norm=SCALE),
+    Rule("pad-11-zero-shift", simple("Pad", ints(0, 0, 1, 2, 0, 0, 1, 0)), opset=11, **refused(Reason.NO_SHIFT)),
+    Rule(
+        "pad-13-explicit-zero",
+        simple("Pad", ints(0, 0, 1, 2, 0, 0, 1, 0), const(np.float32(0))),
+        norm=SCALE,
+    ),
+    Rule(
+        "pad-13-value",
+        simple("Pad", ints(0, 0, 1, 2, 0, 0, 1, 0), const(np.float32(1.5))),
+        norm=SCALE,
+        **refused(Reason.OPAQUE),
+    ),
+    Rule("pad-13-nothing", simple("Pad", ints(*[0] * 8))),
+    Rule("pad-13-crops", simple("Pad", ints(0, 0, -1, -1, 0, 0, 0, 0))),
+    Rule("pad-18-axes", simple("Pad", ints(1, 1), absent, ints(-1)), opset=18, norm=SCALE),
+    Rule("pad-19-wrap", simple("Pad", ints(0, 0, 1, 1, 0, 0, 1, 1), mode="wrap"), opset=19),
+    Rule("pad-channel", simple("Pad", ints(0, 1, 0, 0, 0, 0, 0, 0)), up=Reason.NO_SHIFT),
+]
+
+OTHERS = [
+    Rule("neg", simple("Neg")),
+    Rule("abs-positive", simple("Abs"), norm=POSITIVE_SCALE),
+    Rule("abs-sign", simple("Abs"), up=Reason.NEEDS_POSITIVE_SCALE, norm=SCALE),
+    Rule("abs-shift", simple("Abs"), norm=POSITIVE, **refused(Reason.NO_SHIFT)),
+    Rule("mul-constant", lambda n, t: n.op("Mul", t, n.random(4, 1, 1))),
+    Rule("mul-scalar", lambda n, t: n.op("Mul", n.random(), t)),
+    Rule("add-constant", lambda n, t: n.op("Add", n.random(1, 4, 1, 1), t)),
+    Rule("sub-constant", lambda n, t: n.op("Sub", t, n.random(4, 1, 1))),
+    Rule("constant-sub", lambda n, t: n.op("Sub", n.random(4, 1, 1), t)),
+    Rule("div-constant", lambda n, t: n.op("Div", t, n.random(1, 4, 1, 1))),
+    Rule("constant-div", lambda n, t: n.op("Div", n.random(4, 1, 1), t), norm=SCALE),
+    Rule("add-one", lambda n, t: n.op("Add", t, n.const(np.ones(1)))),
+    Rule(
+        "cast-double",
+        lambda n, t: n.op("Cast", n.op("Cast", t, to=TensorProto.DOUBLE), to=TensorProto.FLOAT),
+    ),
+    Rule(
+        "cast-integer",
+        lambda n, t: n.op("Cast", n.op("Cast", t, to=TensorProto.INT32), to=TensorProto.FLOAT),
+        norm=POSITIVE_SCALE,
+        **refused(Reason.UNSUPPORTED_TYPE),
+    ),
+]
+
+RULES = MOVING + SLICES + ACTIVATIONS + POOLS + RESIZES + PADS + OTHERS
+
+
+def cases(direction: str) -> list:
+    return [pytest.param(r, id=r.id) for r in RULES if getattr(r, direction) is not None]
+
+
+def check(net: Net, output: str, outcome: Outcome) -> None:
+    """Fold the model and compare with the outcome; whatever folds, the function is the same."""
+    kept = 0 if outcome == FOLDS else 1
+    model = net.model(output)
+    _, report = fold_checked(model, kept=kept)
+    assert_report_names_nodes(model, report)
+    assert report.nodes_before - report.nodes_after >= 1 - kept
+    if kept:
+        assert outcome in reasons(report)[0], report.lines()
+
+
+@pytest.mark.parametrize("rule", cases("up"))
+def test_bn_after_the_operator(rule: Rule):
+    net = Net(rule.shape, opset=rule.opset)
+    y = rule.build(net, net.head("x", rule.shape[1]))
+    check(net, net.bn(y, **rule.norm), rule.up)
+
+
+@pytest.mark.parametrize("rule", cases("down"))
+def test_bn_before_the_operator(rule: Rule):
+    net = Net(rule.shape, opset=rule.opset)
+    y = rule.build(net, net.bn("x", **rule.norm))
+    check(net, net.head(y), rule.down)
+
+
+several = Cases()
+
+
+@several()
+def concat_before_bn(n):
+    return n.bn(n.op("Concat", n.conv("x", 2), n.conv("x", 3), axis=1))
+
+
+@several()
+def concat_negative_axis(n):
+    return n.bn(n.op("Concat", n.conv("x", 2), n.conv("x", 3), axis=-3))
+
+
+@several()
+def concat_of_three_with_one_twice(n):
+    t = n.conv("x", 2)
+    return n.conv(n.op("Concat", n.bn("x"), t, t, axis=1), 3)
+
+
+@several(1, Reason.CONFLICT)
+def concat_of_the_same_tensor(n):
+    t = n.conv("x", 2)
+    return n.bn(n.op("Concat", t, t, axis=1))
+
+
+@several(1, Reason.GRAPH_INPUT)
+def concat_with_graph_input(n):
+    return n.bn(n.op("Concat", n.conv("x", 2), "x", axis=1))
+
+
+@several()
+def concat_in_front_of_a_layer(n):
+    return n.conv(n.op("Concat", n.bn("x"), "x", axis=1), 2)
+
+
+@several()
+def concat_of_two_bns(n):
+    return n.conv(n.op("Concat", n.bn("x"), n.bn("x"), axis=1), 2)
+
+
+@several()
+def concat_spatial(n):
+    return n.bn(n.op("Concat", n.conv("x", 4), n.conv("x", 4), axis=2))
+
+
+@several(1, Reason.GRAPH_INPUT)
+def concat_spatial_in_front_of_a_layer(n):
+    return n.conv(n.op("Concat", n.bn("x"), "x", axis=2), 2)
+
+
+@several()
+def concat_spatial_of_a_layer_in_front_of_a_layer(n):
+    return n.conv(n.op("Concat", n.bn("x"), n.conv("x", 4), axis=2), 2)
+
+
+@several(1, Reason.CONFLICT, Reason.GRAPH_INPUT)
+def concat_spatial_of_two_bns(n):
+    return n.conv(n.op("Concat", n.bn("x"), n.bn("x"), axis=2), 2)
+
+
+@several(shape=(2, 4, 3))
+def concat_batch(n):
+    return n.bn(n.op("Concat", n.conv("x", 4), n.conv("x", 4), axis=0))
+
+
+@several()
+def concat_with_a_constant(n):
+    return n.bn(n.op("Concat", n.conv("x", 2), n.random(2, 1, 4, 4), axis=1))
+
+
+@several(opset=11)
+def split_11_before_bn(n):
+    a, b = n.op("Split", n.conv("x", 4), outputs=2, axis=1, split=[1, 3])
+    return n.bn(b), a
+
+
+@several(opset=13)
+def split_13_before_two_bns(n):
+    a, b = n.op("Split", n.conv("x", 4), n.ints(1, 3), outputs=2, axis=1)
+    return n.bn(a), n.bn(b)
+
+
+@several(opset=13)
+def split_13_equal_parts(n):
+    a, b = n.op("Split", n.bn("x"), outputs=2, axis=1)
+    return n.conv(a, 2), n.conv(b, 3)
+
+
+@several(opset=18)
+def split_18_num_outputs(n):
+    a, b = n.op("Split", n.bn("x"), outputs=2, axis=-3, num_outputs=2)
+    return n.conv(a, 2), n.conv(b, 3)
+
+
+@several(opset=18, shape=("N", 5, 3))
+def split_18_uneven(n):
+    a, b = n.op("Split", n.bn("x"), outputs=2, axis=1, num_outputs=2)
+    return n.conv(a, 2), n.conv(b, 3)
+
+
+@several(1, Reason.GRAPH_OUTPUT)
+def split_with_a_part_that_goes_out(n):
+    a, b = n.op("Split", n.bn("x"), outputs=2, axis=1)
+    return n.conv(a, 2), b
+
+
+@several(1, Reason.GRAPH_OUTPUT, Reason.CONFLICT)
+def split_spatial_before_bn(n):
+    a, b = n.op("Split", n.conv("x", 4), outputs=2, axis=2)
+    return n.bn(a), b
+
+
+@several()
+def split_spatial_in_front_of_layers(n):
+    a, b = n.op("Split", n.bn("x"), outputs=2, axis=2)
+    return n.conv(a, 2), n.conv(b, 2)
+
+
+@several()
+def add_of_two_layers(n):
+    return n.bn(n.op("Add", n.conv("x", 4), n.conv("x", 4)))
+
+
+@several(1, Reason.GRAPH_INPUT)
+def add_of_the_graph_input(n):
+    return n.bn(n.op("Add", n.conv("x", 4), "x"))
+
+
+@several()
+def add_of_the_graph_input_takes_a_shift(n):
+    y = n.bn(n.op("Add", "x", n.conv("x", 4)), signs="positive")
+    return n.conv(n.relu(y), 2)
+
+
+@several()
+def add_in_front_of_a_layer(n):
+    return n.conv(n.op("Add", n.bn("x"), n.conv("x", 4)), 2)
+
+
+@several(1, Reason.GRAPH_INPUT)
+def add_of_bn_and_graph_input(n):
+    return n.conv(n.op("Add", n.bn("x"), "x"), 2)
+
+
+@several()
+def add_of_a_tensor_to_itself(n):
+    t = n.conv("x", 4)
+    return n.bn(n.op("Add", t, t))
+
+
+@several()
+def add_of_two_bns_behind_layers(n):
+    return n.op("Add", n.bn(n.conv("x", 4)), n.bn(n.conv("x", 4)))
+
+
+@several(1)
+def add_of_two_bns_in_front_of_a_layer(n):
+    return n.conv(n.op("Add", n.bn("x"), n.bn("x")), 2)
+
+
+@several()
+def add_broadcasts_over_space(n):
+    return n.bn(n.op("Add", n.conv("x", 4), n.op("GlobalAveragePool", n.conv("x", 4))))
+
+
+@several(1, Reason.AXES)
+def add_broadcasts_over_channels(n):
+    return n.bn(n.op("Add", n.conv("x", 4), n.conv("x", 1)))
+
+
+@several()
+def sub_of_two_layers(n):
+    return n.bn(n.op("Sub", n.conv("x", 4), n.conv("x", 4)))
+
+
+@several()
+def sub_in_front_of_a_layer(n):
+    return n.conv(n.op("Sub", n.conv("x", 4), n.bn("x")), 2)
+
+
+@several()
+def sum_of_three_layers(n):
+    return n.bn(n.op("Sum", *(n.conv("x", 4) for _ in range(3))))
+
+
+@several()
+def sum_of_one(n):
+    return n.bn(n.op("Sum", n.conv("x", 4)))
+
+
+@several(1, Reason.GRAPH_INPUT)
+def sum_with_graph_input(n):
+    return n.bn(n.op("Sum", n.conv("x", 4), "x", n.conv("x", 4)))
+
+
+@several()
+def max_of_two_layers(n):
+    return n.bn(n.op("Max", n.conv("x", 4), n.conv("x", 4)), signs="positive")
+
+
+@several(1, Reason.NEEDS_POSITIVE_SCALE)
+def max_needs_a_positive_scale(n):
+    return n.bn(n.op("Max", n.conv("x", 4), n.conv("x", 4)))
+
+
+@several()
+def min_of_two_layers(n):
+    return n.bn(n.op("Min", n.conv("x", 4), n.conv("x", 4)), signs="positive")
+
+
+@several(1, Reason.GRAPH_INPUT, Reason.OPAQUE)
+def max_with_graph_input(n):
+    return n.bn(n.op("Max", n.conv("x", 4), "x"), signs="positive")
+
+
+def gate(n, t):
+    """Squeeze and excite: one factor per channel, computed from the mean of a tensor."""
+    squeezed = n.relu(n.conv(n.op("GlobalAveragePool", t), 2))
+    return n.op("Sigmoid", n.conv(squeezed, 4))
+
+
+@several()
+def gating_passes_a_scale(n):
+    t = n.conv("x", 4)
+    return n.bn(n.op("Mul", t, gate(n, "x")), shift=False)
+
+
+@several()
+def gating_passes_a_scale_to_the_other_operand(n):
+    return n.bn(n.op("Mul", "x", n.conv("x", 4)), shift=False)
+
+
+@several(1, Reason.NO_SHIFT)
+def gating_refuses_a_shift(n):
+    return n.bn(n.op("Mul", n.conv("x", 4), gate(n, "x")), signs="positive")
+
+
+@several()
+def gating_in_front_of_a_layer(n):
+    return n.conv(n.op("Mul", n.bn("x", shift=False), gate(n, "x")), 2)
+
+
+@several()
+def gating_of_a_bn_that_the_gate_reads(n):
+    t = n.bn("x", shift=False)
+    return n.conv(n.op("Mul", t, gate(n, t)), 2)
+
+
+@several(1, Reason.OPAQUE)
+def gating_by_a_sigmoid_of_itself(n):
+    t = n.conv("x", 4)
+    return n.bn(n.op("Mul", t, n.op("Sigmoid", t)), shift=False)
+
+
+@several(1, Reason.CONFLICT, Reason.NEEDS_POSITIVE_SCALE, Reason.OPAQUE)
+def square(n):
+    t = n.conv("x", 4)
+    return n.bn(n.op("Mul", t, t), shift=False)
+
+
+@several()
+def div_passes_a_scale_of_its_numerator(n):
+    return n.bn(n.op("Div", n.conv("x", 4), n.op("Exp", "x")), shift=False)
+
+
+@several(1, Reason.NO_SHIFT, Reason.OPAQUE)
+def div_refuses_a_shift(n):
+    return n.bn(n.op("Div", n.conv("x", 4), n.op("Exp", "x")))
+
+
+@several()
+def div_in_front_of_a_layer(n):
+    return n.conv(n.op("Div", n.bn("x", shift=False), n.op("Exp", "x")), 2)
+
+
+@several(1)
+def bn_after_bn_is_merged(n):
+    return n.bn(n.bn("x"))
+
+
+@several()
+def bn_after_bn_behind_a_layer(n):
+    return n.bn(n.bn(n.conv("x", 3)))
+
+
+@several()
+def bn_after_bn_in_front_of_a_layer(n):
+    return n.conv(n.bn(n.bn("x")), 3)
+
+
+@several(1, Reason.GRAPH_INPUT, Reason.GRAPH_OUTPUT)
+def bn_alone(n):
+    return n.bn("x")
+
+
+@several()
+def max_pool_with_indices_that_nobody_reads(n):
+    y, _ = n.op("MaxPool", n.conv("x", 4), outputs=2, kernel_shape=[2, 2])
+    return n.bn(y, signs="positive")
+
+
+@several()
+def dropout_with_a_mask_that_nobody_reads(n):
+    y, _ = n.op("Dropout", n.conv("x", 4), outputs=2)
+    return n.bn(y)
+
+
+@several(1, Reason.OPAQUE)
+def dropout_in_training(n):
+    y = n.op("Dropout", n.conv("x", 4), n.const(np.float32(0)), n.const(np.array(True)))
+    return n.bn(y)
+
+
+@several(1, Reason.OPAQUE, Reason.PARAMETERS_NOT_CONSTANT)
+def dropout_in_training_computed(n):
+    flag = n.input("flag", [], TensorProto.BOOL)
+    return n.bn(n.op("Dropout", n.conv("x", 4), n.const(np.float32(0)), flag))
+
+
+@several()
+def prelu_with_a_computed_slope(n):
+    slope = n.op("GlobalAveragePool", "x")
+    return n.bn(n.op("PRelu", n.conv("x", 4), slope), **POSITIVE_SCALE)
+
+
+@several()
+def prelu_with_a_slope_per_element(n):
+    return n.bn(n.op("PRelu", n.conv("x", 4), n.random(4, 4, 4)), **POSITIVE_SCALE)
+
+
+@several(1, Reason.UNKNOWN_SHAPE, Reason.PARAMETERS_NOT_CONSTANT)
+def reshape_by_a_graph_input(n):
+    shape = n.input("shape", [4], TensorProto.INT64)
+    return n.bn(n.op("Reshape", n.conv("x", 4), shape), channels=4)
+
+
+@several(1, Reason.UNKNOWN_SHAPE)
+def squeeze_of_axes_that_may_be_one(n):
+    return n.bn(n.op("Squeeze", n.conv("x", 4, kernel=4)), channels=4)
+
+
+@pytest.mark.parametrize("case", several)
+def test_several_tensors(case: Case):
+    runs = case.build is not reshape_by_a_graph_input
+    case.check(compare=runs)

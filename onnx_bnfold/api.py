@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto, numpy_helper
 
-from onnx_bnfold.folding import Folding, Options, Outcome
+from onnx_bnfold.folding import Folding, Options
 from onnx_bnfold.graph import graphs_of
 from onnx_bnfold.metadata import Recorder
 from onnx_bnfold.new_constants import Compute, Unrepresentable
@@ -18,8 +18,29 @@ from onnx_bnfold.report import Report, records_of
 from onnx_bnfold.storage import ModelFile, read_tensor
 
 PathLike = str | os.PathLike[str]
-Inspect = Callable[[Outcome], None]
 _DEFAULT = Options()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A fold whose result is not in its place yet.
+
+    Attributes:
+        source: the file that was folded.
+        path: the finished model under a temporary path; None for a plan.
+        report: what was folded.
+        folding: how; the source is still open, so that its tensors can be read.
+        folded: the folded model; large tensors, and those that changed, carry no values.
+    """
+
+    source: Path
+    path: Path | None
+    report: Report
+    folding: Folding
+    folded: ModelProto
+
+
+Inspect = Callable[[Outcome], None]
 
 
 def plan(
@@ -118,7 +139,7 @@ def fold_file(
                 report = _report(folding, copy)
                 records = options.metadata and folding.removes
                 late = recorder.late(copy, report) if records else {}
-                look = inspect and partial(_inspect, inspect, source, folding, copy)
+                look = inspect and _looking(inspect, Path(source), report, folding, copy)
                 file.write(copy, pending, target, late=late, inspect=look)
             except Unrepresentable:
                 _learn(folding)
@@ -149,14 +170,14 @@ def plan_file(
             copy = ModelProto()
             copy.CopyFrom(file.model)
             folding.apply(copy)
-            inspect(Outcome(Path(source), None, folding, copy))
+            inspect(Outcome(Path(source), None, report, folding, copy))
         return report
 
 
-def _inspect(
-    inspect: Inspect, source: PathLike, folding: Folding, folded: ModelProto, path: Path
-) -> None:
-    inspect(Outcome(Path(source), path, folding, folded))
+def _looking(
+    inspect: Inspect, source: Path, report: Report, folding: Folding, folded: ModelProto
+) -> Callable[[Path], None]:
+    return lambda path: inspect(Outcome(source, path, report, folding, folded))
 
 
 def _learn(folding: Folding) -> None:

@@ -99,6 +99,8 @@ class Constants:
             if name in graph.overridable:
                 return None
             return Constant(name, tuple(tensor.dims), tensor.data_type)
+        if name in graph.sparse:
+            return _sparse_constant(graph, name)
         if name in graph.producer:
             return self._computed(name)
         if name in graph.inputs or self._outer is None:
@@ -116,6 +118,8 @@ class Constants:
         tensor = self.graph.initializers.get(name)
         if tensor is not None:
             return self._read(tensor)
+        if name in self.graph.sparse:
+            return self._dense(name)
         if name not in self.graph.producer:
             assert self._outer is not None
             return self._outer.value(name)
@@ -124,6 +128,16 @@ class Constants:
         result = self._values[name]
         self._forget_large()
         return result
+
+    def _dense(self, name: str) -> np.ndarray[Any, Any]:
+        sparse = self.graph.sparse[name]
+        values, indices = self._read(sparse.values), self._read(sparse.indices)
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        flat = indices
+        if indices.ndim == 2:  # one row of coordinates per value
+            flat = np.ravel_multi_index(tuple(indices.T), dense.shape)
+        dense.reshape(-1)[flat] = values
+        return dense
 
     def _computed(self, name: str) -> Constant | None:
         if name not in self._computable():
@@ -149,7 +163,7 @@ class Constants:
         graph = self.graph
         if name in found or (node.op_type, slot) in TYPE_ONLY:
             return True
-        if name in graph.initializers:
+        if name in graph.initializers or name in graph.sparse:
             return name not in graph.overridable
         if (node.op_type, slot) in DIMS_ONLY and self._static_dims(name) is not None:
             return True
@@ -233,6 +247,12 @@ class Constants:
 
     def _forget_large(self) -> None:
         self._values = {n: v for n, v in self._values.items() if v.size <= LARGEST_SHAPE_INPUT}
+
+
+def _sparse_constant(graph: Graph, name: str) -> Constant | None:
+    sparse = graph.sparse[name]
+    info = Constant(name, tuple(sparse.dims), sparse.values.data_type)
+    return None if name in graph.overridable or info.size > LARGEST_COMPUTED else info
 
 
 def _as_constant(name: str, kind: TypeProto | None) -> Constant | None:

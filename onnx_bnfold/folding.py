@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from onnx import ModelProto
 
+from onnx_bnfold.affine import Float64
 from onnx_bnfold.constants import Constants
 from onnx_bnfold.graph import Graph, ReadTensor, graphs_of
 from onnx_bnfold.limits import Limits
@@ -39,23 +39,6 @@ class Options:
     max_rescale: float | None = None
     standalone: Standalone = "keep"
     metadata: bool = True
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A fold whose result is not in its place yet.
-
-    Attributes:
-        source: the file that was folded.
-        path: the finished model under a temporary path; None for a plan.
-        folding: what was decided; the source is still open, so that its tensors can be read.
-        folded: the folded model; large tensors, and those that changed, carry no values.
-    """
-
-    source: Path
-    path: Path | None
-    folding: Folding
-    folded: ModelProto
 
 
 class Folding:
@@ -138,6 +121,11 @@ class Folding:
     def removes(self) -> bool:
         """Whether a node goes, or is written as others, by the present plan."""
         return any(plan.site.removed or plan.standalone_forms() for plan in self.plans)
+
+    def changes(self) -> dict[str, tuple[Float64, Float64]]:
+        """Return scale and shift of every tensor of the main graph that changes, by name."""
+        total = self.plans[0].site.total
+        return {key: (c.scale, c.shift) for key, c in total.items() if isinstance(key, str)}
 
     @property
     def read(self) -> ReadTensor:

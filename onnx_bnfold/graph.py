@@ -12,7 +12,15 @@ from typing import TypeVar, cast
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+)
 
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.reasons import Reason, Refused
@@ -79,6 +87,7 @@ class Graph:
         inputs, outputs: names of the body's formal inputs (initializers excluded) and outputs.
         captured: tensor name → label of a node whose subgraph reads it.
         initializers: name → tensor; always constant unless in ``overridable``.
+        sparse: name → tensor, for sparse initializers; each is written dense if it has to change.
         overridable: initializers that a caller may replace at run time.
     """
 
@@ -91,13 +100,15 @@ class Graph:
         self.producer: dict[str, int] = {}
         self.readers: dict[str, list[tuple[int, int]]] = {}
         self.initializers: dict[str, TensorProto] = {}
+        self.sparse: dict[str, SparseTensorProto] = {}
         self.overridable: frozenset[str] = frozenset()
         self.captured: dict[str, str] = {}
         self._index_nodes()
         if isinstance(body, GraphProto):
             self._index_initializers(body)
             self.outputs = frozenset(o.name for o in body.output)
-            self.inputs = frozenset(i.name for i in body.input) - self.initializers.keys()
+            given = self.initializers.keys() | self.sparse.keys()
+            self.inputs = frozenset(i.name for i in body.input) - given
         else:
             self.outputs = frozenset(body.output)
             self.inputs = frozenset(body.input)
@@ -116,6 +127,8 @@ class Graph:
                     self.readers.setdefault(name, []).append((index, slot))
 
     def _index_initializers(self, body: GraphProto) -> None:
+        for sparse in body.sparse_initializer:
+            self.sparse[sparse.values.name] = sparse
         for tensor in body.initializer:
             if tensor.name in self.initializers or tensor.name in self.producer:
                 raise ModelError(
@@ -131,15 +144,6 @@ class Graph:
                 return scope, scope.initializers[name]
             if name in scope.producer or name in scope.inputs:
                 return None
-            scope = scope.parent
-        return None
-
-    def scope_of(self, name: str) -> Graph | None:
-        """Return the scope, this one or an outer one, that defines a tensor."""
-        scope: Graph | None = self
-        while scope is not None:
-            if name in scope.initializers or name in scope.producer or name in scope.inputs:
-                return scope
             scope = scope.parent
         return None
 
@@ -189,7 +193,7 @@ def graphs_of(model: ModelProto, *, freeze_initializers: bool = False) -> list[G
         # Below IR version 4 every initializer has to be listed as an input and none can be
         # overridden.
         formal = {i.name for i in model.graph.input}
-        main.overridable = frozenset(formal & main.initializers.keys())
+        main.overridable = frozenset(formal & (main.initializers.keys() | main.sparse.keys()))
     return graphs
 
 

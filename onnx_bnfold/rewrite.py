@@ -143,7 +143,7 @@ class _Editor:
 
     def _name(self, old: str, base: str, new: NewConstant) -> str:
         graph = self.site.graph
-        here = old in graph.initializers or old in graph.producer
+        here = old in graph.initializers or old in graph.producer or old in graph.sparse
         if old and here and graph.only_reader(old):
             self.loose.discard(old)
             return old
@@ -184,6 +184,7 @@ class _Editor:
             return
         if replaces:
             self._unmake(tensor.name)
+            _drop_sparse(body, {tensor.name})
         body.initializer.append(tensor)
         if self.model.ir_version < 4 and body is self.model.graph:
             body.input.append(_declaration(tensor))
@@ -286,6 +287,11 @@ def _drop_named(field: Any, names: Set[str]) -> None:
     _drop(field, {i for i, item in enumerate(field) if item.name in names})
 
 
+def _drop_sparse(body: GraphProto, names: Set[str]) -> None:
+    fields = body.sparse_initializer
+    _drop(fields, {i for i, sparse in enumerate(fields) if sparse.values.name in names})
+
+
 def _drop_dead(body: Body, loose: set[str]) -> None:
     """Drop constants among ``loose``, and what only they needed, that nothing reads any more."""
     uses = _uses(body)
@@ -317,6 +323,7 @@ def _drop_dead(body: Body, loose: set[str]) -> None:
 def _drop_initializers(body: GraphProto, dead: set[str]) -> None:
     gone = {t.name for t in body.initializer if t.name in dead}
     _drop_named(body.initializer, gone)
+    _drop_sparse(body, dead)
     _drop_named(body.input, gone)
     _drop_named(body.value_info, dead)
 

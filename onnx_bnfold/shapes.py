@@ -184,6 +184,10 @@ def without_weights(model: ModelProto) -> ModelProto:
     foreign = {o for n in source.node if n.domain not in STANDARD_DOMAINS for o in n.output}
     graph.value_info.extend(v for v in source.value_info if v.name in foreign)
     graph.initializer.extend(_shape_only(t) for t in source.initializer)
+    graph.initializer.extend(
+        TensorProto(name=s.values.name, dims=s.dims, data_type=s.values.data_type)
+        for s in source.sparse_initializer
+    )
     return light
 
 

@@ -14,7 +14,7 @@ from onnx_bnfold.folding import Folding, Options
 from onnx_bnfold.graph import graphs_of
 from onnx_bnfold.metadata import Recorder
 from onnx_bnfold.new_constants import Compute, Unrepresentable
-from onnx_bnfold.report import Report, records_of
+from onnx_bnfold.report import Report
 from onnx_bnfold.storage import ModelFile, read_tensor
 
 PathLike = str | os.PathLike[str]
@@ -64,7 +64,8 @@ def plan(
         ...     print(line)
     """
     folding = Folding(model, lambda tensor: read_tensor(tensor, base_dir), options)
-    return Report(records_of(folding.planned()))
+    folding.planned()
+    return Report(folding.records())
 
 
 def fold(
@@ -92,7 +93,7 @@ def fold(
     while True:
         folding.plan()
         copy = ModelProto()
-        copy.CopyFrom(model)
+        copy.CopyFrom(folding.model)
         try:
             _fill(copy, folding.apply(copy))
         except Unrepresentable:
@@ -133,7 +134,7 @@ def fold_file(
         while True:
             folding.plan()
             copy = ModelProto()
-            copy.CopyFrom(file.model)
+            copy.CopyFrom(folding.model)
             try:
                 pending = folding.apply(copy)
                 report = _report(folding, copy)
@@ -165,10 +166,11 @@ def plan_file(
     """
     with ModelFile.open(source) as file:
         folding = Folding(file.model, file.read, options)
-        report = Report(records_of(folding.planned()))
+        folding.planned()
+        report = Report(folding.records())
         if inspect:
             copy = ModelProto()
-            copy.CopyFrom(file.model)
+            copy.CopyFrom(folding.model)
             folding.apply(copy)
             inspect(Outcome(Path(source), None, report, folding, copy))
         return report
@@ -199,6 +201,5 @@ def _fill(model: ModelProto, pending: dict[str, Compute]) -> None:
 
 
 def _report(folding: Folding, folded: ModelProto) -> Report:
-    before = sum(len(graph.nodes) for graph in folding.graphs)
     after = sum(len(graph.nodes) for graph in graphs_of(folded))
-    return Report(records_of(folding.plans), before, after)
+    return Report(folding.records(), folding.nodes_before, after)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from onnx import ModelProto
+import numpy as np
+from onnx import ModelProto, TensorProto
 
+from onnx_bnfold import merge
 from onnx_bnfold.affine import Float64
 from onnx_bnfold.constants import Constants
 from onnx_bnfold.graph import Graph, ReadTensor, graphs_of
@@ -14,6 +18,7 @@ from onnx_bnfold.limits import Limits
 from onnx_bnfold.new_constants import Compute, Unrepresentable, new_constants
 from onnx_bnfold.plan import GraphPlan, Standalone, plan_graph
 from onnx_bnfold.reasons import Refusal
+from onnx_bnfold.report import Record, records_of
 from onnx_bnfold.rewrite import rewrite
 from onnx_bnfold.shapes import Inference, Shapes
 from onnx_bnfold.site import Site
@@ -33,12 +38,15 @@ class Options:
         metadata: let a fold from file to file record itself in the model's ``metadata_props``
             (see ``metadata``). A fold that removes nothing records nothing, and a fold in memory
             has no file to name.
+        merge_branches: merge parallel branches of Convs, identities and BatchNormalizations that
+            meet in an Add into one Conv (``merge``).
     """
 
     freeze_initializers: bool = False
     max_rescale: float | None = None
     standalone: Standalone = "keep"
     metadata: bool = True
+    merge_branches: bool = False
 
 
 class Folding:
@@ -54,22 +62,56 @@ class Folding:
         self.model = model
         self.options = options
         self.plans: list[GraphPlan] = []
+        self.merged: tuple[Record, ...] = ()
         self._read = read
-        self._graphs = graphs_of(model, freeze_initializers=options.freeze_initializers)
-        self._inference = Inference(model, self._graphs[0], read)
+        self._unrounded: dict[str, Compute] = {}
         self._excluded: dict[tuple[int, int], Refusal] = {}
+        self._index()
+        self.nodes_before = sum(len(graph.nodes) for graph in self._graphs)
+        if options.merge_branches:
+            self._merge()
+
+    def _index(self) -> None:
+        self._graphs = graphs_of(self.model, freeze_initializers=self.options.freeze_initializers)
+        self._inference = Inference(self.model, self._graphs[0], self._read_all)
+
+    def _merge(self) -> None:
+        """Go on with a copy of the model in which parallel branches are one Conv."""
+        site = self._site(0, {})
+        found = [one for one in merge.merges(site) if merge.fits(site, one)]
+        if not found:
+            return
+        copy = ModelProto()
+        copy.CopyFrom(self.model)
+        self._unrounded = merge.apply(copy, site, found)
+        self.merged = tuple(
+            Record.of_merged(site.place(norm), site.place(m.conv))
+            for m in found
+            for norm in m.norms
+        )
+        self.model = copy
+        self._index()
+
+    def _read_all(self, tensor: TensorProto) -> np.ndarray[Any, Any]:
+        """Read an initializer; one that was merged is not rounded to its type yet."""
+        compute = self._unrounded.get(tensor.name)
+        return self._read(tensor) if compute is None else compute()
+
+    def _site(self, position: int, known: dict[int, Constants]) -> Site:
+        graph = self._graphs[position]
+        shapes = Shapes(graph, self._inference, position)
+        outer = None if graph.parent is None else known[id(graph.parent)]
+        constants = Constants(graph, self._read_all, shapes, outer)
+        known[id(graph)] = constants
+        return Site(graph, constants, shapes)
 
     def plan(self) -> Sequence[GraphPlan]:
         """Plan every graph of the model, leaving out what turned out not to be representable."""
         known: dict[int, Constants] = {}
         self.plans = []
-        for position, graph in enumerate(self._graphs):
-            shapes = Shapes(graph, self._inference, position)
-            outer = None if graph.parent is None else known[id(graph.parent)]
-            constants = Constants(graph, self._read, shapes, outer)
-            known[id(graph)] = constants
+        for position in range(len(self._graphs)):
             excluded = {n: r for (p, n), r in self._excluded.items() if p == position}
-            site = Site(graph, constants, shapes)
+            site = self._site(position, known)
             plan = plan_graph(site, Limits(self.options.max_rescale), excluded)
             plan.standalone = self.options.standalone
             self.plans.append(plan)
@@ -115,12 +157,19 @@ class Folding:
 
     def apply(self, copy: ModelProto) -> dict[str, Compute]:
         """Rewrite a copy of the model by the present plan; see ``rewrite.rewrite``."""
-        return rewrite(copy, self.plans, freeze=self.options.freeze_initializers)
+        pending = rewrite(copy, self.plans, freeze=self.options.freeze_initializers)
+        for tensor in copy.graph.initializer:
+            compute = self._unrounded.get(tensor.name)
+            if compute is not None and tensor.name not in pending:
+                pending[tensor.name] = partial(merge.rounded, compute, tensor.data_type)
+        return pending
 
     @property
     def removes(self) -> bool:
         """Whether a node goes, or is written as others, by the present plan."""
-        return any(plan.site.removed or plan.standalone_forms() for plan in self.plans)
+        return bool(self.merged) or any(
+            plan.site.removed or plan.standalone_forms() for plan in self.plans
+        )
 
     def changes(self) -> dict[str, tuple[Float64, Float64]]:
         """Return scale and shift of every tensor of the main graph that changes, by name."""
@@ -130,9 +179,13 @@ class Folding:
     @property
     def read(self) -> ReadTensor:
         """Reads the elements of an initializer of the model."""
-        return self._read
+        return self._read_all
 
     @property
     def graphs(self) -> list[Graph]:
         """The bodies of the model."""
         return self._graphs
+
+    def records(self) -> tuple[Record, ...]:
+        """Return what became of every node, by the present plan."""
+        return self.merged + records_of(self.plans)

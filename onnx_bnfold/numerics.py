@@ -60,18 +60,23 @@ def product(
         values: of any float type and shape; the result has its shape.
         factor: broadcasts against ``values``.
     """
-    dtype = helper.tensor_dtype_to_np_dtype(data_type)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        if data_type == TensorProto.BFLOAT16:
-            result = _to_bfloat16(values.astype(np.float64) * factor, dtype)
-        else:
-            # Computed in float64 in small blocks: no copy of the whole tensor in float64.
-            result = np.empty(values.shape, dtype)
-            np.multiply(values, factor, out=result, dtype=np.float64, casting="unsafe")
+    result = as_type(values, data_type, factor)
     if not np.isfinite(result).all():
         raise _not_finite(values, factor, data_type, view)
     if sums_over is not None:
         _require_precision(values, factor, result, data_type, view, sums_over)
+    return result
+
+
+def as_type(values: Array, data_type: int, factor: NDArray[np.float64] | float = 1.0) -> Array:
+    """Multiply in float64 and round once; what overflows becomes infinite."""
+    dtype = helper.tensor_dtype_to_np_dtype(data_type)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        if data_type == TensorProto.BFLOAT16:
+            return _to_bfloat16(values.astype(np.float64) * factor, dtype)
+        # Computed in float64 in small blocks: no copy of the whole tensor in float64.
+        result = np.empty(values.shape, dtype)
+        np.multiply(values, factor, out=result, dtype=np.float64, casting="unsafe")
     return result
 
 

@@ -9,6 +9,9 @@ from onnx_bnfold import batchnorm
 from onnx_bnfold.plan import Decision, GraphPlan
 from onnx_bnfold.reasons import Refusal
 
+# The way of a BatchNormalization whose whole branch went into a Conv.
+MERGED = "merged"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -32,6 +35,11 @@ class Record:
     added: int
     refusal: Refusal | None
     tried: tuple[tuple[str, Refusal], ...]
+
+    @classmethod
+    def of_merged(cls, name: str, conv: str) -> Record:
+        """Return the record of a BatchNormalization whose branch was merged into a Conv."""
+        return cls(name, True, MERGED, (conv,), (conv,), 0, None, ())
 
     @property
     def folded(self) -> bool:

@@ -41,7 +41,7 @@ def rewrite(model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool) -> d
         Unrepresentable: a constant outside the main graph does not fit its type.
     """
     bodies = [graph.body for graph in graphs_of(model)]
-    names = _Names(bodies)
+    names = Names(bodies)
     pending: dict[str, Compute] = {}
     if freeze:
         _drop_named(model.graph.input, {t.name for t in model.graph.initializer})
@@ -51,12 +51,12 @@ def rewrite(model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool) -> d
         loose |= editor.run()
         pending.update(editor.pending)
     for body in [model.graph, *model.functions]:
-        _drop_dead(body, loose)
+        drop_dead(body, loose)
     live = {tensor.name for tensor in model.graph.initializer}
     return {name: compute for name, compute in pending.items() if name in live}
 
 
-class _Names:
+class Names:
     """All names of a model, to make new ones that collide with none."""
 
     def __init__(self, bodies: Iterable[Body]) -> None:
@@ -84,7 +84,7 @@ class _Editor:
     """Rewrites one body."""
 
     def __init__(
-        self, model: ModelProto, body: Body, plan: GraphPlan, position: int, names: _Names
+        self, model: ModelProto, body: Body, plan: GraphPlan, position: int, names: Names
     ) -> None:
         self.model = model
         self.body = body
@@ -292,7 +292,7 @@ def _drop_sparse(body: GraphProto, names: Set[str]) -> None:
     _drop(fields, {i for i, sparse in enumerate(fields) if sparse.values.name in names})
 
 
-def _drop_dead(body: Body, loose: set[str]) -> None:
+def drop_dead(body: Body, loose: set[str]) -> None:
     """Drop constants among ``loose``, and what only they needed, that nothing reads any more."""
     uses = _uses(body)
     queue = [name for name in sorted(loose) if not uses[name]]
@@ -317,7 +317,7 @@ def _drop_dead(body: Body, loose: set[str]) -> None:
         _drop_initializers(body, dead)
     for node in body.node:
         for inner in subgraphs(node):
-            _drop_dead(inner, loose)
+            drop_dead(inner, loose)
 
 
 def _drop_initializers(body: GraphProto, dead: set[str]) -> None:

@@ -13,8 +13,9 @@ from onnx import ModelProto, TensorProto
 from onnx_bnfold import merge
 from onnx_bnfold.affine import Float64
 from onnx_bnfold.constants import Constants
+from onnx_bnfold.errors import UsageError
 from onnx_bnfold.graph import Graph, ReadTensor, graphs_of
-from onnx_bnfold.limits import Limits
+from onnx_bnfold.limits import Limits, Profile
 from onnx_bnfold.new_constants import Compute, Unrepresentable, new_constants
 from onnx_bnfold.plan import GraphPlan, Standalone, plan_graph
 from onnx_bnfold.reasons import Refusal
@@ -40,6 +41,8 @@ class Options:
             has no file to name.
         merge_branches: merge parallel branches of Convs, identities and BatchNormalizations that
             meet in an Add into one Conv (``merge``).
+        profile: what the folded model will be run in: ``float``, ``fp16`` or ``int8``; see
+            ``limits.Limits``.
     """
 
     freeze_initializers: bool = False
@@ -47,6 +50,11 @@ class Options:
     standalone: Standalone = "keep"
     metadata: bool = True
     merge_branches: bool = False
+    profile: Profile = "float"
+
+    def __post_init__(self) -> None:
+        if self.max_rescale is not None and not self.max_rescale >= 1:
+            raise UsageError(f"max_rescale is {self.max_rescale:g}; it must be at least 1")
 
 
 class Folding:
@@ -112,7 +120,9 @@ class Folding:
         for position in range(len(self._graphs)):
             excluded = {n: r for (p, n), r in self._excluded.items() if p == position}
             site = self._site(position, known)
-            plan = plan_graph(site, Limits(self.options.max_rescale), excluded)
+            plan = plan_graph(
+                site, Limits(self.options.max_rescale, self.options.profile), excluded
+            )
             plan.standalone = self.options.standalone
             self.plans.append(plan)
         return self.plans

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from onnx import TensorProto
@@ -36,15 +37,22 @@ MAX_OFFSET: dict[int, float] = {
 }
 
 
+Profile = Literal["float", "fp16", "int8"]
+
+
 @dataclass(frozen=True)
 class Limits:
     """Bounds on the changes of tensors that stay.
 
     Attributes:
         max_rescale: replaces ``MAX_RESCALE`` for every type, if given.
+        profile: what the model will be run in. ``fp16`` applies the bounds of float16 to wider
+            types; ``int8``, which has one scale per activation, leaves every tensor that stays as
+            it was, so that a BatchNormalization goes only where that makes no new ranges.
     """
 
     max_rescale: float | None = None
+    profile: Profile = "float"
 
     def check(self, site: Site, origin: int, changes: Mapping[Key, Affine]) -> None:
         """Refuse the outcome of a flood that would cost precision.
@@ -62,7 +70,15 @@ class Limits:
         if not staying and not _seen_by_others(site, origin):
             return
         view = site.view(origin)
+        if self.profile == "int8":
+            raise Refused(
+                Reason.RANGE,
+                repr(next(iter(staying), site.sides(origin)[0])),
+                "it would get ranges that no tensor had, which int8 feels; --profile float folds it",
+            )
         data_type = view.type_of(site.sides(origin)[1]) or TensorProto.FLOAT
+        if self.profile == "fp16":
+            data_type = TensorProto.FLOAT16
         self._check_scales(site, data_type, staying)
         if view.op == batchnorm.OPERATOR:
             _check_offset(site, origin, data_type, changes)

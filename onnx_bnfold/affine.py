@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,17 +65,17 @@ class Affine:
         """Rank of the tensor."""
         return self.scale.ndim
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Common shape of scale and shift: an axis larger than 1 is one the change varies along."""
         return np.broadcast_shapes(self.scale.shape, self.shift.shape)
 
-    @property
+    @cached_property
     def has_scale(self) -> bool:
         """Whether any scale differs from 1."""
         return bool((self.scale != 1).any())
 
-    @property
+    @cached_property
     def has_shift(self) -> bool:
         """Whether any shift differs from 0."""
         return bool((self.shift != 0).any())
@@ -84,19 +85,19 @@ class Affine:
         """Whether nothing changes."""
         return not self.has_scale and not self.has_shift
 
-    @property
+    @cached_property
     def is_finite(self) -> bool:
         """Whether every value is finite."""
         return bool(np.isfinite(self.scale).all() and np.isfinite(self.shift).all())
 
-    @property
+    @cached_property
     def is_invertible(self) -> bool:
         """Whether dividing by the scale keeps its precision."""
         magnitude = np.abs(self.scale)
         ordinary = (magnitude >= SMALLEST_SCALE) & (magnitude <= 1 / SMALLEST_SCALE)
         return bool((ordinary | (magnitude == 1 / VANISHING)).all())
 
-    @property
+    @cached_property
     def is_ordinary(self) -> bool:
         """Whether scale and shift are of a size that constants can take."""
         return bool(

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import ModelProto, numpy_helper
 
 from onnx_bnfold.folding import Folding, Options
-from onnx_bnfold.graph import graphs_of
+from onnx_bnfold.graph import bodies_of
 from onnx_bnfold.metadata import Recorder
 from onnx_bnfold.new_constants import Compute, Unrepresentable
 from onnx_bnfold.report import Report
@@ -29,6 +29,7 @@ class Outcome:
         source: the file that was folded.
         path: the finished model under a temporary path; None for a plan.
         report: what was folded.
+        original: the model before the fold; large tensors carry no values.
         folding: how; the source is still open, so that its tensors can be read.
         folded: the folded model; large tensors, and those that changed, carry no values.
     """
@@ -36,6 +37,7 @@ class Outcome:
     source: Path
     path: Path | None
     report: Report
+    original: ModelProto
     folding: Folding
     folded: ModelProto
 
@@ -140,7 +142,9 @@ def fold_file(
                 report = _report(folding, copy)
                 records = options.metadata and folding.removes
                 late = recorder.late(copy, report) if records else {}
-                look = inspect and _looking(inspect, Path(source), report, folding, copy)
+                look = inspect and _looking(
+                    inspect, Path(source), report, file.model, folding, copy
+                )
                 file.write(copy, pending, target, late=late, inspect=look)
             except Unrepresentable:
                 _learn(folding)
@@ -172,14 +176,19 @@ def plan_file(
             copy = ModelProto()
             copy.CopyFrom(folding.model)
             folding.apply(copy)
-            inspect(Outcome(Path(source), None, report, folding, copy))
+            inspect(Outcome(Path(source), None, report, file.model, folding, copy))
         return report
 
 
 def _looking(
-    inspect: Inspect, source: Path, report: Report, folding: Folding, folded: ModelProto
+    inspect: Inspect,
+    source: Path,
+    report: Report,
+    original: ModelProto,
+    folding: Folding,
+    folded: ModelProto,
 ) -> Callable[[Path], None]:
-    return lambda path: inspect(Outcome(source, path, report, folding, folded))
+    return lambda path: inspect(Outcome(source, path, report, original, folding, folded))
 
 
 def _learn(folding: Folding) -> None:
@@ -201,5 +210,5 @@ def _fill(model: ModelProto, pending: dict[str, Compute]) -> None:
 
 
 def _report(folding: Folding, folded: ModelProto) -> Report:
-    after = sum(len(graph.nodes) for graph in graphs_of(folded))
+    after = sum(len(body.node) for body in bodies_of(folded))
     return Report(folding.records(), folding.nodes_before, after)

@@ -15,8 +15,8 @@ other commands:
 
 exit codes:
   0  done
-  1  a check or gate did not hold (--require-all: a BatchNormalization stays)
-  2  bad usage or bad input; no output was written
+  1  a check or gate did not hold (--require-all: a BatchNormalization stays); no model was written
+  2  bad usage or bad input; no model was written
 """
 
 
@@ -52,6 +52,24 @@ def parser() -> argparse.ArgumentParser:
         help="write each BatchNormalization that stays as itself, as Mul and Add, or as a "
         "depthwise Conv (default: keep)",
     )
+    add(
+        "--no-metadata",
+        action="store_true",
+        help="do not record version, counts and the source's SHA-256 in the model",
+    )
+    add(
+        "--report",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="write what was folded, and why the rest stays, as .json or .html; repeatable",
+    )
+    add(
+        "--check",
+        action="store_true",
+        help="compare with the original first, and write no model if a gate does not hold; takes "
+        "the options of the check command (see check --help)",
+    )
     add("-q", "--quiet", action="store_true", help="print nothing but errors")
     add("--version", action="version", version=f"%(prog)s {__version__}")
     return result
@@ -75,20 +93,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fold(words: Sequence[str]) -> int:
+    args = _arguments(words)
+    from onnx_bnfold.folding import Options
+    from onnx_bnfold.job import run
+
+    options = Options(
+        args.freeze_initializers, args.max_rescale, args.standalone, not args.no_metadata
+    )
+    run(args, options)
+    return 0
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
     options = parser()
-    args = options.parse_args(words)
+    args, unknown = options.parse_known_args(words)
+    if args.check:  # only then are its options loaded
+        from onnx_bnfold.check.cli import add_arguments
+
+        add_arguments(options)
+        args = options.parse_args(words)
+    elif unknown:
+        options.error(f"unrecognized arguments: {' '.join(unknown)}; those of a check need --check")
     if not args.dry_run and args.output is None:
         options.error("give -o FILE for the folded model, or --dry-run")
-    from onnx_bnfold.api import fold_file, plan_file
-    from onnx_bnfold.folding import Options
-
-    settings = Options(args.freeze_initializers, args.max_rescale, args.standalone)
-    if args.dry_run:
-        report = plan_file(args.model, settings)
-    else:
-        report = fold_file(args.model, args.output, settings)
-    if not args.quiet:
-        print(*report.lines(), report.summary(), sep="\n")
-    if args.require_all and report.kept:
-        raise CheckFailed(f"--require-all: {len(report.kept)} BatchNormalization stay")
-    return 0
+    if args.dry_run and args.check:
+        options.error("a dry run makes no model to check; leave out --dry-run or --check")
+    return args

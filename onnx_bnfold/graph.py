@@ -197,6 +197,15 @@ def graphs_of(model: ModelProto, *, freeze_initializers: bool = False) -> list[G
     return graphs
 
 
+def bodies_of(model: ModelProto) -> Iterator[Body]:
+    """Yield every body of a model, in the order of ``graphs_of``."""
+    for root in (model.graph, *model.functions):
+        level: list[Body] = [root]
+        for body in level:  # grows while it is walked
+            yield body
+            level.extend(inner for node in body.node for inner in subgraphs(node))
+
+
 def _with_subgraphs(root: Graph) -> list[Graph]:
     graphs = [root]
     owners: list[tuple[int, int] | None] = [None]

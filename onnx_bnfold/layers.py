@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,12 +63,12 @@ class LinearLayer:
     shift_in: Refusal | None = None
     quantized: QuantizedWeight | None = None
 
-    @property
+    @cached_property
     def channels_out(self) -> int:
         """Number of output channels."""
         return math.prod(n for n, a in zip(self.grouped, self.layout, strict=True) if a in "go")
 
-    @property
+    @cached_property
     def channels_in(self) -> int:
         """Number of input channels."""
         return math.prod(n for n, a in zip(self.grouped, self.layout, strict=True) if a in "gi")

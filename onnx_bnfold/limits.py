@@ -74,7 +74,7 @@ class Limits:
             raise Refused(
                 Reason.RANGE,
                 repr(next(iter(staying), site.sides(origin)[0])),
-                "it would get ranges that no tensor had, which int8 feels; --profile float folds it",
+                "it would get ranges that no tensor had; --profile float folds it all the same",
             )
         data_type = view.type_of(site.sides(origin)[1]) or TensorProto.FLOAT
         if self.profile == "fp16":
@@ -115,10 +115,11 @@ def _existing(site: Site, origin: int, changes: Mapping[Key, Affine]) -> set[str
 
 def _seen_by_others(site: Site, origin: int) -> bool:
     """Whether nodes other than the removed ones read the tensor in front of a removed node."""
-    gone = site.removed | {origin}
     names = site.members(site.sides(origin)[0])
     readers = (site.graph.readers.get(name, ()) for name in names)
-    return any(index not in gone for found in readers for index, _ in found)
+    return any(
+        index != origin and index not in site.removed for found in readers for index, _ in found
+    )
 
 
 def _check_offset(site: Site, origin: int, data_type: int, changes: Mapping[Key, Affine]) -> None:

@@ -18,7 +18,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Float64
-from onnx_bnfold.graph import attribute, graphs_of
+from onnx_bnfold.graph import attribute, bodies_of
 from onnx_bnfold.layers import LinearLayer
 from onnx_bnfold.numerics import as_type
 from onnx_bnfold.reasons import Refused
@@ -290,7 +290,7 @@ def apply(
     """
     graph = model.graph
     nodes = list(graph.node)
-    names_taken = Names(g.body for g in graphs_of(model))
+    names_taken = Names(bodies_of(model))
     loose = {name for m in found for i in m.branch.nodes for name in nodes[i].input}
     pending: dict[str, Callable[[], Float64]] = {}
     gone: set[int] = set()

@@ -206,7 +206,7 @@ def _of_edge(site: Site, index: int, slot: int) -> NewConstant:
 
 def _of_standalone(site: Site, index: int, form: Standalone) -> Iterator[NewConstant]:
     """Yield factor and summand of a BatchNormalization, in the shapes its new form reads."""
-    present, _, _ = site.affine_of(index)
+    present = site.affine_of(index)
     view, rank, count = site.view(index), site.rank(index), len(site.norm(index).a)
     vectors = present.vector(1, count)
     assert vectors is not None

@@ -185,11 +185,9 @@ class _Planner:
 
     def _ways(self, index: int) -> Iterator[tuple[str, dict[Key, Affine]]]:
         site = self.site
-        present, into, _ = site.affine_of(index)
-        if not into.is_invertible or not present.is_finite:
-            raise Refused(
-                Reason.PRECISION, site.view(index).label, "its input has lost a channel already"
-            )
+        present = site.affine_of(index)
+        if not present.is_finite:
+            raise Refused(Reason.OVERFLOW, site.view(index).label, "its factor would overflow")
         x, y = site.sides(index)
         if site.has_fixed_name(x) and site.has_fixed_name(y) and present.is_identity:
             raise _two_names(y)

@@ -18,7 +18,7 @@ from onnx import (
 )
 
 from onnx_bnfold.constants import EVALUATED
-from onnx_bnfold.graph import Body, graphs_of, subgraphs
+from onnx_bnfold.graph import Body, bodies_of, subgraphs
 from onnx_bnfold.new_constants import Compute, NewConstant, new_constants
 from onnx_bnfold.plan import GraphPlan, Standalone
 
@@ -40,7 +40,7 @@ def rewrite(model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool) -> d
     Raises:
         Unrepresentable: a constant outside the main graph does not fit its type.
     """
-    bodies = [graph.body for graph in graphs_of(model)]
+    bodies = list(bodies_of(model))
     names = Names(bodies)
     pending: dict[str, Compute] = {}
     if freeze:
@@ -115,9 +115,9 @@ class _Editor:
         if not self.site.removed and not self.after:
             return self.loose
         self._rename(self._final_names())
-        kept = list(self.before)
+        kept, gone = list(self.before), self.site.removed | self.unmade
         for index, node in enumerate(self.nodes):
-            if index not in self.site.removed | self.unmade:
+            if index not in gone:
                 kept += [node, self.after[index]] if index in self.after else [node]
         del self.body.node[:]
         self.body.node.extend(kept)

@@ -271,11 +271,11 @@ class Site:
                 "it comes from outside the graph and cannot be rescaled",
             )
 
-    def affine_of(self, index: int) -> tuple[Affine, Affine, Affine]:
-        """Return the present affine map of a removable node, and the changes of its sides.
+    def affine_of(self, index: int) -> Affine:
+        """Return the affine map of a removable node between its tensors as they are by now.
 
-        Returns:
-            The map ``y = a * x + b`` between the tensors as they are by now.
+        Raises:
+            Refused: it has none.
         """
         view = self.view(index)
         if view.op == batchnorm.OPERATOR:
@@ -345,12 +345,17 @@ class Site:
             if before in self._fixed:
                 self._fixed.add(after)
 
-    def _seen_from(self, index: int, slot: int, original: Affine) -> tuple[Affine, Affine, Affine]:
+    def _seen_from(self, index: int, slot: int, original: Affine) -> Affine:
         node = self.graph.nodes[index]
-        into = self.change(node.input[slot], original.rank)
-        out = self.change(node.output[0], original.rank)
-        present = into.inverse().then(original).then(out) if self.total else original
-        return present, into, out
+        into, out = self.total.get(node.input[slot]), self.total.get(node.output[0])
+        present = original
+        if into is not None:
+            if not into.is_invertible:
+                raise Refused(
+                    Reason.PRECISION, self.view(index).label, "its input has lost a channel already"
+                )
+            present = into.inverse().then(present)
+        return present if out is None else present.then(out)
 
     def rank(self, index: int) -> int:
         """Return the rank of a node's input 0, from the layer that writes it where there is one.

@@ -1,0 +1,104 @@
+"""One fold as the command line asks for it: printed, gated and reported.
+
+What only some folds need (the check, the reports) is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from onnx_bnfold.api import Outcome, fold_file, plan_file
+from onnx_bnfold.console import tell
+from onnx_bnfold.errors import CheckFailed
+from onnx_bnfold.folding import Options
+
+if TYPE_CHECKING:
+    from onnx_bnfold.check import CheckResult
+    from onnx_bnfold.reports import FoldReport
+
+
+def run(args: argparse.Namespace, options: Options) -> None:
+    """Fold one model file, or plan it.
+
+    Args:
+        args: model, output, dry_run, require_all, quiet, report (paths) and check, and if that is
+            set the options of the check.
+        options: of the fold.
+
+    Raises:
+        CheckFailed: a gate does not hold; the reports are written, the model is not.
+        ModelError: the model is unusable.
+        UsageError: a path or an option is.
+    """
+    if args.report:
+        from onnx_bnfold.reports import require_writable
+
+        require_writable(args.report, taken=(args.model, args.output))
+    job = _Job(args)
+    try:
+        if args.dry_run:
+            plan_file(args.model, options, inspect=job.inspect)
+        else:
+            fold_file(args.model, args.output, options, inspect=job.inspect)
+    except CheckFailed:
+        job.finish(written=False)
+        raise
+    job.finish(written=not args.dry_run)
+
+
+class _Job:
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.check: CheckResult | None = None
+        self.report: FoldReport | None = None
+        self.text: list[str] = []
+        if args.check:
+            from onnx_bnfold.check.cli import options_from
+
+            self.check_options = options_from(args)
+
+    def inspect(self, outcome: Outcome) -> None:
+        """Check the outcome and collect what is said of it; raise if a gate does not hold."""
+        self.text = [*outcome.report.lines(), outcome.report.summary()]
+        failures = tuple(self._failures(outcome))
+        if self.args.report:
+            from onnx_bnfold.reports import fold_report
+
+            sizes = self.check_options.shapes if self.args.check else {}
+            self.report = fold_report(outcome, sizes, self.check)
+        if failures:
+            raise CheckFailed("; ".join(failures))
+
+    def finish(self, *, written: bool) -> None:
+        """Write the reports, and print, when the model got its place or will not get it."""
+        if self.report is not None:
+            from onnx_bnfold.reports import write
+
+            data = replace(self.report, written=written).to_dict()
+            for path in self.args.report:
+                write(path, data)
+        if not self.args.quiet:
+            tell("\n".join(self.text))
+
+    def _failures(self, outcome: Outcome) -> Iterator[str]:
+        kept = len(outcome.report.kept)
+        if self.args.require_all and kept:
+            yield f"--require-all: {kept} BatchNormalization stay"
+        elif self.args.check:
+            self.check = self._checked(outcome)
+            yield from self.check.failures
+
+    def _checked(self, outcome: Outcome) -> CheckResult:
+        from onnx_bnfold.check import check, render_text
+
+        assert outcome.path is not None
+        changes = outcome.folding.changes()
+        result = check(self.args.model, outcome.path, self.check_options, changes=changes)
+        staged, target = str(outcome.path), str(self.args.output)
+        failures = tuple(failure.replace(staged, target) for failure in result.failures)
+        result = replace(result, folded=target, failures=failures)
+        self.text += ["", render_text(result).rstrip()]
+        return result

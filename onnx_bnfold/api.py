@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnx_bnfold.folding import Folding, Options
 from onnx_bnfold.graph import bodies_of
@@ -19,6 +20,8 @@ from onnx_bnfold.storage import ModelFile, read_tensor
 
 PathLike = str | os.PathLike[str]
 _DEFAULT = Options()
+# Elements up to which a constant is held in memory until the model is written.
+SMALL = 1024
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,12 @@ def fold(
         copy = ModelProto()
         copy.CopyFrom(folding.model)
         try:
-            _fill(copy, folding.apply(copy))
+            pending = folding.apply(copy)
+            for tensor in copy.graph.initializer:
+                if tensor.name in pending:
+                    tensor.ClearField("data_location")
+                    tensor.ClearField("external_data")
+                    _fill(tensor, pending[tensor.name])
         except Unrepresentable:
             _learn(folding)
         else:
@@ -139,6 +147,7 @@ def fold_file(
             copy.CopyFrom(folding.model)
             try:
                 pending = folding.apply(copy)
+                _fill_small(copy, pending)
                 report = _report(folding, copy)
                 records = options.metadata and folding.removes
                 late = recorder.late(copy, report) if records else {}
@@ -199,14 +208,17 @@ def _learn(folding: Folding) -> None:
         folding.exclude(failed.failures)
 
 
-def _fill(model: ModelProto, pending: dict[str, Compute]) -> None:
+def _fill(tensor: TensorProto, compute: Compute) -> None:
+    values = np.asarray(compute(), order="C")
+    tensor.raw_data = numpy_helper.from_array(values).raw_data
+
+
+def _fill_small(model: ModelProto, pending: dict[str, Compute]) -> None:
+    """Compute the small constants at once: to stream each would cost more than to hold all."""
     for tensor in model.graph.initializer:
-        compute = pending.get(tensor.name)
-        if compute is not None:
-            values = np.asarray(compute(), order="C")
-            tensor.raw_data = numpy_helper.from_array(values).raw_data
-            tensor.ClearField("data_location")
-            tensor.ClearField("external_data")
+        outside = tensor.data_location == TensorProto.EXTERNAL
+        if tensor.name in pending and not outside and math.prod(tensor.dims) <= SMALL:
+            _fill(tensor, pending.pop(tensor.name))
 
 
 def _report(folding: Folding, folded: ModelProto) -> Report:

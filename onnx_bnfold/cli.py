@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +13,8 @@ from onnx_bnfold.version import __version__
 EPILOG = """\
 other commands:
   %(prog)s check original.onnx folded.onnx    compare two models (see check --help)
+  %(prog)s models/ -o folded/                 fold every model below a folder; takes --jobs N,
+                                              --dask ADDRESS and --state DIR, too
 
 exit codes:
   0  done
@@ -70,6 +73,19 @@ def parser() -> argparse.ArgumentParser:
         help="compare with the original first, and write no model if a gate does not hold; takes "
         "the options of the check command (see check --help)",
     )
+    add(
+        "--merge-branches",
+        action="store_true",
+        help="merge parallel Convs, identities and BatchNormalizations that meet in an Add "
+        "(RepVGG, MobileOne) into one Conv",
+    )
+    add(
+        "--profile",
+        choices=["float", "fp16", "int8"],
+        default="float",
+        help="what the folded model will be run in: int8 leaves the ranges of remaining tensors "
+        "alone, fp16 bounds rescaling as float16 needs it (default: float)",
+    )
     add("-q", "--quiet", action="store_true", help="print nothing but errors")
     add("--version", action="version", version=f"%(prog)s {__version__}")
     return result
@@ -98,16 +114,37 @@ def _fold(words: Sequence[str]) -> int:
     from onnx_bnfold.job import run
 
     options = Options(
-        args.freeze_initializers, args.max_rescale, args.standalone, not args.no_metadata
+        freeze_initializers=args.freeze_initializers,
+        max_rescale=args.max_rescale,
+        standalone=args.standalone,
+        metadata=not args.no_metadata,
+        merge_branches=args.merge_branches,
+        profile=args.profile,
     )
+    if _is_store(args.model):
+        from onnx_bnfold.store.cli import run as run_store
+
+        return run_store(args, options)
     run(args, options)
     return 0
+
+
+def _is_store(model: str) -> bool:
+    return os.path.isdir(model) or "://" in model
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
     options = parser()
     args, unknown = options.parse_known_args(words)
-    if args.check:  # only then are its options loaded
+    if _is_store(args.model):
+        from onnx_bnfold.store.cli import add_arguments as add_store_arguments
+
+        add_store_arguments(options)
+        args = options.parse_args(words)
+        if args.check or len(args.report) > 1:
+            options.error("a store takes no --check, and one --report FILE.json")
+        args.report = next(iter(args.report), None)
+    elif args.check:  # only then are its options loaded
         from onnx_bnfold.check.cli import add_arguments
 
         add_arguments(options)

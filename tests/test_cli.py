@@ -136,6 +136,24 @@ def test_freeze_initializers(whole, tmp_path):
     assert [i.name for i in onnx.load(target).graph.input] == ["x"]
 
 
+@pytest.mark.parametrize(("options", "entries"), [([], 1), (["--no-metadata"], 0)], ids=str)
+def test_metadata(options, entries, whole, tmp_path):
+    assert call(whole, "-o", tmp_path / "f.onnx", *options) == 0
+    assert len(onnx.load(tmp_path / "f.onnx").metadata_props) == entries
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("side", ["model", "output"])
+def test_what_is_no_regular_file(side, whole, tmp_path, capsys):
+    """A device or pipe: renaming a file over it would replace it, reading it might wait forever."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    model, output = (pipe, tmp_path / "f.onnx") if side == "model" else (whole, pipe)
+    assert call(model, "-o", output) == 2
+    assert "pipe" in capsys.readouterr().err
+    assert pipe.is_fifo()
+
+
 def test_max_rescale_is_an_option(half, tmp_path):
     assert call(half, "-o", tmp_path / "f.onnx", "--max-rescale", "4") == 0
 

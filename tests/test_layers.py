@@ -266,15 +266,11 @@ def test_matmul_of_rank_2(sizes, number, batch, rng):
     assert ops(folded) in (["MatMul", "Add"], ["Gemm"])
 
 
-# Shapes of x and of the constant left operand. The BN acts on axis 1 of their product: its rows
-# at rank 3, a batch axis of the product at rank 4.
+# Shapes of x and of the constant left operand; the BN's channels are the rows of their product.
 LEFT = {
-    "rank-3": ((2, 5, 6), (4, 5)),
-    "rank-3-weight-1x": ((2, 5, 6), (1, 4, 5)),
-    "rank-3-equal": ((4, 4, 4), (4, 4)),
-    "rank-4-batched-weight": ((2, 4, 5, 6), (4, 3, 5)),
-    "rank-4-batched-weight-1x": ((2, 4, 5, 6), (1, 4, 3, 5)),
-    "rank-4-equal": ((4, 4, 4, 4), (4, 4, 4)),
+    "plain": ((2, 5, 6), (4, 5)),
+    "weight-1x": ((2, 5, 6), (1, 4, 5)),
+    "equal": ((4, 4, 4), (4, 4)),
 }
 
 
@@ -287,20 +283,8 @@ def test_matmul_with_its_constant_on_the_left(case, number, rng):
     assert ops(folded) == ["MatMul", "Add"]
 
 
-RIGHT = {
-    "rank-4-batched-weight": ((2, 4, 3, 5), (4, 5, 6)),
-    "rank-4-equal": ((4, 4, 4, 4), (4, 4, 4)),
-}
-
-
-@pytest.mark.parametrize("case", RIGHT)
-def test_matmul_with_a_batched_constant_on_the_right(case, rng):
-    shape, weight = RIGHT[case]
-    folded, _ = fold_checked(model_of_parts(join(matmul(rng, weight), bn("c", "y", 4, rng)), shape))
-    assert ops(folded) == ["MatMul", "Add"]
-
-
-# The channels of the BN are an axis that the constant does not have.
+# Shapes of x and of the constant, and whether that is on the left. The channels of the BN are an
+# axis that the constant does not have, or one of its batch axes.
 STAYING_MATMULS = {
     "rank-2-left": ((5, 4), (3, 5), True),
     "rank-2-left-equal": ((4, 4), (4, 4), True),
@@ -311,26 +295,24 @@ STAYING_MATMULS = {
     "vector-right-equal": ((4, 4, 4), (4,), False),
     "vector-left": ((2, 5, 4), (5,), True),
     "vector-left-equal": ((4, 4, 4), (4,), True),
+    "rank-4-right": ((2, 4, 5, 5), (5, 5), False),
+    "rank-4-right-equal": ((2, 4, 4, 4), (4, 4), False),
+    "rank-4-left": ((2, 4, 5, 5), (5, 5), True),
+    "rank-4-left-equal": ((2, 4, 4, 4), (4, 4), True),
+    "batch-right": ((2, 4, 3, 5), (4, 5, 6), False),
+    "batch-right-equal": ((4, 4, 4, 4), (4, 4, 4), False),
+    "batch-left": ((2, 4, 5, 6), (4, 3, 5), True),
+    "batch-left-1x": ((2, 4, 5, 6), (1, 4, 3, 5), True),
+    "batch-left-equal": ((4, 4, 4, 4), (4, 4, 4), True),
 }
 
 
 @pytest.mark.parametrize("case", STAYING_MATMULS)
-def test_matmul_without_the_channel_axis_stays(case, rng):
+def test_matmul_whose_constant_has_no_row_or_column_per_channel_stays(case, rng):
     shape, weight, left = STAYING_MATMULS[case]
     parts = join(matmul(rng, weight, left=left), bn("c", "y", 4, rng))
     _, report = fold_checked(model_of_parts(parts, shape), kept=1)
     assert Reason.AXES in reasons(report)[0] or Reason.WEIGHT_NOT_CONSTANT in reasons(report)[0]
-
-
-@pytest.mark.parametrize("case", ["right-4", "right-4-equal", "left-4", "left-4-equal"])
-def test_matmul_whose_constant_repeats_over_the_channels(case, rng):
-    """At rank 4 a matrix is used for all channels; folding means one matrix per channel."""
-    size = 4 if case.endswith("equal") else 5
-    left = case.startswith("left")
-    parts = join(matmul(rng, (size, size), left=left), bn("c", "y", 4, rng))
-    model = model_of_parts(parts, (2, 4, size, size))
-    _, report = fold_checked(model, kept=1)
-    assert Reason.AXES in reasons(report)[0]
 
 
 def test_matmul_of_two_inputs_stays(rng):
@@ -479,6 +461,17 @@ def test_gemm_of_opset_6_declares_its_broadcast(rng):
     gemm_node = folded.graph.node[0]
     broadcast = any(a.name == "broadcast" and a.i == 1 for a in gemm_node.attribute)
     assert broadcast or initializer(folded, gemm_node.input[2]).shape == (N, M)
+
+
+@pytest.mark.parametrize("opset", [7, 8, 9, 11, 13])
+@pytest.mark.parametrize("rank", [2, 3])
+def test_matmul_of_old_opsets(rank, opset, rng):
+    """What takes the BN's shift has the attributes of its opset, and no others."""
+    shape = (5, 3) if rank == 2 else (2, 5, 6)
+    linear = matmul(rng, (3, 4)) if rank == 2 else matmul(rng, (4, 5), left=True)
+    parts = join(linear, bn("c", "y", 4, rng))
+    ir_version = 3 if opset < 9 else 8
+    fold_checked(model_of_parts(parts, shape, opset=opset, ir_version=ir_version))
 
 
 @pytest.mark.parametrize("rank", [2, 3])

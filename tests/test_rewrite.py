@@ -14,6 +14,7 @@ from support import (
     bn,
     constant_operand,
     conv,
+    feeds_for,
     fold_checked,
     initializer,
     join,
@@ -245,6 +246,19 @@ def test_a_parameter_that_a_subgraph_reads_keeps_its_values(name, rng):
     assert [n.op_type for n in folded.graph.node] == ["Conv", "If"]
 
 
+def test_a_parameter_that_a_body_of_a_custom_operator_reads_keeps_its_values(rng):
+    """Its attribute holds several graphs, which no standard operator has."""
+    model = conv_bn(rng, imports={"my.domain": 1})
+    body = helper.make_graph(
+        node("Identity", ["c_W"], ["inner"]).nodes, "b", [], [value_of("inner", (4, 3, 3, 3))]
+    )
+    model.graph.node.extend(node("Odd", [], ["z"], domain="my.domain", bodies=[body, body]).nodes)
+    model.graph.output.append(value_of("z", (1,)))
+    folded, _ = fold_checked(model, compare=False)
+    np.testing.assert_array_equal(initializer(folded, "c_W"), initializer(model, "c_W"))
+    assert folded.graph.node[0].input[1] != "c_W"
+
+
 def test_one_layer_after_another_with_one_weight(rng):
     """The same weight twice on one path, with a BN behind each."""
     weight = float_tensor("W", rng, 3, 3, 1, 1)
@@ -256,6 +270,59 @@ def test_one_layer_after_another_with_one_weight(rng):
     )
     folded, _ = fold_checked(model_of(parts.nodes, X, ["y"], parts.initializers))
     assert ops(folded) == ["Conv", "Conv"]
+
+
+def test_one_tensor_as_weight_and_bias(rng):
+    """Both change, and not in the same way."""
+    square = float_tensor("W", rng, 4, 4)
+    parts = join(Parts(node("Gemm", ["x", "W", "W"], ["c"]).nodes, [square]), bn("c", "y", 4, rng))
+    folded, _ = fold_checked(model_of(parts.nodes, {"x": (4, 4)}, ["y"], parts.initializers))
+    assert ops(folded) == ["Gemm"]
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+def test_one_weight_in_a_conv_and_a_conv_transpose(op, rng):
+    """Their layouts differ: the output channels are axis 0 of one and axis 1 of the other."""
+    second = {"Conv": "ConvTranspose", "ConvTranspose": "Conv"}[op]
+    weight = float_tensor("W", rng, 4, 4, 1, 1)
+    parts = join(
+        Parts(node(op, ["x", "W"], ["a"]).nodes, [weight]),
+        bn("a", "b", 4, rng),
+        node(second, ["b", "W"], ["c"]),
+        bn("c", "y", 4, rng),
+    )
+    folded, _ = fold_checked(model_of(parts.nodes, {"x": (2, 4, 5, 6)}, ["y"], parts.initializers))
+    assert ops(folded) == [op, second]
+
+
+def test_an_added_constant_that_another_node_reads_keeps_its_values(rng):
+    parts = join(
+        layer("MatMul", "x", "c", (3, 4), rng),
+        constant_operand("Add", "c", "a", (4,), rng),
+        bn("a", "y", 4, rng),
+        node("Relu", ["a_const"], ["z"]),
+    )
+    model = model_of(parts.nodes, {"x": (5, 3)}, ["y", "z"], parts.initializers)
+    folded, _ = fold_checked(model)
+    np.testing.assert_array_equal(initializer(folded, "a_const"), initializer(model, "a_const"))
+
+
+@pytest.mark.parametrize("freeze", [False, True], ids=["", "freeze"])
+def test_an_added_constant_that_may_be_overridden(freeze, rng):
+    """It is an input of the graph: the BN stays, unless the user says that it is constant."""
+    parts = join(
+        conv("x", "c", (4, 3, 1, 1), rng),
+        constant_operand("Add", "c", "a", (4, 1, 1), rng),
+        bn("a", "y", 4, rng),
+    )
+    model = model_of(parts.nodes, X, ["y"], parts.initializers)
+    model.graph.input.append(value_of("a_const", (4, 1, 1)))
+    options = onnx_bnfold.Options(freeze_initializers=freeze)
+    folded, _ = fold_checked(model, kept=int(not freeze), options=options)
+    assert names(folded.graph.input) == (["x"] if freeze else ["x", "a_const"])
+    if not freeze:
+        feeds = feeds_for(model) | {"a_const": np.ones((4, 1, 1), np.float32)}
+        assert_same_function(model, folded, feeds=feeds)
 
 
 def test_weight_and_operand_in_one_node(rng):

@@ -467,7 +467,10 @@ def test_everything_large_leaves_a_message_beyond_protobufs_limit(tmp_path, monk
     model = make_model(floats("w", 2000), typed, floats("small", 9), nodes=[constant])
     source = save(model, tmp_path / "m.onnx")
     size = source.stat().st_size
-    ones = {"w": lambda: np.ones(2000, np.float32)}
+    ones = {
+        "w": lambda: np.ones(2000, np.float32),
+        "small": lambda: np.ones(9, np.float32),
+    }
 
     monkeypatch.setattr(writer, "PROTOBUF_LIMIT", size)
     copied(source, tmp_path / "out.onnx", ones)
@@ -537,6 +540,17 @@ def test_data_files_of_others_stay(external_model, tmp_path):
     after = listing(tmp_path)
     assert before.items() <= after.items()
     assert len(after) == len(before) + 2
+
+
+def test_the_data_file_of_a_copy_stays_while_the_copy_is_the_source(external_model, tmp_path):
+    copied(external_model, tmp_path / "out.onnx")
+    (data,) = data_files(tmp_path)
+    (tmp_path / "copy.onnx").write_bytes((tmp_path / "out.onnx").read_bytes())
+    before = values_of(tmp_path / "copy.onnx")
+    copied(tmp_path / "copy.onnx", tmp_path / "out.onnx", edit=lambda m: m.ClearField("doc_string"))
+    assert data in data_files(tmp_path)
+    np.testing.assert_equal(values_of(tmp_path / "copy.onnx"), before)
+    np.testing.assert_equal(values_of(tmp_path / "out.onnx"), before)
 
 
 @pytest.mark.parametrize("same_model_file", [True, False])

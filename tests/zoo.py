@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,9 +55,9 @@ def _torchvision(name: str, **options: Any) -> Callable[[], torch.nn.Module]:
 
 def _own(name: str, *arguments: Any) -> Callable[[], torch.nn.Module]:
     def build() -> torch.nn.Module:
-        import architectures
-
-        return getattr(architectures, name)(*arguments)
+        # Tests import this file as `zoo`, tools as `tests.zoo`.
+        module = import_module(f"{__package__}.architectures".lstrip("."))
+        return getattr(module, name)(*arguments)
 
     return build
 

@@ -3,13 +3,13 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from onnx_bnfold.check.api import check
 from onnx_bnfold.check.options import MODES, CheckOptions
+from onnx_bnfold.check.results import CheckResult
 from onnx_bnfold.check.text import render_text
+from onnx_bnfold.console import tell
 from onnx_bnfold.errors import ModelError, UsageError
-from onnx_bnfold.storage.files import OutputFile
 
 _EPILOG = """\
 exit codes: 0 all gates hold, 1 a gate does not (it is named), 2 bad usage or bad input"""
@@ -26,18 +26,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("original", help="the model before folding")
     parser.add_argument("folded", help="the model after folding")
-    parser.add_argument("--report", metavar="FILE", help="write the record of the check as JSON")
+    parser.add_argument(
+        "--report",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="write the record of the check as .json or .html; repeatable",
+    )
     add_arguments(parser)
     args = parser.parse_args(argv)
     try:
-        result = check(args.original, args.folded, options_from(args))
-        if args.report is not None:
-            _write(Path(args.report), result.to_json())
+        result = _checked(args)
     except (ModelError, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    sys.stdout.write(render_text(result))
+    tell(render_text(result).rstrip())
     return 0 if result.holds else 1
+
+
+def _checked(args: argparse.Namespace) -> CheckResult:
+    options = options_from(args)
+    if not args.report:
+        return check(args.original, args.folded, options)
+    from onnx_bnfold.reports.files import require_writable, write
+
+    require_writable(args.report, taken=(args.original, args.folded))
+    result = check(args.original, args.folded, options)
+    for path in args.report:
+        write(path, result.to_dict())
+    return result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -153,13 +170,6 @@ def _range(text: str) -> tuple[float, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not like 0,255") from None
     return low, high
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    with OutputFile(path) as file:
-        file.write(text.encode())
-        file.commit(path)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def check_latency(
         bn_fused_by_onnxruntime=fused,
         remark=_remark(before, after, fused),
     )
-    return latency, tuple(_failures(modes, options))
+    return latency, tuple(speedup_failures(modes, options))
 
 
 def bootstrap_ratio(
@@ -84,6 +84,17 @@ def count_bns(model: onnx.ModelProto) -> int:
     """BatchNormalization nodes of a model, inner graphs and local functions included."""
     nodes = [*all_nodes(model.graph), *(n for f in model.functions for n in f.node)]
     return sum(operator(n) == "BatchNormalization" for n in nodes)
+
+
+def speedup_failures(modes: Sequence[LatencyMode], options: CheckOptions) -> Iterator[str]:
+    """One sentence per mode whose whole interval lies below `min_speedup`."""
+    least = options.min_speedup
+    for mode in modes:
+        if least is not None and mode.speedup_high < least:
+            yield (
+                f"speedup: {mode.speedup:.3f} [{mode.speedup_low:.3f}, {mode.speedup_high:.3f}] "
+                f"with optimisations {mode.mode} excludes min_speedup {least:g}"
+            )
 
 
 def _measure(
@@ -169,13 +180,3 @@ def _remark(before: int, after: int, fused: int) -> str:
         f"onnxruntime's own optimiser removes {fused} of the original's {before} BNs; "
         f"the folded model has {after}"
     )
-
-
-def _failures(modes: Sequence[LatencyMode], options: CheckOptions) -> Iterator[str]:
-    least = options.min_speedup
-    for mode in modes:
-        if least is not None and mode.speedup_high < least:
-            yield (
-                f"speedup: {mode.speedup:.3f} [{mode.speedup_low:.3f}, {mode.speedup_high:.3f}] "
-                f"with optimisations {mode.mode} excludes min_speedup {least:g}"
-            )

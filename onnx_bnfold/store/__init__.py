@@ -1,6 +1,6 @@
 """Folds a whole store: every model below a folder or URL, in many processes or on Dask."""
 
 from onnx_bnfold.store.report import StoreReport
-from onnx_bnfold.store.run import fold_store
+from onnx_bnfold.store.run import fold_store, plan_store
 
-__all__ = ["StoreReport", "fold_store"]
+__all__ = ["StoreReport", "fold_store", "plan_store"]

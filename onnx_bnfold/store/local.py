@@ -72,12 +72,12 @@ class LocalPlace:
     @contextmanager
     def claim(self, key: str) -> Iterator[Path]:
         """See `places.Place`."""
-        with hold(self._lock(key)):
-            # Another folder every time: where there are no locks, two processes may be here.
-            with TemporaryDirectory(
-                prefix=f"{key}.", dir=self._work, ignore_cleanup_errors=True
-            ) as folder:
-                yield Path(folder)
+        # Another folder every time: where there are no locks, two processes may be here.
+        with (
+            hold(self._lock(key)),
+            TemporaryDirectory(".d", f"{key}.", self._work, ignore_cleanup_errors=True) as folder,
+        ):
+            yield Path(folder)
 
     def fetch(self, name: str, scratch: Path) -> Path:
         """See `places.Place`."""

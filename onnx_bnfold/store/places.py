@@ -8,7 +8,6 @@ output as its model repository takes every folder in it for a model (Triton does
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,8 +110,3 @@ def place_at(where: str, state: str | None = None) -> Place:
 def lies_in(inner: str, outer: str) -> bool:
     """Tells whether an address is another one, or below it."""
     return f"{inner}/".startswith(f"{outer.rstrip('/')}/")
-
-
-def by_name(items: Mapping[str, int]) -> list[str]:
-    """Returns names, the largest file first: so no process is left alone with it at the end."""
-    return sorted(items, key=lambda name: (-items[name], name))

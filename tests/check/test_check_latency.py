@@ -9,7 +9,7 @@ from onnx import helper
 from pairs import BNS, CLASSES, finish, pair, weights
 
 from onnx_bnfold.check import CheckOptions, check, render_text
-from onnx_bnfold.check.latency import bootstrap_ratio, count_bns
+from onnx_bnfold.check.latency import bootstrap_ratio, count_bns, speedup_failures
 
 QUICK = CheckOptions(latency=True, runs=5, warm_up=1)
 
@@ -70,6 +70,14 @@ def test_min_speedup(least, holds):
     if not holds:
         assert result.failures[0].startswith("speedup: ")
         assert "excludes min_speedup" in result.failures[0]
+
+
+@pytest.mark.parametrize(("high", "holds"), [(1.3, True), (1.15, False)])
+def test_gate_fails_only_if_the_interval_excludes_it(result, high, holds):
+    mode = result.latency.modes[0]
+    mode = dataclasses.replace(mode, speedup=1.1, speedup_low=0.9, speedup_high=high)
+    options = dataclasses.replace(QUICK, min_speedup=1.2)
+    assert (not list(speedup_failures([mode], options))) is holds
 
 
 def test_interval_of_a_known_ratio(rng):

@@ -105,7 +105,7 @@ def read_idx(content: bytes, name: str) -> Bytes:
     Raises:
         DataError: another magic number, or more or fewer values than the shape asks for.
 
-    Source: http://yann.lecun.com/exdb/mnist, "the IDX file format".
+    Source: "the IDX file format" on MNIST's own page, yann.lecun.com/exdb/mnist.
     """
     if content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
         raise DataError(f"{name} does not start as an IDX file of bytes does: get MNIST again")
@@ -131,7 +131,7 @@ def _checked(path: Path) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read ({error.strerror}): is it MNIST's folder?"
+            f"{path}: {error.strerror}; MNIST's folder holds {', '.join(SHA256)}"
         ) from None
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256[path.name]:

@@ -1,8 +1,10 @@
 """The seed's CNN in torch, and its way to ONNX."""
 
-import io
+import tempfile
 import warnings
+from pathlib import Path
 
+import onnx
 import torch
 from torch import nn
 
@@ -69,20 +71,20 @@ def erase_batch_norm(network: TinyCnn) -> TinyCnn:
     return bare
 
 
-def to_onnx(network: TinyCnn) -> bytes:
+def to_onnx(network: TinyCnn) -> onnx.ModelProto:
     """Export for inference, BNs kept, batch axis dynamic.
 
     Args:
         network: put into eval mode here.
 
     Returns:
-        A serialised ModelProto: `images` (N, 1, 28, 28) float32 to `logits` (N, 10) float32.
+        A model from `images` (N, 1, 28, 28) float32 to `logits` (N, 10) float32.
     """
-    target = io.BytesIO()
     network.eval()
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         # torch warns that this exporter is its old one; the new one would fold the BNs itself.
         warnings.simplefilter("ignore")
+        target = Path(scratch) / "network.onnx"
         torch.onnx.export(
             network,
             (torch.zeros(2, 1, SIDE, SIDE),),
@@ -95,4 +97,4 @@ def to_onnx(network: TinyCnn) -> bytes:
             output_names=["logits"],
             dynamic_axes={"images": {0: "N"}, "logits": {0: "N"}},
         )
-    return target.getvalue()
+        return onnx.load(target)

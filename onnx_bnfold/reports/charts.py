@@ -1,0 +1,162 @@
+"""The charts of the page: drawn as SVG, of numbers only but for the names in tool tips."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnx_bnfold.reports.markup import Element, el, shortened
+
+Record = Mapping[str, Any]
+
+_SPAN_BARS = 14  # decades of weights that are drawn at most
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Maps values to pixels; logarithmic, or linear from ``low``."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    is_log: bool = True
+
+    def at(self, value: float) -> float:
+        """Return the pixel of a value, kept within the axis."""
+        low, high, here = (self._scaled(v) for v in (self.low, self.high, value))
+        part = (here - low) / (high - low) if high > low else 0.5
+        return round(self.start + min(max(part, 0.0), 1.0) * (self.stop - self.start), 2)
+
+    def decades(self) -> Iterator[tuple[float, float]]:
+        """Yield powers of ten within the axis with their pixels, ten of them at most."""
+        first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
+        step = -(-(last - first + 1) // 10) or 1
+        for exponent in range(first, last + 1, step):
+            yield 10.0**exponent, self.at(10.0**exponent)
+
+    def _scaled(self, value: float) -> float:
+        return math.log10(max(value, 1e-300)) if self.is_log else value
+
+
+def svg(*parts: Element, width: int, height: int, label: str) -> Element:
+    """Return a chart."""
+    return el(
+        "svg", *parts, class_="chart", viewBox=f"0 0 {width} {height}", width=width, role="img",
+        aria_label=label,
+    )  # fmt: skip
+
+
+def noise_chart(outputs: Sequence[Record], factor: float) -> Element:
+    """Draw, per output, the difference of both models in units of the rounding noise."""
+    width, left, row = 1036, 210, 34
+    height = row * len(outputs) + 46
+    largest = max([output["times_noise"] or 0 for output in outputs] + [factor])
+    axis = Axis(0.01, max(100.0, 2 * largest), left, width - 90)
+    limit, noise, bottom = axis.at(factor), axis.at(1), height - 34
+    parts = [
+        el("rect", x=left, y=6, width=limit - left, height=bottom - 6, class_="safe"),
+        el("rect", x=limit, y=6, width=axis.stop - limit, height=bottom - 6, class_="unsafe"),
+        el("line", x1=noise, x2=noise, y1=6, y2=bottom, class_="grid strong"),
+        el("line", x1=limit, x2=limit, y1=6, y2=bottom, class_="limit"),
+        *_ticks(axis, bottom),
+        el("text", "rounding noise = 1", x=noise - 4, y=height - 4, class_="tick end"),
+        el("text", f"limit = {factor:g}", x=limit + 4, y=height - 4, class_="tick start over"),
+    ]
+    for i, output in enumerate(outputs):
+        parts += _noise_row(output, axis, 6 + row * (i + 0.5))
+    return svg(*parts, width=width, height=height, label="difference in units of rounding noise")
+
+
+def _noise_row(output: Record, axis: Axis, y: float) -> Iterator[Element]:
+    times, kind = output["times_noise"], "good" if output["holds"] else "bad"
+    at = axis.at(times)
+    told = f"{times:.2g} × noise" if times else "exact"
+    yield el("text", shortened(output["name"], 26), x=axis.start - 10, y=y, class_="label end")
+    yield el("line", x1=axis.start, x2=at, y1=y, y2=y, class_=f"stem {kind}")
+    yield el("circle", el("title", f"{output['name']}: {told}"), cx=at, cy=y, r=6, class_=kind)
+    yield el("text", told, x=axis.stop + 10, y=y, class_=f"value start {kind}")
+
+
+def latency_chart(mode: Record) -> Element:
+    """Draw the timed runs of both models in one mode: every run, the median, 10 to 90 %."""
+    width, left, height = 1036, 210, 108
+    models = [("original", mode["original"]), ("folded", mode["folded"])]
+    runs = [ms for _, timing in models for ms in timing["samples_ms"]]
+    axis = Axis(min(runs), sorted(runs)[int(0.98 * (len(runs) - 1))], left, width - 90, False)
+    parts = [
+        el("text", f"{ms:.3g} ms", x=axis.at(ms), y=height - 4, class_="tick middle")
+        for ms in (axis.low, (axis.low + axis.high) / 2, axis.high)
+    ]
+    for i, (name, timing) in enumerate(models):
+        parts += _strip(name, timing, axis, 24 + 44 * i)
+    return svg(*parts, width=width, height=height, label=f"latency, optimisations {mode['mode']}")
+
+
+def _strip(name: str, timing: Record, axis: Axis, y: float) -> Iterator[Element]:
+    low, high, median = (axis.at(timing[key]) for key in ("low_ms", "high_ms", "median_ms"))
+    yield el("text", name, x=axis.start - 10, y=y, class_="label end")
+    box = {"x": low, "y": y - 15, "width": max(high - low, 1), "height": 30, "rx": 3}
+    yield el("rect", **box, class_=f"spread {name}")
+    for i, ms in enumerate(timing["samples_ms"]):
+        if ms <= axis.high:
+            offset = (i * 7 % 11 - 5) * 2.2  # apart, so that equal runs stay visible
+            yield el("circle", cx=axis.at(ms), cy=round(y + offset, 2), r=1.8, class_=f"run {name}")
+    yield el("line", x1=median, x2=median, y1=y - 17, y2=y + 17, class_=f"median {name}")
+    told = f"{timing['median_ms']:.3g} ms"
+    yield el("text", told, x=axis.stop + 10, y=y, class_="value start")
+
+
+def weights_chart(layers: Sequence[Record]) -> Element:
+    """Draw, per layer, the span from the quietest channel's peak to the loudest's."""
+    drawn = [layer for layer in layers if None not in _ends(layer)]
+    step, left, height = max(4.0, min(26.0, 946 / max(len(drawn), 1))), 70, 250
+    width = int(left + step * len(drawn) + 20)
+    ends = [value for layer in drawn for value in _ends(layer)]
+    high = max(ends)
+    low = max(min(ends), high / 10**_SPAN_BARS)
+    axis = Axis(low / 1.3, high * 1.3, height - 30, 10)
+    parts = []
+    for value, y in axis.decades():
+        parts.append(el("line", x1=left, x2=width - 10, y1=y, y2=y, class_="grid"))
+        parts.append(el("text", f"{value:g}", x=left - 8, y=y, class_="tick end middle-line"))
+    caption = "layers that took a scale or a shift, in the order of the graph"
+    parts.append(el("text", caption, x=left, y=height - 6, class_="tick start"))
+    for i, layer in enumerate(drawn):
+        parts.append(_candles(layer, axis, left + step * (i + 0.5), step))
+    return svg(*parts, width=width, height=height, label="range of weights before and after")
+
+
+def _ends(layer: Record) -> list[float]:
+    ends = ("quietest", "largest")
+    return [layer[f"{end}_{time}"] for time in ("before", "after") for end in ends]
+
+
+def _candles(layer: Record, axis: Axis, x: float, step: float) -> Element:
+    quiet_before, loud_before, quiet_after, loud_after = _ends(layer)
+    wide = step * 0.34
+    told = (
+        f"{layer['op']} {layer['name']}: before {quiet_before:.3g} to {loud_before:.3g}, "
+        f"after {quiet_after:.3g} to {loud_after:.3g}"
+    )
+    bars = [
+        _bar(axis, x - wide - 0.5, wide, quiet_before, loud_before, "before"),
+        _bar(axis, x + 0.5, wide, quiet_after, loud_after, "after"),
+    ]
+    return el("g", el("title", told), *bars)
+
+
+def _bar(axis: Axis, x: float, wide: float, low: float, high: float, kind: str) -> Element:
+    top, bottom = axis.at(high), axis.at(low)
+    return el(
+        "rect", x=round(x, 2), y=top, width=round(wide, 2), height=round(max(bottom - top, 2), 2),
+        rx=1, class_=f"candle {kind}",
+    )  # fmt: skip
+
+
+def _ticks(axis: Axis, y: float) -> Iterator[Element]:
+    for value, x in axis.decades():
+        yield el("line", x1=x, x2=x, y1=6, y2=y, class_="grid")
+        yield el("text", f"{value:g}", x=x, y=y + 14, class_="tick middle")

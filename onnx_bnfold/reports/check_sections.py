@@ -1,0 +1,153 @@
+"""The parts of the page that show a check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnx_bnfold.reports.charts import latency_chart, noise_chart
+from onnx_bnfold.reports.markup import Element, el, pill, table
+
+Record = Mapping[str, Any]
+
+
+def header(check: Record) -> list[Element]:
+    """Return the head of a page that shows a check alone."""
+    names = el(
+        "h1", "Check of ", el("code", Path(check["folded"]).name),
+        " against ", el("code", Path(check["original"]).name),
+    )  # fmt: skip
+    return [el("header", names, el("p", verdict(check), class_="pills"))]
+
+
+def verdict(check: Record | None) -> Element:
+    """Return the outcome of a check in a word."""
+    if check is None:
+        return pill("not checked", "quiet")
+    return pill("check holds", "good") if check["holds"] else pill("check FAILED", "bad")
+
+
+def sections(check: Record) -> list[Element]:
+    """Return what a check found: failures, errors per output, accuracy, latency."""
+    found = []
+    if check["failures"]:
+        failures = (el("li", failure) for failure in check["failures"])
+        found.append(_section("failures", "Gates that do not hold", el("ul", *failures)))
+    if check["numerics"] is not None:
+        found.append(_numerics(check["numerics"]))
+    if check["accuracy"] is not None:
+        found.append(_accuracy(check["accuracy"]))
+    if check["latency"] is not None:
+        found.append(_latency(check["latency"]))
+    return found
+
+
+def _section(name: str, title: str, *children: Element) -> Element:
+    return el("section", el("h2", title), *children, id=name)
+
+
+def _numerics(numerics: Record) -> Element:
+    by_tolerance = numerics["rtol"] is not None or numerics["atol"] is not None
+    limit = (
+        f"The limit is atol {numerics['atol'] or 0:g} + rtol {numerics['rtol'] or 0:g}."
+        if by_tolerance
+        else "Rounding noise is what the original itself changes by when its weights are rounded "
+        f"anew; a difference of up to {numerics['factor']:g} times that is no fault."
+    )
+    fed = ", ".join(f"{i['name']} {i['dtype']} {i['shape']}" for i in numerics["inputs"])
+    source = numerics["inputs"][0]["source"] if numerics["inputs"] else "none"
+    origin = f"random inputs, seed {numerics['seed']}" if source == "random" else source
+    about = (
+        f"{numerics['sets']} input sets ({fed}; {origin}), onnxruntime's optimisations disabled."
+    )
+    measured = [o for o in numerics["outputs"] if o["dtype"].startswith("float")]
+    parts = [el("p", f"{limit} {about}", class_="lead")]
+    if measured and not by_tolerance:
+        parts.append(el("div", noise_chart(measured, numerics["factor"]), class_="scroll"))
+    parts.append(_outputs(numerics["outputs"]))
+    parts += _first(numerics["first_difference"])
+    parts += [el("p", f"Note: {note}.", class_="note") for note in numerics["notes"]]
+    return _section("numerics", "Difference and rounding noise", *parts)
+
+
+def _outputs(outputs: Sequence[Record]) -> Element:
+    heads = ("output", "max error", "of peak", "SNR", "noise SNR", "× noise", "top-1 same", "")
+    return table(heads, [_output(output) for output in outputs], numbers=range(1, 7))
+
+
+def _output(found: Record) -> list[Element | str]:
+    verdict = pill("ok", "good") if found["holds"] else pill("failed", "bad")
+    if not found["dtype"].startswith("float"):
+        return [el("code", found["name"]), f"{found['mismatched']} differ", *[""] * 5, verdict]
+    top1 = found["top1_agreement"]
+    return [
+        el("code", found["name"]),
+        f"{found['max_abs']:.3g}",
+        "" if found["relative_to_peak"] is None else f"{found['relative_to_peak']:.2g}",
+        "exact" if found["snr_db"] is None else f"{found['snr_db']:.1f} dB",
+        "" if found["noise_snr_db"] is None else f"{found['noise_snr_db']:.1f} dB",
+        f"{found['times_noise']:.3g}",
+        "" if top1 is None else f"{top1:.2%}",
+        verdict,
+    ]
+
+
+def _first(first: Record | None) -> Iterator[Element]:
+    if first is not None:
+        node = f"{first['op_type']} {first['node']!r}"
+        yield el(
+            "p", "The first tensor that differs is ", el("code", first["tensor"]), ", written by ",
+            el("code", node), f": {first['difference']['reason']}.", class_="note",
+        )  # fmt: skip
+
+
+def _accuracy(accuracy: Record) -> Element:
+    rows: list[list[Element | str]] = [
+        [name, f"{original:.4%}", f"{folded:.4%}"]
+        for name, original, folded in (
+            ("top-1", accuracy["top1_original"], accuracy["top1_folded"]),
+            ("top-5", accuracy["top5_original"], accuracy["top5_folded"]),
+        )
+        if original is not None and folded is not None
+    ]
+    changed = (
+        f"{accuracy['changed']} of {accuracy['examples']:,} predictions changed: "
+        f"{accuracy['became_right']} became right, {accuracy['became_wrong']} became wrong."
+    )
+    figures = table(("", "original", "folded"), rows, numbers=range(1, 3))
+    return _section("accuracy", "Accuracy", el("p", changed, class_="lead"), figures)
+
+
+def _latency(latency: Record) -> Element:
+    threads = latency["threads"] or "onnxruntime's choice of"
+    about = (
+        f"{latency['runs']} pairs of runs in turns, batch {latency['batch']}, {threads} thread(s). "
+        f"{latency['remark'][:1].upper()}{latency['remark'][1:]}."
+    )
+    parts = [el("p", about, class_="lead")]
+    for mode in latency["modes"]:
+        told = (
+            f"optimisations {mode['mode']}: speed-up {mode['speedup']:.3f} "
+            f"(95 % interval {mode['speedup_low']:.3f} to {mode['speedup_high']:.3f})"
+        )
+        parts += [el("h3", told), el("div", latency_chart(mode), class_="scroll")]
+    heads = ("optimisations", "", "median", "session", "peak memory", "of the model")
+    rows = [row for mode in latency["modes"] for row in _costs(mode)]
+    return _section("latency", "Latency", *parts, table(heads, rows, numbers=range(2, 6)))
+
+
+def _costs(mode: Record) -> Iterator[list[Element | str]]:
+    for name in ("original", "folded"):
+        timing = mode[name]
+        yield [
+            mode["mode"],
+            name,
+            f"{timing['median_ms']:.3f} ms",
+            f"{timing['session_ms']:.1f} ms",
+            *(_megabytes(timing[key]) for key in ("peak_memory", "model_memory")),
+        ]
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,315 @@
+"""What a model costs to evaluate: multiply-adds, and the depth that homomorphic encryption pays.
+
+Multiply-adds: one for each product that is summed in a Conv, ConvTranspose, Gemm or MatMul
+(quantised ones included), and one for each output element of a BatchNormalization, Mul or Div.
+Other operators count none.
+
+Depth: under levelled homomorphic encryption (CKKS, BFV) a ciphertext supports a limited number of
+multiplications one after another, those by plaintext constants included. ``ONE_LEVEL`` lists what
+multiplies; it is counted along the longest path from an input to an output. What is no polynomial
+(Relu, MaxPool, Softmax) has to be approximated or evaluated by other means; it is counted for
+itself, along the path that has most of it.
+
+Source of the levels: Cheon, Kim, Kim and Song, "Homomorphic Encryption for Arithmetic of
+Approximate Numbers" (2017): every product is followed by a rescaling, which takes one level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
+
+from onnx_bnfold.constants import Constants
+from onnx_bnfold.graph import ReadTensor, attribute, graphs_of, subgraphs
+from onnx_bnfold.reasons import Refused
+from onnx_bnfold.shapes import Inference, Shapes
+from onnx_bnfold.view import NodeView
+
+Sizes = Mapping[str, tuple[int, ...]]
+_RANGE: tuple[tuple[str, int | None], ...] = (("start", 0), ("end", None))
+Depth = tuple[int, int]  # levels; operators that are no polynomials
+
+# fmt: off
+FREE = frozenset({
+    "Add", "Cast", "CastLike", "Concat", "CumSum", "DepthToSpace", "Dropout", "Expand", "Flatten",
+    "Identity", "Neg", "Pad", "ReduceSum", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze",
+    "Sub", "Sum", "Tile", "Transpose", "Unsqueeze",
+})
+ONE_LEVEL = frozenset({
+    "AveragePool", "BatchNormalization", "Conv", "ConvInteger", "ConvTranspose",
+    "DequantizeLinear", "Gemm", "GlobalAveragePool", "MatMul", "MatMulInteger", "Mean", "Mul",
+    "QLinearConv", "QLinearMatMul", "ReduceMean", "ReduceSumSquare",
+})
+NON_POLYNOMIAL = frozenset({
+    "Abs", "ArgMax", "ArgMin", "Ceil", "Celu", "Clip", "Cos", "Elu", "Equal", "Erf", "Exp",
+    "Floor", "Gelu", "GlobalMaxPool", "Greater", "GreaterOrEqual", "GroupNormalization",
+    "HardSigmoid", "HardSwish", "Hardmax", "InstanceNormalization", "LRN", "LayerNormalization",
+    "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "LpNormalization", "Max", "MaxPool",
+    "Min", "Mish", "NonMaxSuppression", "NonZero", "PRelu", "QuantizeLinear", "RMSNormalization",
+    "Reciprocal", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMin", "Relu", "Round", "Selu",
+    "Sigmoid", "Sign", "Sin", "Softmax", "Softplus", "Softsign", "Sqrt", "Swish", "Tanh",
+    "ThresholdedRelu", "TopK",
+})
+# Their outputs do not depend on the values of their inputs.
+_NO_DATA = frozenset({"Shape", "Size"})
+# They sum products in ways that are not counted here.
+_UNCOUNTED = frozenset({"Attention", "DeformConv", "Einsum", "GRU", "LSTM", "RNN"})
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one evaluation of a model costs.
+
+    Attributes:
+        multiply_adds: see the module's text; None where a shape or an operator is not known.
+        multiplicative_depth: levels on the longest path; None where an operator is not known.
+        non_polynomial: operators that are no polynomials, on the path with most of them.
+        unknown: what is not known, one sentence, or None.
+    """
+
+    multiply_adds: int | None
+    multiplicative_depth: int | None
+    non_polynomial: int | None
+    unknown: str | None
+
+
+class _Unknown(Exception):
+    """The cost of a node cannot be told; the sentence says why."""
+
+
+def cost_of(model: ModelProto, read: ReadTensor, sizes: Sizes) -> Cost:
+    """Count what one evaluation of a model costs.
+
+    Args:
+        model: a model whose tensors may lack their values; it is not changed.
+        read: reads the elements of an initializer.
+        sizes: see ``input_shapes``.
+    """
+    model = _with_sizes(model, sizes)
+    active, encrypted = _active(_views(model, read), model)
+    depth: Depth | tuple[None, None] = (None, None)
+    multiply_adds, unknown = None, None
+    try:
+        depth = _depth(active, encrypted, [output.name for output in model.graph.output])
+        multiply_adds = sum(map(_multiply_adds, active))
+    except (_Unknown, Refused) as found:
+        unknown = str(found)
+    return Cost(multiply_adds, depth[0], depth[1], unknown)
+
+
+def input_shapes(model: ModelProto, sizes: Sizes) -> dict[str, tuple[int | None, ...]]:
+    """Return the shapes of a model's inputs for which its cost is counted.
+
+    Args:
+        model: the model.
+        sizes: shapes of inputs, or (one) size of a symbolic dimension, by name. A first axis that
+            the model leaves open, and ``sizes`` too, is the batch and counts as one example.
+    """
+    inputs = _inputs(model)
+    first = (next(iter(value.type.tensor_type.shape.dim), None) for value in inputs)
+    symbols = {dim.dim_param: 1 for dim in first if dim is not None and dim.dim_param}
+    symbols.update((name, shape[0]) for name, shape in sizes.items() if len(shape) == 1)
+    return {value.name: sizes.get(value.name) or _shape(value, symbols) for value in inputs}
+
+
+def _shape(value: ValueInfoProto, symbols: Mapping[str, int]) -> tuple[int | None, ...]:
+    return tuple(
+        dim.dim_value
+        if dim.HasField("dim_value")
+        else symbols.get(dim.dim_param, 1 if axis == 0 else None)
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+    )
+
+
+def _inputs(model: ModelProto) -> list[ValueInfoProto]:
+    """Return the inputs that are tensors of known rank and no initializers."""
+    given = {tensor.name for tensor in model.graph.initializer}
+    return [
+        value
+        for value in model.graph.input
+        if value.name not in given and value.type.tensor_type.HasField("shape")
+    ]
+
+
+def _with_sizes(model: ModelProto, sizes: Sizes) -> ModelProto:
+    """Copy a model with its inputs' shapes filled in and its local functions expanded."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    shapes = input_shapes(model, sizes)
+    for value in _inputs(copy):
+        shape = value.type.tensor_type.shape
+        del shape.dim[:]
+        for size in shapes[value.name]:
+            shape.dim.add(dim_value=size)
+    if not copy.functions:
+        return copy
+    from onnx.inliner import inline_local_functions  # few models have functions
+
+    return inline_local_functions(copy)
+
+
+def _views(model: ModelProto, read: ReadTensor) -> list[NodeView]:
+    """View the nodes of a model, in which every Shape of a known shape becomes a constant.
+
+    Shape inference alone does not follow what exporters compute from it (a Div of a Shape).
+    """
+    while True:
+        graph = graphs_of(model)[0]
+        shapes = Shapes(graph, Inference(model, graph, read), 0)
+        constants = Constants(graph, read, shapes, None)
+        views = [NodeView(graph, constants, shapes, index) for index in range(len(graph.nodes))]
+        known = [view for view in views if view.op == "Shape" and _is_static(view)]
+        for view in known:
+            start, end = (attribute(view.node, name, default) for name, default in _RANGE)
+            value = np.array(view.dims_in(0)[start:end], np.int64)
+            tensor = numpy_helper.from_array(value)
+            view.node.CopyFrom(
+                helper.make_node("Constant", [], list(view.node.output), value=tensor)
+            )
+        if not known:
+            return views
+
+
+def _is_static(view: NodeView) -> bool:
+    try:
+        return all(isinstance(size, int) for size in view.dims_in(0))
+    except Refused:
+        return False
+
+
+def _active(views: Sequence[NodeView], model: ModelProto) -> tuple[list[NodeView], set[str]]:
+    """Return the nodes that compute with the model's inputs, and the tensors that hold them."""
+    encrypted = {i.name for i in model.graph.input} - {t.name for t in model.graph.initializer}
+    found = []
+    for view in views:
+        reads = not encrypted.isdisjoint(view.node.input) or any(subgraphs(view.node))
+        if reads and view.op not in _NO_DATA:
+            encrypted.update(filter(None, view.node.output))
+            found.append(view)
+    return found, encrypted
+
+
+# --- multiply-adds --------------------------------------------------------------------------
+
+
+def _multiply_adds(view: NodeView) -> int:
+    if view.op is None or view.op in _UNCOUNTED or any(subgraphs(view.node)):
+        raise _Unknown(f"{view.label}: its multiply-adds are not known")
+    count = _COUNTS.get(view.op)
+    return 0 if count is None else count(view)
+
+
+def _size(view: NodeView, name: str, dims: slice = slice(None)) -> int:
+    """Return the product of some dims of a tensor."""
+    found = view.dims_of(name)[dims]
+    known = [size for size in found if isinstance(size, int)]
+    if len(known) < len(found):
+        raise _Unknown(f"{view.label}: the shape of {name!r} is not known")
+    return math.prod(known)
+
+
+def _output(view: NodeView) -> int:
+    return _size(view, view.node.output[0])
+
+
+def _convolution(weight: int) -> Callable[[NodeView], int]:
+    kernel = slice(1, None)  # every axis but the output channels
+    return lambda view: _output(view) * _size(view, view.name_in(weight), kernel)
+
+
+def _transposed_convolution(view: NodeView) -> int:
+    return _size(view, view.name_in(0)) * _size(view, view.name_in(1), slice(1, None))
+
+
+def _gemm(view: NodeView) -> int:
+    axis = 0 if attribute(view.node, "transA", 0) else 1
+    return _output(view) * _size(view, view.name_in(0), slice(axis, axis + 1))
+
+
+def _matmul(view: NodeView) -> int:
+    return _output(view) * _size(view, view.name_in(0), slice(-1, None))
+
+
+_COUNTS: Mapping[str, Callable[[NodeView], int]] = {
+    "BatchNormalization": _output,
+    "Conv": _convolution(1),
+    "ConvInteger": _convolution(1),
+    "ConvTranspose": _transposed_convolution,
+    "Div": _output,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "MatMulInteger": _matmul,
+    "Mul": _output,
+    "QLinearConv": _convolution(3),
+    "QLinearMatMul": _matmul,
+}
+
+
+# --- depth ----------------------------------------------------------------------------------
+
+
+def _depth(active: Sequence[NodeView], encrypted: set[str], outputs: Collection[str]) -> Depth:
+    reached: dict[str, Depth] = {}
+    for view in active:
+        added = _step(view, encrypted)
+        deepest = _deepest(reached.get(name, (0, 0)) for name in view.node.input)
+        depth = deepest[0] + added[0], deepest[1] + added[1]
+        reached.update(dict.fromkeys(view.node.output, depth))
+    return _deepest(reached.get(name, (0, 0)) for name in outputs)
+
+
+def _deepest(depths: Iterable[Depth]) -> Depth:
+    levels, others = zip((0, 0), *depths, strict=True)
+    return max(levels), max(others)
+
+
+def _step(view: NodeView, encrypted: set[str]) -> Depth:
+    if view.op in _DEPTHS:
+        return _DEPTHS[view.op](view, encrypted)
+    if view.op in FREE:
+        return 0, 0
+    if view.op in ONE_LEVEL:
+        return 1, 0
+    if view.op in NON_POLYNOMIAL:
+        return 0, 1
+    raise _Unknown(f"{view.label}: its multiplicative depth is not known")
+
+
+def _division(view: NodeView, encrypted: set[str]) -> Depth:
+    return (1, 1) if view.name_in(1) in encrypted else (1, 0)
+
+
+def _lookup(view: NodeView, encrypted: set[str]) -> Depth:
+    return (0, 1) if view.name_in(1) in encrypted else (0, 0)
+
+
+def _selection(view: NodeView, encrypted: set[str]) -> Depth:
+    return (1, 1) if view.name_in(0) in encrypted else (1, 0)
+
+
+def _power(view: NodeView, encrypted: set[str]) -> Depth:
+    exponent = None if view.name_in(1) in encrypted else view.value(1)
+    if exponent is None or (exponent < 1).any() or (exponent % 1 != 0).any():
+        return 0, 1
+    return math.ceil(math.log2(exponent.max(initial=1))), 0
+
+
+def _interpolation(view: NodeView, encrypted: set[str]) -> Depth:
+    return (0, 0) if attribute(view.node, "mode", "nearest") == "nearest" else (1, 0)
+
+
+_DEPTHS: Mapping[str | None, Callable[[NodeView, set[str]], Depth]] = {
+    "Div": _division,
+    "Gather": _lookup,
+    "GatherElements": _lookup,
+    "GatherND": _lookup,
+    "Pow": _power,
+    "Resize": _interpolation,
+    "Upsample": _interpolation,
+    "Where": _selection,
+}

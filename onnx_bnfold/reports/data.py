@@ -1,0 +1,141 @@
+"""The report of a fold as plain data; ``schema.json`` beside this file describes its JSON form.
+
+It holds no time, no path and no name of the machine: folding the same file gives the same report,
+but for what a check measures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from onnx_bnfold import batchnorm
+from onnx_bnfold.api import Outcome
+from onnx_bnfold.check.results import CheckResult
+from onnx_bnfold.metadata import sha256_of
+from onnx_bnfold.reports.cost import Sizes, input_shapes
+from onnx_bnfold.reports.figures import Figures, figures_of
+from onnx_bnfold.reports.layers import Layer, layers_of
+from onnx_bnfold.reports.nodes import NodeRecord, merged_records, records_of
+from onnx_bnfold.storage.tensors import is_external, tensors
+from onnx_bnfold.version import __version__
+
+SCHEMA_VERSION = 1
+_PACKAGES = ("numpy", "onnx", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file: its name without folder, its length, and its SHA-256 as ``sha256sum`` prints it."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """A fold, or with ``--dry-run`` what it would be.
+
+    Attributes:
+        tool: name and version of this package.
+        packages: versions of Python and of the packages that matter; None if not installed.
+        options: the attributes of ``Options``.
+        source: the model's file, then its data files.
+        result: the same of the folded model; None for a dry run.
+        written: whether the result got its place; False if a gate did not hold.
+        input_shapes: for which the figures are counted; None where a size is not known.
+        before, after: figures of the model.
+        batch_normalizations: one record per BatchNormalization, in the order of the graphs.
+        affine_nodes: one per Mul, Add, Sub or Div by a constant that was folded too.
+        layers: the weights of every node that took a scale or a shift.
+        check: the record of the check, if one ran.
+    """
+
+    tool: dict[str, str]
+    packages: dict[str, str | None]
+    options: dict[str, str | float | None]
+    source: tuple[File, ...]
+    result: tuple[File, ...] | None
+    written: bool
+    input_shapes: dict[str, tuple[int | None, ...]]
+    before: Figures
+    after: Figures
+    batch_normalizations: tuple[NodeRecord, ...]
+    affine_nodes: tuple[NodeRecord, ...]
+    layers: tuple[Layer, ...]
+    check: CheckResult | None
+    schema_version: int = SCHEMA_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain JSON types."""
+        plain = dataclasses.asdict(dataclasses.replace(self, check=None))
+        check = None if self.check is None else self.check.to_dict()
+        return {"schema_version": self.schema_version, **plain, "check": check}
+
+
+def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> FoldReport:
+    """Collect everything about a fold.
+
+    Args:
+        outcome: the fold, its source still open.
+        sizes: shapes of inputs, or sizes of symbolic dimensions, by name.
+        check: the record of the check of it, if one ran.
+
+    Returns:
+        The report, of a result that did not get its place yet.
+    """
+    folding = outcome.folding
+    layers, places = layers_of(folding.plans)
+    merged = merged_records(folding.merged, outcome.original)
+    records = [*merged, *records_of(folding.plans, places)]
+    norms = [record for record in records if record.op == batchnorm.OPERATOR]
+    return FoldReport(
+        tool={"name": "onnx_bnfold", "version": __version__},
+        packages=_packages(),
+        options=dataclasses.asdict(folding.options),
+        source=_files(outcome.source, _data_files(outcome.original)),
+        result=None if outcome.path is None else _result(outcome.path),
+        written=False,
+        input_shapes=input_shapes(outcome.original, sizes),
+        before=figures_of(outcome.original, folding.read, sizes),
+        after=figures_of(outcome.folded, folding.read, sizes),
+        batch_normalizations=tuple(norms),
+        affine_nodes=tuple(r for r in records if r.op != batchnorm.OPERATOR),
+        layers=layers,
+        check=check,
+    )
+
+
+def _packages() -> dict[str, str | None]:
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _files(model: Path, others: Sequence[str]) -> tuple[File, ...]:
+    paths = [model, *(model.parent / name for name in others)]
+    return tuple(File(path.name, path.stat().st_size, sha256_of(path)) for path in paths)
+
+
+def _data_files(model: ModelProto) -> list[str]:
+    """Return the locations of a model's data files."""
+    entries = (e for _, t in tensors(model) if is_external(t) for e in t.external_data)
+    return sorted({entry.value for entry in entries if entry.key == "location"})
+
+
+def _result(model: Path) -> tuple[File, ...]:
+    """Return the files of a model that has a folder of its own."""
+    return _files(model, sorted(p.name for p in model.parent.iterdir() if p.name != model.name))

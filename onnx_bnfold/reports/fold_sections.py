@@ -1,0 +1,177 @@
+"""The parts of the page that show a fold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from onnx_bnfold.layers import LAYOUTS
+from onnx_bnfold.reports.charts import weights_chart
+from onnx_bnfold.reports.check_sections import verdict
+from onnx_bnfold.reports.markup import Element, el, pill, table
+from onnx_bnfold.reports.norm_section import norms_section
+
+Record = Mapping[str, Any]
+
+_FIGURES = (
+    ("batch_normalizations", "BatchNormalizations"),
+    ("nodes", "nodes"),
+    ("multiply_adds", "multiply-adds"),
+    ("multiplicative_depth", "multiplicative depth"),
+    ("parameters", "parameters"),
+)
+
+
+def sections(data: Record, checked: Sequence[Element]) -> list[Element]:
+    """Return the page of a fold, with the sections of its check."""
+    found = [_header(data), _summary(data), *checked]
+    if data["batch_normalizations"]:
+        found.append(norms_section(data))
+    weights = [layer for layer in data["layers"] if layer["op"] in LAYOUTS]
+    if weights:
+        found.append(_weights(weights))
+    return [*found, _footer(data)]
+
+
+def _header(data: Record) -> Element:
+    norms = data["batch_normalizations"]
+    folded = sum(norm["status"] == "folded" for norm in norms)
+    pills = [pill(f"{folded} of {len(norms)} folded", "good" if folded else "quiet")]
+    if folded < len(norms):
+        pills.append(pill(f"{len(norms) - folded} kept", "kept"))
+    pills.append(verdict(data["check"]))
+    if data["result"] is None:
+        pills.append(pill("dry run: nothing written", "quiet"))
+    elif not data["written"]:
+        pills.append(pill("model NOT written", "bad"))
+    names = [el("code", data["source"][0]["name"])]
+    names += [] if data["result"] is None else [el("code", data["result"][0]["name"])]
+    title = el("h1", names[0], *(part for name in names[1:] for part in (" → ", name)))
+    kicker = el("p", "BatchNormalization fold", class_="kicker")
+    return el("header", kicker, title, el("p", *_spaced(pills), class_="pills"))
+
+
+def _spaced(elements: Sequence[Element]) -> list[Element | str]:
+    return [part for element in elements for part in (element, " ")]
+
+
+# --- summary --------------------------------------------------------------------------------
+
+
+def _summary(data: Record) -> Element:
+    cards = [_card(label, data["before"][key], data["after"][key]) for key, label in _FIGURES]
+    if data["result"] is not None:
+        sizes = (sum(file["bytes"] for file in data[key]) for key in ("source", "result"))
+        cards.append(_card("bytes", *sizes))
+    parts = [el("div", *cards, class_="cards")]
+    unknown = dict.fromkeys(data[when]["unknown"] for when in ("before", "after"))
+    parts += [el("p", f"Not counted: {text}.", class_="note") for text in unknown if text]
+    if data["batch_normalizations"]:
+        parts += [_strip(data["batch_normalizations"]), *_reasons(data["batch_normalizations"])]
+    return el("section", el("h2", "Summary"), *parts, id="summary")
+
+
+def _card(label: str, before: int | None, after: int | None) -> Element:
+    if before is None or after is None:
+        return el("div", el("h3", label), el("p", "not known", class_="now"), class_="card")
+    told = "unchanged" if before == after else f"from {_short(before)} ({_change(before, after)})"
+    return el(
+        "div", el("h3", label), el("p", _short(after), class_="now"), el("p", told, class_="was"),
+        class_="card", title=f"{before:,} → {after:,}",
+    )  # fmt: skip
+
+
+def _change(before: int, after: int) -> str:
+    percent = 100 * (after - before) / max(before, 1)
+    text = f"{percent:+.1f} %" if abs(percent) >= 0.05 else f"{after - before:+,}"
+    return text.replace("-", "−")
+
+
+def _short(number: int) -> str:
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:.4g} {unit}"
+    return f"{number:,}"
+
+
+def _strip(norms: Sequence[Record]) -> Element:
+    """Draw one square per BatchNormalization, in the order of the graph."""
+    squares = [
+        el("a", href=f"#bn-{i}", class_=f"square {norm['status']}", title=_told(norm))
+        for i, norm in enumerate(norms)
+    ]
+    key = el(
+        "p", "Each square is a BatchNormalization, in the order of the graph: ",
+        el("span", class_="square folded"), " folded, ", el("span", class_="square kept"), " kept.",
+        class_="lead",
+    )  # fmt: skip
+    return el("div", key, el("div", *squares, class_="strip"))
+
+
+def _told(norm: Record) -> str:
+    return f"{norm['status']}: {norm['name']}" + (f" ({norm['reason']})" if norm["reason"] else "")
+
+
+def _reasons(norms: Sequence[Record]) -> Iterator[Element]:
+    """Yield why BatchNormalizations stay, the most frequent reason first."""
+    counts = Counter(norm["reason"] for norm in norms if norm["reason"])
+    if not counts:
+        return
+    most = max(counts.values())
+    rows: list[list[Element | str]] = []
+    for reason, count in counts.most_common():
+        example = next(norm for norm in norms if norm["reason"] == reason)
+        bar = el("meter", min=0, max=most, value=count)
+        text = el("span", el("code", example["culprit"]), f": {example['sentence']}")
+        link = el("a", el("code", reason), href=f"#q={reason}")
+        rows.append([link, str(count), bar, text])
+    yield el("h3", "Why the others stay")
+    yield table(("reason", "BNs", "", "for example"), rows, numbers=(1,))
+
+
+# --- weights, files -------------------------------------------------------------------------
+
+
+def _weights(layers: Sequence[Record]) -> Element:
+    lead = el(
+        "p", "Per layer, from the quietest output channel's largest weight to the loudest's: ",
+        el("span", class_="square before"), " before, ", el("span", class_="square after"),
+        " after. A longer bar means that quantisation with one scale per tensor loses more.",
+        class_="lead",
+    )  # fmt: skip
+    heads = ("layer", "type", "quietest before", "after", "largest before", "after", "of the range")
+    rows = [_layer(layer) for layer in layers]
+    numbers = el("details", el("summary", "numbers"), table(heads, rows, numbers=range(2, 7)))
+    chart = el("div", weights_chart(layers), class_="scroll")
+    return el("section", el("h2", "Range of the weights"), lead, chart, numbers, id="weights")
+
+
+def _layer(layer: Record) -> list[Element | str]:
+    keys = ("quietest_before", "quietest_after", "largest_before", "largest_after")
+    values = ["" if layer[key] is None else f"{layer[key]:.3g}" for key in keys]
+    used = layer["range_used_after"]
+    name = el("span", f"{layer['op']} ", el("code", layer["name"]))
+    return [name, layer["data_type"], *values, "" if used is None else f"{used:.1e}"]
+
+
+def _footer(data: Record) -> Element:
+    files = [
+        [role, el("code", file["name"]), f"{file['bytes']:,}", el("code", file["sha256"])]
+        for role in ("source", "result")
+        for file in data[role] or ()
+    ]
+    shapes = ", ".join(f"{name} {list(shape)}" for name, shape in data["input_shapes"].items())
+    versions = [f"{data['tool']['name']} {data['tool']['version']}"]
+    versions += [f"{name} {version}" for name, version in data["packages"].items() if version]
+    options = ", ".join(f"{name} {value}" for name, value in data["options"].items())
+    return el(
+        "footer",
+        el("h2", "Files and versions"),
+        table(("", "file", "bytes", "SHA-256"), files, numbers=(2,)),
+        el("p", f"Multiply-adds are counted for {shapes or 'no inputs'}. The multiplicative depth "
+           "is the number of multiplications on the longest path, the cost under homomorphic "
+           "encryption.", class_="note"),
+        el("p", f"Options: {options}.", class_="note"),
+        el("p", ", ".join(versions) + ".", class_="note"),
+    )  # fmt: skip

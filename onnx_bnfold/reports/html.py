@@ -1,0 +1,72 @@
+"""The report as one page: no network, no font, no script but its own.
+
+Names come from a model and are untrusted: ``markup`` escapes them, unprintable and bidirectional
+control characters become escape sequences, and a Content-Security-Policy allows nothing but the
+page's own style and script, by their hashes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from onnx_bnfold.report import printable
+from onnx_bnfold.reports import check_sections, fold_sections
+from onnx_bnfold.reports.markup import written
+
+Data = Mapping[str, Any]
+
+
+def page(data: Data) -> str:
+    """Return the page of a report.
+
+    Args:
+        data: ``FoldReport.to_dict()`` or ``CheckResult.to_dict()``.
+    """
+    style, script = _resource("page.css"), _resource("page.js")
+    check = data if "numerics" in data else data["check"]
+    if check is data:
+        title = f"check of {Path(data['folded']).name}"
+        body = check_sections.header(data) + check_sections.sections(data)
+    else:
+        title = f"fold of {data['source'][0]['name']}"
+        checked = [] if check is None else check_sections.sections(check)
+        body = fold_sections.sections(data, checked)
+    return Template(_resource("page.html")).substitute(
+        title=escape(printable(title)),
+        policy=_policy(style, script),
+        style=style,
+        script=script,
+        body=written(body),
+        data=_embedded(data),
+    )
+
+
+def _resource(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    return (
+        f"default-src 'none'; style-src 'sha256-{_hash(style)}'; "
+        f"script-src 'sha256-{_hash(script)}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _embedded(data: Data) -> str:
+    """Return JSON that cannot end the element it is in."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    for letter in "<>&":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text

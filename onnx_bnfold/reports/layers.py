@@ -1,0 +1,116 @@
+"""The weights of the nodes that took a scale or a shift, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from onnx_bnfold import batchnorm
+from onnx_bnfold.graph import operator
+from onnx_bnfold.layers import LAYOUTS
+from onnx_bnfold.new_constants import NewConstant, new_constants
+from onnx_bnfold.plan import GraphPlan
+from onnx_bnfold.reports.nodes import Node, Places
+from onnx_bnfold.site import Site
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Layer(Node):
+    """The factors of a node that took a scale or a shift: weight, BatchNormalization's scale, ...
+
+    Attributes:
+        tensor: name of the factors in the original.
+        data_type: their element type, as numpy calls it.
+        shape: their shape.
+        largest_before, largest_after: largest magnitude; None if it is not finite.
+        quietest_before, quietest_after: the smallest of all output channels' largest magnitudes,
+            channels of zeros left out; None if there is no other. Per-tensor quantisation loses
+            log2(largest / quietest) bits there.
+        range_used_before, range_used_after: largest magnitude over the type's largest number.
+    """
+
+    tensor: str
+    data_type: str
+    shape: tuple[int, ...]
+    largest_before: float | None
+    largest_after: float | None
+    quietest_before: float | None
+    quietest_after: float | None
+    range_used_before: float | None
+    range_used_after: float | None
+
+
+def layers_of(plans: Sequence[GraphPlan]) -> tuple[tuple[Layer, ...], Places]:
+    """Measure the weights of all nodes that took something.
+
+    Args:
+        plans: of all graphs; every new constant is computed once more, one at a time.
+
+    Returns:
+        The layers, and (position of the graph, node index) → position of the layer.
+    """
+    layers: list[Layer] = []
+    places: dict[tuple[int, int], int] = {}
+    for position, plan in enumerate(plans):
+        new = {(each.node, each.slot): each for each in new_constants(position, plan)}
+        for index in sorted(plan.touched.keys() - plan.site.removed):
+            slot = _factor_slot(plan.site, index)
+            if slot is not None:
+                places[position, index] = len(layers)
+                layers.append(_layer(plan.site, index, slot, new.get((index, slot))))
+    return tuple(layers), places
+
+
+def _factor_slot(site: Site, index: int) -> int | None:
+    """Return the input that multiplies; None if there is none, or it is quantised."""
+    view = site.view(index)
+    if view.op in LAYOUTS:
+        layer = site.layer(index)
+        return None if layer.quantized is not None else layer.weight_slot
+    if view.op == batchnorm.OPERATOR:
+        return 1
+    if view.op in ("Mul", "Div"):
+        return next((slot for slot in (0, 1) if view.constant(slot) is not None), None)
+    return None
+
+
+def _layer(site: Site, index: int, slot: int, new: NewConstant | None) -> Layer:
+    view = site.view(index)
+    name = view.name_in(slot)
+    before = site.constants.value(name)
+    measured = _measured(site, index, before)
+    changed = measured if new is None else _measured(site, index, new.compute())
+    largest = float(ml_dtypes.finfo(before.dtype).max)  # type: ignore[no-untyped-call]
+    return Layer(
+        op=operator(view.node),
+        name=view.node.name or view.node.output[0],
+        graph=site.graph.path,
+        tensor=name,
+        data_type=before.dtype.name,
+        shape=before.shape,
+        largest_before=measured[0],
+        largest_after=changed[0],
+        quietest_before=measured[1],
+        quietest_after=changed[1],
+        range_used_before=None if measured[0] is None else measured[0] / largest,
+        range_used_after=None if changed[0] is None else changed[0] / largest,
+    )
+
+
+def _measured(site: Site, index: int, values: Array) -> tuple[float | None, float | None]:
+    """Return the largest magnitude, and that of the quietest output channel."""
+    magnitude = np.abs(values)
+    if site.view(index).op in LAYOUTS:
+        layer = site.layer(index)
+        inner = tuple(i for i, letter in enumerate(layer.layout) if letter not in "go")
+        magnitude = magnitude.reshape(layer.grouped).max(axis=inner)
+    loud = magnitude[magnitude > 0]
+    if not np.isfinite(magnitude).all() or not loud.size:
+        return None, None
+    return float(loud.max()), float(loud.min())

@@ -1,0 +1,191 @@
+"""What became of each BatchNormalization, and what stands around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from onnx import ModelProto
+
+from onnx_bnfold.graph import Graph, graphs_of, label, operator
+from onnx_bnfold.plan import Decision, GraphPlan
+from onnx_bnfold.report import Record
+
+Places = Mapping[tuple[int, int], int]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node.
+
+    Attributes:
+        op: its operator, with the domain where that is not the standard one.
+        name: its name, or its first output if it has none.
+        graph: path of the graph it is in; "" is the main graph.
+    """
+
+    op: str
+    name: str
+    graph: str
+
+
+@dataclass(frozen=True)
+class Taker(Node):
+    """A node that took something of a removed one.
+
+    Attributes:
+        scale, shift: what it took.
+        is_behind: whether it comes later in the graph than the removed node.
+        layer: position in the report's ``layers``; None if its factors are not listed there.
+    """
+
+    scale: bool
+    shift: bool
+    is_behind: bool
+    layer: int | None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A way to remove a node that failed: the way, and what refused it."""
+
+    way: str
+    reason: str
+    culprit: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class NodeRecord(Node):
+    """What became of one node.
+
+    Attributes:
+        status: ``folded`` or ``kept``.
+        way: how it was folded, or None.
+        taken_by: the nodes that took its scale and shift; none if it changed nothing.
+        added_nodes: Add nodes that its shift needed.
+        written_as: what a kept one is written as: ``keep``, ``mul-add`` or ``conv``; else None.
+        reason, culprit, sentence: why it stays, or None. ``reason`` is a stable code.
+        tried: for each way to fold it, what was in that way.
+        input: name of the tensor it reads.
+        producer: the node that writes that tensor; None for an input of the graph.
+        output: name of the tensor it writes.
+        consumers: the nodes that read that tensor.
+        is_graph_output: whether that tensor is an output of its graph.
+    """
+
+    status: str
+    way: str | None
+    taken_by: tuple[Taker, ...]
+    added_nodes: int
+    written_as: str | None
+    reason: str | None
+    culprit: str | None
+    sentence: str | None
+    tried: tuple[Attempt, ...]
+    input: str
+    producer: Node | None
+    output: str
+    consumers: tuple[Node, ...]
+    is_graph_output: bool
+
+
+def records_of(plans: Sequence[GraphPlan], places: Places) -> Iterator[NodeRecord]:
+    """Yield the decisions of all graphs of a model.
+
+    Args:
+        plans: of all graphs.
+        places: (position of the graph, node index) → position in the report's ``layers``.
+    """
+    for position, plan in enumerate(plans):
+        layers = {node: layer for (graph, node), layer in places.items() if graph == position}
+        recorder = _Recorder(plan, layers)
+        yield from map(recorder.record, plan.decisions)
+
+
+def merged_records(merged: Sequence[Record], original: ModelProto) -> Iterator[NodeRecord]:
+    """Yield the BatchNormalizations whose whole branch went into a Conv before the planning.
+
+    Args:
+        merged: their records; all are of the main graph.
+        original: the model that still has them.
+    """
+    graph = graphs_of(original)[0]
+    found = {label(node): index for index, node in enumerate(graph.nodes)}
+    for record in merged:
+        index, conv = found[record.name], found[record.scale_to[0]]
+        x, y = graph.nodes[index].input[0], graph.nodes[index].output[0]
+        taker = Taker(*_names(graph, conv), True, True, conv > index, None)
+        yield _record(graph, (index, x, y), Decision(index, record.name, record.way), (taker,))
+
+
+class _Recorder:
+    """Records the decisions of one graph."""
+
+    def __init__(self, plan: GraphPlan, layers: Mapping[int, int]) -> None:
+        self.site = plan.site
+        self.layers = layers
+        self.forms = plan.standalone_forms()
+        self.touched: dict[int, list[int]] = {}
+        for index, causes in plan.touched.items():
+            for cause in causes:
+                self.touched.setdefault(cause, []).append(index)
+
+    def record(self, decision: Decision) -> NodeRecord:
+        graph, index = self.site.graph, decision.node
+        if decision.folded:
+            x, y = self.site.sides(index)
+        else:
+            x, y = graph.nodes[index].input[0], graph.nodes[index].output[0]
+        form = self.forms.get(index, "keep")
+        return _record(graph, (index, x, y), decision, tuple(self._takers(decision)), form)
+
+    def _takers(self, decision: Decision) -> Iterator[Taker]:
+        scale, shift = set(decision.scale_to), set(decision.shift_to)
+        for index in sorted(self.touched.get(decision.node, ())):
+            place = self.site.place(index)
+            yield Taker(
+                *_names(self.site.graph, index),
+                scale=place in scale,
+                shift=place in shift,
+                is_behind=index > decision.node,
+                layer=self.layers.get(index),
+            )
+
+
+def _record(
+    graph: Graph,
+    where: tuple[int, str, str],
+    decision: Decision,
+    takers: tuple[Taker, ...],
+    form: str = "keep",
+) -> NodeRecord:
+    """Return a record; ``where`` is the node's index, its data input and its output."""
+    index, x, y = where
+    producer, refusal = graph.producer.get(x), decision.refusal
+    readers = dict.fromkeys(reader for reader, _ in graph.readers.get(y, ()))
+    return NodeRecord(
+        *_names(graph, index),
+        status="folded" if refusal is None else "kept",
+        way=decision.way,
+        taken_by=takers,
+        added_nodes=decision.added,
+        written_as=None if refusal is None else form,
+        reason=None if refusal is None else refusal.reason.value,
+        culprit=None if refusal is None else refusal.culprit,
+        sentence=None if refusal is None else refusal.sentence,
+        tried=tuple(
+            Attempt(way, met.reason.value, met.culprit, met.sentence)
+            for way, met in (decision.tried if refusal is not None else ())
+        ),
+        input=x,
+        producer=None if producer is None else Node(*_names(graph, producer)),
+        output=y,
+        consumers=tuple(Node(*_names(graph, reader)) for reader in readers),
+        is_graph_output=y in graph.outputs,
+    )
+
+
+def _names(graph: Graph, index: int) -> tuple[str, str, str]:
+    node = graph.nodes[index]
+    return operator(node), node.name or next(iter(node.output), ""), graph.path

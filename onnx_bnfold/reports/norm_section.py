@@ -1,0 +1,92 @@
+"""The table of BatchNormalizations, each with a picture of the graph around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from onnx_bnfold.reports.markup import Element, el, pill
+from onnx_bnfold.reports.pictures import pictures
+
+Record = Mapping[str, Any]
+
+_SHOWN = 3  # nodes that took something
+
+
+def norms_section(data: Record) -> Element:
+    """Return the table with its filter; the first of each kind is open."""
+    norms = data["batch_normalizations"]
+    first = {norm["status"]: i for i, norm in reversed(list(enumerate(norms)))}
+    rows = [_norm(i, norm, is_open=i in first.values()) for i, norm in enumerate(norms)]
+    buttons = [
+        el("button", show, type="button", data_show=show, aria_pressed="false")
+        for show in ("all", "folded", "kept")
+    ]
+    query = el(
+        "input", id="query", type="search", placeholder="filter by name, operator, reason …",
+        aria_label="filter", autocomplete="off", spellcheck="false",
+    )  # fmt: skip
+    controls = el("div", query, *buttons, el("span", id="count"), class_="controls needs-script")
+    heads = el("tr", el("th"), el("th", "name, and what became of it"))
+    listed = el("table", el("thead", heads), el("tbody", *rows), id="norms")
+    section = el("section", el("h2", "BatchNormalizations"), controls, listed, id="list")
+    if data["affine_nodes"]:
+        count = len(data["affine_nodes"])
+        text = (
+            f"{count} Mul, Add, Sub or Div by a constant went too (see affine_nodes in the JSON)."
+        )
+        section.append(el("p", text, class_="note"))
+    return section
+
+
+def _norm(number: int, norm: Record, *, is_open: bool) -> Element:
+    graph = [el("span", f" in {norm['graph']}", class_="way")] if norm["graph"] else []
+    became = _why(norm) if norm["status"] == "kept" else _where(norm)
+    details = el("details", el("summary", "graph"), pictures(norm), *_more(norm), open=is_open)
+    return el(
+        "tr",
+        el("td", pill(norm["status"], "good" if norm["status"] == "folded" else "kept")),
+        el("td", el("p", el("code", norm["name"]), *graph), el("p", *became), details),
+        id=f"bn-{number}",
+        data_status=norm["status"],
+    )
+
+
+def _why(norm: Record) -> list[Element | str]:
+    text: list[Element | str] = [el("code", norm["reason"], class_="reason"), " "]
+    text += [el("code", norm["culprit"]), f": {norm['sentence']}"]
+    if norm["written_as"] not in (None, "keep"):
+        text.append(f". Written as {norm['written_as']}.")
+    return text
+
+
+def _where(norm: Record) -> list[Element | str]:
+    if not norm["taken_by"]:
+        return ["changed nothing: its neighbours need no change"]
+    text: list[Element | str] = []
+    for taker in norm["taken_by"][:_SHOWN]:
+        took = " and ".join(word for word in ("scale", "shift") if taker[word])
+        text += ["; " if text else "", f"{took} into {taker['op']} ", el("code", taker["name"])]
+    if len(norm["taken_by"]) > _SHOWN:
+        text.append(f"; and {len(norm['taken_by']) - _SHOWN} more nodes")
+    if norm["added_nodes"]:
+        text.append("; and a new Add")
+    return [*text, " ", el("span", norm["way"], class_="way")]
+
+
+def _more(norm: Record) -> list[Element]:
+    """Return what has no room in the line above: every way that failed, every node that took."""
+    found = []
+    if len(norm["tried"]) > 1:
+        found += [el("p", "In the way of each way to fold it:"), el("ul", *_attempts(norm))]
+    if len(norm["taken_by"]) > _SHOWN:
+        takers = (el("li", f"{t['op']} ", el("code", t["name"])) for t in norm["taken_by"])
+        found += [el("p", "All nodes that took something:"), el("ul", *takers)]
+    return found
+
+
+def _attempts(norm: Record) -> Iterator[Element]:
+    for attempt in norm["tried"]:
+        way = f"{attempt['way'] or 'any way'}: "
+        reason = el("code", attempt["reason"], class_="reason")
+        yield el("li", way, reason, " ", el("code", attempt["culprit"]), f": {attempt['sentence']}")

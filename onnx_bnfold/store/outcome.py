@@ -1,0 +1,106 @@
+"""What became of one file of a store."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from onnx_bnfold.report import Report
+
+Status: TypeAlias = Literal["folded", "planned", "copied", "linked", "failed"]
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """The content of a file: its size in bytes and its SHA-256 in hexadecimal."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A BatchNormalization that stays, and the refusal (see `reasons.Refusal`)."""
+
+    name: str
+    reason: str
+    culprit: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a fold did: numbers of BatchNormalizations, and of nodes (None for a plan)."""
+
+    norms: int
+    folded: int
+    nodes_before: int | None
+    nodes_after: int | None
+    kept: tuple[Kept, ...]
+
+    def summary(self) -> str:
+        """Returns them as text."""
+        text = f"{self.folded} of {self.norms} BatchNormalization folded"
+        if self.nodes_before is None:
+            return text
+        return f"{text}, {self.nodes_before} -> {self.nodes_after} nodes"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file.
+
+    Attributes:
+        name: its path below the store.
+        status: what was done.
+        skipped: an earlier run has done it, from the same content with the same options.
+        error: one sentence, if it failed.
+        counts: of a model that was folded or planned.
+        source: the model and its data files, as they were read; name -> content.
+        target: the model and its data file, as they were written.
+    """
+
+    name: str
+    status: Status
+    skipped: bool = False
+    error: str | None = None
+    counts: Counts | None = None
+    source: dict[str, Stamp] = field(default_factory=dict)
+    target: dict[str, Stamp] = field(default_factory=dict)
+
+    @property
+    def is_model(self) -> bool:
+        """Whether the file is to be folded, by its name."""
+        return is_model(self.name)
+
+    def to_data(self) -> dict[str, Any]:
+        """Returns it as JSON has it, without what is empty."""
+        return {key: value for key, value in asdict(self).items() if value not in (None, {})}
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> Outcome:
+        """Does the reverse of `to_data`; LookupError, TypeError or ValueError if it is none."""
+        counts = dict(data["counts"])
+        counts["kept"] = tuple(Kept(**kept) for kept in counts["kept"])
+        stamps = {
+            key: {name: Stamp(**stamp) for name, stamp in data[key].items()}
+            for key in ("source", "target")
+        }
+        return cls(**{**data, "counts": Counts(**counts), **stamps})
+
+
+def is_model(name: str) -> bool:
+    """Tells whether a file of this name is to be folded."""
+    return name.lower().endswith(".onnx")
+
+
+def counts_of(report: Report) -> Counts:
+    """Returns the numbers of a report."""
+    kept = tuple(
+        Kept(record.name, why.reason.value, why.culprit, why.sentence)
+        for record in report.kept
+        if (why := record.refusal)
+    )
+    return Counts(
+        len(report.norms), len(report.folded), report.nodes_before, report.nodes_after, kept
+    )

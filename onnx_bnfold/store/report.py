@@ -1,0 +1,87 @@
+"""What became of a store: as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from onnx_bnfold.report import printable
+from onnx_bnfold.store.outcome import Outcome
+
+SCHEMA = 1  # goes up when a field of the JSON changes its meaning or goes
+
+
+@dataclass(frozen=True)
+class StoreReport:
+    """The outcome of a run over a store.
+
+    Attributes:
+        outcomes: one per file and per link to a folder, sorted by name.
+        settings: version and options of the run.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    settings: dict[str, Any]
+
+    @property
+    def models(self) -> tuple[Outcome, ...]:
+        """The outcomes of models."""
+        return tuple(o for o in self.outcomes if o.is_model)
+
+    @property
+    def failed(self) -> tuple[Outcome, ...]:
+        """The outcomes of what failed, models or not."""
+        return tuple(o for o in self.outcomes if o.status == "failed")
+
+    @property
+    def kept(self) -> int:
+        """The number of BatchNormalizations that stay, in models that did not fail."""
+        return sum(len(o.counts.kept) for o in self.models if o.counts)
+
+    def lines(self) -> list[str]:
+        """Returns one line for each model that did not fail."""
+        return [
+            printable(f"{'done before' if o.skipped else o.status}  {o.name}: {o.counts.summary()}")
+            for o in self.models
+            if o.counts
+        ]
+
+    def errors(self) -> list[str]:
+        """Returns one line for each file that failed."""
+        return [printable(f"failed  {o.error}") for o in self.failed]
+
+    def summary(self) -> str:
+        """Returns the last line."""
+        models = Counter[str]("done before" if o.skipped else o.status for o in self.models)
+        others = Counter[str](o.status for o in self.outcomes if not o.is_model)
+        counts = [o.counts for o in self.models if o.counts]
+        parts = [
+            f"{len(self.models)} models: {_listed(models)}",
+            f"{sum(c.folded for c in counts)} of {sum(c.norms for c in counts)} "
+            "BatchNormalization folded",
+        ]
+        if others:
+            parts.append(f"other files: {_listed(others)}")
+        return "; ".join(parts)
+
+    def to_json(self) -> str:
+        """Returns everything as JSON.
+
+        `models` and `files` (the others) have one entry each, with `name`, `status` and `skipped`;
+        `error` where the status is "failed"; of folded models also `counts`, `source` and `target`
+        (see `outcome.Outcome`).
+        """
+        data = {
+            "schema": SCHEMA,
+            **self.settings,
+            "summary": self.summary(),
+            "models": [o.to_data() for o in self.outcomes if o.is_model],
+            "files": [o.to_data() for o in self.outcomes if not o.is_model],
+        }
+        return json.dumps(data, indent=1) + "\n"
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{number} {what}" for what, number in sorted(counts.items())) or "none"

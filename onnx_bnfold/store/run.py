@@ -1,0 +1,164 @@
+"""A run over a store: first the models, then the other files, last the links and the report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+from onnx_bnfold.errors import UsageError
+from onnx_bnfold.folding import Options
+from onnx_bnfold.progress import progress
+from onnx_bnfold.store.cluster import on_dask
+from onnx_bnfold.store.outcome import Outcome, is_model
+from onnx_bnfold.store.places import Listing, Place, is_url, lies_in, place_at
+from onnx_bnfold.store.processes import in_processes, thread_safe_start
+from onnx_bnfold.store.records import settings_of
+from onnx_bnfold.store.report import StoreReport
+from onnx_bnfold.store.work import Action, Job, Task, failed, perform
+
+REPORT = "report.json"  # in the state
+_DEFAULT = Options()
+_Run = Callable[[Iterable[Task]], Iterator[Outcome]]
+
+
+def fold_store(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    options: Options = _DEFAULT,
+    *,
+    jobs: int | None = None,
+    dask: str | None = None,
+    state: str | os.PathLike[str] | None = None,
+) -> StoreReport:
+    """Fold every model below a folder into another folder, and copy all other files.
+
+    What is done already, from the same content with the same options, is not done again.
+
+    Args:
+        source: the folder, or any URL that fsspec can open; it is not changed.
+        target: the folder or URL of the output; made if it is not there.
+        options: see ``Options``.
+        jobs: number of processes; by default as many as there are processors.
+        dask: address of a Dask scheduler, whose workers do the work instead.
+        state: folder or URL of the records and of unfinished files, on the file system of the
+            target; by default the target's name with ``.onnx_bnfold`` behind it.
+
+    Returns:
+        The report; what failed is in it. It is also in the state, as ``report.json``.
+
+    Raises:
+        UsageError: source or target cannot be used, or there is no model.
+    """
+    job = Job(
+        _absolute(source),
+        _absolute(target),
+        None if state is None else _absolute(state),
+        options,
+    )
+    origin, output = place_at(job.source), place_at(job.target, job.state)
+    _check_apart(origin, output)
+    listing, models = _listed(origin)
+    run = _runner(job, jobs, dask)
+    output.prepare()
+    output.sweep()
+    try:
+        outcomes = [*_problems(listing), *_all(run, "fold", models)]
+        # A model's data has gone into the data file of the folded model.
+        taken = models.keys() | {name for o in outcomes for name in (*o.source, *o.target)}
+        others = {name: size for name, size in listing.files.items() if name not in taken}
+        outcomes += [*_all(run, "copy", others), *_lay_out(listing, output)]
+    finally:
+        output.sweep()
+    report = StoreReport(_sorted(outcomes), settings_of(options))
+    with output.claim("report") as scratch:
+        (scratch / REPORT).write_text(report.to_json(), encoding="ascii")
+        output.save(scratch / REPORT, REPORT)
+    return report
+
+
+def plan_store(
+    source: str | os.PathLike[str],
+    options: Options = _DEFAULT,
+    *,
+    jobs: int | None = None,
+    dask: str | None = None,
+) -> StoreReport:
+    """Do what ``fold_store`` does for models, but write nothing."""
+    job = Job(_absolute(source), "", None, options)
+    listing, models = _listed(place_at(job.source))
+    outcomes = [*_problems(listing), *_all(_runner(job, jobs, dask), "plan", models)]
+    return StoreReport(_sorted(outcomes), settings_of(options))
+
+
+def _absolute(where: str | os.PathLike[str]) -> str:
+    text = os.fspath(where)
+    return text if is_url(text) else os.path.abspath(text)
+
+
+def _check_apart(source: Place, target: Place) -> None:
+    for place in (target.address, target.state):
+        if lies_in(place, source.address):
+            raise UsageError(f"{place}: lies in the input; give an output outside of it")
+    if lies_in(source.address, target.address) or lies_in(source.address, target.state):
+        raise UsageError(f"{source.address}: lies in the output; give another output")
+
+
+def _listed(source: Place) -> tuple[Listing, dict[str, int]]:
+    listing = source.listing()
+    models = {name: size for name, size in listing.files.items() if is_model(name)}
+    if not models and not listing.problems:
+        raise UsageError(f"{source.address}: no .onnx file lies below it")
+    return listing, models
+
+
+def _runner(job: Job, jobs: int | None, dask: str | None) -> _Run:
+    work = partial(perform, job)
+    if dask is not None:
+        return lambda tasks: on_dask(work, tasks, dask, failed)
+    # The clients of object stores have threads, which must not be forked.
+    method = thread_safe_start() if is_url(job.source) or is_url(job.target) else None
+    number = _processors() if jobs is None else jobs
+    return lambda tasks: in_processes(work, tasks, number, _died, method)
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _died(task: Task) -> Outcome:
+    why = "the process that worked on it died, twice; it may need more memory than there is"
+    return failed(task, UsageError(f"{task.name}: {why}"))
+
+
+def _all(run: _Run, action: Action, files: dict[str, int]) -> Iterator[Outcome]:
+    # The largest first: at the end no process is left alone with it.
+    names = sorted(files, key=lambda name: (-files[name], name))
+    return progress(run([Task(action, n) for n in names]), total=len(names), label=action)
+
+
+def _problems(listing: Listing) -> Iterator[Outcome]:
+    for name, why in listing.problems.items():
+        yield failed(Task("copy", name), UsageError(f"{name}: {why}"))
+
+
+def _lay_out(listing: Listing, output: Place) -> Iterator[Outcome]:
+    """Makes the folders, of which some may be empty, and the links to them."""
+    for name in listing.folders:
+        try:
+            output.make_folder(name)
+        except (OSError, UsageError) as error:
+            yield failed(Task("copy", name), error)
+    for name, text in listing.links.items():
+        try:
+            output.link(name, text)
+        except (OSError, UsageError) as error:
+            yield failed(Task("copy", name), error)
+        else:
+            yield Outcome(name, "linked")
+
+
+def _sorted(outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
+    return tuple(sorted(outcomes, key=lambda outcome: outcome.name))

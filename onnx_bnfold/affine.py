@@ -26,6 +26,8 @@ SMALLEST_SCALE = 2.0**-100
 # times VANISHING is zero in every type. A channel with the scale 1 / VANISHING was constant and may
 # now hold anything: the weights that read it become zero.
 VANISHING = 2.0**-500
+# From here on a scale is of that kind, whatever it has been multiplied by on the way.
+VANISHED = 2.0**400
 
 
 def _compressed(array: Float64) -> Float64:
@@ -95,7 +97,7 @@ class Affine:
         """Whether dividing by the scale keeps its precision."""
         magnitude = np.abs(self.scale)
         ordinary = (magnitude >= SMALLEST_SCALE) & (magnitude <= 1 / SMALLEST_SCALE)
-        return bool((ordinary | (magnitude == 1 / VANISHING)).all())
+        return bool((ordinary | (magnitude >= VANISHED)).all())
 
     @cached_property
     def is_ordinary(self) -> bool:
@@ -107,7 +109,14 @@ class Affine:
 
     def then(self, after: Affine) -> Affine:
         """Return ``after ∘ self``: first this change, then ``after``."""
-        return Affine.of(after.scale * self.scale, after.scale * self.shift + after.shift)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scale = after.scale * self.scale
+            shift = after.scale * self.shift + after.shift
+            if (np.abs(scale) >= VANISHED).any():
+                # Keep shift / scale, the constant that the channel was.
+                size = np.where(np.abs(scale) >= VANISHED, np.abs(scale) * VANISHING, 1.0)
+                scale, shift = scale / size, shift / size
+        return Affine.of(scale, shift)
 
     def inverse(self) -> Affine:
         """Return the change that undoes this one; the caller has seen ``is_invertible``."""

@@ -15,9 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
+from onnx import NodeProto, SparseTensorProto, TensorProto, TypeProto, helper, numpy_helper
 
-from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor
+from onnx_bnfold.errors import ModelError
+from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor, label
+from onnx_bnfold.reasons import Reason, Refused
 
 # No constant larger than this is computed (256 MiB in float32): a hostile ConstantOfShape of
 # 10^12 elements must not take the machine with it. Initializers are not bound by it.
@@ -130,14 +132,7 @@ class Constants:
         return result
 
     def _dense(self, name: str) -> np.ndarray[Any, Any]:
-        sparse = self.graph.sparse[name]
-        values, indices = self._read(sparse.values), self._read(sparse.indices)
-        dense = np.zeros(tuple(sparse.dims), values.dtype)
-        flat = indices
-        if indices.ndim == 2:  # one row of coordinates per value
-            flat = np.ravel_multi_index(tuple(indices.T), dense.shape)
-        dense.reshape(-1)[flat] = values
-        return dense
+        return _dense(self.graph.sparse[name], self._read)
 
     def _computed(self, name: str) -> Constant | None:
         if name not in self._computable():
@@ -206,16 +201,13 @@ class Constants:
         """Find shape and type of one node's output without computing it."""
         node = self.graph.nodes[self.graph.producer[name]]
         types: dict[str, TypeProto] = {}
-        data: dict[str, TensorProto] = {}
         for other in filter(None, node.input):
             kind = self._type_of(other)
             if kind is None:
                 return None
             types[other] = helper.make_tensor_type_proto(kind[1], kind[0])
-            info = self._infos.get(other)
-            if info is not None and info.size <= LARGEST_SHAPE_INPUT:
-                data[other] = numpy_helper.from_array(self.value(other), other)
         try:
+            data = self._small_inputs(node)
             schema = onnx.defs.get_schema(node.op_type, self.graph.opset, "")
             imports = [helper.make_opsetid("", self.graph.opset)]
             plain = NodeProto()
@@ -227,6 +219,15 @@ class Constants:
         except Exception:  # the C++ inference raises several types; no shape means not constant
             return None
         return _as_constant(name, outputs.get(name))
+
+    def _small_inputs(self, node: NodeProto) -> dict[str, TensorProto]:
+        """Return the values that may decide the shape of a node's output."""
+        infos = {name: self._infos.get(name) for name in node.input if name}
+        return {
+            name: numpy_helper.from_array(self.value(name), name)
+            for name, info in infos.items()
+            if info is not None and info.size <= LARGEST_SHAPE_INPUT
+        }
 
     def _evaluate(self, name: str) -> None:
         if name in self._values:
@@ -249,6 +250,23 @@ class Constants:
         self._values = {n: v for n, v in self._values.items() if v.size <= LARGEST_SHAPE_INPUT}
 
 
+def _dense(sparse: SparseTensorProto, read: ReadTensor) -> np.ndarray[Any, Any]:
+    values, indices = read(sparse.values), read(sparse.indices)
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    try:
+        flat = indices
+        if indices.ndim == 2:  # one row of coordinates per value
+            flat = np.ravel_multi_index(tuple(indices.T), dense.shape)
+        fits = flat.shape == values.shape and flat.min(initial=0) >= 0
+        dense.reshape(-1)[flat if fits else dense.size] = values
+    except (IndexError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"sparse tensor {sparse.values.name!r}: its indices do not fit its values or its "
+            f"shape {list(sparse.dims)}; repair the model"
+        ) from error
+    return dense
+
+
 def _sparse_constant(graph: Graph, name: str) -> Constant | None:
     sparse = graph.sparse[name]
     info = Constant(name, tuple(sparse.dims), sparse.values.data_type)
@@ -268,8 +286,11 @@ def _as_constant(name: str, kind: TypeProto | None) -> Constant | None:
 def _run(
     node: NodeProto, opset: int, feeds: Mapping[str, np.ndarray[Any, Any]]
 ) -> dict[str, np.ndarray[Any, Any]]:
-    if node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].HasField("t"):
-        return {node.output[0]: numpy_helper.to_array(node.attribute[0].t)}
+    if node.op_type == "Constant" and len(node.attribute) == 1:
+        if node.attribute[0].HasField("t"):
+            return {node.output[0]: numpy_helper.to_array(node.attribute[0].t)}
+        if node.attribute[0].HasField("sparse_tensor"):
+            return {node.output[0]: _dense(node.attribute[0].sparse_tensor, numpy_helper.to_array)}
     from onnx.reference import ReferenceEvaluator  # 0.3 s, needed by few models
 
     plain = NodeProto()
@@ -284,5 +305,12 @@ def _run(
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     names = [n for n in node.output if n]
-    results = ReferenceEvaluator(model).run(names, dict(feeds))
+    try:
+        results = ReferenceEvaluator(model).run(names, dict(feeds))
+    except Exception as error:  # the evaluator raises what numpy raises
+        raise Refused(
+            Reason.PARAMETERS_NOT_CONSTANT,
+            label(node),
+            f"it cannot be evaluated ({error}); repair the model",
+        ) from error
     return {n: np.asarray(r) for n, r in zip(names, results, strict=True)}

@@ -23,6 +23,7 @@ from onnx_bnfold.report import Record, records_of
 from onnx_bnfold.rewrite import rewrite
 from onnx_bnfold.shapes import Inference, Shapes
 from onnx_bnfold.site import Site
+from onnx_bnfold.sound import require_sound
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Folding:
         self._unrounded: dict[str, Compute] = {}
         self._excluded: dict[tuple[int, int], Refusal] = {}
         self._index()
+        require_sound(self._graphs)
         self.nodes_before = sum(len(graph.nodes) for graph in self._graphs)
         if options.merge_branches:
             self._merge()
@@ -105,17 +107,20 @@ class Folding:
         compute = self._unrounded.get(tensor.name)
         return self._read(tensor) if compute is None else compute()
 
-    def _site(self, position: int, known: dict[int, Constants]) -> Site:
+    def _site(self, position: int, known: dict[int, Site]) -> Site:
         graph = self._graphs[position]
-        shapes = Shapes(graph, self._inference, position)
         outer = None if graph.parent is None else known[id(graph.parent)]
-        constants = Constants(graph, self._read_all, shapes, outer)
-        known[id(graph)] = constants
-        return Site(graph, constants, shapes)
+        shapes = Shapes(graph, self._inference, position, None if outer is None else outer.shapes)
+        constants = Constants(
+            graph, self._read_all, shapes, None if outer is None else outer.constants
+        )
+        site = Site(graph, constants, shapes)
+        known[id(graph)] = site
+        return site
 
     def plan(self) -> Sequence[GraphPlan]:
         """Plan every graph of the model, leaving out what turned out not to be representable."""
-        known: dict[int, Constants] = {}
+        known: dict[int, Site] = {}
         self.plans = []
         for position in range(len(self._graphs)):
             excluded = {n: r for (p, n), r in self._excluded.items() if p == position}

@@ -65,13 +65,19 @@ def attribute(node: NodeProto, name: str, default: T) -> T:
     return default
 
 
-def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    """Yield the bodies a node carries (If, Loop, Scan and custom control flow)."""
+def named_subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
+    """Yield the bodies a node carries (If, Loop, Scan and the like), with their names."""
     for item in node.attribute:
         if item.type == AttributeProto.GRAPH:
-            yield item.g
+            yield item.name, item.g
         elif item.type == AttributeProto.GRAPHS:
-            yield from item.graphs
+            yield from ((f"{item.name}[{i}]", body) for i, body in enumerate(item.graphs))
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """Yield the bodies a node carries."""
+    for _, body in named_subgraphs(node):
+        yield body
 
 
 class Graph:
@@ -147,6 +153,15 @@ class Graph:
             scope = scope.parent
         return None
 
+    def defines(self, name: object) -> bool:
+        """Whether a name is an initializer, an input or a computed tensor of this very body."""
+        return (
+            name in self.producer
+            or name in self.initializers
+            or name in self.inputs
+            or name in self.sparse
+        )
+
     def is_read(self, name: str) -> bool:
         """Whether anything reads a tensor."""
         return name in self.readers or name in self.outputs or name in self.captured
@@ -212,8 +227,8 @@ def _with_subgraphs(root: Graph) -> list[Graph]:
     for position, graph in enumerate(graphs):  # grows while it is walked
         for index, node in enumerate(graph.nodes):
             name = node.name or next(iter(node.output), "")
-            for number, body in enumerate(subgraphs(node)):
-                path = graph.place(f"{name}[{number}]")
+            for role, body in named_subgraphs(node):
+                path = graph.place(f"{name}.{role}")
                 graphs.append(Graph(body, graph.opset, graph, path))
                 owners.append((position, index))
     used: list[set[str]] = [set(g.readers) | g.outputs for g in graphs]

@@ -16,7 +16,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_bnfold import batchnorm
-from onnx_bnfold.affine import VANISHING, Affine
+from onnx_bnfold.affine import VANISHED, Affine
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.site import Key, Site
 
@@ -89,7 +89,7 @@ class Limits:
             if not change.has_scale:
                 continue
             magnitude = np.abs(site.change(key, change.rank).then(change).scale)
-            magnitude = magnitude[magnitude != 1 / VANISHING]
+            magnitude = magnitude[magnitude < VANISHED]
             if (magnitude > bound).any() or (magnitude[magnitude > 0] < 1 / bound).any():
                 raise Refused(
                     Reason.RANGE,

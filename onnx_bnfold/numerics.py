@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from onnx_bnfold.affine import VANISHING
+from onnx_bnfold.affine import VANISHED
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.view import NodeView
 
@@ -129,7 +129,7 @@ def _require_precision(
             return  # what is lost below the smallest normal number is nothing beside the rest
     elif (np.abs(result) >= smallest).all():
         return
-    exact = values.astype(np.float64) * np.where(np.abs(factor) <= VANISHING, 0, factor)
+    exact = values.astype(np.float64) * np.where(np.abs(factor) <= 1 / VANISHED, 0, factor)
     error = np.abs(result.astype(np.float64) - exact).sum(axis=axes)
     if (error > 2 * unit * np.abs(exact).sum(axis=axes)).any():
         raise Refused(

@@ -34,6 +34,9 @@ Standalone = Literal["keep", "mul-add", "conv"]
 # Refusals that say that new constants do not fit their type.
 UNFIT = (Reason.OVERFLOW, Reason.PRECISION, Reason.NOT_FINITE)
 
+# Refusals that the removal of another node may cure.
+CURABLE = {Reason.PRECISION, Reason.NOT_SMALLER, Reason.RANGE}
+
 AFFINE_OPERATORS = frozenset(("Add", "Div", "Mul", "Sub"))
 
 
@@ -125,7 +128,7 @@ class _Planner:
         self.excluded = excluded
         self.decisions: dict[int, Decision] = {}
         self.touched: dict[int, list[int]] = {}
-        self._absorbers: dict[int, None] = {}
+        self._tried: dict[int, set[Reason]] = {}
 
     def run(self) -> None:
         norms, affine = _candidates(self.site)
@@ -134,10 +137,14 @@ class _Planner:
         others = sorted(set(usable) - set(direct))
         if len(others) > 1:
             others.sort(key=lambda i: -_elements(self.site, i))
-        for index in (*direct, *others):
-            self._decide(index)
-        for index in affine:
-            self._decide(index)
+        queue = [*direct, *others, *affine]
+        while queue:
+            before = len(self.site.removed)
+            for index in queue:
+                self._decide(index)
+            if len(self.site.removed) == before:
+                break
+            queue = [i for i in queue if self._tried.get(i, set()) & CURABLE]
 
     def _is_usable(self, index: int) -> bool:
         view = self.site.view(index)
@@ -178,6 +185,7 @@ class _Planner:
                     break
         except Refused as refused:
             tried.append(("", refused.refusal))
+        self._tried[index] = set() if best else {refusal.reason for _, refusal in tried}
         if best is not None:
             self._commit(index, best[1], best[2], best[0][0])
         elif is_norm:
@@ -198,6 +206,7 @@ class _Planner:
         """Check the outcome of a flood; return how many Add nodes it needs."""
         site = self.site
         self.limits.check(site, index, changes)
+        _require_totals(site, index, changes)
         x, y = site.sides(index)
         if site.has_fixed_name(x) and site.has_fixed_name(y):
             raise _two_names(y)
@@ -354,6 +363,20 @@ def _disturbed(site: Site, index: int, way: str, changes: dict[Key, Affine]) -> 
     if way == UPSTREAM and site.graph.only_reader(x):
         names.discard(x)
     return len(names)
+
+
+def _require_totals(site: Site, origin: int, changes: dict[Key, Affine]) -> None:
+    """Refuse what a node takes as a further change, but not on top of those it has taken."""
+    for key, change in changes.items():
+        before = site.total.get(key)
+        if before is None:
+            continue
+        total = before.then(change)
+        for index in site.neighbours(key):
+            if index == origin or index in site.removed or not site.absorbs(index, key):
+                continue
+            ports = (p for p in site.ports(index) if site.key(index, p) == key)
+            site.step(index, dict.fromkeys(ports, total))
 
 
 def _added(site: Site, changes: dict[Key, Affine]) -> int:

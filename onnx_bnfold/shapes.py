@@ -21,9 +21,13 @@ from onnx import (
 
 from onnx_bnfold.constants import Constants
 from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor, graphs_of
+from onnx_bnfold.reasons import Refused
 
 # Initializers up to this many elements keep their values: shapes may depend on them.
 LARGEST_KEPT = 1024
+
+# Longest vector that may be there when values are propagated.
+LONGEST = 2**16
 
 SAME_RANK = frozenset(
     {
@@ -40,26 +44,39 @@ class Shapes:
         graph: the graph.
         inference: shared by all graphs of the model.
         position: of the graph among those of the model.
+        outer: of the enclosing scope, whose tensors a subgraph may read.
     """
 
-    def __init__(self, graph: Graph, inference: Inference, position: int) -> None:
+    def __init__(
+        self, graph: Graph, inference: Inference, position: int, outer: Shapes | None
+    ) -> None:
         self._graph = graph
+        self._outer = outer
         self._inference = inference
         self._position = position
         self._ranks: dict[str, int] | None = None
 
     def __contains__(self, name: object) -> bool:
-        return name in self._inference.types(self._position)
+        scope = self._scope_of(name)
+        return name in scope._inference.types(scope._position)
+
+    def _scope_of(self, name: object) -> Shapes:
+        scope = self
+        while scope._outer is not None and not scope._graph.defines(name):
+            scope = scope._outer
+        return scope
 
     def __getitem__(self, name: str) -> tuple[Dims | None, int]:
-        return self._inference.types(self._position)[name]
+        scope = self._scope_of(name)
+        return scope._inference.types(scope._position)[name]
 
     def dims(self, name: str) -> Dims | None:
         """Return a tensor's dims, all unknown where only the rank is known, or None."""
-        found = self._inference.types(self._position).get(name)
+        scope = self._scope_of(name)
+        found = scope._inference.types(scope._position).get(name)
         if found is not None and found[0] is not None:
             return found[0]
-        rank = self._rank_hints().get(name)
+        rank = scope._rank_hints().get(name)
         return None if rank is None else (None,) * rank
 
     def _rank_hints(self) -> dict[str, int]:
@@ -118,10 +135,12 @@ class Inference:
         light = without_weights(self._model)
         self._fix_parameters(light)
         try:
-            inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
+            types = _inferred(light, data_prop=False)
+            if not any(_is_long(kind) for found in types for kind in found.values()):
+                types = _inferred(light, data_prop=True)
         except Exception:  # an inconsistent model has no shapes; the rules then refuse
-            inferred = light
-        return [_types_of(graph) for graph in graphs_of(inferred)]
+            types = [_types_of(graph) for graph in graphs_of(light)]
+        return types
 
     def _fix_parameters(self, light: ModelProto) -> None:
         """Replace computed axes, shapes and the like by their values.
@@ -138,9 +157,26 @@ class Inference:
                     continue
                 info = constants.get(name)
                 if info and info.data_type == TensorProto.INT64 and info.size <= LARGEST_KEPT:
-                    value = numpy_helper.from_array(constants.value(name))
+                    try:
+                        value = numpy_helper.from_array(constants.value(name))
+                    except Refused:
+                        continue
                     made = helper.make_node("Constant", [], [name], value=value)
                     light.graph.node[index].CopyFrom(made)
+
+
+def _inferred(model: ModelProto, *, data_prop: bool) -> list[dict[str, tuple[Dims | None, int]]]:
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=data_prop)
+    return [_types_of(graph) for graph in graphs_of(inferred)]
+
+
+def _is_long(kind: tuple[Dims | None, int]) -> bool:
+    """Whether a tensor is a vector so long that onnx's propagation of its values is a danger.
+
+    It takes memory for each element: a file of a few bytes could take all there is.
+    """
+    dims = kind[0]
+    return dims is not None and len(dims) == 1 and isinstance(dims[0], int) and dims[0] > LONGEST
 
 
 def _types_of(graph: Graph) -> dict[str, tuple[Dims | None, int]]:

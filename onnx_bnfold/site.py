@@ -22,6 +22,8 @@ from onnx_bnfold.view import FLOATS, NodeView
 Key = str | tuple[int, int]
 
 _ABSORBED = Step(({},))
+# What arithmetic on the attributes and dims of a node raises that break its specification.
+_MALFORMED = (ArithmeticError, IndexError, TypeError, ValueError)
 
 
 class Site:
@@ -67,6 +69,8 @@ class Site:
                 found = linear_layer(self.view(index))
             except Refused as refused:
                 found = refused
+            except _MALFORMED:
+                found = _malformed(self.view(index))
             self._layers[index] = found
         if isinstance(found, Refused):
             raise found
@@ -158,7 +162,10 @@ class Site:
         if view.op in LAYOUTS:
             return self._absorb_in_layer(index, known)
         assert view.op is not None
-        return RULES[view.op](view, state)
+        try:
+            return RULES[view.op](view, state)
+        except _MALFORMED as error:
+            raise _malformed(view) from error
 
     def _absorb_in_layer(self, index: int, known: Mapping[int, Affine]) -> Step:
         layer = self.layer(index)
@@ -285,8 +292,8 @@ class Site:
                     Reason.INCONSISTENT_SHAPES, view.label, "its input has no channel axis"
                 )
             original = Affine.of(along(norm.a, 1, rank), along(norm.b, 1, rank))
-            return self._seen_from(index, 0, original)
-        return self._seen_from(index, *constant_map(self, index))
+            return self._seen_from(index, original)
+        return constant_map(self, index)[1]
 
     def data_slot(self, index: int) -> int:
         """Return the input of a removable node that is not a constant."""
@@ -345,9 +352,9 @@ class Site:
             if before in self._fixed:
                 self._fixed.add(after)
 
-    def _seen_from(self, index: int, slot: int, original: Affine) -> Affine:
+    def _seen_from(self, index: int, original: Affine) -> Affine:
         node = self.graph.nodes[index]
-        into, out = self.total.get(node.input[slot]), self.total.get(node.output[0])
+        into, out = self.total.get(node.input[0]), self.total.get(node.output[0])
         present = original
         if into is not None:
             if not into.is_invertible:
@@ -378,7 +385,7 @@ def _foreign(graph: Graph) -> set[str]:
 
 
 def constant_map(site: Site, index: int) -> tuple[int, Affine]:
-    """Return the data slot of a Mul, Add, Sub or Div by a constant, and its original map.
+    """Return the data slot of a Mul, Add, Sub or Div by a constant, and its map as it is by now.
 
     Raises:
         Refused: it is none, or it broadcasts its data operand.
@@ -391,7 +398,7 @@ def constant_map(site: Site, index: int) -> tuple[int, Affine]:
     if info is None or info.data_type not in FLOATS:
         raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its constant is not of a float type")
     data = 1 - slots[0]
-    value = site.constants.value(view.name_in(slots[0])).astype(np.float64)
+    value = site.present(index, slots[0])
     rank = len(view.dims_in(data))
     dims = view.dims_in(data)
     if value.ndim > rank or any(
@@ -407,6 +414,14 @@ def constant_map(site: Site, index: int) -> tuple[int, Affine]:
         "Sub": (one, -value) if data == 0 else (-one, value),
     }
     return data, Affine.of(*maps[str(view.op)])
+
+
+def _malformed(view: NodeView) -> Refused:
+    return Refused(
+        Reason.INCONSISTENT_SHAPES,
+        view.label,
+        "its attributes and the shapes of its inputs and outputs do not agree; repair the model",
+    )
 
 
 def _opaque(view: NodeView) -> Refused:

@@ -201,7 +201,12 @@ class Constants:
         """Find shape and type of one node's output without computing it."""
         node = self.graph.nodes[self.graph.producer[name]]
         types: dict[str, TypeProto] = {}
-        for other in filter(None, node.input):
+        for slot, other in enumerate(node.input):
+            if not other:
+                continue
+            described = (node.op_type, slot) in TYPE_ONLY | DIMS_ONLY
+            if not described and self.get(other) is None:
+                return None  # too large, or of unknown shape
             kind = self._type_of(other)
             if kind is None:
                 return None

@@ -46,7 +46,7 @@ class Unknowns:
 
     def same(self, *arrays: np.ndarray) -> None:
         """All elements at one position of the broadcast arrays are equal."""
-        for row in zip(*(a.flat for a in np.broadcast_arrays(*arrays))):
+        for row in zip(*(a.flat for a in np.broadcast_arrays(*arrays)), strict=True):
             low = min(self.find(int(i)) for i in row)
             for i in row:
                 self.parent[self.find(int(i))] = low
@@ -100,8 +100,8 @@ class Equations:
     def move(self, node: NodeProto, computed: list[str]) -> None:
         scales = moved(node, [self.scales[i] for i in computed], self.constants, self.s)
         shifts = moved(node, [self.shifts[i] for i in computed], self.constants, None)
-        self.scales |= zip(node.output, scales)
-        self.shifts |= zip(node.output, shifts)
+        self.scales |= zip(node.output, scales, strict=True)
+        self.shifts |= zip(node.output, shifts, strict=True)
 
     def unary(self, node: NodeProto, x: str) -> None:
         s, d = self.scales[x], self.shifts[x]
@@ -128,9 +128,7 @@ class Equations:
         if any(pads):
             self.d.fix(d)
         n = s.ndim - 2
-        space = [
-            s.shape[2 + i] + pads[i] + pads[i + n] - weight.shape[2 + i] + 1 for i in range(n)
-        ]
+        space = [s.shape[2 + i] + pads[i] + pads[i + n] - weight.shape[2 + i] + 1 for i in range(n)]
         self.absorb(node, (1, weight.shape[0], *space), 1)
 
     def op_Gemm(self, node, s, d, attributes) -> None:  # noqa: N802
@@ -248,7 +246,9 @@ class Equations:
     def rows(self) -> Iterable[tuple[dict[int, int], float]]:
         """Equations of the scales: multiplicities per class, and the factor."""
         for out, inputs, factor in self.products:
-            for i, *js, f in zip(*(a.flat for a in np.broadcast_arrays(out, *inputs, factor))):
+            for i, *js, f in zip(
+                *(a.flat for a in np.broadcast_arrays(out, *inputs, factor)), strict=True
+            ):
                 row: dict[int, int] = {}
                 for index, sign in [(i, 1), *((j, -1) for j in js)]:
                     root = self.s.find(int(index))
@@ -284,7 +284,7 @@ class Equations:
         def rows():
             for terms, constant in self.sums:
                 arrays = np.broadcast_arrays(*(x for term in terms for x in term), constant)
-                for *values, b in zip(*(a.flat for a in arrays)):
+                for *values, b in zip(*(a.flat for a in arrays), strict=True):
                     row: dict[int, float] = {}
                     for c, i in zip(values[::2], values[1::2], strict=True):
                         root = self.d.find(int(i))
@@ -338,7 +338,8 @@ def moved(node: NodeProto, arrays: list[np.ndarray], constants, unknowns: Unknow
     if op == "Concat":
         return [np.concatenate(arrays, axis=attributes["axis"])]
     if op == "Split":
-        return np.split(x, np.cumsum(inputs[1])[:-1], axis=attributes["axis"])
+        parts = np.cumsum(inputs[1])[:-1] if inputs[1:] else len(node.output)
+        return np.split(x, parts, axis=attributes["axis"])
     assert op == "Pad"
     n = x.ndim
     widths = [(inputs[1][i], inputs[1][i + n]) for i in range(n)]

@@ -95,7 +95,7 @@ class Net:
         return parts.nodes[0].output[0]
 
     def conv(self, x: str, out: int, kernel: int = 1, *, bias: bool = True, **options) -> str:
-        """A Conv from the channels of x to `out` channels; `channels` and `rank` if not inferable."""
+        """A Conv to `out` channels; `channels` and `rank` of x may be given if not inferable."""
         channels = options.pop("channels", None) or self.shape(x)[1]
         rank = options.pop("rank", None) or len(self.shape(x))
         weight = (out, channels // options.get("group", 1), *[kernel] * (rank - 2))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from graphs import Net
+from onnx import ModelProto
 
 MAX_SIZE = 160  # elements of a tensor, per sample
 
@@ -67,7 +68,8 @@ class RandomNet:
         weights = [
             w.name
             for w in net.initializers
-            if len(w.dims) == len(shape) > 2 and list(w.dims[1:]) == [shape[1], *[1] * len(shape[2:])]
+            if len(w.dims) == len(shape) > 2
+            and list(w.dims[1:]) == [shape[1], *[1] * len(shape[2:])]
         ]
         return net.op("Conv", t, self.choose.choice(weights)) if weights else None
 
@@ -75,7 +77,9 @@ class RandomNet:
         ops = ["Relu"] * 4 + ["LeakyRelu", "PRelu", "Sigmoid", "Clip"]
         op = self.choose.choice(ops)
         if op == "PRelu":
-            slope = self.net.rng.uniform(0.1, 0.9, [self.shape(t)[1]] + [1] * (len(self.shape(t)) - 2))
+            slope = self.net.rng.uniform(
+                0.1, 0.9, [self.shape(t)[1]] + [1] * (len(self.shape(t)) - 2)
+            )
             return self.net.op(op, t, self.net.const(slope))
         if op == "Clip":
             return self.net.op(op, t, self.net.const(np.float32(-1)), self.net.const(np.float32(1)))
@@ -92,12 +96,18 @@ class RandomNet:
         if kind == "GlobalAveragePool":
             return self.net.op(kind, t)
         if kind == "ReduceMean":
-            return self.net.op(kind, t, axes=list(range(2, n + 2)), keepdims=self.choose.randrange(2))
+            return self.net.op(
+                kind, t, axes=list(range(2, n + 2)), keepdims=self.choose.randrange(2)
+            )
         if kind in ("MaxPool", "AveragePool"):
             stride = self.choose.choice([1, 2])
             return self.net.op(kind, t, kernel_shape=[2] * n, strides=[stride] * n)
         return self.net.op(
-            "AveragePool", t, kernel_shape=[3] * n, pads=[1] * 2 * n, count_include_pad=int(kind == "counted")
+            "AveragePool",
+            t,
+            kernel_shape=[3] * n,
+            pads=[1] * 2 * n,
+            count_include_pad=int(kind == "counted"),
         )
 
     def add(self, t: str) -> str:
@@ -127,7 +137,11 @@ class RandomNet:
             u
             for u in self.tensors
             if len(self.shape(u)) == len(shape)
-            and all(a == b for i, (a, b) in enumerate(zip(self.shape(u), shape)) if i != axis)
+            and all(
+                a == b
+                for i, (a, b) in enumerate(zip(self.shape(u), shape, strict=False))
+                if i != axis
+            )
         ]
         other = self.choose.choice(fitting)
         pair = [t, other] if self.choose.random() < 0.5 else [other, t]
@@ -145,7 +159,9 @@ class RandomNet:
         if size < 2:
             return None
         if self.choose.random() < 0.5:
-            return self.net.op("Gather", t, self.net.ints(*self.choose.sample(range(size), 2)), axis=1)
+            return self.net.op(
+                "Gather", t, self.net.ints(*self.choose.sample(range(size), 2)), axis=1
+            )
         start = self.choose.randrange(size - 1)
         return self.net.op("Slice", t, *(self.net.ints(i) for i in (start, size, 1)))
 
@@ -161,9 +177,15 @@ class RandomNet:
                 even = shape[1] % 2 == 0
                 return net.op(kind, t, net.ints(-1, shape[1] // 2, 2)) if even else None
             return net.op(kind, t)
-        kind = self.choose.choice(["Flatten", "Transpose", "Reshape", "Shuffle", "Pad", "Resize", "Tile"])
+        kind = self.choose.choice(
+            ["Flatten", "Transpose", "Reshape", "Shuffle", "Pad", "Resize", "Tile"]
+        )
         if kind == "Flatten":
-            return net.op(kind, t) if self.choose.random() < 0.5 else net.op("Reshape", t, net.ints(0, -1))
+            return (
+                net.op(kind, t)
+                if self.choose.random() < 0.5
+                else net.op("Reshape", t, net.ints(0, -1))
+            )
         if kind == "Transpose":
             order = [0, *self.choose.sample(range(1, rank), rank - 1)]
             return net.op(kind, t, perm=order)
@@ -232,7 +254,9 @@ class RandomNet:
         return list(dict.fromkeys(found))
 
 
-def random_model(choose: random.Random, *, steps: int = 12, max_norms: int = 99, generic: bool = False):
+def random_model(
+    choose: random.Random, *, steps: int = 12, max_norms: int = 99, generic: bool = False
+):
     """A model of about `steps` nodes with one to `max_norms` BatchNormalizations."""
     made = RandomNet(choose, generic=generic)
     for _ in range(choose.randrange(2, steps)):
@@ -242,3 +266,19 @@ def random_model(choose: random.Random, *, steps: int = 12, max_norms: int = 99,
     if not made.norms:
         made.tensors.append(made.bn(made.pick()))
     return made.net.model(*made.outputs())
+
+
+def sketch(model: ModelProto) -> str:
+    """The nodes of a model, one per line, with the shapes of their constants."""
+    dims = {t.name: str(list(t.dims)) for t in model.graph.initializer}
+    lines = [
+        f"{', '.join(n.output)} = {n.op_type}({', '.join(dims.get(i, i) for i in n.input)})"
+        for n in model.graph.node
+    ]
+    shapes = [
+        [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim]
+        for i in model.graph.input
+    ]
+    return "\n".join(
+        [f"inputs {shapes}", *lines, f"outputs {[o.name for o in model.graph.output]}"]
+    )

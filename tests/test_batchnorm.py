@@ -16,6 +16,7 @@ from support import (
     fold_checked,
     initializer,
     join,
+    layer,
     model_of,
     node,
     ops,
@@ -170,10 +171,7 @@ def test_statistics_per_element_stay(opset, rng):
 
 def test_spatial_0_of_a_vector_may_go_if_it_is_right(rng):
     """At rank 2 the parameters of spatial=0 have the shape (C,) all the same."""
-    gemm = Parts(
-        node("Gemm", ["x", "W"], ["c"]).nodes,
-        [tensor("W", rng.standard_normal((3, 4)).astype(np.float32))],
-    )
+    gemm = layer("Gemm", "x", "c", (3, 4), rng, bias_shape=(4,))
     parts = join(gemm, bn("c", "y", 4, rng, spatial=0))
     shapes = {"x": (2, 3)}
     model = model_of(parts.nodes, shapes, ["y"], parts.initializers, opset=8, ir_version=3)
@@ -260,6 +258,45 @@ def test_a_variance_that_has_no_root_stays(variance, epsilon, rng):
 def test_a_small_variance_that_epsilon_makes_positive(variance, rng):
     model = with_parameter(conv_bn(rng), "var", np.full(4, variance, np.float32))
     fold_checked(model)
+
+
+DEGENERATE = {
+    "identity": (1, 0),
+    "shift": (1, 3),
+    "scale": (-2, 0),
+    "some-channels": (np.array([1, 2, 1, 1]), np.array([0, 0, 0, 5])),
+}
+LAYERS = {
+    "Conv": ((2, 3, 5, 6), (4, 3, 3, 3), (4,), {}),
+    "Conv-no-bias": ((2, 3, 5, 6), (4, 3, 3, 3), None, {}),
+    "ConvTranspose": ((2, 3, 5, 6), (3, 4, 3, 3), (4,), {}),
+    "ConvTranspose-no-bias": ((2, 3, 5, 6), (3, 4, 3, 3), None, {}),
+    "Gemm": ((5, 3), (3, 4), (4,), {"alpha": 0.5, "beta": 3.0}),
+    "Gemm-no-bias": ((5, 3), (3, 4), None, {"alpha": 0.5, "beta": 3.0}),
+    "MatMul": ((5, 3), (3, 4), None, {}),
+}
+
+
+@pytest.mark.parametrize("op", LAYERS)
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_a_norm_that_only_scales_or_only_shifts(case, op, rng):
+    """Half of the layer's tensors stay what they are."""
+    x, weight, bias, attributes = LAYERS[op]
+    op = op.removesuffix("-no-bias")
+    parts = join(
+        layer(op, "x", "c", weight, rng, bias_shape=bias, **attributes),
+        bn("c", "y", 4, rng, epsilon=0.0),
+    )
+    model = model_of(parts.nodes, {"x": x}, ["y"], parts.initializers)
+    scale, shift = DEGENERATE[case]
+    for role, value in {"scale": scale, "B": shift, "mean": 0, "var": 1}.items():
+        with_parameter(model, role, np.broadcast_to(np.float32(value), 4).copy())
+    folded, report = fold_checked(model)
+    added = ops(folded).count("Add")
+    assert added == report.norms[0].added
+    assert ops(folded)[0] in (op, "Gemm")
+    if case == "identity":
+        assert folded.graph.node[0].attribute == model.graph.node[0].attribute
 
 
 def test_scales_of_zero(rng):
@@ -377,11 +414,13 @@ def test_parameters_of_another_type(x, scale, statistics, rng):
     assert {initializer(folded, t.name).dtype for t in folded.graph.initializer} == {np.dtype(x)}
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=named)
-@pytest.mark.parametrize("opset", [9, 13, 14, 15, 17])
+@pytest.mark.parametrize(
+    ("opset", "dtype"),
+    [(o, d) for o in (9, 13, 14, 15, 17) for d in FLOATS if d is not BFLOAT16 or o >= 14],
+    ids=lambda value: str(value) if isinstance(value, int) else named(value),
+)
 def test_one_type_for_all(opset, dtype, rng):
-    if dtype is BFLOAT16 and opset < 14:
-        pytest.skip("bfloat16 came with opset 14")
+    """bfloat16 came with opset 14."""
     parts = join(
         conv("x", "c", (4, 3, 3, 3), rng, dtype=dtype, bias=False),
         bn("c", "y", 4, rng, dtype=dtype),
@@ -519,6 +558,23 @@ def test_one_of_two_norms_that_would_overflow_together(rng):
         assert np.isfinite(initializer(folded, t.name)).all()
     assert error(evaluate(model, feeds)[0], evaluate(folded, feeds)[0]) < 1e-2
     assert count(folded) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BFLOAT16], ids=named)
+def test_weights_below_the_smallest_normal_float32_stay(dtype, rng):
+    """1e-25 times 1e-15: of the product a float32 keeps nothing that is worth it."""
+    linear = conv("x", "c", (4, 3, 1, 1), rng, dtype=dtype, bias=False)
+    parts = join(linear, bn("c", "y", 4, rng, dtype=dtype))
+    model = model_of(parts.nodes, X, ["y"], parts.initializers, dtype=dtype)
+    model.graph.initializer[0].CopyFrom(
+        tensor("c_W", initializer(model, "c_W") * np.array(1e-25, dtype))
+    )
+    with_parameter(model, "scale", np.full(4, 1e-15, dtype))
+    with_parameter(model, "mean", np.zeros(4, dtype))
+    with_parameter(model, "B", np.zeros(4, dtype))
+    feeds = {"x": feeds_for(model)["x"] * np.array(1e25, dtype)}
+    _, report = fold_checked(model, kept=1, feeds=feeds, engine=evaluate)
+    assert report.kept[0].refusal.reason == Reason.PRECISION
 
 
 @pytest.mark.parametrize("channels", [[0, 1, 2, 3], [2]], ids=["all", "one"])

@@ -79,7 +79,9 @@ def gathered(net, values):
 
 
 def reshaped_by_a_shape(net, values):
-    return net.op("Reshape", net.const(values.reshape(2, 2)), net.op("Shape", net.const(np.zeros(4))))
+    return net.op(
+        "Reshape", net.const(values.reshape(2, 2)), net.op("Shape", net.const(np.zeros(4)))
+    )
 
 
 def from_double(net, values):
@@ -277,7 +279,12 @@ def test_cast_like_of_a_computed_tensor_of_known_type():
 @pytest.mark.parametrize("op", ["RandomNormal", "RandomUniform"])
 def test_random_operator_is_not_a_constant(op):
     net = Net(IMAGE)
-    parameters = [net.op(op, shape=[4], seed=1.0), net.random(4), net.random(4), net.const(np.ones(4))]
+    parameters = [
+        net.op(op, shape=[4], seed=1.0),
+        net.random(4),
+        net.random(4),
+        net.const(np.ones(4)),
+    ]
     y = net.op("BatchNormalization", net.conv("x", 4), *parameters)
     _, report = fold_checked(net.model(y), kept=1, compare=False)
     assert Reason.PARAMETERS_NOT_CONSTANT in reasons(report)[0]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx
 import pytest
 from graphs import IMAGE, Case, Cases, Net
+from onnx import TensorProto
 from support import assert_same_function, fold_checked, ops, reasons
 
 import onnx_bnfold
@@ -474,6 +477,223 @@ def test_network(case: Case):
     case.check()
 
 
+FIXED_SIZE = {
+    bn_in_front_of_padded_convs_with_skips,
+    channel_shuffle_in_front_of_a_layer,
+    channel_shuffle_behind_a_layer,
+    channel_shuffle_of_a_static_batch,
+    shuffle_unit,
+    feature_pyramid,
+}
+OF_ANY_SIZE = [p for p in networks if p.values[0].build not in FIXED_SIZE]
+
+
+@pytest.mark.parametrize("shape", [("N", 4, "H", "W"), (None, 4, None, None)], ids=str)
+@pytest.mark.parametrize("case", OF_ANY_SIZE)
+def test_network_of_any_size(case: Case, shape):
+    dataclasses.replace(case, shape=shape).check(H=5, W=6, feeds=image_feeds(5, 6))
+
+
+def image_feeds(height, width):
+    rng = np.random.default_rng(0)
+    return {"x": rng.standard_normal((2, 4, height, width)).astype(np.float32)}
+
+
+traps = Cases()
+
+
+@traps(1, Reason.OPAQUE, Reason.BIAS_NOT_CONSTANT, shape=("N", 4))
+def bn_that_is_the_bias_of_a_gemm(n):
+    return n.op("Gemm", "x", n.random(4, 4), n.bn("x"))
+
+
+@traps(1, shape=("N", 4))
+def bn_that_is_both_inputs_of_a_gemm(n):
+    t = n.bn("x")
+    return n.op("Gemm", t, n.random(4, 4), t)
+
+
+@traps(1, Reason.WEIGHT_NOT_CONSTANT, Reason.OPAQUE, shape=(3, 4, 5))
+def bn_that_is_both_operands_of_a_matmul(n):
+    t = n.bn("x")
+    return n.op("MatMul", t, n.op("Transpose", t, perm=[0, 2, 1]))
+
+
+@traps(1, Reason.WEIGHT_NOT_CONSTANT, Reason.OPAQUE, shape=(3, 4, 1, 1))
+def bn_that_is_the_weight_of_a_conv(n):
+    return n.op("Conv", "x", n.bn(n.op("Identity", "x"), channels=4))
+
+
+@traps(1, Reason.OPAQUE, Reason.AXES, shape=(4, 4))
+def transposed_input_of_a_gemm(n):
+    """The rows of x, which are its batch, are summed over."""
+    return n.op("Gemm", n.bn("x"), n.random(4, 3), n.random(3), transA=1)
+
+
+@traps(shape=(5, 4))
+def matmul_whose_constant_is_on_the_left(n):
+    t = n.op("Transpose", n.op("MatMul", n.random(3, 4), n.op("Transpose", "x", perm=[1, 0])))
+    return n.bn(t)
+
+
+@traps()
+def conv_with_an_empty_bias(n):
+    return n.bn(n.op("Conv", "x", n.random(3, 4, 1, 1), ""))
+
+
+@traps()
+def one_channel(n):
+    return n.bn(n.conv(n.bn(n.conv("x", 1)), 1))
+
+
+@traps(shape=("N", 1, 1, 1))
+def one_element(n):
+    return n.conv(n.op("Add", n.bn("x"), n.conv("x", 1)), 2)
+
+
+@traps(1)
+def bns_that_share_their_parameters(n):
+    """The BN that stays takes the other one; neither may write into what both read."""
+    parameters = [n.random(4), n.random(4), n.random(4), n.const(np.full(4, 0.5))]
+    t = n.op("BatchNormalization", n.op("Sigmoid", "x"), *parameters)
+    return n.op("Tanh", n.op("BatchNormalization", t, *parameters))
+
+
+@traps()
+def parameters_that_others_read(n):
+    scale, shift = n.random(4), n.random(4)
+    t = n.op("Conv", "x", n.random(4, 4, 1, 1), shift)
+    t = n.op("BatchNormalization", t, scale, shift, scale, n.const(np.full(4, 0.5)))
+    return t, n.op("Mul", scale, shift)
+
+
+@traps()
+def affine_constant_that_others_read(n):
+    c = n.random(4, 1, 1)
+    return n.op("Add", n.op("Mul", n.conv("x", 4), c), c), n.op("Sigmoid", n.op("Add", "x", c))
+
+
+@traps()
+def weight_that_is_read_as_a_tensor(n):
+    w = n.random(4, 4, 1, 1)
+    return n.bn(n.op("Conv", "x", w)), n.op("Mul", w, w)
+
+
+@traps(1, Reason.WEIGHT_NOT_CONSTANT)
+def weight_that_is_its_own_input(n):
+    w = n.random(4, 4, 1, 1)
+    return n.bn(n.op("Conv", "x", n.op("Conv", w, w)))
+
+
+@traps(shape=("N", 4, 4))
+def reshape_that_cuts_channels_across(n):
+    """(4, 4) -> (2, 8): two channels in a row; a Gemm can take a change per element."""
+    t = n.op("Reshape", n.bn("x"), n.ints(0, 2, 8))
+    return n.gemm(n.op("Flatten", t), 3)
+
+
+@traps(1, Reason.AXES, shape=("N", 4, 4))
+def reshape_that_cuts_channels_across_for_a_conv(n):
+    return n.conv(n.op("Reshape", n.bn("x"), n.ints(0, 2, 8)), 3)
+
+
+@traps(1, Reason.AXES, shape=("N", 4, 4))
+def transpose_of_equal_axes(n):
+    return n.conv(n.op("Transpose", n.bn("x"), perm=[0, 2, 1]), 4)
+
+
+@traps(1, Reason.AXES, shape=(4, 4, 4))
+def transpose_of_batch_and_channels(n):
+    return n.conv(n.op("Transpose", n.bn("x"), perm=[1, 0, 2]), 4)
+
+
+@traps(1, Reason.AXES, shape=(3, 4, 4, 4))
+def expand_to_a_higher_rank(n):
+    """The channel axis moves to the right: the BN acts on the former batch."""
+    t = n.op("Expand", n.conv("x", 4), n.ints(2, 3, 4, 4, 4))
+    return n.bn(t)
+
+
+@traps(1, Reason.OPAQUE, Reason.UNSUPPORTED_TYPE)
+def comparison(n):
+    return n.op("Greater", n.bn("x"), n.const(np.zeros(1)))
+
+
+@traps(1, Reason.OPAQUE)
+def where(n):
+    condition = n.op("Greater", "x", n.const(np.zeros(1)))
+    return n.conv(n.op("Where", condition, n.bn("x"), n.const(np.zeros(1))), 3)
+
+
+@traps(shape=(2, 3))
+def integer_arithmetic(n):
+    t = n.op("Mul", n.input("i", [2, 3], TensorProto.INT64), n.ints(2, 3, 4))
+    t = n.op("Cast", n.op("Add", t, n.ints(1)), to=TensorProto.FLOAT)
+    return n.bn(n.gemm(n.op("Add", t, "x"), 3))
+
+
+@traps(1, Reason.PARAMETERS_NOT_CONSTANT, Reason.UNKNOWN_SHAPE, Reason.AXES, opset=18)
+def reduce_over_computed_axes(n):
+    axes = n.op("Add", n.op("Shape", n.input("i", ["A"], TensorProto.INT64)), n.ints(1))
+    return n.bn(n.op("ReduceMean", n.conv("x", 4), axes), channels=4)
+
+
+@traps()
+def tensor_that_is_an_output_under_two_names(n):
+    t = n.bn(n.conv("x", 4))
+    return t, n.op("Identity", t)
+
+
+@traps(2)
+def loop_of_residuals_around_one_tensor(n):
+    """Any scale of t would have to be the one of t + BN(t)."""
+    t = n.bn("x")
+    u = n.op("Add", t, n.bn(t))
+    return n.op("Sigmoid", u)
+
+
+@pytest.mark.parametrize("case", traps)
+def test_trap(case: Case):
+    case.check()
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes"),
+    [
+        ("ReduceL1", {"axes": [2, 3]}),
+        ("ReduceL2", {"axes": [2, 3]}),
+        ("ReduceProd", {"axes": [2, 3]}),
+        ("LpNormalization", {}),
+        ("GlobalLpPool", {}),
+        ("LpPool", {"kernel_shape": [2, 2]}),
+        ("LRN", {"size": 3}),
+        ("Softmax", {"axis": 1}),
+        ("LogSoftmax", {"axis": 1}),
+        ("Round", {}),
+        ("Ceil", {}),
+        ("Sign", {}),
+        ("Reciprocal", {}),
+        ("Exp", {}),
+        ("Selu", {}),
+        ("ThresholdedRelu", {}),
+        ("HardSigmoid", {}),
+        ("Softsign", {}),
+        ("Shrink", {}),
+        ("Hardmax", {"axis": 1}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_operator_without_a_rule_is_opaque(op, attributes):
+    for signs in ("positive", "mixed"):
+        net = Net(IMAGE)
+        y = net.op(op, net.conv("x", 4), **attributes)
+        _, report = fold_checked(net.model(net.bn(y, signs=signs)), kept=1)
+        assert reasons(report)[0] & {Reason.OPAQUE}, report.lines()
+        net = Net(IMAGE)
+        y = net.op(op, net.bn("x", signs=signs), **attributes)
+        fold_checked(net.model(net.op("Sigmoid", y)), kept=1)
+
+
 def check_affine(build, shape=IMAGE, *, left: int, dtype=np.float32) -> onnx_bnfold.Report:
     """Fold a net; `left` of its Mul, Add, Sub and Div nodes stay."""
     net = Net(shape)
@@ -489,7 +709,9 @@ PER_CHANNEL = [(4, 1, 1), (1, 4, 1, 1), (1, 1, 1), (1,), ()]
 @pytest.mark.parametrize("shift", PER_CHANNEL, ids=str)
 def test_mul_and_add_behind_a_layer(scale, shift):
     def build(n):
-        return n.op("Add", n.random(*shift), n.op("Mul", n.conv("x", 4, 3, bias=False), n.random(*scale)))
+        return n.op(
+            "Add", n.random(*shift), n.op("Mul", n.conv("x", 4, 3, bias=False), n.random(*scale))
+        )
 
     report = check_affine(build, left=0)
     assert [r.is_norm for r in report.records] == [False, False]
@@ -547,7 +769,9 @@ def test_decomposed_bn_through_a_relu(chain):
     check_affine(lambda n: n.relu(CHAINS[chain](n, n.conv("x", 4))), left=0)
 
 
-@pytest.mark.parametrize("shape", [(4,), (1, 4), (1, 1, 4), (4, 1), (1, 4, 1), (4, 4), (1, 1, 4, 4)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(4,), (1, 4), (1, 1, 4), (4, 1), (1, 4, 1), (4, 4), (1, 1, 4, 4)], ids=str
+)
 @pytest.mark.parametrize("op", ["Mul", "Add", "Sub", "Div"])
 @pytest.mark.parametrize("side", ["behind", "in front"])
 def test_constant_over_space_is_not_per_channel(op, shape, side):
@@ -628,7 +852,9 @@ def gelu_tanh(n, t):
         lambda n: n.linear(layer_norm(n, n.linear("x", 8), 8), 3),
         lambda n: n.linear(gelu(n, n.linear("x", 8)), 3),
         lambda n: n.linear(gelu_tanh(n, n.linear("x", 8)), 3),
-        lambda n: n.linear(gelu(n, n.linear(layer_norm(n, n.op("Add", "x", n.linear("x", 4)), 4), 8)), 4),
+        lambda n: n.linear(
+            gelu(n, n.linear(layer_norm(n, n.op("Add", "x", n.linear("x", 4)), 4), 8)), 4
+        ),
     ],
     ids=["layer-norm", "gelu", "gelu-tanh", "transformer"],
 )
@@ -637,6 +863,44 @@ def test_patterns_that_runtimes_fuse_are_not_taken_apart(build):
     model = net.model(build(net))
     folded, _ = fold_checked(model)
     assert ops(folded) == ops(model)
+
+
+unknown_ranks = Cases()
+
+
+def of_unknown_rank(n):
+    """A graph input that has a type but no shape."""
+    return n.input("free", None)
+
+
+@unknown_ranks(1, Reason.UNKNOWN_SHAPE)
+def linear_of_unknown_rank_in_front(n):
+    """BN acts on axis 1, which is the last one only if there are two."""
+    t = n.op("Add", n.op("MatMul", of_unknown_rank(n), n.random(4, 5)), n.random(5))
+    return n.bn(t, channels=5)
+
+
+@unknown_ranks(1, Reason.UNKNOWN_SHAPE)
+def linear_behind_of_unknown_rank(n):
+    return n.op("MatMul", n.bn(of_unknown_rank(n), channels=4), n.random(4, 5))
+
+
+@unknown_ranks(1, Reason.UNKNOWN_SHAPE)
+def flatten_of_unknown_rank(n):
+    t = n.op("Flatten", n.bn(of_unknown_rank(n), channels=4))
+    return n.op("Gemm", t, n.random(4, 3))
+
+
+@unknown_ranks(1, Reason.UNKNOWN_SHAPE)
+def constant_on_a_tensor_of_unknown_rank(n):
+    """(4,) is per channel only if there are two axes."""
+    t = n.op("Mul", n.bn(of_unknown_rank(n), channels=4), n.random(4))
+    return n.op("MatMul", t, n.random(4, 3))
+
+
+@pytest.mark.parametrize("case", unknown_ranks)
+def test_unknown_rank_is_never_guessed(case: Case):
+    case.check(feeds={"x": np.zeros((1, 4, 4, 4), np.float32), "free": np.ones((3, 4), np.float32)})
 
 
 def with_parameters(scale, shift, mean=None, var=None, epsilon=0.0):

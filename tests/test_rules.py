@@ -89,9 +89,7 @@ MOVING = [
     Rule("transpose-default", simple("Transpose"), (3, 4), **refused(Reason.AXES)),
     Rule(
         "transpose-there-and-back",
-        lambda n, t: n.op(
-            "Transpose", n.op("Transpose", t, perm=[0, 2, 3, 1]), perm=[0, 3, 1, 2]
-        ),
+        lambda n, t: n.op("Transpose", n.op("Transpose", t, perm=[0, 2, 3, 1]), perm=[0, 3, 1, 2]),
     ),
     Rule("flatten-spatial-1x1", simple("Flatten"), ("N", 4, 1, 1)),
     Rule("flatten-9", simple("Flatten", axis=1), ("N", 4, 1, 1), opset=9),
@@ -116,7 +114,12 @@ MOVING = [
         up=Reason.AXES,
         down=Reason.UNKNOWN_SHAPE,
     ),
-    Rule("reshape-mixes-channel", simple("Reshape", ints(0, 3, 4)), ("N", 4, 3), **refused(Reason.AXES)),
+    Rule(
+        "reshape-mixes-channel",
+        simple("Reshape", ints(0, 3, 4)),
+        ("N", 4, 3),
+        **refused(Reason.AXES),
+    ),
     Rule("expand-spatial", simple("Expand", ints(1, 1, 3, 2)), ("N", 4, 1, 1)),
     Rule("expand-static", simple("Expand", ints(2, 4, 3, 2)), (2, 4, 1, 1)),
     Rule("expand-lower-rank", simple("Expand", ints(3, 2)), ("N", 4, 1, 1)),
@@ -162,41 +165,76 @@ SLICES = [
     ),
 ]
 
-ACTIVATIONS = [
-    rule
-    for op, build in {
-        "relu": simple("Relu"),
-        "leaky-relu": simple("LeakyRelu", alpha=0.2),
-        "prelu": lambda n, t: n.op("PRelu", t, n.const(n.rng.uniform(0.1, 0.9, (4, 1, 1)))),
-        "prelu-scalar": lambda n, t: n.op("PRelu", t, n.const(np.full(1, 0.25))),
-    }.items()
-    for rule in (
-        Rule(f"{op}-scale", build, norm=POSITIVE_SCALE),
-        Rule(f"{op}-shift", build, norm=POSITIVE, **refused(Reason.NO_SHIFT)),
-        Rule(f"{op}-sign", build, norm=SCALE, **refused(Reason.NEEDS_POSITIVE_SCALE)),
-    )
-] + [
-    Rule(f"{op.lower()}-opaque", simple(op), norm=POSITIVE_SCALE, **refused(Reason.OPAQUE))
-    for op in ("Sigmoid", "Tanh", "HardSwish", "Softplus", "Exp", "Erf", "Softmax", "Elu", "Sin")
-] + [
-    Rule("clip-7", simple("Clip", min=0.0, max=6.0), opset=7, norm=POSITIVE_SCALE, **refused(Reason.OPAQUE)),
-    Rule(
-        "clip-11",
-        simple("Clip", const(np.float32(0)), const(np.float32(6))),
-        opset=11,
-        norm=POSITIVE_SCALE,
-        **refused(Reason.OPAQUE),
-    ),
-    Rule("clip-13-max", simple("Clip", absent, const(np.float32(1))), norm=POSITIVE, **refused(Reason.OPAQUE)),
-]
+ACTIVATIONS = (
+    [
+        rule
+        for op, build in {
+            "relu": simple("Relu"),
+            "leaky-relu": simple("LeakyRelu", alpha=0.2),
+            "prelu": lambda n, t: n.op("PRelu", t, n.const(n.rng.uniform(0.1, 0.9, (4, 1, 1)))),
+            "prelu-scalar": lambda n, t: n.op("PRelu", t, n.const(np.full(1, 0.25))),
+        }.items()
+        for rule in (
+            Rule(f"{op}-scale", build, norm=POSITIVE_SCALE),
+            Rule(f"{op}-shift", build, norm=POSITIVE, **refused(Reason.NO_SHIFT)),
+            Rule(f"{op}-sign", build, norm=SCALE, **refused(Reason.NEEDS_POSITIVE_SCALE)),
+        )
+    ]
+    + [
+        Rule(f"{op.lower()}-opaque", simple(op), norm=POSITIVE_SCALE, **refused(Reason.OPAQUE))
+        for op in (
+            "Sigmoid",
+            "Tanh",
+            "HardSwish",
+            "Softplus",
+            "Exp",
+            "Erf",
+            "Softmax",
+            "Elu",
+            "Sin",
+        )
+    ]
+    + [
+        Rule(
+            "clip-7",
+            simple("Clip", min=0.0, max=6.0),
+            opset=7,
+            norm=POSITIVE_SCALE,
+            **refused(Reason.OPAQUE),
+        ),
+        Rule(
+            "clip-11",
+            simple("Clip", const(np.float32(0)), const(np.float32(6))),
+            opset=11,
+            norm=POSITIVE_SCALE,
+            **refused(Reason.OPAQUE),
+        ),
+        Rule(
+            "clip-13-max",
+            simple("Clip", absent, const(np.float32(1))),
+            norm=POSITIVE,
+            **refused(Reason.OPAQUE),
+        ),
+    ]
+)
 
 POOLS = [
     rule
     for op, build, shape, opset in (
         ("max-pool", simple("MaxPool", kernel_shape=[2, 2]), IMAGE, 17),
-        ("max-pool-pads", simple("MaxPool", kernel_shape=[3, 3], pads=[1] * 4, strides=[2, 2]), IMAGE, 11),
+        (
+            "max-pool-pads",
+            simple("MaxPool", kernel_shape=[3, 3], pads=[1] * 4, strides=[2, 2]),
+            IMAGE,
+            11,
+        ),
         ("max-pool-same", simple("MaxPool", kernel_shape=[3, 3], auto_pad="SAME_UPPER"), IMAGE, 12),
-        ("max-pool-ceil", simple("MaxPool", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1), IMAGE, 12),
+        (
+            "max-pool-ceil",
+            simple("MaxPool", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
+            IMAGE,
+            12,
+        ),
         ("global-max-pool", simple("GlobalMaxPool"), IMAGE, 17),
         ("reduce-max-13", simple("ReduceMax", axes=[2, 3]), IMAGE, 13),
         ("reduce-max-18", simple("ReduceMax", ints(-1), keepdims=0), IMAGE, 18),
@@ -249,10 +287,20 @@ POOLS = [
 RESIZES = [
     Rule("upsample-7", simple("Upsample", scales=[1.0, 1.0, 2.0, 2.0]), opset=7),
     Rule("upsample-9", simple("Upsample", const(np.array([1.0, 1, 2, 3]))), opset=9),
-    Rule("upsample-9-linear", simple("Upsample", const(np.array([1.0, 1, 2, 2])), mode="linear"), opset=9),
+    Rule(
+        "upsample-9-linear",
+        simple("Upsample", const(np.array([1.0, 1, 2, 2])), mode="linear"),
+        opset=9,
+    ),
     Rule("resize-10", simple("Resize", const(np.array([1.0, 1, 2, 2]))), opset=10),
-    Rule("resize-10-linear", simple("Resize", const(np.array([1.0, 1, 0.5, 2])), mode="linear"), opset=10),
-    Rule("resize-11", simple("Resize", const(np.zeros(0)), const(np.array([1.0, 1, 2, 2]))), opset=11),
+    Rule(
+        "resize-10-linear",
+        simple("Resize", const(np.array([1.0, 1, 0.5, 2])), mode="linear"),
+        opset=10,
+    ),
+    Rule(
+        "resize-11", simple("Resize", const(np.zeros(0)), const(np.array([1.0, 1, 2, 2]))), opset=11
+    ),
     Rule(
         "resize-11-sizes",
         simple("Resize", const(np.zeros(0)), const(np.zeros(0)), ints(2, 4, 7, 5), mode="linear"),
@@ -277,7 +325,9 @@ RESIZES = [
     ),
     Rule(
         "resize-19-sizes",
-        simple("Resize", absent, absent, ints(2, 4, 8, 8), coordinate_transformation_mode="asymmetric"),
+        simple(
+            "Resize", absent, absent, ints(2, 4, 8, 8), coordinate_transformation_mode="asymmetric"
+        ),
         (2, 4, 4, 4),
         opset=19,
     ),
@@ -304,10 +354,20 @@ RESIZES = [
 PADS = [
     Rule("pad-2-reflect", simple("Pad", pads=[0, 0, 1, 1, 0, 0, 1, 1], mode="reflect"), opset=9),
     Rule("pad-2-zero", simple("Pad", pads=[0, 0, 1, 1, 0, 0, 1, 1]), opset=9, norm=SCALE),
-    Rule("pad-2-shift", simple("Pad", pads=[0, 0, 1, 1, 0, 0, 1, 1]), opset=9, **refused(Reason.NO_SHIFT)),
+    Rule(
+        "pad-2-shift",
+        simple("Pad", pads=[0, 0, 1, 1, 0, 0, 1, 1]),
+        opset=9,
+        **refused(Reason.NO_SHIFT),
+    ),
     Rule("pad-11-edge", simple("Pad", ints(0, 0, 1, 2, 0, 0, 1, 0), mode="edge"), opset=11),
     Rule("pad-11-zero", simple("Pad", ints(0, 0, 1, 2, 0, 0, 1, 0)), opset=11, norm=SCALE),
-    Rule("pad-11-zero-shift", simple("Pad", ints(0, 0, 1, 2, 0, 0, 1, 0)), opset=11, **refused(Reason.NO_SHIFT)),
+    Rule(
+        "pad-11-zero-shift",
+        simple("Pad", ints(0, 0, 1, 2, 0, 0, 1, 0)),
+        opset=11,
+        **refused(Reason.NO_SHIFT),
+    ),
     Rule(
         "pad-13-explicit-zero",
         simple("Pad", ints(0, 0, 1, 2, 0, 0, 1, 0), const(np.float32(0))),
@@ -728,3 +788,11 @@ def squeeze_of_axes_that_may_be_one(n):
 def test_several_tensors(case: Case):
     runs = case.build is not reshape_by_a_graph_input
     case.check(compare=runs)
+
+
+def test_cast_to_half_and_back():
+    """The values between the casts are others than before, rounded to the same number of bits."""
+    net = Net(IMAGE)
+    half = net.op("Cast", net.conv("x", 4), to=TensorProto.FLOAT16)
+    y = net.bn(net.op("Cast", half, to=TensorProto.FLOAT))
+    fold_checked(net.model(y), tolerance=5e-3)

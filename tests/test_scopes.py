@@ -320,7 +320,10 @@ def test_function_called_once():
     net = Net(IMAGE)
     net.functions = [function("Block", block)]
     folded, report = fold_checked(net.model(call(net, "Block", "x")))
-    assert [n.op_type for n in folded.functions[0].node if n.op_type != "Constant"] == ["Conv", "Relu"]
+    assert [n.op_type for n in folded.functions[0].node if n.op_type != "Constant"] == [
+        "Conv",
+        "Relu",
+    ]
     assert_report_names_nodes(net.model(call(net, "Block", "x")), report)
 
 
@@ -336,7 +339,9 @@ def test_function_called_twice():
 def test_function_that_calls_a_function():
     net = Net(IMAGE)
     inner = function("Block", block)
-    outer = function("Stage", lambda n, a: n.op("Block", n.op("Block", a, domain=DOMAIN), domain=DOMAIN))
+    outer = function(
+        "Stage", lambda n, a: n.op("Block", n.op("Block", a, domain=DOMAIN), domain=DOMAIN)
+    )
     outer.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     net.functions = [inner, outer]
     fold_checked(net.model(call(net, "Stage", "x")))

@@ -76,7 +76,7 @@ def test_bad_input(files, tmp_path, capsys, arguments, message):
 
 def test_report_that_cannot_be_written(files, tmp_path, capsys):
     assert main([*files[:2], "--report", str(tmp_path / "no" / "r.json")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "r.json" in capsys.readouterr().err
     assert {p.suffix for p in tmp_path.iterdir()} == {".onnx"}
 
 

@@ -330,6 +330,17 @@ def test_resize_scales_are_not_moved():
     assert result.numerics.outputs[0].reason == ""
 
 
+def test_lost_overridable_initializer_is_noted():
+    original, folded = pair()
+    info = helper.make_tensor_value_info("fc", onnx.TensorProto.FLOAT, [CLASSES, 16])
+    original.graph.input.append(info)
+    result = check(original, folded)
+    assert result.holds
+    assert result.numerics.notes == ("initializer 'fc' can no longer be overridden by an input",)
+    folded.graph.input.append(info)
+    assert check(original, folded).numerics.notes == ()
+
+
 def test_a_model_without_weights_is_noted():
     proto = finish([helper.make_node("Relu", ["x"], ["y"])], {}, ("N", 4))
     result = check(proto, proto)

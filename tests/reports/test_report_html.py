@@ -1,0 +1,223 @@
+"""The page: what it says, and that no name of a model becomes markup."""
+
+import base64
+import hashlib
+import json
+import re
+import unicodedata
+from html.parser import HTMLParser
+
+import pytest
+from reporting import HOSTILE, half, hostile, report_of
+
+from onnx_bnfold import Options
+from onnx_bnfold.check import CheckOptions
+from onnx_bnfold.report import printable
+from onnx_bnfold.reports.html import page
+from onnx_bnfold.reports.markup import el, shortened, table, written
+
+FAST = CheckOptions(sets=1, draws=2)
+STRICT = CheckOptions(sets=1, draws=2, rtol=0, atol=0)
+FULL = CheckOptions(sets=1, draws=2, latency=True, runs=3, warm_up=1)
+
+
+class Page(HTMLParser):
+    """A page as a browser's parser sees it.
+
+    Attributes:
+        tags: every start tag, in order.
+        attributes: (tag, name, value) of every attribute.
+        texts: visible text by the tag it is in; scripts and styles apart.
+        raw: content of script and style elements by tag.
+    """
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.html = html
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.text = ""
+        self.raw: dict[str, list[str]] = {"script": [], "style": []}
+        self._inside = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        self._inside = tag
+
+    def handle_endtag(self, tag):
+        self._inside = ""
+
+    def handle_data(self, data):
+        if self._inside in self.raw:
+            self.raw[self._inside].append(data)
+        else:
+            self.text += data
+
+    @property
+    def policy(self) -> str:
+        return re.search(r'Content-Security-Policy" content="([^"]*)"', self.html)[1]
+
+
+@pytest.fixture
+def plain_page(tmp_path, rng) -> Page:
+    return Page(page(report_of(half(rng), tmp_path, checked=FULL).to_dict()))
+
+
+@pytest.fixture
+def hostile_page(tmp_path, rng) -> Page:
+    return Page(page(report_of(hostile(rng), tmp_path, checked=STRICT).to_dict()))
+
+
+# --- names are text -------------------------------------------------------------------------
+
+
+def test_hostile_names_add_no_element(hostile_page):
+    assert hostile_page.tags.count("script") == 2
+    assert not {"img", "b", "i", "iframe", "object", "link", "base"} & set(hostile_page.tags)
+
+
+def test_hostile_names_add_no_attribute(hostile_page):
+    names = {name for _, name, _ in hostile_page.attributes}
+    assert not {name for name in names if name.startswith("on")}
+    assert not names & {"src", "srcdoc", "style", "action", "formaction"}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_shown_as_they_are(name, hostile_page):
+    """Each stands in the text, whole; what cannot be printed as an escape sequence."""
+    assert printable(f"{name}bn{HOSTILE.index(name)}") in hostile_page.text
+
+
+def test_nothing_invisible_reaches_the_page(hostile_page):
+    kinds = {unicodedata.category(c) for c in hostile_page.html} - {"Zs"}
+    assert not kinds & {"Cf", "Co", "Cs", "Zl", "Zp"}
+    assert not {c for c in hostile_page.html if unicodedata.category(c) == "Cc"} - {"\n"}
+
+
+def test_the_data_in_the_page_are_those_of_the_report(tmp_path, rng):
+    data = json.loads(json.dumps(report_of(hostile(rng), tmp_path, checked=STRICT).to_dict()))
+    embedded = Page(page(data)).raw["script"][0]
+    assert not set("<>&") & set(embedded)
+    assert json.loads(embedded) == data
+
+
+# --- no network -----------------------------------------------------------------------------
+
+
+def test_the_page_refers_to_nothing_outside(plain_page, hostile_page):
+    for found in (plain_page, hostile_page):
+        links = [value for _, name, value in found.attributes if name in ("href", "src")]
+        assert links
+        assert all(link.startswith("#") for link in links)
+        assert not re.search(r"(https?:)?//[a-z]", found.raw["style"][0])
+        assert "url(" not in found.raw["style"][0]
+        assert "@import" not in found.raw["style"][0]
+
+
+@pytest.mark.parametrize("kind", ["script", "style"])
+def test_the_policy_allows_the_page_s_own_and_nothing_else(kind, plain_page):
+    content = plain_page.raw[kind][-1]
+    digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+    assert f"{kind}-src 'sha256-{digest}'" in plain_page.policy
+    assert "default-src 'none'" in plain_page.policy
+    assert "unsafe" not in plain_page.policy
+
+
+def test_a_page_without_script_shows_all(plain_page):
+    """Only the filter needs the script, and it stays hidden without it."""
+    hidden = [value for _, name, value in plain_page.attributes if name == "hidden"]
+    assert not hidden
+    assert "needs-script" in plain_page.html
+
+
+# --- what it says ---------------------------------------------------------------------------
+
+
+def test_a_fold(plain_page):
+    for text in ("1 of 2 folded", "1 kept", "check holds", "opaque_operator", "Sigmoid 'n_s'"):
+        assert text in plain_page.text
+    rows = [value for tag, name, value in plain_page.attributes if name == "data-status"]
+    assert rows == ["folded", "kept"]
+    sections = {value for tag, name, value in plain_page.attributes if tag == "section"}
+    assert sections == {"summary", "numerics", "latency", "list", "weights"}
+
+
+def test_a_model_that_was_written(tmp_path, rng):
+    data = report_of(half(rng), tmp_path).to_dict()
+    assert "NOT written" in Page(page(data)).text
+    assert "not written" not in Page(page({**data, "written": True})).text.lower()
+    dry = Page(page({**data, "result": None}))
+    assert "dry run" in dry.text
+    assert "not checked" in dry.text
+
+
+def test_a_check_that_failed(tmp_path, rng):
+    found = Page(page(report_of(half(rng), tmp_path, checked=STRICT).to_dict()))
+    assert "check FAILED" in found.text
+    assert "Gates that do not hold" in found.text
+    assert "numerics: output 'y'" in found.text
+
+
+def test_a_check_alone(tmp_path, rng):
+    check = report_of(half(rng), tmp_path, checked=FULL).to_dict()["check"]
+    found = Page(page(check))
+    assert "Check of" in found.text
+    assert "m.onnx" in found.text
+    assert "speed-up" in found.text
+    assert "query" not in {value for _, name, value in found.attributes if name == "id"}
+
+
+def test_a_model_without_norms(tmp_path, rng):
+    model = half(rng)
+    del model.graph.node[1:]
+    model.graph.output[0].name = "c"
+    found = Page(page(report_of(model, tmp_path).to_dict()))
+    assert "0 of 0 folded" in found.text
+
+
+def test_a_kept_one_that_is_written_otherwise(tmp_path, rng):
+    report = report_of(half(rng), tmp_path, Options(standalone="conv"))
+    assert "Written as mul-add" not in Page(page(report.to_dict())).text
+    assert "Written as conv" in Page(page(report.to_dict())).text
+
+
+def test_the_same_data_give_the_same_page(tmp_path, rng):
+    data = report_of(half(rng), tmp_path).to_dict()
+    assert page(data) == page(data)
+
+
+# --- markup ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (el("p", "a<b"), "<p>a&lt;b</p>"),
+        (el("p", "x", el("code", "&"), "y"), "<p>x<code>&amp;</code>y</p>"),
+        (el("p", title='"<'), '<p title="&quot;<"></p>'),
+        (el("p", "a", "b"), "<p>ab</p>"),
+        (el("p", class_="k", data_x=1), '<p class="k" data-x="1"></p>'),
+        (el("p", open=True, hidden=False, id=None), '<p open=""></p>'),
+        (el("p", "\u202e"), "<p>\\u202e</p>"),
+        (el("input", id="q"), '<input id="q">'),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_elements(made, expected):
+    assert written([made]) == expected
+
+
+def test_a_table():
+    text = written([table(("a", "b"), [["<", "1"]], numbers=(1,))])
+    assert '<th>a</th><th class="number">b</th>' in text
+    assert '<td>&lt;</td><td class="number">1</td>' in text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("abcdefg", "abcdefg"), ("abcdefgh", "abc…fgh"), ("", "")]
+)
+def test_shortened(text, expected):
+    assert shortened(text, 7) == expected

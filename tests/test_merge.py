@@ -1,0 +1,120 @@
+"""Parallel branches that meet in an Add become one Conv, or stay where they cannot."""
+
+import numpy as np
+import pytest
+from support import bn, conv, fold_checked, join, model_of, node, ops
+
+from onnx_bnfold import Options
+
+MERGE = Options(merge_branches=True)
+X = {"x": ["N", 4, 7, 7]}
+
+
+def three(rng, group=1, **attributes):
+    return conv("x", "a", (4, 4 // group, 3, 3), rng, pads=[1] * 4, group=group, **attributes)
+
+
+def one(rng, group=1, **attributes):
+    return conv("x", "b", (4, 4 // group, 1, 1), rng, group=group, **attributes)
+
+
+def add(*names):
+    return node("Sum" if len(names) > 2 else "Add", list(names), ["y"])
+
+
+BRANCHES = {
+    "two-convs": lambda rng: join(three(rng), one(rng), add("a", "b")),
+    "without-bias": lambda rng: join(three(rng, bias=False), one(rng, bias=False), add("a", "b")),
+    "identity": lambda rng: join(three(rng), add("a", "x")),
+    "norm-of-the-source": lambda rng: join(three(rng), bn("x", "i", 4, rng), add("a", "i")),
+    "repvgg": lambda rng: join(
+        join(three(rng), bn("a", "an", 4, rng)),
+        join(one(rng), bn("b", "bn", 4, rng)),
+        join(bn("x", "i", 4, rng), add("an", "bn", "i")),
+    ),
+    "norms-in-a-row": lambda rng: join(
+        three(rng), bn("a", "a1", 4, rng), bn("a1", "a2", 4, rng), one(rng), add("a2", "b")
+    ),
+    "grouped": lambda rng: join(three(rng, 2), one(rng, 2), add("a", "b")),
+    "depthwise-and-identity": lambda rng: join(three(rng, 4), add("x", "a")),
+    "nested-adds": lambda rng: join(
+        three(rng), one(rng), node("Add", ["a", "b"], ["s"]), bn("x", "i", 4, rng), add("s", "i")
+    ),
+    "strides": lambda rng: join(
+        three(rng, strides=[2, 2]), one(rng, strides=[2, 2]), add("a", "b")
+    ),
+    "rectangular": lambda rng: join(
+        conv("x", "a", (4, 4, 1, 3), rng, pads=[0, 1, 0, 1]),
+        conv("x", "b", (4, 4, 3, 1), rng, pads=[1, 0, 1, 0]),
+        add("a", "b"),
+    ),
+    "identity-off-centre": lambda rng: join(
+        conv("x", "a", (4, 4, 3, 3), rng, pads=[2, 2, 0, 0]), add("a", "x")
+    ),
+    "dilated-and-pointwise": lambda rng: join(
+        conv("x", "a", (4, 4, 3, 3), rng, pads=[2] * 4, dilations=[2, 2]), one(rng), add("a", "b")
+    ),
+}
+
+
+@pytest.mark.parametrize("build", BRANCHES.values(), ids=BRANCHES)
+def test_branches_become_one_conv(build, rng):
+    parts = build(rng)
+    model = model_of(parts.nodes, X, ["y"], parts.initializers)
+    folded, report = fold_checked(model, options=MERGE)
+    assert ops(folded) == ["Conv"]
+    assert not report.kept
+
+
+def test_the_merged_conv_keeps_a_name_and_nothing_dead_is_left(rng):
+    parts = BRANCHES["repvgg"](rng)
+    model = model_of(parts.nodes, X, ["y"], parts.initializers)
+    folded, report = fold_checked(model, options=MERGE)
+    assert folded.graph.node[0].name == "n_a"
+    assert len(folded.graph.initializer) == 2
+    assert {r.way for r in report.records} == {"merged"}
+
+
+SEPARATE = {
+    "not-asked-for": (BRANCHES["two-convs"], Options()),
+    "other-strides": (
+        lambda rng: join(
+            conv("x", "a", (4, 4, 3, 3), rng, pads=[1] * 4, strides=[2, 2]),
+            conv("x", "b", (4, 4, 1, 1), rng, strides=[2, 2], pads=[0, 0, 1, 1]),
+            add("a", "b"),
+        ),
+        MERGE,
+    ),
+    "other-groups": (lambda rng: join(three(rng, 2), one(rng), add("a", "b")), MERGE),
+    "other-sources": (
+        lambda rng: join(
+            node("Relu", ["x"], ["r"]), three(rng),
+            conv("r", "b", (4, 4, 1, 1), rng), add("a", "b"),
+        ),
+        MERGE,
+    ),
+    "another-reader": (
+        lambda rng: join(three(rng), one(rng), node("Relu", ["b"], ["z"]), add("a", "b")),
+        MERGE,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("build", "options"), SEPARATE.values(), ids=SEPARATE)
+def test_branches_stay_apart(build, options, rng):
+    parts = build(rng)
+    outputs = ["y", "z"] if any("z" in n.output for n in parts.nodes) else ["y"]
+    model = model_of(parts.nodes, X, outputs, parts.initializers)
+    folded, _ = fold_checked(model, options=options)
+    assert ops(folded) == ops(model)
+
+
+def test_an_overflow_keeps_the_branches(rng):
+    parts = join(three(rng, dtype=np.float16), one(rng, dtype=np.float16), add("a", "b"))
+    for t in parts.initializers:
+        if t.name.endswith("_W"):
+            full = np.full(tuple(t.dims), 40000, np.float16)
+            t.raw_data = full.tobytes()
+    model = model_of(parts.nodes, X, ["y"], parts.initializers, dtype=np.float16)
+    folded, _ = fold_checked(model, options=MERGE, compare=False)
+    assert ops(folded) == ["Conv", "Conv", "Add"]

@@ -1,0 +1,117 @@
+"""Random graphs: the folded model is the same function, and no larger set of BNs could go."""
+
+from __future__ import annotations
+
+import random
+
+import onnx
+import pytest
+from exhaustive import can_go, larger_set
+from graphs import IMAGE, Net
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+from random_graphs import random_model, sketch
+from support import all_nodes, assert_same_function
+from test_plan import networks
+
+import onnx_bnfold
+
+# Choices that hypothesis draws one by one, so that a failing graph shrinks, and whole seeds, whose
+# graphs are more varied.
+choices = st.one_of(st.randoms(use_true_random=False), st.integers(0, 2**32).map(random.Random))
+quick = settings(
+    derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), print_blob=False
+)
+
+# A sum of products of random layers loses more digits than a network; a wrong fold is off by 1e-2.
+TOLERANCE = 1e-4
+
+
+@given(choices)
+@settings(quick, max_examples=300)
+def test_folded_model_is_the_same_function(choose):
+    model = random_model(choose)
+    note(sketch(model))
+    folded, report = onnx_bnfold.fold(model)
+    assert_same_function(model, folded, tolerance=TOLERANCE)
+    onnx.checker.check_model(folded, full_check=True)
+    gone = sum(r.folded for r in report.records)
+    added = sum(r.added for r in report.records)
+    assert len(all_nodes(model)) - len(all_nodes(folded)) == gone - added
+    norms = [n for n in all_nodes(folded) if n.op_type == "BatchNormalization"]
+    assert len(norms) == len(report.kept)
+
+
+@given(choices)
+@settings(quick, max_examples=150)
+def test_second_fold_changes_nothing(choose):
+    model = random_model(choose)
+    note(sketch(model))
+    folded, _ = onnx_bnfold.fold(model)
+    again, report = onnx_bnfold.fold(folded)
+    assert again.SerializeToString() == folded.SerializeToString(), report.lines()
+
+
+@given(choices)
+@settings(quick, max_examples=60)
+def test_fold_does_what_the_plan_says(choose):
+    model = random_model(choose)
+    note(sketch(model))
+    before = model.SerializeToString()
+    planned = onnx_bnfold.plan(model).records
+    assert planned == onnx_bnfold.fold(model)[1].records
+    assert model.SerializeToString() == before
+
+
+# Largest share of the BNs that a search over all subsets may remove and the fold does not.
+MISSED = 0.01
+
+
+def test_no_larger_set_of_bns_can_go():
+    """Against a search over all subsets, on graphs of at most six BNs."""
+    removed, best = 0, 0
+    for seed in range(100):
+        model = random_model(random.Random(seed), steps=14, max_norms=6, generic=True)
+        report = onnx_bnfold.plan(model)
+        gone = [r.name.split("'")[1] for r in report.folded]
+        assert can_go(model, gone), f"seed {seed}: these cannot all go: {gone}"
+        more = larger_set(model, len(gone))
+        removed += len(gone)
+        best += len(more or gone)
+    assert removed >= (1 - MISSED) * best, f"{removed} of {best}"
+
+
+SMALL_NETWORKS = [p for p in networks if p.id not in ("preactivation-blocks", "repvgg-blocks")]
+
+
+@pytest.mark.parametrize("case", SMALL_NETWORKS)
+def test_no_larger_set_of_bns_can_go_from_a_network(case):
+    net = Net(case.shape, opset=case.opset)
+    outputs = case.build(net)
+    model = net.model(*([outputs] if isinstance(outputs, str) else outputs))
+    gone = [r.name.split("'")[1] for r in onnx_bnfold.plan(model).folded]
+    assert can_go(model, gone)
+    assert larger_set(model, len(gone)) is None
+
+
+@pytest.mark.parametrize(
+    ("build", "largest"),
+    [
+        (lambda n: n.bn(n.conv("x", 4)), 1),
+        (lambda n: n.bn("x"), 0),
+        (lambda n: n.bn(n.bn("x")), 1),
+        (lambda n: n.conv(n.bn("x"), 2, 3, pads=[1] * 4), 0),
+        (lambda n: n.conv(n.bn("x", shift=False), 2, 3, pads=[1] * 4), 1),
+        (lambda n: n.bn(n.relu(n.conv("x", 4)), signs="positive", shift=False), 1),
+        (lambda n: n.bn(n.relu(n.conv("x", 4)), signs="mixed", shift=False), 0),
+        (lambda n: n.bn(n.op("Add", n.conv("x", 4), "x")), 0),
+        (lambda n: n.bn(n.op("Add", n.conv("x", 4), n.conv("x", 4))), 1),
+    ],
+    ids=["pair", "alone", "two", "padded", "no-shift", "relu", "relu-sign", "input", "sum"],
+)
+def test_the_search_itself(build, largest):
+    """What the search finds on graphs that can be judged by hand."""
+    net = Net(IMAGE)
+    model = net.model(build(net))
+    found = larger_set(model, 0)
+    assert len(found or ()) == largest

@@ -25,9 +25,7 @@ def stream(rng, scale):
 
 def model(rng, scale=1.0):
     parts = stream(rng, scale)
-    return model_of(
-        parts.nodes, X, ["y"], parts.initializers, dtype=options.get("dtype", np.float32)
-    )
+    return model_of(parts.nodes, X, ["y"], parts.initializers)
 
 
 def test_a_stream_is_shifted_in_float(rng):

@@ -1,6 +1,7 @@
 """Finds where two models begin to differ, after an output did."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -14,11 +15,16 @@ from onnx_bnfold.check.results import Difference, FirstDifference
 from onnx_bnfold.check.sessions import Array, Feed, Session, join
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.graph import subgraphs
+from onnx_bnfold.progress import progress
 
 Changes: TypeAlias = Mapping[str, tuple[Array, Array]]
+# A tensor's name, and its value in the original, in the folded model and in noisy originals.
+Values: TypeAlias = tuple[str, tuple[Array, Array, list[Array]]]
 
-_BUDGET = 256 * 2**20  # bytes of tensors held at a time
-_FIRST_BATCH, _LARGEST_BATCH = 8, 512  # tensors
+_BUDGET = 512 * 2**20  # bytes of tensors held at a time
+_FIRST_BATCH = 8  # tensors
+_GROWTH = 4  # of the number of tensors from one batch to the next, at most
+_DRAWS = 2  # a place is easier to find than a verdict
 
 
 def first_difference(
@@ -34,7 +40,8 @@ def first_difference(
 
     Tensors of the same name in both graphs are compared by the same rule as outputs. One that
     differs while everything computed from it agrees is a tensor the fold re-parametrised, not a
-    fault; `changes` says so exactly where it is given.
+    fault; `changes` says so exactly where it is given. Without it, a re-parametrised tensor with
+    nothing but such tensors between it and the fault is named in the fault's place.
 
     Args:
         original, folded: the models.
@@ -48,19 +55,33 @@ def first_difference(
         The tensor with its producer; None if every shared tensor agrees.
     """
     shared = _shared_tensors(original.proto.graph, folded.proto.graph)
+    options = replace(options, draws=min(options.draws, _DRAWS))
+    values = _values(original, folded, feeds, weights, shared, options)
     found: dict[str, Difference] = {}
-    size = _FIRST_BATCH
-    while shared:
-        batch, shared = shared[:size], shared[size:]
-        values = _evaluate(original, folded, feeds, weights, batch, options)
-        largest = 1
-        for name, (reference, other, draws) in values:
-            largest = max(largest, reference.nbytes * (len(draws) + 2))
-            undone = _undo(other, changes.get(name), reference)
-            if undone is not None:
-                found[name] = compare(name, reference, undone, draws, options)
-        size = min(max(_BUDGET // largest, 1), _LARGEST_BATCH)
+    for name, (reference, other, draws) in progress(values, total=len(shared), label="locating"):
+        undone = _undo(other, changes.get(name), reference)
+        if undone is not None:
+            found[name] = compare(name, reference, undone, draws, options)
     return _first_lasting(original.proto.graph, found, failed)
+
+
+def _values(
+    original: CheckedModel,
+    folded: CheckedModel,
+    feeds: Sequence[Feed],
+    weights: Weights,
+    names: Sequence[str],
+    options: CheckOptions,
+) -> Iterator[Values]:
+    """The tensors, evaluated in batches that fit the budget."""
+    size, done = _FIRST_BATCH, 0
+    while done < len(names):
+        batch, held = names[done : done + size], 1
+        for name, arrays in _evaluate(original, folded, feeds, weights, batch, options):
+            held += arrays[0].nbytes * (options.draws + 2)
+            yield name, arrays
+        done += len(batch)
+        size = max(1, min(_BUDGET * len(batch) // held, _GROWTH * len(batch)))
 
 
 def _shared_tensors(original: onnx.GraphProto, folded: onnx.GraphProto) -> list[str]:
@@ -75,7 +96,7 @@ def _evaluate(
     weights: Weights,
     names: Sequence[str],
     options: CheckOptions,
-) -> Iterator[tuple[str, tuple[Array, Array, list[Array]]]]:
+) -> Iterator[Values]:
     try:
         reference = _tensors(original, names, feeds)
         other = _tensors(folded, names, feeds)

@@ -1,7 +1,7 @@
 """Runs both models on the same inputs, without onnxruntime's optimisations, and compares them."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from onnx_bnfold.check.compare import compare
@@ -47,6 +47,7 @@ def check_numerics(
         result = join(other.run(feed) for feed in feeds)
     except ModelError as error:
         return None, (f"load: {error}",)
+    lost = set(session.overridable) - set(other.overridable)
     del session, other  # the noisy evaluations need the memory
     options = replace(options, draws=_enough_draws(options.draws, reference))
     weights = layer_weights(original.proto)
@@ -70,7 +71,7 @@ def check_numerics(
         atol=options.atol,
         outputs=outputs,
         first_difference=first,
-        notes=tuple(_notes(outputs, weights)),
+        notes=tuple(_notes(outputs, weights, lost)),
         seconds=seconds,
         onnxruntime_seconds=watch.seconds,
     )
@@ -119,7 +120,9 @@ def _signature_failures(original: Session, folded: Session) -> tuple[str, ...]:
     return tuple(failures)
 
 
-def _notes(outputs: Sequence[Difference], weights: Weights) -> Iterator[str]:
+def _notes(outputs: Sequence[Difference], weights: Weights, lost: Collection[str]) -> Iterator[str]:
+    for name in sorted(lost):
+        yield f"initializer {name!r} can no longer be overridden by an input"
     if not weights:
         yield "no layer or BN has constant weights: the noise is half a unit in the last place"
     for output in outputs:

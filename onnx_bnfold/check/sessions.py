@@ -115,6 +115,7 @@ class Session:
         self.inputs = tuple(
             InputSpec(i.name, i.type, tuple(i.shape)) for i in self._session.get_inputs()
         )
+        self.overridable = tuple(i.name for i in self._session.get_overridable_initializers())
         self.outputs = tuple(output.name for output in self._session.get_outputs())
 
     def run(self, feed: Feed, names: Sequence[str] | None = None) -> dict[str, Array]:

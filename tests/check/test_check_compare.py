@@ -159,3 +159,13 @@ def test_top1_counts_rows(rng):
     folded[0] = folded[0, ::-1]
     assert judge(base, folded, [base]).top1_agreement == 0.75
     assert judge(base[None], folded[None], [base[None]]).top1_agreement is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_float64_zeros_have_a_noise_too():
+    base = np.zeros((2, 100))
+    assert compare("t", base, base.copy(), [base], CheckOptions()).holds
+    found = compare("t", base, base + 1e-300, [base], CheckOptions())
+    assert np.isfinite(found.times_noise)
+    found = compare("t", base, base + 1e-30, [base], CheckOptions())
+    assert not found.holds

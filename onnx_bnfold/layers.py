@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -227,35 +227,21 @@ def _transposed_shift(view: NodeView, weight: Constant) -> Refusal | None:
     )
 
 
-def _conv(view: NodeView) -> LinearLayer:
+def _convolution(view: NodeView, *, transposed: bool) -> LinearLayer:
+    """Read Conv, ``(C_out, C_in/group, *k)``, or ConvTranspose, ``(C_in, C_out/group, *k)``."""
     weight = _weight(view, 1)
     group = attribute(view.node, "group", 1)
-    _require(view, len(weight.dims) >= 3 and group > 0 and weight.dims[0] % group == 0)
-    out, rest = weight.dims[0], weight.dims[1:]
+    rank = len(weight.dims)
+    _require(view, rank >= 3 and group > 0 and weight.dims[0] % group == 0)
+    first, second = weight.dims[0], weight.dims[1]
     return LinearLayer(
         view.node,
-        "goi" + "k" * (len(rest) - 1),
-        (group, out // group, *rest),
+        ("gio" if transposed else "goi") + "k" * (rank - 2),
+        (group, first // group, *weight.dims[1:]),
         weight,
-        view.bias(2, weight, (out,)),
-        *(0, 1, 2, 1, 1, len(weight.dims), len(weight.dims)),
-        shift_in=_padding(view, weight),
-    )
-
-
-def _conv_transpose(view: NodeView) -> LinearLayer:
-    weight = _weight(view, 1)
-    group = attribute(view.node, "group", 1)
-    _require(view, len(weight.dims) >= 3 and group > 0 and weight.dims[0] % group == 0)
-    into, rest = weight.dims[0], weight.dims[1:]
-    return LinearLayer(
-        view.node,
-        "gio" + "k" * (len(rest) - 1),
-        (group, into // group, *rest),
-        weight,
-        view.bias(2, weight, (rest[0] * group,)),
-        *(0, 1, 2, 1, 1, len(weight.dims), len(weight.dims)),
-        shift_in=_transposed_shift(view, weight),
+        view.bias(2, weight, (second * group if transposed else first,)),
+        *(0, 1, 2, 1, 1, rank, rank),
+        shift_in=_transposed_shift(view, weight) if transposed else _padding(view, weight),
     )
 
 
@@ -314,8 +300,8 @@ def _require(view: NodeView, holds: bool) -> None:
 
 
 LAYOUTS: Mapping[str, Callable[[NodeView], LinearLayer]] = {
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
+    "Conv": partial(_convolution, transposed=False),
+    "ConvTranspose": partial(_convolution, transposed=True),
     "Gemm": _gemm,
     "MatMul": _matmul,
 }

@@ -110,7 +110,7 @@ class RemotePlace:
         self._upload(path, f"{self._state}/{name}")
 
     def _upload(self, path: Path, target: str) -> None:
-        temporary = f"{self._state}/work/{uuid.uuid4().hex}"
+        temporary = f"{self._state}/unfinished/{uuid.uuid4().hex}"
         self._fs.put_file(os.fspath(path), temporary)
         self._fs.mv(temporary, target)
 

@@ -18,7 +18,7 @@ other commands:
 
 exit codes:
   0  done
-  1  a check or gate did not hold (--require-all: a BatchNormalization stays); no model was written
+  1  a check or gate (--require-all, --require-folded) did not hold; no model was written
   2  bad usage or bad input; no model was written
 """
 
@@ -36,6 +36,11 @@ def parser() -> argparse.ArgumentParser:
     add("-o", "--output", metavar="FILE", help="where the folded model goes")
     add("--dry-run", action="store_true", help="say what would be folded; write nothing")
     add("--require-all", action="store_true", help="exit 1 if a BatchNormalization stays")
+    add(
+        "--require-folded",
+        action="store_true",
+        help="exit 1 if there is anything to fold: for models that should be folded already",
+    )
     add(
         "--freeze-initializers",
         action="store_true",
@@ -106,6 +111,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BnFoldError as error:
         print(f"onnx-bnfold: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("onnx-bnfold: interrupted; no model was written", file=sys.stderr)
+        return 130  # what shells report for a process that SIGINT ended
+    except MemoryError:
+        print("onnx-bnfold: not enough memory; no model was written", file=sys.stderr)
+        return 2
+    except Exception as error:  # the last resort: whatever gets here is a bug of ours
+        what = " ".join(str(error).split())
+        print(
+            f"onnx-bnfold: internal error, please report it: {type(error).__name__}: {what}",
+            file=sys.stderr,
+        )
+        return 2
 
 
 def _fold(words: Sequence[str]) -> int:
@@ -134,25 +152,34 @@ def _is_store(model: str) -> bool:
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; options that only some folds take are loaded for those alone."""
     options = parser()
     args, unknown = options.parse_known_args(words)
-    if _is_store(args.model):
-        from onnx_bnfold.store.cli import add_arguments as add_store_arguments
-
-        add_store_arguments(options)
-        args = options.parse_args(words)
-        if args.check or len(args.report) > 1:
-            options.error("a store takes no --check, and one --report FILE.json")
-        args.report = next(iter(args.report), None)
-    elif args.check:  # only then are its options loaded
+    if args.check:
         from onnx_bnfold.check.cli import add_arguments
 
         add_arguments(options)
         args = options.parse_args(words)
+    # The value of an option that is not known yet may have been taken for the model.
+    elif any(map(_is_store, [args.model, *unknown])):
+        from onnx_bnfold.store.cli import add_arguments as add_store_arguments
+
+        add_store_arguments(options)
+        args = options.parse_args(words)
     elif unknown:
         options.error(f"unrecognized arguments: {' '.join(unknown)}; those of a check need --check")
+    _require_sense(args, options)
+    return args
+
+
+def _require_sense(args: argparse.Namespace, options: argparse.ArgumentParser) -> None:
     if not args.dry_run and args.output is None:
         options.error("give -o FILE for the folded model, or --dry-run")
     if args.dry_run and args.check:
         options.error("a dry run makes no model to check; leave out --dry-run or --check")
-    return args
+    if _is_store(args.model):
+        if args.check or args.require_folded or len(args.report) > 1:
+            options.error(
+                "a store takes no --check or --require-folded, and one --report FILE.json"
+            )
+        args.report = next(iter(args.report), None)

@@ -14,6 +14,7 @@ from onnx_bnfold.api import Outcome, fold_file, plan_file
 from onnx_bnfold.console import tell
 from onnx_bnfold.errors import CheckFailed
 from onnx_bnfold.folding import Options
+from onnx_bnfold.report import Report
 
 if TYPE_CHECKING:
     from onnx_bnfold.check import CheckResult
@@ -63,7 +64,7 @@ class _Job:
     def inspect(self, outcome: Outcome) -> None:
         """Check the outcome and collect what is said of it; raise if a gate does not hold."""
         self.text = [*outcome.report.lines(), outcome.report.summary()]
-        failures = tuple(self._failures(outcome))
+        failures = self._failures(outcome)
         if self.args.report:
             from onnx_bnfold.reports import fold_report
 
@@ -83,13 +84,19 @@ class _Job:
         if not self.args.quiet:
             tell("\n".join(self.text))
 
-    def _failures(self, outcome: Outcome) -> Iterator[str]:
-        kept = len(outcome.report.kept)
-        if self.args.require_all and kept:
-            yield f"--require-all: {kept} BatchNormalization stay"
-        elif self.args.check:
+    def _failures(self, outcome: Outcome) -> list[str]:
+        failures = list(self._unmet(outcome.report))
+        if self.args.check and not failures:
             self.check = self._checked(outcome)
-            yield from self.check.failures
+            failures += self.check.failures
+        return failures
+
+    def _unmet(self, report: Report) -> Iterator[str]:
+        folded = sum(record.folded for record in report.records)
+        if self.args.require_all and report.kept:
+            yield f"--require-all: {len(report.kept)} BatchNormalization stay"
+        if self.args.require_folded and folded:
+            yield f"--require-folded: {self.args.model} has {folded} nodes to fold"
 
     def _checked(self, outcome: Outcome) -> CheckResult:
         from onnx_bnfold.check import check, render_text

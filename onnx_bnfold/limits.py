@@ -8,7 +8,7 @@ data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,8 +80,8 @@ class Limits:
         if self.profile == "fp16":
             data_type = TensorProto.FLOAT16
         self._check_scales(site, data_type, staying)
-        if view.op == batchnorm.OPERATOR:
-            _check_offset(site, origin, data_type, changes)
+        for index in _judges(site, origin, staying):
+            _check_offset(site, index, data_type, changes)
 
     def _check_scales(self, site: Site, data_type: int, changes: Mapping[str, Affine]) -> None:
         bound = self.max_rescale or MAX_RESCALE.get(data_type, MAX_RESCALE[TensorProto.FLOAT])
@@ -120,6 +120,18 @@ def _seen_by_others(site: Site, origin: int) -> bool:
     return any(
         index != origin and index not in site.removed for found in readers for index, _ in found
     )
+
+
+def _judges(site: Site, origin: int, staying: Mapping[str, Affine]) -> Iterator[int]:
+    """Yield the BatchNormalizations that say how widely a changed tensor that stays is spread."""
+    if site.view(origin).op == batchnorm.OPERATOR:
+        yield origin
+    for name, change in staying.items():
+        if change.has_shift:
+            for index, slot in site.graph.readers.get(name, ()):
+                kept = index != origin and index not in site.removed
+                if kept and slot == 0 and site.view(index).op == batchnorm.OPERATOR:
+                    yield index
 
 
 def _check_offset(site: Site, origin: int, data_type: int, changes: Mapping[Key, Affine]) -> None:

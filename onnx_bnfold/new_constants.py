@@ -82,8 +82,11 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
             found = _of_norm(site, index)
         else:
             found = (_of_edge(site, *edge) for edge in edges if edge[0] == index)
-        for new in found:
-            yield replace(new, compute=partial(_guarded, position, index, new.compute))
+        try:
+            for new in found:
+                yield replace(new, compute=partial(_guarded, position, index, new.compute))
+        except Refused as refused:  # changes that are fine one by one may not be so together
+            raise Unrepresentable({(position, index): refused.refusal}) from None
 
 
 def _guarded(position: int, index: int, compute: Compute) -> Array:

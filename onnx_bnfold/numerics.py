@@ -123,6 +123,8 @@ def _require_precision(
     axes: tuple[int, ...],
 ) -> None:
     _, smallest, unit = _FORMATS[data_type]
+    if not result.size:
+        return
     if axes:
         largest = np.maximum(result.max(axis=axes), -result.min(axis=axes))
         if (largest >= smallest / unit).all():

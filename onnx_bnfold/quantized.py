@@ -136,11 +136,27 @@ def quantized_weight(view: NodeView, out_axis: int) -> QuantizedWeight:
     blocked = len(scale.dims) > 1
     if (per_axis and axis != out_axis) or (blocked and axis == out_axis):
         raise _refused(view, "its scale varies along another axis than the output channels")
+    if not _fit(integers, scale, view.constant(2), out_axis):
+        raise Refused(
+            Reason.INCONSISTENT_SHAPES,
+            view.label,
+            "the shapes of its weight, scale and zero point do not agree; repair the model",
+        )
     if view.opset < 13 and not blocked:
         raise _refused(view, "before opset 13 it has one scale for all channels")
     return QuantizedWeight(
         view, integers, scale, view.constant(2), axis if per_axis else None, out_axis
     )
+
+
+def _fit(integers: Constant, scale: Constant, zero: Constant | None, out_axis: int) -> bool:
+    if not scale.size or out_axis >= len(integers.dims):
+        return False
+    if zero is not None and zero.dims != scale.dims and not zero.size == scale.size == 1:
+        return False
+    if len(scale.dims) > 1:
+        return len(scale.dims) == len(integers.dims)
+    return scale.size in (1, integers.dims[out_axis])
 
 
 def dequantizer(view: NodeView, slot: int) -> NodeView | None:

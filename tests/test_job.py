@@ -201,3 +201,11 @@ def test_the_options_of_a_check_may_come_first(model, data, tmp_path):
 def test_a_store_takes_no_check(tmp_path, capsys):
     assert call(tmp_path, "-o", tmp_path / "out", "--check") == 2
     assert "a store takes no --check" in capsys.readouterr().err
+
+
+def test_a_model_that_should_be_folded_already(model, tmp_path, capsys):
+    assert call(model, "--dry-run", "--require-folded") == 1
+    assert "--require-folded" in capsys.readouterr().err
+    assert call(model, "-o", tmp_path / "f.onnx") == 0
+    assert call(tmp_path / "f.onnx", "--dry-run", "--require-folded") == 0
+    assert call(tmp_path, "-o", tmp_path / "out", "--require-folded") == 2

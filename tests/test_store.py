@@ -438,7 +438,7 @@ def test_a_state_on_another_file_system_is_refused(store, output, capfd):
     try:
         assert "another file system" in usage(capfd, store, "-o", output, "--state", folder)
     finally:
-        for path in (folder / "work", folder / "records", folder):
+        for path in (folder / "unfinished", folder / "records", folder):
             path.rmdir()
 
 

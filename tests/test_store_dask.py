@@ -12,7 +12,7 @@ from stores import digests, expected, fill, unfinished, write
 from onnx_bnfold import UsageError
 from onnx_bnfold.store import fold_store, plan_store
 from onnx_bnfold.store.cli import main
-from onnx_bnfold.store.cluster import on_dask
+from onnx_bnfold.store.cluster import connected, on_dask
 
 pytest.importorskip("distributed")
 
@@ -23,7 +23,7 @@ MODELS = 40
 
 
 def two_workers() -> LocalCluster:
-    return LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    return LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0")
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,10 @@ def test_a_plan_on_dask(tmp_path, cluster):
     assert [o.status for o in report.models] == ["planned"] * 3
 
 
+def name_error(item, error):
+    return item, type(error).__name__
+
+
 def deadly(number: int) -> int:
     if number == 1:
         os._exit(1)
@@ -103,21 +107,26 @@ def deadly(number: int) -> int:
 
 def test_an_item_that_kills_its_workers():
     """Those that were on a worker with it are done, though Dask gives them up too."""
-    with dask.config.set({"distributed.scheduler.allowed-failures": 0}), two_workers() as cluster:
-        results = on_dask(
-            deadly,
-            range(4),
-            cluster.scheduler_address,
-            lambda item, error: (item, type(error).__name__),
-        )
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        two_workers() as cluster,
+        connected(cluster.scheduler_address) as client,
+    ):
+        results = on_dask(client, deadly, range(4), name_error)
         assert set(results) == {0, 2, 3, (1, "KilledWorker")}
 
 
 def test_an_item_that_raises(cluster):
-    results = on_dask(
-        int, ["1", "x"], cluster.scheduler_address, lambda item, error: (item, type(error))
-    )
-    assert set(results) == {1, ("x", ValueError)}
+    with connected(cluster.scheduler_address) as client:
+        results = on_dask(client, int, ["1", "x"], name_error)
+        assert set(results) == {1, ("x", "ValueError")}
+
+
+def test_a_scheduler_that_is_gone(cluster):
+    with connected(cluster.scheduler_address) as client:
+        client.close()
+        results = on_dask(client, int, ["1", "2"], name_error)
+        assert list(results) == [("1", "ConnectionError"), ("2", "ConnectionError")]
 
 
 def test_no_scheduler(tmp_path, capfd):
@@ -136,6 +145,7 @@ def test_a_wrong_address(tmp_path, address):
         pytest.raises(UsageError, match="there is no Dask scheduler"),
     ):
         fold_store(store, tmp_path / "folded", dask=address)
+    assert os.listdir(tmp_path) == ["models"]
 
 
 def test_without_dask(tmp_path, monkeypatch):

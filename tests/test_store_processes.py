@@ -288,7 +288,7 @@ def test_a_lock_that_is_removed_and_made_again_excludes(tmp_path):
 def test_a_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path):
     place = LocalPlace(str(tmp_path / "folded"))
     place.prepare()
-    dead = state_of(tmp_path / "folded") / "work" / "dead.x.d"
+    dead = state_of(tmp_path / "folded") / "unfinished" / "dead.x.d"
     dead.mkdir()
     (dead / "half").touch()
     with place.claim("alive") as scratch:

@@ -11,7 +11,8 @@ from onnx_bnfold.reports.markup import Element, el, shortened
 
 Record = Mapping[str, Any]
 
-_SPAN_BARS = 14  # decades of weights that are drawn at most
+_LARGEST_SPAN = 14  # decades of weights that are drawn at most
+_WEIGHTS_CAPTION = "layers that took a scale or a shift, in the order of the graph"
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def noise_chart(outputs: Sequence[Record], factor: float) -> Element:
 
 
 def _noise_row(output: Record, axis: Axis, y: float) -> Iterator[Element]:
-    times, kind = output["times_noise"], "good" if output["holds"] else "bad"
+    times = math.inf if output["times_noise"] is None else output["times_noise"]
+    kind = "good" if output["holds"] else "bad"
     at = axis.at(times)
     told = f"{times:.2g} × noise" if times else "exact"
     yield el("text", shortened(output["name"], 26), x=axis.start - 10, y=y, class_="label end")
@@ -110,21 +112,23 @@ def _strip(name: str, timing: Record, axis: Axis, y: float) -> Iterator[Element]
 
 
 def weights_chart(layers: Sequence[Record]) -> Element:
-    """Draw, per layer, the span from the quietest channel's peak to the loudest's."""
-    drawn = [layer for layer in layers if None not in _ends(layer)]
-    step, left, height = max(4.0, min(26.0, 946 / max(len(drawn), 1))), 70, 250
-    width = int(left + step * len(drawn) + 20)
-    ends = [value for layer in drawn for value in _ends(layer)]
+    """Draw, per layer, the span from the quietest channel's peak to the loudest's.
+
+    Args:
+        layers: one or more, whose peaks are numbers.
+    """
+    step, left, height = max(4.0, min(26.0, 946 / len(layers))), 70, 250
+    width = max(int(left + step * len(layers) + 20), 460)
+    ends = [value for layer in layers for value in _ends(layer)]
     high = max(ends)
-    low = max(min(ends), high / 10**_SPAN_BARS)
+    low = max(min(ends), high / 10**_LARGEST_SPAN)
     axis = Axis(low / 1.3, high * 1.3, height - 30, 10)
     parts = []
     for value, y in axis.decades():
         parts.append(el("line", x1=left, x2=width - 10, y1=y, y2=y, class_="grid"))
         parts.append(el("text", f"{value:g}", x=left - 8, y=y, class_="tick end middle-line"))
-    caption = "layers that took a scale or a shift, in the order of the graph"
-    parts.append(el("text", caption, x=left, y=height - 6, class_="tick start"))
-    for i, layer in enumerate(drawn):
+    parts.append(el("text", _WEIGHTS_CAPTION, x=left, y=height - 6, class_="tick start"))
+    for i, layer in enumerate(layers):
         parts.append(_candles(layer, axis, left + step * (i + 0.5), step))
     return svg(*parts, width=width, height=height, label="range of weights before and after")
 

@@ -80,17 +80,20 @@ def _output(found: Record) -> list[Element | str]:
     verdict = pill("ok", "good") if found["holds"] else pill("failed", "bad")
     if not found["dtype"].startswith("float"):
         return [el("code", found["name"]), f"{found['mismatched']} differ", *[""] * 5, verdict]
-    top1 = found["top1_agreement"]
     return [
         el("code", found["name"]),
-        f"{found['max_abs']:.3g}",
-        "" if found["relative_to_peak"] is None else f"{found['relative_to_peak']:.2g}",
-        "exact" if found["snr_db"] is None else f"{found['snr_db']:.1f} dB",
-        "" if found["noise_snr_db"] is None else f"{found['noise_snr_db']:.1f} dB",
-        f"{found['times_noise']:.3g}",
-        "" if top1 is None else f"{top1:.2%}",
+        _number(found["max_abs"], ".3g"),
+        _number(found["relative_to_peak"], ".2g"),
+        _number(found["snr_db"], ".1f", " dB"),
+        _number(found["noise_snr_db"], ".1f", " dB"),
+        _number(found["times_noise"], ".3g"),
+        _number(found["top1_agreement"], ".2%"),
         verdict,
     ]
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return "–" if value is None else format(value, form) + unit
 
 
 def _first(first: Record | None) -> Iterator[Element]:

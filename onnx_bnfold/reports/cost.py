@@ -35,9 +35,10 @@ Depth = tuple[int, int]  # levels; operators that are no polynomials
 
 # fmt: off
 FREE = frozenset({
-    "Add", "Cast", "CastLike", "Concat", "CumSum", "DepthToSpace", "Dropout", "Expand", "Flatten",
-    "Identity", "Neg", "Pad", "ReduceSum", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze",
-    "Sub", "Sum", "Tile", "Transpose", "Unsqueeze",
+    "Add", "Cast", "CastLike", "Concat", "ConcatFromSequence", "CumSum", "DepthToSpace", "Dropout",
+    "Expand", "Flatten", "Identity", "Neg", "Pad", "ReduceSum", "Reshape", "SequenceAt",
+    "SequenceConstruct", "Slice", "SpaceToDepth", "Split", "SplitToSequence", "Squeeze", "Sub",
+    "Sum", "Tile", "Transpose", "Unsqueeze",
 })
 ONE_LEVEL = frozenset({
     "AveragePool", "BatchNormalization", "Conv", "ConvInteger", "ConvTranspose",

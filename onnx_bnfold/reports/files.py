@@ -43,7 +43,7 @@ def require_writable(paths: Sequence[str], *, taken: Sequence[str | None] = ()) 
             endings = " or ".join(FORMATS)
             raise UsageError(f"{path}: a report's name ends in {endings}")
         if not path.parent.is_dir():
-            raise UsageError(f"{path}: the folder {path.parent} does not exist; create it first")
+            raise UsageError(f"{path}: cannot be written: there is no folder {path.parent}")
         if path.exists() and not path.is_file():
             raise UsageError(f"{path}: is not a regular file; give the name of a file to write")
         if os.path.realpath(path) in used:

@@ -28,8 +28,7 @@ def sections(data: Record, checked: Sequence[Element]) -> list[Element]:
     found = [_header(data), _summary(data), *checked]
     if data["batch_normalizations"]:
         found.append(norms_section(data))
-    weights = [layer for layer in data["layers"] if layer["op"] in LAYOUTS]
-    if weights:
+    if weights := [layer for layer in data["layers"] if _is_drawn(layer)]:
         found.append(_weights(weights))
     return [*found, _footer(data)]
 
@@ -131,6 +130,12 @@ def _reasons(norms: Sequence[Record]) -> Iterator[Element]:
 
 
 # --- weights, files -------------------------------------------------------------------------
+
+
+def _is_drawn(layer: Record) -> bool:
+    """Whether a layer is one that quantisation rounds, and its weights are not all zero."""
+    ends = ("quietest_before", "quietest_after")
+    return layer["op"] in LAYOUTS and all(layer[end] is not None for end in ends)
 
 
 def _weights(layers: Sequence[Record]) -> Element:

@@ -30,7 +30,7 @@ class LocalPlace:
     def __init__(self, where: str, state: str | None = None) -> None:
         self._root = Path(os.path.realpath(where))
         self._state = Path(os.path.realpath(state) if state else f"{self._root}{STATE}")
-        self._work = self._state / "work"
+        self._work = self._state / "unfinished"
         self.address = self._root.as_uri()
         self.state = self._state.as_uri()
 

@@ -56,7 +56,7 @@ class RemotePlace:
     def prepare(self) -> None:
         """See `places.Place`."""
         try:
-            for folder in (self._root, f"{self._state}/work", f"{self._state}/records"):
+            for folder in (self._root, f"{self._state}/unfinished", f"{self._state}/records"):
                 self._fs.makedirs(folder, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{self.address}: cannot be made: {error}") from error

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.folding import Options
 from onnx_bnfold.progress import progress
-from onnx_bnfold.store.cluster import on_dask
+from onnx_bnfold.store.cluster import connected, on_dask
 from onnx_bnfold.store.outcome import Outcome, is_model
 from onnx_bnfold.store.places import Listing, Place, is_url, lies_in, place_at
 from onnx_bnfold.store.processes import in_processes, thread_safe_start
@@ -59,17 +60,12 @@ def fold_store(
     origin, output = place_at(job.source), place_at(job.target, job.state)
     _check_apart(origin, output)
     listing, models = _listed(origin)
-    run = _runner(job, jobs, dask)
-    output.prepare()
-    output.sweep()
-    try:
+    with _runner(job, jobs, dask) as run, _prepared(output):
         outcomes = [*_problems(listing), *_all(run, "fold", models)]
         # A model's data has gone into the data file of the folded model.
         taken = models.keys() | {name for o in outcomes for name in (*o.source, *o.target)}
         others = {name: size for name, size in listing.files.items() if name not in taken}
         outcomes += [*_all(run, "copy", others), *_lay_out(listing, output)]
-    finally:
-        output.sweep()
     report = StoreReport(_sorted(outcomes), settings_of(options))
     with output.claim("report") as scratch:
         (scratch / REPORT).write_text(report.to_json(), encoding="ascii")
@@ -87,7 +83,8 @@ def plan_store(
     """Do what ``fold_store`` does for models, but write nothing."""
     job = Job(_absolute(source), "", None, options)
     listing, models = _listed(place_at(job.source))
-    outcomes = [*_problems(listing), *_all(_runner(job, jobs, dask), "plan", models)]
+    with _runner(job, jobs, dask) as run:
+        outcomes = [*_problems(listing), *_all(run, "plan", models)]
     return StoreReport(_sorted(outcomes), settings_of(options))
 
 
@@ -112,14 +109,27 @@ def _listed(source: Place) -> tuple[Listing, dict[str, int]]:
     return listing, models
 
 
-def _runner(job: Job, jobs: int | None, dask: str | None) -> _Run:
+@contextmanager
+def _runner(job: Job, jobs: int | None, dask: str | None) -> Iterator[_Run]:
     work = partial(perform, job)
     if dask is not None:
-        return lambda tasks: on_dask(work, tasks, dask, failed)
-    # The clients of object stores have threads, which must not be forked.
-    method = thread_safe_start() if is_url(job.source) or is_url(job.target) else None
-    number = _processors() if jobs is None else jobs
-    return lambda tasks: in_processes(work, tasks, number, _died, method)
+        with connected(dask) as client:
+            yield lambda tasks: on_dask(client, work, tasks, failed)
+    else:
+        # The clients of object stores have threads, which must not be forked.
+        method = thread_safe_start() if is_url(job.source) or is_url(job.target) else None
+        number = _processors() if jobs is None else jobs
+        yield lambda tasks: in_processes(work, tasks, number, _died, method)
+
+
+@contextmanager
+def _prepared(output: Place) -> Iterator[None]:
+    output.prepare()
+    output.sweep()
+    try:
+        yield
+    finally:
+        output.sweep()
 
 
 def _processors() -> int:

@@ -189,6 +189,18 @@ def test_the_same_data_give_the_same_page(tmp_path, rng):
     assert page(data) == page(data)
 
 
+def test_numbers_that_json_has_not(tmp_path, rng):
+    """They are null: weights of zeros or NaN, differences from infinity."""
+    model = half(rng)
+    weight = model.graph.initializer[0]
+    weight.raw_data = bytes(len(weight.raw_data))
+    report = report_of(model, tmp_path, checked=FAST).to_dict()
+    report["check"]["numerics"]["outputs"][0] |= {"times_noise": None, "max_abs": None}
+    found = Page(page(report))
+    assert "weights" not in {value for _, name, value in found.attributes if name == "id"}
+    assert "inf × noise" in found.text
+
+
 # --- markup ---------------------------------------------------------------------------------
 
 

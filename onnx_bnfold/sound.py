@@ -1,0 +1,156 @@
+"""What a model must hold before it is planned: every name is defined once and before it is read.
+
+onnx's checker would ask for more than a fold needs and takes the weights along; this looks at each
+name, count and attribute type once. Source: the ONNX IR specification, "Graphs" and "Nodes".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import onnx
+from onnx import AttributeProto, NodeProto
+
+from onnx_bnfold.errors import ModelError
+from onnx_bnfold.graph import STANDARD_DOMAINS, Graph, label
+
+_MOST_ELEMENTS = 2**62
+_SINGLE = onnx.defs.OpSchema.FormalParameterOption.Single
+
+
+class _Signature(NamedTuple):
+    inputs: tuple[int, int]
+    outputs: tuple[int, int]
+    required: tuple[int, ...]
+    attributes: dict[str, int]
+
+
+def require_sound(graphs: Sequence[Graph]) -> None:
+    """Check all graphs of a model.
+
+    Args:
+        graphs: as ``graph.graphs_of`` lists them.
+
+    Raises:
+        ModelError: a name is undefined, read too early or defined twice; a shape is impossible; a
+            node does not have the inputs, outputs and attributes of its operator; or the operator
+            set is newer than the installed onnx knows.
+    """
+    defined: dict[int, set[str]] = {}
+    for graph in graphs:
+        _require_text(graph)
+        _require_version(graph)
+        _require_shapes(graph)
+        outer = set() if graph.parent is None else defined[id(graph.parent)]
+        defined[id(graph)] = _require_names(graph, outer)
+
+
+def _require_text(graph: Graph) -> None:
+    """Protobuf's old syntax lets strings be any bytes, and hands those that are no text as such."""
+    names: set[object] = {*graph.readers, *graph.producer, *graph.initializers, *graph.sparse}
+    names |= graph.inputs | graph.outputs
+    for node in graph.nodes:
+        names |= {node.op_type, node.domain, node.name}
+        names.update(item.name for item in node.attribute)
+    for name in names:
+        if not isinstance(name, str):
+            raise ModelError(f"the name {name!r} is not UTF-8 text; export the model again")
+
+
+def _require_version(graph: Graph) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    if not 1 <= graph.opset <= newest:
+        raise ModelError(
+            f"the model is of version {graph.opset} of the ONNX operator set, the installed onnx "
+            f"{onnx.__version__} knows 1 to {newest}; upgrade onnx or export the model again"
+        )
+
+
+def _require_shapes(graph: Graph) -> None:
+    sparse = ((name, tensor.dims) for name, tensor in graph.sparse.items())
+    for name, dims in (*((n, t.dims) for n, t in graph.initializers.items()), *sparse):
+        size = 1
+        for dim in dims:
+            size *= dim
+            if dim < 0 or size > _MOST_ELEMENTS:
+                raise ModelError(
+                    f"initializer {name!r} has the impossible shape {list(dims)}; repair the model"
+                )
+
+
+def _require_names(graph: Graph, outer: set[str]) -> set[str]:
+    """Check the order of the nodes; return the names that graphs below this one see."""
+    doubled = graph.inputs & graph.producer.keys()
+    if doubled:
+        raise ModelError(f"tensor {min(doubled)!r} is an input of the graph and the output of a "
+                         "node; repair the model")  # fmt: skip
+    defined = {*graph.inputs, *graph.initializers, *graph.sparse}
+    for node in graph.nodes:
+        _require_signature(node, graph.opset)
+        for name in node.input:
+            if name and name not in defined and name not in outer:
+                raise _undefined(graph, node, name)
+        defined.update(node.output)
+    for name in graph.outputs:
+        if name not in defined and name not in outer:
+            raise ModelError(f"output {name!r} of the graph is computed by no node; repair the "
+                             "model")  # fmt: skip
+    return outer | defined
+
+
+def _undefined(graph: Graph, node: NodeProto, name: str) -> ModelError:
+    if name in graph.producer:
+        later = label(graph.nodes[graph.producer[name]])
+        return ModelError(
+            f"{label(node)} reads {name!r} before {later} computes it; the nodes form a cycle or "
+            "are not in order, sort them"
+        )
+    return ModelError(f"{label(node)} reads {name!r}, which nothing defines; repair the model")
+
+
+def _number(kind: Any) -> int:
+    """Number of an attribute type; onnx's stubs do not say that it is an enumeration."""
+    return int(kind.value)
+
+
+@cache
+def _signature(operator: str, opset: int) -> _Signature | None:
+    try:
+        schema = onnx.defs.get_schema(operator, opset, "")
+    except onnx.defs.SchemaError:
+        return None
+    if schema.deprecated:
+        return None
+    required = tuple(i for i, given in enumerate(schema.inputs) if given.option == _SINGLE)
+    return _Signature(
+        (schema.min_input, schema.max_input),
+        (schema.min_output, schema.max_output),
+        required,
+        {n: _number(a.type) for n, a in schema.attributes.items()},
+    )
+
+
+def _require_signature(node: NodeProto, opset: int) -> None:
+    if node.domain not in STANDARD_DOMAINS:
+        return
+    signature = _signature(node.op_type, opset)
+    if signature is None:
+        return
+    for kind, count, (least, most) in (
+        ("inputs", len(node.input), signature.inputs),
+        ("outputs", len(node.output), signature.outputs),
+    ):
+        if not least <= count <= most:
+            wanted = str(least) if least == most else f"{least} to {most}"
+            raise ModelError(f"{label(node)} has {count} {kind}, its operator takes {wanted}; "
+                             "repair the model")  # fmt: skip
+    if any(not node.input[slot] for slot in signature.required if slot < len(node.input)):
+        raise ModelError(f"{label(node)} lacks an input that its operator needs; repair the model")
+    for item in node.attribute:
+        expected = signature.attributes.get(item.name)
+        if expected is not None and item.type != expected and not item.ref_attr_name:
+            wanted = AttributeProto.AttributeType.Name(expected)
+            raise ModelError(f"{label(node)}: its attribute {item.name!r} is not of the type "
+                             f"{wanted} that its operator takes; repair the model")  # fmt: skip

@@ -1,0 +1,483 @@
+"""Broken and hostile models: one sentence and exit code 2, or the norm stays; never a traceback.
+
+Each case changes one thing about a sound model of a Conv and a BatchNormalization.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
+from support import bn, conv, join, model_of, tensor
+
+from onnx_bnfold.cli import main
+
+
+def sound() -> ModelProto:
+    rng = np.random.default_rng(0)
+    parts = join(conv("x", "c", (2, 3, 1, 1), rng), bn("c", "y", 2, rng))
+    return model_of(parts.nodes, {"x": ("N", 3, 4, 4)}, ["y"], parts.initializers)
+
+
+def initializer(model: ModelProto, name: str) -> TensorProto:
+    return next(t for t in model.graph.initializer if t.name == name)
+
+
+def fold(content: bytes, folder: Path, capsys) -> tuple[int, str]:
+    """Exit code and messages of a fold; nothing is left behind by one that fails."""
+    source, target = folder / "model.onnx", folder / "folded.onnx"
+    source.write_bytes(content)
+    before = sorted(os.listdir(folder))
+    code = main([str(source), "-o", str(target)])
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    assert "internal error" not in captured.err
+    if code:
+        assert sorted(os.listdir(folder)) == before
+        assert captured.err.count("\n") == 1, captured.err
+    assert source.read_bytes() == content
+    return code, captured.err + captured.out
+
+
+# What is done to the model -> a part of the sentence, and of what it names.
+Damage = Callable[[ModelProto], object]
+REFUSED: dict[str, tuple[Damage, tuple[str, ...]]] = {}
+
+
+def refused(*parts: str) -> Callable[[Damage], Damage]:
+    def add(damage: Damage) -> Damage:
+        REFUSED[damage.__name__] = damage, parts
+        return damage
+
+    return add
+
+
+@refused("no graph")
+def no_graph(model):
+    model.ClearField("graph")
+
+
+@refused("Conv 'n_c'", "'y'", "cycle")
+def cycle(model):
+    model.graph.node[0].input[0] = "y"
+
+
+@refused("'c'", "cycle")
+def a_node_that_reads_itself(model):
+    model.graph.node[0].input[0] = "c"
+
+
+@refused("not in order", "'c'")
+def nodes_out_of_order(model):
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes[::-1])
+
+
+@refused("'c'", "two nodes")
+def a_tensor_written_twice(model):
+    model.graph.node.add().CopyFrom(model.graph.node[0])
+
+
+@refused("'x'", "input of the graph")
+def a_node_that_writes_an_input(model):
+    model.graph.node.append(helper.make_node("Relu", ["y"], ["x"]))
+
+
+@refused("'c_W'", "more than once")
+def two_initializers_of_one_name(model):
+    model.graph.initializer.add().CopyFrom(initializer(model, "c_W"))
+
+
+@refused("Conv 'n_c'", "'c_W'", "nothing defines")
+def a_missing_initializer(model):
+    model.graph.initializer.remove(initializer(model, "c_W"))
+
+
+@refused("'ghost'", "no node")
+def an_output_of_nothing(model):
+    model.graph.output[0].name = "ghost"
+
+
+@refused("'c_W'", "bytes", "shape")
+def dims_that_disagree_with_the_data(model):
+    initializer(model, "c_W").dims[2] = 20
+
+
+@refused("'c_W'", "impossible shape", "-2")
+def a_negative_dim(model):
+    initializer(model, "c_W").dims[0] = -2
+
+
+@refused("'c_W'", "impossible shape")
+def dims_that_overflow(model):
+    initializer(model, "c_W").dims[:] = [2**40, 2**40, 1, 1]
+
+
+@refused("'c_W'", "bytes", "shape")
+def a_tiny_file_with_huge_dims(model):
+    initializer(model, "c_W").dims[:] = [2, 2**40, 1, 1]
+
+
+@refused("Conv 'n_c'", "1 inputs", "2 to 3")
+def too_few_inputs(model):
+    del model.graph.node[0].input[1:]
+
+
+@refused("BatchNormalization 'n_y'", "6 inputs", "5")
+def too_many_inputs(model):
+    model.graph.node[1].input.append("c")
+
+
+@refused("BatchNormalization 'n_y'", "0 outputs")
+def no_outputs(model):
+    del model.graph.node[1].output[:]
+
+
+@refused("Conv 'n_c'", "lacks an input")
+def a_required_input_left_out(model):
+    model.graph.node[0].input[0] = ""
+
+
+@refused("Conv 'n_c'", "'pads'", "INTS")
+def an_attribute_of_another_type(model):
+    model.graph.node[0].attribute.append(helper.make_attribute("pads", 1))
+
+
+@refused("99", "upgrade onnx")
+def a_future_opset(model):
+    model.opset_import[0].version = 99
+
+
+@refused("version -1", "ONNX operator set")
+def a_negative_opset(model):
+    model.opset_import[0].version = -1
+
+
+@refused("UTF-8")
+def an_operator_that_is_no_text(model):
+    model.graph.node[0].op_type = "Conv\udcff"
+
+
+@refused("UTF-8")
+def a_tensor_name_that_is_no_text(model):
+    model.graph.node[0].output[0] = model.graph.node[1].input[0] = "c\udcff"
+
+
+def external(model: ModelProto, **entries: object) -> None:
+    weight = initializer(model, "c_W")
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    for key, value in entries.items():
+        weight.external_data.add(key=key, value=str(value))
+
+
+OUTSIDE = "folder"
+
+
+@refused("'c_W'", OUTSIDE)
+def external_data_in_the_folder_above(model):
+    external(model, location="../secret")
+
+
+@refused("'c_W'", OUTSIDE)
+def external_data_at_an_absolute_path(model):
+    external(model, location="/etc/passwd")
+
+
+@refused("'c_W'", OUTSIDE)
+def external_data_without_a_place(model):
+    external(model)
+
+
+@refused("'c_W'", "cannot be read")
+def external_data_that_is_not_there(model):
+    external(model, location="nothing.bin")
+
+
+@refused("'c_W'", "cannot be read", "ends at byte")
+def an_offset_beyond_the_file(model):
+    external(model, location="model.onnx", offset=1 << 40)
+
+
+@refused("'c_W'", "offset")
+def an_offset_that_overflows(model):
+    external(model, location="model.onnx", offset=2**70)
+
+
+@refused("'c_W'", "offset")
+def a_negative_offset(model):
+    external(model, location="model.onnx", offset=-1)
+
+
+@refused("'c_W'", "bytes")
+def a_length_beyond_the_file(model):
+    external(model, location="model.onnx", length=1 << 40)
+
+
+def with_surrogates(content: bytes) -> bytes:
+    """The byte 0xff where a case writes U+DCFF, which no string of protobuf can hold."""
+    return content.replace("\N{PILE OF POO}".encode(), b"\xff\xff\xff\xff")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_model_that_is_refused(name, tmp_path, capsys):
+    damage, parts = REFUSED[name]
+    model = sound()
+    if "no_text" in name:
+        field = model.graph.node[0]
+        if name.startswith("an_operator"):
+            field.op_type = "Conv\N{PILE OF POO}"
+        else:
+            field.output[0] = model.graph.node[1].input[0] = "c\N{PILE OF POO}"
+    else:
+        damage(model)
+    code, said = fold(with_surrogates(model.SerializeToString()), tmp_path, capsys)
+    assert code == 2, said
+    for part in parts:
+        assert part in said
+
+
+# What is done to the model -> the reason for which the norm stays.
+KEPT: dict[str, tuple[Damage, str]] = {}
+
+
+def kept(reason: str) -> Callable[[Damage], Damage]:
+    def add(damage: Damage) -> Damage:
+        KEPT[damage.__name__] = damage, reason
+        return damage
+
+    return add
+
+
+@kept("unknown_shape")
+def an_unknown_operator(model):
+    model.graph.node[0].op_type = "Nonesuch"
+
+
+@kept("unknown_shape")
+def an_unknown_domain(model):
+    model.graph.node[0].domain = "com.example"
+    model.opset_import.add(domain="com.example", version=1)
+
+
+@kept("unknown_shape")
+def an_operator_of_onnx_ml(model):
+    model.graph.node[0].op_type, model.graph.node[0].domain = "Normalizer", "ai.onnx.ml"
+    model.opset_import.add(domain="ai.onnx.ml", version=3)
+
+
+@kept("inconsistent_shapes")
+def a_weight_of_rank_0(model):
+    initializer(model, "c_W").CopyFrom(tensor("c_W", np.float32(1)))
+
+
+@kept("inconsistent_shapes")
+def norm_parameters_of_rank_0(model):
+    for t in model.graph.initializer:
+        if t.name.startswith("y_"):
+            t.CopyFrom(tensor(t.name, np.float32(1)))
+
+
+@kept("inconsistent_shapes")
+def parameters_of_different_lengths(model):
+    initializer(model, "y_mean").CopyFrom(tensor("y_mean", np.ones(5, np.float32)))
+
+
+@kept("axes")
+def channel_counts_that_disagree(model):
+    for t in model.graph.initializer:
+        if t.name.startswith("y_"):
+            t.CopyFrom(tensor(t.name, np.linspace(1, 2, 5, dtype=np.float32)))
+
+
+@kept("inconsistent_shapes")
+def a_group_of_zero(model):
+    model.graph.node[0].attribute.append(helper.make_attribute("group", 0))
+
+
+@kept("training_mode")
+def no_opset_import(model):
+    del model.opset_import[:]
+
+
+@kept("unsupported_type")
+def a_weight_of_an_unknown_type(model):
+    initializer(model, "c_W").data_type = 99
+    del model.graph.node[0].input[2]  # or the bias would be blamed
+
+
+@kept("not_finite")
+def a_weight_that_is_nan(model):
+    initializer(model, "c_W").CopyFrom(tensor("c_W", np.full((2, 3, 1, 1), np.nan, np.float32)))
+
+
+@kept("not_finite")
+def a_variance_that_is_infinite(model):
+    initializer(model, "y_var").CopyFrom(tensor("y_var", np.full(2, np.inf, np.float32)))
+
+
+@kept("bad_variance")
+def a_negative_variance(model):
+    initializer(model, "y_var").CopyFrom(tensor("y_var", np.full(2, -1, np.float32)))
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_norm_that_stays(name, tmp_path, capsys):
+    damage, reason = KEPT[name]
+    model = sound()
+    damage(model)
+    code, said = fold(model.SerializeToString(), tmp_path, capsys)
+    assert code == 0, said
+    assert f"[{reason}]" in said
+
+
+@pytest.mark.parametrize("indices", [[7], [-1], [0, 1], [2**40]], ids=str)
+def test_sparse_weights_with_bad_indices(indices, tmp_path, capsys):
+    model = sound()
+    weight = initializer(model, "c_W")
+    sparse = model.graph.sparse_initializer.add(dims=weight.dims)
+    sparse.values.CopyFrom(tensor("c_W", np.ones(1, np.float32)))
+    sparse.indices.CopyFrom(tensor("", np.array(indices)))
+    model.graph.initializer.remove(weight)
+    code, said = fold(model.SerializeToString(), tmp_path, capsys)
+    assert code == 2
+    assert "'c_W'" in said
+
+
+CONTENT = sound().SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0", b"\x80PROTO", b"PK\x03\x04" + bytes(50), b"<html></html>", os.urandom(64)],
+    ids=["empty", "a zero", "pickle", "zip", "html", "noise"],
+)
+def test_what_is_no_model(content, tmp_path, capsys):
+    code, said = fold(content, tmp_path, capsys)
+    assert code == 2
+    assert "model.onnx" in said
+
+
+def test_cut_at_every_byte(tmp_path, capsys):
+    for length in range(len(CONTENT)):
+        code, said = fold(CONTENT[:length], tmp_path, capsys)
+        assert code == 2 or "model.onnx" not in said, length
+        (tmp_path / "folded.onnx").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("depth", [20, 200, 10_000])
+def test_nested_subgraphs(depth, tmp_path, capsys):
+    """Built from the bytes: protobuf itself writes nothing so deep."""
+    inner = b""
+    for _ in range(depth):
+        attribute = AttributeProto(name="then_branch", type=AttributeProto.GRAPH)
+        node = NodeProto(op_type="If", input=["x"], output=["o"])
+        body = attribute.SerializeToString() + _field(6, inner)
+        inner = _field(1, node.SerializeToString() + _field(5, body))
+    model = sound()
+    content = model.SerializeToString() + _field(7, inner)  # repeated messages are merged
+    code, said = fold(content, tmp_path, capsys)
+    assert code == (0 if depth < 30 else 2), said  # protobuf reads messages nested 100 deep
+
+
+def _field(number: int, body: bytes) -> bytes:
+    length, coded = len(body), b""
+    while length > 0x7F:
+        coded += bytes([length & 0x7F | 0x80])
+        length >>= 7
+    return bytes([number << 3 | 2]) + coded + bytes([length]) + body
+
+
+@pytest.mark.parametrize("kind", ["symlink", "fifo", "device", "folder"])
+def test_external_data_that_is_no_file_of_the_model(kind, tmp_path, capsys):
+    folder, place = tmp_path / "model", tmp_path / "model" / "w.bin"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(bytes(64))
+    if kind == "symlink":
+        place.symlink_to(tmp_path / "secret")
+    elif kind == "fifo":
+        os.mkfifo(place)
+    elif kind == "device":
+        place.symlink_to("/dev/zero")
+    else:
+        place.mkdir()
+    model = sound()
+    external(model, location="w.bin")
+    code, said = fold(model.SerializeToString(), folder, capsys)
+    assert code == 2
+    assert "'c_W'" in said
+
+
+BOMBS = {
+    "ConstantOfShape": "big = ConstantOfShape(n)",
+    "Expand": "big = Expand(one, n)",
+    "Tile": "big = Tile(one, n)",
+    "Range": "end = Cast<to=1>(n) flat = Squeeze(end) big = Range(zero, flat, one0)",
+    "repeated Concat": "a0 = Expand(one, k) "
+    + " ".join(f"a{i + 1} = Concat<axis=0>(a{i}, a{i}, a{i}, a{i})" for i in range(20))
+    + " big = Identity(a20)",
+}
+MEMORY = 3 << 30  # of address space: numpy, onnx and protobuf alone take most of a GiB
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_bombs_take_neither_memory_nor_time(kind, tmp_path):
+    text = f"""<ir_version: 8, opset_import: ["": 17]> g (float[N,2,3,3] x) => (float[N,2,3,3] y)
+    {{ {BOMBS[kind]} c = Conv(x, W) y = BatchNormalization(c, big, big, big, big) }}"""
+    model = onnx.parser.parse_model(text)
+    constants = {
+        "n": np.array([10**12]), "k": np.array([1024]), "one": np.ones(1, np.float32),
+        "zero": np.float32(0), "one0": np.float32(1), "W": np.ones((2, 2, 1, 1), np.float32),
+    }  # fmt: skip
+    used = {name for node in model.graph.node for name in node.input}
+    model.graph.initializer.extend(tensor(n, v) for n, v in constants.items() if n in used)
+    source = tmp_path / "model.onnx"
+    source.write_bytes(model.SerializeToString())
+    done = subprocess.run(
+        [sys.executable, "-m", "onnx_bnfold", source, "-o", tmp_path / "folded.onnx"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY)),
+    )
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "kept" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J\x1b]0;owned\x07", "<script>alert(1)</script>", "a\nb"])
+def test_names_do_not_steer_what_reads_them(name, tmp_path, capsys):
+    model = sound()
+    for node in model.graph.node:
+        node.name = name
+    report = tmp_path / "report.html"
+    source = tmp_path / "m.onnx"
+    source.write_bytes(model.SerializeToString())
+    assert main([str(source), "-o", str(tmp_path / "f.onnx"), "--report", str(report)]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert "\x07" not in said
+    assert "<script>alert" not in report.read_text()
+    model.graph.node[0].input[0] = "c"
+    code, said = fold(model.SerializeToString(), tmp_path, capsys)
+    assert code == 2
+    assert "\x1b" not in said
+
+
+def test_a_bug_of_ours_is_no_traceback_either(tmp_path, monkeypatch, capsys):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("surprise\nof two lines")
+
+    monkeypatch.setattr("onnx_bnfold.job.run", fail)
+    assert main([str(tmp_path / "a"), "-o", str(tmp_path / "b")]) == 2
+    said = capsys.readouterr().err
+    assert "internal error" in said
+    assert said.count("\n") == 1

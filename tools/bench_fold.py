@@ -1,0 +1,190 @@
+"""Whole-process time and peak memory of a fold, beside peers from PyPI and a plain copy.
+
+All commands run in turn, round after round, so that a drift of the machine hits them alike; what is
+printed are medians and their ratios to ours.
+
+    python -m tools.bench_fold model.onnx [more.onnx ...] --rounds 5 --peer-python peers/bin/python
+    python -m tools.bench_fold --pairs 500 2000 5000      # generated Conv+BN chains
+    python -m tools.bench_fold --external 2400            # generated, MB of external data
+
+A peer that is not installed, fails, or takes longer than ``--timeout`` is reported as such.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+MODEL, OUTPUT = "<model>", "<output>"
+ORT = """
+import sys, onnxruntime as o
+s = o.SessionOptions(); s.graph_optimization_level = o.GraphOptimizationLevel.ORT_ENABLE_BASIC
+s.optimized_model_filepath = sys.argv[2]; s.log_severity_level = 3
+o.InferenceSession(sys.argv[1], s, providers=["CPUExecutionProvider"])
+"""
+OPTIMIZER = """
+import sys, onnx, onnxoptimizer
+onnx.save(onnxoptimizer.optimize(onnx.load(sys.argv[1]), ["fuse_bn_into_conv"]), sys.argv[2])
+"""
+SCRIPT = """
+import sys, onnx
+from onnxscript import rewriter
+onnx.save(rewriter.rewrite(onnx.load(sys.argv[1])), sys.argv[2])
+"""
+LOAD_SAVE = "import sys, onnx; onnx.save(onnx.load(sys.argv[1]), sys.argv[2])"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one process took: seconds on the clock, and its largest resident set in MB."""
+
+    seconds: float
+    megabytes: float
+
+
+def commands(peer_python: str) -> dict[str, list[str]]:
+    """Return the commands, with placeholders for the model and the output."""
+    return {
+        "onnx_bnfold": [sys.executable, "-m", "onnx_bnfold", "-q", "-o", OUTPUT, MODEL],
+        "cp": ["cp", MODEL, OUTPUT],
+        "onnx load+save": [peer_python, "-c", LOAD_SAVE, MODEL, OUTPUT],
+        "onnxruntime basic": [peer_python, "-c", ORT, MODEL, OUTPUT],
+        "onnxoptimizer": [peer_python, "-c", OPTIMIZER, MODEL, OUTPUT],
+        "onnxslim": [peer_python, "-m", "onnxslim", MODEL, OUTPUT],
+        "onnxsim": [peer_python, "-m", "onnxsim", MODEL, OUTPUT],
+        "onnxscript rewriter": [peer_python, "-c", SCRIPT, MODEL, OUTPUT],
+    }
+
+
+def measure(command: list[str], timeout: float) -> Cost | str:
+    """Run a command to its end; return its cost, or what went wrong."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as talk:
+        process = subprocess.Popen(command, stdout=talk, stderr=talk)
+        deadline = start + timeout
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            if time.perf_counter() > deadline:
+                process.kill()
+                os.wait4(process.pid, 0)
+                process.returncode = -9
+                return f"over {timeout:.0f} s"
+            time.sleep(0.002)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        return f"exit {process.returncode}"
+    return Cost(time.perf_counter() - start, usage.ru_maxrss / 1024)
+
+
+def compare(model: Path, names: dict[str, list[str]], rounds: int, timeout: float) -> None:
+    """Print a table for one model."""
+    found: dict[str, list[Cost]] = {name: [] for name in names}
+    failed: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(dir=model.parent) as folder:
+        for _ in range(rounds):
+            for name, command in names.items():
+                if name in failed:
+                    continue
+                target = Path(folder) / f"{len(os.listdir(folder))}.onnx"
+                places = {MODEL: str(model), OUTPUT: str(target)}
+                cost = measure([places.get(word, word) for word in command], timeout)
+                for left in Path(folder).iterdir():
+                    left.unlink()
+                if isinstance(cost, str):
+                    failed[name] = cost
+                else:
+                    found[name].append(cost)
+    size = sum(p.stat().st_size for p in [model, *model.parent.glob(f"{model.stem}.data")]) / 1e6
+    print(f"\n{model.name}, {size:.0f} MB, {rounds} rounds\n")
+    print("| command | seconds | of ours | peak MB | of ours |\n| --- | --- | --- | --- | --- |")
+    ours = _median(found["onnx_bnfold"])
+    for name, costs in found.items():
+        if name in failed:
+            print(f"| {name} | {failed[name]} | | | |")
+            continue
+        cost = _median(costs)
+        print(
+            f"| {name} | {cost.seconds:.2f} | {cost.seconds / ours.seconds:.2f} "
+            f"| {cost.megabytes:.0f} | {cost.megabytes / ours.megabytes:.2f} |"
+        )
+
+
+def _median(costs: list[Cost]) -> Cost:
+    return Cost(
+        statistics.median(c.seconds for c in costs), statistics.median(c.megabytes for c in costs)
+    )
+
+
+def _norm(name: str, channels: int, rng: np.random.Generator) -> list[TensorProto]:
+    return [
+        numpy_helper.from_array((rng.random(channels) + 0.5).astype(np.float32), f"{name}_{role}")
+        for role in ("scale", "B", "mean", "var")
+    ]
+
+
+def chain(count: int, channels: int, path: Path, *, external: bool) -> Path:
+    """Write a chain of Conv+BN pairs.
+
+    Args:
+        count: number of pairs.
+        channels: of every Conv (1x1).
+        path: of the model.
+        external: whether its weights go into a file beside it.
+    """
+    rng = np.random.default_rng(0)
+    nodes, tensors, x = [], [], "x"
+    for i in range(count):
+        weight = rng.standard_normal((channels, channels, 1, 1), np.float32)
+        norm = _norm(f"n{i}", channels, rng)
+        tensors += [numpy_helper.from_array(weight / channels**0.5, f"w{i}"), *norm]
+        nodes.append(helper.make_node("Conv", [x, f"w{i}"], [f"c{i}"], name=f"conv{i}"))
+        names = [t.name for t in norm]
+        made = helper.make_node("BatchNormalization", [f"c{i}", *names], [f"y{i}"], name=f"bn{i}")
+        nodes.append(made)
+        x = f"y{i}"
+    shape = ["N", channels, 4, 4]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("x", x)]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path, save_as_external_data=external, location=f"{path.stem}.data")
+    return path
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", type=Path)
+    parser.add_argument("--pairs", nargs="*", type=int, default=[], metavar="N")
+    parser.add_argument("--external", type=int, metavar="MB")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--timeout", type=float, default=120.0)
+    parser.add_argument("--peer-python", default=sys.executable)
+    args = parser.parse_args()
+    names = commands(args.peer_python)
+    with tempfile.TemporaryDirectory() as folder:
+        models = list(args.models)
+        models += [
+            chain(n, 4, Path(folder) / f"pairs_{n}.onnx", external=False) for n in args.pairs
+        ]
+        if args.external:
+            count = max(1, args.external // 16)
+            models.append(chain(count, 2000, Path(folder) / "external.onnx", external=True))
+        for model in models:
+            compare(model, names, args.rounds, args.timeout)
+
+
+if __name__ == "__main__":
+    main()

@@ -956,6 +956,26 @@ def test_relu_between_two_layers(scale):
     fold_checked(net.model(net.conv(bn(net, net.relu(net.conv("x", 4))), 3)))
 
 
+@pytest.mark.parametrize("op", ["Mul", "Add", "Sub"])
+@pytest.mark.parametrize(
+    "chain", ["conv-op-bn", "bn-op-conv", "bn-op", "op-bn", "op-conv", "conv-op"]
+)
+def test_constant_with_zeros(op, chain):
+    """A factor of zero loses its tensor: nothing may be moved across it by division."""
+    net = Net(IMAGE)
+    y = "x"
+    for step in chain.split("-"):
+        if step == "op":
+            y = net.op(op, y, net.const(np.array([0.0, 2, 0, -1]).reshape(4, 1, 1)))
+        else:
+            y = net.conv(y, 4) if step == "conv" else net.bn(y)
+    model = net.model(y)
+    folded, report = onnx_bnfold.fold(model)
+    assert_same_function(model, folded)
+    if "conv" in chain:
+        assert not report.kept, report.lines()
+
+
 def test_identity_bn_goes_from_anywhere():
     net = Net(IMAGE)
     y = with_parameters([1.0] * 4, [0.0] * 4)(net, "x")

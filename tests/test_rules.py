@@ -147,11 +147,16 @@ SLICES = [
         "slice-13-channel-reversed",
         simple("Slice", ints(-1), ints(-100), ints(1), ints(-1)),
     ),
+    Rule(
+        "slice-13-channel-reversed-to-the-very-beginning",
+        simple("Slice", ints(-2), ints(-(2**31)), ints(1), ints(-2)),
+    ),
     Rule("slice-13-no-axes", simple("Slice", ints(0, 1), ints(9, 3)), (2, 4, 3)),
     Rule("slice-13-end-too-large", simple("Slice", ints(1), ints(2**63 - 1), ints(3))),
     Rule("gather-spatial", simple("Gather", ints(0, 2, 2), axis=2)),
     Rule("gather-scalar", simple("Gather", const(np.int64(1)), axis=2), LINE),
     Rule("gather-negative-axis", simple("Gather", const(np.int64(-1)), axis=-1)),
+    Rule("gather-default-axis", simple("Gather", ints(1, 0, 1)), (2, 4, 3)),
     Rule("gather-channel", simple("Gather", ints(2, 0, 3), axis=1)),
     Rule("gather-channel-twice", simple("Gather", ints(2, 0, 2), axis=1), up=Reason.CONFLICT),
     Rule(

@@ -184,6 +184,10 @@ def failing(number: int) -> int:
     raise ZeroDivisionError
 
 
+def handlers(_: object) -> list[object]:
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
 def no_death(item):
     raise AssertionError(f"{item} did not kill its process")
 
@@ -193,6 +197,10 @@ def no_death(item):
 def test_all_results_come(jobs, start_method):
     results = in_processes(square, range(20), jobs, no_death, start_method)
     assert sorted(results) == [square(n) for n in range(20)]
+
+
+def test_the_first_process_decides_what_ctrl_c_means():
+    assert list(in_processes(handlers, [0], 1, no_death)) == [[signal.SIG_IGN, signal.SIG_DFL]]
 
 
 def test_no_items():
@@ -283,6 +291,33 @@ def test_a_lock_that_is_removed_and_made_again_excludes(tmp_path):
     path.write_text("0")
     list(in_processes(add_one, [path] * 200, 4, no_death))
     assert path.read_text() == "200"
+
+
+def test_a_file_is_published_whole(tmp_path):
+    """By a rename: a reader has all of the old file or all of the new one."""
+    place = LocalPlace(str(tmp_path / "folded"))
+    place.prepare()
+    with place.claim("key") as scratch:
+        for content in ("old", "new"):
+            (scratch / content).write_text(content)
+        place.publish(scratch / "old", "a/file")
+        with open(tmp_path / "folded" / "a" / "file") as reader:
+            place.publish(scratch / "new", "a/file")
+            assert reader.read() == "old"
+    assert (tmp_path / "folded" / "a" / "file").read_text() == "new"
+
+
+def test_a_run_begins_with_a_sweep(tmp_path, monkeypatch):
+    """What a killed run left may fill the disk."""
+    output = tmp_path / "folded"
+    LocalPlace(str(output)).prepare()
+    (state_of(output) / "work" / "dead.x.d").mkdir()
+    seen = []
+    monkeypatch.setattr(
+        "onnx_bnfold.store.run.in_processes", lambda *args: seen.append(unfinished(output)) or []
+    )
+    fold_store(fill(tmp_path / "models", 1), output)
+    assert seen == [[], []]
 
 
 def test_a_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path):

@@ -12,6 +12,7 @@ from onnx_bnfold import Options, UsageError
 from onnx_bnfold.store import fold_store
 from onnx_bnfold.store.cli import main
 from onnx_bnfold.store.places import place_at
+from onnx_bnfold.store.remote import RemotePlace
 from onnx_bnfold.store.work import Job, Task, perform
 
 fsspec = pytest.importorskip("fsspec")
@@ -90,6 +91,23 @@ def test_missing_data_is_named(memory, tmp_path):
     assert "weights.bin" in outcome.error
     assert os.sep * 2 not in outcome.error
     assert names_of(system, f"{url}/folded") == []
+
+
+@pytest.mark.parametrize("location", ["../out.bin", "a/../../out.bin", "/out.bin"])
+def test_data_outside_of_the_folder_is_not_fetched(tmp_path, location, monkeypatch):
+    store = tmp_path / "models"
+    model = onnx.load(write_external(store / "model.onnx", "w.bin"), load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = location if entry.key == "location" else entry.value
+    write(store / "model.onnx", model)
+    fetched = []
+    monkeypatch.setattr(
+        RemotePlace, "fetch", lambda self, name, scratch: fetched.append(name) or store
+    )
+    (outcome,) = in_this_process(f"file://{store}", str(tmp_path / "folded"), ["model.onnx"])
+    assert "below the model's folder" in outcome.error
+    assert fetched == ["model.onnx"]
 
 
 def test_superseded_data_is_removed(memory, tmp_path):

@@ -53,18 +53,18 @@ def svg(*parts: Element, width: int, height: int, label: str) -> Element:
 def noise_chart(outputs: Sequence[Record], factor: float) -> Element:
     """Draw, per output, the difference of both models in units of the rounding noise."""
     width, left, row = 1036, 210, 34
-    height = row * len(outputs) + 46
+    height = row * len(outputs) + 52
     largest = max([output["times_noise"] or 0 for output in outputs] + [factor])
     axis = Axis(0.01, max(100.0, 2 * largest), left, width - 90)
-    limit, noise, bottom = axis.at(factor), axis.at(1), height - 34
+    limit, noise, bottom = axis.at(factor), axis.at(1), height - 40
     parts = [
         el("rect", x=left, y=6, width=limit - left, height=bottom - 6, class_="safe"),
         el("rect", x=limit, y=6, width=axis.stop - limit, height=bottom - 6, class_="unsafe"),
         el("line", x1=noise, x2=noise, y1=6, y2=bottom, class_="grid strong"),
         el("line", x1=limit, x2=limit, y1=6, y2=bottom, class_="limit"),
         *_ticks(axis, bottom),
-        el("text", "rounding noise = 1", x=noise - 4, y=height - 4, class_="tick end"),
-        el("text", f"limit = {factor:g}", x=limit + 4, y=height - 4, class_="tick start over"),
+        el("text", "rounding noise = 1", x=noise - 4, y=height - 9, class_="tick end"),
+        el("text", f"limit = {factor:g}", x=limit + 4, y=height - 9, class_="tick start over"),
     ]
     for i, output in enumerate(outputs):
         parts += _noise_row(output, axis, 6 + row * (i + 0.5))
@@ -89,7 +89,7 @@ def latency_chart(mode: Record) -> Element:
     runs = [ms for _, timing in models for ms in timing["samples_ms"]]
     axis = Axis(min(runs), sorted(runs)[int(0.98 * (len(runs) - 1))], left, width - 90, False)
     parts = [
-        el("text", f"{ms:.3g} ms", x=axis.at(ms), y=height - 4, class_="tick middle")
+        el("text", f"{ms:.3g} ms", x=axis.at(ms), y=height - 8, class_="tick middle")
         for ms in (axis.low, (axis.low + axis.high) / 2, axis.high)
     ]
     for i, (name, timing) in enumerate(models):

@@ -121,7 +121,10 @@ def _reasons(norms: Sequence[Record]) -> Iterator[Element]:
     rows: list[list[Element | str]] = []
     for reason, count in counts.most_common():
         example = next(norm for norm in norms if norm["reason"] == reason)
-        bar = el("meter", min=0, max=most, value=count)
+        length = max(round(90 * count / most), 2)
+        bar = el(
+            "svg", el("rect", width=length, height=10, rx=2), class_="bar", width=90, height=10
+        )
         text = el("span", el("code", example["culprit"]), f": {example['sentence']}")
         link = el("a", el("code", reason), href=f"#q={reason}")
         rows.append([link, str(count), bar, text])

@@ -117,6 +117,35 @@ def test_what_a_shape_is_computed_from_is_not_encrypted(rng):
     assert (found.multiply_adds, found.multiplicative_depth) == (3 * 20 * 7, 1)
 
 
+def test_depth_where_a_shape_is_not_known():
+    """Shape hides its input, whether it is known or not: Mul multiplies sizes here, no data."""
+    parts = join(
+        node("Shape", ["x"], ["shape"]),
+        node("Mul", ["shape", "two"], ["to"]),
+        node("Expand", ["x", "to"], ["y"]),
+    )
+    two = tensor("two", np.int64(2))
+    found = cost(model_of(parts.nodes, {"x": ("N", "H")}, {"y": ("N", "W")}, [two]))
+    assert found.multiplicative_depth == 0
+
+
+def test_what_shape_inference_does_not_follow(rng):
+    """Half the channels, by a Div of a Shape, as in a channel shuffle of PyTorch's exporter."""
+    constants = {"i1": [1], "two": [2], "ends": [0, 2], "rest": [-1]}
+    parts = join(
+        node("Shape", ["x"], ["shape"]),
+        node("Gather", ["shape", "i1"], ["c"]),
+        node("Div", ["c", "two"], ["half"]),
+        node("Concat", ["ends", "half", "rest"], ["to"], axis=0),
+        node("Reshape", ["x", "to"], ["r"]),
+        layer("MatMul", "r", "y", (20, 7), rng),
+    )
+    given = [tensor(name, np.int64(value)) for name, value in constants.items()]
+    inputs = {"x": ("N", 6, 4, 5)}
+    model = model_of(parts.nodes, inputs, {"y": None}, [*parts.initializers, *given])
+    assert cost(model).multiply_adds == 2 * 3 * 20 * 7
+
+
 UNKNOWN = {
     "a custom operator": ("Mystery", "my.domain", True),
     "an LSTM": ("LSTM", "", True),

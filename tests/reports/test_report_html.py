@@ -97,6 +97,16 @@ def test_nothing_invisible_reaches_the_page(hostile_page):
     assert not {c for c in hostile_page.html if unicodedata.category(c) == "Cc"} - {"\n"}
 
 
+@pytest.mark.parametrize("name", HOSTILE)
+def test_the_name_of_a_file_is_a_name_too(name, tmp_path, rng):
+    report = report_of(half(rng), tmp_path).to_dict()
+    report["source"][0]["name"] = name
+    found = Page(page(report))
+    assert found.tags.count("script") == 2
+    assert not {"img", "b", "i"} & set(found.tags)
+    assert f"fold of {printable(name)}" in found.text
+
+
 def test_the_data_in_the_page_are_those_of_the_report(tmp_path, rng):
     data = json.loads(json.dumps(report_of(hostile(rng), tmp_path, checked=STRICT).to_dict()))
     embedded = Page(page(data)).raw["script"][0]
@@ -214,6 +224,7 @@ def test_numbers_that_json_has_not(tmp_path, rng):
         (el("p", class_="k", data_x=1), '<p class="k" data-x="1"></p>'),
         (el("p", open=True, hidden=False, id=None), '<p open=""></p>'),
         (el("p", "\u202e"), "<p>\\u202e</p>"),
+        (el("p", el("b"), "\u202e"), "<p><b></b>\\u202e</p>"),
         (el("input", id="q"), '<input id="q">'),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

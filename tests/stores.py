@@ -81,12 +81,12 @@ def state_of(output: Path) -> Path:
 
 def unfinished(output: Path) -> list[str]:
     """What is left in the state of work that is not complete."""
-    return os.listdir(state_of(output) / "work")
+    return os.listdir(state_of(output) / "unfinished")
 
 
 def command(*words: str | Path) -> list[str]:
     """The command line of a store."""
-    return [sys.executable, "-m", "onnx_bnfold.store.cli", *map(str, words)]
+    return [sys.executable, "-m", "onnx_bnfold", *map(str, words)]
 
 
 def start(*words: str | Path) -> subprocess.Popen:

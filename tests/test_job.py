@@ -209,3 +209,14 @@ def test_a_model_that_should_be_folded_already(model, tmp_path, capsys):
     assert call(model, "-o", tmp_path / "f.onnx") == 0
     assert call(tmp_path / "f.onnx", "--dry-run", "--require-folded") == 0
     assert call(tmp_path, "-o", tmp_path / "out", "--require-folded") == 2
+
+
+def test_the_check_command_writes_the_same_kinds_of_reports(model, tmp_path):
+    assert call(model, "-o", tmp_path / "f.onnx") == 0
+    reports = "--report", tmp_path / "r.json", "--report", tmp_path / "r.html"
+    assert call("check", model, tmp_path / "f.onnx", "--sets", "1", *reports) == 0
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert record["schema_version"] == 1
+    assert record["holds"]
+    assert "check holds" in (tmp_path / "r.html").read_text()
+    assert call("check", model, tmp_path / "f.onnx", "--report", tmp_path / "f.onnx") == 2

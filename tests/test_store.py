@@ -21,8 +21,8 @@ from stores import (
 from support import assert_same_function, count
 
 from onnx_bnfold import Options, UsageError
+from onnx_bnfold.cli import main
 from onnx_bnfold.store import fold_store, plan_store
-from onnx_bnfold.store.cli import is_store, main
 from onnx_bnfold.store.work import Job, Task, perform
 
 
@@ -396,8 +396,9 @@ def test_a_store_without_models(tmp_path, output, capfd):
     assert not state_of(output).exists()
 
 
-def test_no_such_store(tmp_path, output, capfd):
-    assert "no such folder" in usage(capfd, tmp_path / "models", "-o", output)
+def test_no_such_store(tmp_path, output):
+    with pytest.raises(UsageError, match="there is no such folder"):
+        fold_store(tmp_path / "models", output)
     assert not output.exists()
 
 
@@ -455,16 +456,10 @@ def test_a_wrong_number_of_jobs(store, output, jobs):
     assert stopped.value.code == 2
 
 
-def test_a_report_in_a_folder_that_does_not_exist(store, output, capfd, tmp_path):
-    usage(capfd, store, "-o", output, "--report", tmp_path / "no" / "report.json")
+@pytest.mark.parametrize("report", ["no/report.json", "report.html", "models"])
+def test_a_report_that_cannot_be_written(store, output, capfd, tmp_path, report):
+    usage(capfd, store, "-o", output, "--report", tmp_path / report)
     assert not output.exists()
-
-
-def test_what_is_a_store(store):
-    assert is_store(str(store))
-    assert is_store("s3://bucket/models")
-    assert not is_store(str(store / "README"))
-    assert not is_store(str(store / "nothing"))
 
 
 # --- what it says --------------------------------------------------------------------------------
@@ -496,10 +491,18 @@ def test_quiet(store, output, capfd):
 
 
 def test_require_all(store, output, capfd):
-    assert run(capfd, store, "-o", output, "--require-all")[0] == 0
+    """A model that does not hold what was asked of it is not written, as in a fold of one file."""
     write(store / "kept.onnx", kept_model())
-    code, _, err = run(capfd, store, "-o", output, "--require-all")
-    assert (code, err) == (1, "onnx-bnfold: --require-all: 1 BatchNormalization stay\n")
+    code, out, err = run(capfd, store, "-o", output, "--require-all")
+    assert (code, err) == (
+        1,
+        "onnx-bnfold: failed  kept.onnx: --require-all: 1 BatchNormalization stay\n",
+    )
+    assert out.splitlines()[-1].startswith("6 models: 1 failed, 5 folded; ")
+    assert digests(output).keys() == digests(store).keys() - {"kept.onnx"}
+    assert run(capfd, store, "-o", output)[0] == 0
+    assert run(capfd, store, "-o", output, "--require-all")[0] == 1
+    assert run(capfd, store, "--dry-run", "--require-all")[0] == 1
 
 
 def test_a_dry_run_writes_nothing(store, output, capfd, tmp_path):
@@ -508,7 +511,7 @@ def test_a_dry_run_writes_nothing(store, output, capfd, tmp_path):
     assert code == 0
     assert out.splitlines()[-1] == "6 models: 6 planned; 11 of 12 BatchNormalization folded"
     assert sorted(os.listdir(tmp_path)) == ["models", "r.json"]
-    assert plan_store(store).kept == 1
+    assert [len(o.counts.kept) for o in plan_store(store).models if o.name == "kept.onnx"] == [1]
 
 
 def test_the_report(store, output, capfd, tmp_path):

@@ -96,7 +96,7 @@ def test_a_run_that_is_interrupted(large, output, signum, whole_group):
     (os.killpg if whole_group else os.kill)(process.pid, signum)
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (130, "")
-    assert err == "interrupted; the same command goes on from here\n"
+    assert err == "onnx-bnfold: interrupted; the same command goes on from here\n"
     assert not is_running(process.pid)
     assert 3 <= assert_whole_files(output, made) < len(made)
     assert unfinished(output) == []
@@ -311,7 +311,7 @@ def test_a_run_begins_with_a_sweep(tmp_path, monkeypatch):
     """What a killed run left may fill the disk."""
     output = tmp_path / "folded"
     LocalPlace(str(output)).prepare()
-    (state_of(output) / "work" / "dead.x.d").mkdir()
+    (state_of(output) / "unfinished" / "dead.x.d").mkdir()
     seen = []
     monkeypatch.setattr(
         "onnx_bnfold.store.run.in_processes", lambda *args: seen.append(unfinished(output)) or []

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with TemporaryDirectory() as folder:
         store, output = Path(folder, "models"), Path(folder, "folded")
         print(f"{args.models} models, {generate(store, args.models) / 1e6:.0f} MB")
-        command = [sys.executable, "-m", "onnx_bnfold.store.cli", store, "-o", output, "--quiet"]
+        command = [sys.executable, "-m", "onnx_bnfold", store, "-o", output, "--quiet"]
         times = defaultdict(list)
         for _ in range(args.repetitions):
             for name, jobs in (("one job", 1), ("jobs", args.jobs)):

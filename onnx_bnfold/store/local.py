@@ -30,7 +30,7 @@ class LocalPlace:
     def __init__(self, where: str, state: str | None = None) -> None:
         self._root = Path(os.path.realpath(where))
         self._state = Path(os.path.realpath(state) if state else f"{self._root}{STATE}")
-        self._work = self._state / "unfinished"
+        self._unfinished = self._state / "unfinished"
         self.address = self._root.as_uri()
         self.state = self._state.as_uri()
 
@@ -51,7 +51,7 @@ class LocalPlace:
     def prepare(self) -> None:
         """See `places.Place`."""
         try:
-            for folder in (self._root, self._work, self._state / "records"):
+            for folder in (self._root, self._unfinished, self._state / "records"):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{error.filename}: cannot be made: {error.strerror}") from error
@@ -63,10 +63,10 @@ class LocalPlace:
 
     def sweep(self) -> None:
         """See `places.Place`."""
-        for key in {name.partition(".")[0] for name in os.listdir(self._work)}:
+        for key in {name.partition(".")[0] for name in os.listdir(self._unfinished)}:
             with hold(self._lock(key), wait=False) as held:
                 if held:
-                    for path in self._work.glob(f"{key}.*/"):
+                    for path in self._unfinished.glob(f"{key}.*/"):
                         shutil.rmtree(path, ignore_errors=True)
 
     @contextmanager
@@ -75,7 +75,9 @@ class LocalPlace:
         # Another folder every time: where there are no locks, two processes may be here.
         with (
             hold(self._lock(key)),
-            TemporaryDirectory(".d", f"{key}.", self._work, ignore_cleanup_errors=True) as folder,
+            TemporaryDirectory(
+                ".d", f"{key}.", self._unfinished, ignore_cleanup_errors=True
+            ) as folder,
         ):
             yield Path(folder)
 
@@ -117,7 +119,7 @@ class LocalPlace:
         os.replace(path, self._state / name)
 
     def _lock(self, key: str) -> Path:
-        return self._work / f"{key}.lock"
+        return self._unfinished / f"{key}.lock"
 
     def _name(self, path: str) -> str:
         return Path(path).relative_to(self._root).as_posix()

@@ -47,7 +47,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FileOutcome:
     """What became of one file.
 
     Attributes:
@@ -78,7 +78,7 @@ class Outcome:
         return {key: value for key, value in asdict(self).items() if value not in (None, {})}
 
     @classmethod
-    def from_data(cls, data: dict[str, Any]) -> Outcome:
+    def from_data(cls, data: dict[str, Any]) -> FileOutcome:
         """Does the reverse of `to_data`; LookupError, TypeError or ValueError if it is none."""
         counts = dict(data["counts"])
         counts["kept"] = tuple(Kept(**kept) for kept in counts["kept"])

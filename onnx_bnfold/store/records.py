@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_bnfold.folding import Options
-from onnx_bnfold.store.outcome import Outcome
+from onnx_bnfold.store.outcome import FileOutcome
 from onnx_bnfold.store.places import Place
 from onnx_bnfold.version import __version__
 
@@ -26,7 +26,7 @@ class Record:
         run: see `work.Job`.
     """
 
-    outcome: Outcome
+    outcome: FileOutcome
     settings: dict[str, Any]
     run: str
 
@@ -41,7 +41,7 @@ def load(place: Place, key: str) -> Record | None:
     content = place.load(_name(key))
     try:
         data = json.loads(content or b"")
-        return Record(Outcome.from_data(data["outcome"]), data["settings"], data["run"])
+        return Record(FileOutcome.from_data(data["outcome"]), data["settings"], data["run"])
     except (ValueError, TypeError, LookupError):
         return None
 

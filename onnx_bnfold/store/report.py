@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnx_bnfold.report import printable
-from onnx_bnfold.store.outcome import Outcome
+from onnx_bnfold.store.outcome import FileOutcome
 
 SCHEMA = 1  # goes up when a field of the JSON changes its meaning or goes
 
@@ -22,23 +22,18 @@ class StoreReport:
         settings: version and options of the run.
     """
 
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[FileOutcome, ...]
     settings: dict[str, Any]
 
     @property
-    def models(self) -> tuple[Outcome, ...]:
+    def models(self) -> tuple[FileOutcome, ...]:
         """The outcomes of models."""
         return tuple(o for o in self.outcomes if o.is_model)
 
     @property
-    def failed(self) -> tuple[Outcome, ...]:
+    def failed(self) -> tuple[FileOutcome, ...]:
         """The outcomes of what failed, models or not."""
         return tuple(o for o in self.outcomes if o.status == "failed")
-
-    @property
-    def kept(self) -> int:
-        """The number of BatchNormalizations that stay, in models that did not fail."""
-        return sum(len(o.counts.kept) for o in self.models if o.counts)
 
     def lines(self) -> list[str]:
         """Returns one line for each model that did not fail."""
@@ -71,7 +66,7 @@ class StoreReport:
 
         `models` and `files` (the others) have one entry each, with `name`, `status` and `skipped`;
         `error` where the status is "failed"; of folded models also `counts`, `source` and `target`
-        (see `outcome.Outcome`).
+        (see `outcome.FileOutcome`).
         """
         data = {
             "schema": SCHEMA,

@@ -11,7 +11,7 @@ from onnx_bnfold.errors import UsageError
 from onnx_bnfold.folding import Options
 from onnx_bnfold.progress import progress
 from onnx_bnfold.store.cluster import connected, on_dask
-from onnx_bnfold.store.outcome import Outcome, is_model
+from onnx_bnfold.store.outcome import FileOutcome, is_model
 from onnx_bnfold.store.places import Listing, Place, is_url, lies_in, place_at
 from onnx_bnfold.store.processes import in_processes, thread_safe_start
 from onnx_bnfold.store.records import settings_of
@@ -20,7 +20,7 @@ from onnx_bnfold.store.work import Action, Job, Task, failed, perform
 
 REPORT = "report.json"  # in the state
 _DEFAULT = Options()
-_Run = Callable[[Iterable[Task]], Iterator[Outcome]]
+_Run = Callable[[Iterable[Task]], Iterator[FileOutcome]]
 
 
 def fold_store(
@@ -31,6 +31,7 @@ def fold_store(
     jobs: int | None = None,
     dask: str | None = None,
     state: str | os.PathLike[str] | None = None,
+    require_all: bool = False,
 ) -> StoreReport:
     """Fold every model below a folder into another folder, and copy all other files.
 
@@ -44,6 +45,7 @@ def fold_store(
         dask: address of a Dask scheduler, whose workers do the work instead.
         state: folder or URL of the records and of unfinished files, on the file system of the
             target; by default the target's name with ``.onnx_bnfold`` behind it.
+        require_all: fail a model of which a BatchNormalization stays, and do not write it.
 
     Returns:
         The report; what failed is in it. It is also in the state, as ``report.json``.
@@ -56,6 +58,7 @@ def fold_store(
         _absolute(target),
         None if state is None else _absolute(state),
         options,
+        require_all,
     )
     origin, output = place_at(job.source), place_at(job.target, job.state)
     _check_apart(origin, output)
@@ -79,9 +82,10 @@ def plan_store(
     *,
     jobs: int | None = None,
     dask: str | None = None,
+    require_all: bool = False,
 ) -> StoreReport:
     """Do what ``fold_store`` does for models, but write nothing."""
-    job = Job(_absolute(source), "", None, options)
+    job = Job(_absolute(source), "", None, options, require_all)
     listing, models = _listed(place_at(job.source))
     with _runner(job, jobs, dask) as run:
         outcomes = [*_problems(listing), *_all(run, "plan", models)]
@@ -138,23 +142,23 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-def _died(task: Task) -> Outcome:
+def _died(task: Task) -> FileOutcome:
     why = "the process that worked on it died, twice; it may need more memory than there is"
     return failed(task, UsageError(f"{task.name}: {why}"))
 
 
-def _all(run: _Run, action: Action, files: dict[str, int]) -> Iterator[Outcome]:
+def _all(run: _Run, action: Action, files: dict[str, int]) -> Iterator[FileOutcome]:
     # The largest first: at the end no process is left alone with it.
     names = sorted(files, key=lambda name: (-files[name], name))
     return progress(run([Task(action, n) for n in names]), total=len(names), label=action)
 
 
-def _problems(listing: Listing) -> Iterator[Outcome]:
+def _problems(listing: Listing) -> Iterator[FileOutcome]:
     for name, why in listing.problems.items():
         yield failed(Task("copy", name), UsageError(f"{name}: {why}"))
 
 
-def _lay_out(listing: Listing, output: Place) -> Iterator[Outcome]:
+def _lay_out(listing: Listing, output: Place) -> Iterator[FileOutcome]:
     """Makes the folders, of which some may be empty, and the links to them."""
     for name in listing.folders:
         try:
@@ -167,8 +171,8 @@ def _lay_out(listing: Listing, output: Place) -> Iterator[Outcome]:
         except (OSError, UsageError) as error:
             yield failed(Task("copy", name), error)
         else:
-            yield Outcome(name, "linked")
+            yield FileOutcome(name, "linked")
 
 
-def _sorted(outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
+def _sorted(outcomes: Iterable[FileOutcome]) -> tuple[FileOutcome, ...]:
     return tuple(sorted(outcomes, key=lambda outcome: outcome.name))

@@ -20,14 +20,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, TypeAlias
 
-from onnx_bnfold.api import fold_file, plan_file
-from onnx_bnfold.errors import BnFoldError, UsageError
+from onnx_bnfold.api import Inspect, fold_file, plan_file
+from onnx_bnfold.api import Outcome as Fold
+from onnx_bnfold.errors import BnFoldError, CheckFailed, UsageError
 from onnx_bnfold.folding import Options
 from onnx_bnfold.metadata import sha256_of
 from onnx_bnfold.storage import skeleton, tensors
 from onnx_bnfold.storage.files import InputFile
 from onnx_bnfold.store import records
-from onnx_bnfold.store.outcome import Outcome, Stamp, counts_of
+from onnx_bnfold.store.outcome import FileOutcome, Stamp, counts_of
 from onnx_bnfold.store.places import Place, place_at
 from onnx_bnfold.version import __version__
 
@@ -41,6 +42,7 @@ class Job:
     Attributes:
         source, target, state: absolute paths or URLs; see `places.place_at`.
         options: see `Options`.
+        require_all: fail a model of which a BatchNormalization stays, and do not write it.
         version: of the package that asks for the work.
         run: tells apart what this run has done and what earlier ones have.
     """
@@ -49,6 +51,7 @@ class Job:
     target: str
     state: str | None
     options: Options
+    require_all: bool = False
     version: str = __version__
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -61,7 +64,7 @@ class Task:
     name: str
 
 
-def perform(job: Job, task: Task) -> Outcome:
+def perform(job: Job, task: Task) -> FileOutcome:
     """Does the work on one file; every error becomes an outcome."""
     try:
         if job.version != __version__:
@@ -82,7 +85,7 @@ def perform(job: Job, task: Task) -> Outcome:
         return failed(task, error)
 
 
-def failed(task: Task, error: BaseException) -> Outcome:
+def failed(task: Task, error: BaseException) -> FileOutcome:
     """Returns the outcome of work that raised an error."""
     if isinstance(error, BnFoldError):
         text = str(error)
@@ -90,29 +93,31 @@ def failed(task: Task, error: BaseException) -> Outcome:
         text = f"{task.name}: {error.strerror}"
     else:
         text = f"{task.name}: {type(error).__name__}: {error}"
-    return Outcome(task.name, "failed", error=text)
+    return FileOutcome(task.name, "failed", error=text)
 
 
-def _plan(job: Job, name: str, scratch: Path) -> Outcome:
+def _plan(job: Job, name: str, scratch: Path) -> FileOutcome:
     root, _ = _fetch(place_at(job.source), name, scratch)
     with _naming(root):
-        return Outcome(name, "planned", counts=counts_of(plan_file(root / name, job.options)))
+        report = plan_file(root / name, job.options, inspect=_gate(job, name))
+    return FileOutcome(name, "planned", counts=counts_of(report))
 
 
-def _fold(job: Job, name: str, target: Place, key: str, scratch: Path) -> Outcome:
+def _fold(job: Job, name: str, target: Place, key: str, scratch: Path) -> FileOutcome:
     root, read = _fetch(place_at(job.source), name, scratch)
     source, settings = _stamps(root, read), records.settings_of(job.options)
     earlier = records.load(target, key)
     if (
         earlier is not None
         and (earlier.settings, earlier.outcome.source) == (settings, source)
+        and not (job.require_all and earlier.outcome.counts and earlier.outcome.counts.kept)
         and _stamps_at(target, earlier.outcome.target, scratch) == earlier.outcome.target
     ):
         # It is of this run if a process died with the result.
         return replace(earlier.outcome, skipped=earlier.run != job.run)
     parent, base = posixpath.split(name)
     with _naming(root, scratch):
-        report = fold_file(root / name, scratch / base, job.options)
+        report = fold_file(root / name, scratch / base, job.options, inspect=_gate(job, name))
     # The model last: its data must be there before it.
     made = sorted((f for f in os.listdir(scratch) if f.startswith(base)), key=base.__eq__)
     written = {posixpath.join(parent, file): _stamp(scratch / file) for file in made}
@@ -121,18 +126,27 @@ def _fold(job: Job, name: str, target: Place, key: str, scratch: Path) -> Outcom
     if earlier is not None:
         for old in earlier.outcome.target.keys() - written.keys():
             target.remove(old)
-    outcome = Outcome(name, "folded", counts=counts_of(report), source=source, target=written)
+    outcome = FileOutcome(name, "folded", counts=counts_of(report), source=source, target=written)
     records.save(records.Record(outcome, settings, job.run), target, key, scratch)
     return outcome
 
 
-def _copy(job: Job, name: str, target: Place, scratch: Path) -> Outcome:
+def _gate(job: Job, name: str) -> Inspect:
+    def inspect(fold: Fold) -> None:
+        if job.require_all and fold.report.kept:
+            stay = f"{len(fold.report.kept)} BatchNormalization stay"
+            raise CheckFailed(f"{name}: --require-all: {stay}")
+
+    return inspect
+
+
+def _copy(job: Job, name: str, target: Place, scratch: Path) -> FileOutcome:
     root = place_at(job.source).fetch(name, scratch)
     if _stamps_at(target, [name], scratch) == _stamps(root, [name]):
-        return Outcome(name, "copied", skipped=True)
+        return FileOutcome(name, "copied", skipped=True)
     shutil.copy2(root / name, scratch / "copy")
     target.publish(scratch / "copy", name)
-    return Outcome(name, "copied")
+    return FileOutcome(name, "copied")
 
 
 def _fetch(source: Place, name: str, scratch: Path) -> tuple[Path, list[str]]:

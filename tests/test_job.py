@@ -220,3 +220,11 @@ def test_the_check_command_writes_the_same_kinds_of_reports(model, tmp_path):
     assert record["holds"]
     assert "check holds" in (tmp_path / "r.html").read_text()
     assert call("check", model, tmp_path / "f.onnx", "--report", tmp_path / "f.onnx") == 2
+
+
+def test_the_options_of_a_store_may_come_first(model, tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    model.rename(store / "m.onnx")
+    assert call("--jobs", "1", store, "-o", tmp_path / "out", "-q") == 0
+    assert (tmp_path / "out" / "m.onnx").exists()

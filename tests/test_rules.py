@@ -86,6 +86,12 @@ MOVING = [
     Rule("unsqueeze-before-batch", simple("Unsqueeze", ints(0)), (2, 4, 3), **refused(Reason.AXES)),
     Rule("transpose-spatial", simple("Transpose", perm=[0, 1, 3, 2])),
     Rule("transpose-moves-channel", simple("Transpose", perm=[0, 2, 1, 3]), **refused(Reason.AXES)),
+    Rule(
+        "transpose-moves-two-channels",
+        simple("Transpose", perm=[0, 2, 1]),
+        ("N", 2, 2),
+        **refused(Reason.AXES),
+    ),
     Rule("transpose-default", simple("Transpose"), (3, 4), **refused(Reason.AXES)),
     Rule(
         "transpose-there-and-back",
@@ -107,6 +113,17 @@ MOVING = [
     Rule("reshape-noop", simple("Reshape", ints(0, 0, 0, 0))),
     Rule("reshape-7", simple("Reshape", ints(0, 4, 16)), opset=7),
     Rule("reshape-allowzero", simple("Reshape", ints(2, 4, 16), allowzero=1), (2, 4, 4, 4)),
+    Rule(
+        "reshape-splits-channels", simple("Reshape", ints(-1, 2, 2, 2, 3)), ("N", 8, 3), down=None
+    ),
+    Rule(
+        "reshape-splits-channels-for-a-gemm",
+        lambda n, t: n.op("Flatten", n.op("Reshape", t, n.ints(-1, 2, 2, 2, 3))),
+        ("N", 8, 3),
+        up=Reason.AXES,
+    ),
+    Rule("reshape-of-one-channel", simple("Reshape", ints(-1, 3)), (2, 1, 6), up=Reason.AXES),
+    Rule("reshape-of-two-rows", simple("Reshape", ints(0, 2, 2)), ("N", 4), down=Reason.AXES),
     Rule("reshape-into-batch", simple("Reshape", ints(8, 3)), (2, 4, 3), **refused(Reason.AXES)),
     Rule(
         "reshape-batch-dynamic-merge",

@@ -19,6 +19,8 @@ pytest.importorskip("distributed")
 import dask
 from distributed import Client, LocalCluster
 
+pytestmark = pytest.mark.slow  # starts a cluster and kills a worker
+
 MODELS = 40
 
 

@@ -29,6 +29,8 @@ from onnx_bnfold.store.local import LocalPlace
 from onnx_bnfold.store.locks import hold
 from onnx_bnfold.store.processes import in_processes
 
+pytestmark = pytest.mark.slow  # hundreds of processes are started and killed
+
 PATIENCE = 60  # seconds until a test gives up
 
 

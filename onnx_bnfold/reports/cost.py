@@ -4,20 +4,13 @@ Multiply-adds: one for each product that is summed in a Conv, ConvTranspose, Gem
 (quantised ones included), and one for each output element of a BatchNormalization, Mul or Div.
 Other operators count none.
 
-Depth: under levelled homomorphic encryption (CKKS, BFV) a ciphertext supports a limited number of
-multiplications one after another, those by plaintext constants included. ``ONE_LEVEL`` lists what
-multiplies; it is counted along the longest path from an input to an output. What is no polynomial
-(Relu, MaxPool, Softmax) has to be approximated or evaluated by other means; it is counted for
-itself, along the path that has most of it.
-
-Source of the levels: Cheon, Kim, Kim and Song, "Homomorphic Encryption for Arithmetic of
-Approximate Numbers" (2017): every product is followed by a rescaling, which takes one level.
+The depth is counted in ``depth``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,40 +19,17 @@ from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
 from onnx_bnfold.constants import Constants
 from onnx_bnfold.graph import ReadTensor, attribute, graphs_of, subgraphs
 from onnx_bnfold.reasons import Refused
+from onnx_bnfold.reports.depth import Depth, Unknown, depth_of
 from onnx_bnfold.shapes import Inference, Shapes
 from onnx_bnfold.view import NodeView
 
 Sizes = Mapping[str, tuple[int, ...]]
 _RANGE: tuple[tuple[str, int | None], ...] = (("start", 0), ("end", None))
-Depth = tuple[int, int]  # levels; operators that are no polynomials
 
-# fmt: off
-FREE = frozenset({
-    "Add", "Cast", "CastLike", "Concat", "ConcatFromSequence", "CumSum", "DepthToSpace", "Dropout",
-    "Expand", "Flatten", "Identity", "Neg", "Pad", "ReduceSum", "Reshape", "SequenceAt",
-    "SequenceConstruct", "Slice", "SpaceToDepth", "Split", "SplitToSequence", "Squeeze", "Sub",
-    "Sum", "Tile", "Transpose", "Unsqueeze",
-})
-ONE_LEVEL = frozenset({
-    "AveragePool", "BatchNormalization", "Conv", "ConvInteger", "ConvTranspose",
-    "DequantizeLinear", "Gemm", "GlobalAveragePool", "MatMul", "MatMulInteger", "Mean", "Mul",
-    "QLinearConv", "QLinearMatMul", "ReduceMean", "ReduceSumSquare",
-})
-NON_POLYNOMIAL = frozenset({
-    "Abs", "ArgMax", "ArgMin", "Ceil", "Celu", "Clip", "Cos", "Elu", "Equal", "Erf", "Exp",
-    "Floor", "Gelu", "GlobalMaxPool", "Greater", "GreaterOrEqual", "GroupNormalization",
-    "HardSigmoid", "HardSwish", "Hardmax", "InstanceNormalization", "LRN", "LayerNormalization",
-    "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "LpNormalization", "Max", "MaxPool",
-    "Min", "Mish", "NonMaxSuppression", "NonZero", "PRelu", "QuantizeLinear", "RMSNormalization",
-    "Reciprocal", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMin", "Relu", "Round", "Selu",
-    "Sigmoid", "Sign", "Sin", "Softmax", "Softplus", "Softsign", "Sqrt", "Swish", "Tanh",
-    "ThresholdedRelu", "TopK",
-})
 # Their outputs do not depend on the values of their inputs.
 _NO_DATA = frozenset({"Shape", "Size"})
 # They sum products in ways that are not counted here.
 _UNCOUNTED = frozenset({"Attention", "DeformConv", "Einsum", "GRU", "LSTM", "RNN"})
-# fmt: on
 
 
 @dataclass(frozen=True)
@@ -79,10 +49,6 @@ class Cost:
     unknown: str | None
 
 
-class _Unknown(Exception):
-    """The cost of a node cannot be told; the sentence says why."""
-
-
 def cost_of(model: ModelProto, read: ReadTensor, sizes: Sizes) -> Cost:
     """Count what one evaluation of a model costs.
 
@@ -96,9 +62,9 @@ def cost_of(model: ModelProto, read: ReadTensor, sizes: Sizes) -> Cost:
     depth: Depth | tuple[None, None] = (None, None)
     multiply_adds, unknown = None, None
     try:
-        depth = _depth(active, encrypted, [output.name for output in model.graph.output])
+        depth = depth_of(active, encrypted, [output.name for output in model.graph.output])
         multiply_adds = sum(map(_multiply_adds, active))
-    except (_Unknown, Refused) as found:
+    except (Unknown, Refused) as found:
         unknown = str(found)
     return Cost(multiply_adds, depth[0], depth[1], unknown)
 
@@ -200,7 +166,7 @@ def _active(views: Sequence[NodeView], model: ModelProto) -> tuple[list[NodeView
 
 def _multiply_adds(view: NodeView) -> int:
     if view.op is None or view.op in _UNCOUNTED or any(subgraphs(view.node)):
-        raise _Unknown(f"{view.label}: its multiply-adds are not known")
+        raise Unknown(f"{view.label}: its multiply-adds are not known")
     count = _COUNTS.get(view.op)
     return 0 if count is None else count(view)
 
@@ -210,7 +176,7 @@ def _size(view: NodeView, name: str, dims: slice = slice(None)) -> int:
     found = view.dims_of(name)[dims]
     known = [size for size in found if isinstance(size, int)]
     if len(known) < len(found):
-        raise _Unknown(f"{view.label}: the shape of {name!r} is not known")
+        raise Unknown(f"{view.label}: the shape of {name!r} is not known")
     return math.prod(known)
 
 
@@ -248,69 +214,4 @@ _COUNTS: Mapping[str, Callable[[NodeView], int]] = {
     "Mul": _output,
     "QLinearConv": _convolution(3),
     "QLinearMatMul": _matmul,
-}
-
-
-# --- depth ----------------------------------------------------------------------------------
-
-
-def _depth(active: Sequence[NodeView], encrypted: set[str], outputs: Collection[str]) -> Depth:
-    reached: dict[str, Depth] = {}
-    for view in active:
-        added = _step(view, encrypted)
-        deepest = _deepest(reached.get(name, (0, 0)) for name in view.node.input)
-        depth = deepest[0] + added[0], deepest[1] + added[1]
-        reached.update(dict.fromkeys(view.node.output, depth))
-    return _deepest(reached.get(name, (0, 0)) for name in outputs)
-
-
-def _deepest(depths: Iterable[Depth]) -> Depth:
-    levels, others = zip((0, 0), *depths, strict=True)
-    return max(levels), max(others)
-
-
-def _step(view: NodeView, encrypted: set[str]) -> Depth:
-    if view.op in _DEPTHS:
-        return _DEPTHS[view.op](view, encrypted)
-    if view.op in FREE:
-        return 0, 0
-    if view.op in ONE_LEVEL:
-        return 1, 0
-    if view.op in NON_POLYNOMIAL:
-        return 0, 1
-    raise _Unknown(f"{view.label}: its multiplicative depth is not known")
-
-
-def _division(view: NodeView, encrypted: set[str]) -> Depth:
-    return (1, 1) if view.name_in(1) in encrypted else (1, 0)
-
-
-def _lookup(view: NodeView, encrypted: set[str]) -> Depth:
-    return (0, 1) if view.name_in(1) in encrypted else (0, 0)
-
-
-def _selection(view: NodeView, encrypted: set[str]) -> Depth:
-    return (1, 1) if view.name_in(0) in encrypted else (1, 0)
-
-
-def _power(view: NodeView, encrypted: set[str]) -> Depth:
-    exponent = None if view.name_in(1) in encrypted else view.value(1)
-    if exponent is None or (exponent < 1).any() or (exponent % 1 != 0).any():
-        return 0, 1
-    return math.ceil(math.log2(exponent.max(initial=1))), 0
-
-
-def _interpolation(view: NodeView, encrypted: set[str]) -> Depth:
-    return (0, 0) if attribute(view.node, "mode", "nearest") == "nearest" else (1, 0)
-
-
-_DEPTHS: Mapping[str | None, Callable[[NodeView, set[str]], Depth]] = {
-    "Div": _division,
-    "Gather": _lookup,
-    "GatherElements": _lookup,
-    "GatherND": _lookup,
-    "Pow": _power,
-    "Resize": _interpolation,
-    "Upsample": _interpolation,
-    "Where": _selection,
 }

@@ -19,6 +19,8 @@ import onnx_bnfold
 from onnx_bnfold.cli import main
 from onnx_bnfold.errors import BnFoldError
 
+pytestmark = pytest.mark.slow  # hundreds of processes are started and killed
+
 OLD, NEW = "old", "new"
 ROUNDS = int(os.environ.get("BNFOLD_KILL_ROUNDS", "6"))
 

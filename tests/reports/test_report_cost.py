@@ -6,7 +6,8 @@ import pytest
 from onnx import helper
 from support import bn, conv, join, layer, model_of, node, tensor
 
-from onnx_bnfold.reports.cost import FREE, NON_POLYNOMIAL, ONE_LEVEL, cost_of, input_shapes
+from onnx_bnfold.reports.cost import cost_of, input_shapes
+from onnx_bnfold.reports.depth import FREE, NON_POLYNOMIAL, ONE_LEVEL
 from onnx_bnfold.storage import read_tensor
 
 

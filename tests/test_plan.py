@@ -732,6 +732,22 @@ def test_one_affine_node_and_a_layer(op, order, shape, side):
     check_affine(build, left=int(op == "Div" and order == "constant first"))
 
 
+def test_affine_nodes_of_opset_7():
+    net = Net(IMAGE, opset=7)
+    folded, _ = fold_checked(net.model(net.affine(net.conv("x", 4), 4, 1, 1)))
+    assert ops(folded) == ["Conv"]
+
+
+def test_affine_nodes_before_opset_7_stay():
+    """Their attributes say how they broadcast: (C,) is along axis 1 here, not along the last."""
+    net = Net(IMAGE, opset=6)
+    t = net.conv("x", 4, channels=4, rank=4)
+    y = net.op("Mul", t, net.random(4), broadcast=1, axis=1)
+    model = net.model(net.op("Add", y, net.random(4), broadcast=1, axis=1))
+    folded, _ = onnx_bnfold.fold(model)
+    assert folded.SerializeToString() == model.SerializeToString()
+
+
 CHAINS = {
     "x*m+a": lambda n, t: n.affine(t, 4, 1, 1),
     "(x-a)*m": lambda n, t: n.op("Mul", n.op("Sub", t, n.random(4, 1, 1)), n.random(4, 1, 1)),

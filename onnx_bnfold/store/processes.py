@@ -62,11 +62,8 @@ def in_processes(
                         yield result
         except BrokenProcessPool:
             # Nothing says which item it was, so each is tried in a process of its own.
-            for future, item in begun.items():
-                if future.done() and future.exception() is None:
-                    yield future.result()
-                else:
-                    yield _alone(work, item, died, start_method)
+            for item in begun.values():
+                yield _alone(work, item, died, start_method)
 
 
 def _alone(

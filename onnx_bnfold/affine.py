@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ def _compressed(array: Float64) -> Float64:
     """Give every axis along which all values are equal the size 1."""
     for axis, size in enumerate(array.shape):
         if size > 1:
-            first = array.take([0], axis)
+            first = array[(slice(None),) * axis + (slice(1),)]
             if (array == first).all():
                 array = first
     return array
@@ -60,7 +60,7 @@ class Affine:
     @classmethod
     def identity(cls, rank: int) -> Affine:
         """Return the change that changes nothing, for a tensor of ``rank`` axes."""
-        return cls(np.ones((1,) * rank), np.zeros((1,) * rank))
+        return _identity(rank)
 
     @property
     def rank(self) -> int:
@@ -70,7 +70,8 @@ class Affine:
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """Common shape of scale and shift: an axis larger than 1 is one the change varies along."""
-        return np.broadcast_shapes(self.scale.shape, self.shift.shape)
+        scale, shift = self.scale.shape, self.shift.shape
+        return scale if scale == shift else np.broadcast_shapes(scale, shift)
 
     @cached_property
     def has_scale(self) -> bool:
@@ -145,10 +146,18 @@ class Affine:
         shape = self.shape
         if any(n > 1 for i, n in enumerate(shape) if i != axis) or shape[axis] not in (1, size):
             return None
-        return (
-            np.broadcast_to(self.scale.reshape(-1), (size,)),
-            np.broadcast_to(self.shift.reshape(-1), (size,)),
-        )
+        return _stretched(self.scale, size), _stretched(self.shift, size)
+
+
+@cache
+def _identity(rank: int) -> Affine:
+    return Affine(np.ones((1,) * rank), np.zeros((1,) * rank))
+
+
+def _stretched(array: Float64, size: int) -> Float64:
+    """Return the one value, or the ``size`` values, of an array as ``(size,)``."""
+    vector = array.reshape(-1)
+    return vector if len(vector) == size else np.broadcast_to(vector, (size,))
 
 
 def along(vector: Float64, axis: int, rank: int) -> Float64:

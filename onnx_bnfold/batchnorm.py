@@ -30,6 +30,7 @@ class Norm:
     Attributes:
         a, b: its affine map ``y = a * x + b``.
         mean, deviation: what it says of its input: ``input_mean`` and ``sqrt(input_var + eps)``.
+        spread: the standard deviation of its input, ``sqrt(input_var)``.
         bias: ``B``.
     """
 
@@ -37,6 +38,7 @@ class Norm:
     b: Float64
     mean: Float64
     deviation: Float64
+    spread: Float64
     bias: Float64
 
 
@@ -64,7 +66,8 @@ def read_norm(view: NodeView) -> Norm:
             view.label,
             "a parameter is infinite or NaN; retrain or repair the model",
         )
-    return Norm(a, b, mean, deviation, bias)
+    spread = np.sqrt(np.maximum(variance, 0))
+    return Norm(a, b, mean, deviation, spread, bias)
 
 
 def _require_inference(view: NodeView) -> None:

@@ -35,7 +35,13 @@ MAX_OFFSET: dict[int, float] = {
     TensorProto.FLOAT16: 2.0**2,
     TensorProto.BFLOAT16: 2.0**2,
 }
-
+# Largest mean that readers may have to subtract, in units of the largest value that is left.
+MAX_MEAN: dict[int, float] = {
+    TensorProto.FLOAT: 2.0**4,
+    TensorProto.DOUBLE: 2.0**4,
+    TensorProto.FLOAT16: 2.0**2,
+    TensorProto.BFLOAT16: 2.0**2,
+}
 
 Profile = Literal["float", "fp16", "int8"]
 
@@ -65,23 +71,27 @@ class Limits:
         Raises:
             Refused: a scale or a shift is too large.
         """
+        data_type = self._data_type(site, origin)
+        if site.view(origin).op == batchnorm.OPERATOR:
+            _check_cancellation(site, origin, data_type, changes)
         existing = _existing(site, origin, changes)
         staying = {k: c for k, c in changes.items() if isinstance(k, str) and k not in existing}
         if not staying and not _seen_by_others(site, origin):
             return
-        view = site.view(origin)
         if self.profile == "int8":
             raise Refused(
                 Reason.RANGE,
                 repr(next(iter(staying), site.sides(origin)[0])),
                 "it would get ranges that no tensor had; --profile float folds it all the same",
             )
-        data_type = view.type_of(site.sides(origin)[1]) or TensorProto.FLOAT
-        if self.profile == "fp16":
-            data_type = TensorProto.FLOAT16
         self._check_scales(site, data_type, staying)
         for index in _judges(site, origin, staying):
             _check_offset(site, index, data_type, changes)
+
+    def _data_type(self, site: Site, origin: int) -> int:
+        if self.profile == "fp16":
+            return int(TensorProto.FLOAT16)
+        return site.view(origin).type_of(site.sides(origin)[1]) or int(TensorProto.FLOAT)
 
     def _check_scales(self, site: Site, data_type: int, changes: Mapping[str, Affine]) -> None:
         bound = self.max_rescale or MAX_RESCALE.get(data_type, MAX_RESCALE[TensorProto.FLOAT])
@@ -154,4 +164,33 @@ def _check_offset(site: Site, origin: int, data_type: int, changes: Mapping[Key,
             repr(name),
             "its shift dwarfs the spread of a channel (gamma is close to zero there), and other "
             "readers of the tensor would lose precision",
+        )
+
+
+def _check_cancellation(
+    site: Site, origin: int, data_type: int, changes: Mapping[Key, Affine]
+) -> None:
+    """Refuse what leaves it to the readers of a norm's output to subtract a large mean.
+
+    The norm subtracts it exactly where a channel is constant, or nearly so; a sum of products
+    rounds it.
+    """
+    norm, (x, y) = site.norm(origin), site.sides(origin)
+    change = changes.get(y)
+    if change is None or not change.has_shift:
+        return
+    count, rank = len(norm.a), change.rank
+    vectors = [c.vector(1, count) for c in (site.change(x, rank), site.affine_of(origin), change)]
+    (p, q), (a, b), (r, u) = (v for v in vectors if v is not None)
+    mean, spread = a * (p * norm.mean + q) + b, np.abs(a * p) * norm.spread
+    peak = (np.abs(mean) + spread).max(initial=0)
+    bound = MAX_MEAN.get(data_type, MAX_MEAN[TensorProto.FLOAT])
+    with np.errstate(over="ignore", invalid="ignore"):
+        offset = np.abs(mean + u / r)
+    if (offset[np.abs(r) < VANISHED] > bound * peak).any():
+        raise Refused(
+            Reason.PRECISION,
+            repr(y),
+            "the mean of its input dwarfs what comes out, and its readers would have to subtract "
+            "it in a sum of rounded products",
         )

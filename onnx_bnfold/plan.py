@@ -271,7 +271,7 @@ def _splits(present: Affine) -> Iterator[tuple[str, Affine, Affine]]:
     with ``x' = y'``, that is ``p = r * a`` and ``q = r * b + u``.
     """
     one, zero = np.ones((1,) * present.rank), np.zeros((1,) * present.rank)
-    same = Affine(one, zero)
+    same = Affine.identity(present.rank)
     a, b = present.scale, present.shift
     yield UPSTREAM, present, same
     divisor = np.where(a == 0, VANISHING, a)

@@ -65,3 +65,18 @@ def test_max_rescale(bound, kept, rng):
     _, report = fold_checked(m, kept=kept, options=Options(max_rescale=bound))
     if kept:
         assert Reason.RANGE in reasons(report)[0]
+
+
+@pytest.mark.parametrize(("variance", "kept"), [(1.0, 0), (1e-12, 1)])
+def test_a_mean_that_dwarfs_what_is_left_is_subtracted_by_the_norm(variance, kept, rng):
+    """A constant channel: the norm's difference is exact, a Conv's sum of products is not."""
+    norm = bn("r", "n", 4, rng)
+    norm.initializers[2].raw_data = np.full(4, 2, np.float32).tobytes()
+    norm.initializers[3].raw_data = np.full(4, variance, np.float32).tobytes()
+    parts = join(
+        conv("x", "a", (4, 4, 1, 1), rng), node("Relu", ["a"], ["r"]), norm,
+        conv("n", "y", (4, 4, 1, 1), rng),
+    )  # fmt: skip
+    _, report = fold_checked(model_of(parts.nodes, X, ["y"], parts.initializers), kept=kept)
+    if kept:
+        assert Reason.PRECISION in reasons(report)[0]

@@ -647,6 +647,18 @@ def test_full_disk(tmp_path, monkeypatch):
     assert listing(tmp_path) == before
 
 
+def test_values_that_overlap_in_a_data_file(tmp_path):
+    """Writers share equal bytes, and a hostile model shares any: each tensor is read whole."""
+    first, second = floats("a", 100), floats("b", 100, seed=1)
+    make_external(first, tmp_path, "w.bin")
+    make_external(second, tmp_path, "w.bin", at=200)
+    source = save(make_model(first, second), tmp_path / "m.onnx")
+    copied(source, tmp_path / "out.onnx")
+    wanted, found = (onnx.load(tmp_path / name) for name in ("m.onnx", "out.onnx"))
+    for one, other in zip(wanted.graph.initializer, found.graph.initializer, strict=True):
+        assert one.raw_data == other.raw_data
+
+
 def test_new_file_has_the_usual_permissions(tmp_path):
     source = save(make_model(floats("w", 9)), tmp_path / "m.onnx")
     copied(source, tmp_path / "out.onnx")

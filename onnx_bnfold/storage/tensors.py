@@ -108,7 +108,7 @@ def byte_length(tensor: TensorProto) -> int:
     """Returns the number of bytes of a tensor's values in a file; ValueError if it has none."""
     if tensor.data_type == TensorProto.STRING:
         raise ValueError("holds strings, which cannot lie in a file of their own")
-    if any(size < 0 for size in tensor.dims):
+    if min(tensor.dims, default=0) < 0:
         raise ValueError(f"has a negative dimension in its shape {list(tensor.dims)}")
     elements: int = math.prod(tensor.dims)
     return -(-elements * _element(tensor.data_type)[1] // 8)

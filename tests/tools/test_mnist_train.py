@@ -8,7 +8,9 @@ from onnx_bnfold.errors import ModelError, UsageError
 from tools.mnist import data
 from tools.mnist.train import FULL, QUICK, Schedule, _batches, _rates, restore, save, train
 
-TWO_STEPS = Schedule("quick", ((0.2, 0.01), (0.2, 0.002)), bn_momentum=0.1, target=0.0)
+TWO_STEPS = Schedule(
+    "quick", ((0.2, 0.01), (0.2, 0.002)), bn_momentum=0.1, averaging=0.5, target=0.0
+)
 
 
 def test_full_schedule_is_the_seeds():
@@ -48,7 +50,6 @@ def test_training_moves_weights_and_moving_averages(part):
     network, training = train(part, TWO_STEPS, seed=0)
     assert training.steps == 2
     assert not network.training
-    assert network.bn.num_batches_tracked == 2
     assert torch.all(network.bn_1.running_mean != 0)
     assert not torch.allclose(network.fc2.bias, torch.tensor(0.1), atol=1e-4)
 

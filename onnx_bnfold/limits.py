@@ -71,9 +71,8 @@ class Limits:
         Raises:
             Refused: a scale or a shift is too large.
         """
-        data_type = self._data_type(site, origin)
         if site.view(origin).op == batchnorm.OPERATOR:
-            _check_cancellation(site, origin, data_type, changes)
+            self._check_cancellation(site, origin, changes)
         existing = _existing(site, origin, changes)
         staying = {k: c for k, c in changes.items() if isinstance(k, str) and k not in existing}
         if not staying and not _seen_by_others(site, origin):
@@ -84,6 +83,7 @@ class Limits:
                 repr(next(iter(staying), site.sides(origin)[0])),
                 "it would get ranges that no tensor had; --profile float folds it all the same",
             )
+        data_type = self._data_type(site, origin)
         self._check_scales(site, data_type, staying)
         for index in _judges(site, origin, staying):
             _check_offset(site, index, data_type, changes)
@@ -92,6 +92,35 @@ class Limits:
         if self.profile == "fp16":
             return int(TensorProto.FLOAT16)
         return site.view(origin).type_of(site.sides(origin)[1]) or int(TensorProto.FLOAT)
+
+    def _check_cancellation(self, site: Site, origin: int, changes: Mapping[Key, Affine]) -> None:
+        """Refuse what leaves it to the readers of a norm's output to subtract a large mean.
+
+        The norm subtracts it exactly where a channel is constant, or nearly so; a sum of products
+        rounds it.
+        """
+        norm, (x, y) = site.norm(origin), site.sides(origin)
+        change = changes.get(y)
+        if change is None or not change.has_shift:
+            return
+        count, rank = len(norm.a), change.rank
+        upstream = site.change(x, rank).vector(1, count)
+        present, downstream = site.affine_of(origin).vector(1, count), change.vector(1, count)
+        if upstream is None or present is None or downstream is None:
+            return  # of single elements the norm says nothing
+        (p, q), (a, b), (r, u) = upstream, present, downstream
+        mean, spread = a * (p * norm.mean + q) + b, np.abs(a * p) * norm.spread
+        peak = (np.abs(mean) + spread).max(initial=0)
+        bound = MAX_MEAN.get(self._data_type(site, origin), MAX_MEAN[TensorProto.FLOAT])
+        with np.errstate(over="ignore", invalid="ignore"):
+            offset = np.abs(mean + u / r)
+        if (offset[np.abs(r) < VANISHED] > bound * peak).any():
+            raise Refused(
+                Reason.PRECISION,
+                repr(y),
+                "the mean of its input dwarfs what comes out, and its readers would have to "
+                "subtract it in a sum of rounded products",
+            )
 
     def _check_scales(self, site: Site, data_type: int, changes: Mapping[str, Affine]) -> None:
         bound = self.max_rescale or MAX_RESCALE.get(data_type, MAX_RESCALE[TensorProto.FLOAT])
@@ -164,33 +193,4 @@ def _check_offset(site: Site, origin: int, data_type: int, changes: Mapping[Key,
             repr(name),
             "its shift dwarfs the spread of a channel (gamma is close to zero there), and other "
             "readers of the tensor would lose precision",
-        )
-
-
-def _check_cancellation(
-    site: Site, origin: int, data_type: int, changes: Mapping[Key, Affine]
-) -> None:
-    """Refuse what leaves it to the readers of a norm's output to subtract a large mean.
-
-    The norm subtracts it exactly where a channel is constant, or nearly so; a sum of products
-    rounds it.
-    """
-    norm, (x, y) = site.norm(origin), site.sides(origin)
-    change = changes.get(y)
-    if change is None or not change.has_shift:
-        return
-    count, rank = len(norm.a), change.rank
-    vectors = [c.vector(1, count) for c in (site.change(x, rank), site.affine_of(origin), change)]
-    (p, q), (a, b), (r, u) = (v for v in vectors if v is not None)
-    mean, spread = a * (p * norm.mean + q) + b, np.abs(a * p) * norm.spread
-    peak = (np.abs(mean) + spread).max(initial=0)
-    bound = MAX_MEAN.get(data_type, MAX_MEAN[TensorProto.FLOAT])
-    with np.errstate(over="ignore", invalid="ignore"):
-        offset = np.abs(mean + u / r)
-    if (offset[np.abs(r) < VANISHED] > bound * peak).any():
-        raise Refused(
-            Reason.PRECISION,
-            repr(y),
-            "the mean of its input dwarfs what comes out, and its readers would have to subtract "
-            "it in a sum of rounded products",
         )

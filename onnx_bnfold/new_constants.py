@@ -7,7 +7,7 @@ a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,7 @@ class Unrepresentable(Exception):
         self.failures = failures
 
 
-@dataclass(frozen=True)
+@dataclass
 class NewConstant:
     """A constant that replaces the one a node reads.
 
@@ -84,7 +84,8 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
             found = (_of_edge(site, *edge) for edge in edges if edge[0] == index)
         try:
             for new in found:
-                yield replace(new, compute=partial(_guarded, position, index, new.compute))
+                new.compute = partial(_guarded, position, index, new.compute)
+                yield new
         except Refused as refused:  # changes that are fine one by one may not be so together
             raise Unrepresentable({(position, index): refused.refusal}) from None
 

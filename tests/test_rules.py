@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from graphs import IMAGE, Case, Cases, Net, assert_report_names_nodes
 from onnx import TensorProto
@@ -301,10 +302,13 @@ POOLS = [
     Rule("reduce-mean-13-no-keepdims", simple("ReduceMean", axes=[-1, -2], keepdims=0), opset=13),
     Rule("reduce-mean-18", simple("ReduceMean", ints(2, 3)), opset=18),
     Rule("reduce-mean-18-no-keepdims", simple("ReduceMean", ints(-1), keepdims=0), opset=18),
-    Rule("reduce-mean-18-noop", simple("ReduceMean", noop_with_empty_axes=1), opset=18),
     Rule("reduce-mean-channel", simple("ReduceMean", axes=[1]), down=Reason.AXES),
     Rule("reduce-mean-batch", simple("ReduceMean", axes=[0]), (2, 4, 3)),
 ]
+if not onnxruntime.__version__.startswith("1.23."):  # it fails on such a node, folded or not
+    POOLS.append(
+        Rule("reduce-mean-18-noop", simple("ReduceMean", noop_with_empty_axes=1), opset=18)
+    )
 
 RESIZES = [
     Rule("upsample-7", simple("Upsample", scales=[1.0, 1.0, 2.0, 2.0]), opset=7),

@@ -42,6 +42,7 @@ import sys, onnx
 from onnxscript import rewriter
 onnx.save(rewriter.rewrite(onnx.load(sys.argv[1])), sys.argv[2])
 """
+COPY = 'cp "$1" "$2" && data="${1%.onnx}.data" && if [ -e "$data" ]; then cp "$data" "$2.data"; fi'
 LOAD_SAVE = "import sys, onnx; onnx.save(onnx.load(sys.argv[1]), sys.argv[2])"
 
 
@@ -57,7 +58,8 @@ def commands(peer_python: str) -> dict[str, list[str]]:
     """Return the commands, with placeholders for the model and the output."""
     return {
         "onnx_bnfold": [sys.executable, "-m", "onnx_bnfold", "-q", "-o", OUTPUT, MODEL],
-        "cp": ["cp", MODEL, OUTPUT],
+        "cp": ["sh", "-c", COPY, "sh", MODEL, OUTPUT],
+        "start (import onnx)": [sys.executable, "-c", "import onnx"],
         "onnx load+save": [peer_python, "-c", LOAD_SAVE, MODEL, OUTPUT],
         "onnxruntime basic": [peer_python, "-c", ORT, MODEL, OUTPUT],
         "onnxoptimizer": [peer_python, "-c", OPTIMIZER, MODEL, OUTPUT],

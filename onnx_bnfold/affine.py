@@ -7,9 +7,10 @@ rank-4 tensor is held as two arrays of shape ``(1, C, 1, 1)``. No ONNX in here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,22 +166,36 @@ def along(vector: Float64, axis: int, rank: int) -> Float64:
     return vector.reshape((1,) * axis + (-1,) + (1,) * (rank - axis - 1))
 
 
-def joined(parts: Sequence[Affine], axis: int, sizes: Sequence[int]) -> Affine:
-    """Concatenate changes along ``axis``, the part ``i`` being ``sizes[i]`` long there."""
+def joined(
+    parts: Sequence[Affine | None], axis: int, sizes: Sequence[int], filler: Affine | None = None
+) -> Affine:
+    """Concatenate changes along ``axis``, the part ``i`` being ``sizes[i]`` long there.
+
+    Args:
+        parts: the changes; None stands for ``filler``.
+        axis: along which none of them varies more than its part.
+        sizes: one per part.
+        filler: does not vary along ``axis``.
+    """
+    whole = Affine.identity(0) if filler is None else filler
+    some = [(i, part) for i, part in enumerate(parts) if part is not None]
+    scales = {i: part.scale for i, part in some}
+    shifts = {i: part.shift for i, part in some}
     return Affine.of(
-        _joined([p.scale for p in parts], axis, sizes),
-        _joined([p.shift for p in parts], axis, sizes),
+        _joined(scales, axis, sizes, whole.scale), _joined(shifts, axis, sizes, whole.shift)
     )
 
 
-def _joined(arrays: Sequence[Float64], axis: int, sizes: Sequence[int]) -> Float64:
-    shapes = {(*a.shape[:axis], 1, *a.shape[axis + 1 :]) for a in arrays}
-    common = np.broadcast_shapes(*shapes)
+def _joined(
+    arrays: Mapping[int, Float64], axis: int, sizes: Sequence[int], filler: Float64
+) -> Float64:
+    shapes = {(*a.shape[:axis], 1, *a.shape[axis + 1 :]) for a in arrays.values()}
+    common = np.broadcast_shapes(*shapes, filler.shape)
     whole = np.empty((*common[:axis], sum(sizes), *common[axis + 1 :]))
-    start = 0
-    for array, size in zip(arrays, sizes, strict=True):
-        whole[(slice(None),) * axis + (slice(start, start + size),)] = array
-        start += size
+    whole[...] = filler
+    starts = list(accumulate(sizes, initial=0))
+    for i, array in arrays.items():
+        whole[(slice(None),) * axis + (slice(starts[i], starts[i + 1]),)] = array
     return whole
 
 

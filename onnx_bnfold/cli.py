@@ -130,7 +130,9 @@ def _fold(words: Sequence[str]) -> int:
     args = _arguments(words)
     from onnx_bnfold.folding import Options
     from onnx_bnfold.job import run
+    from onnx_bnfold.memory import keep_freed_memory
 
+    keep_freed_memory()
     options = Options(
         freeze_initializers=args.freeze_initializers,
         max_rescale=args.max_rescale,

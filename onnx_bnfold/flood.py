@@ -101,7 +101,7 @@ class _Flood:
             if self._budget < 0:
                 raise _limit(self._site, self._origin)
             known = self._known(branch, index)
-            step = self._site.step(index, known)
+            step = self._site.step(index, known, deciding=chosen)
             if not step.certain and not chosen:
                 branch.open[index] = None
             elif len(step.alternatives) == 1:

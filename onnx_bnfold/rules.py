@@ -34,6 +34,9 @@ class Step:
     certain: bool = True
 
 
+UNDECIDED = Step((), certain=False)
+
+
 @dataclass(frozen=True)
 class Known:
     """What is known of a node's ports when its rule is asked.
@@ -41,10 +44,13 @@ class Known:
     Attributes:
         changes: the ports whose change is decided.
         constant: returns the present elements of a constant input, float64.
+        deciding: False while there is a choice that may be taken away by what follows; a rule may
+            then return ``UNDECIDED`` and save the work of listing the alternatives.
     """
 
     changes: Ports
     constant: Callable[[int], Float64]
+    deciding: bool = True
 
 
 Rule = Callable[[NodeView, Known], Step]
@@ -298,6 +304,8 @@ def _extremum(view: NodeView, known: Known) -> Step:
 
 def _concat(view: NodeView, known: Known) -> Step:
     slots = _inputs(view)
+    if _is_open(known, len(slots), OUT):
+        return UNDECIDED
     axis = moves.axis_of(view, attribute(view.node, "axis", 1), len(view.dims_out(0)))
     sizes = [moves.size(view, view.dims_in(slot), axis) for slot in slots]
     return _parts(known, slots, OUT, axis, sizes)
@@ -309,8 +317,14 @@ def _split(view: NodeView, known: Known) -> Step:
     slots = [slot for slot, name in enumerate(view.node.output) if name]
     if len(slots) != len(view.node.output):
         raise Refused(Reason.OPAQUE, view.label, "one of its outputs is left out")
+    if _is_open(known, len(slots), 0):
+        return UNDECIDED
     sizes = [moves.size(view, view.dims_out(slot), axis) for slot in slots]
     return _parts(known, [~slot for slot in slots], 0, axis, sizes)
+
+
+def _is_open(known: Known, parts: int, whole: int) -> bool:
+    return not known.deciding and whole not in known.changes and len(known.changes) < parts
 
 
 def _parts(known: Known, parts: list[int], whole: int, axis: int, sizes: list[int]) -> Step:
@@ -330,7 +344,7 @@ def _parts(known: Known, parts: list[int], whole: int, axis: int, sizes: list[in
     alternatives = []
     for filler in fillers:
         complete = {p: known.changes.get(p, filler) for p in parts}
-        total = joined([complete[p] for p in parts], axis, sizes)
+        total = joined([known.changes.get(p) for p in parts], axis, sizes, filler)
         alternatives.append({**complete, whole: total})
     return Step(tuple(alternatives), certain=len(known.changes) == len(parts))
 

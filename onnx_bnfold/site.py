@@ -146,14 +146,19 @@ class Site:
             raise _opaque(view)
         return (*data_slots(view), *outputs)
 
-    def step(self, index: int, known: Mapping[int, Affine]) -> Step:
+    def step(self, index: int, known: Mapping[int, Affine], *, deciding: bool = True) -> Step:
         """Ask a node how the changes of some of its ports can be completed.
+
+        Args:
+            index: the node.
+            known: the change per port, of one or more of them.
+            deciding: see ``rules.Known``.
 
         Raises:
             Refused: they cannot.
         """
         view = self.view(index)
-        state = Known(known, lambda slot: self.present(index, slot))
+        state = Known(known, lambda slot: self.present(index, slot), deciding)
         if index in self.removed:  # an identity by now
             change = next(iter(known.values()))
             return Step((dict.fromkeys(self.ports(index), change),))

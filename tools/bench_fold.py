@@ -20,11 +20,8 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-
-import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 MODEL, OUTPUT = "<model>", "<output>"
 ORT = """
@@ -130,15 +127,10 @@ def _median(costs: list[Cost]) -> Cost:
     )
 
 
-def _norm(name: str, channels: int, rng: np.random.Generator) -> list[TensorProto]:
-    return [
-        numpy_helper.from_array((rng.random(channels) + 0.5).astype(np.float32), f"{name}_{role}")
-        for role in ("scale", "B", "mean", "var")
-    ]
+def chain(count: int, channels: int, path: Path, external: bool) -> Path:
+    """Write a chain of Conv+BN pairs, in a process of its own.
 
-
-def chain(count: int, channels: int, path: Path, *, external: bool) -> Path:
-    """Write a chain of Conv+BN pairs.
+    What this process has in memory counts as the least that its children ever had.
 
     Args:
         count: number of pairs.
@@ -146,11 +138,29 @@ def chain(count: int, channels: int, path: Path, *, external: bool) -> Path:
         path: of the model.
         external: whether its weights go into a file beside it.
     """
+    writer = get_context("spawn").Process(
+        target=_write_chain, args=(count, channels, path, external)
+    )
+    writer.start()
+    writer.join()
+    if writer.exitcode:
+        raise SystemExit(f"{path} could not be written")
+    return path
+
+
+def _write_chain(count: int, channels: int, path: Path, external: bool) -> None:
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
     rng = np.random.default_rng(0)
     nodes, tensors, x = [], [], "x"
     for i in range(count):
         weight = rng.standard_normal((channels, channels, 1, 1), np.float32)
-        norm = _norm(f"n{i}", channels, rng)
+        norm = [
+            numpy_helper.from_array((rng.random(channels) + 0.5).astype(np.float32), f"n{i}_{role}")
+            for role in ("scale", "B", "mean", "var")
+        ]
         tensors += [numpy_helper.from_array(weight / channels**0.5, f"w{i}"), *norm]
         nodes.append(helper.make_node("Conv", [x, f"w{i}"], [f"c{i}"], name=f"conv{i}"))
         names = [t.name for t in norm]
@@ -162,7 +172,6 @@ def chain(count: int, channels: int, path: Path, *, external: bool) -> Path:
     graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, path, save_as_external_data=external, location=f"{path.stem}.data")
-    return path
 
 
 def main() -> None:
@@ -178,12 +187,10 @@ def main() -> None:
     names = commands(args.peer_python)
     with tempfile.TemporaryDirectory() as folder:
         models = list(args.models)
-        models += [
-            chain(n, 4, Path(folder) / f"pairs_{n}.onnx", external=False) for n in args.pairs
-        ]
+        models += [chain(n, 4, Path(folder) / f"pairs_{n}.onnx", False) for n in args.pairs]
         if args.external:
             count = max(1, args.external // 16)
-            models.append(chain(count, 2000, Path(folder) / "external.onnx", external=True))
+            models.append(chain(count, 2000, Path(folder) / "external.onnx", True))
         for model in models:
             compare(model, names, args.rounds, args.timeout)
 

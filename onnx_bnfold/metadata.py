@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from threading import Thread
 
 from onnx import ModelProto
@@ -22,6 +23,14 @@ _NO_DIGEST = "0" * 64
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits, as ``sha256sum`` prints it."""
+    state = os.stat(path)
+    return _sha256_of(os.fspath(path), state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(
+    maxsize=4
+)  # a store asks for the file that is about to be folded, and so does its record
+def _sha256_of(path: str, *_: int) -> str:
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK))
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):

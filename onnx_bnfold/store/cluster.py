@@ -32,7 +32,7 @@ def connected(address: str) -> Iterator[Client]:
         raise UsageError("--dask needs Dask; pip install 'onnx_bnfold[dask]'") from error
     try:
         client = Client(address)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AssertionError) as error:  # a loop of it asserts, now and then
         raise UsageError(f"{address}: there is no Dask scheduler: {error}") from error
     with client:
         yield client

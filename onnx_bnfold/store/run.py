@@ -10,7 +10,6 @@ from functools import partial
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.folding import Options
 from onnx_bnfold.progress import progress
-from onnx_bnfold.store.cluster import connected, on_dask
 from onnx_bnfold.store.outcome import FileOutcome, is_model
 from onnx_bnfold.store.places import Listing, Place, is_url, lies_in, place_at
 from onnx_bnfold.store.processes import in_processes, thread_safe_start
@@ -117,6 +116,8 @@ def _listed(source: Place) -> tuple[Listing, dict[str, int]]:
 def _runner(job: Job, jobs: int | None, dask: str | None) -> Iterator[_Run]:
     work = partial(perform, job)
     if dask is not None:
+        from onnx_bnfold.store.cluster import connected, on_dask
+
         with connected(dask) as client:
             yield lambda tasks: on_dask(client, work, tasks, failed)
     else:

@@ -36,11 +36,26 @@ def axis_of(view: NodeView, axis: int, rank: int) -> int:
     return axis % rank
 
 
+# Longest axis along which a change is held: a shape in a broken model may name any number.
+LONGEST = 2**24
+
+
+def bounded(view: NodeView, elements: int) -> int:
+    """Return a number of elements; it is refused if nothing of that length should be allocated."""
+    if elements > LONGEST:
+        raise Refused(
+            Reason.SEARCH_LIMIT,
+            view.label,
+            f"an axis, or several that it merges, have more than {LONGEST:,} elements",
+        )
+    return elements
+
+
 def size(view: NodeView, dims: Dims, axis: int) -> int:
     """Return a dim that has to be static.
 
     Raises:
-        Refused: it is not.
+        Refused: it is not, or is beyond ``LONGEST``.
     """
     dim = dims[axis]
     if not isinstance(dim, int):
@@ -49,7 +64,7 @@ def size(view: NodeView, dims: Dims, axis: int) -> int:
             view.label,
             f"the size of axis {axis} is not static; export the model with a fixed size there",
         )
-    return dim
+    return bounded(view, dim)
 
 
 def cut(array: Float64, axis: int, part: slice) -> Float64:
@@ -187,6 +202,7 @@ def reshaped(view: NodeView, change: Affine, forward: bool) -> Affine:
             "batch; export the model with fixed sizes there",
         )
     (start, stop), (first, last) = window
+    bounded(view, math.prod(d for d in source[start:stop] if isinstance(d, int)))
     return change.map(lambda a: _reshape_block(a, source, target, start, stop, first, last))
 
 
@@ -346,6 +362,7 @@ def _beside_zeros(
     """Extend a change along an axis by elements that stay zero, or take those off again."""
     inner = size(view, view.dims_in(0), axis)
     one, still = Affine.identity(change.rank), (pads[0], inner, pads[1])
+    bounded(view, sum(still))
     if forward:
         return joined([one, change, one], axis, still)
     kept = change.map(lambda a: cut(a, axis, slice(pads[0], pads[0] + inner)))

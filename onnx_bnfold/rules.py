@@ -112,11 +112,13 @@ def _lower(view: NodeView, slot: int, change: Affine) -> Affine:
 
     A constant may grow to the change's shape; a computed operand must have its axes already.
     """
-    if view.constant(slot) is not None:
+    constant = view.constant(slot)
+    if constant is not None:
         if not change.is_ordinary:
             raise Refused(
                 Reason.PRECISION, view.label, "a scale of zero cannot be taken out of its constant"
             )
+        np.broadcast_shapes(constant.dims, change.shape)  # a ValueError tells that they disagree
         return change
     dims = view.dims_in(slot)
     missing = change.rank - len(dims)

@@ -198,7 +198,7 @@ def _dims(value: ValueInfoProto) -> Dims | None:
     if not value.type.tensor_type.HasField("shape"):
         return None
     return tuple(
-        d.dim_value if d.HasField("dim_value") else (d.dim_param or None)
+        d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None)
         for d in value.type.tensor_type.shape.dim
     )
 
@@ -224,6 +224,10 @@ def without_weights(model: ModelProto) -> ModelProto:
         TensorProto(name=s.values.name, dims=s.dims, data_type=s.values.data_type)
         for s in source.sparse_initializer
     )
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+            if dim.dim_value < 0:  # some converters write -1 where a size is open
+                dim.Clear()
     return light
 
 

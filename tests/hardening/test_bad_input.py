@@ -481,3 +481,17 @@ def test_a_bug_of_ours_is_no_traceback_either(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "internal error" in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("dim", [-1, -5])
+def test_a_negative_size_of_an_input_is_an_open_one(dim, tmp_path, capsys):
+    """Some converters write -1; onnx aborts the process when it slices such a tensor."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[N,2,3,3] x) => (float[N,2,2,3] z)
+        <int64[1] s = {1}, int64[1] e = {3}, int64[1] a = {2}, float[2] k = {1, 2}>
+        { c = Conv(x, W) y = BatchNormalization(c, k, k, k, k) z = Slice(y, s, e, a) }"""
+    )
+    model.graph.initializer.append(tensor("W", np.ones((2, 2, 1, 1), np.float32)))
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = dim
+    code, said = fold(model.SerializeToString(), tmp_path, capsys)
+    assert code == 0, said

@@ -213,7 +213,7 @@ def without_weights(model: ModelProto) -> ModelProto:
     light.opset_import.extend(model.opset_import)
     light.functions.extend(model.functions)
     graph, source = light.graph, model.graph
-    graph.name = source.name or "graph"
+    graph.name = "graph"  # its own may be no text
     graph.node.extend(source.node)
     graph.input.extend(source.input)
     graph.output.extend(source.output)

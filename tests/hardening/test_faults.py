@@ -79,7 +79,8 @@ def test_a_signal_at_a_random_moment(kind, models):
         "import onnx_bnfold.api, onnx_bnfold.job; from onnx_bnfold.cli import main;"
         "print(flush=True); code = 0\n"
         "try:\n"
-        "  for i in range(9999): code = code or main([sys.argv[1 + i % 2], '-o', sys.argv[3], '-q'])\n"
+        "  for i in range(9999):\n"
+        "    code = code or main([sys.argv[1 + i % 2], '-o', sys.argv[3], '-q'])\n"
         "except KeyboardInterrupt: code = 130\n"  # between two folds
         "sys.exit(code)"
     )

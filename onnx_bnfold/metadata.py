@@ -27,9 +27,8 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     return _sha256_of(os.fspath(path), state.st_ino, state.st_size, state.st_mtime_ns)
 
 
-@lru_cache(
-    maxsize=4
-)  # a store asks for the file that is about to be folded, and so does its record
+# A store asks for the file that is about to be folded, and so does the record in the model.
+@lru_cache(maxsize=4)
 def _sha256_of(path: str, *_: int) -> str:
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK))
     with open(path, "rb", buffering=0) as file:

@@ -45,7 +45,7 @@ def check_latency(
     batch = options.batch or 1
     feed = make_feeds(specs, options, batch=batch)[0]
     modes = tuple(_measure(mode, (original, folded), feed, options) for mode in options.modes)
-    before, after = count_bns(original.proto), count_bns(folded.proto)
+    before, after = count_bns(original.skeleton), count_bns(folded.skeleton)
     fused = before - count_bns(optimised_graph(original)) if before else 0
     first = feed[specs[0].name] if specs else None
     latency = Latency(

@@ -9,7 +9,7 @@ import onnx
 
 from onnx_bnfold.check.compare import compare
 from onnx_bnfold.check.models import CheckedModel
-from onnx_bnfold.check.noise import Weights, rounded_anew
+from onnx_bnfold.check.noise import RoundedWeights
 from onnx_bnfold.check.options import CheckOptions
 from onnx_bnfold.check.results import Difference, FirstDifference
 from onnx_bnfold.check.sessions import Array, Feed, Session, join
@@ -31,7 +31,7 @@ def first_difference(
     original: CheckedModel,
     folded: CheckedModel,
     feeds: Sequence[Feed],
-    weights: Weights,
+    weights: RoundedWeights,
     failed: Collection[str],
     changes: Changes,
     options: CheckOptions,
@@ -54,7 +54,7 @@ def first_difference(
     Returns:
         The tensor with its producer; None if every shared tensor agrees.
     """
-    shared = _shared_tensors(original.proto.graph, folded.proto.graph)
+    shared = _shared_tensors(original.skeleton.graph, folded.skeleton.graph)
     options = replace(options, draws=min(options.draws, _DRAWS))
     values = _values(original, folded, feeds, weights, shared, options)
     found: dict[str, Difference] = {}
@@ -62,14 +62,14 @@ def first_difference(
         undone = _undo(other, changes.get(name), reference)
         if undone is not None:
             found[name] = compare(name, reference, undone, draws, options)
-    return _first_lasting(original.proto.graph, found, failed)
+    return _first_lasting(original.skeleton.graph, found, failed)
 
 
 def _values(
     original: CheckedModel,
     folded: CheckedModel,
     feeds: Sequence[Feed],
-    weights: Weights,
+    weights: RoundedWeights,
     names: Sequence[str],
     options: CheckOptions,
 ) -> Iterator[Values]:
@@ -93,37 +93,36 @@ def _evaluate(
     original: CheckedModel,
     folded: CheckedModel,
     feeds: Sequence[Feed],
-    weights: Weights,
+    weights: RoundedWeights,
     names: Sequence[str],
     options: CheckOptions,
 ) -> Iterator[Values]:
     try:
-        reference = _tensors(original, names, feeds)
-        other = _tensors(folded, names, feeds)
+        reference = _tensors(_opened(original, names), names, feeds)
+        other = _tensors(_opened(folded, names), names, feeds)
     except ModelError:  # one of them cannot be an output, an optional tensor for example
         middle = len(names) // 2
         for half in (names[:middle], names[middle:]) if middle else ():
             yield from _evaluate(original, folded, feeds, weights, half, options)
         return
-    folder = original.path.parent
-    draws = [
-        _tensors(original, names, feeds, rounded_anew(weights, folder, options.seed, draw))
-        for draw in range(options.draws)
-    ]
+    noisy, draws = _opened(original, names, weights.arrays), []
+    for draw in range(options.draws):
+        weights.draw(draw)
+        draws.append(_tensors(noisy, names, feeds))
     for name in names:
         if name in reference and name in other:
             yield name, (reference[name], other[name], [draw[name] for draw in draws])
 
 
-def _tensors(
-    model: CheckedModel,
-    names: Sequence[str],
-    feeds: Sequence[Feed],
-    weights: Mapping[str, Array] | None = None,
-) -> dict[str, Array]:
-    present = {output.name for output in model.proto.graph.output}
+def _opened(
+    model: CheckedModel, names: Sequence[str], weights: Mapping[str, Array] | None = None
+) -> Session:
+    present = {output.name for output in model.skeleton.graph.output}
     extra = [name for name in names if name not in present]
-    session = Session(model, extra_outputs=extra, weights=weights)
+    return Session(model, extra_outputs=extra, prepack=False, weights=weights)
+
+
+def _tensors(session: Session, names: Sequence[str], feeds: Sequence[Feed]) -> dict[str, Array]:
     return join(session.run(feed, names) for feed in feeds)
 
 

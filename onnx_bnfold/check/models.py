@@ -13,6 +13,7 @@ import onnx
 from onnx.external_data_helper import uses_external_data
 
 from onnx_bnfold.errors import ModelError, UsageError
+from onnx_bnfold.storage import ModelFile
 
 ModelSource: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
 
@@ -27,12 +28,10 @@ class CheckedModel:
     label: str
 
     @cached_property
-    def proto(self) -> onnx.ModelProto:
-        """The model without the contents of its external data."""
-        try:
-            return onnx.load(self.path, load_external_data=False)
-        except Exception as error:  # protobuf's DecodeError has no stable home
-            raise ModelError(f"{self.label} is not an ONNX model: {error}") from error
+    def skeleton(self) -> onnx.ModelProto:
+        """The model without the values of its large tensors."""
+        with ModelFile.open(self.path) as file:
+            return file.model
 
 
 @contextmanager

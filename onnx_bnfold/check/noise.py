@@ -7,19 +7,17 @@ evaluations holds the noise of the arithmetic too. Only these weights are moved:
 ends up in a shape (a Resize scale, say) must stay exact.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TypeAlias
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper
 
 from onnx_bnfold.check.sessions import Array
 from onnx_bnfold.graph import operator, subgraphs
-
-Weights: TypeAlias = dict[str, TensorProto]
+from onnx_bnfold.storage import ModelFile
+from onnx_bnfold.storage.tensors import byte_length
 
 # Positions of the weights among the operator's inputs.
 _WEIGHTS = {
@@ -36,9 +34,51 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 # Multipliers are taken from one table, cyclically: drawing 25 million of them would cost more
 # than running the model. The length is a prime, so that rows of a weight do not repeat.
 _TABLE = 65_521
+_ALIGNMENT = 64  # bytes
 
 
-def layer_weights(proto: onnx.ModelProto) -> Weights:
+class RoundedWeights:
+    """The weights of a model's layers and BNs, each in an array that `draw` overwrites.
+
+    A session that was given the arrays sees every draw, without being created anew.
+
+    Args:
+        file: the original model, open as long as there are draws.
+        seed: of the check.
+
+    Attributes:
+        arrays: by tensor name; without meaning until the first draw.
+
+    Raises:
+        ModelError: the weights cannot be read.
+    """
+
+    def __init__(self, file: ModelFile, seed: int) -> None:
+        self._seed = seed
+        self._file = file
+        self._weights = layer_weights(file.model)
+        self.arrays = dict(_arrays(self._weights))
+
+    def draw(self, number: int) -> None:
+        """Makes every weight w·(1 + u·eps), u uniform in ±1/2, eps of the weight's own type.
+
+        Args:
+            number: of the draw; the same number gives the same weights.
+        """
+        rng = np.random.default_rng([self._seed, number, 1])
+        table = np.tile(rng.random(_TABLE) - 0.5, 2)
+        steps = {
+            dtype: (table * np.finfo(dtype).eps).astype(np.promote_types(dtype, np.float32))
+            for dtype in {array.dtype for array in self.arrays.values()}
+        }
+        # Read again for every draw: that costs less than the memory to keep them all.
+        for name, tensor in self._weights.items():
+            exact, moved = self._file.read(tensor), self.arrays[name]
+            start = int(rng.integers(_TABLE))
+            _move(exact.reshape(-1), steps[moved.dtype][start : start + _TABLE], moved.reshape(-1))
+
+
+def layer_weights(proto: onnx.ModelProto) -> dict[str, TensorProto]:
     """The float constants of the main graph that linear layers and BNs read as weights."""
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     carried: dict[str, str] = {}
@@ -58,33 +98,24 @@ def layer_weights(proto: onnx.ModelProto) -> Weights:
     return found
 
 
-def rounded_anew(weights: Weights, folder: Path, seed: int, draw: int) -> dict[str, Array]:
-    """Every weight w as w·(1 + u·eps), u uniform in ±1/2, eps of the weight's own type.
-
-    Args:
-        weights: tensors by name, perhaps with external data.
-        folder: where external data are.
-        seed: of the check.
-        draw: number of the evaluation.
-    """
-    rng = np.random.default_rng([seed, draw, 1])
-    table = rng.random(_TABLE) - 0.5
-    return {
-        name: _moved(numpy_helper.to_array(tensor, str(folder)), table, int(rng.integers(_TABLE)))
-        for name, tensor in weights.items()
-    }
+def _arrays(weights: Mapping[str, TensorProto]) -> Iterator[tuple[str, Array]]:
+    """Empty arrays for weights, in one block: the system hands that out in few large pages."""
+    lengths = [byte_length(tensor) for tensor in weights.values()]
+    starts = [0, *accumulate(-(-length // _ALIGNMENT) * _ALIGNMENT for length in lengths)]
+    block = np.empty(starts[-1], np.uint8)
+    for (name, tensor), start, length in zip(weights.items(), starts, lengths, strict=False):
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        yield name, block[start : start + length].view(dtype).reshape(tensor.dims)
 
 
-def _moved(weight: Array, table: NDArray[np.float64], start: int) -> Array:
+def _move(exact: Array, steps: Array, moved: Array) -> None:
     # float16 has no room for 1 + u·eps; w + w·(u·eps) is exact enough in float32 and above.
-    wide = np.promote_types(weight.dtype, np.float32)
-    steps = (np.roll(table, start) * np.finfo(weight.dtype).eps).astype(wide)
-    flat = weight.reshape(-1)
-    moved = np.empty_like(flat)
-    for begin in range(0, flat.size, _TABLE):
-        block = flat[begin : begin + _TABLE].astype(wide, copy=False)
-        moved[begin : begin + _TABLE] = block + block * steps[: block.size]
-    return moved.reshape(weight.shape)
+    change = np.empty_like(steps)
+    for begin in range(0, exact.size, _TABLE):
+        block = exact[begin : begin + _TABLE]
+        part = change[: block.size]
+        np.multiply(block, steps[: block.size], out=part)
+        np.add(block, part, out=moved[begin : begin + _TABLE], casting="same_kind")
 
 
 def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -8,12 +8,13 @@ from onnx_bnfold.check.compare import compare
 from onnx_bnfold.check.inputs import describe, make_feeds
 from onnx_bnfold.check.locate import Changes, first_difference
 from onnx_bnfold.check.models import CheckedModel
-from onnx_bnfold.check.noise import Weights, layer_weights, rounded_anew
+from onnx_bnfold.check.noise import RoundedWeights
 from onnx_bnfold.check.options import CheckOptions
 from onnx_bnfold.check.results import Difference, FirstDifference, Numerics
 from onnx_bnfold.check.sessions import Array, Feed, Session, Stopwatch, join
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.progress import progress
+from onnx_bnfold.storage import ModelFile
 
 _NOISE_VALUES = 16  # noise values per output, see `compare`
 _UNSTABLE_DB = 40.0  # noise at 1 % of the signal
@@ -37,11 +38,11 @@ def check_numerics(
         UsageError: the inputs cannot be made.
     """
     start, watch = time.perf_counter(), Stopwatch()
-    session = Session(original, watch=watch)
+    session = Session(original, prepack=False, watch=watch)
     feeds = make_feeds(session.inputs, options)
     reference = join(session.run(feed) for feed in feeds)
     try:
-        other = Session(folded, watch=watch)
+        other = Session(folded, prepack=False, watch=watch)
         if failures := _signature_failures(session, other):
             return None, failures
         result = join(other.run(feed) for feed in feeds)
@@ -50,17 +51,18 @@ def check_numerics(
     lost = set(session.overridable) - set(other.overridable)
     del session, other  # the noisy evaluations need the memory
     options = replace(options, draws=_enough_draws(options.draws, reference))
-    weights = layer_weights(original.proto)
-    draws = list(_draws(original, weights, feeds, options, watch))
-    outputs = tuple(
-        compare(name, reference[name], result[name], [draw[name] for draw in draws], options)
-        for name in reference
-    )
-    seconds = time.perf_counter() - start  # what follows happens on failure only
-    failed = {output.name for output in outputs if not output.holds}
-    first = None
-    if failed:
-        first = first_difference(original, folded, feeds, weights, failed, changes, options)
+    with ModelFile.open(original.path) as file:
+        weights = RoundedWeights(file, options.seed)
+        draws = list(_draws(original, weights, feeds, options, watch))
+        outputs = tuple(
+            compare(name, reference[name], result[name], [draw[name] for draw in draws], options)
+            for name in reference
+        )
+        seconds = time.perf_counter() - start  # what follows happens on failure only
+        failed = {output.name for output in outputs if not output.holds}
+        first = None
+        if failed:
+            first = first_difference(original, folded, feeds, weights, failed, changes, options)
     numerics = Numerics(
         inputs=describe(feeds[0], options),
         sets=len(feeds),
@@ -86,15 +88,15 @@ def _enough_draws(draws: int, outputs: Mapping[str, Array]) -> int:
 
 def _draws(
     original: CheckedModel,
-    weights: Weights,
+    weights: RoundedWeights,
     feeds: Sequence[Feed],
     options: CheckOptions,
     watch: Stopwatch,
 ) -> Iterator[Mapping[str, Array]]:
+    session = Session(original, prepack=False, weights=weights.arrays, watch=watch)
     numbers = range(options.draws)
     for draw in progress(numbers, total=options.draws, label="rounding noise"):
-        moved = rounded_anew(weights, original.path.parent, options.seed, draw)
-        session = Session(original, weights=moved, watch=watch)
+        weights.draw(draw)
         yield join(session.run(feed) for feed in feeds)
 
 
@@ -120,10 +122,12 @@ def _signature_failures(original: Session, folded: Session) -> tuple[str, ...]:
     return tuple(failures)
 
 
-def _notes(outputs: Sequence[Difference], weights: Weights, lost: Collection[str]) -> Iterator[str]:
+def _notes(
+    outputs: Sequence[Difference], weights: RoundedWeights, lost: Collection[str]
+) -> Iterator[str]:
     for name in sorted(lost):
         yield f"initializer {name!r} can no longer be overridden by an input"
-    if not weights:
+    if not weights.arrays:
         yield "no layer or BN has constant weights: the noise is half a unit in the last place"
     for output in outputs:
         if output.holds and output.reason:

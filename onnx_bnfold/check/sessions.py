@@ -69,7 +69,9 @@ class Session:
         model: the model file.
         optimised: all of onnxruntime's graph optimisations, or none.
         threads: threads within an operator; 0 is onnxruntime's choice.
-        weights: initializers to replace, by name, with arrays of the same shape and type.
+        prepack: whether onnxruntime may keep copies of the weights in its kernels' own layout.
+        weights: initializers to replace, by name, with arrays of the same shape and type. Without
+            `prepack` the session sees what is written into them later.
         extra_outputs: further tensors to return.
         watch: adds up the time spent in onnxruntime.
 
@@ -83,6 +85,7 @@ class Session:
         *,
         optimised: bool = False,
         threads: int = 0,
+        prepack: bool = True,
         weights: Mapping[str, Array] | None = None,
         extra_outputs: Sequence[str] = (),
         watch: Stopwatch | None = None,
@@ -92,6 +95,8 @@ class Session:
         self._label = model.label
         self._watch = watch or Stopwatch()
         options = session_options(optimised=optimised, threads=threads)
+        if not prepack:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         # onnxruntime does not copy these: the session must keep them alive.
         self._weights = {
             name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (weights or {}).items()
@@ -100,7 +105,7 @@ class Session:
             options.add_initializer(name, value)
         source: str | bytes = str(model.path)
         if extra_outputs:
-            source = with_outputs(model.proto, extra_outputs).SerializeToString()
+            source = with_outputs(model, extra_outputs).SerializeToString()
             folder = str(model.path.resolve().parent)
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", folder
@@ -198,15 +203,14 @@ def optimised_graph(model: CheckedModel) -> onnx.ModelProto:
             ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise ModelError(f"onnxruntime does not load {model.label}: {_say(error)}") from error
-        return CheckedModel(path, model.label).proto
+        return CheckedModel(path, model.label).skeleton
 
 
-def with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy of a model that returns further tensors; onnxruntime infers their types."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    return copy
+def with_outputs(model: CheckedModel, names: Sequence[str]) -> onnx.ModelProto:
+    """The model with further tensors as outputs; onnxruntime infers their types."""
+    proto = onnx.load(model.path, load_external_data=False)
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return proto
 
 
 def onnxruntime_version() -> str:

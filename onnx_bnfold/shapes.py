@@ -22,6 +22,7 @@ from onnx import (
 from onnx_bnfold.constants import Constants
 from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor, graphs_of
 from onnx_bnfold.reasons import Refused
+from onnx_bnfold.slices import hide_unsafe_slices
 
 # Initializers up to this many elements keep their values: shapes may depend on them.
 LARGEST_KEPT = 1024
@@ -135,7 +136,7 @@ class Inference:
         light = without_weights(self._model)
         self._fix_parameters(light)
         try:
-            _require_sizes(light)
+            hide_unsafe_slices(light)
             types = _inferred(light, data_prop=False)
             if not any(_is_long(kind) for found in types for kind in found.values()):
                 types = _inferred(light, data_prop=True)
@@ -169,27 +170,6 @@ class Inference:
 def _inferred(model: ModelProto, *, data_prop: bool) -> list[dict[str, tuple[Dims | None, int]]]:
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=data_prop)
     return [_types_of(graph) for graph in graphs_of(inferred)]
-
-
-def _require_sizes(model: ModelProto) -> None:
-    """Raise ValueError if sizes in front of a Slice are negative: onnx 1.23 ends the process there.
-
-    Slices behind other Slices are not looked at.
-    """
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    graphs = [graph for graph in graphs_of(copy) if isinstance(graph.body, GraphProto)]
-    slices = [node for graph in graphs for node in graph.nodes if node.op_type == "Slice"]
-    if not slices:
-        return
-    for node in slices:
-        node.domain = "opaque"
-    copy.opset_import.add(domain="opaque", version=1)
-    for graph in graphs_of(onnx.shape_inference.infer_shapes(copy)):
-        body = graph.body
-        for value in body.value_info if isinstance(body, GraphProto) else ():
-            if any(d.dim_value < 0 for d in value.type.tensor_type.shape.dim):
-                raise ValueError(f"{value.name} has a negative size")
 
 
 def _is_long(kind: tuple[Dims | None, int]) -> bool:

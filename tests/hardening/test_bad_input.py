@@ -497,16 +497,32 @@ def test_a_negative_size_of_an_input_is_an_open_one(dim, tmp_path, capsys):
     assert code == 0, said
 
 
-@pytest.mark.parametrize(
-    "node", ["c = Conv(x, W)", "c = MaxPool<kernel_shape=[9, 9]>(x)", "c = Pad(x, p)"]
-)
-def test_a_slice_of_a_tensor_of_negative_size(node, tmp_path):
+# Bodies that end in y: a Slice of what SMALLER makes of a tensor by a window larger than it.
+SMALLER = ("Conv(b, W)", "MaxPool<kernel_shape=[9, 9]>(b)", "Pad(b, p)")
+BODIES = {
+    "of-an-input": "b = Identity(x) c = {0} y = Slice(c, s, e, a)",
+    "behind-a-slice": "b = Slice(x, s, e, a) c = {0} y = Slice(c, s, e, a)",
+    "behind-two": "d = Slice(x, s, e, a) b = Slice(d, s, e, a) c = {0} y = Slice(c, s, e, a)",
+    "in-a-branch": """y = If(k0) <
+        then_branch = t () => (float[N,M,H,V] u)
+          {{ b = Slice(x, s, e, a) c = {0} u = Slice(c, s, e, a) }},
+        else_branch = o () => (float[N,M,H,V] w) {{ w = Identity(x) }}>""",
+    "in-a-function": "b = Slice(x, s, e, a) y = local.f(b, W, s, e, a, p)",
+}
+
+
+@pytest.mark.parametrize("smaller", SMALLER)
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_a_slice_of_a_tensor_of_negative_size(body, smaller, tmp_path):
     """onnx 1.23 ends the process in shape inference."""
     model = onnx.parser.parse_model(
-        f"""<ir_version: 8, opset_import: ["": 17]> g (float[2,2,3,3] x) => (float[N,M,H,V] z)
+        f"""<ir_version: 8, opset_import: ["": 17, "local": 1]>
+        g (float[2,2,3,3] x) => (float[N,M,H,V] z)
         <int64[1] s = {{1}}, int64[1] e = {{3}}, int64[1] a = {{2}}, float[2] k = {{1, 2}},
-         int64[8] p = {{0, 0, -9, 0, 0, 0, 0, 0}}>
-        {{ {node} y = Slice(c, s, e, a) z = BatchNormalization(y, k, k, k, k) }}"""
+         bool k0 = {{1}}, int64[8] p = {{0, 0, -9, 0, 0, 0, 0, 0}}>
+        {{ {body.format(smaller)} z = BatchNormalization(y, k, k, k, k) }}
+        <domain: "local", opset_import: ["": 17]> f (b, W, s, e, a, p) => (y)
+        {{ c = {smaller} y = Slice(c, s, e, a) }}"""
     )
     model.graph.initializer.append(tensor("W", np.ones((2, 2, 9, 9), np.float32)))
     source = tmp_path / "model.onnx"

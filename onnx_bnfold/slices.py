@@ -1,0 +1,92 @@
+"""Keeps onnx's shape inference from a bug of its own: a Slice of a negative size ends the process.
+
+onnx (1.19 to 1.23) computes a size below zero where a kernel is larger than its input, say, and
+fails an assertion of the C++ library where a Slice reads that tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
+
+from onnx_bnfold.graph import STANDARD_DOMAINS, graphs_of, subgraphs
+
+MOST_LEVELS = 100  # of Slices behind one another; each costs a run of the inference
+
+_HIDDEN = "onnx_bnfold.hidden"  # a domain of which inference knows nothing
+
+
+def hide_unsafe_slices(model: ModelProto) -> None:
+    """Make a model safe for shape inference, in place.
+
+    The Slices of the graphs are hidden from inference at first, and shown again level by level
+    once all sizes in front of them are known to be natural. What a local function infers inside
+    cannot be seen: its Slices stay hidden.
+
+    Args:
+        model: a copy without weights.
+
+    Raises:
+        ValueError: a size in front of a Slice is negative, or there are too many levels.
+    """
+    levels: list[list[NodeProto]] = []
+    _sort_by_level(model.graph, {}, levels)
+    if len(levels) > MOST_LEVELS:
+        raise ValueError(f"more than {MOST_LEVELS} Slices behind one another")
+    for function in model.functions:
+        inside: list[list[NodeProto]] = []
+        _sort_by_level(function, {}, inside)
+        if inside:
+            function.opset_import.add(domain=_HIDDEN, version=1)
+        for level in inside:
+            _set_domain(level, _HIDDEN)
+    if not levels:
+        return
+    model.opset_import.add(domain=_HIDDEN, version=1)
+    for level in levels:
+        _set_domain(level, _HIDDEN)
+    for level in levels:
+        _require_natural(onnx.shape_inference.infer_shapes(model))
+        _set_domain(level, "")
+
+
+def _sort_by_level(
+    body: GraphProto | FunctionProto, known: dict[str, int], levels: list[list[NodeProto]]
+) -> int:
+    """Sort the Slices of a body by the number that lie in front; return the largest behind it.
+
+    Args:
+        body: the body.
+        known: how many Slices lie in front of a tensor of the enclosing bodies, 0 if left out.
+        levels: takes the Slices.
+    """
+    known = dict(known)
+    most = 0
+    for node in body.node:
+        level = max((known.get(name, 0) for name in node.input), default=0)
+        for inner in subgraphs(node):
+            level = max(level, _sort_by_level(inner, known, levels))
+        if node.op_type == "Slice" and node.domain in STANDARD_DOMAINS:
+            levels.extend([] for _ in range(level + 1 - len(levels)))
+            levels[level].append(node)
+            level += 1
+        known.update(dict.fromkeys(node.output, level))
+        most = max(most, level)
+    return most
+
+
+def _set_domain(nodes: Iterable[NodeProto], domain: str) -> None:
+    for node in nodes:
+        node.domain = domain
+
+
+def _require_natural(model: ModelProto) -> None:
+    for graph in graphs_of(model):
+        body = graph.body
+        if not isinstance(body, GraphProto):
+            continue
+        for value in (*body.value_info, *body.output):
+            if any(d.dim_value < 0 for d in value.type.tensor_type.shape.dim):
+                raise ValueError(f"{value.name} has a negative size")

@@ -26,6 +26,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 CORPUS = Path(__file__).parents[1] / "tests" / "corpus"
+SAVED_EVERY = 500  # executions
 SLOW = 10.0  # seconds after which an execution is a finding
 LARGEST = 1 << 16  # bytes of a mutant
 SIZES = (0, 1, 2, 3, 4, 5, 7, 64, -1, -2, 2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1, -(2**63))
@@ -59,6 +60,8 @@ class Findings:
     def execute(self, content: bytes) -> None:
         """Fold one file."""
         self.count += 1
+        if self.count % SAVED_EVERY == 0:
+            self.save()
         self._source.write_bytes(content)
         start = time.perf_counter()
         try:
@@ -68,6 +71,15 @@ class Findings:
             self._note(content, f"{type(error).__name__} {place.name}", traceback.format_exc())
         if time.perf_counter() - start > SLOW:
             self._note(content, f"slow {time.perf_counter() - start:.0f}", "")
+
+    def save(self) -> None:
+        """Write the counts; a crash of the process must not take them along."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "counts.json").write_text(json.dumps(self.counts()))
+
+    def counts(self) -> dict[str, object]:
+        """Return what was done and found so far."""
+        return {"executions": self.count, "folded": self.folded, "findings": self.seen}
 
     def _fold(self, content: bytes) -> None:
         from onnx_bnfold import fold_file
@@ -431,8 +443,8 @@ def fuzz_coverage(findings: Findings, seconds: float, seed: int, kept: Path) -> 
 
 
 def _tell(findings: Findings) -> None:
-    known = {"executions": findings.count, "folded": findings.folded, "findings": findings.seen}
-    print(json.dumps(known), flush=True)
+    findings.save()
+    print(json.dumps(findings.counts()), flush=True)
 
 
 def main() -> int:

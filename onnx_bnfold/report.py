@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnx_bnfold import batchnorm
+from onnx_bnfold.errors import printable
 from onnx_bnfold.plan import Decision, GraphPlan
 from onnx_bnfold.reasons import Refusal
 
@@ -109,11 +110,6 @@ class Report:
         if self.nodes_before is not None:
             parts.append(f"{self.nodes_before} -> {self.nodes_after} nodes")
         return ", ".join(parts)
-
-
-def printable(text: str) -> str:
-    """Escape what is not printable: names come from a file and must not steer the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def records_of(plans: Sequence[GraphPlan]) -> tuple[Record, ...]:

@@ -90,7 +90,8 @@ def _require_names(graph: Graph, outer: set[str]) -> set[str]:
     for node in graph.nodes:
         _require_signature(node, graph.opset)
         for name in node.input:
-            if name and name not in defined and name not in outer:
+            # What an outer graph calls the same is not what the nodes here mean.
+            if name and name not in defined and (name in graph.producer or name not in outer):
                 raise _undefined(graph, node, name)
         defined.update(node.output)
     for name in graph.outputs:

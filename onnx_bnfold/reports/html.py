@@ -17,7 +17,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from onnx_bnfold.report import printable
+from onnx_bnfold.errors import printable
 from onnx_bnfold.reports import check_sections, fold_sections
 from onnx_bnfold.reports.markup import written
 

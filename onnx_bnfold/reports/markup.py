@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from xml.etree import ElementTree
 
-from onnx_bnfold.report import printable
+from onnx_bnfold.errors import printable
 
 Element = ElementTree.Element
 

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from onnx_bnfold.report import printable
+from onnx_bnfold.errors import printable
 from onnx_bnfold.store.outcome import FileOutcome
 
 SCHEMA = 1  # goes up when a field of the JSON changes its meaning or goes

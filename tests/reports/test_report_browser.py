@@ -11,7 +11,7 @@ import pytest
 from reporting import HOSTILE, half, hostile, report_of
 
 from onnx_bnfold.check import CheckOptions
-from onnx_bnfold.report import printable
+from onnx_bnfold.errors import printable
 from onnx_bnfold.reports import write
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)

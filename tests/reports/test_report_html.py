@@ -12,7 +12,7 @@ from reporting import HOSTILE, half, hostile, report_of
 
 from onnx_bnfold import Options
 from onnx_bnfold.check import CheckOptions
-from onnx_bnfold.report import printable
+from onnx_bnfold.errors import printable
 from onnx_bnfold.reports.html import page
 from onnx_bnfold.reports.markup import el, shortened, table, written
 

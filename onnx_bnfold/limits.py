@@ -16,7 +16,8 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_bnfold import batchnorm
-from onnx_bnfold.affine import VANISHED, Affine
+from onnx_bnfold.affine import VANISHED, Affine, Float64
+from onnx_bnfold.numerics import unit_roundoff
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.site import Key, Site
 
@@ -42,6 +43,11 @@ MAX_MEAN: dict[int, float] = {
     TensorProto.FLOAT16: 2.0**2,
     TensorProto.BFLOAT16: 2.0**2,
 }
+
+# Unit roundoff of float64, in which shifts are computed, and how much of it may be lost.
+_UNIT_64, _DIGITS_64 = 2.0**-53, 2.0**13
+# Operators that hand on single channels, some of their elements cut off.
+_RECTIFIERS = frozenset(("Clip", "LeakyRelu", "PRelu", "Relu"))
 
 Profile = Literal["float", "fp16", "int8"]
 
@@ -73,6 +79,10 @@ class Limits:
         """
         if site.view(origin).op == batchnorm.OPERATOR:
             self._check_cancellation(site, origin, changes)
+            unit = unit_roundoff(self._data_type(site, origin))
+            _check_float64(site, origin, unit)
+            for index, magnitude in _norms_of(site, origin):
+                _check_noise(site, index, unit, magnitude)
         existing = _existing(site, origin, changes)
         staying = {k: c for k, c in changes.items() if isinstance(k, str) and k not in existing}
         if not staying and not _seen_by_others(site, origin):
@@ -136,6 +146,54 @@ class Limits:
                     f"a channel of it would be rescaled by more than {bound:g}, which its data "
                     "type may not hold; --max-rescale sets the limit",
                 )
+
+
+def _check_float64(site: Site, origin: int, unit: float) -> None:
+    """Refuse a norm whose mean hides, in float64, what its type still sees of its output."""
+    norm = site.norm(origin)
+    peak = np.abs(norm.bias) + np.abs(norm.a) * norm.spread
+    lost = _UNIT_64 * np.abs(norm.a * norm.mean)
+    if (lost[peak > 0] > max(unit, _UNIT_64 * _DIGITS_64) * peak[peak > 0]).any():
+        raise Refused(
+            Reason.PRECISION,
+            site.view(origin).label,
+            "the mean of its input dwarfs what comes out so far that its shift is not known to "
+            "all digits",
+        )
+
+
+def _norms_of(site: Site, origin: int) -> Iterator[tuple[int, Float64 | float]]:
+    """Yield the norms that see other rounding errors once a norm is folded.
+
+    Each comes with the size of the values that its input is made of, per channel, beyond what it
+    says of that itself.
+    """
+    yield origin, 0.0
+    norm, name = site.norm(origin), site.sides(origin)[1]
+    size = np.abs(norm.bias) + 2 * np.abs(norm.a) * norm.spread
+    names = [name]
+    for name in names:  # grows while it is walked
+        for index, slot in site.graph.readers.get(name, ()):
+            view = site.view(index)
+            if slot == 0 and view.op in _RECTIFIERS:
+                names.append(view.node.output[0])
+            elif slot == 0 and view.op == batchnorm.OPERATOR:
+                other = site.norm(index)
+                yield index, size if len(other.a) == len(size) else 0.0
+
+
+def _check_noise(site: Site, index: int, unit: float, size: Float64 | float) -> None:
+    """Refuse to disturb what a norm reads if that is little more than rounding errors."""
+    norm = site.norm(index)
+    size = np.maximum(size, np.abs(norm.mean) + 2 * norm.spread)
+    peak = (np.abs(norm.bias) + 2 * np.abs(norm.a) * norm.spread).max(initial=0)
+    if (unit * size * np.abs(norm.a) > peak / 4).any():
+        raise Refused(
+            Reason.PRECISION,
+            site.view(index).label,
+            "what it normalises is little more than the rounding errors of its data type, and "
+            "folding would replace these by others; convert the model to a wider type first",
+        )
 
 
 def _existing(site: Site, origin: int, changes: Mapping[Key, Affine]) -> set[str]:

@@ -23,6 +23,11 @@ _FORMATS: dict[int, tuple[float, float, float]] = {
 }
 
 
+def unit_roundoff(data_type: int) -> float:
+    """Return the largest relative error of rounding to a float type, float32's for others."""
+    return _FORMATS.get(data_type, _FORMATS[TensorProto.FLOAT])[2]
+
+
 def rounded(
     values: NDArray[np.float64],
     data_type: int,

@@ -2,7 +2,8 @@
 
 Every tensor is computed in float64 and rounded to the model's type once per node; the reference
 rounds nothing. Mean and variance of a norm are those of its input, which is what the limits on
-rescaling believe. BNFOLD_NETS sets the number of nets per type.
+rescaling believe. BNFOLD_NETS sets the number of nets per type; of the first 1,000 each none fails,
+of the next 2,000 each one in a thousand does (an original whose few errors happen to cancel).
 """
 
 import os
@@ -25,11 +26,6 @@ TYPES = {
     "float16": (np.float16, 2.0**-11, 2),
     "bfloat16": (ml_dtypes.bfloat16, 2.0**-8, 12),
 }
-
-# Nets that are folded with a larger loss, of the first 1,000 of each type. In them a channel is
-# constant but for rounding and a norm behind it divides by next to nothing; the loss is that of
-# rounding the folded constant of the layer in front, once, where the original's was exact.
-OPEN = {"float32": {110}, "float16": {731}, "bfloat16": {26, 47, 383, 824}}
 
 
 def statistics(rng: np.random.Generator, x: np.ndarray, dtype, decades: int):
@@ -158,7 +154,7 @@ def test_no_less_accurate_than_the_original(kind):
         if not error <= FACTOR * allowed:
             failed[seed] = round(float(error / allowed), 1)
     assert compared > COUNT / 2
-    assert failed.keys() <= OPEN[kind], failed
+    assert not failed
 
 
 def test_a_shift_that_another_norm_would_have_to_take_away():

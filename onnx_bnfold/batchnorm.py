@@ -8,6 +8,7 @@ BatchNormalization-15), per channel on axis 1: the affine map ``y = a * x + b`` 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,14 @@ class Norm:
     deviation: Float64
     spread: Float64
     bias: Float64
+
+    @cached_property
+    def cancellation(self) -> float:
+        """Largest ratio of what the mean contributes to a channel's output and that output."""
+        offset, peak = np.abs(self.a * self.mean), np.abs(self.bias) + np.abs(self.a) * self.spread
+        seen = offset > 0
+        with np.errstate(divide="ignore"):
+            return float((offset[seen] / peak[seen]).max(initial=0))
 
 
 def read_norm(view: NodeView) -> Norm:

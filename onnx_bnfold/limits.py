@@ -46,6 +46,9 @@ MAX_MEAN: dict[int, float] = {
 
 # Unit roundoff of float64, in which shifts are computed, and how much of it may be lost.
 _UNIT_64, _DIGITS_64 = 2.0**-53, 2.0**13
+_SAFE_CANCELLATION = 2.0**13  # of that kind in any type
+# Largest rounding error of what a norm reads, as it comes out, in units of its largest output.
+_NOISE = 0.25
 # Operators that hand on single channels, some of their elements cut off.
 _RECTIFIERS = frozenset(("Clip", "LeakyRelu", "PRelu", "Relu"))
 
@@ -79,10 +82,7 @@ class Limits:
         """
         if site.view(origin).op == batchnorm.OPERATOR:
             self._check_cancellation(site, origin, changes)
-            unit = unit_roundoff(self._data_type(site, origin))
-            _check_float64(site, origin, unit)
-            for index, magnitude in _norms_of(site, origin):
-                _check_noise(site, index, unit, magnitude)
+            self._check_rounding(site, origin)
         existing = _existing(site, origin, changes)
         staying = {k: c for k, c in changes.items() if isinstance(k, str) and k not in existing}
         if not staying and not _seen_by_others(site, origin):
@@ -132,6 +132,29 @@ class Limits:
                 "subtract it in a sum of rounded products",
             )
 
+    def _check_rounding(self, site: Site, origin: int) -> None:
+        """Refuse to disturb what norms read where that is little more than rounding errors."""
+        norm, coarsest = site.norm(origin), unit_roundoff(TensorProto.BFLOAT16)
+        suspects = [found for found in _inputs(site, origin) if _is_noise(site, *found, coarsest)]
+        if not suspects and norm.cancellation < _SAFE_CANCELLATION:
+            return  # without asking for the data type, which takes shape inference
+        unit = unit_roundoff(self._data_type(site, origin))
+        for index, size in suspects:
+            if _is_noise(site, index, size, unit):
+                raise Refused(
+                    Reason.PRECISION,
+                    site.view(index).label,
+                    "what it normalises is little more than the rounding errors of its data type, "
+                    "and folding would replace these by others; convert the model to a wider type",
+                )
+        if _hides_its_shift(norm, unit):
+            raise Refused(
+                Reason.PRECISION,
+                site.view(origin).label,
+                "the mean of its input dwarfs what comes out so far that its shift is not known "
+                "to all digits",
+            )
+
     def _check_scales(self, site: Site, data_type: int, changes: Mapping[str, Affine]) -> None:
         bound = self.max_rescale or MAX_RESCALE.get(data_type, MAX_RESCALE[TensorProto.FLOAT])
         for key, change in changes.items():
@@ -148,52 +171,43 @@ class Limits:
                 )
 
 
-def _check_float64(site: Site, origin: int, unit: float) -> None:
-    """Refuse a norm whose mean hides, in float64, what its type still sees of its output."""
+def _inputs(site: Site, origin: int) -> Iterator[tuple[int, Float64]]:
+    """Yield the norms that folding one concerns, and the size of what they read, per channel."""
     norm = site.norm(origin)
+    if norm.cancellation > 1:
+        yield origin, np.abs(norm.mean)
+    for index in _norms_behind(site, origin):
+        other = site.norm(index)
+        yield index, np.abs(other.mean)
+        if len(other.a) == len(norm.a):
+            yield index, np.abs(norm.bias) + 2 * np.abs(norm.a) * norm.spread
+
+
+def _is_noise(site: Site, index: int, size: Float64, unit: float) -> bool:
+    """Whether rounding values of a size, per channel, moves a norm's output visibly."""
+    norm = site.norm(index)
+    peak = (np.abs(norm.bias) + 2 * np.abs(norm.a) * norm.spread).max(initial=0)
+    return bool((unit * size * np.abs(norm.a) > _NOISE * peak).any())
+
+
+def _hides_its_shift(norm: batchnorm.Norm, unit: float) -> bool:
+    """Whether float64 loses, beside the mean, what a type still sees of the output."""
     peak = np.abs(norm.bias) + np.abs(norm.a) * norm.spread
     lost = _UNIT_64 * np.abs(norm.a * norm.mean)
-    if (lost[peak > 0] > max(unit, _UNIT_64 * _DIGITS_64) * peak[peak > 0]).any():
-        raise Refused(
-            Reason.PRECISION,
-            site.view(origin).label,
-            "the mean of its input dwarfs what comes out so far that its shift is not known to "
-            "all digits",
-        )
+    known = peak > 0
+    return bool((lost[known] > max(unit, _UNIT_64 * _DIGITS_64) * peak[known]).any())
 
 
-def _norms_of(site: Site, origin: int) -> Iterator[tuple[int, Float64 | float]]:
-    """Yield the norms that see other rounding errors once a norm is folded.
-
-    Each comes with the size of the values that its input is made of, per channel, beyond what it
-    says of that itself.
-    """
-    yield origin, 0.0
-    norm, name = site.norm(origin), site.sides(origin)[1]
-    size = np.abs(norm.bias) + 2 * np.abs(norm.a) * norm.spread
-    names = [name]
+def _norms_behind(site: Site, origin: int) -> Iterator[int]:
+    """Yield the norms that read the output of one, perhaps cut off by an activation."""
+    names = [site.sides(origin)[1]]
     for name in names:  # grows while it is walked
         for index, slot in site.graph.readers.get(name, ()):
             view = site.view(index)
             if slot == 0 and view.op in _RECTIFIERS:
                 names.append(view.node.output[0])
             elif slot == 0 and view.op == batchnorm.OPERATOR:
-                other = site.norm(index)
-                yield index, size if len(other.a) == len(size) else 0.0
-
-
-def _check_noise(site: Site, index: int, unit: float, size: Float64 | float) -> None:
-    """Refuse to disturb what a norm reads if that is little more than rounding errors."""
-    norm = site.norm(index)
-    size = np.maximum(size, np.abs(norm.mean) + 2 * norm.spread)
-    peak = (np.abs(norm.bias) + 2 * np.abs(norm.a) * norm.spread).max(initial=0)
-    if (unit * size * np.abs(norm.a) > peak / 4).any():
-        raise Refused(
-            Reason.PRECISION,
-            site.view(index).label,
-            "what it normalises is little more than the rounding errors of its data type, and "
-            "folding would replace these by others; convert the model to a wider type first",
-        )
+                yield index
 
 
 def _existing(site: Site, origin: int, changes: Mapping[Key, Affine]) -> set[str]:

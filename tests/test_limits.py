@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 from support import bn, conv, fold_checked, join, model_of, node, reasons
 
+import onnx_bnfold
 from onnx_bnfold import Options, Reason
 
 X = {"x": ["N", 4, 6, 6]}
@@ -80,3 +82,57 @@ def test_a_mean_that_dwarfs_what_is_left_is_subtracted_by_the_norm(variance, kep
     _, report = fold_checked(model_of(parts.nodes, X, ["y"], parts.initializers), kept=kept)
     if kept:
         assert Reason.PRECISION in reasons(report)[0]
+
+
+def set_norm(parts, *, scale=1.0, bias=0.0, mean=0.0, variance=1.0):
+    """Give every channel of a BN of four the same parameters."""
+    for item, value in zip(parts.initializers, (scale, bias, mean, variance), strict=True):
+        item.raw_data = np.full(4, value, np.float32).tobytes()
+    return parts
+
+
+def in_half(model):
+    """The same model in float16."""
+    for item in model.graph.initializer:
+        values = np.frombuffer(item.raw_data, np.float32).astype(np.float16)
+        item.data_type, item.raw_data = TensorProto.FLOAT16, values.tobytes()
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return model
+
+
+@pytest.mark.parametrize(("variance", "half", "kept"), [(1, True, 0), (0, True, 1), (0, False, 0)])
+def test_rounding_errors_of_a_constant_channel_are_not_replaced(variance, half, kept, rng):
+    """A mean of 4, rounded to float16, is off by 2e-3, of which the norm makes 0.6."""
+    norm = set_norm(bn("a", "y", 4, rng, epsilon=1e-5), bias=1, mean=4, variance=variance)
+    parts = join(conv("x", "a", (4, 4, 1, 1), rng), norm)
+    made = model_of(parts.nodes, X, ["y"], parts.initializers)
+    _, report = onnx_bnfold.fold(in_half(made) if half else made)
+    assert len(report.kept) == kept
+    if kept:
+        assert Reason.PRECISION in reasons(report)[0]
+
+
+@pytest.mark.parametrize(("variance", "kept"), [(1, []), (0, ["BatchNormalization 'n_n'"])])
+def test_what_a_norm_behind_an_activation_enlarges_is_not_disturbed(variance, kept, rng):
+    """A channel that is cut off: the norm behind makes 1.5 of a rounding error of 5e-3."""
+    first = set_norm(bn("a", "n", 4, rng), bias=-8)
+    second = set_norm(bn("r", "m", 4, rng, epsilon=1e-5), bias=1, variance=variance)
+    parts = join(
+        conv("x", "a", (4, 4, 1, 1), rng), first, node("Relu", ["n"], ["r"]), second,
+        conv("m", "y", (4, 4, 1, 1), rng),
+    )  # fmt: skip
+    _, report = onnx_bnfold.fold(in_half(model_of(parts.nodes, X, ["y"], parts.initializers)))
+    assert [record.name for record in report.kept] == kept
+
+
+@pytest.mark.parametrize(("gamma", "kept"), [(1e6, 0), (1e7, 1)])
+def test_a_shift_that_float64_does_not_know_is_not_folded(gamma, kept, rng):
+    """In channel 0, mean·a is 3e8 or 3e9 beside an output of 1: 16 digits hold no more."""
+    norm = set_norm(bn("a", "y", 4, rng, epsilon=1e-5), bias=1, mean=1, variance=0)
+    for item, others in zip(norm.initializers[:2], (1, 1e12), strict=True):
+        first = gamma if others == 1 else 1
+        item.raw_data = np.array([first, others, others, others], np.float32).tobytes()
+    parts = join(conv("x", "a", (4, 4, 1, 1), rng), norm)
+    _, report = onnx_bnfold.fold(model_of(parts.nodes, X, ["y"], parts.initializers))
+    assert len(report.kept) == kept

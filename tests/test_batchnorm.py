@@ -534,8 +534,8 @@ def test_a_bias_that_would_overflow_stays(rng):
         conv("x", "c", (4, 3, 1, 1), rng, dtype=np.float16), bn("c", "y", 4, rng, dtype=np.float16)
     )
     model = model_of(parts.nodes, X, ["y"], parts.initializers, dtype=np.float16)
-    with_parameter(model, "mean", np.full(4, 6e4, np.float16))
-    with_parameter(model, "var", np.full(4, 0.1, np.float16))
+    for role, value in {"scale": 500, "mean": 6e4, "var": 6e4}.items():
+        with_parameter(model, role, np.full(4, value, np.float16))
     model.graph.initializer[1].CopyFrom(tensor("c_bias", np.zeros(4, np.float16)))
     kept(model, Reason.OVERFLOW, compare=False)
 

@@ -43,7 +43,7 @@ def check_accuracy(
     start = time.perf_counter()
     sessions = [Session(model) for model in (original, folded)]
     inputs = sessions[0].inputs
-    fixed = _fixed_batch(inputs)
+    fixed = fixed_batch(inputs)
     size = fixed or options.batch or _BATCH
     tally = _Tally(original.label)
     with Dataset(options.data, inputs) as data:
@@ -107,7 +107,7 @@ class _Tally:
         )
 
 
-def _fixed_batch(inputs: Sequence[InputSpec]) -> int:
+def fixed_batch(inputs: Sequence[InputSpec]) -> int:
     """The batch size the model demands; 0 if it is free."""
     sizes = [spec.shape[0] for spec in inputs if spec.shape]
     return next((size for size in sizes if isinstance(size, int)), 0)

@@ -6,6 +6,7 @@ from onnx_bnfold.check.locate import Changes
 from onnx_bnfold.check.models import ModelSource, open_model
 from onnx_bnfold.check.numerics import check_numerics
 from onnx_bnfold.check.options import CheckOptions
+from onnx_bnfold.check.quantize import check_quantized
 from onnx_bnfold.check.results import CheckResult
 from onnx_bnfold.check.sessions import onnxruntime_version
 
@@ -40,7 +41,7 @@ def check(
         >>> result.holds, result.failures  # doctest: +SKIP
         (True, ())
     """
-    accuracy = latency = None
+    accuracy = latency = quantized = None
     with open_model(original, "original") as before, open_model(folded, "folded") as after:
         numerics, failures = check_numerics(before, after, options, changes or {})
         if numerics is not None and options.data is not None:
@@ -48,6 +49,9 @@ def check(
             failures += failed
         if numerics is not None and options.latency:
             latency, failed = check_latency(before, after, options)
+            failures += failed
+        if numerics is not None and options.quantize:
+            quantized, failed = check_quantized(before, after, options)
             failures += failed
         return CheckResult(
             original=before.label,
@@ -57,5 +61,6 @@ def check(
             numerics=numerics,
             accuracy=accuracy,
             latency=latency,
+            quantized=quantized,
             onnxruntime_version=onnxruntime_version(),
         )

@@ -102,6 +102,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=int, help="examples per run in accuracy (default 64) and latency (1)"
     )
     _add_latency(parser.add_argument_group("latency"), default)
+    group = parser.add_argument_group("int8")
+    group.add_argument(
+        "--quantize",
+        action="store_true",
+        help="quantise both by onnxruntime's quantize_static and compare signal-to-noise, classes "
+        "and latency; calibrates on --data or --inputs, else on random inputs",
+    )
+    group.add_argument(
+        "--max-snr-drop", type=float, metavar="DB", help="gate: largest loss against the original's"
+    )
 
 
 def _add_latency(group: argparse._ArgumentGroup, default: CheckOptions) -> None:
@@ -146,6 +156,8 @@ def options_from(args: argparse.Namespace) -> CheckOptions:
         warm_up=args.warm_up,
         threads=args.threads,
         min_speedup=args.min_speedup,
+        quantize=args.quantize or args.max_snr_drop is not None,
+        max_snr_drop=args.max_snr_drop,
     )
 
 

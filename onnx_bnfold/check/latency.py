@@ -44,7 +44,7 @@ def check_latency(
     specs = Session(original).inputs
     batch = options.batch or 1
     feed = make_feeds(specs, options, batch=batch)[0]
-    modes = tuple(_measure(mode, (original, folded), feed, options) for mode in options.modes)
+    modes = tuple(measure(mode, (original, folded), feed, options) for mode in options.modes)
     before, after = count_bns(original.skeleton), count_bns(folded.skeleton)
     fused = before - count_bns(optimised_graph(original)) if before else 0
     first = feed[specs[0].name] if specs else None
@@ -60,6 +60,46 @@ def check_latency(
         remark=_remark(before, after, fused),
     )
     return latency, tuple(speedup_failures(modes, options))
+
+
+def measure(
+    mode: Mode, models: tuple[CheckedModel, CheckedModel], feed: Feed, options: CheckOptions
+) -> LatencyMode:
+    """Times two models in one mode.
+
+    Args:
+        mode: of onnxruntime's optimisations.
+        models: the original and the folded one.
+        feed: what they are run on.
+        options: `threads`, `runs`, `warm_up` and `seed`.
+    """
+    memory = [peak_memory(model, feed, mode, options.threads) for model in models]
+    sessions, creation = _create(mode, models, options.threads)
+    single = max(_seconds(session, feed, 1) for session in sessions)
+    loops = max(1, math.ceil(_SHORTEST / single))
+    samples = np.array(list(_interleaved(mode, sessions, feed, loops, options)))
+    timings = [
+        Timing(
+            median_ms=float(np.median(samples[:, i])),
+            low_ms=float(np.percentile(samples[:, i], _SPREAD[0])),
+            high_ms=float(np.percentile(samples[:, i], _SPREAD[1])),
+            samples_ms=tuple(float(sample) for sample in samples[:, i]),
+            session_ms=creation[i],
+            peak_memory=memory[i][0],
+            model_memory=memory[i][1],
+        )
+        for i in range(2)
+    ]
+    low, high = bootstrap_ratio(samples[:, 0], samples[:, 1], options.seed)
+    return LatencyMode(
+        mode=mode,
+        inner_loops=loops,
+        original=timings[0],
+        folded=timings[1],
+        speedup=timings[0].median_ms / timings[1].median_ms,
+        speedup_low=low,
+        speedup_high=high,
+    )
 
 
 def bootstrap_ratio(
@@ -95,38 +135,6 @@ def speedup_failures(modes: Sequence[LatencyMode], options: CheckOptions) -> Ite
                 f"speedup: {mode.speedup:.3f} [{mode.speedup_low:.3f}, {mode.speedup_high:.3f}] "
                 f"with optimisations {mode.mode} excludes min_speedup {least:g}"
             )
-
-
-def _measure(
-    mode: Mode, models: tuple[CheckedModel, CheckedModel], feed: Feed, options: CheckOptions
-) -> LatencyMode:
-    memory = [peak_memory(model, feed, mode, options.threads) for model in models]
-    sessions, creation = _create(mode, models, options.threads)
-    single = max(_seconds(session, feed, 1) for session in sessions)
-    loops = max(1, math.ceil(_SHORTEST / single))
-    samples = np.array(list(_interleaved(mode, sessions, feed, loops, options)))
-    timings = [
-        Timing(
-            median_ms=float(np.median(samples[:, i])),
-            low_ms=float(np.percentile(samples[:, i], _SPREAD[0])),
-            high_ms=float(np.percentile(samples[:, i], _SPREAD[1])),
-            samples_ms=tuple(float(sample) for sample in samples[:, i]),
-            session_ms=creation[i],
-            peak_memory=memory[i][0],
-            model_memory=memory[i][1],
-        )
-        for i in range(2)
-    ]
-    low, high = bootstrap_ratio(samples[:, 0], samples[:, 1], options.seed)
-    return LatencyMode(
-        mode=mode,
-        inner_loops=loops,
-        original=timings[0],
-        folded=timings[1],
-        speedup=timings[0].median_ms / timings[1].median_ms,
-        speedup_low=low,
-        speedup_high=high,
-    )
 
 
 def _create(

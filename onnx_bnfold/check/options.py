@@ -37,6 +37,8 @@ class CheckOptions:
         warm_up: untimed pairs before them.
         threads: threads within an operator; 0 is onnxruntime's own choice.
         min_speedup: smallest ratio of latencies, original over folded.
+        quantize: quantise both models to int8 and compare what it costs them.
+        max_snr_drop: largest loss of int8 signal-to-noise against the original's, in dB.
     """
 
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -58,6 +60,8 @@ class CheckOptions:
     warm_up: int = 5
     threads: int = 1
     min_speedup: float | None = None
+    quantize: bool = False
+    max_snr_drop: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("sets", "draws", "runs"):
@@ -75,7 +79,10 @@ class CheckOptions:
         self._check_gates_have_data()
 
     def _check_limits(self) -> None:
-        for name in ("factor", "rtol", "atol", "max_accuracy_drop", "min_agreement", "min_speedup"):
+        for name in (
+            *("factor", "rtol", "atol", "max_accuracy_drop", "min_agreement", "min_speedup"),
+            "max_snr_drop",
+        ):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UsageError(f"{name} is {value}; it must be zero or more")
@@ -86,6 +93,8 @@ class CheckOptions:
                 raise UsageError(f"{name} needs labelled data; give them with --data")
         if self.min_speedup is not None and not self.latency:
             raise UsageError("min_speedup needs a latency measurement; add --latency")
+        if self.max_snr_drop is not None and not self.quantize:
+            raise UsageError("max_snr_drop needs quantised models; add --quantize")
         if unknown := [mode for mode in self.modes if mode not in MODES]:
             raise UsageError(f"there is no mode {unknown[0]!r}; choose from {', '.join(MODES)}")
         if not self.modes:

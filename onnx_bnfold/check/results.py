@@ -177,12 +177,61 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Int8Output:
+    """An output of both models in int8, compared with the original in float.
+
+    Attributes:
+        name: of the output.
+        snr_original_db, snr_folded_db: 20*log10(rms(float)/rms(difference)); None for an exact one.
+        top1_original, top1_folded: fraction of rows whose largest class is that of the original in
+            float; None if they are no class scores.
+    """
+
+    name: str
+    snr_original_db: float | None
+    snr_folded_db: float | None
+    top1_original: float | None
+    top1_folded: float | None
+
+
+@dataclass(frozen=True)
+class Int8Range:
+    """Lowest and highest value that an activation's int8 codes stand for, None where it is not."""
+
+    tensor: str
+    original: tuple[float, float] | None
+    folded: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Both models quantised to int8 in the same way, on the same inputs.
+
+    Attributes:
+        source: where the inputs are from: "random", or "data" of the user.
+        calibration_sets: number of inputs that calibrate.
+        sets: number of inputs that are compared.
+        outputs: the float outputs.
+        ranges: the quantised activations, in graph order.
+        latency: of the quantised models.
+    """
+
+    source: str
+    calibration_sets: int
+    sets: int
+    outputs: tuple[Int8Output, ...]
+    ranges: tuple[Int8Range, ...]
+    latency: LatencyMode
+
+
+@dataclass(frozen=True)
 class CheckResult:
     """The outcome of a check; `holds` is true when every gate does.
 
     Attributes:
         failures: one sentence per gate that does not hold, starting with the gate's name.
-        numerics, accuracy, latency: the sections; None if not asked for or not reachable.
+        numerics, accuracy, latency, quantized: the sections; None if not asked for or not
+            reachable.
     """
 
     original: str
@@ -192,6 +241,7 @@ class CheckResult:
     numerics: Numerics | None
     accuracy: Accuracy | None
     latency: Latency | None
+    quantized: Quantized | None
     onnxruntime_version: str
     schema_version: int = SCHEMA_VERSION
 

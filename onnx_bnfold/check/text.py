@@ -9,6 +9,7 @@ from onnx_bnfold.check.results import (
     Latency,
     LatencyMode,
     Numerics,
+    Quantized,
 )
 
 
@@ -21,6 +22,8 @@ def render_text(result: CheckResult) -> str:
         lines += _accuracy(result.accuracy)
     if result.latency is not None:
         lines += _latency(result.latency)
+    if result.quantized is not None:
+        lines += _quantized(result.quantized)
     lines += ["", *(f"FAILED  {failure}" for failure in result.failures)]
     if result.holds:
         lines.append("OK  all gates hold")
@@ -122,6 +125,30 @@ def _costs(mode: LatencyMode) -> tuple[str, ...]:
         *(megabytes(timing.peak_memory) for timing in both),
         *(megabytes(timing.model_memory) for timing in both),
     )
+
+
+def _quantized(quantized: Quantized) -> Iterator[str]:
+    yield ""
+    yield (
+        f"int8      calibrated on {quantized.calibration_sets}, compared on {quantized.sets} "
+        f"{quantized.source} input set(s) with the original in float"
+    )
+    header = ("output", "SNR dB: original", "folded", "top-1 same: original", "folded")
+    rows = [
+        (
+            output.name,
+            *(_decibels(snr) for snr in (output.snr_original_db, output.snr_folded_db)),
+            *("" if t is None else f"{t:.2%}" for t in (output.top1_original, output.top1_folded)),
+        )
+        for output in quantized.outputs
+    ]
+    yield from _table([header, *rows])
+    header = ("optimisations", "original ms", "folded ms", "speed-up", "95 % interval")
+    yield from _table([header, _speed(quantized.latency)])
+
+
+def _decibels(snr: float | None) -> str:
+    return "exact" if snr is None else f"{snr:.2f}"
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from onnx_bnfold.reports.markup import Element, el, shortened
 Record = Mapping[str, Any]
 
 _LARGEST_SPAN = 14  # decades of weights that are drawn at most
+_RANGES_CAPTION = "quantised activations, in the order of the graph"
 _WEIGHTS_CAPTION = "layers that took a scale or a shift, in the order of the graph"
 
 
@@ -117,20 +118,61 @@ def weights_chart(layers: Sequence[Record]) -> Element:
     Args:
         layers: one or more, whose peaks are numbers.
     """
-    step, left, height = max(4.0, min(26.0, 946 / len(layers))), 70, 250
-    width = max(int(left + step * len(layers) + 20), 460)
     ends = [value for layer in layers for value in _ends(layer)]
-    high = max(ends)
-    low = max(min(ends), high / 10**_LARGEST_SPAN)
+    low = max(min(ends), max(ends) / 10**_LARGEST_SPAN)
+
+    def candles(number: int, axis: Axis, x: float, step: float) -> Element:
+        return _candles(layers[number], axis, x, step)
+
+    return _columns(
+        len(layers), low, max(ends), candles, _WEIGHTS_CAPTION, "range of weights before and after"
+    )
+
+
+def ranges_chart(ranges: Sequence[Record]) -> Element:
+    """Draw, per quantised activation, how much its int8 codes span in both models.
+
+    Args:
+        ranges: one or more.
+    """
+    kinds = {"original": "before", "folded": "after"}
+    spans = [{k: found[k][1] - found[k][0] for k in kinds if found[k]} for found in ranges]
+    values = [value for span in spans for value in span.values() if value > 0] or [1.0]
+    low = max(min(values) / 2, max(values) / 10**_LARGEST_SPAN)
+
+    def bars(number: int, axis: Axis, x: float, step: float) -> Element:
+        wide = step * 0.34
+        told = ", ".join(f"{key} {value:.3g}" for key, value in spans[number].items())
+        starts = {"original": x - wide - 0.5, "folded": x + 0.5}
+        drawn = (
+            _bar(axis, starts[key], wide, low, value, kinds[key])
+            for key, value in spans[number].items()
+        )
+        return el("g", el("title", f"{ranges[number]['tensor']}: {told}"), *drawn)
+
+    return _columns(
+        len(ranges), low, max(values), bars, _RANGES_CAPTION, "range of activations in int8"
+    )
+
+
+def _columns(
+    count: int,
+    low: float,
+    high: float,
+    column: Callable[[int, Axis, float, float], Element],
+    caption: str,
+    label: str,
+) -> Element:
+    step, left, height = max(4.0, min(26.0, 946 / count)), 70, 250
+    width = max(int(left + step * count + 20), 460)
     axis = Axis(low / 1.3, high * 1.3, height - 30, 10)
     parts = []
     for value, y in axis.decades():
         parts.append(el("line", x1=left, x2=width - 10, y1=y, y2=y, class_="grid"))
         parts.append(el("text", f"{value:g}", x=left - 8, y=y, class_="tick end middle-line"))
-    parts.append(el("text", _WEIGHTS_CAPTION, x=left, y=height - 6, class_="tick start"))
-    for i, layer in enumerate(layers):
-        parts.append(_candles(layer, axis, left + step * (i + 0.5), step))
-    return svg(*parts, width=width, height=height, label="range of weights before and after")
+    parts.append(el("text", caption, x=left, y=height - 6, class_="tick start"))
+    parts += [column(i, axis, left + step * (i + 0.5), step) for i in range(count)]
+    return svg(*parts, width=width, height=height, label=label)
 
 
 def _ends(layer: Record) -> list[float]:

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx_bnfold.reports.charts import latency_chart, noise_chart
+from onnx_bnfold.reports.charts import latency_chart, noise_chart, ranges_chart
 from onnx_bnfold.reports.markup import Element, el, pill, table
 
 Record = Mapping[str, Any]
+
+_MODELS = ("original", "folded")
 
 
 def header(check: Record) -> list[Element]:
@@ -40,6 +42,8 @@ def sections(check: Record) -> list[Element]:
         found.append(_accuracy(check["accuracy"]))
     if check["latency"] is not None:
         found.append(_latency(check["latency"]))
+    if check["quantized"] is not None:
+        found.append(_quantized(check["quantized"]))
     return found
 
 
@@ -130,18 +134,52 @@ def _latency(latency: Record) -> Element:
     )
     parts = [el("p", about, class_="lead")]
     for mode in latency["modes"]:
-        told = (
-            f"optimisations {mode['mode']}: speed-up {mode['speedup']:.3f} "
-            f"(95 % interval {mode['speedup_low']:.3f} to {mode['speedup_high']:.3f})"
-        )
-        parts += [el("h3", told), el("div", latency_chart(mode), class_="scroll")]
+        parts += _timed(mode)
     heads = ("optimisations", "", "median", "session", "peak memory", "of the model")
     rows = [row for mode in latency["modes"] for row in _costs(mode)]
     return _section("latency", "Latency", *parts, table(heads, rows, numbers=range(2, 6)))
 
 
+def _timed(mode: Record) -> list[Element]:
+    told = (
+        f"optimisations {mode['mode']}: speed-up {mode['speedup']:.3f} "
+        f"(95 % interval {mode['speedup_low']:.3f} to {mode['speedup_high']:.3f})"
+    )
+    return [el("h3", told), el("div", latency_chart(mode), class_="scroll")]
+
+
+def _quantized(quantized: Record) -> Element:
+    about = (
+        "Both models quantised by onnxruntime's quantize_static (QDQ, int8, one scale per tensor "
+        "of activations and per channel of weights), calibrated on "
+        f"{quantized['calibration_sets']} sets of {quantized['source']} inputs and compared on "
+        f"{quantized['sets']} others with the original in float."
+    )
+    parts = [el("p", about, class_="lead")]
+    heads = ("output", "signal-to-noise, original", "folded", "same top class, original", "folded")
+    rows: list[list[Element | str]] = [
+        [
+            el("code", output["name"]),
+            *(_number(output[f"snr_{model}_db"], ".2f", " dB") for model in _MODELS),
+            *(_number(output[f"top1_{model}"], ".2%") for model in _MODELS),
+        ]
+        for output in quantized["outputs"]
+    ]
+    parts += [table(heads, rows, numbers=range(1, 5)), *_timed(quantized["latency"])]
+    if quantized["ranges"]:
+        key = el(
+            "p", "How much the codes of an activation span: ",
+            el("span", class_="square before"), " original, ",
+            el("span", class_="square after"), " folded. A bar on one side only is a tensor that "
+            "the other model does not have.", class_="lead",
+        )  # fmt: skip
+        parts += [el("h3", "Ranges of the activations"), key]
+        parts.append(el("div", ranges_chart(quantized["ranges"]), class_="scroll"))
+    return _section("quantized", "Int8", *parts)
+
+
 def _costs(mode: Record) -> Iterator[list[Element | str]]:
-    for name in ("original", "folded"):
+    for name in _MODELS:
         timing = mode[name]
         yield [
             mode["mode"],

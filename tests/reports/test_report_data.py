@@ -60,6 +60,9 @@ DATACLASSES = {
     "latency": check_results.Latency,
     "latency_mode": check_results.LatencyMode,
     "timing": check_results.Timing,
+    "quantized": check_results.Quantized,
+    "int8_output": check_results.Int8Output,
+    "int8_range": check_results.Int8Range,
 }
 
 
@@ -79,6 +82,7 @@ CASES = {
     "plain": (Options(), None),
     "checked": (Options(), CheckOptions(sets=1, draws=2)),
     "with latency": (Options(), CheckOptions(sets=1, draws=2, latency=True, runs=3, warm_up=1)),
+    "quantized": (Options(), CheckOptions(sets=1, draws=2, quantize=True, runs=3, warm_up=1)),
     "failed": (Options(), CheckOptions(sets=1, draws=2, rtol=0, atol=0)),
     "standalone": (Options(standalone="mul-add"), None),
 }

@@ -82,7 +82,6 @@ CASES = {
     "plain": (Options(), None),
     "checked": (Options(), CheckOptions(sets=1, draws=2)),
     "with latency": (Options(), CheckOptions(sets=1, draws=2, latency=True, runs=3, warm_up=1)),
-    "quantized": (Options(), CheckOptions(sets=1, draws=2, quantize=True, runs=3, warm_up=1)),
     "failed": (Options(), CheckOptions(sets=1, draws=2, rtol=0, atol=0)),
     "standalone": (Options(standalone="mul-add"), None),
 }

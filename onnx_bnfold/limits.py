@@ -121,7 +121,7 @@ class Limits:
         (p, q), (a, b), (r, u) = upstream, present, downstream
         mean, spread = a * (p * norm.mean + q) + b, np.abs(a * p) * norm.spread
         peak = (np.abs(mean) + spread).max(initial=0)
-        bound = MAX_MEAN.get(self._data_type(site, origin), MAX_MEAN[TensorProto.FLOAT])
+        bound = _bound(MAX_MEAN, self._data_type(site, origin))
         with np.errstate(over="ignore", invalid="ignore"):
             offset = np.abs(mean + u / r)
         if (offset[np.abs(r) < VANISHED] > bound * peak).any():
@@ -156,7 +156,7 @@ class Limits:
             )
 
     def _check_scales(self, site: Site, data_type: int, changes: Mapping[str, Affine]) -> None:
-        bound = self.max_rescale or MAX_RESCALE.get(data_type, MAX_RESCALE[TensorProto.FLOAT])
+        bound = self.max_rescale or _bound(MAX_RESCALE, data_type)
         for key, change in changes.items():
             if not change.has_scale:
                 continue
@@ -210,6 +210,11 @@ def _norms_behind(site: Site, origin: int) -> Iterator[int]:
                 yield index
 
 
+def _bound(table: Mapping[int, float], data_type: int) -> float:
+    """Return a type's bound, float32's for types that have none."""
+    return table.get(data_type, table[TensorProto.FLOAT])
+
+
 def _existing(site: Site, origin: int, changes: Mapping[Key, Affine]) -> set[str]:
     """Return the tensors that the removal merges into one that the original model has."""
     merged = {name for side in site.sides(origin) for name in site.members(side)}
@@ -257,7 +262,7 @@ def _check_offset(site: Site, origin: int, data_type: int, changes: Mapping[Key,
     scale, shift = vectors
     with np.errstate(divide="ignore", invalid="ignore"):
         offset = np.abs(norm.mean + shift / scale) / norm.deviation
-    bound = MAX_OFFSET.get(data_type, MAX_OFFSET[TensorProto.FLOAT])
+    bound = _bound(MAX_OFFSET, data_type)
     allowed = bound * (1 + np.abs(norm.mean) / norm.deviation)
     if not (offset[scale != 0] <= allowed[scale != 0]).all():
         raise Refused(

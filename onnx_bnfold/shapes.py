@@ -28,7 +28,7 @@ from onnx_bnfold.slices import hide_unsafe_slices
 LARGEST_KEPT = 1024
 
 # Longest vector that may be there when values are propagated.
-LONGEST = 2**16
+LONGEST_PROPAGATED = 2**16
 
 SAME_RANK = frozenset(
     {
@@ -178,7 +178,12 @@ def _is_long(kind: tuple[Dims | None, int]) -> bool:
     It takes memory for each element: a file of a few bytes could take all there is.
     """
     dims = kind[0]
-    return dims is not None and len(dims) == 1 and isinstance(dims[0], int) and dims[0] > LONGEST
+    return (
+        dims is not None
+        and len(dims) == 1
+        and isinstance(dims[0], int)
+        and dims[0] > LONGEST_PROPAGATED
+    )
 
 
 def _types_of(graph: Graph) -> dict[str, tuple[Dims | None, int]]:

@@ -134,9 +134,14 @@ class Limits:
 
     def _check_rounding(self, site: Site, origin: int) -> None:
         """Refuse to disturb what norms read where that is little more than rounding errors."""
-        norm, coarsest = site.norm(origin), unit_roundoff(TensorProto.BFLOAT16)
-        suspects = [found for found in _inputs(site, origin) if _is_noise(site, *found, coarsest)]
-        if not suspects and norm.cancellation < _SAFE_CANCELLATION:
+        # A norm beside one that must not be disturbed stays too: it would go into that one, and a
+        # second fold would find what the first has left.
+        norms = [origin, *_norms_behind(site, origin), *_norms_in_front(site, origin)]
+        coarsest = unit_roundoff(TensorProto.BFLOAT16)
+        inputs = (found for index in norms for found in _inputs(site, index))
+        suspects = [found for found in inputs if _is_noise(site, *found, coarsest)]
+        hidden = [i for i in norms if site.norm(i).cancellation > _SAFE_CANCELLATION]
+        if not suspects and not hidden:
             return  # without asking for the data type, which takes shape inference
         unit = unit_roundoff(self._data_type(site, origin))
         for index, size in suspects:
@@ -147,13 +152,14 @@ class Limits:
                     "what it normalises is little more than the rounding errors of its data type, "
                     "and folding would replace these by others; convert the model to a wider type",
                 )
-        if _hides_its_shift(norm, unit):
-            raise Refused(
-                Reason.PRECISION,
-                site.view(origin).label,
-                "the mean of its input dwarfs what comes out so far that its shift is not known "
-                "to all digits",
-            )
+        for index in hidden:
+            if _hides_its_shift(site.norm(index), unit):
+                raise Refused(
+                    Reason.PRECISION,
+                    site.view(index).label,
+                    "the mean of its input dwarfs what comes out so far that its shift is not "
+                    "known to all digits",
+                )
 
     def _check_scales(self, site: Site, data_type: int, changes: Mapping[str, Affine]) -> None:
         bound = self.max_rescale or _bound(MAX_RESCALE, data_type)
@@ -172,15 +178,20 @@ class Limits:
 
 
 def _inputs(site: Site, origin: int) -> Iterator[tuple[int, Float64]]:
-    """Yield the norms that folding one concerns, and the size of what they read, per channel."""
+    """Yield a norm and those behind it with the size of what they read, per channel."""
     norm = site.norm(origin)
     if norm.cancellation > 1:
         yield origin, np.abs(norm.mean)
-    for index in _norms_behind(site, origin):
-        other = site.norm(index)
-        yield index, np.abs(other.mean)
-        if len(other.a) == len(norm.a):
-            yield index, np.abs(norm.bias) + 2 * np.abs(norm.a) * norm.spread
+    pairs = [(origin, index) for index in _norms_behind(site, origin)]
+    pairs += [(index, origin) for index in _norms_in_front(site, origin)]
+    for first, second in pairs:
+        if len(site.norm(first).a) == len(site.norm(second).a):
+            yield second, _size(site.norm(first))
+
+
+def _size(norm: batchnorm.Norm) -> Float64:
+    """Return how large a norm's output is, per channel."""
+    return np.asarray(np.abs(norm.bias) + 2 * np.abs(norm.a) * norm.spread)
 
 
 def _is_noise(site: Site, index: int, size: Float64, unit: float) -> bool:
@@ -206,8 +217,27 @@ def _norms_behind(site: Site, origin: int) -> Iterator[int]:
             view = site.view(index)
             if slot == 0 and view.op in _RECTIFIERS:
                 names.append(view.node.output[0])
-            elif slot == 0 and view.op == batchnorm.OPERATOR:
+            elif slot == 0 and _norm(site, index) is not None:
                 yield index
+
+
+def _norms_in_front(site: Site, origin: int) -> Iterator[int]:
+    """Yield the norm whose output one reads, perhaps cut off by an activation."""
+    index = site.graph.producer.get(site.sides(origin)[0])
+    while index is not None and site.view(index).op in _RECTIFIERS:
+        index = site.graph.producer.get(site.view(index).name_in(0))
+    if index is not None and _norm(site, index) is not None:
+        yield index
+
+
+def _norm(site: Site, index: int) -> batchnorm.Norm | None:
+    """Return a node's coefficients if it is a norm that has any."""
+    if site.view(index).op != batchnorm.OPERATOR:
+        return None
+    try:
+        return site.norm(index)
+    except Refused:  # it computes its statistics, say
+        return None
 
 
 def _bound(table: Mapping[int, float], data_type: int) -> float:

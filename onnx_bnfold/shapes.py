@@ -20,7 +20,7 @@ from onnx import (
 )
 
 from onnx_bnfold.constants import Constants
-from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor, graphs_of
+from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor, bodies_of, graphs_of
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.slices import hide_unsafe_slices
 
@@ -136,9 +136,10 @@ class Inference:
         light = without_weights(self._model)
         self._fix_parameters(light)
         try:
-            hide_unsafe_slices(light)
+            hide_unsafe_slices(light, data_prop=False)
             types = _inferred(light, data_prop=False)
             if not any(_is_long(kind) for found in types for kind in found.values()):
+                hide_unsafe_slices(light, data_prop=True)
                 types = _inferred(light, data_prop=True)
         except Exception:  # an inconsistent model has no shapes; the rules then refuse
             types = [_types_of(graph) for graph in graphs_of(light)]
@@ -231,11 +232,18 @@ def without_weights(model: ModelProto) -> ModelProto:
         TensorProto(name=s.values.name, dims=s.dims, data_type=s.values.data_type)
         for s in source.sparse_initializer
     )
+    for body in bodies_of(light):
+        if isinstance(body, GraphProto):
+            _open_negative_sizes(body)
+    return light
+
+
+def _open_negative_sizes(graph: GraphProto) -> None:
+    """Some converters write -1 where a size is open."""
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
-            if dim.dim_value < 0:  # some converters write -1 where a size is open
+            if dim.dim_value < 0:
                 dim.Clear()
-    return light
 
 
 def _shape_only(tensor: TensorProto) -> TensorProto:

@@ -18,7 +18,7 @@ MOST_LEVELS = 100  # of Slices behind one another; each costs a run of the infer
 _HIDDEN = "onnx_bnfold.hidden"  # a domain of which inference knows nothing
 
 
-def hide_unsafe_slices(model: ModelProto) -> None:
+def hide_unsafe_slices(model: ModelProto, *, data_prop: bool) -> None:
     """Make a model safe for shape inference, in place.
 
     The Slices of the graphs are hidden from inference at first, and shown again level by level
@@ -27,6 +27,7 @@ def hide_unsafe_slices(model: ModelProto) -> None:
 
     Args:
         model: a copy without weights.
+        data_prop: whether the inference will propagate values too, which gives more sizes.
 
     Raises:
         ValueError: a size in front of a Slice is negative, or there are too many levels.
@@ -44,11 +45,12 @@ def hide_unsafe_slices(model: ModelProto) -> None:
             _set_domain(level, _HIDDEN)
     if not levels:
         return
-    model.opset_import.add(domain=_HIDDEN, version=1)
+    if all(item.domain != _HIDDEN for item in model.opset_import):
+        model.opset_import.add(domain=_HIDDEN, version=1)
     for level in levels:
         _set_domain(level, _HIDDEN)
     for level in levels:
-        _require_natural(onnx.shape_inference.infer_shapes(model))
+        _require_natural(onnx.shape_inference.infer_shapes(model, data_prop=data_prop))
         _set_domain(level, "")
 
 
@@ -67,7 +69,9 @@ def _sort_by_level(
     for node in body.node:
         level = max((known.get(name, 0) for name in node.input), default=0)
         for inner in subgraphs(node):
-            level = max(level, _sort_by_level(inner, known, levels))
+            # What a Loop or Scan hands in: any of its inputs.
+            given = dict.fromkeys((value.name for value in inner.input), level)
+            level = max(level, _sort_by_level(inner, known | given, levels))
         if node.op_type == "Slice" and node.domain in STANDARD_DOMAINS:
             levels.extend([] for _ in range(level + 1 - len(levels)))
             levels[level].append(node)
@@ -87,6 +91,6 @@ def _require_natural(model: ModelProto) -> None:
         body = graph.body
         if not isinstance(body, GraphProto):
             continue
-        for value in (*body.value_info, *body.output):
+        for value in (*body.input, *body.value_info, *body.output):
             if any(d.dim_value < 0 for d in value.type.tensor_type.shape.dim):
                 raise ValueError(f"{value.name} has a negative size")

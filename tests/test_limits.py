@@ -113,7 +113,9 @@ def test_rounding_errors_of_a_constant_channel_are_not_replaced(variance, half, 
         assert Reason.PRECISION in reasons(report)[0]
 
 
-@pytest.mark.parametrize(("variance", "kept"), [(1, []), (0, ["BatchNormalization 'n_n'"])])
+@pytest.mark.parametrize(
+    ("variance", "kept"), [(1, []), (0, ["BatchNormalization 'n_n'", "BatchNormalization 'n_m'"])]
+)
 def test_what_a_norm_behind_an_activation_enlarges_is_not_disturbed(variance, kept, rng):
     """A channel that is cut off: the norm behind makes 1.5 of a rounding error of 5e-3."""
     first = set_norm(bn("a", "n", 4, rng), bias=-8)
@@ -136,3 +138,24 @@ def test_a_shift_that_float64_does_not_know_is_not_folded(gamma, kept, rng):
     parts = join(conv("x", "a", (4, 4, 1, 1), rng), norm)
     _, report = onnx_bnfold.fold(model_of(parts.nodes, X, ["y"], parts.initializers))
     assert len(report.kept) == kept
+
+
+def test_a_norm_beside_one_that_stays_for_rounding_stays_too(rng):
+    """Absorbed by the first, the second would give a norm that a second fold takes for harmless."""
+    first = set_norm(bn("a", "n", 4, rng, epsilon=1e-5))
+    second = set_norm(bn("n", "y", 4, rng, epsilon=1e-5), bias=1e-7, variance=0)
+    parts = join(conv("x", "a", (4, 4, 1, 1), rng), first, second)
+    folded, report = onnx_bnfold.fold(model_of(parts.nodes, X, ["y"], parts.initializers))
+    assert len(report.kept) == 2
+    again, _ = onnx_bnfold.fold(folded)
+    assert again.SerializeToString() == folded.SerializeToString()
+
+
+@pytest.mark.parametrize("damage", ["training", "variance"])
+def test_a_norm_behind_that_says_nothing_blocks_nothing(damage, rng):
+    second = bn("n", "y", 4, rng, **({"training_mode": 1} if damage == "training" else {}))
+    if damage == "variance":
+        set_norm(second, variance=-1)
+    parts = join(conv("x", "a", (4, 4, 1, 1), rng), bn("a", "n", 4, rng), second)
+    _, report = onnx_bnfold.fold(model_of(parts.nodes, X, ["y"], parts.initializers))
+    assert [record.name for record in report.kept] == ["BatchNormalization 'n_y'"]

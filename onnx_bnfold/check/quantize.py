@@ -1,7 +1,9 @@
 """Quantises both models to int8 the same way, and compares what that costs each of them."""
 
 import logging
+import math
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,12 +23,15 @@ from onnx_bnfold.check.options import CheckOptions
 from onnx_bnfold.check.results import Int8Output, Int8Range, Quantized
 from onnx_bnfold.check.sessions import Array, Feed, Session, join
 from onnx_bnfold.errors import ModelError, UsageError
+from onnx_bnfold.graph import STANDARD_DOMAINS
 from onnx_bnfold.progress import progress
+from onnx_bnfold.storage import ModelFile
 
 _SETS = 8  # random input sets to calibrate with, and as many others to compare on
 _BATCH = 64
 _EXAMPLES = 256  # of labelled data: the first to calibrate with, the next to compare on
-_CODES = (-128, 127)  # of int8
+_OPSET = 13  # the first with a scale per channel
+_ZERO = onnx.TensorProto(data_type=onnx.TensorProto.UINT8, raw_data=b"\0")  # if none is given
 
 
 def check_quantized(
@@ -49,12 +54,14 @@ def check_quantized(
         ModelError: onnxruntime cannot quantise or run a model.
         UsageError: the inputs cannot be made.
     """
+    for model in (original, folded):
+        _require_opset(model)
     float_session = Session(original)
     calibration, feeds = _feeds(float_session, options)
     reference = join(float_session.run(feed) for feed in feeds)
     with tempfile.TemporaryDirectory(prefix="onnx_bnfold-") as folder:
         models = [
-            _quantised(model, Path(folder) / f"{i}.onnx", calibration)
+            _quantised(model, Path(folder) / str(i), calibration)
             for i, model in enumerate(progress((original, folded), total=2, label="quantising"))
         ]
         results = [join(Session(model).run(feed) for feed in feeds) for model in models]
@@ -63,7 +70,7 @@ def check_quantized(
     outputs = tuple(
         _output(name, array, *(result[name] for result in results))
         for name, array in reference.items()
-        if array.dtype.kind == "f"
+        if array.dtype.kind == "f" and all(_is_alike(array, result.get(name)) for result in results)
     )
     quantized = Quantized(
         source="random" if options.data is options.inputs is None else "data",
@@ -77,16 +84,19 @@ def check_quantized(
 
 
 def _feeds(session: Session, options: CheckOptions) -> tuple[list[Feed], list[Feed]]:
-    """Feeds to calibrate with and feeds to compare on; the same ones if the user gave one file."""
+    """Feeds to calibrate with and feeds to compare on; the same one if the user gave one set."""
     if options.data is not None:
         with Dataset(options.data, session.inputs) as data:
             free = options.batch or min(_BATCH, max(1, data.examples // 2))
             size = fixed_batch(session.inputs) or free
             found = list(islice(_whole(data.batches(size), size), -(-2 * _EXAMPLES // size)))
-        if not found:
-            raise UsageError(f"{options.data} has fewer than the {size} examples of a batch")
-        middle = -(-len(found) // 2)
-        return found[:middle], found[middle:] or found
+        if len(found) < 2:
+            raise UsageError(
+                f"{options.data} has fewer than two batches of {size} examples, one to calibrate "
+                "with and one to compare on; give more, or a smaller --batch"
+            )
+        middle = len(found) // 2
+        return found[:middle], found[middle:]
     feeds = make_feeds(session.inputs, replace(options, sets=2 * _SETS))
     return feeds[:_SETS], feeds[_SETS:] or feeds
 
@@ -95,7 +105,18 @@ def _whole(batches: Iterable[tuple[Feed, Array]], size: int) -> Iterator[Feed]:
     return (feed for feed, labels in batches if len(labels) == size)
 
 
-def _quantised(model: CheckedModel, target: Path, feeds: Sequence[Feed]) -> CheckedModel:
+def _require_opset(model: CheckedModel) -> None:
+    imports = model.skeleton.opset_import
+    opset = max((i.version for i in imports if i.domain in STANDARD_DOMAINS), default=1)
+    if opset < _OPSET:
+        raise ModelError(
+            f"{model.label} is of opset {opset}, and int8 with one scale per channel needs "
+            f"{_OPSET}; convert it with onnx.version_converter"
+        )
+
+
+def _quantised(model: CheckedModel, folder: Path, feeds: Sequence[Feed]) -> CheckedModel:
+    """Quantises a copy of a model: onnxruntime writes files beside what it is given."""
     from onnxruntime.quantization import (  # type: ignore[import-untyped, unused-ignore]
         CalibrationDataReader,
         QuantType,
@@ -109,11 +130,14 @@ def _quantised(model: CheckedModel, target: Path, feeds: Sequence[Feed]) -> Chec
         def get_next(self) -> Feed | None:
             return next(self._feeds, None)
 
-    label = f"{model.label} in int8"
+    folder.mkdir()
+    copy, target = folder / "float.onnx", folder / "int8.onnx"
+    with ModelFile.open(model.path) as file:
+        file.write(file.model, {}, copy)
     try:
         with _quiet():
             quantize_static(
-                model.path,
+                copy,
                 target,
                 Reader(),
                 per_channel=True,
@@ -123,21 +147,29 @@ def _quantised(model: CheckedModel, target: Path, feeds: Sequence[Feed]) -> Chec
     except Exception as error:  # its errors share no base class
         said = " ".join(str(error).split())
         raise ModelError(f"onnxruntime cannot quantise {model.label}: {said}") from error
-    return CheckedModel(target, label)
+    return CheckedModel(target, f"{model.label} in int8")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Onnxruntime advises, by a warning, to run a preparation of its own that fuses BNs too."""
-    logging.disable(logging.WARNING)
+    """Keeps back the advice to run a preparation of onnxruntime's own, which fuses BNs too."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
+
+
+def _is_alike(reference: Array, array: Array | None) -> bool:
+    """Whether they can be compared: the size of an output may depend on what is computed."""
+    return array is not None and array.shape == reference.shape
 
 
 def _output(name: str, reference: Array, before: Array, after: Array) -> Int8Output:
-    scores = reference.ndim == 2 and reference.shape[1] > 1
+    scores = reference.ndim == 2 and reference.size > 0 and reference.shape[1] > 1
     top1 = [
         float(np.mean(reference.argmax(axis=1) == array.argmax(axis=1))) if scores else None
         for array in (before, after)
@@ -145,11 +177,15 @@ def _output(name: str, reference: Array, before: Array, after: Array) -> Int8Out
     return Int8Output(name, _snr(reference, before), _snr(reference, after), *top1)
 
 
-def _snr(reference: Array, array: Array) -> float | None:
-    signal = reference.astype(np.float64)
-    noise = float(np.square(array - signal).mean())
-    power = float(np.square(signal).mean())
-    return 10 * float(np.log10(power / noise)) if power > 0 and noise > 0 else None
+def _snr(reference: Array, array: Array) -> float:
+    """Signal-to-noise in dB where the reference is finite; inf if exact, -inf without a signal."""
+    finite = np.isfinite(reference)
+    signal = reference[finite].astype(np.float64)
+    noise = float(np.square(array[finite] - signal).sum())
+    power = float(np.square(signal).sum())
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(power / noise) if power > 0 and math.isfinite(noise) else -math.inf
 
 
 def _ranges(model: CheckedModel) -> dict[str, tuple[float, float]]:
@@ -160,9 +196,12 @@ def _ranges(model: CheckedModel) -> dict[str, tuple[float, float]]:
     for node in graph.node:
         if node.op_type != "QuantizeLinear" or node.input[0] in constants:
             continue
-        scale, zero = (_scalar(constants.get(name)) for name in node.input[1:3])
-        if scale is not None and zero is not None:
-            found[node.input[0]] = ((_CODES[0] - zero) * scale, (_CODES[1] - zero) * scale)
+        zero = constants.get(node.input[2]) if len(node.input) > 2 else _ZERO
+        scale, offset = _scalar(constants.get(node.input[1])), _scalar(zero)
+        if zero is None or scale is None or offset is None or not math.isfinite(scale):
+            continue
+        codes = np.iinfo(onnx.helper.tensor_dtype_to_np_dtype(zero.data_type))
+        found[node.input[0]] = ((codes.min - offset) * scale, (codes.max - offset) * scale)
     return found
 
 
@@ -183,11 +222,9 @@ def _paired(
 def _failures(outputs: Sequence[Int8Output], options: CheckOptions) -> Iterator[str]:
     least = options.max_snr_drop
     for output in outputs:
-        if least is None or output.snr_original_db is None or output.snr_folded_db is None:
-            continue
-        drop = output.snr_original_db - output.snr_folded_db
-        if drop > least:
+        before, after = output.snr_original_db, output.snr_folded_db
+        if least is not None and after < before and not before - after <= least:
             yield (
-                f"quantize: output {output.name!r} has {output.snr_folded_db:.2f} dB in int8, "
-                f"{drop:.2f} dB less than the original; max_snr_drop is {least:g}"
+                f"quantize: output {output.name!r} has {after:.2f} dB in int8, "
+                f"{before - after:.2f} dB less than the original; max_snr_drop is {least:g}"
             )

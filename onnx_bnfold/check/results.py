@@ -182,14 +182,15 @@ class Int8Output:
 
     Attributes:
         name: of the output.
-        snr_original_db, snr_folded_db: 20*log10(rms(float)/rms(difference)); None for an exact one.
+        snr_original_db, snr_folded_db: 20*log10(rms(float)/rms(difference)); infinite for an exact
+            one, minus infinity without a signal or with int8 values that are not finite.
         top1_original, top1_folded: fraction of rows whose largest class is that of the original in
             float; None if they are no class scores.
     """
 
     name: str
-    snr_original_db: float | None
-    snr_folded_db: float | None
+    snr_original_db: float
+    snr_folded_db: float
     top1_original: float | None
     top1_folded: float | None
 
@@ -211,7 +212,7 @@ class Quantized:
         source: where the inputs are from: "random", or "data" of the user.
         calibration_sets: number of inputs that calibrate.
         sets: number of inputs that are compared.
-        outputs: the float outputs.
+        outputs: the float outputs whose sizes do not depend on what is computed.
         ranges: the quantised activations, in graph order.
         latency: of the quantised models.
     """

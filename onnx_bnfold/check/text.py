@@ -137,7 +137,7 @@ def _quantized(quantized: Quantized) -> Iterator[str]:
     rows = [
         (
             output.name,
-            *(_decibels(snr) for snr in (output.snr_original_db, output.snr_folded_db)),
+            *(f"{snr:.2f}" for snr in (output.snr_original_db, output.snr_folded_db)),
             *("" if t is None else f"{t:.2%}" for t in (output.top1_original, output.top1_folded)),
         )
         for output in quantized.outputs
@@ -145,10 +145,6 @@ def _quantized(quantized: Quantized) -> Iterator[str]:
     yield from _table([header, *rows])
     header = ("optimisations", "original ms", "folded ms", "speed-up", "95 % interval")
     yield from _table([header, _speed(quantized.latency)])
-
-
-def _decibels(snr: float | None) -> str:
-    return "exact" if snr is None else f"{snr:.2f}"
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:

@@ -10,7 +10,10 @@ from pairs import CLASSES, fold, model, pair, weights
 
 from onnx_bnfold.check import CheckOptions, check, render_text
 from onnx_bnfold.check.cli import main
-from onnx_bnfold.errors import UsageError
+from onnx_bnfold.check.models import CheckedModel
+from onnx_bnfold.check.quantize import _failures, _ranges, _snr
+from onnx_bnfold.check.results import Int8Output
+from onnx_bnfold.errors import ModelError, UsageError
 
 QUICK = CheckOptions(quantize=True, runs=3, warm_up=1)
 
@@ -78,6 +81,85 @@ def test_labelled_data_are_split(tmp_path):
     result = check(*pair(), dataclasses.replace(QUICK, data=path))
     quantized = result.quantized
     assert (quantized.source, quantized.calibration_sets, quantized.sets) == ("data", 1, 1)
+
+
+def test_nothing_is_written_beside_the_models(tmp_path):
+    """onnxruntime writes, and removes, <name>-inferred.onnx beside what it quantises."""
+    import onnx
+
+    paths = [tmp_path / "original.onnx", tmp_path / "folded.onnx"]
+    for proto, path in zip(pair(), paths, strict=True):
+        onnx.save(proto, path)
+        path.with_name(f"{path.stem}-inferred.onnx").write_text("precious")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    check(*paths, QUICK)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("values", "snr"),
+    [
+        ([1.0, 2.0], np.inf),
+        ([1.0, np.nan], -np.inf),
+        ([1.0, 2.2], 10 * np.log10(5 / 0.04)),
+    ],
+    ids=["exact", "not-finite", "off"],
+)
+def test_signal_to_noise(values, snr):
+    assert _snr(np.array([1.0, 2.0]), np.array(values)) == pytest.approx(snr)
+    # What is not finite in the original says nothing.
+    reference, array = np.array([1.0, 2.0, np.nan]), np.array([*values, 0.0])
+    assert _snr(reference, array) == pytest.approx(snr)
+    assert _snr(np.zeros(2), np.array([0.0, 1.0])) == -np.inf
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "holds"),
+    [(30, 29.5, True), (30, 28.5, False), (np.inf, np.inf, True), (np.inf, 50, False),
+     (30, -np.inf, False), (-np.inf, -np.inf, True)],
+)  # fmt: skip
+def test_gate(before, after, holds):
+    outputs = [Int8Output("y", before, after, None, None)]
+    options = CheckOptions(quantize=True, max_snr_drop=1.0)
+    assert (not list(_failures(outputs, options))) is holds
+
+
+def test_outputs_of_changing_size_are_left_out():
+    from onnx import TensorProto, helper
+
+    original, folded = pair()
+    for proto in (original, folded):
+        proto.graph.node.append(helper.make_node("Relu", ["y"], ["r"]))
+        proto.graph.node.append(helper.make_node("NonZero", ["r"], ["i"]))
+        proto.graph.node.append(helper.make_node("Cast", ["i"], ["f"], to=TensorProto.FLOAT))
+        proto.graph.output.append(helper.make_tensor_value_info("f", TensorProto.FLOAT, None))
+    result = check(original, folded, dataclasses.replace(QUICK, seed=1))
+    assert "y" in [output.name for output in result.quantized.outputs]
+
+
+def test_codes_of_a_quantised_model_are_read(tmp_path):
+    import onnx
+
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[2] x) => (float[2] y)
+        <float s = {0.5}, uint8 z = {128}>
+        { a = QuantizeLinear(x, s) b = DequantizeLinear(a, s)
+          c = QuantizeLinear(b, s, z) y = DequantizeLinear(c, s, z) }"""
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+    found = _ranges(CheckedModel(tmp_path / "m.onnx", "m"))
+    assert found == {"x": (0.0, 127.5), "b": (-64.0, 63.5)}
+
+
+def test_too_few_examples_and_old_opsets_are_refused(tmp_path):
+    path = tmp_path / "data.npz"
+    np.savez(path, x=np.zeros((1, 3, 12, 12), "float32"), labels=np.zeros(1, "int64"))
+    with pytest.raises(UsageError, match="fewer than two batches"):
+        check(*pair(), dataclasses.replace(QUICK, data=path))
+    original, folded = pair()
+    original.opset_import[0].version = 11
+    with pytest.raises(ModelError, match=r"opset 11.*version_converter"):
+        check(original, folded, QUICK)
 
 
 def test_the_gate_needs_the_measurement():

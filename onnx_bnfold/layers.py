@@ -317,6 +317,8 @@ def linear_layer(view: NodeView) -> LinearLayer:
     layer = LAYOUTS[view.op](view)
     if layer.weight.data_type not in FLOATS:
         raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its weight is not of a float type")
+    if 0 in layer.weight.dims:
+        raise Refused(Reason.INCONSISTENT_SHAPES, view.label, "its weight has no elements")
     source = dequantizer(view, layer.weight_slot)
     if source is None or view.constant(layer.weight_slot) is not None:
         return layer

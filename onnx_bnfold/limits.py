@@ -178,7 +178,7 @@ class Limits:
 
 
 def _inputs(site: Site, origin: int) -> Iterator[tuple[int, Float64]]:
-    """Yield a norm and those behind it with the size of what they read, per channel."""
+    """Yield a norm, and pairs with one beside it: the one behind, and the size of what it reads."""
     norm = site.norm(origin)
     if norm.cancellation > 1:
         yield origin, np.abs(norm.mean)

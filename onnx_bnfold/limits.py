@@ -197,7 +197,7 @@ def _size(norm: batchnorm.Norm) -> Float64:
 def _is_noise(site: Site, index: int, size: Float64, unit: float) -> bool:
     """Whether rounding values of a size, per channel, moves a norm's output visibly."""
     norm = site.norm(index)
-    peak = (np.abs(norm.bias) + 2 * np.abs(norm.a) * norm.spread).max(initial=0)
+    peak = _size(norm).max(initial=0)
     return bool((unit * size * np.abs(norm.a) > _NOISE * peak).any())
 
 

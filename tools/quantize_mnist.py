@@ -8,7 +8,6 @@ quantises the network that the first command trained, and its folded form, by on
 """
 
 import argparse
-import logging
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,9 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
 import onnx_bnfold
+from onnx_bnfold.check.models import CheckedModel
+from onnx_bnfold.check.quantize import quantised
 from onnx_bnfold.errors import BnFoldError
 from tools.mnist import data, measure
 from tools.mnist.reproduce import WITH_BN
@@ -37,18 +37,6 @@ class Row(NamedTuple):
     operators: int
 
 
-class Images(CalibrationDataReader):  # type: ignore[misc]
-    """Feeds images (N, 1, 28, 28) uint8 in batches."""
-
-    def __init__(self, images: data.Bytes, name: str) -> None:
-        batches = (images[i : i + _BATCH] for i in range(0, len(images), _BATCH))
-        self._feeds = ({name: measure.to_unit(batch)} for batch in batches)
-
-    def get_next(self) -> dict[str, measure.Floats] | None:
-        """Return the next feed, None behind the last."""
-        return next(self._feeds, None)
-
-
 def rows(before: Path, mnist: data.Mnist, scratch: Path) -> Iterator[Row]:
     """Yield the figures of the float networks and of their int8 forms.
 
@@ -62,28 +50,22 @@ def rows(before: Path, mnist: data.Mnist, scratch: Path) -> Iterator[Row]:
     for path, name in ((before, "BN left in"), (after, "folded")):
         reference = measure.logits(path, mnist.test.images, name)
         yield _row(f"{name}, float32", path, reference, reference, mnist)
+        images = mnist.train.images[:CALIBRATION]
         for per_channel in (False, True):
             kind = "per channel" if per_channel else "per tensor"
-            int8 = scratch / "int8.onnx"
-            _quantize(path, int8, mnist.train.images[:CALIBRATION], per_channel=per_channel)
+            folder = scratch / f"{name} {kind}"
+            int8 = _quantised(path, folder, images, per_channel=per_channel)
             scores = measure.logits(int8, mnist.test.images, f"{name}, int8 {kind}")
             yield _row(f"{name}, int8 {kind}", int8, scores, reference, mnist)
 
 
-def _quantize(source: Path, target: Path, images: data.Bytes, *, per_channel: bool) -> None:
+def _quantised(source: Path, folder: Path, images: data.Bytes, *, per_channel: bool) -> Path:
+    """Quantise a network, calibrated on images (N, 1, 28, 28) uint8."""
     name = onnx.load(source, load_external_data=False).graph.input[0].name
-    logging.disable(logging.WARNING)  # it advises to run its own preparation, which fuses BNs too
-    try:
-        quantize_static(
-            source,
-            target,
-            Images(images, name),
-            per_channel=per_channel,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-        )
-    finally:
-        logging.disable(logging.NOTSET)
+    batches = (images[i : i + _BATCH] for i in range(0, len(images), _BATCH))
+    feeds = [{name: measure.to_unit(batch)} for batch in batches]
+    model = CheckedModel(source, str(source))
+    return quantised(model, folder, feeds, per_channel=per_channel).path
 
 
 def _row(

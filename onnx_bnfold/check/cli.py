@@ -102,16 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=int, help="examples per run in accuracy (default 64) and latency (1)"
     )
     _add_latency(parser.add_argument_group("latency"), default)
-    group = parser.add_argument_group("int8")
-    group.add_argument(
-        "--quantize",
-        action="store_true",
-        help="quantise both by onnxruntime's quantize_static and compare signal-to-noise, classes "
-        "and latency; calibrates on --data or --inputs, else on random inputs",
-    )
-    group.add_argument(
-        "--max-snr-drop", type=float, metavar="DB", help="gate: largest loss against the original's"
-    )
+    _add_int8(parser.add_argument_group("int8"))
 
 
 def _add_latency(group: argparse._ArgumentGroup, default: CheckOptions) -> None:
@@ -131,6 +122,18 @@ def _add_latency(group: argparse._ArgumentGroup, default: CheckOptions) -> None:
         type=float,
         metavar="R",
         help="gate, in every mode: fails only if the interval of the ratio excludes R",
+    )
+
+
+def _add_int8(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--quantize",
+        action="store_true",
+        help="quantise both by onnxruntime's quantize_static and compare signal-to-noise, classes "
+        "and latency; calibrates on --data or --inputs, else on random inputs",
+    )
+    group.add_argument(
+        "--max-snr-drop", type=float, metavar="DB", help="gate: largest loss against the original's"
     )
 
 

@@ -61,7 +61,7 @@ def check_quantized(
     reference = join(float_session.run(feed) for feed in feeds)
     with tempfile.TemporaryDirectory(prefix="onnx_bnfold-") as folder:
         models = [
-            _quantised(model, Path(folder) / str(i), calibration)
+            quantised(model, Path(folder) / str(i), calibration)
             for i, model in enumerate(progress((original, folded), total=2, label="quantising"))
         ]
         results = [join(Session(model).run(feed) for feed in feeds) for model in models]
@@ -115,8 +115,20 @@ def _require_opset(model: CheckedModel) -> None:
         )
 
 
-def _quantised(model: CheckedModel, folder: Path, feeds: Sequence[Feed]) -> CheckedModel:
-    """Quantises a copy of a model: onnxruntime writes files beside what it is given."""
+def quantised(
+    model: CheckedModel, folder: Path, feeds: Sequence[Feed], *, per_channel: bool = True
+) -> CheckedModel:
+    """A model in int8, by onnxruntime's `quantize_static` (QDQ format).
+
+    Args:
+        model: in float; a copy of it is quantised, since onnxruntime writes files beside it.
+        folder: to be made, for both.
+        feeds: what it is calibrated on.
+        per_channel: one scale per channel of the weights, or one per tensor.
+
+    Raises:
+        ModelError: onnxruntime cannot quantise it.
+    """
     from onnxruntime.quantization import (  # type: ignore[import-untyped, unused-ignore]
         CalibrationDataReader,
         QuantType,
@@ -140,7 +152,7 @@ def _quantised(model: CheckedModel, folder: Path, feeds: Sequence[Feed]) -> Chec
                 copy,
                 target,
                 Reader(),
-                per_channel=True,
+                per_channel=per_channel,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
             )

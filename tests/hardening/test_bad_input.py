@@ -497,6 +497,16 @@ def test_a_negative_size_of_an_input_is_an_open_one(dim, tmp_path, capsys):
     assert code == 0, said
 
 
+def survive(model: ModelProto, folder: Path) -> None:
+    """Fold a model in a process of its own, which a failed assertion of onnx would end."""
+    source = folder / "model.onnx"
+    source.write_bytes(model.SerializeToString())
+    command = [sys.executable, "-m", "onnx_bnfold", source, "-o", folder / "folded.onnx"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode in (0, 2)
+    assert "Traceback" not in done.stderr
+
+
 # Bodies that end in y: a Slice of what SMALLER makes of a tensor by a window larger than it.
 SMALLER = ("Conv(b, W)", "MaxPool<kernel_shape=[9, 9]>(b)", "Pad(b, p)")
 BODIES = {
@@ -525,12 +535,7 @@ def test_a_slice_of_a_tensor_of_negative_size(body, smaller, tmp_path):
         {{ c = {smaller} y = Slice(c, s, e, a) }}"""
     )
     model.graph.initializer.append(tensor("W", np.ones((2, 2, 9, 9), np.float32)))
-    source = tmp_path / "model.onnx"
-    source.write_bytes(model.SerializeToString())
-    command = [sys.executable, "-m", "onnx_bnfold", source, "-o", tmp_path / "folded.onnx"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode in (0, 2)
-    assert "Traceback" not in done.stderr
+    survive(model, tmp_path)
 
 
 SLICED = """s1 = Constant <value = int64[1] {0}> () e1 = Constant <value = int64[1] {2}> ()
@@ -568,9 +573,4 @@ def test_negative_sizes_that_inference_learns_late(graph, tmp_path):
                 if dim.dim_value == 77:
                     dim.dim_value = -1
     model.graph.initializer.append(tensor("W", np.ones((3, 3, 5, 5), np.float32)))
-    source = tmp_path / "model.onnx"
-    source.write_bytes(model.SerializeToString())
-    command = [sys.executable, "-m", "onnx_bnfold", source, "-o", tmp_path / "folded.onnx"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode in (0, 2)
-    assert "Traceback" not in done.stderr
+    survive(model, tmp_path)

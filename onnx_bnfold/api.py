@@ -118,10 +118,12 @@ def fold_file(
     options: Options = _DEFAULT,
     *,
     inspect: Inspect | None = None,
+    threads: int | None = None,
 ) -> Report:
     """Fold a model file of any size into another file.
 
-    Weights that do not change go from file to file; those that do are folded one at a time.
+    Weights that do not change go from file to file; those that do are folded one at a time in each
+    thread.
     External data stays external, in a new file beside the target.
 
     Args:
@@ -130,6 +132,7 @@ def fold_file(
         options: see ``Options``.
         inspect: called with the outcome when all is written but not yet in its place; an
             exception it raises, ``CheckFailed`` for example, keeps it from there.
+        threads: that fold weights; by default one per processor, up to four.
 
     Returns:
         The report.
@@ -139,8 +142,8 @@ def fold_file(
         UsageError: the target is the source, or cannot be written.
     """
     with ModelFile.open(source) as file:
+        recorder = Recorder(source) if options.metadata else None
         folding = Folding(file.model, file.read, options)
-        recorder = Recorder(source)
         while True:
             folding.plan()
             copy = ModelProto()
@@ -149,12 +152,11 @@ def fold_file(
                 pending = folding.apply(copy)
                 _fill_small(copy, pending)
                 report = _report(folding, copy)
-                records = options.metadata and folding.removes
-                late = recorder.late(copy, report) if records else {}
+                late = recorder.late(copy, report) if recorder and folding.removes else {}
                 look = inspect and _looking(
                     inspect, Path(source), report, file.model, folding, copy
                 )
-                file.write(copy, pending, target, late=late, inspect=look)
+                file.write(copy, pending, target, late=late, inspect=look, threads=threads)
             except Unrepresentable:
                 _learn(folding)
             else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any, Protocol
 
 import numpy as np
@@ -85,6 +86,7 @@ class Constants:
         self._candidates: set[str] | None = None
         self._infos: dict[str, Constant | None] = {}
         self._values: dict[str, np.ndarray[Any, Any]] = {}
+        self._evaluating = RLock()
 
     def get(self, name: str) -> Constant | None:
         """Return shape and type of a constant tensor, or None if it is not constant."""
@@ -115,8 +117,6 @@ class Constants:
         Raises:
             ModelError: the tensor's bytes cannot be read.
         """
-        if name in self._values:
-            return self._values[name]
         tensor = self.graph.initializers.get(name)
         if tensor is not None:
             return self._read(tensor)
@@ -125,11 +125,14 @@ class Constants:
         if name not in self.graph.producer:
             assert self._outer is not None
             return self._outer.value(name)
-        for ancestor in self._ancestors(name):
-            self._evaluate(ancestor)
-        result = self._values[name]
-        self._forget_large()
-        return result
+        with self._evaluating:
+            if name in self._values:
+                return self._values[name]
+            for ancestor in self._ancestors(name):
+                self._evaluate(ancestor)
+            result = self._values[name]
+            self._forget_large()
+            return result
 
     def _dense(self, name: str) -> np.ndarray[Any, Any]:
         return _dense(self.graph.sparse[name], self._read)

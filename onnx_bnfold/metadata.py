@@ -38,7 +38,7 @@ def _sha256_of(path: str, *_: int) -> str:
 
 
 class Recorder:
-    """Puts the record into models that are written, and hashes their source meanwhile.
+    """Hashes a model file in a thread of its own, and puts the record into what it becomes.
 
     Args:
         source: the file that is folded.
@@ -47,9 +47,9 @@ class Recorder:
     def __init__(self, source: str | os.PathLike[str]) -> None:
         self._source = source
         self._digest = _NO_DIGEST
-        # hashlib does not hold Python's lock, and the kernel copies weights: both go on at once.
+        # hashlib does not hold Python's lock: the plan is made meanwhile.
         self._thread = Thread(target=self._hash, daemon=True)
-        self._started = False
+        self._thread.start()
 
     def late(self, model: ModelProto, report: Report) -> dict[str, tuple[int, Callable[[], bytes]]]:
         """Give a model the key of the record.
@@ -57,9 +57,6 @@ class Recorder:
         Returns:
             The value for ``ModelFile.write``, which asks for it when the weights are written.
         """
-        if not self._started:
-            self._started = True
-            self._thread.start()
         if all(item.key != KEY for item in model.metadata_props):
             model.metadata_props.add(key=KEY)
         return {KEY: (len(entry(report, _NO_DIGEST)), lambda: entry(report, self._wait()))}

@@ -66,11 +66,22 @@ def product(
         factor: broadcasts against ``values``.
     """
     result = as_type(values, data_type, factor)
-    if not np.isfinite(result).all():
+    _, smallest, unit = _FORMATS[data_type]
+    peaks = _peaks(result, sums_over or ())
+    if not np.isfinite(peaks).all():
         raise _not_finite(values, factor, data_type, view)
-    if sums_over is not None:
+    # Beside a largest factor of this size, what a sum loses below the smallest normal is nothing.
+    enough = smallest / unit if sums_over else smallest
+    if sums_over is not None and not (peaks >= enough).all():
         _require_precision(values, factor, result, data_type, view, sums_over)
     return result
+
+
+def _peaks(result: Array, axes: tuple[int, ...]) -> Array:
+    """Return the largest magnitude in each sum; NaN where one of its factors is."""
+    if not axes:
+        return np.asarray(np.abs(result))
+    return np.asarray(np.maximum(result.max(axis=axes), -result.min(axis=axes)))
 
 
 def as_type(values: Array, data_type: int, factor: NDArray[np.float64] | float = 1.0) -> Array:
@@ -128,14 +139,6 @@ def _require_precision(
     axes: tuple[int, ...],
 ) -> None:
     _, smallest, unit = _FORMATS[data_type]
-    if not result.size:
-        return
-    if axes:
-        largest = np.maximum(result.max(axis=axes), -result.min(axis=axes))
-        if (largest >= smallest / unit).all():
-            return  # what is lost below the smallest normal number is nothing beside the rest
-    elif (np.abs(result) >= smallest).all():
-        return
     exact = values.astype(np.float64) * np.where(np.abs(factor) <= 1 / VANISHED, 0, factor)
     error = np.abs(result.astype(np.float64) - exact).sum(axis=axes)
     if (error > 2 * unit * np.abs(exact).sum(axis=axes)).any():

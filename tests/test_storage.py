@@ -347,6 +347,24 @@ def test_writing_in_many_calls(tmp_path, monkeypatch):
     assert output == model.SerializeToString(deterministic=True)
 
 
+@pytest.mark.parametrize("positioned", [True, False])
+def test_computed_values_are_written_by_threads(tmp_path, monkeypatch, positioned):
+    if not positioned:  # Windows
+        monkeypatch.delattr(os, "pwrite")
+        monkeypatch.delattr(os, "pread")
+    monkeypatch.setattr("onnx_bnfold.storage.model_file._MAX_OPEN", 1)
+    weights = [floats(f"w{i}", 500 + i, seed=i) for i in range(40)]
+    external = [
+        make_external(t, tmp_path, f"f{i % 3}", at=4096 * i) for i, t in enumerate(weights[::2])
+    ]
+    source = save(make_model(*external, *weights[1::2]), tmp_path / "m.onnx")
+    expected = {name: 2 * value for name, value in values_of(source).items()}
+    with ModelFile.open(source) as file:
+        pending = {t.name: lambda t=t: 2 * file.read(t) for t in file.model.graph.initializer}
+        file.write(file.model, pending, tmp_path / "out.onnx", threads=4)
+    np.testing.assert_equal(values_of(tmp_path / "out.onnx"), expected)
+
+
 def test_weights_are_not_read_on_the_way(tmp_path, monkeypatch):
     """Opening and copying reads what is around the weights; computing one tensor reads that one."""
     weights = [floats(f"w{i}", 1 << 19, seed=i) for i in range(4)]

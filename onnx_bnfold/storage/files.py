@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 
 from onnx_bnfold.errors import UsageError
@@ -21,6 +22,7 @@ _CHUNK = 1 << 20  # bytes gathered before they are written
 _KERNEL = 1 << 16  # from this many bytes on, the kernel copies without passing them through here
 _LARGEST_READ = 1 << 30  # systems refuse or cut short calls of 2 GiB
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows
+_SEEKING = Lock()  # where a file has one position for all threads: Windows
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class InputFile:
     def __init__(self, path: str, follow: bool = True) -> None:
         # Without O_NONBLOCK, opening a pipe would wait for a writer.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY
+        self.fd = -1
         self.fd = os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))
         self._path = path
         self._window = b"", 0
@@ -91,6 +94,9 @@ class InputFile:
         if self.fd >= 0:
             os.close(self.fd)
         self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class OutputFile:
@@ -150,6 +156,26 @@ class OutputFile:
             offset += done
             length -= done
 
+    def reserve(self, length: int) -> int:
+        """Leaves room for `length` bytes that `fill` writes; returns where they go."""
+        self.flush()
+        place = self.position
+        self.position += length
+        with self._writing():
+            os.lseek(self._fd, self.position, os.SEEK_SET)
+        return place
+
+    def fill(self, place: int, content: bytes | memoryview) -> None:
+        """Writes what room was left for; several threads may do so at a time.
+
+        Nothing can be appended afterwards.
+        """
+        view = memoryview(content)
+        with self._writing():
+            while view:
+                done = _write_at(self._fd, view, place)
+                view, place = view[done:], place + done
+
     def flush(self) -> None:
         """Hands all bytes to the operating system."""
         if self._buffer:
@@ -159,9 +185,7 @@ class OutputFile:
     def overwrite(self, position: int, content: bytes | memoryview) -> None:
         """Replaces bytes that were written before; nothing can be appended afterwards."""
         self.flush()
-        with self._writing():
-            os.lseek(self._fd, position, os.SEEK_SET)
-        self._write(content)
+        self.fill(position, content)
 
     def hash(self) -> hashlib.blake2b:
         """Returns an 8-byte hash of the file; nothing can be appended afterwards."""
@@ -233,9 +257,18 @@ def _send(source: int, target: int, offset: int, length: int) -> int:
     return os.sendfile(target, source, offset, length)
 
 
+def _write_at(fd: int, content: memoryview, offset: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(fd, content, offset)
+    with _SEEKING:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.write(fd, content)
+
+
 def _read_at(fd: int, offset: int, length: int) -> bytes:
     length = min(length, _LARGEST_READ)
     if hasattr(os, "pread"):
         return os.pread(fd, length, offset)
-    os.lseek(fd, offset, os.SEEK_SET)
-    return os.read(fd, length)
+    with _SEEKING:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.read(fd, length)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from types import MappingProxyType, TracebackType
 from typing import TypeAlias
 
@@ -43,6 +44,7 @@ class ModelFile:
         self.path = Path(path)
         self._paths: dict[str, str] = {}  # location of a data file -> its path
         self._inputs: dict[str, InputFile] = {}
+        self._opening = Lock()
         try:
             self._file = InputFile(os.fspath(path))
         except OSError as error:
@@ -101,6 +103,7 @@ class ModelFile:
         *,
         late: Late = MappingProxyType({}),
         inspect: Inspect | None = None,
+        threads: int | None = None,
     ) -> None:
         """Writes a changed skeleton with all its values; `target` appears whole or not at all.
 
@@ -113,12 +116,14 @@ class ModelFile:
                 in the source are copied from there.
             pending: gives the values of those initializers of the main graph which are not
                 copied, in the shape and type that the initializer has. Each function is called
-                once, and its result is dropped before the next is called.
+                once, in one of a few threads, and its result is dropped before that thread calls
+                the next.
             target: the file to write or replace.
             late: gives values of `metadata_props` that the model has; protobuf puts them behind
                 the weights, so that they can be computed while those are written.
             inspect: called with the path of the finished model, in a temporary folder beside
                 `target`; an exception it raises leaves `target` as it was.
+            threads: how many call `pending`; by default one per processor, up to four.
 
         Raises:
             ModelError: values cannot be read.
@@ -132,7 +137,9 @@ class ModelFile:
         out.CopyFrom(model)
         slots = list(self._slots(out, pending))
         computed = {key: Computed(compute, length) for key, (length, compute) in late.items()}
-        data = writer.write_model(out, slots, computed, target, self._input, source, inspect)
+        data = writer.write_model(
+            out, slots, computed, target, self._input, source, inspect, threads
+        )
         for path in replaced:
             if path != data and os.path.realpath(path) not in source:
                 with suppress(OSError):
@@ -180,12 +187,14 @@ class ModelFile:
     def _input(self, path: str | None) -> InputFile:
         if path is None:
             return self._file
-        if path not in self._inputs:
-            if len(self._inputs) == _MAX_OPEN:
-                self._inputs.pop(next(iter(self._inputs))).close()
-            # The path is resolved: a link in its place came later and may lead anywhere.
-            self._inputs[path] = InputFile(path, follow=False)
-        return self._inputs[path]
+        with self._opening:
+            if path not in self._inputs:
+                if len(self._inputs) == _MAX_OPEN:
+                    # It closes when no thread reads it any more.
+                    del self._inputs[next(iter(self._inputs))]
+                # The path is resolved: a link in its place came later and may lead anywhere.
+                self._inputs[path] = InputFile(path, follow=False)
+            return self._inputs[path]
 
     def _slots(self, model: ModelProto, pending: Pending) -> Iterator[Slot]:
         missing = set(pending)

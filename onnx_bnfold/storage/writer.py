@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ from onnx import ModelProto, StringStringEntryProto, TensorProto
 
 from onnx_bnfold.errors import ModelError, UsageError
 from onnx_bnfold.storage import skeleton, tensors, wire
+from onnx_bnfold.storage.crew import Job, run
 from onnx_bnfold.storage.files import InputFile, OutputFile, Span
 
 PROTOBUF_LIMIT = (1 << 31) - 1  # protobuf reads no longer message
@@ -115,6 +116,7 @@ def write_model(
     open_input: OpenInput,
     source: set[str],
     inspect: Inspect | None,
+    threads: int | None,
 ) -> Path | None:
     """Writes a model file, and a data file beside it if some values are external.
 
@@ -127,20 +129,23 @@ def write_model(
         source: the paths of files that must stay as they are.
         inspect: called with the path of the finished model before it gets its final place; an
             exception it raises keeps it from there.
+        threads: that compute values, see `crew.run`.
 
     Returns:
         The path of the data file.
     """
     layout, pieces = _lay_out(model, slots, late, target)
+    jobs: list[Job] = []
     with ExitStack() as stack:
         file = stack.enter_context(OutputFile(target))
         data = stack.enter_context(OutputFile(target)) if layout.external else None
         if data:
             for values, offset in layout.offsets.items():
                 data.write(bytes(offset - data.position))
-                _emit(values, data, open_input)
+                jobs += _emit(values, data, open_input)
         for piece in pieces:
-            _emit(piece, file, open_input)
+            jobs += _emit(piece, file, open_input)
+        run(jobs, threads)
         path = _data_path(file, target, source) if data else target
         if data:
             _rename_data(file, model, layout, path.name)
@@ -209,7 +214,8 @@ def _serialize(model: ModelProto, layout: _Layout) -> list[Sized]:
     return wire.splice(wire.Blob(content), 0, len(content), layout.marks)
 
 
-def _emit(piece: Sized, out: OutputFile, open_input: OpenInput) -> None:
+def _emit(piece: Sized, out: OutputFile, open_input: OpenInput) -> Iterator[Job]:
+    """Writes a piece; one that must be computed gets its place, and a job that fills it."""
     if isinstance(piece, Span):
         try:
             out.copy(open_input(piece.path), piece.offset, piece.length)
@@ -218,7 +224,8 @@ def _emit(piece: Sized, out: OutputFile, open_input: OpenInput) -> None:
                 f"{error.filename or piece.path or 'the model'}: cannot be read: {error.strerror}"
             ) from error
     elif isinstance(piece, Computed):
-        out.write(piece.compute())
+        place = out.reserve(piece.length)
+        yield lambda: out.fill(place, piece.compute())
     elif isinstance(piece, (bytes, memoryview)):
         out.write(piece)
 

@@ -117,7 +117,9 @@ def _fold(job: Job, name: str, target: Place, key: str, scratch: Path) -> FileOu
         return replace(earlier.outcome, skipped=earlier.run != job.run)
     parent, base = posixpath.split(name)
     with _naming(root, scratch):
-        report = fold_file(root / name, scratch / base, job.options, inspect=_gate(job, name))
+        look, out = _gate(job, name), scratch / base
+        # The processes of the run share the machine.
+        report = fold_file(root / name, out, job.options, inspect=look, threads=1)
     # The model last: its data must be there before it.
     made = sorted((f for f in os.listdir(scratch) if f.startswith(base)), key=base.__eq__)
     written = {posixpath.join(parent, file): _stamp(scratch / file) for file in made}

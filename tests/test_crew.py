@@ -1,0 +1,70 @@
+"""The crew: threads that write a model's weights."""
+
+import threading
+import time
+
+import pytest
+
+from onnx_bnfold.storage import crew
+
+
+@pytest.fixture(params=[1, 4])
+def processors(request, monkeypatch):
+    monkeypatch.setattr(crew, "_processors", lambda: request.param)
+    return request.param
+
+
+def test_every_job_is_done_once(processors):
+    done = []
+    crew.run([lambda i=i: done.append(i) for i in range(100)])
+    assert sorted(done) == list(range(100))
+    crew.run([])
+
+
+def test_as_many_threads_as_processors_and_no_more(processors):
+    together = threading.Barrier(processors)
+    crew.run([lambda: together.wait(10)] * processors)
+    seen = set()
+    crew.run([lambda: (time.sleep(0.01), seen.add(threading.get_ident()))] * 20)
+    assert len(seen) <= processors
+
+
+def test_the_number_of_threads_can_be_given(processors):
+    together = threading.Barrier(3)
+    crew.run([lambda: together.wait(10)] * 3, 3)
+    seen = set()
+    crew.run([lambda: (time.sleep(0.01), seen.add(threading.get_ident()))] * 20, 1)
+    assert seen == {threading.get_ident()}
+
+
+def test_the_first_failure_is_raised_and_no_further_job_begins(processors):
+    done = []
+
+    def fail(name, seconds):
+        time.sleep(seconds)
+        raise ValueError(name)
+
+    jobs = [lambda: fail("first", 0.2), lambda: fail("second", 0)]
+    with pytest.raises(ValueError, match="first"):
+        crew.run([*jobs, *[lambda i=i: done.append(i) for i in range(1000)]])
+    assert len(done) < 1000
+    count = len(done)
+    time.sleep(0.05)
+    assert len(done) == count
+
+
+def test_an_interrupt_waits_for_the_threads_that_write(monkeypatch):
+    monkeypatch.setattr(crew, "_processors", lambda: 2)
+    main, done, begun = threading.main_thread(), [], threading.Event()
+
+    def job():
+        if threading.current_thread() is main:
+            begun.wait(10)
+            raise KeyboardInterrupt
+        begun.set()
+        time.sleep(0.2)
+        done.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        crew.run([job] * 50)
+    assert done == [1]

@@ -7,16 +7,21 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import ModelProto, TensorProto, numpy_helper
 
+from onnx_bnfold.errors import UsageError
 from onnx_bnfold.folding import Folding, Options
 from onnx_bnfold.graph import bodies_of
 from onnx_bnfold.metadata import Recorder
 from onnx_bnfold.new_constants import Compute, Unrepresentable
 from onnx_bnfold.report import Report
 from onnx_bnfold.storage import ModelFile, read_tensor
+
+if TYPE_CHECKING:
+    from onnx_bnfold.ranges import Ranges
 
 PathLike = str | os.PathLike[str]
 _DEFAULT = Options()
@@ -63,14 +68,16 @@ def plan(
 
     Raises:
         ModelError: the model is unusable.
+        UsageError: ``options.ranges`` is given; a model in memory cannot be run.
 
     Example:
         >>> for line in plan(onnx.load("model.onnx")).lines():
         ...     print(line)
     """
+    _require_file_for(options)
     folding = Folding(model, lambda tensor: read_tensor(tensor, base_dir), options)
     folding.planned()
-    return Report(folding.records())
+    return Report(folding.records(), equalized=folding.equalized)
 
 
 def fold(
@@ -89,11 +96,13 @@ def fold(
 
     Raises:
         ModelError: the model is unusable.
+        UsageError: ``options.ranges`` is given; a model in memory cannot be run.
 
     Example:
         >>> folded, report = fold(onnx.load("model.onnx"))
         >>> onnx.save(folded, "folded.onnx")
     """
+    _require_file_for(options)
     folding = Folding(model, lambda tensor: read_tensor(tensor, base_dir), options)
     while True:
         folding.plan()
@@ -143,7 +152,7 @@ def fold_file(
     """
     with ModelFile.open(source) as file:
         recorder = Recorder(source) if options.metadata else None
-        folding = Folding(file.model, file.read, options)
+        folding = Folding(file.model, file.read, options, _measured(source, options))
         while True:
             folding.plan()
             copy = ModelProto()
@@ -180,9 +189,9 @@ def plan_file(
         ModelError: the model is unusable.
     """
     with ModelFile.open(source) as file:
-        folding = Folding(file.model, file.read, options)
+        folding = Folding(file.model, file.read, options, _measured(source, options))
         folding.planned()
-        report = Report(folding.records())
+        report = Report(folding.records(), equalized=folding.equalized)
         if inspect:
             copy = ModelProto()
             copy.CopyFrom(folding.model)
@@ -200,6 +209,19 @@ def _looking(
     folded: ModelProto,
 ) -> Callable[[Path], None]:
     return lambda path: inspect(Outcome(source, path, report, original, folding, folded))
+
+
+def _require_file_for(options: Options) -> None:
+    if options.ranges is not None:
+        raise UsageError("ranges are measured on models in files: use fold_file or plan_file")
+
+
+def _measured(source: PathLike, options: Options) -> Ranges | None:
+    if options.ranges is None:
+        return None
+    from onnx_bnfold.check.ranges import measured
+
+    return measured(Path(source), Path(options.ranges))
 
 
 def _learn(folding: Folding) -> None:
@@ -225,4 +247,4 @@ def _fill_small(model: ModelProto, pending: dict[str, Compute]) -> None:
 
 def _report(folding: Folding, folded: ModelProto) -> Report:
     after = sum(len(body.node) for body in bodies_of(folded))
-    return Report(folding.records(), folding.nodes_before, after)
+    return Report(folding.records(), folding.nodes_before, after, folding.equalized)

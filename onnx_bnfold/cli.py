@@ -91,6 +91,17 @@ def parser() -> argparse.ArgumentParser:
         help="what the folded model will be run in: int8 leaves the ranges of remaining tensors "
         "alone, fp16 bounds rescaling as float16 needs it (default: float)",
     )
+    add(
+        "--equalize",
+        action="store_true",
+        help="make the channels of tensors between linear layers alike, as far as int8 gains by it",
+    )
+    add(
+        "--ranges",
+        metavar="FILE",
+        help="for --equalize: an .npz with examples of each input, to measure ranges on "
+        "(default: what the BatchNormalizations say of their inputs and outputs)",
+    )
     add("-q", "--quiet", action="store_true", help="print nothing but errors")
     add("--version", action="version", version=f"%(prog)s {__version__}")
     return result
@@ -140,6 +151,8 @@ def _fold(words: Sequence[str]) -> int:
         metadata=not args.no_metadata,
         merge_branches=args.merge_branches,
         profile=args.profile,
+        equalize=args.equalize,
+        ranges=args.ranges,
     )
     if _is_store(args.model):
         from onnx_bnfold.store.cli import run as run_store
@@ -179,9 +192,11 @@ def _require_sense(args: argparse.Namespace, options: argparse.ArgumentParser) -
         options.error("give -o FILE for the folded model, or --dry-run")
     if args.dry_run and args.check:
         options.error("a dry run makes no model to check; leave out --dry-run or --check")
+    if args.ranges and not args.equalize:
+        options.error("--ranges is used by --equalize alone; give both")
     if _is_store(args.model):
-        if args.check or args.require_folded or len(args.report) > 1:
+        if args.check or args.require_folded or args.ranges or len(args.report) > 1:
             options.error(
-                "a store takes no --check or --require-folded, and one --report FILE.json"
+                "a store takes no --check, --require-folded or --ranges, and one --report FILE.json"
             )
         args.report = next(iter(args.report), None)

@@ -41,13 +41,13 @@ class _Branch:
         return _Branch(dict(self.changes), dict(self.forced), dict(self.open), decided)
 
 
-def flood(site: Site, origin: int, seeds: Mapping[Key, Affine]) -> dict[Key, Affine]:
-    """Complete the changes that turn a node into an identity.
+def flood(site: Site, origin: int | None, seeds: Mapping[Key, Affine]) -> dict[Key, Affine]:
+    """Complete changes of some tensors, such as those that turn a node into an identity.
 
     Args:
         site: the graph as it is by now; it is not changed.
-        origin: index of the node to be removed.
-        seeds: the changes of its two sides.
+        origin: index of a node to be removed, which is passed over, or None.
+        seeds: the changes of its two sides, or of any tensors.
 
     Returns:
         Every key that changes, with its change relative to now.
@@ -59,7 +59,7 @@ def flood(site: Site, origin: int, seeds: Mapping[Key, Affine]) -> dict[Key, Aff
 
 
 class _Flood:
-    def __init__(self, site: Site, origin: int) -> None:
+    def __init__(self, site: Site, origin: int | None) -> None:
         self._site = site
         self._origin = origin
         self._budget = MOST_SETTLED_PER_NODE * len(site.graph.nodes) + 1000
@@ -75,7 +75,7 @@ class _Flood:
             tried += 1
             try:
                 if tried > MOST_BRANCHES:
-                    raise _limit(self._site, self._origin)
+                    raise self._limit()
                 further = self._settle(branch)
             except Refused as refused:
                 self._first = self._first or refused
@@ -99,7 +99,7 @@ class _Flood:
             chosen = queue is branch.open
             self._budget -= 1
             if self._budget < 0:
-                raise _limit(self._site, self._origin)
+                raise self._limit()
             known = self._known(branch, index)
             step = self._site.step(index, known, deciding=chosen)
             if not step.certain and not chosen:
@@ -148,10 +148,10 @@ class _Flood:
     def _name(self, key: Key) -> str:
         return repr(key if isinstance(key, str) else self._site.graph.nodes[key[0]].input[key[1]])
 
-
-def _limit(site: Site, origin: int) -> Refused:
-    return Refused(
-        Reason.SEARCH_LIMIT,
-        site.view(origin).label,
-        "the search for a place for its scale and shift was given up after too many steps",
-    )
+    def _limit(self) -> Refused:
+        origin = self._origin
+        return Refused(
+            Reason.SEARCH_LIMIT,
+            "the graph" if origin is None else self._site.view(origin).label,
+            "the search for a place for its scale and shift was given up after too many steps",
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import ModelProto, TensorProto
@@ -24,6 +24,9 @@ from onnx_bnfold.rewrite import rewrite
 from onnx_bnfold.shapes import Inference, Shapes
 from onnx_bnfold.site import Site
 from onnx_bnfold.sound import require_sound
+
+if TYPE_CHECKING:
+    from onnx_bnfold.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class Options:
             meet in an Add into one Conv (``merge``).
         profile: what the folded model will be run in: ``float``, ``fp16`` or ``int8``; see
             ``limits.Limits``.
+        equalize: make the channels of tensors between linear layers alike, as far as int8 gains by
+            it (``equalize``).
+        ranges: for ``equalize``, an .npz with an array per input of the model, examples of what it
+            is run on; without it ranges are what the BatchNormalizations say. For models in files.
     """
 
     freeze_initializers: bool = False
@@ -52,10 +59,14 @@ class Options:
     metadata: bool = True
     merge_branches: bool = False
     profile: Profile = "float"
+    equalize: bool = False
+    ranges: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_rescale is not None and not self.max_rescale >= 1:
             raise UsageError(f"max_rescale is {self.max_rescale:g}; it must be at least 1")
+        if self.ranges is not None and not self.equalize:
+            raise UsageError("ranges are used by equalize alone; ask for it, too")
 
 
 class Folding:
@@ -65,9 +76,12 @@ class Folding:
         model: the model; it is never changed. Its tensors may lack their bytes.
         read: reads the elements of an initializer.
         options: what the user asked for.
+        ranges: of the tensors of the main graph, if they were measured.
     """
 
-    def __init__(self, model: ModelProto, read: ReadTensor, options: Options) -> None:
+    def __init__(
+        self, model: ModelProto, read: ReadTensor, options: Options, ranges: Ranges | None = None
+    ) -> None:
         self.model = model
         self.options = options
         self.plans: list[GraphPlan] = []
@@ -75,6 +89,8 @@ class Folding:
         self._read = read
         self._unrounded: dict[str, Compute] = {}
         self._excluded: dict[tuple[int, int], Refusal] = {}
+        self._ranges = ranges
+        self._unequal: set[tuple[int, str]] = set()
         self._index()
         require_sound(self._graphs)
         self.nodes_before = sum(len(graph.nodes) for graph in self._graphs)
@@ -125,12 +141,21 @@ class Folding:
         for position in range(len(self._graphs)):
             excluded = {n: r for (p, n), r in self._excluded.items() if p == position}
             site = self._site(position, known)
-            plan = plan_graph(
-                site, Limits(self.options.max_rescale, self.options.profile), excluded
-            )
+            limits = Limits(self.options.max_rescale, self.options.profile)
+            plan = plan_graph(site, limits, excluded)
             plan.standalone = self.options.standalone
+            if self.options.equalize:
+                self._equalize(position, plan, limits)
             self.plans.append(plan)
         return self.plans
+
+    def _equalize(self, position: int, plan: GraphPlan, limits: Limits) -> None:
+        from onnx_bnfold.equalize import equalize
+        from onnx_bnfold.ranges import from_statistics
+
+        ranges = self._ranges if position == 0 else {}
+        excluded = frozenset(root for p, root in self._unequal if p == position)
+        equalize(plan, from_statistics(plan.site) if ranges is None else ranges, limits, excluded)
 
     def exclude(self, failures: Mapping[tuple[int, int], Refusal]) -> None:
         """Keep, from the next plan on, the nodes that caused constants which do not fit.
@@ -139,8 +164,11 @@ class Folding:
             failures: (position of the graph, index of the node whose constant fails) → why.
         """
         for (position, index), refusal in failures.items():
-            cause = self.plans[position].touched.get(index, [index])[-1]
-            self._excluded[position, cause] = refusal
+            plan = self.plans[position]
+            if index in plan.equalized:  # what is not needed goes first
+                self._unequal.update((position, root) for root in plan.equalized[index])
+            else:
+                self._excluded[position, plan.touched.get(index, [index])[-1]] = refusal
 
     def verify(self) -> None:
         """Compute every new constant and forget it.
@@ -181,10 +209,16 @@ class Folding:
 
     @property
     def removes(self) -> bool:
-        """Whether a node goes, or is written as others, by the present plan."""
+        """Whether anything changes by the present plan."""
         return bool(self.merged) or any(
-            plan.site.removed or plan.standalone_forms() for plan in self.plans
+            plan.site.removed or plan.equalized or plan.standalone_forms() for plan in self.plans
         )
+
+    @property
+    def equalized(self) -> tuple[str, ...]:
+        """The tensors whose channels are made alike by the present plan."""
+        roots = (r for plan in self.plans for found in plan.equalized.values() for r in found)
+        return tuple(dict.fromkeys(roots))
 
     def changes(self) -> dict[str, tuple[Float64, Float64]]:
         """Return scale and shift of every tensor of the main graph that changes, by name."""

@@ -76,7 +76,11 @@ class LinearLayer:
     @property
     def summed_axes(self) -> tuple[int, ...]:
         """Axes of the grouped weight over which one output element sums."""
-        return tuple(axis for axis, letter in enumerate(self.layout) if letter in "ik")
+        return self.axes("ik")
+
+    def axes(self, letters: str) -> tuple[int, ...]:
+        """Axes of the grouped weight that some letters of the layout stand for."""
+        return tuple(axis for axis, letter in enumerate(self.layout) if letter in letters)
 
     def output_vectors(self, change: Affine) -> tuple[Float64, Float64]:
         """Return the output's change as ``(C_out,)`` vectors.

@@ -98,10 +98,28 @@ class Limits:
         for index in _judges(site, origin, staying):
             _check_offset(site, index, data_type, changes)
 
+    def check_scales(self, site: Site, name: str, changes: Mapping[Key, Affine]) -> None:
+        """Refuse changes that rescale a tensor beyond what its type may hold.
+
+        Args:
+            site: the graph before the changes.
+            name: one of the tensors.
+            changes: relative to now.
+
+        Raises:
+            Refused: a scale is too large or too small.
+        """
+        producer = site.view(site.graph.producer[name])
+        names = {key: change for key, change in changes.items() if isinstance(key, str)}
+        self._check_scales(site, self._type(producer.type_of(name)), names)
+
     def _data_type(self, site: Site, origin: int) -> int:
+        return self._type(site.view(origin).type_of(site.sides(origin)[1]))
+
+    def _type(self, data_type: int) -> int:
         if self.profile == "fp16":
             return int(TensorProto.FLOAT16)
-        return site.view(origin).type_of(site.sides(origin)[1]) or int(TensorProto.FLOAT)
+        return data_type or int(TensorProto.FLOAT)
 
     def _check_cancellation(self, site: Site, origin: int, changes: Mapping[Key, Affine]) -> None:
         """Refuse what leaves it to the readers of a norm's output to subtract a large mean.

@@ -13,7 +13,7 @@ from anybody), then those with the most elements, so that most work is saved.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -78,12 +78,15 @@ class GraphPlan:
         decisions: one per BatchNormalization and per removed affine node, in node order.
         standalone: what a BatchNormalization that stays is written as.
         touched: for each node whose constants change, the removed nodes that caused it, in order.
+        equalized: for each node whose constants change for it, the tensors whose channels are made
+            alike (``equalize``).
     """
 
     site: Site
     decisions: list[Decision] = field(default_factory=list)
     touched: dict[int, list[int]] = field(default_factory=dict)
     standalone: Standalone = "keep"
+    equalized: dict[int, list[str]] = field(default_factory=dict)
 
     def standalone_forms(self) -> dict[int, Standalone]:
         """Return the BatchNormalizations that stay and are written as something else."""
@@ -206,7 +209,7 @@ class _Planner:
         """Check the outcome of a flood; return how many Add nodes it needs."""
         site = self.site
         self.limits.check(site, index, changes)
-        _require_totals(site, index, changes)
+        require_totals(site, index, changes)
         x, y = site.sides(index)
         if site.has_fixed_name(x) and site.has_fixed_name(y):
             raise _two_names(y)
@@ -228,13 +231,7 @@ class _Planner:
     def _commit(self, index: int, way: str, changes: dict[Key, Affine], added: int) -> None:
         site = self.site
         scale_to, shift_to = self._takers(index, changes)
-        for key, change in changes.items():
-            before = site.total.get(key)
-            after = change if before is None else before.then(change)
-            if after.is_identity:
-                site.total.pop(key, None)
-            else:
-                site.total[key] = after
+        commit(site, changes)
         site.remove(index)
         self.decisions[index] = Decision(
             index, site.view(index).label, way, scale_to, shift_to, added
@@ -259,6 +256,17 @@ class _Planner:
                 if change.has_shift:
                     shift[index] = None
         return tuple(map(site.place, sorted(scale))), tuple(map(site.place, sorted(shift)))
+
+
+def commit(site: Site, changes: Mapping[Key, Affine]) -> None:
+    """Make changes on top of those decided so far."""
+    for key, change in changes.items():
+        before = site.total.get(key)
+        after = change if before is None else before.then(change)
+        if after.is_identity:
+            site.total.pop(key, None)
+        else:
+            site.total[key] = after
 
 
 UPSTREAM = "upstream"
@@ -365,8 +373,14 @@ def _disturbed(site: Site, index: int, way: str, changes: dict[Key, Affine]) -> 
     return len(names)
 
 
-def _require_totals(site: Site, origin: int, changes: dict[Key, Affine]) -> None:
-    """Refuse what a node takes as a further change, but not on top of those it has taken."""
+def require_totals(site: Site, origin: int | None, changes: Mapping[Key, Affine]) -> None:
+    """Refuse what a node takes as a further change, but not on top of those it has taken.
+
+    Args:
+        site: the graph before the changes.
+        origin: a node to be removed, or None.
+        changes: of every key, relative to now.
+    """
     for key, change in changes.items():
         before = site.total.get(key)
         if before is None:

@@ -76,11 +76,13 @@ class Report:
     Attributes:
         records: one per BatchNormalization of the model and per removed affine node, in order.
         nodes_before, nodes_after: node counts over all graphs; None for a plan.
+        equalized: tensors whose channels were made alike, each with those that share its factors.
     """
 
     records: tuple[Record, ...]
     nodes_before: int | None = None
     nodes_after: int | None = None
+    equalized: tuple[str, ...] = ()
 
     @property
     def norms(self) -> tuple[Record, ...]:
@@ -107,6 +109,8 @@ class Report:
         parts = [f"{len(self.folded)} of {len(self.norms)} BatchNormalization folded"]
         if affine:
             parts.append(f"{affine} affine node{'s' if affine > 1 else ''} folded")
+        if self.equalized:
+            parts.append(f"channels equalized from {len(self.equalized)} tensors on")
         if self.nodes_before is not None:
             parts.append(f"{self.nodes_before} -> {self.nodes_after} nodes")
         return ", ".join(parts)

@@ -15,6 +15,7 @@ from support import all_nodes, assert_same_function
 from test_plan import networks
 
 import onnx_bnfold
+from onnx_bnfold import Options
 
 # Choices that hypothesis draws one by one, so that a failing graph shrinks, and whole seeds, whose
 # graphs are more varied.
@@ -61,6 +62,30 @@ def test_fold_does_what_the_plan_says(choose):
     planned = onnx_bnfold.plan(model).records
     assert planned == onnx_bnfold.fold(model)[1].records
     assert model.SerializeToString() == before
+
+
+WAYS = {
+    "merge_branches": Options(merge_branches=True),
+    "int8": Options(profile="int8"),
+    "fp16": Options(profile="fp16"),
+    "max_rescale": Options(max_rescale=2),
+    "equalize": Options(equalize=True),
+    "mul-add": Options(standalone="mul-add"),
+    "conv": Options(standalone="conv"),
+    "all": Options(merge_branches=True, profile="int8", equalize=True, standalone="mul-add"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(choices)
+@settings(quick, max_examples=100)
+def test_every_option_is_exact(way, choose):
+    model = random_model(choose)
+    note(sketch(model))
+    folded, report = onnx_bnfold.fold(model, WAYS[way])
+    assert_same_function(model, folded, tolerance=TOLERANCE)
+    onnx.checker.check_model(folded, full_check=True)
+    assert len(all_nodes(folded)) == report.nodes_after
 
 
 # Largest share of the BNs that a search over all subsets may remove and the fold does not.

@@ -186,10 +186,10 @@ def _output(name: str, reference: Array, before: Array, after: Array) -> Int8Out
         float(np.mean(reference.argmax(axis=1) == array.argmax(axis=1))) if scores else None
         for array in (before, after)
     ]
-    return Int8Output(name, _snr(reference, before), _snr(reference, after), *top1)
+    return Int8Output(name, snr(reference, before), snr(reference, after), *top1)
 
 
-def _snr(reference: Array, array: Array) -> float:
+def snr(reference: Array, array: Array) -> float:
     """Signal-to-noise in dB where the reference is finite; inf if exact, -inf without a signal."""
     finite = np.isfinite(reference)
     signal = reference[finite].astype(np.float64)

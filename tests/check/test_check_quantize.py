@@ -11,7 +11,7 @@ from pairs import CLASSES, fold, model, pair, weights
 from onnx_bnfold.check import CheckOptions, check, render_text
 from onnx_bnfold.check.cli import main
 from onnx_bnfold.check.models import CheckedModel
-from onnx_bnfold.check.quantize import _failures, _ranges, _snr
+from onnx_bnfold.check.quantize import _failures, _ranges, snr
 from onnx_bnfold.check.results import Int8Output
 from onnx_bnfold.errors import ModelError, UsageError
 
@@ -29,8 +29,8 @@ def test_record(result):
     assert (quantized.source, quantized.calibration_sets, quantized.sets) == ("random", 8, 8)
     (output,) = quantized.outputs
     assert output.name == "y"
-    for snr in (output.snr_original_db, output.snr_folded_db):
-        assert 15 < snr < 60
+    for decibels in (output.snr_original_db, output.snr_folded_db):
+        assert 15 < decibels < 60
     for top1 in (output.top1_original, output.top1_folded):
         assert 0.5 < top1 <= 1
     assert quantized.latency.speedup > 0
@@ -97,7 +97,7 @@ def test_nothing_is_written_beside_the_models(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "snr"),
+    ("values", "expected"),
     [
         ([1.0, 2.0], np.inf),
         ([1.0, np.nan], -np.inf),
@@ -105,12 +105,12 @@ def test_nothing_is_written_beside_the_models(tmp_path):
     ],
     ids=["exact", "not-finite", "off"],
 )
-def test_signal_to_noise(values, snr):
-    assert _snr(np.array([1.0, 2.0]), np.array(values)) == pytest.approx(snr)
+def test_signal_to_noise(values, expected):
+    assert snr(np.array([1.0, 2.0]), np.array(values)) == pytest.approx(expected)
     # What is not finite in the original says nothing.
     reference, array = np.array([1.0, 2.0, np.nan]), np.array([*values, 0.0])
-    assert _snr(reference, array) == pytest.approx(snr)
-    assert _snr(np.zeros(2), np.array([0.0, 1.0])) == -np.inf
+    assert snr(reference, array) == pytest.approx(expected)
+    assert snr(np.zeros(2), np.array([0.0, 1.0])) == -np.inf
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""Ranges of a model's tensors, measured on inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from onnx_bnfold.check.inputs import read_feed
+from onnx_bnfold.check.models import CheckedModel
+from onnx_bnfold.check.sessions import Array, Feed, Session
+from onnx_bnfold.progress import progress
+from onnx_bnfold.ranges import Range
+
+_AT_A_TIME = 8  # examples, where the model leaves their number open
+
+
+def measured(path: Path, inputs: Path) -> dict[str, Range]:
+    """Run a model and return the range of every float tensor that has channels on axis 1.
+
+    Args:
+        path: the model; nothing of it is optimised away.
+        inputs: an .npz with an array per input.
+
+    Raises:
+        ModelError: onnxruntime does not run the model.
+        UsageError: the inputs cannot be read or do not fit.
+    """
+    model = CheckedModel(path, str(path))
+    names = [name for node in model.skeleton.graph.node for name in node.output if name]
+    known = {output.name for output in model.skeleton.graph.output}
+    session = Session(model, extra_outputs=[name for name in names if name not in known])
+    feed = read_feed(inputs, session.inputs)
+    found: dict[str, Range] = {}
+    parts = list(_parts(feed, [spec.shape for spec in session.inputs]))
+    for part in progress(parts, total=len(parts), label="measuring ranges"):
+        for name, array in session.run(part).items():
+            if array.dtype.kind == "f" and array.ndim >= 2 and array.size:
+                new = _range(array)
+                old = found.get(name)
+                if old is None:
+                    found[name] = new
+                elif old.channels == new.channels and old.rank == new.rank:
+                    found[name] = _joined(old, new)
+    return found
+
+
+def _parts(feed: Feed, shapes: Sequence[tuple[int | str | None, ...]]) -> Iterator[Feed]:
+    """Split the examples where every input lets their number free."""
+    counts = {array.shape[0] if array.ndim else 0 for array in feed.values()}
+    free = all(shape and not isinstance(shape[0], int) for shape in shapes)
+    if not free or len(counts) != 1:
+        yield feed
+        return
+    for start in range(0, counts.pop(), _AT_A_TIME):
+        yield {name: array[start : start + _AT_A_TIME] for name, array in feed.items()}
+
+
+def _range(array: Array) -> Range:
+    axes = (0, *range(2, array.ndim))
+    values = array.astype(np.float64)
+    power = np.square(values).mean(axis=axes)
+    return Range(values.min(axis=axes), values.max(axis=axes), power, array.ndim)
+
+
+def _joined(a: Range, b: Range) -> Range:
+    low, high = np.minimum(a.low, b.low), np.maximum(a.high, b.high)
+    return Range(low, high, (a.power + b.power) / 2, a.rank)

@@ -1,0 +1,268 @@
+"""Cross-layer equalisation: the scales that are left free make the channels of a tensor alike.
+
+Int8 has one scale per activation tensor: a channel that is small beside the largest is rounded as
+coarsely. Between two linear layers every channel has a positive factor that can be chosen freely,
+through whatever hands it on (Nagel et al. 2019, "Data-free quantization through weight equalization
+and bias correction"). The layer in front, with a scale per output channel, does not feel it; the
+layer behind trades the rounding of its input for the rounding of its weights, and a
+BatchNormalization or a depthwise layer behind feels nothing.
+
+A group is what a flood from one tensor reaches. Its factors are ``u**-alpha``, with ``u`` the peak
+of a channel beside the largest, and the ``alpha`` that makes the expected noise least:
+
+    noise(s) = sum_t step_t(s)**2 / 12 * sum_c gain_c / s_c**2
+             + sum_o step_o(s)**2 / 12 * sum_c power_c * s_c**2
+
+over the group's tensors ``t``, its channels ``c`` and the output channels ``o`` of the layers that
+read it, where a tensor's step is its range over 255, that of an output channel its largest weight
+over 127, and every reader counts relative to the power of its own output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_bnfold import batchnorm
+from onnx_bnfold.affine import Affine, Float64, along
+from onnx_bnfold.flood import flood
+from onnx_bnfold.layers import LAYOUTS, LinearLayer
+from onnx_bnfold.limits import Limits
+from onnx_bnfold.plan import GraphPlan, commit, require_totals
+from onnx_bnfold.ranges import Range, Ranges
+from onnx_bnfold.reasons import Refused
+from onnx_bnfold.site import Key, Site
+
+_ALPHAS = np.linspace(0, 1, 21)
+_WORTHWHILE = 0.9  # of the noise before: what gains less is left alone
+_SMALLEST = 2.0**-6  # of the largest peak; smaller ones are raised as if they were of this size
+_LEVELS, _WEIGHT_LEVELS = 255, 127
+# Runtimes quantise what these write, not what they read.
+_RECTIFIERS = frozenset(("Clip", "Relu"))
+
+
+@dataclass(frozen=True, eq=False)
+class _Member:
+    """A tensor of a group.
+
+    Attributes:
+        channels: for each of its channels the channel of the group, -1 for none.
+        range: as it is by now.
+    """
+
+    name: str
+    channels: np.ndarray[tuple[int], np.dtype[np.intp]]
+    range: Range
+
+    def factors(self, s: Float64) -> Float64:
+        """Return the factor of each of its channels."""
+        return np.where(self.channels < 0, 1.0, s[self.channels])
+
+    def onto(self, values: Float64, size: int) -> Float64:
+        """Sum a value per channel of the tensor over the channels of the group."""
+        known = self.channels >= 0
+        return np.bincount(self.channels[known], values[known], size).astype(np.float64)
+
+    def step(self, s: Float64) -> float:
+        """Return the distance of two codes of the tensor after a change."""
+        f = self.factors(s)
+        return float((self.range.high * f).max() - (self.range.low * f).min()) / _LEVELS
+
+
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """A layer that reads a member: ``(O, C)`` peaks of its weights, ``(C,)`` gains and powers."""
+
+    member: _Member
+    peaks: Float64
+    gain: Float64
+    power: Float64
+
+    def weight_noise(self, s: Float64) -> float:
+        """Return what rounding the weights adds, relative to the power of the output."""
+        f = self.member.factors(s)
+        steps = (self.peaks / f).max(axis=1) / _WEIGHT_LEVELS
+        used = self.peaks > 0  # a layer in groups reads some channels for each output
+        return float((steps**2 / 12 * (used * (self.power * f**2)).sum(axis=1)).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Tensors that share their factors.
+
+    Attributes:
+        root: the tensor that the factors are laid along.
+        members: those whose range is known; one that a Relu cuts off counts whole, since how far
+            it reaches beyond the cut differs from input to input.
+        rounded: those of them that a runtime quantises.
+        readers: the layers that read them.
+        gain: ``(C,)``: what noise of one in a channel is in the readers' outputs.
+    """
+
+    root: str
+    rank: int
+    members: tuple[_Member, ...]
+    rounded: tuple[_Member, ...]
+    readers: tuple[_Reader, ...]
+    gain: Float64
+
+    def noise(self, s: Float64) -> float:
+        """Return the expected noise of int8, relative to the readers' outputs."""
+        steps = sum(member.step(s) ** 2 for member in self.rounded)
+        weights = sum(reader.weight_noise(s) for reader in self.readers)
+        return float(steps / 12 * (self.gain / s**2).sum() + weights)
+
+    def factors(self) -> Float64 | None:
+        """Return the factors of least noise; None if none is worth its while."""
+        peaks = np.zeros(len(self.gain))
+        for member in self.members:
+            known = member.channels >= 0
+            peak = member.range.peak
+            np.maximum.at(peaks, member.channels[known], peak[known] / (peak.max() or 1))
+        relative = np.clip(peaks / (peaks.max() or 1), _SMALLEST, 1)
+        candidates = [relative**-alpha for alpha in _ALPHAS]
+        noises = [self.noise(s) for s in candidates]
+        best = int(np.argmin(noises))
+        return candidates[best] if noises[best] < _WORTHWHILE * noises[0] else None
+
+
+def equalize(plan: GraphPlan, ranges: Ranges, limits: Limits, excluded: frozenset[str]) -> None:
+    """Choose the free factors of a planned graph.
+
+    Args:
+        plan: gets further changes, and the groups that have them.
+        ranges: of the graph's tensors before any change.
+        limits: bounds the changes.
+        excluded: roots of groups that must stay as they are.
+    """
+    site = plan.site
+    present = dict(_present(site, ranges))
+    seen: set[str] = set()
+    for root in sorted(present, key=lambda name: (-present[name].rank, -present[name].channels)):
+        if root in seen:
+            continue
+        rank, numbers = present[root].rank, np.arange(2.0, 2 + present[root].channels)
+        try:
+            probe = flood(site, None, {root: _laid(numbers, rank)})
+            seen.update(name for name in probe if isinstance(name, str))
+            group = _group(site, root, present, probe)
+            factors = None if group is None or root in excluded else group.factors()
+            if factors is None:
+                continue
+            changes = flood(site, None, {root: _laid(factors, rank)})
+            require_totals(site, None, changes)
+            limits.check_scales(site, root, changes)
+        except Refused:
+            continue
+        commit(site, changes)
+        for index in _absorbing(site, changes):
+            plan.equalized.setdefault(index, []).append(root)
+
+
+def _present(site: Site, ranges: Ranges) -> Iterator[tuple[str, Range]]:
+    for name, span in ranges.items():
+        if name in site.graph.producer and span.channels > 1:
+            now = span.changed(site.change(name, span.rank))
+            if now is not None and np.isfinite([now.low, now.high, now.power]).all():
+                yield name, now
+
+
+def _laid(factors: Float64, rank: int) -> Affine:
+    return Affine.of(along(factors, 1, rank), np.zeros((1,) * rank))
+
+
+def _absorbing(site: Site, changes: Mapping[Key, Affine]) -> Iterator[int]:
+    for key in changes:
+        for index in site.neighbours(key):
+            if index not in site.removed and site.absorbs(index, key):
+                yield index
+
+
+def _group(
+    site: Site, root: str, present: Mapping[str, Range], probe: Mapping[Key, Affine]
+) -> _Group | None:
+    """Return what the factors of a group do; None if that is not known or nothing."""
+    size = present[root].channels
+    members: dict[str, _Member] = {}
+    rounded: set[str] = set()
+    readers: list[_Reader] = []
+    gain = np.zeros(size)
+    for name, change in probe.items():
+        if not isinstance(name, str):
+            continue
+        views = [site.view(i) for i, _ in site.graph.readers.get(name, ()) if i not in site.removed]
+        member = _member(name, change, present)
+        if member is not None:
+            members.setdefault(site.group(name), member)
+            if any(view.op not in _RECTIFIERS for view in views):
+                rounded.add(site.group(name))
+        for view in views:
+            if view.op in LAYOUTS:
+                if member is None:
+                    return None
+                readers.append(_reader(site, view.index, member))
+                gain += member.onto(readers[-1].gain, size)
+            elif view.op == batchnorm.OPERATOR and member is not None:
+                gain += member.onto(_gain_of_norm(site, view.index), size)
+    if not rounded or not gain.any():
+        return None
+    gain = np.maximum(gain, gain.max() * 1e-6)  # noise that nobody reads counts a little
+    return _Group(
+        root,
+        present[root].rank,
+        tuple(members.values()),
+        tuple(member for name, member in members.items() if name in rounded),
+        tuple(readers),
+        gain,
+    )
+
+
+def _member(name: str, change: Affine, present: Mapping[str, Range]) -> _Member | None:
+    span = present.get(name)
+    vectors = None if span is None else change.vector(1, span.channels)
+    if span is None or vectors is None:
+        return None
+    channels = np.rint(vectors[0]).astype(np.intp) - 2
+    return _Member(name, channels, span)
+
+
+def _reader(site: Site, index: int, member: _Member) -> _Reader:
+    layer = site.layer(index)
+    weight = site.constants.value(layer.weight.name).reshape(layer.grouped)
+    weight = weight * layer.weight_factor(*site.layer_sides(index))
+    peaks = _by_channels(layer, np.abs(weight).max(axis=layer.axes("bk"), keepdims=True))
+    energy = _by_channels(layer, (weight**2).sum(axis=layer.axes("bk"), keepdims=True)).sum(axis=0)
+    power = member.range.power
+    signal = float((energy * power).sum()) or 1.0
+    taps = math.prod(layer.grouped[axis] for axis in layer.axes("k"))
+    return _Reader(member, peaks, energy / signal, taps * power / signal)
+
+
+def _by_channels(layer: LinearLayer, weight: Float64) -> Float64:
+    """Return a number per weight, kernels reduced to one position, as ``(C_out, C_in)``."""
+    ordered = weight.transpose([layer.layout.index(a) for a in "goi" if a in layer.layout] + [
+        axis for axis, a in enumerate(layer.layout) if a not in "goi"
+    ])  # fmt: skip
+    sizes = [n for n, a in zip(layer.grouped, layer.layout, strict=True) if a == "g"] or [1]
+    groups = sizes[0]
+    blocks = ordered.reshape(groups, layer.channels_out // groups, layer.channels_in // groups)
+    whole = np.zeros((groups, blocks.shape[1], groups, blocks.shape[2]))
+    whole[np.arange(groups), :, np.arange(groups)] = blocks
+    return whole.reshape(layer.channels_out, layer.channels_in)
+
+
+def _gain_of_norm(site: Site, index: int) -> Float64:
+    """Return what noise of one in a channel of its input is beside the power of its output."""
+    into, out = site.sides(index)
+    norm, count = site.norm(index), len(site.norm(index).a)
+    before = site.change(into, site.rank(index)).vector(1, count)
+    after = site.change(out, site.rank(index)).vector(1, count)
+    if before is None or after is None:
+        return np.zeros(count)
+    p, r = before[0], after[0]
+    slope = norm.a * r / p
+    power = float(np.square(slope * p * norm.spread).sum())
+    return np.asarray(slope**2 / (power or 1.0))

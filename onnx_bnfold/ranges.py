@@ -1,0 +1,166 @@
+"""How widely tensors are spread, per channel: as BatchNormalizations say, or as data show.
+
+A BatchNormalization says of its input that its channels have the mean ``input_mean`` and the
+variance ``input_var``, and of its output that they have the mean ``B`` and the deviation
+``|scale|``. Ranges are taken to reach ``REACH`` deviations from the mean, and are carried on
+through the operators of ``_CARRY``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_bnfold import batchnorm
+from onnx_bnfold.affine import Affine, Float64
+from onnx_bnfold.graph import attribute
+from onnx_bnfold.reasons import Refused
+from onnx_bnfold.rules import data_slots
+from onnx_bnfold.site import Site
+from onnx_bnfold.view import NodeView
+
+REACH = 4.0  # one value in 16,000 of a normal distribution is farther out
+
+
+@dataclass(frozen=True, eq=False)
+class Range:
+    """The values of a tensor with its channels on axis 1, ``(C,)`` float64 each.
+
+    Attributes:
+        low, high: smallest and largest value.
+        power: mean of the squares.
+        rank: of the tensor.
+    """
+
+    low: Float64
+    high: Float64
+    power: Float64
+    rank: int
+
+    @classmethod
+    def of(cls, mean: Float64, deviation: Float64, rank: int) -> Range:
+        """Return the range of a distribution."""
+        reach = REACH * deviation
+        return cls(mean - reach, mean + reach, mean**2 + deviation**2, rank)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return len(self.low)
+
+    @property
+    def peak(self) -> Float64:
+        """Largest magnitude per channel."""
+        return np.asarray(np.maximum(-self.low, self.high))
+
+    def changed(self, change: Affine) -> Range | None:
+        """Return the range of a re-parametrised tensor; None if it is not per channel."""
+        vectors = change.vector(1, self.channels) if change.rank == self.rank else None
+        if vectors is None:
+            return None
+        scale, shift = vectors
+        ends = scale * self.low + shift, scale * self.high + shift
+        middle = (self.low + self.high) / 2
+        power = scale**2 * self.power + 2 * scale * shift * middle + shift**2
+        return Range(np.minimum(*ends), np.maximum(*ends), np.maximum(power, 0), self.rank)
+
+
+Ranges = Mapping[str, Range]
+
+
+# From a node's view and the ranges of its data inputs to that of its output, None if not known.
+Carry = Callable[[NodeView, Sequence[Range]], "Range | None"]
+
+
+def _kept(view: NodeView, parts: Sequence[Range]) -> Range | None:
+    return parts[0]
+
+
+def _rectified(view: NodeView, parts: Sequence[Range]) -> Range | None:
+    x = parts[0]
+    width = x.high - x.low
+    share = np.divide(np.maximum(x.high, 0), width, out=np.zeros_like(width), where=width > 0)
+    low, high = np.maximum(x.low, 0), np.maximum(x.high, 0)
+    return Range(low, high, x.power * np.minimum(share, 1), x.rank)
+
+
+def _added(view: NodeView, parts: Sequence[Range]) -> Range | None:
+    x, y = parts
+    if (x.channels, x.rank) != (y.channels, y.rank):
+        return None
+    return Range(x.low + y.low, x.high + y.high, x.power + y.power, x.rank)
+
+
+def _concatenated(view: NodeView, parts: Sequence[Range]) -> Range | None:
+    rank = parts[0].rank
+    axis = attribute(view.node, "axis", 1)
+    if axis not in (1, 1 - rank) or any(part.rank != rank for part in parts):
+        return None
+    low, high = (np.concatenate(v) for v in zip(*((p.low, p.high) for p in parts), strict=True))
+    return Range(low, high, np.concatenate([part.power for part in parts]), rank)
+
+
+def _flattened(view: NodeView, parts: Sequence[Range]) -> Range | None:
+    """Repeat every channel for its positions, where the output has two axes."""
+    x, dims = parts[0], view.dims_out(0)
+    if len(dims) != 2 or not isinstance(dims[1], int) or dims[1] % x.channels:
+        return None
+    times = dims[1] // x.channels
+    low, high, power = (np.repeat(values, times) for values in (x.low, x.high, x.power))
+    return Range(low, high, power, 2)
+
+
+# Operators whose output's range follows from those of their data inputs.
+_CARRY: Mapping[str, Carry] = {
+    "Add": _added,
+    "AveragePool": _kept,
+    "Concat": _concatenated,
+    "Dropout": _kept,
+    "Flatten": _flattened,
+    "GlobalAveragePool": _kept,
+    "Identity": _kept,
+    "LeakyRelu": _kept,
+    "MaxPool": _kept,
+    "PRelu": _kept,
+    "Relu": _rectified,
+    "Reshape": _flattened,
+}
+
+
+def from_statistics(site: Site) -> dict[str, Range]:
+    """Return the ranges that the BatchNormalizations of a graph speak of.
+
+    Args:
+        site: the graph; ranges are of its tensors as they are without any change.
+    """
+    found: dict[str, Range] = {}
+    inputs: dict[str, Range] = {}
+    for index, node in enumerate(site.graph.nodes):
+        if site.view(index).op == batchnorm.OPERATOR:
+            try:
+                norm, rank = site.norm(index), site.rank(index)
+            except Refused:
+                continue
+            inputs[node.input[0]] = Range.of(norm.mean, norm.spread, rank)
+            found[node.output[0]] = Range.of(norm.bias, np.abs(norm.a) * norm.spread, rank)
+    for name, span in inputs.items():
+        found.setdefault(name, span)
+    for index, node in enumerate(site.graph.nodes):
+        carry = _CARRY.get(site.view(index).op or "")
+        if carry is not None and node.output[0] not in found:
+            output = _carried(carry, site.view(index), found)
+            if output is not None:
+                found[node.output[0]] = output
+    return found
+
+
+def _carried(carry: Carry, view: NodeView, found: Ranges) -> Range | None:
+    names = [view.name_in(slot) for slot in data_slots(view)]
+    if not names or not all(name in found for name in names):
+        return None
+    try:
+        return carry(view, [found[name] for name in names])
+    except Refused:  # a shape is not known
+        return None

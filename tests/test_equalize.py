@@ -1,0 +1,269 @@
+"""Equalisation: the free scales make channels alike, and the function stays."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from support import (
+    Parts,
+    assert_same_function,
+    bn,
+    conv,
+    error,
+    feeds_for,
+    fold_checked,
+    initializer,
+    join,
+    layer,
+    model_of,
+    node,
+    run,
+    tensor,
+)
+
+import onnx_bnfold
+from onnx_bnfold import Options, UsageError
+from onnx_bnfold.check.models import CheckedModel
+from onnx_bnfold.check.quantize import quantised, snr
+from onnx_bnfold.check.sessions import Session
+
+EQUALIZE = Options(profile="int8", equalize=True)
+PLAIN = Options(profile="int8")
+SLOPE = np.full((4, 1, 1), 0.1, np.float32)
+X = {"x": ["N", 4, 6, 6]}
+UNEVEN = np.array([0.05, 0.5, 1.0, 2.0], np.float32)
+
+
+def uneven(x, y, rng, gamma=UNEVEN):
+    """A BN whose channels differ much in size."""
+    norm = bn(x, y, len(gamma), rng, positive=True)
+    values = {"scale": gamma, "B": np.zeros(len(gamma), np.float32)}
+    for name, value in values.items():
+        place = [t.name for t in norm.initializers].index(f"{y}_{name}")
+        norm.initializers[place] = tensor(f"{y}_{name}", value)
+    return norm
+
+
+def front(rng):
+    return join(conv("x", "a", (4, 4, 3, 3), rng), uneven("a", "n", rng))
+
+
+def behind(t, rng, group=1):
+    return conv(t, "y", (4, 4 // group, 3, 3), rng, group=group)
+
+
+EVENED = {
+    "directly": lambda rng: join(front(rng), behind("n", rng)),
+    "relu": lambda rng: join(front(rng), node("Relu", ["n"], ["r"]), behind("r", rng)),
+    "prelu": lambda rng: join(
+        front(rng),
+        join(node("PRelu", ["n", "slope"], ["r"]), Parts([], [tensor("slope", SLOPE)])),
+        behind("r", rng),
+    ),
+    "max-pool": lambda rng: join(
+        front(rng), node("MaxPool", ["n"], ["r"], kernel_shape=[2, 2]), behind("r", rng)
+    ),
+    "depthwise": lambda rng: join(front(rng), behind("n", rng, group=4)),
+    "two-readers": lambda rng: join(
+        front(rng), behind("n", rng), conv("n", "z", (2, 4, 1, 1), rng)
+    ),
+    "residual": lambda rng: join(
+        front(rng), node("Relu", ["n"], ["r"]),
+        conv("r", "c", (4, 4, 3, 3), rng, pads=[1] * 4), uneven("c", "m", rng),
+        node("Add", ["m", "r"], ["s"]), behind("s", rng),
+    ),
+    "concat": lambda rng: join(
+        front(rng), conv("x", "c", (4, 4, 3, 3), rng), uneven("c", "m", rng, UNEVEN[::-1].copy()),
+        node("Concat", ["n", "m"], ["s"], axis=1), conv("s", "y", (4, 8, 3, 3), rng),
+    ),
+    "norm-that-stays": lambda rng: join(
+        front(rng), node("Relu", ["n"], ["r"]), bn("r", "k", 4, rng),
+        node("Tanh", ["k"], ["t"]), behind("t", rng),
+    ),
+    "gemm": lambda rng: join(
+        front(rng), node("Flatten", ["n"], ["f"]), layer("Gemm", "f", "y", (64, 5), rng)
+    ),
+}  # fmt: skip
+
+
+def outputs(build):
+    return ["y", "z"] if build is EVENED["two-readers"] else ["y"]
+
+
+def spread(model, feeds, name):
+    """Largest peak of a channel over the smallest."""
+    seen = onnx.ModelProto()
+    seen.CopyFrom(model)
+    seen.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    peaks = np.abs(run(seen, feeds)[-1]).max(axis=(0, 2, 3))
+    return float(peaks.max() / peaks.min())
+
+
+def first_tensor(model):
+    """What the first Conv writes, or the ReLU behind it."""
+    return model.graph.node[0].output[0]
+
+
+@pytest.mark.parametrize("build", EVENED.values(), ids=EVENED)
+def test_channels_become_alike(build, rng):
+    parts = build(rng)
+    model = with_own_statistics(model_of(parts.nodes, X, outputs(build), parts.initializers))
+    if build is EVENED["norm-that-stays"]:  # it lets a second fold know what the first knew not
+        (plain, _), (folded, report) = (onnx_bnfold.fold(model, way) for way in (PLAIN, EQUALIZE))
+        assert_same_function(model, folded)
+    else:
+        plain, _ = fold_checked(model, options=PLAIN)
+        folded, report = fold_checked(model, options=EQUALIZE)
+    assert report.equalized
+    assert "equalized" in report.summary()
+    feeds = feeds_for(model, N=4)
+    before, after = (spread(m, feeds, first_tensor(m)) for m in (plain, folded))
+    assert after < before / 2
+
+
+def test_a_reader_that_feels_nothing_gets_even_channels(rng):
+    """The channels of a depthwise layer have scales of their own: all is gained, nothing lost."""
+    parts = EVENED["depthwise"](rng)
+    model = model_of(parts.nodes, X, ["y"], parts.initializers)
+    plain, _ = onnx_bnfold.fold(model, PLAIN)
+    folded, _ = onnx_bnfold.fold(model, EQUALIZE)
+    old, new = (initializer(m, m.graph.node[0].input[1]) for m in (plain, folded))
+    factors = (new / old).reshape(4, -1)[:, 0]
+    np.testing.assert_allclose(factors, UNEVEN.max() / UNEVEN, rtol=0.02)
+
+
+LEFT = {
+    "sigmoid": lambda rng: join(front(rng), node("Sigmoid", ["n"], ["r"]), behind("r", rng)),
+    "clip": lambda rng: join(
+        front(rng),
+        node("Clip", ["n", "low", "high"], ["r"]),
+        behind("r", rng),
+    ),
+    "output": lambda rng: join(front(rng), behind("n", rng), node("Identity", ["n"], ["z"])),
+    "even-already": lambda rng: join(
+        conv("x", "a", (4, 4, 3, 3), rng), uneven("a", "n", rng, np.ones(4, np.float32)),
+        behind("n", rng),
+    ),
+    "no-norm-that-knows": lambda rng: join(
+        conv("x", "a", (4, 4, 3, 3), rng), node("Relu", ["a"], ["r"]), behind("r", rng)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("build", LEFT.values(), ids=LEFT)
+def test_what_cannot_be_rescaled_or_gains_nothing_is_left_alone(build, rng):
+    parts = build(rng)
+    limits = [tensor("low", np.float32(0)), tensor("high", np.float32(6))]
+    ends = ["y", *("z" for n in parts.nodes if n.op_type == "Identity")]
+    model = model_of(parts.nodes, X, ends, [*parts.initializers, *limits])
+    plain, _ = onnx_bnfold.fold(model, PLAIN)
+    folded, report = onnx_bnfold.fold(model, EQUALIZE)
+    assert not report.equalized
+    assert folded.SerializeToString() == plain.SerializeToString()
+
+
+def test_int8_gains(rng, tmp_path):
+    """On a net whose channels differ by up to 100 times, quantised by onnxruntime."""
+    gamma = (10 ** rng.uniform(-1, 1, 32)).astype(np.float32)
+    parts = [conv("x", "c0", (32, 3, 3, 3), rng)]
+    for i in range(4):
+        parts += [uneven(f"c{i}", f"n{i}", rng, gamma), node("Relu", [f"n{i}"], [f"r{i}"])]
+        parts.append(conv(f"r{i}", f"c{i + 1}", (32, 32, 3, 3), rng))
+    whole = join(*parts)
+    shape = {"x": ["N", 3, 20, 20]}
+    model = with_own_statistics(model_of(whole.nodes, shape, ["c4"], whole.initializers))
+    calibration, test = ([feeds_for(model, s, N=4) for s in range(k, k + 3)] for k in (0, 3))
+    source, found = tmp_path / "m.onnx", {}
+    onnx.save(model, source)
+    np.savez(tmp_path / "x.npz", **feeds_for(model, 9, N=20))
+    ways = {
+        "plain": PLAIN,
+        "equalized": EQUALIZE,
+        "measured": Options(profile="int8", equalize=True, ranges=str(tmp_path / "x.npz")),
+    }
+    for name, options in ways.items():
+        target = tmp_path / f"{name}.onnx"
+        onnx_bnfold.fold_file(source, target, options)
+        session = Session(quantised(CheckedModel(target, name), tmp_path / name, calibration))
+        pairs = [(run(model, feed)[0], session.run(feed)["c4"]) for feed in test]
+        found[name] = snr(*(np.concatenate(arrays) for arrays in zip(*pairs, strict=True)))
+    assert found["equalized"] > found["plain"] + 1, found
+    assert found["measured"] > found["plain"] + 1, found
+
+
+def with_own_statistics(model):
+    """Give every BN the mean and variance of what it reads, as training does."""
+    feed = feeds_for(model, 7, N=16)
+    for norm in [n for n in model.graph.node if n.op_type == "BatchNormalization"]:
+        seen = onnx.ModelProto()
+        seen.CopyFrom(model)
+        value = helper.make_tensor_value_info(norm.input[0], TensorProto.FLOAT, None)
+        seen.graph.output.append(value)
+        values = run(seen, feed)[-1]
+        for name, function in ((norm.input[3], np.mean), (norm.input[4], np.var)):
+            for t in model.graph.initializer:
+                if t.name == name:
+                    new = function(values, axis=(0, 2, 3)).astype(np.float32)
+                    t.CopyFrom(numpy_helper.from_array(new, name))
+    return model
+
+
+def test_float16_is_rescaled_within_its_bound(rng):
+    gamma = np.array([1e-3, 1, 1, 1], np.float16)
+    parts = join(
+        conv("x", "a", (4, 4, 1, 1), rng, dtype=np.float16),
+        uneven("a", "n", rng, gamma),
+        conv("n", "y", (4, 1, 1, 1), rng, group=4, dtype=np.float16),
+    )
+    for t in parts.initializers:
+        t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t).astype(np.float16), t.name))
+    model = model_of(parts.nodes, X, ["y"], parts.initializers, dtype=np.float16)
+    folded, report = onnx_bnfold.fold(model, EQUALIZE)
+    assert_same_function(model, folded, N=2)
+    assert not report.equalized  # a factor of 64 is beyond the 32 of float16
+
+
+def test_what_does_not_fit_its_type_is_not_equalized(rng):
+    """A weight that would overflow keeps its group from being equalised, not the BN from going."""
+    parts = EVENED["depthwise"](rng)
+    model = model_of(parts.nodes, X, ["y"], parts.initializers)
+    weight = next(t for t in model.graph.initializer if t.name == model.graph.node[0].input[1])
+    values = numpy_helper.to_array(weight).copy()
+    values[0] = 3e38 / np.abs(values[0]).max() * values[0]
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    folded, report = onnx_bnfold.fold(model, EQUALIZE)
+    assert len(report.folded) == 1
+    assert not report.equalized
+    assert np.isfinite(initializer(folded, folded.graph.node[0].input[1])).all()
+
+
+@pytest.fixture
+def saved(rng, tmp_path):
+    parts = EVENED["relu"](rng)
+    model = model_of(parts.nodes, X, ["y"], parts.initializers)
+    onnx.save(model, tmp_path / "m.onnx")
+    return model, tmp_path
+
+
+def test_measured_ranges(saved):
+    model, folder = saved
+    np.savez(folder / "x.npz", **feeds_for(model, N=20))
+    options = Options(profile="int8", equalize=True, ranges=str(folder / "x.npz"))
+    report = onnx_bnfold.fold_file(folder / "m.onnx", folder / "o.onnx", options)
+    assert report.equalized
+    assert onnx_bnfold.plan_file(folder / "m.onnx", options).equalized == report.equalized
+    feeds, folded = feeds_for(model, 1, N=3), onnx.load(folder / "o.onnx")
+    assert error(run(model, feeds)[0], run(folded, feeds)[0]) < 1e-5
+    assert sorted(p.name for p in folder.iterdir()) == ["m.onnx", "o.onnx", "x.npz"]
+
+
+def test_ranges_that_cannot_be_used(saved, tmp_path):
+    model, folder = saved
+    options = Options(equalize=True, ranges=str(tmp_path / "none.npz"))
+    with pytest.raises(UsageError, match="cannot read inputs"):
+        onnx_bnfold.fold_file(folder / "m.onnx", folder / "o.onnx", options)
+    with pytest.raises(UsageError, match="models in files"):
+        onnx_bnfold.fold(model, options)
+    with pytest.raises(UsageError, match="ask for it"):
+        Options(ranges="x.npz")
+    assert not (folder / "o.onnx").exists()

@@ -3,9 +3,9 @@
 Int8 has one scale per activation tensor: a channel that is small beside the largest is rounded as
 coarsely. Between two linear layers every channel has a positive factor that can be chosen freely,
 through whatever hands it on (Nagel et al. 2019, "Data-free quantization through weight equalization
-and bias correction"). The layer in front, with a scale per output channel, does not feel it; the
-layer behind trades the rounding of its input for the rounding of its weights, and a
-BatchNormalization or a depthwise layer behind feels nothing.
+and bias correction"). The layer in front, with a scale per output channel, does not feel it, nor
+does a depthwise layer behind; any other layer behind trades the rounding of its input for that of
+its weights.
 
 A group is what a flood from one tensor reaches. Its factors are ``u**-alpha``, with ``u`` the peak
 of a channel beside the largest, and the ``alpha`` that makes the expected noise least:
@@ -15,7 +15,8 @@ of a channel beside the largest, and the ``alpha`` that makes the expected noise
 
 over the group's tensors ``t``, its channels ``c`` and the output channels ``o`` of the layers that
 read it, where a tensor's step is its range over 255, that of an output channel its largest weight
-over 127, and every reader counts relative to the power of its own output.
+over 127, and every reader counts relative to the power of its own output. The ``scale`` of a
+BatchNormalization that stays is rounded too, with one step for all channels.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from onnx_bnfold.plan import GraphPlan, commit, require_totals
 from onnx_bnfold.ranges import Range, Ranges
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.site import Key, Site
+from onnx_bnfold.view import NodeView
 
 _ALPHAS = np.linspace(0, 1, 21)
 _WORTHWHILE = 0.9  # of the noise before: what gains less is left alone
@@ -66,23 +68,53 @@ class _Member:
         known = self.channels >= 0
         return np.bincount(self.channels[known], values[known], size).astype(np.float64)
 
-    def step(self, s: Float64) -> float:
-        """Return the distance of two codes of the tensor after a change."""
+    def spent(self, s: Float64, gain: Float64) -> Float64:
+        """Return what noise of one in each of its channels is in the readers' outputs."""
+        known = np.maximum(self.channels, 0)
+        return np.where(self.channels < 0, 0.0, gain[known] / s[known] ** 2)
+
+    def noise(self, s: Float64, gain: Float64) -> float:
+        """Return what rounding the tensor adds."""
         f = self.factors(s)
-        return float((self.range.high * f).max() - (self.range.low * f).min()) / _LEVELS
+        step = ((self.range.high * f).max() - (self.range.low * f).min()) / _LEVELS
+        return float(step**2 / 12 * self.spent(s, gain).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class _Writer:
+    """A BatchNormalization that stays and writes a member: its scale is rounded like a weight.
+
+    Attributes:
+        scale, power: ``(C,)``: its scale, and the power of what that multiplies.
+    """
+
+    member: _Member
+    scale: Float64
+    power: Float64
+
+    def noise(self, s: Float64, gain: Float64) -> float:
+        """Return what rounding the scale adds."""
+        step = np.abs(self.scale * self.member.factors(s)).max() / _WEIGHT_LEVELS
+        return float(step**2 / 12 * (self.power * self.member.spent(s, gain)).sum())
 
 
 @dataclass(frozen=True, eq=False)
 class _Reader:
-    """A layer that reads a member: ``(O, C)`` peaks of its weights, ``(C,)`` gains and powers."""
+    """A layer, or a BatchNormalization that stays, that reads a member.
+
+    Attributes:
+        peaks: ``(O, C)``: largest magnitude of its weights, which have a step per row.
+        gain: ``(C,)``: what noise of one in a channel is beside the power of its output.
+        power: ``(C,)``: what a weight's noise of one is beside it.
+    """
 
     member: _Member
     peaks: Float64
     gain: Float64
     power: Float64
 
-    def weight_noise(self, s: Float64) -> float:
-        """Return what rounding the weights adds, relative to the power of the output."""
+    def noise(self, s: Float64, gain: Float64) -> float:
+        """Return what rounding the weights adds."""
         f = self.member.factors(s)
         steps = (self.peaks / f).max(axis=1) / _WEIGHT_LEVELS
         used = self.peaks > 0  # a layer in groups reads some channels for each output
@@ -94,26 +126,19 @@ class _Group:
     """Tensors that share their factors.
 
     Attributes:
-        root: the tensor that the factors are laid along.
         members: those whose range is known; one that a Relu cuts off counts whole, since how far
             it reaches beyond the cut differs from input to input.
-        rounded: those of them that a runtime quantises.
-        readers: the layers that read them.
+        rounded: what a runtime rounds: those of them that it quantises, and constants.
         gain: ``(C,)``: what noise of one in a channel is in the readers' outputs.
     """
 
-    root: str
-    rank: int
     members: tuple[_Member, ...]
-    rounded: tuple[_Member, ...]
-    readers: tuple[_Reader, ...]
+    rounded: tuple[_Member | _Writer | _Reader, ...]
     gain: Float64
 
     def noise(self, s: Float64) -> float:
         """Return the expected noise of int8, relative to the readers' outputs."""
-        steps = sum(member.step(s) ** 2 for member in self.rounded)
-        weights = sum(reader.weight_noise(s) for reader in self.readers)
-        return float(steps / 12 * (self.gain / s**2).sum() + weights)
+        return sum(each.noise(s, self.gain) for each in self.rounded)
 
     def factors(self) -> Float64 | None:
         """Return the factors of least noise; None if none is worth its while."""
@@ -185,39 +210,34 @@ def _group(
     site: Site, root: str, present: Mapping[str, Range], probe: Mapping[Key, Affine]
 ) -> _Group | None:
     """Return what the factors of a group do; None if that is not known or nothing."""
-    size = present[root].channels
     members: dict[str, _Member] = {}
-    rounded: set[str] = set()
-    readers: list[_Reader] = []
-    gain = np.zeros(size)
+    rounded: dict[str, _Member] = {}
+    constants: list[_Writer | _Reader] = []
+    gain = np.zeros(present[root].channels)
     for name, change in probe.items():
         if not isinstance(name, str):
             continue
         views = [site.view(i) for i, _ in site.graph.readers.get(name, ()) if i not in site.removed]
         member = _member(name, change, present)
-        if member is not None:
-            members.setdefault(site.group(name), member)
-            if any(view.op not in _RECTIFIERS for view in views):
-                rounded.add(site.group(name))
-        for view in views:
-            if view.op in LAYOUTS:
-                if member is None:
-                    return None
-                readers.append(_reader(site, view.index, member))
-                gain += member.onto(readers[-1].gain, size)
-            elif view.op == batchnorm.OPERATOR and member is not None:
-                gain += member.onto(_gain_of_norm(site, view.index), size)
+        if member is None:
+            if any(view.op in LAYOUTS for view in views):
+                return None
+            continue
+        members.setdefault(site.group(name), member)
+        if any(view.op not in _RECTIFIERS for view in views):
+            rounded.setdefault(site.group(name), member)
+        readers = [_reader(site, view.index, member) for view in views if _weighs(view)]
+        for reader in readers:
+            gain += member.onto(reader.gain, len(gain))
+        constants += [*readers, *_writer(site, name, member)]
     if not rounded or not gain.any():
         return None
     gain = np.maximum(gain, gain.max() * 1e-6)  # noise that nobody reads counts a little
-    return _Group(
-        root,
-        present[root].rank,
-        tuple(members.values()),
-        tuple(member for name, member in members.items() if name in rounded),
-        tuple(readers),
-        gain,
-    )
+    return _Group(tuple(members.values()), (*rounded.values(), *constants), gain)
+
+
+def _weighs(view: NodeView) -> bool:
+    return view.op in LAYOUTS or view.op == batchnorm.OPERATOR
 
 
 def _member(name: str, change: Affine, present: Mapping[str, Range]) -> _Member | None:
@@ -229,7 +249,19 @@ def _member(name: str, change: Affine, present: Mapping[str, Range]) -> _Member 
     return _Member(name, channels, span)
 
 
+def _writer(site: Site, name: str, member: _Member) -> Iterator[_Writer]:
+    index = site.graph.producer[name]
+    if index not in site.removed and site.view(index).op == batchnorm.OPERATOR:
+        scale, power = _scale_of_norm(site, index)
+        yield _Writer(member, scale, power)
+
+
 def _reader(site: Site, index: int, member: _Member) -> _Reader:
+    if site.view(index).op == batchnorm.OPERATOR:
+        scale, power = _scale_of_norm(site, index)
+        signal = float((scale**2 * power).sum()) or 1.0
+        slope = scale / site.norm(index).deviation
+        return _Reader(member, np.abs(scale)[np.newaxis], slope**2 / signal, power / signal)
     layer = site.layer(index)
     weight = site.constants.value(layer.weight.name).reshape(layer.grouped)
     weight = weight * layer.weight_factor(*site.layer_sides(index))
@@ -254,15 +286,10 @@ def _by_channels(layer: LinearLayer, weight: Float64) -> Float64:
     return whole.reshape(layer.channels_out, layer.channels_in)
 
 
-def _gain_of_norm(site: Site, index: int) -> Float64:
-    """Return what noise of one in a channel of its input is beside the power of its output."""
-    into, out = site.sides(index)
-    norm, count = site.norm(index), len(site.norm(index).a)
-    before = site.change(into, site.rank(index)).vector(1, count)
-    after = site.change(out, site.rank(index)).vector(1, count)
-    if before is None or after is None:
-        return np.zeros(count)
-    p, r = before[0], after[0]
-    slope = norm.a * r / p
-    power = float(np.square(slope * p * norm.spread).sum())
-    return np.asarray(slope**2 / (power or 1.0))
+def _scale_of_norm(site: Site, index: int) -> tuple[Float64, Float64]:
+    """Return ``scale`` of a norm as it is by now, and the power of what it multiplies."""
+    norm, rank, count = site.norm(index), site.rank(index), len(site.norm(index).a)
+    before, after = (site.change(name, rank).vector(1, count) for name in site.sides(index))
+    p = np.ones(count) if before is None else before[0]
+    r = np.ones(count) if after is None else after[0]
+    return norm.a * norm.deviation * r / p, (p * norm.spread / norm.deviation) ** 2

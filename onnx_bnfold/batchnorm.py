@@ -7,6 +7,7 @@ BatchNormalization-15), per channel on axis 1: the affine map ``y = a * x + b`` 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,7 @@ OPERATOR = "BatchNormalization"
 PARAMETERS = ("scale", "B", "input_mean", "input_var")
 # The specification's default, as the float32 an attribute holds.
 DEFAULT_EPSILON = float(np.float32(1e-5))
+_LEAST = 2.0**-60  # of the variances that ``evened`` makes; float32 has room on both sides
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,7 @@ class Norm:
         mean, deviation: what it says of its input: ``input_mean`` and ``sqrt(input_var + eps)``.
         spread: the standard deviation of its input, ``sqrt(input_var)``.
         bias: ``B``.
+        epsilon: the attribute.
     """
 
     a: Float64
@@ -41,6 +44,7 @@ class Norm:
     deviation: Float64
     spread: Float64
     bias: Float64
+    epsilon: float
 
     @cached_property
     def cancellation(self) -> float:
@@ -49,6 +53,29 @@ class Norm:
         seen = offset > 0
         with np.errstate(divide="ignore"):
             return float((offset[seen] / peak[seen]).max(initial=0))
+
+    def evened(self, scale: Float64) -> tuple[Float64, Float64] | None:
+        """Move the sizes of a ``scale`` into the variance, which nobody rounds to int8.
+
+        Args:
+            scale: ``(C,)``, to be used in place of the norm's own.
+
+        Returns:
+            ``scale`` and ``input_var`` of the same function, the scales being of one size or zero;
+            None if they are so already, or if it takes numbers beyond all use.
+        """
+        used = scale != 0
+        size = np.abs(scale[used])
+        if not size.size or (size == size[0]).all():
+            return None
+        wanted = np.square(self.deviation[used] / size)
+        if not ((wanted >= _LEAST) & (wanted <= 1 / _LEAST)).all():
+            return None
+        # A power of two, so that no variance becomes negative.
+        factor = 2.0 ** max(0, math.ceil(np.log2(2 * np.sqrt(self.epsilon / wanted.min()))))
+        variance = np.square(self.deviation) - self.epsilon
+        variance[used] = factor**2 * wanted - self.epsilon
+        return factor * np.sign(scale), variance
 
 
 def read_norm(view: NodeView) -> Norm:
@@ -76,7 +103,8 @@ def read_norm(view: NodeView) -> Norm:
             "a parameter is infinite or NaN; retrain or repair the model",
         )
     spread = np.sqrt(np.maximum(variance, 0))
-    return Norm(a, b, mean, deviation, spread, bias)
+    epsilon = float(attribute(view.node, "epsilon", DEFAULT_EPSILON))
+    return Norm(a, b, mean, deviation, spread, bias, epsilon)
 
 
 def _require_inference(view: NodeView) -> None:

@@ -15,8 +15,10 @@ of a channel beside the largest, and the ``alpha`` that makes the expected noise
 
 over the group's tensors ``t``, its channels ``c`` and the output channels ``o`` of the layers that
 read it, where a tensor's step is its range over 255, that of an output channel its largest weight
-over 127, and every reader counts relative to the power of its own output. The ``scale`` of a
-BatchNormalization that stays is rounded too, with one step for all channels.
+over 127, and every reader counts relative to the power of its own output.
+
+A BatchNormalization that stays feels nothing either: onnxruntime rounds its ``scale`` to int8 with
+one step for all channels, so these are given one size, and ``input_var`` takes what they were.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from onnx import TensorProto
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Affine, Float64, along
@@ -42,6 +45,7 @@ _ALPHAS = np.linspace(0, 1, 21)
 _WORTHWHILE = 0.9  # of the noise before: what gains less is left alone
 _SMALLEST = 2.0**-6  # of the largest peak; smaller ones are raised as if they were of this size
 _LEVELS, _WEIGHT_LEVELS = 255, 127
+_WIDE = (TensorProto.FLOAT, TensorProto.DOUBLE)  # types that hold the variances this makes
 # Runtimes quantise what these write, not what they read.
 _RECTIFIERS = frozenset(("Clip", "Relu"))
 
@@ -81,24 +85,6 @@ class _Member:
 
 
 @dataclass(frozen=True, eq=False)
-class _Writer:
-    """A BatchNormalization that stays and writes a member: its scale is rounded like a weight.
-
-    Attributes:
-        scale, power: ``(C,)``: its scale, and the power of what that multiplies.
-    """
-
-    member: _Member
-    scale: Float64
-    power: Float64
-
-    def noise(self, s: Float64, gain: Float64) -> float:
-        """Return what rounding the scale adds."""
-        step = np.abs(self.scale * self.member.factors(s)).max() / _WEIGHT_LEVELS
-        return float(step**2 / 12 * (self.power * self.member.spent(s, gain)).sum())
-
-
-@dataclass(frozen=True, eq=False)
 class _Reader:
     """A layer, or a BatchNormalization that stays, that reads a member.
 
@@ -133,7 +119,7 @@ class _Group:
     """
 
     members: tuple[_Member, ...]
-    rounded: tuple[_Member | _Writer | _Reader, ...]
+    rounded: tuple[_Member | _Reader, ...]
     gain: Float64
 
     def noise(self, s: Float64) -> float:
@@ -185,6 +171,7 @@ def equalize(plan: GraphPlan, ranges: Ranges, limits: Limits, excluded: frozense
         commit(site, changes)
         for index in _absorbing(site, changes):
             plan.equalized.setdefault(index, []).append(root)
+    plan.evened = {i for i in range(len(site.graph.nodes)) if _is_to_be_evened(site, i)}
 
 
 def _present(site: Site, ranges: Ranges) -> Iterator[tuple[str, Range]]:
@@ -212,7 +199,7 @@ def _group(
     """Return what the factors of a group do; None if that is not known or nothing."""
     members: dict[str, _Member] = {}
     rounded: dict[str, _Member] = {}
-    constants: list[_Writer | _Reader] = []
+    readers: list[_Reader] = []
     gain = np.zeros(present[root].channels)
     for name, change in probe.items():
         if not isinstance(name, str):
@@ -226,14 +213,13 @@ def _group(
         members.setdefault(site.group(name), member)
         if any(view.op not in _RECTIFIERS for view in views):
             rounded.setdefault(site.group(name), member)
-        readers = [_reader(site, view.index, member) for view in views if _weighs(view)]
-        for reader in readers:
-            gain += member.onto(reader.gain, len(gain))
-        constants += [*readers, *_writer(site, name, member)]
+        readers += [_reader(site, view.index, member) for view in views if _weighs(view)]
+    for reader in readers:
+        gain += reader.member.onto(reader.gain, len(gain))
     if not rounded or not gain.any():
         return None
     gain = np.maximum(gain, gain.max() * 1e-6)  # noise that nobody reads counts a little
-    return _Group(tuple(members.values()), (*rounded.values(), *constants), gain)
+    return _Group(tuple(members.values()), (*rounded.values(), *readers), gain)
 
 
 def _weighs(view: NodeView) -> bool:
@@ -249,19 +235,10 @@ def _member(name: str, change: Affine, present: Mapping[str, Range]) -> _Member 
     return _Member(name, channels, span)
 
 
-def _writer(site: Site, name: str, member: _Member) -> Iterator[_Writer]:
-    index = site.graph.producer[name]
-    if index not in site.removed and site.view(index).op == batchnorm.OPERATOR:
-        scale, power = _scale_of_norm(site, index)
-        yield _Writer(member, scale, power)
-
-
 def _reader(site: Site, index: int, member: _Member) -> _Reader:
-    if site.view(index).op == batchnorm.OPERATOR:
-        scale, power = _scale_of_norm(site, index)
-        signal = float((scale**2 * power).sum()) or 1.0
-        slope = scale / site.norm(index).deviation
-        return _Reader(member, np.abs(scale)[np.newaxis], slope**2 / signal, power / signal)
+    if site.view(index).op == batchnorm.OPERATOR:  # its scale is evened: not rounded at all
+        gain = _gain_of_norm(site, index)
+        return _Reader(member, np.zeros((1, len(gain))), gain, gain)
     layer = site.layer(index)
     weight = site.constants.value(layer.weight.name).reshape(layer.grouped)
     weight = weight * layer.weight_factor(*site.layer_sides(index))
@@ -286,10 +263,30 @@ def _by_channels(layer: LinearLayer, weight: Float64) -> Float64:
     return whole.reshape(layer.channels_out, layer.channels_in)
 
 
-def _scale_of_norm(site: Site, index: int) -> tuple[Float64, Float64]:
-    """Return ``scale`` of a norm as it is by now, and the power of what it multiplies."""
-    norm, rank, count = site.norm(index), site.rank(index), len(site.norm(index).a)
-    before, after = (site.change(name, rank).vector(1, count) for name in site.sides(index))
-    p = np.ones(count) if before is None else before[0]
-    r = np.ones(count) if after is None else after[0]
-    return norm.a * norm.deviation * r / p, (p * norm.spread / norm.deviation) ** 2
+def _gain_of_norm(site: Site, index: int) -> Float64:
+    """Return what noise of one in a channel of its input is beside the power of its output."""
+    norm, (p, r) = site.norm(index), _rescaled(site, index)
+    power = float(np.square(norm.a * r * norm.spread).sum())
+    return np.asarray(np.square(norm.a * r / p) / (power or 1.0))
+
+
+def _rescaled(site: Site, index: int) -> tuple[Float64, Float64]:
+    """Return the factors that input and output of a norm have got, ``(C,)`` each."""
+    rank, count = site.rank(index), len(site.norm(index).a)
+    vectors = (site.change(name, rank).vector(1, count) for name in site.sides(index))
+    p, r = (np.ones(count) if vector is None else vector[0] for vector in vectors)
+    return p, r
+
+
+def _is_to_be_evened(site: Site, index: int) -> bool:
+    """Whether a node is a BatchNormalization that stays, with scales of several sizes."""
+    view = site.view(index)
+    if index in site.removed or view.op != batchnorm.OPERATOR:
+        return False
+    try:
+        norm, (p, r) = site.norm(index), _rescaled(site, index)
+    except Refused:
+        return False
+    infos = (view.constant(1), view.constant(4))
+    wide = all(info is not None and info.data_type in _WIDE for info in infos)
+    return wide and norm.evened(norm.a * norm.deviation * r / p) is not None

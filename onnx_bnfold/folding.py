@@ -211,7 +211,8 @@ class Folding:
     def removes(self) -> bool:
         """Whether anything changes by the present plan."""
         return bool(self.merged) or any(
-            plan.site.removed or plan.equalized or plan.standalone_forms() for plan in self.plans
+            any((plan.site.removed, plan.equalized, plan.evened, plan.standalone_forms()))
+            for plan in self.plans
         )
 
     @property

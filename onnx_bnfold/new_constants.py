@@ -83,7 +83,7 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
         elif op in LAYOUTS:
             found = _of_layer(site, index)
         elif op == batchnorm.OPERATOR:
-            found = _of_norm(site, index)
+            found = _of_norm(site, index, even=index in plan.evened)
         else:
             found = (_of_edge(site, *edge) for edge in edges if edge[0] == index)
         try:
@@ -171,23 +171,26 @@ def _bias_of_layer(
     return NewConstant(index, slot, "bias", dims, data_type, bias)
 
 
-def _of_norm(site: Site, index: int) -> Iterator[NewConstant]:
-    """Compensate at a BatchNormalization that stays: ``scale``, ``B`` and ``input_mean``."""
+def _of_norm(site: Site, index: int, *, even: bool) -> Iterator[NewConstant]:
+    """Compensate at a BatchNormalization that stays; ``even`` gives its scales one size."""
     norm, view, (into, out) = site.norm(index), site.view(index), _sides(site, index)
     count = len(norm.a)
     ones, zeros = np.ones(count), np.zeros(count)
     s_in, h_in = (ones, zeros) if into is None else _vectors(into, count)
     s_out, h_out = (ones, zeros) if out is None else _vectors(out, count)
-    scale = norm.a * norm.deviation
-    for slot, name, old, new in (
-        (1, "scale", scale, scale * s_out / s_in),
-        (2, "B", norm.bias, norm.bias * s_out + h_out),
-        (3, "input_mean", norm.mean, norm.mean * s_in + h_in),
+    scale, variance = norm.a * norm.deviation, np.square(norm.deviation) - norm.epsilon
+    new_scale = scale * s_out / s_in
+    new_scale, new_variance = (even and norm.evened(new_scale)) or (new_scale, variance)
+    for slot, old, new in (
+        (1, scale, new_scale),
+        (2, norm.bias, norm.bias * s_out + h_out),
+        (3, norm.mean, norm.mean * s_in + h_in),
+        (4, variance, new_variance),
     ):
         info = view.constant(slot)
         assert info is not None
         if not np.array_equal(old, new):
-            exact = () if slot == 1 else None
+            name, exact = batchnorm.PARAMETERS[slot - 1], () if slot in (1, 4) else None
             compute = partial(rounded, new, info.data_type, view, sums_over=exact)
             yield NewConstant(index, slot, name, (count,), info.data_type, compute)
 

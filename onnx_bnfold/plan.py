@@ -80,6 +80,7 @@ class GraphPlan:
         touched: for each node whose constants change, the removed nodes that caused it, in order.
         equalized: for each node whose constants change for it, the tensors whose channels are made
             alike (``equalize``).
+        evened: the BatchNormalizations that stay and get scales of one size.
     """
 
     site: Site
@@ -87,6 +88,7 @@ class GraphPlan:
     touched: dict[int, list[int]] = field(default_factory=dict)
     standalone: Standalone = "keep"
     equalized: dict[int, list[str]] = field(default_factory=dict)
+    evened: set[int] = field(default_factory=set)
 
     def standalone_forms(self) -> dict[int, Standalone]:
         """Return the BatchNormalizations that stay and are written as something else."""

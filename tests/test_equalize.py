@@ -132,6 +132,29 @@ def test_a_reader_that_feels_nothing_gets_even_channels(rng):
     np.testing.assert_allclose(factors, UNEVEN.max() / UNEVEN, rtol=0.02)
 
 
+def test_a_norm_that_stays_gets_scales_of_one_size(rng):
+    """Their sizes go into the variance; signs, zeros and the function stay."""
+    parts = join(node("Relu", ["x"], ["r"]), bn("r", "n", 4, rng), node("Tanh", ["n"], ["y"]))
+    parts.initializers[0].CopyFrom(tensor("n_scale", np.array([0.01, -30, 0, 2], np.float32)))
+    model = model_of(parts.nodes, X, ["y"], parts.initializers)
+    plain, _ = fold_checked(model, kept=1, options=PLAIN)
+    folded, _ = fold_checked(model, kept=1, options=EQUALIZE)
+    assert initializer(plain, "n_scale").tolist() == initializer(model, "n_scale").tolist()
+    scale, variance = initializer(folded, "n_scale"), initializer(folded, "n_var")
+    np.testing.assert_array_equal(scale, scale.max() * np.array([1, -1, 0, 1]))
+    assert (variance >= 0).all()
+    assert variance[2] == initializer(model, "n_var")[2]
+
+
+@pytest.mark.parametrize("gamma", [[1, 1, -1, 1], [0, 0, 0, 0], [1e-30, 1, 1, 1]])
+def test_scales_of_one_size_or_beyond_use_are_left_alone(gamma, rng):
+    parts = join(node("Relu", ["x"], ["r"]), bn("r", "n", 4, rng), node("Tanh", ["n"], ["y"]))
+    parts.initializers[0].CopyFrom(tensor("n_scale", np.array(gamma, np.float32)))
+    model = model_of(parts.nodes, X, ["y"], parts.initializers)
+    folded, _ = onnx_bnfold.fold(model, EQUALIZE)
+    assert folded.SerializeToString() == onnx_bnfold.fold(model, PLAIN)[0].SerializeToString()
+
+
 LEFT = {
     "sigmoid": lambda rng: join(front(rng), node("Sigmoid", ["n"], ["r"]), behind("r", rng)),
     "clip": lambda rng: join(

@@ -59,7 +59,9 @@ def layers_of(plans: Sequence[GraphPlan]) -> tuple[tuple[Layer, ...], Places]:
     places: dict[tuple[int, int], int] = {}
     for position, plan in enumerate(plans):
         new = {(each.node, each.slot): each for each in new_constants(position, plan)}
-        for index in sorted((plan.touched.keys() | plan.equalized.keys()) - plan.site.removed):
+        for index in sorted(
+            (plan.touched.keys() | plan.equalized.keys() | plan.evened) - plan.site.removed
+        ):
             slot = _factor_slot(plan.site, index)
             if slot is not None:
                 places[position, index] = len(layers)

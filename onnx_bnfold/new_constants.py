@@ -71,11 +71,8 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
     site = plan.site
     edges = sorted(key for key in site.total if isinstance(key, tuple))
     forms = plan.standalone_forms()
-    wanted = {
-        *plan.touched,
-        *plan.equalized,
-        *(index for index, _ in edges),
-    } - site.removed | forms.keys()
+    changed = {*plan.touched, *plan.equalized, *plan.evened, *(index for index, _ in edges)}
+    wanted = changed - site.removed | forms.keys()
     for index in sorted(wanted):
         op = site.view(index).op
         if index in forms:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_bnfold.affine import Float64
+from onnx_bnfold.affine import AGREEMENT, Float64
 from onnx_bnfold.graph import attribute
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.view import FLOATS, NodeView, overridable
@@ -66,7 +66,7 @@ class Norm:
         """
         used = scale != 0
         size = np.abs(scale[used])
-        if not size.size or (size == size[0]).all():
+        if not size.size or size.max() - size.min() <= AGREEMENT * size.max():
             return None
         wanted = np.square(self.deviation[used] / size)
         if not ((wanted >= _LEAST) & (wanted <= 1 / _LEAST)).all():

@@ -77,7 +77,7 @@ def plan(
     _require_file_for(options)
     folding = Folding(model, lambda tensor: read_tensor(tensor, base_dir), options)
     folding.planned()
-    return Report(folding.records(), equalized=folding.equalized)
+    return _report(folding)
 
 
 def fold(
@@ -191,7 +191,7 @@ def plan_file(
     with ModelFile.open(source) as file:
         folding = Folding(file.model, file.read, options, _measured(source, options))
         folding.planned()
-        report = Report(folding.records(), equalized=folding.equalized)
+        report = _report(folding)
         if inspect:
             copy = ModelProto()
             copy.CopyFrom(folding.model)
@@ -245,6 +245,8 @@ def _fill_small(model: ModelProto, pending: dict[str, Compute]) -> None:
             _fill(tensor, pending.pop(tensor.name))
 
 
-def _report(folding: Folding, folded: ModelProto) -> Report:
-    after = sum(len(body.node) for body in bodies_of(folded))
-    return Report(folding.records(), folding.nodes_before, after, folding.equalized)
+def _report(folding: Folding, folded: ModelProto | None = None) -> Report:
+    before = after = None
+    if folded is not None:
+        before, after = folding.nodes_before, sum(len(body.node) for body in bodies_of(folded))
+    return Report(folding.records(), before, after, folding.equalized, folding.rescaled)

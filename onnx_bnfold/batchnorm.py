@@ -20,6 +20,8 @@ from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.view import FLOATS, NodeView, overridable
 
 OPERATOR = "BatchNormalization"
+# In the ``doc_string`` of a node whose ``input_var`` holds what ``scale`` was: see ``Norm.evened``.
+EVENED = "onnx_bnfold: input_var holds the sizes of scale, not the variance of the input"
 PARAMETERS = ("scale", "B", "input_mean", "input_var")
 # The specification's default, as the float32 an attribute holds.
 DEFAULT_EPSILON = float(np.float32(1e-5))
@@ -71,10 +73,13 @@ class Norm:
         wanted = np.square(self.deviation[used] / size)
         if not ((wanted >= _LEAST) & (wanted <= 1 / _LEAST)).all():
             return None
+        least = 2 * math.sqrt(max(self.epsilon, 0) / wanted.min())
         # A power of two, so that no variance becomes negative.
-        factor = 2.0 ** max(0, math.ceil(np.log2(2 * np.sqrt(self.epsilon / wanted.min()))))
+        factor = 2.0 ** math.ceil(math.log2(least)) if least > 1 else 1.0
         variance = np.square(self.deviation) - self.epsilon
         variance[used] = factor**2 * wanted - self.epsilon
+        if not (variance <= 1 / _LEAST).all():
+            return None
         return factor * np.sign(scale), variance
 
 
@@ -85,6 +90,13 @@ def read_norm(view: NodeView) -> Norm:
         Refused: it is in training mode, not per channel, or its parameters are unusable.
     """
     _require_inference(view)
+    if str(view.node.doc_string).endswith(EVENED):
+        raise Refused(
+            Reason.EQUALIZED,
+            view.label,
+            "--equalize has put its scale into its variance, which says no more how its input is "
+            "spread; fold the original model",
+        )
     scale, bias, mean, variance = (_parameter(view, i) for i in range(4))
     if not scale.shape == bias.shape == mean.shape == variance.shape or scale.ndim != 1:
         raise Refused(

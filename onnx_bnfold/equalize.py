@@ -31,7 +31,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_bnfold import batchnorm
-from onnx_bnfold.affine import Affine, Float64, along
+from onnx_bnfold.affine import AGREEMENT, Affine, Float64, along
 from onnx_bnfold.flood import flood
 from onnx_bnfold.layers import LAYOUTS, LinearLayer
 from onnx_bnfold.limits import Limits
@@ -89,7 +89,8 @@ class _Reader:
     """A layer, or a BatchNormalization that stays, that reads a member.
 
     Attributes:
-        peaks: ``(O, C)``: largest magnitude of its weights, which have a step per row.
+        peaks: ``(groups, C_out / groups, C_in / groups)``: largest magnitude of its weights, which
+            have a step per output channel.
         gain: ``(C,)``: what noise of one in a channel is beside the power of its output.
         power: ``(C,)``: what a weight's noise of one is beside it.
     """
@@ -101,10 +102,11 @@ class _Reader:
 
     def noise(self, s: Float64, gain: Float64) -> float:
         """Return what rounding the weights adds."""
+        groups, _, each = self.peaks.shape
         f = self.member.factors(s)
-        steps = (self.peaks / f).max(axis=1) / _WEIGHT_LEVELS
-        used = self.peaks > 0  # a layer in groups reads some channels for each output
-        return float((steps**2 / 12 * (used * (self.power * f**2)).sum(axis=1)).sum())
+        steps = (self.peaks / f.reshape(groups, 1, each)).max(axis=2) / _WEIGHT_LEVELS
+        sums = (self.power * f**2).reshape(groups, each).sum(axis=1)
+        return float((np.square(steps).sum(axis=1) / 12 * sums).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,11 +157,11 @@ def equalize(plan: GraphPlan, ranges: Ranges, limits: Limits, excluded: frozense
     for root in sorted(present, key=lambda name: (-present[name].rank, -present[name].channels)):
         if root in seen:
             continue
-        rank, numbers = present[root].rank, np.arange(2.0, 2 + present[root].channels)
+        rank, labels = present[root].rank, _labels(present[root].channels)
         try:
-            probe = flood(site, None, {root: _laid(numbers, rank)})
+            probe = flood(site, None, {root: _laid(labels, rank)})
             seen.update(name for name in probe if isinstance(name, str))
-            group = _group(site, root, present, probe)
+            group = _group(site, labels, present, probe)
             factors = None if group is None or root in excluded else group.factors()
             if factors is None:
                 continue
@@ -186,6 +188,11 @@ def _laid(factors: Float64, rank: int) -> Affine:
     return Affine.of(along(factors, 1, rank), np.zeros((1,) * rank))
 
 
+def _labels(count: int) -> Float64:
+    """Return factors that tell channels apart, none of them a product or quotient of others."""
+    return np.sort(np.random.default_rng(0).uniform(1.25, 1.75, count))
+
+
 def _absorbing(site: Site, changes: Mapping[Key, Affine]) -> Iterator[int]:
     for key in changes:
         for index in site.neighbours(key):
@@ -194,22 +201,31 @@ def _absorbing(site: Site, changes: Mapping[Key, Affine]) -> Iterator[int]:
 
 
 def _group(
-    site: Site, root: str, present: Mapping[str, Range], probe: Mapping[Key, Affine]
+    site: Site, labels: Float64, present: Mapping[str, Range], probe: Mapping[Key, Affine]
 ) -> _Group | None:
-    """Return what the factors of a group do; None if that is not known or nothing."""
+    """Return what the factors of a group do; None if that is not known or nothing.
+
+    Args:
+        site: the graph.
+        labels: the factors that the group was flooded with, ascending.
+        present: the ranges of its tensors as they are by now.
+        probe: what the flood has found.
+    """
     members: dict[str, _Member] = {}
     rounded: dict[str, _Member] = {}
     readers: list[_Reader] = []
-    gain = np.zeros(present[root].channels)
+    gain = np.zeros(len(labels))
     for name, change in probe.items():
         if not isinstance(name, str):
             continue
         views = [site.view(i) for i, _ in site.graph.readers.get(name, ()) if i not in site.removed]
-        member = _member(name, change, present)
-        if member is None:
+        if name not in present:
             if any(view.op in LAYOUTS for view in views):
                 return None
             continue
+        member = _member(name, change, present[name], labels)
+        if member is None:
+            return None
         members.setdefault(site.group(name), member)
         if any(view.op not in _RECTIFIERS for view in views):
             rounded.setdefault(site.group(name), member)
@@ -226,41 +242,44 @@ def _weighs(view: NodeView) -> bool:
     return view.op in LAYOUTS or view.op == batchnorm.OPERATOR
 
 
-def _member(name: str, change: Affine, present: Mapping[str, Range]) -> _Member | None:
-    span = present.get(name)
-    vectors = None if span is None else change.vector(1, span.channels)
-    if span is None or vectors is None:
+def _member(name: str, change: Affine, span: Range, labels: Float64) -> _Member | None:
+    """Return a tensor of a group; None if its channels have other factors than the group's."""
+    vectors = change.vector(1, span.channels)
+    if vectors is None:
         return None
-    channels = np.rint(vectors[0]).astype(np.intp) - 2
+    found = vectors[0]
+    channels = np.minimum(np.searchsorted(labels, found * (1 - AGREEMENT)), len(labels) - 1)
+    channels = np.where(found == 1, -1, channels)
+    exact = np.where(found == 1, 1.0, labels[channels])
+    if (np.abs(found - exact) > AGREEMENT * exact).any():
+        return None
     return _Member(name, channels, span)
 
 
 def _reader(site: Site, index: int, member: _Member) -> _Reader:
     if site.view(index).op == batchnorm.OPERATOR:  # its scale is evened: not rounded at all
         gain = _gain_of_norm(site, index)
-        return _Reader(member, np.zeros((1, len(gain))), gain, gain)
+        return _Reader(member, np.zeros((1, 1, len(gain))), gain, gain)
     layer = site.layer(index)
     weight = site.constants.value(layer.weight.name).reshape(layer.grouped)
     weight = weight * layer.weight_factor(*site.layer_sides(index))
-    peaks = _by_channels(layer, np.abs(weight).max(axis=layer.axes("bk"), keepdims=True))
-    energy = _by_channels(layer, (weight**2).sum(axis=layer.axes("bk"), keepdims=True)).sum(axis=0)
-    power = member.range.power
+    inner = layer.axes("bk")
+    peaks = _by_channels(layer, np.abs(weight).max(axis=inner, keepdims=True))
+    energy = _by_channels(layer, np.square(weight).sum(axis=inner, keepdims=True))
+    energy, power = energy.sum(axis=1).reshape(-1), member.range.power
     signal = float((energy * power).sum()) or 1.0
     taps = math.prod(layer.grouped[axis] for axis in layer.axes("k"))
     return _Reader(member, peaks, energy / signal, taps * power / signal)
 
 
 def _by_channels(layer: LinearLayer, weight: Float64) -> Float64:
-    """Return a number per weight, kernels reduced to one position, as ``(C_out, C_in)``."""
-    ordered = weight.transpose([layer.layout.index(a) for a in "goi" if a in layer.layout] + [
-        axis for axis, a in enumerate(layer.layout) if a not in "goi"
-    ])  # fmt: skip
-    sizes = [n for n, a in zip(layer.grouped, layer.layout, strict=True) if a == "g"] or [1]
-    groups = sizes[0]
-    blocks = ordered.reshape(groups, layer.channels_out // groups, layer.channels_in // groups)
-    whole = np.zeros((groups, blocks.shape[1], groups, blocks.shape[2]))
-    whole[np.arange(groups), :, np.arange(groups)] = blocks
-    return whole.reshape(layer.channels_out, layer.channels_in)
+    """Lay a number per pair of channels out as ``(groups, C_out / groups, C_in / groups)``."""
+    order = [layer.layout.index(letter) for letter in "goi" if letter in layer.layout]
+    order += layer.axes("bk")
+    groups = math.prod(layer.grouped[axis] for axis in layer.axes("g"))
+    return weight.transpose(order).reshape(
+        groups, layer.channels_out // groups, layer.channels_in // groups
+    )
 
 
 def _gain_of_norm(site: Site, index: int) -> Float64:

@@ -19,7 +19,7 @@ from onnx_bnfold.limits import Limits, Profile
 from onnx_bnfold.new_constants import Compute, Unrepresentable, new_constants
 from onnx_bnfold.plan import GraphPlan, Standalone, plan_graph
 from onnx_bnfold.reasons import Refusal
-from onnx_bnfold.report import Record, records_of
+from onnx_bnfold.report import Record, Rescaled, records_of, rescaled_of
 from onnx_bnfold.rewrite import rewrite
 from onnx_bnfold.shapes import Inference, Shapes
 from onnx_bnfold.site import Site
@@ -153,9 +153,12 @@ class Folding:
         from onnx_bnfold.equalize import equalize
         from onnx_bnfold.ranges import from_statistics
 
-        ranges = self._ranges if position == 0 else {}
+        if self._ranges is None:
+            ranges: Ranges = from_statistics(plan.site)
+        else:
+            ranges = self._ranges if position == 0 else {}
         excluded = frozenset(root for p, root in self._unequal if p == position)
-        equalize(plan, from_statistics(plan.site) if ranges is None else ranges, limits, excluded)
+        equalize(plan, ranges, limits, excluded)
 
     def exclude(self, failures: Mapping[tuple[int, int], Refusal]) -> None:
         """Keep, from the next plan on, the nodes that caused constants which do not fit.
@@ -220,6 +223,11 @@ class Folding:
         """The tensors whose channels are made alike by the present plan."""
         roots = (r for plan in self.plans for found in plan.equalized.values() for r in found)
         return tuple(dict.fromkeys(roots))
+
+    @property
+    def rescaled(self) -> tuple[Rescaled, ...]:
+        """The tensors that stay and are re-parametrised by the present plan."""
+        return rescaled_of(self.plans)
 
     def changes(self) -> dict[str, tuple[Float64, Float64]]:
         """Return scale and shift of every tensor of the main graph that changes, by name."""

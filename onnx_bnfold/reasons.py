@@ -36,6 +36,7 @@ class Reason(str, Enum):
     SEARCH_LIMIT = "search_limit"
     EXCLUDED = "excluded"
     FUNCTION_ATTRIBUTE = "function_attribute"
+    EQUALIZED = "equalized"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from onnx_bnfold import batchnorm
+from onnx_bnfold.affine import VANISHED
 from onnx_bnfold.errors import printable
 from onnx_bnfold.plan import Decision, GraphPlan
 from onnx_bnfold.reasons import Refusal
@@ -70,6 +73,48 @@ def _told(refusal: Refusal) -> str:
 
 
 @dataclass(frozen=True)
+class Rescaled:
+    """A tensor that stays and holds what no tensor of the original held.
+
+    Attributes:
+        name: of the tensor, with the path of its graph.
+        smallest, largest: of the factors of its channels, by magnitude; those of channels that
+            were constant are left out.
+        shift: largest magnitude of what is added to a channel.
+    """
+
+    name: str
+    smallest: float
+    largest: float
+    shift: float
+
+
+def rescaled_of(plans: Sequence[GraphPlan]) -> tuple[Rescaled, ...]:
+    """Collect the tensors that stay and are re-parametrised, those of the widest factors first."""
+    found = [_rescaled(plan, name) for plan in plans for name in _changed(plan)]
+    return tuple(sorted(found, key=lambda each: (-each.largest / each.smallest, each.name)))
+
+
+def _changed(plan: GraphPlan) -> list[str]:
+    """Return the names that stand for tensors none of whose merged ones is as it was."""
+    total, site = plan.site.total, plan.site
+    roots = dict.fromkeys(site.group(key) for key in total if isinstance(key, str))
+    return [root for root in roots if all(member in total for member in site.members(root))]
+
+
+def _rescaled(plan: GraphPlan, name: str) -> Rescaled:
+    change = plan.site.total[name]
+    size = np.abs(change.scale)
+    size = size[(size > 0) & (size < VANISHED)]
+    return Rescaled(
+        plan.site.graph.place(repr(name)),
+        float(size.min()) if size.size else 1.0,
+        float(size.max()) if size.size else 1.0,
+        float(np.abs(change.shift).max()),
+    )
+
+
+@dataclass(frozen=True)
 class Report:
     """The outcome of a plan or a fold.
 
@@ -77,12 +122,15 @@ class Report:
         records: one per BatchNormalization of the model and per removed affine node, in order.
         nodes_before, nodes_after: node counts over all graphs; None for a plan.
         equalized: tensors whose channels were made alike, each with those that share its factors.
+        rescaled: tensors that stay and hold what no tensor of the original held, those of the
+            widest factors first.
     """
 
     records: tuple[Record, ...]
     nodes_before: int | None = None
     nodes_after: int | None = None
     equalized: tuple[str, ...] = ()
+    rescaled: tuple[Rescaled, ...] = ()
 
     @property
     def norms(self) -> tuple[Record, ...]:
@@ -108,12 +156,22 @@ class Report:
         affine = sum(not r.is_norm for r in self.records)
         parts = [f"{len(self.folded)} of {len(self.norms)} BatchNormalization folded"]
         if affine:
-            parts.append(f"{affine} affine node{'s' if affine > 1 else ''} folded")
+            parts.append(f"{_counted(affine, 'affine node')} folded")
         if self.equalized:
-            parts.append(f"channels equalized from {len(self.equalized)} tensors on")
+            parts.append(f"channels equalized from {_counted(len(self.equalized), 'tensor')} on")
+        if self.rescaled:
+            widest, number = self.rescaled[0], _counted(len(self.rescaled), "tensor")
+            parts.append(
+                f"{number} rescaled (widest: {printable(widest.name)}, its channels by "
+                f"{widest.smallest:.3g} to {widest.largest:.3g})"
+            )
         if self.nodes_before is not None:
             parts.append(f"{self.nodes_before} -> {self.nodes_after} nodes")
         return ", ".join(parts)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number > 1 else ''}"
 
 
 def records_of(plans: Sequence[GraphPlan]) -> tuple[Record, ...]:

@@ -17,6 +17,7 @@ from onnx import (
     numpy_helper,
 )
 
+from onnx_bnfold import batchnorm
 from onnx_bnfold.constants import EVALUATED
 from onnx_bnfold.graph import Body, bodies_of, subgraphs
 from onnx_bnfold.new_constants import Compute, NewConstant, new_constants
@@ -110,8 +111,12 @@ class _Editor:
         for index in self.site.removed:
             constant = self.site.constants.get
             self.loose.update(n for n in self.nodes[index].input if n and constant(n))
-        for index, form in self.plan.standalone_forms().items():
+        forms = self.plan.standalone_forms()
+        for index, form in forms.items():
             self._restate(index, form)
+        for index in self.plan.evened - forms.keys():
+            node = self.nodes[index]
+            node.doc_string = f"{node.doc_string} {batchnorm.EVENED}".lstrip()
         if not self.site.removed and not self.after:
             return self.loose
         self._rename(self._final_names())

@@ -68,3 +68,34 @@ def test_an_interrupt_waits_for_the_threads_that_write(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         crew.run([job] * 50)
     assert done == [1]
+
+
+def test_an_interrupt_goes_before_an_earlier_error(monkeypatch):
+    monkeypatch.setattr(crew, "_processors", lambda: 2)
+    main, begun = threading.main_thread(), threading.Barrier(2)
+
+    def job():
+        begun.wait(10)
+        if threading.current_thread() is main:
+            raise KeyboardInterrupt
+        raise ValueError
+
+    for _ in range(20):
+        with pytest.raises(KeyboardInterrupt):
+            crew.run([job] * 2)
+
+
+def test_fewer_threads_do_where_the_system_has_no_more(monkeypatch):
+    start, begun = threading.Thread.start, []
+
+    def refuse(thread):
+        if begun:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(crew.Thread, "start", refuse)
+    done = []
+    crew.run([lambda i=i: done.append(i) for i in range(50)], 4)
+    assert sorted(done) == list(range(50))
+    assert not begun[0].is_alive()

@@ -108,12 +108,9 @@ def first_tensor(model):
 def test_channels_become_alike(build, rng):
     parts = build(rng)
     model = with_own_statistics(model_of(parts.nodes, X, outputs(build), parts.initializers))
-    if build is EVENED["norm-that-stays"]:  # it lets a second fold know what the first knew not
-        (plain, _), (folded, report) = (onnx_bnfold.fold(model, way) for way in (PLAIN, EQUALIZE))
-        assert_same_function(model, folded)
-    else:
-        plain, _ = fold_checked(model, options=PLAIN)
-        folded, report = fold_checked(model, options=EQUALIZE)
+    kept = sum(n.op_type == "Tanh" for n in parts.nodes)
+    plain, _ = fold_checked(model, kept=kept, options=PLAIN)
+    folded, report = fold_checked(model, kept=kept, options=EQUALIZE)
     assert report.equalized
     assert "equalized" in report.summary()
     feeds = feeds_for(model, N=4)
@@ -260,6 +257,56 @@ def test_what_does_not_fit_its_type_is_not_equalized(rng):
     assert np.isfinite(initializer(folded, folded.graph.node[0].input[1])).all()
 
 
+def test_a_square_has_other_factors_than_what_is_squared(rng):
+    parts = join(
+        front(rng), node("Relu", ["n"], ["r"]), node("Mul", ["r", "r"], ["q"]),
+        bn("q", "k", 4, rng), node("Relu", ["k"], ["t"]), behind("t", rng),
+    )  # fmt: skip
+    model = model_of(parts.nodes, X, ["y"], parts.initializers)
+    folded, report = onnx_bnfold.fold(model, EQUALIZE)
+    assert_same_function(model, folded)
+    assert set(report.equalized) <= {"k"}
+
+
+@pytest.mark.parametrize(
+    ("gamma", "epsilon", "evened"),
+    [([0.1, 1, 1, 1], 0.0, True), ([3e-8, 1, 1, 2e10], 1000.0, False)],
+    ids=["no-epsilon", "too-wide"],
+)
+def test_extreme_norms(gamma, epsilon, evened, rng):
+    parts = bn("x", "y", 4, rng, epsilon=epsilon)
+    parts.initializers[0].CopyFrom(tensor("y_scale", np.array(gamma, np.float32)))
+    model = model_of(parts.nodes, X, ["y"], parts.initializers)
+    folded, _ = fold_checked(model, kept=1, options=EQUALIZE)
+    assert (len(set(initializer(folded, "y_scale").tolist())) == 1) is evened
+
+
+@pytest.mark.parametrize("again", [PLAIN, EQUALIZE, Options()], ids=["int8", "equalize", "float"])
+def test_an_evened_norm_is_left_alone_later(again, rng):
+    """What its variance was is not known any more."""
+    parts = EVENED["norm-that-stays"](rng)
+    model = model_of(parts.nodes, X, ["y"], parts.initializers)
+    folded, _ = onnx_bnfold.fold(model, EQUALIZE)
+    later, report = onnx_bnfold.fold(folded, again)
+    assert later.SerializeToString() == folded.SerializeToString()
+    assert [r.refusal.reason.value for r in report.kept] == ["equalized"]
+
+
+def test_a_branch_is_equalized_by_statistics(rng):
+    parts = EVENED["relu"](rng)
+    inner = model_of(parts.nodes, X, ["y"], parts.initializers).graph
+    branch = helper.make_graph(inner.node, "branch", [], inner.output, inner.initializer)
+    chosen = helper.make_node("If", ["which"], ["z"], then_branch=branch, else_branch=branch)
+    ends = [*inner.input, helper.make_tensor_value_info("which", TensorProto.BOOL, [])]
+    out = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
+    imports = [helper.make_opsetid("", 17)]
+    graph = helper.make_graph([chosen], "g", ends, [out])
+    model = helper.make_model(graph, opset_imports=imports, ir_version=8)
+    folded, report = onnx_bnfold.fold(model, EQUALIZE)
+    assert report.equalized
+    assert_same_function(model, folded)
+
+
 @pytest.fixture
 def saved(rng, tmp_path):
     parts = EVENED["relu"](rng)
@@ -282,9 +329,15 @@ def test_measured_ranges(saved):
 
 def test_ranges_that_cannot_be_used(saved, tmp_path):
     model, folder = saved
-    options = Options(equalize=True, ranges=str(tmp_path / "none.npz"))
-    with pytest.raises(UsageError, match="cannot read inputs"):
-        onnx_bnfold.fold_file(folder / "m.onnx", folder / "o.onnx", options)
+    cases = {"none": None, "no examples": (0, 4, 6, 6), "not finite": np.full((1, 4, 6, 6), np.nan)}
+    for sentence, content in cases.items():
+        options = Options(equalize=True, ranges=str(tmp_path / f"{sentence}.npz"))
+        if content is not None:
+            values = np.zeros(content) if isinstance(content, tuple) else content
+            np.savez(options.ranges, x=values.astype(np.float32))
+        with pytest.raises(UsageError, match="cannot read inputs" if content is None else sentence):
+            onnx_bnfold.fold_file(folder / "m.onnx", folder / "o.onnx", options)
+    options = Options(equalize=True, ranges="x.npz")
     with pytest.raises(UsageError, match="models in files"):
         onnx_bnfold.fold(model, options)
     with pytest.raises(UsageError, match="ask for it"):

@@ -348,16 +348,17 @@ def test_writing_in_many_calls(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("positioned", [True, False])
-def test_computed_values_are_written_by_threads(tmp_path, monkeypatch, positioned):
+@pytest.mark.parametrize("inline", [True, False])
+def test_computed_values_are_written_by_threads(tmp_path, monkeypatch, positioned, inline):
     if not positioned:  # Windows
         monkeypatch.delattr(os, "pwrite")
         monkeypatch.delattr(os, "pread")
     monkeypatch.setattr("onnx_bnfold.storage.model_file._MAX_OPEN", 1)
     weights = [floats(f"w{i}", 500 + i, seed=i) for i in range(40)]
-    external = [
-        make_external(t, tmp_path, f"f{i % 3}", at=4096 * i) for i, t in enumerate(weights[::2])
-    ]
-    source = save(make_model(*external, *weights[1::2]), tmp_path / "m.onnx")
+    if not inline:
+        for i, t in enumerate(weights[::2]):
+            make_external(t, tmp_path, f"f{i % 3}", at=4096 * i)
+    source = save(make_model(*weights), tmp_path / "m.onnx")
     expected = {name: 2 * value for name, value in values_of(source).items()}
     with ModelFile.open(source) as file:
         pending = {t.name: lambda t=t: 2 * file.read(t) for t in file.model.graph.initializer}

@@ -10,6 +10,7 @@ import numpy as np
 from onnx_bnfold.check.inputs import read_feed
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.sessions import Array, Feed, Session
+from onnx_bnfold.errors import UsageError
 from onnx_bnfold.progress import progress
 from onnx_bnfold.ranges import Range
 
@@ -32,18 +33,23 @@ def measured(path: Path, inputs: Path) -> dict[str, Range]:
     known = {output.name for output in model.skeleton.graph.output}
     session = Session(model, extra_outputs=[name for name in names if name not in known])
     feed = read_feed(inputs, session.inputs)
-    found: dict[str, Range] = {}
+    _require_examples(feed, inputs)
+    found: dict[str, tuple[Range, int]] = {}
     parts = list(_parts(feed, [spec.shape for spec in session.inputs]))
     for part in progress(parts, total=len(parts), label="measuring ranges"):
         for name, array in session.run(part).items():
             if array.dtype.kind == "f" and array.ndim >= 2 and array.size:
-                new = _range(array)
-                old = found.get(name)
-                if old is None:
-                    found[name] = new
-                elif old.channels == new.channels and old.rank == new.rank:
-                    found[name] = _joined(old, new)
-    return found
+                new = _range(array), array.shape[0]
+                found[name] = _joined(found[name], new) if name in found else new
+    return {name: span for name, (span, _) in found.items()}
+
+
+def _require_examples(feed: Feed, path: Path) -> None:
+    for name, array in feed.items():
+        if not array.size:
+            raise UsageError(f"{path}: {name!r} holds no examples; give some to measure ranges on")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UsageError(f"{path}: {name!r} holds values that are not finite; give others")
 
 
 def _parts(feed: Feed, shapes: Sequence[tuple[int | str | None, ...]]) -> Iterator[Feed]:
@@ -64,6 +70,10 @@ def _range(array: Array) -> Range:
     return Range(values.min(axis=axes), values.max(axis=axes), power, array.ndim)
 
 
-def _joined(a: Range, b: Range) -> Range:
+def _joined(first: tuple[Range, int], second: tuple[Range, int]) -> tuple[Range, int]:
+    """Join ranges of two numbers of examples; the first, where their shapes differ."""
+    (a, m), (b, n) = first, second
+    if (a.rank, a.channels) != (b.rank, b.channels):
+        return first
     low, high = np.minimum(a.low, b.low), np.maximum(a.high, b.high)
-    return Range(low, high, (a.power + b.power) / 2, a.rank)
+    return Range(low, high, (m * a.power + n * b.power) / (m + n), a.rank), m + n

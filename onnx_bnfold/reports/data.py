@@ -20,6 +20,7 @@ from onnx_bnfold import batchnorm
 from onnx_bnfold.api import Outcome
 from onnx_bnfold.check.results import CheckResult
 from onnx_bnfold.metadata import sha256_of
+from onnx_bnfold.report import Rescaled
 from onnx_bnfold.reports.cost import Sizes, input_shapes
 from onnx_bnfold.reports.figures import Figures, figures_of
 from onnx_bnfold.reports.layers import Layer, layers_of
@@ -71,6 +72,7 @@ class FoldReport:
     batch_normalizations: tuple[NodeRecord, ...]
     affine_nodes: tuple[NodeRecord, ...]
     layers: tuple[Layer, ...]
+    rescaled_tensors: tuple[Rescaled, ...]
     check: CheckResult | None
     schema_version: int = SCHEMA_VERSION
 
@@ -110,6 +112,7 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
         batch_normalizations=tuple(norms),
         affine_nodes=tuple(r for r in records if r.op != batchnorm.OPERATOR),
         layers=layers,
+        rescaled_tensors=folding.rescaled,
         check=check,
     )
 

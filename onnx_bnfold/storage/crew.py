@@ -22,21 +22,32 @@ def run(jobs: Sequence[Job], threads: int | None = None) -> None:
         threads: how many; by default one per processor, up to four.
 
     Raises:
-        BaseException: what the first job, in their order, that failed has raised.
+        BaseException: what the first job, in their order, that failed has raised; an interrupt goes
+            before errors.
     """
     crew = _Crew(jobs)
     threads = threads or min(_LARGEST, _processors())
-    helpers = [Thread(target=crew.work, daemon=True) for _ in range(min(threads, len(jobs)) - 1)]
-    for helper in helpers:
-        helper.start()
+    helpers: list[Thread] = []
     try:
+        for _ in range(min(threads, len(jobs)) - 1):
+            helper = Thread(target=crew.work, daemon=True)
+            try:
+                helper.start()
+            except RuntimeError:  # the system has no more threads for us: fewer will do
+                break
+            helpers.append(helper)
         crew.work()
     finally:  # an interrupt, too, leaves no thread behind that still writes
         crew.stop()
         for helper in helpers:
             helper.join()
     if crew.failures:
-        raise crew.failures[min(crew.failures)]
+        raise min(crew.failures.items(), key=_rank)[1]
+
+
+def _rank(failure: tuple[int, BaseException]) -> tuple[bool, int]:
+    """Interrupts first: who asks for an end is not answered with another error."""
+    return isinstance(failure[1], Exception), failure[0]
 
 
 class _Crew:

@@ -168,7 +168,7 @@ class OutputFile:
     def fill(self, place: int, content: bytes | memoryview) -> None:
         """Writes what room was left for; several threads may do so at a time.
 
-        Nothing can be appended afterwards.
+        All that was appended has been flushed; nothing can be appended afterwards.
         """
         view = memoryview(content)
         with self._writing():

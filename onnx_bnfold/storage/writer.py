@@ -145,6 +145,8 @@ def write_model(
                 jobs += _emit(values, data, open_input)
         for piece in pieces:
             jobs += _emit(piece, file, open_input)
+        for out in filter(None, (data, file)):
+            out.flush()
         run(jobs, threads)
         path = _data_path(file, target, source) if data else target
         if data:

@@ -15,6 +15,7 @@ import onnx_bnfold
 from onnx_bnfold import Options
 from onnx_bnfold.check import CheckOptions, CheckResult
 from onnx_bnfold.check import results as check_results
+from onnx_bnfold.report import Rescaled
 from onnx_bnfold.reports import data, figures, layers, nodes
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -51,6 +52,7 @@ DATACLASSES = {
     "attempt": nodes.Attempt,
     "node_record": nodes.NodeRecord,
     "layer": layers.Layer,
+    "rescaled": Rescaled,
     "check": CheckResult,
     "numerics": check_results.Numerics,
     "difference": check_results.Difference,

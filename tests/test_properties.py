@@ -53,6 +53,17 @@ def test_second_fold_changes_nothing(choose):
     assert again.SerializeToString() == folded.SerializeToString(), report.lines()
 
 
+@pytest.mark.parametrize("again", [Options(), Options(equalize=True)], ids=["plain", "equalize"])
+@given(choices)
+@settings(quick, max_examples=100)
+def test_second_fold_of_an_equalized_model_changes_nothing(again, choose):
+    model = random_model(choose)
+    note(sketch(model))
+    folded, _ = onnx_bnfold.fold(model, Options(equalize=True))
+    later, report = onnx_bnfold.fold(folded, again)
+    assert later.SerializeToString() == folded.SerializeToString(), report.lines()
+
+
 @given(choices)
 @settings(quick, max_examples=60)
 def test_fold_does_what_the_plan_says(choose):

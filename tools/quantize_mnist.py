@@ -4,7 +4,7 @@
     python -m tools.quantize_mnist
 
 quantises the network that the first command trained, and its folded form, by onnxruntime's
-`quantize_static` (QDQ format, int8 weights and activations, 256 training images to calibrate).
+`quantize_static` (QDQ format, int8 weights, uint8 activations, 256 training images to calibrate).
 """
 
 import argparse

@@ -142,9 +142,11 @@ class Affine:
         """Return scale and shift as ``(size,)`` vectors along ``axis``.
 
         Returns:
-            None where the change varies along another axis, or ``axis`` has another size.
+            None where the change varies along another axis, or ``axis`` has another size or is none.
         """
         shape = self.shape
+        if axis >= len(shape):
+            return None
         if any(n > 1 for i, n in enumerate(shape) if i != axis) or shape[axis] not in (1, size):
             return None
         return _stretched(self.scale, size), _stretched(self.shift, size)

@@ -65,6 +65,11 @@ def product(
         values: of any float type and shape; the result has its shape.
         factor: broadcasts against ``values``.
     """
+    if data_type not in _FORMATS:
+        name = TensorProto.DataType.Name(data_type).lower()
+        raise Refused(
+            Reason.UNSUPPORTED_TYPE, view.label, f"one of its constants is of the type {name}"
+        )
     result = as_type(values, data_type, factor)
     _, smallest, unit = _FORMATS[data_type]
     peaks = _peaks(result, sums_over or ())

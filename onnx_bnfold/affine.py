@@ -142,7 +142,7 @@ class Affine:
         """Return scale and shift as ``(size,)`` vectors along ``axis``.
 
         Returns:
-            None where the change varies along another axis, or ``axis`` has another size or is none.
+            None where the change varies along another axis, or ``axis`` is none or of another size.
         """
         shape = self.shape
         if axis >= len(shape):

@@ -59,7 +59,6 @@ class _Member:
         range: as it is by now.
     """
 
-    name: str
     channels: np.ndarray[tuple[int], np.dtype[np.intp]]
     range: Range
 
@@ -223,7 +222,7 @@ def _group(
             if any(view.op in LAYOUTS for view in views):
                 return None
             continue
-        member = _member(name, change, present[name], labels)
+        member = _member(change, present[name], labels)
         if member is None:
             return None
         members.setdefault(site.group(name), member)
@@ -242,7 +241,7 @@ def _weighs(view: NodeView) -> bool:
     return view.op in LAYOUTS or view.op == batchnorm.OPERATOR
 
 
-def _member(name: str, change: Affine, span: Range, labels: Float64) -> _Member | None:
+def _member(change: Affine, span: Range, labels: Float64) -> _Member | None:
     """Return a tensor of a group; None if its channels have other factors than the group's."""
     vectors = change.vector(1, span.channels)
     if vectors is None:
@@ -253,7 +252,7 @@ def _member(name: str, change: Affine, span: Range, labels: Float64) -> _Member 
     exact = np.where(found == 1, 1.0, labels[channels])
     if (np.abs(found - exact) > AGREEMENT * exact).any():
         return None
-    return _Member(name, channels, span)
+    return _Member(channels, span)
 
 
 def _reader(site: Site, index: int, member: _Member) -> _Reader:

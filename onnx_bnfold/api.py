@@ -148,7 +148,8 @@ def fold_file(
 
     Raises:
         ModelError: the model is unusable.
-        UsageError: the target is the source, or cannot be written.
+        UsageError: the target is the source, or cannot be written; or ``options.ranges`` cannot be
+            read or does not fit.
     """
     with ModelFile.open(source) as file:
         recorder = Recorder(source) if options.metadata else None
@@ -161,7 +162,7 @@ def fold_file(
                 pending = folding.apply(copy)
                 _fill_small(copy, pending)
                 report = _report(folding, copy)
-                late = recorder.late(copy, report) if recorder and folding.removes else {}
+                late = recorder.late(copy, report) if recorder and folding.alters else {}
                 look = inspect and _looking(
                     inspect, Path(source), report, file.model, folding, copy
                 )
@@ -187,6 +188,7 @@ def plan_file(
 
     Raises:
         ModelError: the model is unusable.
+        UsageError: ``options.ranges`` cannot be read or does not fit.
     """
     with ModelFile.open(source) as file:
         folding = Folding(file.model, file.read, options, _measured(source, options))

@@ -104,7 +104,8 @@ def read_norm(view: NodeView) -> Norm:
             view.label,
             "its four parameters are not vectors of one length; repair the model",
         )
-    deviation = np.sqrt(_positive_variance(view, variance))
+    epsilon = float(attribute(view.node, "epsilon", DEFAULT_EPSILON))
+    deviation = np.sqrt(_positive_variance(view, variance + epsilon))
     with np.errstate(over="ignore", invalid="ignore"):
         a = scale / deviation
         b = bias - mean * a
@@ -115,7 +116,6 @@ def read_norm(view: NodeView) -> Norm:
             "a parameter is infinite or NaN; retrain or repair the model",
         )
     spread = np.sqrt(np.maximum(variance, 0))
-    epsilon = float(attribute(view.node, "epsilon", DEFAULT_EPSILON))
     return Norm(a, b, mean, deviation, spread, bias, epsilon)
 
 
@@ -168,9 +168,8 @@ def _parameter(view: NodeView, index: int) -> Float64:
     return values.astype(np.float64)
 
 
-def _positive_variance(view: NodeView, variance: Float64) -> Float64:
-    epsilon = float(attribute(view.node, "epsilon", DEFAULT_EPSILON))
-    total = variance + epsilon
+def _positive_variance(view: NodeView, total: Float64) -> Float64:
+    """Return ``input_var + epsilon``, which must be a positive number."""
     if not np.isfinite(total).all():
         raise Refused(
             Reason.NOT_FINITE, view.label, "its variance is infinite or NaN; repair the model"

@@ -47,7 +47,7 @@ _SMALLEST = 2.0**-6  # of the largest peak; smaller ones are raised as if they w
 _LEVELS, _WEIGHT_LEVELS = 255, 127
 _WIDE = (TensorProto.FLOAT, TensorProto.DOUBLE)  # types that hold the variances this makes
 # Runtimes quantise what these write, not what they read.
-_RECTIFIERS = frozenset(("Clip", "Relu"))
+_FUSED = frozenset(("Clip", "Relu"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +226,7 @@ def _group(
         if member is None:
             return None
         members.setdefault(site.group(name), member)
-        if any(view.op not in _RECTIFIERS for view in views):
+        if any(view.op not in _FUSED for view in views):
             rounded.setdefault(site.group(name), member)
         readers += [_reader(site, view.index, member) for view in views if _weighs(view)]
     for reader in readers:

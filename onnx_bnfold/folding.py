@@ -211,7 +211,7 @@ class Folding:
         return pending
 
     @property
-    def removes(self) -> bool:
+    def alters(self) -> bool:
         """Whether anything changes by the present plan."""
         return bool(self.merged) or any(
             any((plan.site.removed, plan.equalized, plan.evened, plan.standalone_forms()))

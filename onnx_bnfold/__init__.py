@@ -3,12 +3,19 @@
 >>> folded, report = onnx_bnfold.fold(onnx.load("model.onnx"))
 """
 
-from onnx_bnfold.api import fold, fold_file, plan, plan_file
-from onnx_bnfold.errors import BnFoldError, CheckFailed, ModelError, UsageError
-from onnx_bnfold.folding import Options
-from onnx_bnfold.reasons import Reason, Refusal
-from onnx_bnfold.report import Record, Report
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from onnx_bnfold.version import __version__
+
+if TYPE_CHECKING:
+    from onnx_bnfold.api import fold, fold_file, plan, plan_file
+    from onnx_bnfold.errors import BnFoldError, CheckFailed, ModelError, UsageError
+    from onnx_bnfold.folding import Options
+    from onnx_bnfold.reasons import Reason, Refusal
+    from onnx_bnfold.report import Record, Report
 
 __all__ = [
     "BnFoldError",
@@ -26,3 +33,24 @@ __all__ = [
     "plan",
     "plan_file",
 ]
+
+# Imported when asked for: the command line has something to do before it loads onnx and numpy.
+_MODULES = {
+    "api": ("fold", "fold_file", "plan", "plan_file"),
+    "errors": ("BnFoldError", "CheckFailed", "ModelError", "UsageError"),
+    "folding": ("Options",),
+    "reasons": ("Reason", "Refusal"),
+    "report": ("Record", "Report"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

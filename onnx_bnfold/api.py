@@ -153,7 +153,7 @@ def fold_file(
     """
     with ModelFile.open(source) as file:
         recorder = Recorder(source) if options.metadata else None
-        folding = Folding(file.model, file.read, options, _measured(source, options))
+        folding = Folding(file.model, file.read, options, _measured(source, options), file.stored)
         while True:
             folding.plan()
             copy = ModelProto()
@@ -166,7 +166,8 @@ def fold_file(
                 look = inspect and _looking(
                     inspect, Path(source), report, file.model, folding, copy
                 )
-                file.write(copy, pending, target, late=late, inspect=look, threads=threads)
+                blocks = {name: compute.blocks for name, compute in pending.items()}
+                file.write(copy, blocks, target, late=late, inspect=look, threads=threads)
             except Unrepresentable:
                 _learn(folding)
             else:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from onnx_bnfold.errors import BnFoldError, CheckFailed
+from onnx_bnfold.metadata import begin_hashing
 from onnx_bnfold.version import __version__
 
 EPILOG = """\
@@ -139,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fold(words: Sequence[str]) -> int:
     args = _arguments(words)
+    _begin(args)
     from onnx_bnfold.folding import Options
     from onnx_bnfold.job import run
     from onnx_bnfold.memory import keep_freed_memory
@@ -160,6 +162,15 @@ def _fold(words: Sequence[str]) -> int:
         return run_store(args, options)
     run(args, options)
     return 0
+
+
+def _begin(args: argparse.Namespace) -> None:
+    """Do what goes better before numpy and onnx are imported."""
+    if not args.check:
+        # A fold multiplies no matrices: OpenBLAS need not start its threads.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if args.output and not args.no_metadata and not _is_store(args.model):
+        begin_hashing(args.model)
 
 
 def _is_store(model: str) -> bool:

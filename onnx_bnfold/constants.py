@@ -9,7 +9,7 @@ evaluator, one node at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import RLock
 from typing import Any, Protocol
@@ -55,6 +55,21 @@ class Constant:
         return math.prod(self.dims)
 
 
+class Stored(Protocol):
+    """The elements of a tensor that lie in a file one after another, in its own data type."""
+
+    def read_into(self, start: int, out: np.ndarray[Any, Any], /) -> None:
+        """Fill ``out``, of shape ``(n,)``, with the elements from number ``start`` on.
+
+        Raises:
+            ModelError: they cannot be read.
+        """
+
+
+# Returns where the elements of an initializer lie, None for one that is not in a file as it is.
+OpenTensor = Callable[[TensorProto], Stored | None]
+
+
 class Known(Protocol):
     """Name → (dims, element type) of computed tensors."""
 
@@ -70,6 +85,7 @@ class Constants:
         read: reads the elements of an initializer.
         known: name → (dims, element type) of computed tensors, from shape inference.
         outer: the constants of the enclosing scope.
+        open_tensor: tells where the elements of an initializer lie, if any may lie in a file.
     """
 
     def __init__(
@@ -78,9 +94,11 @@ class Constants:
         read: ReadTensor,
         known: Known,
         outer: Constants | None,
+        open_tensor: OpenTensor | None = None,
     ) -> None:
         self.graph = graph
         self._read = read
+        self._open = open_tensor
         self._known = known
         self._outer = outer
         self._candidates: set[str] | None = None
@@ -133,6 +151,11 @@ class Constants:
             result = self._values[name]
             self._forget_large()
             return result
+
+    def stored(self, name: str) -> Stored | None:
+        """Return where the elements of a constant lie, if that is in a file, as they are."""
+        tensor = self.graph.initializers.get(name)
+        return None if tensor is None or self._open is None else self._open(tensor)
 
     def _dense(self, name: str) -> np.ndarray[Any, Any]:
         return _dense(self.graph.sparse[name], self._read)

@@ -35,7 +35,7 @@ from onnx_bnfold.affine import AGREEMENT, Affine, Float64, along
 from onnx_bnfold.flood import flood
 from onnx_bnfold.layers import LAYOUTS, LinearLayer
 from onnx_bnfold.limits import Limits
-from onnx_bnfold.plan import GraphPlan, commit, require_totals
+from onnx_bnfold.planner import GraphPlan, commit, require_totals
 from onnx_bnfold.ranges import Range, Ranges
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.site import Key, Site

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,12 @@ from onnx import ModelProto, TensorProto
 
 from onnx_bnfold import merge
 from onnx_bnfold.affine import Float64
-from onnx_bnfold.constants import Constants
+from onnx_bnfold.constants import Constants, OpenTensor, Stored
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.graph import Graph, ReadTensor, graphs_of
 from onnx_bnfold.limits import Limits, Profile
-from onnx_bnfold.new_constants import Compute, Unrepresentable, new_constants
-from onnx_bnfold.plan import GraphPlan, Standalone, plan_graph
+from onnx_bnfold.new_constants import Compute, Unrepresentable, Whole, new_constants
+from onnx_bnfold.planner import GraphPlan, Standalone, plan_graph
 from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.report import Record, Rescaled, records_of, rescaled_of
 from onnx_bnfold.rewrite import rewrite
@@ -77,17 +77,24 @@ class Folding:
         read: reads the elements of an initializer.
         options: what the user asked for.
         ranges: of the tensors of the main graph, if they were measured.
+        open_tensor: tells where the elements of an initializer lie, if any may lie in a file.
     """
 
     def __init__(
-        self, model: ModelProto, read: ReadTensor, options: Options, ranges: Ranges | None = None
+        self,
+        model: ModelProto,
+        read: ReadTensor,
+        options: Options,
+        ranges: Ranges | None = None,
+        open_tensor: OpenTensor | None = None,
     ) -> None:
         self.model = model
         self.options = options
         self.plans: list[GraphPlan] = []
         self.merged: tuple[Record, ...] = ()
         self._read = read
-        self._unrounded: dict[str, Compute] = {}
+        self._open_tensor = open_tensor
+        self._unrounded: dict[str, Callable[[], Float64]] = {}
         self._excluded: dict[tuple[int, int], Refusal] = {}
         self._ranges = ranges
         self._unequal: set[tuple[int, str]] = set()
@@ -123,12 +130,21 @@ class Folding:
         compute = self._unrounded.get(tensor.name)
         return self._read(tensor) if compute is None else compute()
 
+    def _open(self, tensor: TensorProto) -> Stored | None:
+        if tensor.name in self._unrounded or self._open_tensor is None:
+            return None
+        return self._open_tensor(tensor)
+
     def _site(self, position: int, known: dict[int, Site]) -> Site:
         graph = self._graphs[position]
         outer = None if graph.parent is None else known[id(graph.parent)]
         shapes = Shapes(graph, self._inference, position, None if outer is None else outer.shapes)
         constants = Constants(
-            graph, self._read_all, shapes, None if outer is None else outer.constants
+            graph,
+            self._read_all,
+            shapes,
+            None if outer is None else outer.constants,
+            self._open,
         )
         site = Site(graph, constants, shapes)
         known[id(graph)] = site
@@ -207,7 +223,7 @@ class Folding:
         for tensor in copy.graph.initializer:
             compute = self._unrounded.get(tensor.name)
             if compute is not None and tensor.name not in pending:
-                pending[tensor.name] = partial(merge.rounded, compute, tensor.data_type)
+                pending[tensor.name] = Whole(partial(merge.rounded, compute, tensor.data_type))
         return pending
 
     @property

@@ -5,51 +5,89 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
+from mmap import mmap
 from threading import Thread
+from typing import TYPE_CHECKING
 
-from onnx import ModelProto
-
-from onnx_bnfold.report import Report
 from onnx_bnfold.version import __version__
+
+if TYPE_CHECKING:  # the file is hashed while onnx is imported
+    from onnx import ModelProto
+
+    from onnx_bnfold.report import Report
 
 KEY = "onnx_bnfold"  # in `metadata_props`
 
-_CHUNK = 1 << 20  # bytes read at once
+_CHUNK = 1 << 23  # bytes read at once: between two chunks a thread waits for Python's lock
 _NO_DIGEST = "0" * 64
 
 
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits, as ``sha256sum`` prints it."""
-    state = os.stat(path)
-    return _sha256_of(os.fspath(path), state.st_ino, state.st_size, state.st_mtime_ns)
+class _Hashing:
+    """Hashes a file in a thread; hashlib does not hold Python's lock."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._digest = hashlib.sha256()
+        self._failure: OSError | None = None
+        self._thread = Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def result(self) -> str:
+        self._thread.join()
+        if self._failure is not None:
+            _hashing.cache_clear()  # it may be readable the next time
+            raise self._failure
+        return self._digest.hexdigest()
+
+    def _run(self) -> None:
+        try:
+            with open(self._path, "rb", buffering=0) as file:
+                # A map begins on a page: see `numerics._on_a_page`.
+                buffer = memoryview(mmap(-1, _CHUNK))
+                while count := file.readinto(buffer):
+                    self._digest.update(buffer[:count])
+        except OSError as failure:
+            self._failure = failure
 
 
 # A store asks for the file that is about to be folded, and so does the record in the model.
 @lru_cache(maxsize=4)
-def _sha256_of(path: str, *_: int) -> str:
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK))
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
+def _hashing(path: str, *_: int) -> _Hashing:
+    return _Hashing(path)
+
+
+def _hashing_of(path: str | os.PathLike[str]) -> _Hashing:
+    state = os.stat(path)
+    return _hashing(os.fspath(path), state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits, as ``sha256sum`` prints it."""
+    return _hashing_of(path).result()
+
+
+def begin_hashing(path: str | os.PathLike[str]) -> None:
+    """Begin, in a thread, what ``sha256_of`` will be asked for."""
+    with suppress(OSError):  # whoever opens it as a model says so
+        if stat.S_ISREG(os.stat(path).st_mode):
+            _hashing_of(path)
 
 
 class Recorder:
-    """Hashes a model file in a thread of its own, and puts the record into what it becomes.
+    """Puts the record into what a model file becomes.
 
     Args:
-        source: the file that is folded.
+        source: the file that is folded; it is hashed while the plan is made.
     """
 
     def __init__(self, source: str | os.PathLike[str]) -> None:
-        self._source = source
-        self._digest = _NO_DIGEST
-        # hashlib does not hold Python's lock: the plan is made meanwhile.
-        self._thread = Thread(target=self._hash, daemon=True)
-        self._thread.start()
+        self._hashing: _Hashing | None = None
+        with suppress(OSError):  # the file was removed
+            self._hashing = _hashing_of(source)
 
     def late(self, model: ModelProto, report: Report) -> dict[str, tuple[int, Callable[[], bytes]]]:
         """Give a model the key of the record.
@@ -59,15 +97,12 @@ class Recorder:
         """
         if all(item.key != KEY for item in model.metadata_props):
             model.metadata_props.add(key=KEY)
-        return {KEY: (len(entry(report, _NO_DIGEST)), lambda: entry(report, self._wait()))}
+        return {KEY: (len(entry(report, _NO_DIGEST)), lambda: entry(report, self._digest()))}
 
-    def _wait(self) -> str:
-        self._thread.join()
-        return self._digest
-
-    def _hash(self) -> None:
-        with suppress(OSError):  # the file was removed: the digest stays all zeros
-            self._digest = sha256_of(self._source)
+    def _digest(self) -> str:
+        with suppress(OSError):
+            return self._hashing.result() if self._hashing else _NO_DIGEST
+        return _NO_DIGEST
 
 
 def entry(report: Report, source_sha256: str) -> bytes:

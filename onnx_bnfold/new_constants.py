@@ -6,10 +6,10 @@ a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from onnx import TensorProto
@@ -17,15 +17,39 @@ from onnx import TensorProto
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Affine
 from onnx_bnfold.layers import LAYOUTS, LinearLayer
-from onnx_bnfold.numerics import product, rounded
-from onnx_bnfold.plan import GraphPlan, Standalone
+from onnx_bnfold.numerics import product, product_blocks, rounded
+from onnx_bnfold.planner import GraphPlan, Standalone
 from onnx_bnfold.quantized import QuantizedWeight
 from onnx_bnfold.reasons import Refusal, Refused
 from onnx_bnfold.rules import OUT
 from onnx_bnfold.site import Site
 
 Array = np.ndarray[Any, Any]
-Compute = Callable[[], Array]
+
+
+class Compute(Protocol):
+    """Computes the elements of a constant when they are asked for."""
+
+    def __call__(self) -> Array:
+        """Return all of them in the constant's shape and type."""
+
+    def blocks(self) -> Iterable[Array]:
+        """Return them in arrays one after another; each is there until the next is asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """Computes all elements at once."""
+
+    function: Callable[[], Array]
+
+    def __call__(self) -> Array:
+        """Return what the function returns."""
+        return self.function()
+
+    def blocks(self) -> Iterable[Array]:
+        """Return that as the only block."""
+        return (self.function(),)
 
 
 class Unrepresentable(Exception):
@@ -48,7 +72,7 @@ class NewConstant:
         node, slot: the input that reads it; a slot past the node's last adds an input.
         suffix: for its name, where it cannot keep the old one.
         dims, data_type: of the new tensor.
-        compute: returns its elements in ``data_type``; raises ``Unrepresentable``.
+        compute: computes its elements in ``data_type``; raises ``Unrepresentable``.
         attributes: of the node, to be set along with it.
     """
 
@@ -85,17 +109,70 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
             found = (_of_edge(site, *edge) for edge in edges if edge[0] == index)
         try:
             for new in found:
-                new.compute = partial(_guarded, position, index, new.compute)
+                new.compute = _Guarded(position, index, new.compute)
                 yield new
         except Refused as refused:  # changes that are fine one by one may not be so together
             raise Unrepresentable({(position, index): refused.refusal}) from None
 
 
-def _guarded(position: int, index: int, compute: Compute) -> Array:
-    try:
-        return compute()
-    except Refused as refused:
-        raise Unrepresentable({(position, index): refused.refusal}) from None
+@dataclass(frozen=True, eq=False)
+class _Guarded:
+    """Says of what fails which node it belongs to."""
+
+    position: int
+    index: int
+    compute: Compute
+
+    def __call__(self) -> Array:
+        try:
+            return self.compute()
+        except Refused as refused:
+            raise self._failure(refused) from None
+
+    def blocks(self) -> Iterator[Array]:
+        try:
+            yield from self.compute.blocks()
+        except Refused as refused:
+            raise self._failure(refused) from None
+
+    def _failure(self, refused: Refused) -> Unrepresentable:
+        return Unrepresentable({(self.position, self.index): refused.refusal})
+
+
+@dataclass(frozen=True, eq=False)
+class _Weight:
+    """Computes the weight of a layer with changes of its input and its output."""
+
+    site: Site
+    index: int
+    into: Affine | None
+    out: Affine | None
+
+    def __call__(self) -> Array:
+        layer, view = self.site.layer(self.index), self.site.view(self.index)
+        original = self.site.constants.value(layer.weight.name)
+        result = product(
+            original.reshape(layer.grouped),
+            layer.weight_factor(self.into, self.out),
+            layer.weight.data_type,
+            view,
+            sums_over=layer.summed_axes,
+        )
+        return result.reshape(original.shape)
+
+    def blocks(self) -> Iterable[Array]:
+        layer, view = self.site.layer(self.index), self.site.view(self.index)
+        stored = self.site.constants.stored(layer.weight.name)
+        if stored is None:
+            return (self(),)
+        return product_blocks(
+            stored,
+            layer.grouped,
+            layer.weight_factor(self.into, self.out),
+            layer.weight.data_type,
+            view,
+            sums_over=layer.summed_axes,
+        )
 
 
 def _sides(site: Site, index: int) -> tuple[Affine | None, Affine | None]:
@@ -106,19 +183,13 @@ def _sides(site: Site, index: int) -> tuple[Affine | None, Affine | None]:
 
 def _of_layer(site: Site, index: int) -> Iterator[NewConstant]:
     layer, (into, out) = site.layer(index), site.layer_sides(index)
-    data_type = layer.weight.data_type
-
-    def weight() -> Array:
-        original = site.constants.value(layer.weight.name)
-        grouped, factor = original.reshape(layer.grouped), layer.weight_factor(into, out)
-        result = product(grouped, factor, data_type, site.view(index), sums_over=layer.summed_axes)
-        return result.reshape(original.shape)
-
     if layer.quantized is not None:
         if out is not None and out.has_scale:
             yield from _of_quantized(site, layer, layer.quantized, out)
     elif (into is not None and into.has_scale) or (out is not None and out.has_scale):
-        yield NewConstant(index, layer.weight_slot, "weight", layer.weight.dims, data_type, weight)
+        dims, data_type = layer.weight.dims, layer.weight.data_type
+        weight = _Weight(site, index, into, out)
+        yield NewConstant(index, layer.weight_slot, "weight", dims, data_type, weight)
     if site.needs_bias(index):
         yield _bias_of_layer(site, index, layer, into, out)
 
@@ -136,12 +207,13 @@ def _of_quantized(
     if (factor < 0).any():
         integers = partial(weight.fold_integers, factor)
         dims, kind = weight.integers.dims, weight.integers.data_type
-        yield NewConstant(index, 0, "integers", dims, kind, integers)
+        yield NewConstant(index, 0, "integers", dims, kind, Whole(integers))
     dims = weight.scale_dims
-    yield NewConstant(index, 1, "scale", dims, weight.scale.data_type, scale, axis)
+    yield NewConstant(index, 1, "scale", dims, weight.scale.data_type, Whole(scale), axis)
     zero = weight.zero_point
     if zero is not None and zero.dims != dims:
-        yield NewConstant(index, 2, "zero_point", dims, zero.data_type, weight.fold_zero_point)
+        points = Whole(weight.fold_zero_point)
+        yield NewConstant(index, 2, "zero_point", dims, zero.data_type, points)
 
 
 def _bias_of_layer(
@@ -165,7 +237,7 @@ def _bias_of_layer(
     elif layer.bias_slot is None and site.graph.opset >= 7:
         # A new Add broadcasts from the right; before opset 7 its attributes say where.
         dims += (1,) * (layer.out_rank - 1 - layer.out_axis)
-    return NewConstant(index, slot, "bias", dims, data_type, bias)
+    return NewConstant(index, slot, "bias", dims, data_type, Whole(bias))
 
 
 def _of_norm(site: Site, index: int, *, even: bool) -> Iterator[NewConstant]:
@@ -189,7 +261,7 @@ def _of_norm(site: Site, index: int, *, even: bool) -> Iterator[NewConstant]:
         if not np.array_equal(old, new):
             name, exact = batchnorm.PARAMETERS[slot - 1], () if slot in (1, 4) else None
             compute = partial(rounded, new, info.data_type, view, sums_over=exact)
-            yield NewConstant(index, slot, name, (count,), info.data_type, compute)
+            yield NewConstant(index, slot, name, (count,), info.data_type, Whole(compute))
 
 
 def _vectors(change: Affine, count: int) -> tuple[Array, Array]:
@@ -209,7 +281,7 @@ def _of_edge(site: Site, index: int, slot: int) -> NewConstant:
         exact = () if site.view(index).op in ("Mul", "Div") else None
         return rounded(value, info.data_type, site.view(index), sums_over=exact)
 
-    return NewConstant(index, slot, "constant", dims, info.data_type, compute)
+    return NewConstant(index, slot, "constant", dims, info.data_type, Whole(compute))
 
 
 def _of_standalone(site: Site, index: int, form: Standalone) -> Iterator[NewConstant]:
@@ -230,4 +302,4 @@ def _of_standalone(site: Site, index: int, form: Standalone) -> Iterator[NewCons
     ):
         values = np.ascontiguousarray(vector).reshape(dims)
         compute = partial(rounded, values, data_type, view)
-        yield NewConstant(index, slot, name, dims, data_type, compute)
+        yield NewConstant(index, slot, name, dims, data_type, Whole(compute))

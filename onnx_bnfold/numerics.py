@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnx_bnfold.affine import VANISHED
+from onnx_bnfold.constants import Stored
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.view import NodeView
 
 Array = np.ndarray[Any, Any]
+Place = tuple[slice, ...]  # of a block in an array: slices of its leading axes
+
+# Elements of a large constant that are multiplied at once: 1 MiB of float32, which caches hold.
+BLOCK = 1 << 18
+_PAGE = 1 << 12  # bytes
 
 # (largest finite value, smallest normal value, unit roundoff) of the float types.
 _FORMATS: dict[int, tuple[float, float, float]] = {
@@ -65,39 +73,205 @@ def product(
         values: of any float type and shape; the result has its shape.
         factor: broadcasts against ``values``.
     """
+    _require_float(data_type, view)
+    if values.size <= BLOCK:
+        result = as_type(values, data_type, factor)
+        peaks = _peaks(result, _axes(sums_over, values.ndim))
+    else:
+        blocks = _Blocks(_InMemory(values), values.shape, values.dtype, factor, data_type)
+        result, peaks = blocks.whole(_axes(sums_over, values.ndim))
+    if not _are_fine(peaks, data_type, sums_over):
+        _judge(values, factor, result, data_type, view, sums_over)
+    return result
+
+
+def product_blocks(
+    stored: Stored,
+    shape: tuple[int, ...],
+    factor: NDArray[np.float64],
+    data_type: int,
+    view: NodeView,
+    *,
+    sums_over: tuple[int, ...],
+) -> Iterator[Array]:
+    """Yield the elements of ``product`` in flat blocks, which follow each other in C order.
+
+    Args:
+        stored: the values, which lie in a file, in ``data_type``.
+        shape: they have.
+        factor, sums_over: see ``product``.
+
+    Yields:
+        A block, which is there until the next one is asked for.
+
+    Raises:
+        Refused: after the last block; none of them can be used then.
+    """
+    _require_float(data_type, view)
+    dtype = helper.tensor_dtype_to_np_dtype(data_type)
+    blocks = _Blocks(stored, shape, dtype, factor, data_type)
+    peaks = blocks.no_peaks(sums_over)
+    for where, block in blocks:
+        _raise_to(peaks, where, block, sums_over)
+        yield block.reshape(-1)
+    if not _are_fine(peaks, data_type, sums_over):
+        values = np.empty(math.prod(shape), dtype)
+        stored.read_into(0, values)
+        product(values.reshape(shape), factor, data_type, view, sums_over=sums_over)
+
+
+class _InMemory:
+    """An array as ``Stored``."""
+
+    def __init__(self, values: Array) -> None:
+        self._flat = values.reshape(-1)
+
+    def read_into(self, start: int, out: Array) -> None:
+        out[:] = self._flat[start : start + len(out)]
+
+
+class _Blocks:
+    """A product in blocks that caches hold; yields where each belongs, and its elements."""
+
+    def __init__(
+        self,
+        source: Stored,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        factor: NDArray[np.float64],
+        data_type: int,
+    ) -> None:
+        self._source = source
+        self._shape = shape
+        self._dtype = dtype
+        self._factor = factor.reshape((1,) * (len(shape) - factor.ndim) + factor.shape)
+        self._data_type = data_type
+
+    def __iter__(self) -> Iterator[tuple[Place, Array]]:
+        largest = min(BLOCK, math.prod(self._shape))
+        values, wide = _on_a_page(largest, self._dtype), np.empty(largest)
+        start = 0
+        for where in _places(self._shape):
+            shape = tuple(s.stop - s.start for s in where) + self._shape[len(where) :]
+            count = math.prod(shape)
+            self._source.read_into(start, values[:count])
+            start += count
+            block, scratch = (a[:count].reshape(shape) for a in (values, wide))
+            yield where, _scaled(block, self._part_of_factor(where), self._data_type, scratch)
+
+    def _part_of_factor(self, where: Place) -> NDArray[np.float64]:
+        sizes = self._factor.shape
+        index = tuple(s if sizes[i] > 1 else slice(None) for i, s in enumerate(where))
+        return self._factor[index]
+
+    def no_peaks(self, axes: tuple[int, ...]) -> Array:
+        """Return zeros for the largest magnitudes over ``axes``, for ``_raise_to``."""
+        shape = [1 if axis in axes else size for axis, size in enumerate(self._shape)]
+        return np.zeros(shape, helper.tensor_dtype_to_np_dtype(self._data_type))
+
+    def whole(self, axes: tuple[int, ...]) -> tuple[Array, Array]:
+        """Return the whole product, and its largest magnitudes over ``axes``."""
+        result = np.empty(self._shape, helper.tensor_dtype_to_np_dtype(self._data_type))
+        peaks = self.no_peaks(axes)
+        for where, block in self:
+            _raise_to(peaks, where, block, axes)
+            result[where] = block
+        return result, peaks
+
+
+def _on_a_page(count: int, dtype: np.dtype[Any]) -> Array:
+    """Allocate an array that begins on a page of memory.
+
+    Large arrays of numpy begin 16 bytes behind one. What lies at such a place in a file as well
+    is copied many times slower by systems whose ``rep movsb`` (AMD's) takes the two for one.
+    """
+    raw = np.empty(count * dtype.itemsize + _PAGE, np.uint8)
+    start = -raw.__array_interface__["data"][0] % _PAGE
+    return raw[start : start + count * dtype.itemsize].view(dtype)
+
+
+def _places(shape: tuple[int, ...]) -> Iterator[Place]:
+    """Divide a C-ordered array into runs of up to ``BLOCK`` elements."""
+    axis = next(i for i in range(len(shape)) if math.prod(shape[i + 1 :]) <= BLOCK)
+    rows = BLOCK // max(1, math.prod(shape[axis + 1 :]))
+    for lead in np.ndindex(*shape[:axis]):
+        fixed = tuple(slice(i, i + 1) for i in lead)
+        for start in range(0, shape[axis], rows):
+            yield (*fixed, slice(start, min(start + rows, shape[axis])))
+
+
+def _raise_to(peaks: Array, where: Place, block: Array, axes: tuple[int, ...]) -> None:
+    index = tuple(slice(None) if i in axes else s for i, s in enumerate(where))
+    part = peaks[index]
+    np.maximum(part, _peaks(block, axes), out=part)
+
+
+def _scaled(
+    values: Array, factor: NDArray[np.float64], data_type: int, wide: NDArray[np.float64]
+) -> Array:
+    """Do ``as_type`` in the memory of ``values`` and ``wide``, which has its shape."""
+    if data_type == TensorProto.BFLOAT16:
+        return as_type(values, data_type, factor)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        np.copyto(wide, values)
+        np.multiply(wide, factor, out=wide)
+        np.copyto(values, wide, casting="same_kind")
+    return values
+
+
+def _axes(sums_over: tuple[int, ...] | None, rank: int) -> tuple[int, ...]:
+    """Return the axes over which one peak is enough: all of them for summands."""
+    return tuple(range(rank)) if sums_over is None else sums_over
+
+
+def _peaks(result: Array, axes: tuple[int, ...]) -> Array:
+    """Return the largest magnitude in each sum, as ``(…, 1, …)``; NaN where a factor is NaN."""
+    if not axes:
+        return np.asarray(np.abs(result))
+    largest = result.max(axis=axes, keepdims=True, initial=0)
+    return np.asarray(np.maximum(largest, -result.min(axis=axes, keepdims=True, initial=0)))
+
+
+def _require_float(data_type: int, view: NodeView) -> None:
     if data_type not in _FORMATS:
         name = TensorProto.DataType.Name(data_type).lower()
         raise Refused(
             Reason.UNSUPPORTED_TYPE, view.label, f"one of its constants is of the type {name}"
         )
-    result = as_type(values, data_type, factor)
-    _, smallest, unit = _FORMATS[data_type]
-    peaks = _peaks(result, sums_over or ())
+
+
+def _are_fine(peaks: Array, data_type: int, sums_over: tuple[int, ...] | None) -> bool:
+    """Whether the largest magnitudes tell that nothing overflows or loses precision."""
     if not np.isfinite(peaks).all():
-        raise _not_finite(values, factor, data_type, view)
+        return False
+    _, smallest, unit = _FORMATS[data_type]
     # Beside a largest factor of this size, what a sum loses below the smallest normal is nothing.
     enough = smallest / unit if sums_over else smallest
-    if sums_over is not None and not (peaks >= enough).all():
+    return sums_over is None or bool((peaks >= enough).all())
+
+
+def _judge(
+    values: Array,
+    factor: NDArray[np.float64],
+    result: Array,
+    data_type: int,
+    view: NodeView,
+    sums_over: tuple[int, ...] | None,
+) -> None:
+    if not np.isfinite(result).all():
+        raise _not_finite(values, factor, data_type, view)
+    if sums_over is not None:
         _require_precision(values, factor, result, data_type, view, sums_over)
-    return result
-
-
-def _peaks(result: Array, axes: tuple[int, ...]) -> Array:
-    """Return the largest magnitude in each sum; NaN where one of its factors is."""
-    if not axes:
-        return np.asarray(np.abs(result))
-    return np.asarray(np.maximum(result.max(axis=axes), -result.min(axis=axes)))
 
 
 def as_type(values: Array, data_type: int, factor: NDArray[np.float64] | float = 1.0) -> Array:
     """Multiply in float64 and round once; what overflows becomes infinite."""
     dtype = helper.tensor_dtype_to_np_dtype(data_type)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        exact = values.astype(np.float64) * factor
         if data_type == TensorProto.BFLOAT16:
-            return _to_bfloat16(values.astype(np.float64) * factor, dtype)
-        # Computed in float64 in small blocks: no copy of the whole tensor in float64.
-        result = np.empty(values.shape, dtype)
-        np.multiply(values, factor, out=result, dtype=np.float64, casting="unsafe")
+            return _to_bfloat16(exact, dtype)
+        result: Array = exact.astype(dtype)
     return result
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import VANISHED
 from onnx_bnfold.errors import printable
-from onnx_bnfold.plan import Decision, GraphPlan
+from onnx_bnfold.planner import Decision, GraphPlan
 from onnx_bnfold.reasons import Refusal
 
 # The way of a BatchNormalization whose whole branch went into a Conv.

@@ -21,7 +21,7 @@ from onnx_bnfold import batchnorm
 from onnx_bnfold.constants import EVALUATED
 from onnx_bnfold.graph import Body, bodies_of, subgraphs
 from onnx_bnfold.new_constants import Compute, NewConstant, new_constants
-from onnx_bnfold.plan import GraphPlan, Standalone
+from onnx_bnfold.planner import GraphPlan, Standalone
 
 # --- the protobuf ---------------------------------------------------------------------------
 

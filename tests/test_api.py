@@ -132,13 +132,31 @@ def test_the_types_of_the_package_are_published():
     assert Path(onnx_bnfold.__file__).with_name("py.typed").exists()
 
 
+def loaded_by(code: str) -> set[str]:
+    command = [sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+
 def test_importing_the_package_imports_nothing_heavy():
+    """The command line begins to hash the model before it loads onnx."""
+    assert not {"numpy", "onnx"} & loaded_by("import onnx_bnfold.cli")
+
+
+def test_a_fold_imports_no_runtime():
     """onnxruntime and torch cost more than a fold does."""
-    code = "import sys, onnx_bnfold; print(*sys.modules)"
-    command = [sys.executable, "-c", code]
-    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    loaded = loaded_by("from onnx_bnfold import fold_file")
     assert "onnx" in loaded
-    assert not {"onnxruntime", "torch", "matplotlib"} & set(loaded)
+    assert not {"onnxruntime", "torch", "matplotlib"} & loaded
+
+
+def test_public_functions_hide_no_module():
+    code = "import onnx_bnfold.planner, onnx_bnfold.api, onnx_bnfold as o; assert callable(o.plan)"
+    assert "onnx_bnfold.planner" in loaded_by(code)
+
+
+def test_a_name_that_is_not_there():
+    with pytest.raises(AttributeError, match="no attribute 'folded'"):
+        onnx_bnfold.folded  # noqa: B018
 
 
 # --- models in memory ----------------------------------------------------------------------------

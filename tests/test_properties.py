@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from random_graphs import random_model, sketch
 from support import all_nodes, assert_same_function
-from test_plan import networks
+from test_planner import networks
 
 import onnx_bnfold
 from onnx_bnfold import Options

@@ -63,12 +63,17 @@ def make_external(tensor, folder, name, at=0, entries=()):
     return tensor
 
 
+def in_one_array(pending):
+    """What `ModelFile.write` takes, of functions that return all values at once."""
+    return {name: lambda compute=compute: [compute()] for name, compute in pending.items()}
+
+
 def copied(path, target, pending=None, edit=None):
     """Opens, edits and writes; returns the bytes of the new model file."""
     with ModelFile.open(path) as file:
         if edit:
             edit(file.model)
-        file.write(file.model, pending or {}, target)
+        file.write(file.model, in_one_array(pending or {}), target)
     return target.read_bytes()
 
 
@@ -204,7 +209,7 @@ def test_output_is_what_protobuf_writes(tmp_path, monkeypatch, model, rng, small
         before_writing = file.model.SerializeToString()
         names = {t.name for t in file.model.graph.initializer}
         pending = {name: new[name].copy for name in new if name in names}
-        file.write(file.model, pending, tmp_path / "out.onnx")
+        file.write(file.model, in_one_array(pending), tmp_path / "out.onnx")
         assert file.model.SerializeToString() == before_writing
 
     edit(expected)
@@ -361,7 +366,7 @@ def test_computed_values_are_written_by_threads(tmp_path, monkeypatch, positione
     source = save(make_model(*weights), tmp_path / "m.onnx")
     expected = {name: 2 * value for name, value in values_of(source).items()}
     with ModelFile.open(source) as file:
-        pending = {t.name: lambda t=t: 2 * file.read(t) for t in file.model.graph.initializer}
+        pending = {t.name: lambda t=t: [2 * file.read(t)] for t in file.model.graph.initializer}
         file.write(file.model, pending, tmp_path / "out.onnx", threads=4)
     np.testing.assert_equal(values_of(tmp_path / "out.onnx"), expected)
 
@@ -379,7 +384,7 @@ def test_weights_are_not_read_on_the_way(tmp_path, monkeypatch):
         file.write(file.model, {}, tmp_path / "out.onnx")
         assert sum(read) < 1 << 20
         one = file.model.graph.initializer[2]
-        file.write(file.model, {"w2": lambda: file.read(one) * 2}, tmp_path / "out.onnx")
+        file.write(file.model, {"w2": lambda: [file.read(one) * 2]}, tmp_path / "out.onnx")
         assert 1 << 21 <= sum(read) < 3 << 20
     np.testing.assert_array_equal(
         values_of(tmp_path / "out.onnx")["w2"], numpy_helper.to_array(weights[2]) * 2
@@ -593,7 +598,7 @@ os.replace = replace
 with ModelFile.open({str(external_model)!r}) as file:
     if not {same_model_file}:
         file.model.doc_string = "new"
-    file.write(file.model, {{"big": lambda: np.ones(1 << 18, np.float32)}}, {str(target)!r})
+    file.write(file.model, {{"big": lambda: [np.ones(1 << 18, np.float32)]}}, {str(target)!r})
 """
     killed = subprocess.run([sys.executable, "-c", script], check=False).returncode
     assert killed == (-9 if calls < 2 else 0)

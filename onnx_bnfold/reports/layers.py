@@ -13,7 +13,7 @@ from onnx_bnfold import batchnorm
 from onnx_bnfold.graph import operator
 from onnx_bnfold.layers import LAYOUTS
 from onnx_bnfold.new_constants import NewConstant, new_constants
-from onnx_bnfold.plan import GraphPlan
+from onnx_bnfold.planner import GraphPlan
 from onnx_bnfold.reports.nodes import Node, Places
 from onnx_bnfold.site import Site
 

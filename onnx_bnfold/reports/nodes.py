@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from onnx import ModelProto
 
 from onnx_bnfold.graph import Graph, graphs_of, label, operator
-from onnx_bnfold.plan import Decision, GraphPlan
+from onnx_bnfold.planner import Decision, GraphPlan
 from onnx_bnfold.report import Record
 
 Places = Mapping[tuple[int, int], int]

@@ -7,7 +7,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ _WINDOW = 1 << 16  # bytes read at once where only a field's header is wanted
 _WINDOW_MARGIN = 64  # bytes behind the position that a window at least shows, short of the end
 _CHUNK = 1 << 20  # bytes gathered before they are written
 _KERNEL = 1 << 16  # from this many bytes on, the kernel copies without passing them through here
+_PAGE = 1 << 12  # from this many bytes on, zeros are left out: the file system reads them as such
 _LARGEST_READ = 1 << 30  # systems refuse or cut short calls of 2 GiB
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 _SEEKING = Lock()  # where a file has one position for all threads: Windows
@@ -75,8 +76,20 @@ class InputFile:
             parts.append(_read_at(self.fd, offset + done, length - done))
         content = b"".join(parts)
         if len(content) < length:
-            raise OSError(errno.EIO, "it became shorter while it was read", self._path)
+            raise self._shortened()
         return content
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fills `out` with the bytes from `offset` on; raises OSError if the file ends before."""
+        self.require(offset + len(out))
+        while out:
+            done = _read_into(self.fd, offset, out)
+            if not done:
+                raise self._shortened()
+            out, offset = out[done:], offset + done
+
+    def _shortened(self) -> OSError:
+        return OSError(errno.EIO, "it became shorter while it was read", self._path)
 
     def window(self, start: int) -> tuple[bytes, int]:
         """See `wire.Data`."""
@@ -157,7 +170,7 @@ class OutputFile:
             length -= done
 
     def reserve(self, length: int) -> int:
-        """Leaves room for `length` bytes that `fill` writes; returns where they go."""
+        """Leaves room for `length` bytes that `fill` writes, or else are zeros; returns where."""
         self.flush()
         place = self.position
         self.position += length
@@ -165,16 +178,28 @@ class OutputFile:
             os.lseek(self._fd, self.position, os.SEEK_SET)
         return place
 
-    def fill(self, place: int, content: bytes | memoryview) -> None:
-        """Writes what room was left for; several threads may do so at a time.
+    def pad(self, length: int) -> None:
+        """Appends zeros."""
+        if length < _PAGE:
+            self.write(bytes(length))
+        else:
+            self.reserve(length)
 
-        All that was appended has been flushed; nothing can be appended afterwards.
-        """
-        view = memoryview(content)
+    def complete(self) -> None:
+        """Gives the file its size; from now on it can be filled, and not be appended to."""
+        self.flush()
         with self._writing():
-            while view:
-                done = _write_at(self._fd, view, place)
-                view, place = view[done:], place + done
+            # A file system finds places for a file that does not grow any more in less time.
+            os.ftruncate(self._fd, self.position)
+
+    def fill(self, place: int, parts: Iterable[bytes | memoryview]) -> None:
+        """Writes what room was left for; several threads may do so at a time."""
+        for part in parts:
+            view = memoryview(part)
+            with self._writing():
+                while view:
+                    done = _write_at(self._fd, view, place)
+                    view, place = view[done:], place + done
 
     def flush(self) -> None:
         """Hands all bytes to the operating system."""
@@ -185,7 +210,7 @@ class OutputFile:
     def overwrite(self, position: int, content: bytes | memoryview) -> None:
         """Replaces bytes that were written before; nothing can be appended afterwards."""
         self.flush()
-        self.fill(position, content)
+        self.fill(position, (content,))
 
     def hash(self) -> hashlib.blake2b:
         """Returns an 8-byte hash of the file; nothing can be appended afterwards."""
@@ -272,3 +297,11 @@ def _read_at(fd: int, offset: int, length: int) -> bytes:
     with _SEEKING:
         os.lseek(fd, offset, os.SEEK_SET)
         return os.read(fd, length)
+
+
+def _read_into(fd: int, offset: int, out: memoryview) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [out[:_LARGEST_READ]], offset)
+    content = _read_at(fd, offset, len(out))
+    out[: len(content)] = content
+    return len(content)

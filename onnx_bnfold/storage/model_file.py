@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType, TracebackType
@@ -20,8 +21,9 @@ from onnx_bnfold.storage.skeleton import Skeleton
 from onnx_bnfold.storage.writer import Computed, Inspect, Slot
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
-# The name of an initializer of the main graph -> a function that computes its values.
-Pending: TypeAlias = Mapping[str, Callable[[], np.ndarray]]
+# The name of an initializer of the main graph -> a function that computes its values; it returns
+# arrays that follow each other, of which each is there until the next is asked for.
+Pending: TypeAlias = Mapping[str, Callable[[], Iterable[np.ndarray]]]
 # A key of `metadata_props` -> the length of its value in bytes, and a function that gives it.
 Late: TypeAlias = Mapping[str, tuple[int, Callable[[], bytes]]]
 
@@ -95,6 +97,29 @@ class ModelFile:
             content = self._input(span.path).read(span.offset, span.length)
             return tensors.decode(content, tensor)
 
+    def stored(self, tensor: TensorProto) -> Stored | None:
+        """Returns where the values of a tensor of the skeleton, or of a copy of one, lie.
+
+        Args:
+            tensor: see `read`.
+
+        Returns:
+            None unless they lie in a file, element by element as numpy has them.
+
+        Raises:
+            ModelError: see `read`.
+        """
+        with tensors.naming(tensor, self.path):
+            if not tensors.is_external(tensor) or not tensors.is_plain(tensor):
+                return None
+            return Stored(self, tensor, self._span(tensor))
+
+    def read_into(self, tensor: TensorProto, span: Span, start: int, out: np.ndarray) -> None:
+        """Fills an array with bytes of a tensor, from byte `start` on; ModelError if it cannot."""
+        with tensors.naming(tensor, self.path):
+            view = out.reshape(-1).view(np.uint8).data
+            self._input(span.path).read_into(span.offset + start, view)
+
     def write(
         self,
         model: ModelProto,
@@ -115,9 +140,8 @@ class ModelFile:
             model: the skeleton, as edited; it is not changed. Tensors that still refer to values
                 in the source are copied from there.
             pending: gives the values of those initializers of the main graph which are not
-                copied, in the shape and type that the initializer has. Each function is called
-                once, in one of a few threads, and its result is dropped before that thread calls
-                the next.
+                copied, in the type that the initializer has. Each function is called once, in one
+                of a few threads, and its result is dropped before that thread calls the next.
             target: the file to write or replace.
             late: gives values of `metadata_props` that the model has; protobuf puts them behind
                 the weights, so that they can be computed while those are written.
@@ -136,7 +160,10 @@ class ModelFile:
         out = ModelProto()
         out.CopyFrom(model)
         slots = list(self._slots(out, pending))
-        computed = {key: Computed(compute, length) for key, (length, compute) in late.items()}
+        computed = {
+            key: Computed(lambda c=compute: (c(),), length)  # type: ignore[misc]
+            for key, (length, compute) in late.items()
+        }
         data = writer.write_model(
             out, slots, computed, target, self._input, source, inspect, threads
         )
@@ -214,7 +241,7 @@ class ModelFile:
             raise ValueError(f"these are no initializers of the model: {sorted(missing)}")
 
     def _computed(
-        self, path: tensors.Path, tensor: TensorProto, compute: Callable[[], np.ndarray]
+        self, path: tensors.Path, tensor: TensorProto, compute: Callable[[], Iterable[np.ndarray]]
     ) -> Slot:
         with tensors.naming(tensor, self.path):
             length = tensors.byte_length(tensor)
@@ -222,6 +249,19 @@ class ModelFile:
         tensors.clear_values(tensor)
         values = Computed(lambda: tensors.encode(compute(), tensor), length)
         return Slot(path, tensor, values, "raw_data", tensors.is_external(tensor))
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A tensor's values in a file."""
+
+    file: ModelFile
+    tensor: TensorProto
+    span: Span
+
+    def read_into(self, start: int, out: np.ndarray) -> None:
+        """Fills `out` with the elements from number `start` on; ModelError if it cannot."""
+        self.file.read_into(self.tensor, self.span, start * out.itemsize, out)
 
 
 def _data_files(target: Path) -> list[Path]:

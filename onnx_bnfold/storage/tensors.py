@@ -6,7 +6,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeAlias
@@ -136,26 +136,44 @@ def decode(content: bytes, tensor: TensorProto) -> np.ndarray:
     return np.frombuffer(content, dtype).reshape(tuple(tensor.dims))
 
 
-def encode(array: np.ndarray, tensor: TensorProto) -> bytes | memoryview:
-    """Returns the bytes that `onnx.numpy_helper.from_array` would put into `raw_data`.
+def encode(arrays: Iterable[np.ndarray], tensor: TensorProto) -> Iterator[bytes | memoryview]:
+    """Yields the bytes that `onnx.numpy_helper.from_array` would put into `raw_data`.
 
     Args:
-        array: the values.
+        arrays: the values, as one array, or as flat ones that follow each other.
         tensor: the shape and the element type that they must have.
 
     Raises:
         ValueError: they do not have them.
     """
+    bits, left = _element(tensor.data_type)[1], math.prod(tensor.dims)
+    for array in arrays:
+        _require_fit(array, tensor, left)
+        left -= array.size
+        if bits < 8 or sys.byteorder == "big":
+            content: bytes = numpy_helper.from_array(array).raw_data
+            yield content
+        else:
+            yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    if left:
+        raise ValueError(f"got {left} new values too few")
+
+
+def _require_fit(array: np.ndarray, tensor: TensorProto, left: int) -> None:
     dtype, bits = _element(tensor.data_type)
-    if array.dtype != dtype or array.shape != tuple(tensor.dims):
+    shapes = (tuple(tensor.dims), (array.size,))
+    # Elements of less than a byte share bytes with others.
+    fits = array.size <= left if bits >= 8 else array.shape == tuple(tensor.dims)
+    if array.dtype != dtype or array.shape not in shapes or not fits:
         raise ValueError(
             f"initializer {tensor.name!r} is {dtype} {list(tensor.dims)}, "
             f"its new values are {array.dtype} {list(array.shape)}"
         )
-    if bits < 8 or sys.byteorder == "big":
-        content: bytes = numpy_helper.from_array(array).raw_data
-        return content
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def is_plain(tensor: TensorProto) -> bool:
+    """Tells whether the elements lie in a file as numpy has them in memory."""
+    return _element(tensor.data_type)[1] >= 8 and sys.byteorder == "little"
 
 
 def decode_inline(tensor: TensorProto) -> np.ndarray:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,9 +42,9 @@ _NO_DIGEST = "0" * 16
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """Bytes that a function gives when they are written."""
+    """Bytes that a function gives, part by part, when they are written."""
 
-    compute: Callable[[], bytes | memoryview]
+    compute: Callable[[], Iterable[bytes | memoryview]]
     length: int
 
     def __len__(self) -> int:
@@ -141,12 +141,12 @@ def write_model(
         data = stack.enter_context(OutputFile(target)) if layout.external else None
         if data:
             for values, offset in layout.offsets.items():
-                data.write(bytes(offset - data.position))
+                data.pad(offset - data.position)
                 jobs += _emit(values, data, open_input)
         for piece in pieces:
             jobs += _emit(piece, file, open_input)
         for out in filter(None, (data, file)):
-            out.flush()
+            out.complete()
         run(jobs, threads)
         path = _data_path(file, target, source) if data else target
         if data:

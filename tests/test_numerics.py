@@ -3,10 +3,14 @@
 import itertools
 from decimal import Decimal, localcontext
 from fractions import Fraction
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper
 from reference import evaluate
 from support import (
     BFLOAT16,
@@ -26,6 +30,8 @@ from support import (
 )
 
 import onnx_bnfold
+from onnx_bnfold import numerics
+from onnx_bnfold.reasons import Refused
 
 X = {"x": (2, 3, 5, 6)}
 ROUNDED_ONCE = Fraction(1, 2) + Fraction(1, 10**6)  # in units in the last place
@@ -254,3 +260,68 @@ def test_the_added_bias_of_a_matmul_has_the_type_of_the_graph(rng):
     model = model_of(parts.nodes, {"x": (2, 3)}, ["y"], parts.initializers, dtype=HALF, opset=15)
     folded, _ = fold_checked(model, engine=evaluate)
     assert {initializer(folded, t.name).dtype for t in folded.graph.initializer} == {HALF}
+
+
+# --- in blocks -----------------------------------------------------------------------------------
+
+
+class InAFile:
+    """Stands for values in a file."""
+
+    def __init__(self, values):
+        self.flat = values.reshape(-1)
+
+    def read_into(self, start, out):
+        out[:] = self.flat[start : start + len(out)]
+
+
+@st.composite
+def products(draw):
+    """Values, what to multiply them by, the axes one output sums over, and their type."""
+    shape = tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=5)))
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    dtype = draw(st.sampled_from([SINGLE, HALF, DOUBLE, BFLOAT16]))
+    spread = draw(st.sampled_from([0, 6, 40]))  # powers of two: some overflow or vanish in float16
+    factor_shape = tuple(n if draw(st.booleans()) else 1 for n in shape)
+    factor = rng.standard_normal(factor_shape) * 2.0 ** rng.integers(-spread, spread + 1)
+    values = rng.standard_normal(shape).astype(dtype)
+    values *= rng.random(shape) > draw(st.sampled_from([-1.0, 0.5]))  # zeros, whole rows of them
+    axes = tuple(axis for axis in range(len(shape)) if draw(st.booleans()))
+    return values, factor, axes, helper.np_dtype_to_tensor_dtype(dtype)
+
+
+def outcome(compute):
+    try:
+        return compute().tobytes()
+    except Refused as refused:
+        return refused.refusal
+
+
+@given(products(), st.integers(1, 50))
+@settings(max_examples=400, derandomize=True, deadline=None)
+def test_a_product_in_blocks_is_the_whole_product(case, block):
+    values, factor, axes, data_type = case
+    view = SimpleNamespace(label="Conv 'c'")
+
+    def whole():
+        return numerics.product(values, factor, data_type, view, sums_over=axes)
+
+    def streamed():
+        blocks = numerics.product_blocks(
+            InAFile(values), values.shape, factor, data_type, view, sums_over=axes
+        )
+        return np.concatenate([b.copy() for b in blocks])
+
+    wanted = outcome(whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numerics, "BLOCK", block)
+        assert outcome(whole) == wanted
+        assert outcome(streamed) == wanted
+
+
+def test_blocks_are_no_larger_than_they_may_be(monkeypatch):
+    monkeypatch.setattr(numerics, "BLOCK", 10)
+    shape = (2, 3, 4, 5)
+    sizes = [np.ones(shape)[place].size for place in numerics._places(shape)]
+    assert max(sizes) <= 10
+    assert sum(sizes) == 120

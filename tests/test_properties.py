@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx
 import pytest
@@ -10,12 +12,15 @@ from exhaustive import can_go, larger_set
 from graphs import IMAGE, Net
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
+from onnx import TensorProto
+from onnx.external_data_helper import load_external_data_for_model
 from random_graphs import random_model, sketch
 from support import all_nodes, assert_same_function
 from test_planner import networks
 
 import onnx_bnfold
-from onnx_bnfold import Options
+from onnx_bnfold import Options, api, numerics
+from onnx_bnfold.storage import skeleton, tensors
 
 # Choices that hypothesis draws one by one, so that a failing graph shrinks, and whole seeds, whose
 # graphs are more varied.
@@ -151,3 +156,33 @@ def test_the_search_itself(build, largest):
     model = net.model(build(net))
     found = larger_set(model, 0)
     assert len(found or ()) == largest
+
+
+@given(choices, st.sampled_from([1, 5, 64]), st.booleans())
+@settings(quick, max_examples=100)
+def test_a_file_is_folded_as_a_model_in_memory_is(choose, block, external):
+    """Whatever lies where, and in blocks of any size: the same values, the same bytes."""
+    model = random_model(choose)
+    note(sketch(model))
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numerics, "BLOCK", block)  # elements
+        patch.setattr(api, "SMALL", 0)
+        patch.setattr(skeleton, "SMALL", 64)  # bytes; shapes are smaller
+        source, target = Path(folder, "m.onnx"), Path(folder, "f.onnx")
+        outside = random.Random(block)
+        for tensor in model.graph.initializer:
+            if external and tensor.data_type == TensorProto.FLOAT and outside.random() < 0.5:
+                place = f"{tensor.name}.data"
+                Path(folder, place).write_bytes(tensor.raw_data)
+                tensors.set_external_range(tensor, place, 0, len(tensor.raw_data))
+        onnx.save(model, source)
+        in_file = onnx_bnfold.fold_file(source, target, Options(metadata=False), threads=2)
+        onnx.checker.check_model(target, full_check=True)
+        loaded = onnx.load(target)
+        patch.setattr(numerics, "BLOCK", 1 << 18)
+        folded, in_memory = onnx_bnfold.fold(model, base_dir=folder)
+        load_external_data_for_model(folded, folder)
+    assert in_file == in_memory
+    for tensor in [*loaded.graph.initializer, *folded.graph.initializer]:
+        tensor.ClearField("data_location")  # where it was
+    assert loaded.SerializeToString() == folded.SerializeToString()

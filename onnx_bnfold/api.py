@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto
 
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.folding import Folding, Options
@@ -19,6 +19,7 @@ from onnx_bnfold.metadata import Recorder
 from onnx_bnfold.new_constants import Compute, Unrepresentable
 from onnx_bnfold.report import Report
 from onnx_bnfold.storage import ModelFile, read_tensor
+from onnx_bnfold.storage.tensors import encode
 
 if TYPE_CHECKING:
     from onnx_bnfold.ranges import Ranges
@@ -236,8 +237,7 @@ def _learn(folding: Folding) -> None:
 
 
 def _fill(tensor: TensorProto, compute: Compute) -> None:
-    values = np.asarray(compute(), order="C")
-    tensor.raw_data = numpy_helper.from_array(values).raw_data
+    tensor.raw_data = b"".join(encode([np.asarray(compute())], tensor))
 
 
 def _fill_small(model: ModelProto, pending: dict[str, Compute]) -> None:

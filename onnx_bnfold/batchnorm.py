@@ -8,9 +8,9 @@ BatchNormalization-15), per channel on axis 1: the affine map ``y = a * x + b`` 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from onnx_bnfold.affine import AGREEMENT, Float64
 from onnx_bnfold.graph import attribute
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.view import FLOATS, NodeView, overridable
+
+Array = np.ndarray[Any, Any]
 
 OPERATOR = "BatchNormalization"
 # In the ``doc_string`` of a node whose ``input_var`` holds what ``scale`` was: see ``Norm.evened``.
@@ -38,6 +40,8 @@ class Norm:
         spread: the standard deviation of its input, ``sqrt(input_var)``.
         bias: ``B``.
         epsilon: the attribute.
+        cancellation: largest ratio of what the mean contributes to a channel's output and that
+            output.
     """
 
     a: Float64
@@ -47,14 +51,7 @@ class Norm:
     spread: Float64
     bias: Float64
     epsilon: float
-
-    @cached_property
-    def cancellation(self) -> float:
-        """Largest ratio of what the mean contributes to a channel's output and that output."""
-        offset, peak = np.abs(self.a * self.mean), np.abs(self.bias) + np.abs(self.a) * self.spread
-        seen = offset > 0
-        with np.errstate(divide="ignore"):
-            return float((offset[seen] / peak[seen]).max(initial=0))
+    cancellation: float
 
     def evened(self, scale: Float64) -> tuple[Float64, Float64] | None:
         """Move the sizes of a ``scale`` into the variance, which nobody rounds to int8.
@@ -83,12 +80,75 @@ class Norm:
         return factor * np.sign(scale), variance
 
 
-def read_norm(view: NodeView) -> Norm:
-    """Read a BatchNormalization.
+class _Parameters(NamedTuple):
+    """What a node gives: vectors of one length in any float type, and the attribute."""
 
-    Raises:
-        Refused: it is in training mode, not per channel, or its parameters are unusable.
+    scale: Array
+    bias: Array
+    mean: Array
+    variance: Array
+    epsilon: float
+
+
+def read_norms(views: Sequence[NodeView]) -> list[Norm | Refused]:
+    """Read BatchNormalizations; thousands of short vectors at a time are as soon done as one.
+
+    Args:
+        views: of the nodes.
+
+    Returns:
+        For each node its coefficients, or why it has none: it is in training mode, not per
+        channel, or its parameters are unusable.
     """
+    usable: dict[int, _Parameters] = {}
+    found: dict[int, Norm | Refused] = {}
+    for position, view in enumerate(views):
+        try:
+            usable[position] = _parameters(view)
+        except Refused as refused:
+            found[position] = refused
+    for position, norm in zip(usable, _norms([*usable.values()]), strict=True):
+        found[position] = norm or _unusable(views[position], usable[position])
+    return [found[position] for position in range(len(views))]
+
+
+def _norms(parameters: Sequence[_Parameters]) -> Iterator[Norm | None]:
+    """Yield the coefficients of each set of parameters, None where they are no finite numbers."""
+    if not parameters:
+        return
+    counts = [len(p.scale) for p in parameters]
+    scale, bias, mean, variance = (
+        np.concatenate([p[i] for p in parameters], dtype=np.float64, casting="unsafe")
+        for i in range(4)
+    )
+    with np.errstate(all="ignore"):
+        deviation = np.sqrt(variance + np.repeat([p.epsilon for p in parameters], counts))
+        a = scale / deviation
+        b = bias - mean * a
+        spread = np.sqrt(np.maximum(variance, 0))
+        offset, peak = np.abs(a * mean), np.abs(bias) + np.abs(a) * spread
+        cancelled = np.where(offset > 0, offset / peak, 0)
+    good = np.isfinite(deviation) & (deviation > 0) & np.isfinite(a) & np.isfinite(b)
+    all_good, stop = bool(good.all()), 0
+    for p, count in zip(parameters, counts, strict=True):
+        start, stop = stop, stop + count
+        if not (all_good or good[start:stop].all()):
+            yield None
+            continue
+        where = slice(start, stop)
+        yield Norm(
+            a[where],
+            b[where],
+            mean[where],
+            deviation[where],
+            spread[where],
+            bias[where],
+            p.epsilon,
+            float(cancelled[where].max(initial=0)),
+        )
+
+
+def _parameters(view: NodeView) -> _Parameters:
     _require_inference(view)
     if str(view.node.doc_string).endswith(EVENED):
         raise Refused(
@@ -105,18 +165,28 @@ def read_norm(view: NodeView) -> Norm:
             "its four parameters are not vectors of one length; repair the model",
         )
     epsilon = float(attribute(view.node, "epsilon", DEFAULT_EPSILON))
-    deviation = np.sqrt(_positive_variance(view, variance + epsilon))
-    with np.errstate(over="ignore", invalid="ignore"):
-        a = scale / deviation
-        b = bias - mean * a
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise Refused(
-            Reason.NOT_FINITE,
-            view.label,
-            "a parameter is infinite or NaN; retrain or repair the model",
+    return _Parameters(scale, bias, mean, variance, epsilon)
+
+
+def _unusable(view: NodeView, parameters: _Parameters) -> Refused:
+    """Say which of the parameters of a node are no usable numbers."""
+    total = parameters.variance.astype(np.float64) + parameters.epsilon
+    if not np.isfinite(total).all():
+        return Refused(
+            Reason.NOT_FINITE, view.label, "its variance is infinite or NaN; repair the model"
         )
-    spread = np.sqrt(np.maximum(variance, 0))
-    return Norm(a, b, mean, deviation, spread, bias, epsilon)
+    if (total <= 0).any():
+        channel = int(np.argmin(total))
+        return Refused(
+            Reason.BAD_VARIANCE,
+            view.label,
+            f"input_var + epsilon is not positive in channel {channel}; repair the model",
+        )
+    return Refused(
+        Reason.NOT_FINITE,
+        view.label,
+        "a parameter is infinite or NaN; retrain or repair the model",
+    )
 
 
 def _require_inference(view: NodeView) -> None:
@@ -147,7 +217,7 @@ def _require_inference(view: NodeView) -> None:
         )
 
 
-def _parameter(view: NodeView, index: int) -> Float64:
+def _parameter(view: NodeView, index: int) -> Array:
     slot, meaning = index + 1, PARAMETERS[index]
     name = view.name_in(slot)
     info = view.constant(slot)
@@ -164,21 +234,4 @@ def _parameter(view: NodeView, index: int) -> Float64:
         raise Refused(
             Reason.UNSUPPORTED_TYPE, view.label, f"its {meaning} {name!r} is not of a float type"
         )
-    values: np.ndarray[Any, Any] = view.constants.value(name)
-    return values.astype(np.float64)
-
-
-def _positive_variance(view: NodeView, total: Float64) -> Float64:
-    """Return ``input_var + epsilon``, which must be a positive number."""
-    if not np.isfinite(total).all():
-        raise Refused(
-            Reason.NOT_FINITE, view.label, "its variance is infinite or NaN; repair the model"
-        )
-    if (total <= 0).any():
-        channel = int(np.argmin(total))
-        raise Refused(
-            Reason.BAD_VARIANCE,
-            view.label,
-            f"input_var + epsilon is not positive in channel {channel}; repair the model",
-        )
-    return total
+    return view.constants.value(name)

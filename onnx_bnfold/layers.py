@@ -145,9 +145,10 @@ class LinearLayer:
         Returns:
             Float64 that broadcasts against the weight of shape ``grouped``.
         """
-        factor = np.ones((1,) * len(self.grouped))
-        if out is not None:
-            factor = factor * self._laid(self.output_vectors(out)[0], "o")
+        if out is None:
+            factor: Float64 = np.ones((1,) * len(self.grouped))
+        else:
+            factor = self._laid(self.output_vectors(out)[0], "o")
         if into is not None and into.has_scale:
             factor = factor / self._laid(self.input_vectors(into)[0], "i")
         return factor

@@ -82,7 +82,7 @@ class Limits:
         """
         if site.view(origin).op == batchnorm.OPERATOR:
             self._check_cancellation(site, origin, changes)
-            self._check_rounding(site, origin)
+            self.check_rounding(site, origin)
         existing = _existing(site, origin, changes)
         staying = {k: c for k, c in changes.items() if isinstance(k, str) and k not in existing}
         if not staying and not _seen_by_others(site, origin):
@@ -150,13 +150,16 @@ class Limits:
                 "subtract it in a sum of rounded products",
             )
 
-    def _check_rounding(self, site: Site, origin: int) -> None:
+    def check_rounding(self, site: Site, origin: int) -> None:
         """Refuse to disturb what norms read where that is little more than rounding errors."""
         # A norm beside one that must not be disturbed stays too: it would go into that one, and a
         # second fold would find what the first has left.
-        norms = [origin, *_norms_behind(site, origin), *_norms_in_front(site, origin)]
+        pairs = _pairs(site, origin)
+        norms = [origin, *(behind if front == origin else front for front, behind in pairs)]
+        inputs = [*_inputs(site, origin, pairs)]
+        for index in norms[1:]:
+            inputs += _inputs(site, index, _pairs(site, index))
         coarsest = unit_roundoff(TensorProto.BFLOAT16)
-        inputs = (found for index in norms for found in _inputs(site, index))
         suspects = [found for found in inputs if _is_noise(site, *found, coarsest)]
         hidden = [i for i in norms if site.norm(i).cancellation > _SAFE_CANCELLATION]
         if not suspects and not hidden:
@@ -195,13 +198,17 @@ class Limits:
                 )
 
 
-def _inputs(site: Site, origin: int) -> Iterator[tuple[int, Float64]]:
-    """Yield a norm, and pairs with one beside it: the one behind, and the size of what it reads."""
+def _pairs(site: Site, origin: int) -> list[tuple[int, int]]:
+    """Return a norm with each one behind it, and with the one in front of it."""
+    pairs = [(origin, index) for index in _norms_behind(site, origin)]
+    return pairs + [(index, origin) for index in _norms_in_front(site, origin)]
+
+
+def _inputs(site: Site, origin: int, pairs: list[tuple[int, int]]) -> Iterator[tuple[int, Float64]]:
+    """Yield a norm, and of its pairs the one behind, each with the size of what it reads."""
     norm = site.norm(origin)
     if norm.cancellation > 1:
         yield origin, np.abs(norm.mean)
-    pairs = [(origin, index) for index in _norms_behind(site, origin)]
-    pairs += [(index, origin) for index in _norms_in_front(site, origin)]
     for first, second in pairs:
         if len(site.norm(first).a) == len(site.norm(second).a):
             yield second, _size(site.norm(first))
@@ -232,10 +239,10 @@ def _norms_behind(site: Site, origin: int) -> Iterator[int]:
     names = [site.sides(origin)[1]]
     for name in names:  # grows while it is walked
         for index, slot in site.graph.readers.get(name, ()):
-            view = site.view(index)
-            if slot == 0 and view.op in _RECTIFIERS:
-                names.append(view.node.output[0])
-            elif slot == 0 and _norm(site, index) is not None:
+            op = site.view(index).op
+            if slot == 0 and op in _RECTIFIERS:
+                names.append(site.graph.nodes[index].output[0])
+            elif slot == 0 and op == batchnorm.OPERATOR and _norm(site, index) is not None:
                 yield index
 
 

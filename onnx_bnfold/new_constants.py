@@ -228,7 +228,9 @@ def _bias_of_layer(
         folded = layer.fold_bias(old, weight, into, out)
         if layer.bias_slot is None:
             folded = folded.reshape(dims)
-        return rounded(np.broadcast_to(folded, dims), data_type, site.view(index))
+        if folded.shape != dims:
+            folded = np.broadcast_to(folded, dims)
+        return rounded(folded, data_type, site.view(index))
 
     slot = 2 if layer.bias_slot is None else layer.bias_slot
     dims: tuple[int, ...] = (layer.channels_out,)

@@ -22,6 +22,8 @@ Place = tuple[slice, ...]  # of a block in an array: slices of its leading axes
 BLOCK = 1 << 18
 _PAGE = 1 << 12  # bytes
 
+_ONE = np.ones(())
+
 # (largest finite value, smallest normal value, unit roundoff) of the float types.
 _FORMATS: dict[int, tuple[float, float, float]] = {
     TensorProto.FLOAT: (float(np.finfo(np.float32).max), 2.0**-126, 2.0**-24),
@@ -56,7 +58,7 @@ def rounded(
         Refused: a value is not finite or overflows the type, or so much of an output's factors is
             lost below the smallest normal number that ordinary rounding would be better.
     """
-    return product(values, np.ones(()), data_type, view, sums_over=sums_over)
+    return product(values, _ONE, data_type, view, sums_over=sums_over)
 
 
 def product(
@@ -226,10 +228,8 @@ def _axes(sums_over: tuple[int, ...] | None, rank: int) -> tuple[int, ...]:
 
 def _peaks(result: Array, axes: tuple[int, ...]) -> Array:
     """Return the largest magnitude in each sum, as ``(…, 1, …)``; NaN where a factor is NaN."""
-    if not axes:
-        return np.asarray(np.abs(result))
-    largest = result.max(axis=axes, keepdims=True, initial=0)
-    return np.asarray(np.maximum(largest, -result.min(axis=axes, keepdims=True, initial=0)))
+    size = np.abs(result)
+    return np.asarray(size.max(axis=axes, keepdims=True, initial=0) if axes else size)
 
 
 def _require_float(data_type: int, view: NodeView) -> None:
@@ -242,12 +242,14 @@ def _require_float(data_type: int, view: NodeView) -> None:
 
 def _are_fine(peaks: Array, data_type: int, sums_over: tuple[int, ...] | None) -> bool:
     """Whether the largest magnitudes tell that nothing overflows or loses precision."""
-    if not np.isfinite(peaks).all():
+    if not math.isfinite(peaks.max(initial=0)):
         return False
+    if sums_over is None:
+        return True
     _, smallest, unit = _FORMATS[data_type]
     # Beside a largest factor of this size, what a sum loses below the smallest normal is nothing.
     enough = smallest / unit if sums_over else smallest
-    return sums_over is None or bool((peaks >= enough).all())
+    return bool(peaks.min(initial=np.inf) >= enough)
 
 
 def _judge(

@@ -137,6 +137,7 @@ class _Planner:
 
     def run(self) -> None:
         norms, affine = _candidates(self.site)
+        self.site.read_norms(norms)
         usable = [i for i in norms if self._is_usable(i)]
         direct = [i for i in usable if _is_direct(self.site, i)]
         others = sorted(set(usable) - set(direct))
@@ -171,6 +172,8 @@ class _Planner:
         """Try all ways to remove a node and commit the one that disturbs least."""
         site = self.site
         is_norm = site.view(index).op == batchnorm.OPERATOR
+        if is_norm and self._fold_directly(index):
+            return
         if not is_norm and index in self.excluded:
             return
         best: tuple[tuple[int, ...], str, dict[Key, Affine]] | None = None
@@ -195,6 +198,27 @@ class _Planner:
             self._commit(index, best[1], best[2], best[0][0])
         elif is_norm:
             self.decisions[index] = _kept(site, index, tried)
+
+    def _fold_directly(self, index: int) -> bool:
+        """Put a norm into the layer that it alone reads, where nothing else has changed yet.
+
+        This is what all ways would be compared to and none is better than, found without a flood.
+        """
+        site, (x, y) = self.site, self.site.sides(index)
+        producer = site.graph.producer.get(x)
+        untouched = not any(site.group(t) != t or t in site.total for t in (x, y))
+        if producer is None or not untouched or not site.graph.only_reader(x):
+            return False
+        try:
+            if not site.is_layer(producer) or site.layer(producer).bias_slot is None:
+                return False
+            present = site.affine_of(index)
+            site.layer(producer).output_vectors(present)
+            self.limits.check_rounding(site, index)
+        except Refused:
+            return False
+        self._commit(index, UPSTREAM, {} if present.is_identity else {x: present}, 0)
+        return True
 
     def _ways(self, index: int) -> Iterator[tuple[str, dict[Key, Affine]]]:
         site = self.site

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -90,18 +90,20 @@ class Site:
         """Return the original coefficients of a BatchNormalization.
 
         Raises:
-            Refused: see ``batchnorm.read_norm``.
+            Refused: see ``batchnorm.read_norms``.
         """
         found = self._norms.get(index)
         if found is None:
-            try:
-                found = batchnorm.read_norm(self.view(index))
-            except Refused as refused:
-                found = refused
-            self._norms[index] = found
+            self.read_norms([index])
+            found = self._norms[index]
         if isinstance(found, Refused):
             raise found
         return found
+
+    def read_norms(self, indices: Sequence[int]) -> None:
+        """Read BatchNormalizations that ``norm`` will be asked for all at once."""
+        found = batchnorm.read_norms([self.view(index) for index in indices])
+        self._norms.update(zip(indices, found, strict=True))
 
     def change(self, key: Key, rank: int) -> Affine:
         """Return the change decided so far for a key."""

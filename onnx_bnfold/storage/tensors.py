@@ -7,8 +7,8 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import cache
+from types import TracebackType
 from typing import Any, TypeAlias
 
 import ml_dtypes
@@ -106,12 +106,15 @@ def _element(data_type: int) -> tuple[np.dtype[Any], int]:
 
 def byte_length(tensor: TensorProto) -> int:
     """Returns the number of bytes of a tensor's values in a file; ValueError if it has none."""
-    if tensor.data_type == TensorProto.STRING:
+    return _byte_length(tuple(tensor.dims), tensor.data_type)
+
+
+def _byte_length(dims: tuple[int, ...], data_type: int) -> int:
+    if data_type == TensorProto.STRING:
         raise ValueError("holds strings, which cannot lie in a file of their own")
-    if min(tensor.dims, default=0) < 0:
-        raise ValueError(f"has a negative dimension in its shape {list(tensor.dims)}")
-    elements: int = math.prod(tensor.dims)
-    return -(-elements * _element(tensor.data_type)[1] // 8)
+    if min(dims, default=0) < 0:
+        raise ValueError(f"has a negative dimension in its shape {list(dims)}")
+    return -(-math.prod(dims) * _element(data_type)[1] // 8)
 
 
 def decode(content: bytes, tensor: TensorProto) -> np.ndarray:
@@ -124,16 +127,16 @@ def decode(content: bytes, tensor: TensorProto) -> np.ndarray:
     Raises:
         ValueError: the bytes are too many or too few.
     """
-    if len(content) != byte_length(tensor):
+    dims, data_type = tuple(tensor.dims), tensor.data_type
+    needed = _byte_length(dims, data_type)
+    if len(content) != needed:
         raise ValueError(
-            f"has {len(content)} bytes of values where its shape {list(tensor.dims)} "
-            f"needs {byte_length(tensor)}"
+            f"has {len(content)} bytes of values where its shape {list(dims)} needs {needed}"
         )
-    dtype, bits = _element(tensor.data_type)
+    dtype, bits = _element(data_type)
     if bits < 8 or sys.byteorder == "big":
-        whole = TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=content)
-        return numpy_helper.to_array(whole)
-    return np.frombuffer(content, dtype).reshape(tuple(tensor.dims))
+        return numpy_helper.to_array(TensorProto(dims=dims, data_type=data_type, raw_data=content))
+    return np.frombuffer(content, dtype).reshape(dims)
 
 
 def encode(arrays: Iterable[np.ndarray], tensor: TensorProto) -> Iterator[bytes | memoryview]:
@@ -245,19 +248,33 @@ def resolve(folder: str, location: str) -> str:
     return path
 
 
-@contextmanager
-def naming(tensor: TensorProto, model: os.PathLike[str] | str | None = None) -> Iterator[None]:
+class naming:  # noqa: N801 - a context manager; a generator would take twice as long
     """Turns what is wrong with a tensor into a ModelError that names it."""
-    where = f"{model}: " if model is not None else ""
-    try:
-        yield
-    except OSError as error:
-        file = f" {error.filename!r}" if error.filename else ""
-        raise ModelError(
-            f"{where}tensor {tensor.name!r}: its data file{file} cannot be read: {error.strerror}; "
-            "fetch the model again with all its files"
-        ) from error
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise ModelError(
-            f"{where}tensor {tensor.name!r} {error}; the model is damaged, export it again"
-        ) from error
+
+    __slots__ = ("_model", "_tensor")
+
+    def __init__(self, tensor: TensorProto, model: os.PathLike[str] | str | None = None) -> None:
+        self._tensor = tensor
+        self._model = model
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            return
+        where = f"{self._model}: " if self._model is not None else ""
+        what = f"{where}tensor {self._tensor.name!r}"
+        if isinstance(error, OSError):
+            file = f" {error.filename!r}" if error.filename else ""
+            raise ModelError(
+                f"{what}: its data file{file} cannot be read: {error.strerror}; fetch the model "
+                "again with all its files"
+            ) from error
+        if isinstance(error, (ValueError, TypeError, KeyError, OverflowError)):
+            raise ModelError(f"{what} {error}; the model is damaged, export it again") from error

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from onnx_bnfold.errors import BnFoldError, CheckFailed
+from onnx_bnfold.memory import collect_rarely, keep_freed_memory
 from onnx_bnfold.metadata import begin_hashing
 from onnx_bnfold.version import __version__
 
@@ -143,7 +144,6 @@ def _fold(words: Sequence[str]) -> int:
     _begin(args)
     from onnx_bnfold.folding import Options
     from onnx_bnfold.job import run
-    from onnx_bnfold.memory import keep_freed_memory
 
     keep_freed_memory()
     options = Options(
@@ -166,6 +166,7 @@ def _fold(words: Sequence[str]) -> int:
 
 def _begin(args: argparse.Namespace) -> None:
     """Do what goes better before numpy and onnx are imported."""
+    collect_rarely()
     if not args.check:
         # A fold multiplies no matrices: OpenBLAS need not start its threads.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -21,6 +21,7 @@ Place = tuple[slice, ...]  # of a block in an array: slices of its leading axes
 # Elements of a large constant that are multiplied at once: 1 MiB of float32, which caches hold.
 BLOCK = 1 << 18
 _PAGE = 1 << 12  # bytes
+_NO_BUFFER = 16  # elements: the least that numpy takes
 
 _ONE = np.ones(())
 
@@ -216,7 +217,12 @@ def _scaled(
         return as_type(values, data_type, factor)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         np.copyto(wide, values)
-        np.multiply(wide, factor, out=wide)
+        # With room for them, numpy copies the factors once per element before it multiplies.
+        size = np.setbufsize(_NO_BUFFER)
+        try:
+            np.multiply(wide, factor, out=wide)
+        finally:
+            np.setbufsize(size)
         np.copyto(values, wide, casting="same_kind")
     return values
 

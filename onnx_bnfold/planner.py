@@ -13,7 +13,7 @@ from anybody), then those with the most elements, so that most work is saved.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -195,7 +195,8 @@ class _Planner:
             tried.append(("", refused.refusal))
         self._tried[index] = set() if best else {refusal.reason for _, refusal in tried}
         if best is not None:
-            self._commit(index, best[1], best[2], best[0][0])
+            least, way, changes = best
+            self._commit(index, way, changes, least[0], self._absorbing(index, changes))
         elif is_norm:
             self.decisions[index] = _kept(site, index, tried)
 
@@ -217,7 +218,8 @@ class _Planner:
             self.limits.check_rounding(site, index)
         except Refused:
             return False
-        self._commit(index, UPSTREAM, {} if present.is_identity else {x: present}, 0)
+        changes: dict[Key, Affine] = {} if present.is_identity else {x: present}
+        self._commit(index, UPSTREAM, changes, 0, [(producer, c) for c in changes.values()])
         return True
 
     def _ways(self, index: int) -> Iterator[tuple[str, dict[Key, Affine]]]:
@@ -254,34 +256,42 @@ class _Planner:
             )
         return added
 
-    def _commit(self, index: int, way: str, changes: dict[Key, Affine], added: int) -> None:
+    def _commit(
+        self,
+        origin: int,
+        way: str,
+        changes: dict[Key, Affine],
+        added: int,
+        absorbing: Iterable[tuple[int, Affine]],
+    ) -> None:
+        """Make changes and note which nodes' constants take the scale and the shift."""
         site = self.site
-        scale_to, shift_to = self._takers(index, changes)
+        scale: set[int] = set()
+        shift: set[int] = set()
+        for index, change in absorbing:
+            touched = self.touched.setdefault(index, [])
+            if origin not in touched:
+                touched.append(origin)
+            if change.has_scale:
+                scale.add(index)
+            if change.has_shift:
+                shift.add(index)
         commit(site, changes)
-        site.remove(index)
-        self.decisions[index] = Decision(
-            index, site.view(index).label, way, scale_to, shift_to, added
+        site.remove(origin)
+        scale_to, shift_to = (tuple(map(site.place, sorted(found))) for found in (scale, shift))
+        self.decisions[origin] = Decision(
+            origin, site.view(origin).label, way, scale_to, shift_to, added
         )
 
-    def _takers(
-        self, origin: int, changes: dict[Key, Affine]
-    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Name the nodes whose constants take the scale and the shift."""
+    def _absorbing(self, origin: int, changes: Mapping[Key, Affine]) -> list[tuple[int, Affine]]:
+        """Return the nodes that take a change into their constants, each with that change."""
         site = self.site
-        scale: dict[int, None] = {}
-        shift: dict[int, None] = {}
-        for key, change in changes.items():
-            for index in site.neighbours(key):
-                if index == origin or index in site.removed or not site.absorbs(index, key):
-                    continue
-                self.touched.setdefault(index, [])
-                if origin not in self.touched[index]:
-                    self.touched[index].append(origin)
-                if change.has_scale:
-                    scale[index] = None
-                if change.has_shift:
-                    shift[index] = None
-        return tuple(map(site.place, sorted(scale))), tuple(map(site.place, sorted(shift)))
+        return [
+            (index, change)
+            for key, change in changes.items()
+            for index in site.neighbours(key)
+            if index != origin and index not in site.removed and site.absorbs(index, key)
+        ]
 
 
 def commit(site: Site, changes: Mapping[Key, Affine]) -> None:

@@ -1,10 +1,11 @@
 """The allocator's settings are a matter of speed: whatever is missing, nothing happens."""
 
 import ctypes
+import gc
 
 import pytest
 
-from onnx_bnfold.memory import keep_freed_memory
+from onnx_bnfold.memory import collect_rarely, keep_freed_memory
 
 
 class WithoutMallopt:
@@ -31,3 +32,13 @@ def test_both_thresholds_are_set(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", Library)
     keep_freed_memory()
     assert calls == [(-3, 1 << 25), (-1, 1 << 28)]
+
+
+def test_garbage_in_cycles_is_collected_all_the_same():
+    before = gc.get_threshold()
+    try:
+        collect_rarely()
+        assert gc.isenabled()
+        assert gc.get_threshold()[0] > before[0]
+    finally:
+        gc.set_threshold(*before)

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from threading import Thread
 from typing import TypeVar
 
+from onnx_bnfold.memory import collect_rarely, keep_freed_memory
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -99,6 +101,8 @@ def _start() -> None:
     # Ctrl-C reaches all processes of a terminal; the first one decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    keep_freed_memory()
+    collect_rarely()
     Thread(target=_die_with_parent, daemon=True).start()
 
 

@@ -21,7 +21,7 @@ def keep_freed_memory() -> None:
 
 
 def collect_rarely() -> None:
-    """Let Python look for garbage in cycles after 100,000 new objects, not after 700.
+    """Let Python look for garbage in cycles after 100,000 new objects, not some hundred.
 
     A graph is some objects per node, none of them garbage; looking at them takes a quarter of the
     time of a fold.

@@ -32,7 +32,7 @@ class _Hashing:
     def __init__(self, path: str) -> None:
         self._path = path
         self._digest = hashlib.sha256()
-        self._failure: OSError | None = None
+        self._failure: BaseException | None = None
         self._thread = Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -50,7 +50,7 @@ class _Hashing:
                 buffer = memoryview(mmap(-1, _CHUNK))
                 while count := file.readinto(buffer):
                     self._digest.update(buffer[:count])
-        except OSError as failure:
+        except BaseException as failure:  # raised again by `result`
             self._failure = failure
 
 

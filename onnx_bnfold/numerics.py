@@ -108,7 +108,7 @@ def product_blocks(
         A block, which is there until the next one is asked for.
 
     Raises:
-        Refused: after the last block; none of them can be used then.
+        Refused: like ``product``, perhaps after the last block; none of them can be used then.
     """
     _require_float(data_type, view)
     dtype = helper.tensor_dtype_to_np_dtype(data_type)
@@ -152,15 +152,17 @@ class _Blocks:
 
     def __iter__(self) -> Iterator[tuple[Place, Array]]:
         largest = min(BLOCK, math.prod(self._shape))
+        dtype = helper.tensor_dtype_to_np_dtype(self._data_type)
         values, wide = _on_a_page(largest, self._dtype), np.empty(largest)
+        rounded = values if self._dtype == dtype else np.empty(largest, dtype)
         start = 0
         for where in _places(self._shape):
             shape = tuple(s.stop - s.start for s in where) + self._shape[len(where) :]
             count = math.prod(shape)
             self._source.read_into(start, values[:count])
             start += count
-            block, scratch = (a[:count].reshape(shape) for a in (values, wide))
-            yield where, _scaled(block, self._part_of_factor(where), self._data_type, scratch)
+            block, scratch, out = (a[:count].reshape(shape) for a in (values, wide, rounded))
+            yield where, _scaled(block, self._part_of_factor(where), self._data_type, scratch, out)
 
     def _part_of_factor(self, where: Place) -> NDArray[np.float64]:
         sizes = self._factor.shape
@@ -210,9 +212,13 @@ def _raise_to(peaks: Array, where: Place, block: Array, axes: tuple[int, ...]) -
 
 
 def _scaled(
-    values: Array, factor: NDArray[np.float64], data_type: int, wide: NDArray[np.float64]
+    values: Array,
+    factor: NDArray[np.float64],
+    data_type: int,
+    wide: NDArray[np.float64],
+    out: Array,
 ) -> Array:
-    """Do ``as_type`` in the memory of ``values`` and ``wide``, which has its shape."""
+    """Do ``as_type`` in the memory of ``wide`` and ``out``, which may be that of ``values``."""
     if data_type == TensorProto.BFLOAT16:
         return as_type(values, data_type, factor)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
@@ -223,8 +229,8 @@ def _scaled(
             np.multiply(wide, factor, out=wide)
         finally:
             np.setbufsize(size)
-        np.copyto(values, wide, casting="same_kind")
-    return values
+        np.copyto(out, wide, casting="same_kind")
+    return out
 
 
 def _axes(sums_over: tuple[int, ...] | None, rank: int) -> tuple[int, ...]:
@@ -248,14 +254,14 @@ def _require_float(data_type: int, view: NodeView) -> None:
 
 def _are_fine(peaks: Array, data_type: int, sums_over: tuple[int, ...] | None) -> bool:
     """Whether the largest magnitudes tell that nothing overflows or loses precision."""
-    if not math.isfinite(peaks.max(initial=0)):
+    if not np.isfinite(peaks).all():
         return False
     if sums_over is None:
         return True
     _, smallest, unit = _FORMATS[data_type]
     # Beside a largest factor of this size, what a sum loses below the smallest normal is nothing.
     enough = smallest / unit if sums_over else smallest
-    return bool(peaks.min(initial=np.inf) >= enough)
+    return bool((peaks >= enough).all())
 
 
 def _judge(
@@ -279,8 +285,7 @@ def as_type(values: Array, data_type: int, factor: NDArray[np.float64] | float =
         exact = values.astype(np.float64) * factor
         if data_type == TensorProto.BFLOAT16:
             return _to_bfloat16(exact, dtype)
-        result: Array = exact.astype(dtype)
-    return result
+        return np.asarray(exact, dtype)
 
 
 def _to_bfloat16(values: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:

@@ -137,7 +137,7 @@ class _Planner:
 
     def run(self) -> None:
         norms, affine = _candidates(self.site)
-        self.site.read_norms(norms)
+        self.site.read_norms([i for i in norms if i not in self.excluded])
         usable = [i for i in norms if self._is_usable(i)]
         direct = [i for i in usable if _is_direct(self.site, i)]
         others = sorted(set(usable) - set(direct))
@@ -219,6 +219,7 @@ class _Planner:
         except Refused:
             return False
         changes: dict[Key, Affine] = {} if present.is_identity else {x: present}
+        self._tried[index] = set()
         self._commit(index, UPSTREAM, changes, 0, [(producer, c) for c in changes.values()])
         return True
 

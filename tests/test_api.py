@@ -154,6 +154,10 @@ def test_public_functions_hide_no_module():
     assert "onnx_bnfold.planner" in loaded_by(code)
 
 
+def test_modules_are_attributes_of_the_package():
+    assert "onnx_bnfold.report" in loaded_by("import onnx_bnfold as o; o.report.Report")
+
+
 def test_a_name_that_is_not_there():
     with pytest.raises(AttributeError, match="no attribute 'folded'"):
         onnx_bnfold.folded  # noqa: B018
@@ -410,6 +414,29 @@ def test_external_data_that_cannot_be_read(damage, tmp_path, rng):
     assert "weights.bin" in str(caught.value)
     assert "f.onnx" not in contents(tmp_path / "in")
     assert not (tmp_path / "f.onnx").exists()
+
+
+@pytest.mark.parametrize("field", ["raw_data", "float_data"])
+@pytest.mark.parametrize("change", [-1000, -1, 1, 1000])
+def test_a_weight_of_more_or_fewer_values_than_its_shape(change, field, tmp_path, rng):
+    """What lies behind it in the file are not its values."""
+    parts = join(
+        conv("x", "c", (64, 64, 3, 3), rng, bias=False),
+        bn("c", "d", 64, rng),
+        conv("d", "y", (64, 64, 3, 3), rng, bias=False),
+    )
+    model = model_of(parts.nodes, {"x": (1, 64, 9, 9)}, ["y"], parts.initializers)
+    weight = next(t for t in model.graph.initializer if t.name == "c_W")
+    values = np.resize(np.frombuffer(weight.raw_data, np.float32), 64 * 64 * 9 + change)
+    weight.ClearField("raw_data")
+    if field == "raw_data":
+        weight.raw_data = values.tobytes()
+    else:
+        weight.float_data.extend(values)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"'c_W' has .* bytes of values where its shape"):
+        fold_file(tmp_path / "m.onnx", tmp_path / "f.onnx")
+    assert contents(tmp_path).keys() == {"m.onnx"}
 
 
 def test_an_old_output_stays_when_the_fold_fails(tmp_path):

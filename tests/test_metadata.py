@@ -103,3 +103,16 @@ def test_sha256(size, tmp_path):
     path = tmp_path / "f"
     path.write_bytes(bytes(size))
     assert sha256_of(path) == hashlib.sha256(bytes(size)).hexdigest()
+
+
+@pytest.mark.parametrize("error", [OSError, MemoryError])
+def test_what_cannot_be_hashed_has_no_hash(error, tmp_path, monkeypatch):
+    def fail(*_):
+        raise error
+
+    (tmp_path / "f").write_bytes(b"content")
+    with monkeypatch.context() as patch:
+        patch.setattr("onnx_bnfold.metadata.mmap", fail)
+        with pytest.raises(error):
+            sha256_of(tmp_path / "f")
+    assert sha256_of(tmp_path / "f") == hashlib.sha256(b"content").hexdigest()

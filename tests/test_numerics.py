@@ -1,6 +1,7 @@
 """Folded weights are the exact values rounded once, and no less accurate than the original."""
 
 import itertools
+import warnings
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import helper
+from onnx import TensorProto, helper
 from reference import evaluate
 from support import (
     BFLOAT16,
@@ -317,6 +318,27 @@ def test_a_product_in_blocks_is_the_whole_product(case, block):
         patch.setattr(numerics, "BLOCK", block)
         assert outcome(whole) == wanted
         assert outcome(streamed) == wanted
+
+
+@pytest.mark.parametrize("source", [HALF, BFLOAT16, DOUBLE], ids=named)
+@pytest.mark.parametrize("target", [SINGLE, HALF, BFLOAT16], ids=named)
+def test_a_large_product_is_rounded_to_the_type_that_is_asked_for(source, target, monkeypatch, rng):
+    values, view = rng.standard_normal((3, 3)).astype(source), SimpleNamespace(label="Conv 'c'")
+    data_type = helper.np_dtype_to_tensor_dtype(target)
+    small = numerics.product(values, np.float64(1) / 3, data_type, view)
+    monkeypatch.setattr(numerics, "BLOCK", 4)
+    large = numerics.product(values, np.asarray(1 / 3), data_type, view)
+    assert large.dtype == target
+    assert large.tobytes() == small.tobytes()
+
+
+def test_a_large_overflow_is_refused_without_a_warning(monkeypatch):
+    monkeypatch.setattr(numerics, "BLOCK", 4)
+    view = SimpleNamespace(label="Add 'a'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(Refused):
+            numerics.rounded(np.full(9, 1e300), TensorProto.FLOAT, view)
 
 
 def test_blocks_are_no_larger_than_they_may_be(monkeypatch):

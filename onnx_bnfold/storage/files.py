@@ -217,8 +217,10 @@ class OutputFile:
         self.flush()
         digest = hashlib.blake2b(digest_size=8)
         with self._writing():
-            for start in range(0, self.position, _CHUNK):
-                digest.update(_read_at(self._fd, start, _CHUNK))
+            position = 0
+            while content := _read_at(self._fd, position, _CHUNK):
+                digest.update(content)
+                position += len(content)
         return digest
 
     def commit(self, path: Path) -> None:

@@ -112,7 +112,9 @@ class ModelFile:
         with tensors.naming(tensor, self.path):
             if not tensors.is_external(tensor) or not tensors.is_plain(tensor):
                 return None
-            return Stored(self, tensor, self._span(tensor))
+            span = self._span(tensor)
+            tensors.require_length(span.length, tensor)
+            return Stored(self, tensor, span)
 
     def read_into(self, tensor: TensorProto, span: Span, start: int, out: np.ndarray) -> None:
         """Fills an array with bytes of a tensor, from byte `start` on; ModelError if it cannot."""

@@ -117,6 +117,17 @@ def _byte_length(dims: tuple[int, ...], data_type: int) -> int:
     return -(-math.prod(dims) * _element(data_type)[1] // 8)
 
 
+def require_length(given: int, tensor: TensorProto) -> None:
+    """Raises ValueError unless a tensor's values take `given` bytes in a file."""
+    _require_length(given, tuple(tensor.dims), tensor.data_type)
+
+
+def _require_length(given: int, dims: tuple[int, ...], data_type: int) -> None:
+    needed = _byte_length(dims, data_type)
+    if given != needed:
+        raise ValueError(f"has {given} bytes of values where its shape {list(dims)} needs {needed}")
+
+
 def decode(content: bytes, tensor: TensorProto) -> np.ndarray:
     """Returns the values that `content` holds in the layout of `TensorProto.raw_data`.
 
@@ -128,11 +139,7 @@ def decode(content: bytes, tensor: TensorProto) -> np.ndarray:
         ValueError: the bytes are too many or too few.
     """
     dims, data_type = tuple(tensor.dims), tensor.data_type
-    needed = _byte_length(dims, data_type)
-    if len(content) != needed:
-        raise ValueError(
-            f"has {len(content)} bytes of values where its shape {list(dims)} needs {needed}"
-        )
+    _require_length(len(content), dims, data_type)
     dtype, bits = _element(data_type)
     if bits < 8 or sys.byteorder == "big":
         return numpy_helper.to_array(TensorProto(dims=dims, data_type=data_type, raw_data=content))
@@ -170,7 +177,7 @@ def _require_fit(array: np.ndarray, tensor: TensorProto, left: int) -> None:
     if array.dtype != dtype or array.shape not in shapes or not fits:
         raise ValueError(
             f"initializer {tensor.name!r} is {dtype} {list(tensor.dims)}, "
-            f"its new values are {array.dtype} {list(array.shape)}"
+            f"its new values are {array.dtype} {list(array.shape)}, where {left} are missing"
         )
 
 

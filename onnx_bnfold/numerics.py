@@ -77,14 +77,14 @@ def product(
         factor: broadcasts against ``values``.
     """
     _require_float(data_type, view)
+    blocks = _Blocks(_InMemory(values), values.shape, values.dtype, factor, data_type)
+    axes = tuple(range(values.ndim)) if sums_over is None else sums_over
     if values.size <= BLOCK:
         result = as_type(values, data_type, factor)
-        peaks = _peaks(result, _axes(sums_over, values.ndim))
+        peaks = _peaks(result, axes)
     else:
-        blocks = _Blocks(_InMemory(values), values.shape, values.dtype, factor, data_type)
-        result, peaks = blocks.whole(_axes(sums_over, values.ndim))
-    if not _are_fine(peaks, data_type, sums_over):
-        _judge(values, factor, result, data_type, view, sums_over)
+        result, peaks = blocks.whole(axes)
+    _judge(blocks, peaks, view, sums_over)
     return result
 
 
@@ -113,14 +113,12 @@ def product_blocks(
     _require_float(data_type, view)
     dtype = helper.tensor_dtype_to_np_dtype(data_type)
     blocks = _Blocks(stored, shape, dtype, factor, data_type)
-    peaks = blocks.no_peaks(sums_over)
+    peaks = np.zeros(blocks.summed_shape(sums_over), dtype)
     for where, block in blocks:
-        _raise_to(peaks, where, block, sums_over)
+        part = _part(peaks, where)
+        np.maximum(part, _peaks(block, sums_over), out=part)
         yield block.reshape(-1)
-    if not _are_fine(peaks, data_type, sums_over):
-        values = np.empty(math.prod(shape), dtype)
-        stored.read_into(0, values)
-        product(values.reshape(shape), factor, data_type, view, sums_over=sums_over)
+    _judge(blocks, peaks, view, sums_over)
 
 
 class _InMemory:
@@ -144,44 +142,64 @@ class _Blocks:
         factor: NDArray[np.float64],
         data_type: int,
     ) -> None:
+        self.data_type = data_type
+        self.factor = factor
         self._source = source
         self._shape = shape
         self._dtype = dtype
-        self._factor = factor.reshape((1,) * (len(shape) - factor.ndim) + factor.shape)
-        self._data_type = data_type
 
     def __iter__(self) -> Iterator[tuple[Place, Array]]:
         largest = min(BLOCK, math.prod(self._shape))
-        dtype = helper.tensor_dtype_to_np_dtype(self._data_type)
-        values, wide = _on_a_page(largest, self._dtype), np.empty(largest)
-        rounded = values if self._dtype == dtype else np.empty(largest, dtype)
+        dtype = helper.tensor_dtype_to_np_dtype(self.data_type)
+        wide = np.empty(largest)
+        rounded = None if self._dtype == dtype else np.empty(largest, dtype)
+        for where, values, factor in self.operands():
+            scratch, out = (
+                values if a is None else a[: values.size].reshape(values.shape)
+                for a in (wide, rounded)
+            )
+            yield where, _scaled(values, factor, self.data_type, scratch, out)
+
+    def operands(self) -> Iterator[tuple[Place, Array, NDArray[np.float64]]]:
+        """Yield where each block belongs, its values and its factor."""
+        buffer = _on_a_page(min(BLOCK, math.prod(self._shape)), self._dtype)
+        factor = self.factor
+        factor = factor.reshape((1,) * (len(self._shape) - factor.ndim) + factor.shape)
         start = 0
         for where in _places(self._shape):
             shape = tuple(s.stop - s.start for s in where) + self._shape[len(where) :]
-            count = math.prod(shape)
-            self._source.read_into(start, values[:count])
-            start += count
-            block, scratch, out = (a[:count].reshape(shape) for a in (values, wide, rounded))
-            yield where, _scaled(block, self._part_of_factor(where), self._data_type, scratch, out)
+            values = buffer[: math.prod(shape)]
+            self._source.read_into(start, values)
+            start += len(values)
+            yield where, values.reshape(shape), _part(factor, where)
 
-    def _part_of_factor(self, where: Place) -> NDArray[np.float64]:
-        sizes = self._factor.shape
-        index = tuple(s if sizes[i] > 1 else slice(None) for i, s in enumerate(where))
-        return self._factor[index]
+    def values(self) -> Array:
+        """Return what is multiplied, in one array."""
+        values = np.empty(math.prod(self._shape), self._dtype)
+        self._source.read_into(0, values)
+        return values.reshape(self._shape)
 
-    def no_peaks(self, axes: tuple[int, ...]) -> Array:
-        """Return zeros for the largest magnitudes over ``axes``, for ``_raise_to``."""
-        shape = [1 if axis in axes else size for axis, size in enumerate(self._shape)]
-        return np.zeros(shape, helper.tensor_dtype_to_np_dtype(self._data_type))
+    def summed_shape(self, axes: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape with the axes that are summed over reduced to 1."""
+        return tuple(1 if axis in axes else size for axis, size in enumerate(self._shape))
 
     def whole(self, axes: tuple[int, ...]) -> tuple[Array, Array]:
         """Return the whole product, and its largest magnitudes over ``axes``."""
-        result = np.empty(self._shape, helper.tensor_dtype_to_np_dtype(self._data_type))
-        peaks = self.no_peaks(axes)
+        dtype = helper.tensor_dtype_to_np_dtype(self.data_type)
+        result, peaks = np.empty(self._shape, dtype), np.zeros(self.summed_shape(axes), dtype)
         for where, block in self:
-            _raise_to(peaks, where, block, axes)
+            part = _part(peaks, where)
+            np.maximum(part, _peaks(block, axes), out=part)
             result[where] = block
         return result, peaks
+
+
+def _part(array: Array, where: Place) -> Array:
+    """Return the part of an array that broadcasts against a block."""
+    sizes = array.shape
+    index: Any = tuple(s if sizes[i] > 1 else slice(None) for i, s in enumerate(where))
+    part: Array = array[(*index, ...)]  # a view, of an array without axes too
+    return part
 
 
 def _on_a_page(count: int, dtype: np.dtype[Any]) -> Array:
@@ -197,18 +215,15 @@ def _on_a_page(count: int, dtype: np.dtype[Any]) -> Array:
 
 def _places(shape: tuple[int, ...]) -> Iterator[Place]:
     """Divide a C-ordered array into runs of up to ``BLOCK`` elements."""
+    if not shape:
+        yield ()
+        return
     axis = next(i for i in range(len(shape)) if math.prod(shape[i + 1 :]) <= BLOCK)
     rows = BLOCK // max(1, math.prod(shape[axis + 1 :]))
     for lead in np.ndindex(*shape[:axis]):
         fixed = tuple(slice(i, i + 1) for i in lead)
         for start in range(0, shape[axis], rows):
             yield (*fixed, slice(start, min(start + rows, shape[axis])))
-
-
-def _raise_to(peaks: Array, where: Place, block: Array, axes: tuple[int, ...]) -> None:
-    index = tuple(slice(None) if i in axes else s for i, s in enumerate(where))
-    part = peaks[index]
-    np.maximum(part, _peaks(block, axes), out=part)
 
 
 def _scaled(
@@ -233,11 +248,6 @@ def _scaled(
     return out
 
 
-def _axes(sums_over: tuple[int, ...] | None, rank: int) -> tuple[int, ...]:
-    """Return the axes over which one peak is enough: all of them for summands."""
-    return tuple(range(rank)) if sums_over is None else sums_over
-
-
 def _peaks(result: Array, axes: tuple[int, ...]) -> Array:
     """Return the largest magnitude in each sum, as ``(…, 1, …)``; NaN where a factor is NaN."""
     size = np.abs(result)
@@ -252,30 +262,17 @@ def _require_float(data_type: int, view: NodeView) -> None:
         )
 
 
-def _are_fine(peaks: Array, data_type: int, sums_over: tuple[int, ...] | None) -> bool:
-    """Whether the largest magnitudes tell that nothing overflows or loses precision."""
+def _judge(
+    blocks: _Blocks, peaks: Array, view: NodeView, sums_over: tuple[int, ...] | None
+) -> None:
+    """Refuse a product that overflows or loses precision, by its largest magnitudes at first."""
     if not np.isfinite(peaks).all():
-        return False
-    if sums_over is None:
-        return True
-    _, smallest, unit = _FORMATS[data_type]
+        raise _not_finite(blocks.values(), blocks.factor, blocks.data_type, view)
+    _, smallest, unit = _FORMATS[blocks.data_type]
     # Beside a largest factor of this size, what a sum loses below the smallest normal is nothing.
     enough = smallest / unit if sums_over else smallest
-    return bool((peaks >= enough).all())
-
-
-def _judge(
-    values: Array,
-    factor: NDArray[np.float64],
-    result: Array,
-    data_type: int,
-    view: NodeView,
-    sums_over: tuple[int, ...] | None,
-) -> None:
-    if not np.isfinite(result).all():
-        raise _not_finite(values, factor, data_type, view)
-    if sums_over is not None:
-        _require_precision(values, factor, result, data_type, view, sums_over)
+    if sums_over is not None and not (peaks >= enough).all():
+        _require_precision(blocks, view, sums_over)
 
 
 def as_type(values: Array, data_type: int, factor: NDArray[np.float64] | float = 1.0) -> Array:
@@ -322,18 +319,16 @@ def _not_finite(
     )
 
 
-def _require_precision(
-    values: Array,
-    factor: NDArray[np.float64],
-    result: Array,
-    data_type: int,
-    view: NodeView,
-    axes: tuple[int, ...],
-) -> None:
-    _, smallest, unit = _FORMATS[data_type]
-    exact = values.astype(np.float64) * np.where(np.abs(factor) <= 1 / VANISHED, 0, factor)
-    error = np.abs(result.astype(np.float64) - exact).sum(axis=axes)
-    if (error > 2 * unit * np.abs(exact).sum(axis=axes)).any():
+def _require_precision(blocks: _Blocks, view: NodeView, axes: tuple[int, ...]) -> None:
+    _, smallest, unit = _FORMATS[blocks.data_type]
+    error, size = (np.zeros(blocks.summed_shape(axes)) for _ in range(2))
+    for where, values, factor in blocks.operands():
+        result = as_type(values, blocks.data_type, factor).astype(np.float64)
+        exact = values.astype(np.float64) * np.where(np.abs(factor) <= 1 / VANISHED, 0, factor)
+        for total, part in ((error, result - exact), (size, exact)):
+            here = _part(total, where)
+            here += np.abs(part).sum(axis=axes, keepdims=True)
+    if (error > 2 * unit * size).any():
         raise Refused(
             Reason.PRECISION,
             view.label,

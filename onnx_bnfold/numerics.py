@@ -114,9 +114,7 @@ def product_blocks(
     dtype = helper.tensor_dtype_to_np_dtype(data_type)
     blocks = _Blocks(stored, shape, dtype, factor, data_type)
     peaks = np.zeros(blocks.summed_shape(sums_over), dtype)
-    for where, block in blocks:
-        part = _part(peaks, where)
-        np.maximum(part, _peaks(block, sums_over), out=part)
+    for _, block in blocks.products(peaks, sums_over):
         yield block.reshape(-1)
     _judge(blocks, peaks, view, sums_over)
 
@@ -132,7 +130,7 @@ class _InMemory:
 
 
 class _Blocks:
-    """A product in blocks that caches hold; yields where each belongs, and its elements."""
+    """A product in blocks that caches hold."""
 
     def __init__(
         self,
@@ -148,17 +146,20 @@ class _Blocks:
         self._shape = shape
         self._dtype = dtype
 
-    def __iter__(self) -> Iterator[tuple[Place, Array]]:
+    def products(self, peaks: Array, axes: tuple[int, ...]) -> Iterator[tuple[Place, Array]]:
+        """Yield where each block belongs and its product; raise ``peaks`` over ``axes`` to it."""
         largest = min(BLOCK, math.prod(self._shape))
         dtype = helper.tensor_dtype_to_np_dtype(self.data_type)
         wide = np.empty(largest)
         rounded = None if self._dtype == dtype else np.empty(largest, dtype)
         for where, values, factor in self.operands():
-            scratch, out = (
-                values if a is None else a[: values.size].reshape(values.shape)
-                for a in (wide, rounded)
-            )
-            yield where, _scaled(values, factor, self.data_type, scratch, out)
+            size, shape = values.size, values.shape
+            scratch = wide[:size].reshape(shape)
+            out = values if rounded is None else rounded[:size].reshape(shape)
+            block = _scaled(values, factor, self.data_type, scratch, out)
+            part = _part(peaks, where)
+            np.maximum(part, _peaks(block, axes), out=part)
+            yield where, block
 
     def operands(self) -> Iterator[tuple[Place, Array, NDArray[np.float64]]]:
         """Yield where each block belongs, its values and its factor."""
@@ -187,9 +188,7 @@ class _Blocks:
         """Return the whole product, and its largest magnitudes over ``axes``."""
         dtype = helper.tensor_dtype_to_np_dtype(self.data_type)
         result, peaks = np.empty(self._shape, dtype), np.zeros(self.summed_shape(axes), dtype)
-        for where, block in self:
-            part = _part(peaks, where)
-            np.maximum(part, _peaks(block, axes), out=part)
+        for where, block in self.products(peaks, axes):
             result[where] = block
         return result, peaks
 

@@ -132,8 +132,8 @@ def fold_file(
 ) -> Report:
     """Fold a model file of any size into another file.
 
-    Weights that do not change go from file to file; those that do are folded one at a time in each
-    thread.
+    Weights that do not change go from file to file; those that do are folded in blocks of about
+    1 MiB, in a few threads.
     External data stays external, in a new file beside the target.
 
     Args:

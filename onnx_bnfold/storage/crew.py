@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 Job: TypeAlias = Callable[[], None]
 
-_LARGEST = 4  # threads by default; more only wait for memory, and each holds one layer's weights
+_LARGEST = 4  # threads by default; more only wait for memory and for each other's writes
 
 
 def run(jobs: Sequence[Job], threads: int | None = None) -> None:

@@ -145,7 +145,6 @@ def _fold(words: Sequence[str]) -> int:
     from onnx_bnfold.folding import Options
     from onnx_bnfold.job import run
 
-    keep_freed_memory()
     options = Options(
         freeze_initializers=args.freeze_initializers,
         max_rescale=args.max_rescale,
@@ -166,11 +165,13 @@ def _fold(words: Sequence[str]) -> int:
 
 def _begin(args: argparse.Namespace) -> None:
     """Do what goes better before numpy and onnx are imported."""
+    keep_freed_memory()
     collect_rarely()
     if not args.check:
         # A fold multiplies no matrices: OpenBLAS need not start its threads.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    if args.output and not args.no_metadata and not _is_store(args.model):
+    writes = args.output and not args.dry_run
+    if writes and not args.no_metadata and not _is_store(args.model):
         begin_hashing(args.model)
 
 

@@ -242,7 +242,7 @@ def _norms_behind(site: Site, origin: int) -> Iterator[int]:
             op = site.view(index).op
             if slot == 0 and op in _RECTIFIERS:
                 names.append(site.graph.nodes[index].output[0])
-            elif slot == 0 and op == batchnorm.OPERATOR and _norm(site, index) is not None:
+            elif slot == 0 and _norm(site, index) is not None:
                 yield index
 
 

@@ -274,11 +274,13 @@ def _judge(
         _require_precision(blocks, view, sums_over)
 
 
-def as_type(values: Array, data_type: int, factor: NDArray[np.float64] | float = 1.0) -> Array:
-    """Multiply in float64 and round once; what overflows becomes infinite."""
+def as_type(values: Array, data_type: int, factor: NDArray[np.float64] | None = None) -> Array:
+    """Multiply in float64, if by anything, and round once; what overflows becomes infinite."""
     dtype = helper.tensor_dtype_to_np_dtype(data_type)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        exact = values.astype(np.float64) * factor
+        exact = values.astype(np.float64, copy=False)
+        if factor is not None:
+            exact = exact * factor
         if data_type == TensorProto.BFLOAT16:
             return _to_bfloat16(exact, dtype)
         return np.asarray(exact, dtype)

@@ -162,10 +162,7 @@ class ModelFile:
         out = ModelProto()
         out.CopyFrom(model)
         slots = list(self._slots(out, pending))
-        computed = {
-            key: Computed(lambda c=compute: (c(),), length)  # type: ignore[misc]
-            for key, (length, compute) in late.items()
-        }
+        computed = {key: Computed(_whole(c), length) for key, (length, c) in late.items()}
         data = writer.write_model(
             out, slots, computed, target, self._input, source, inspect, threads
         )
@@ -264,6 +261,10 @@ class Stored:
     def read_into(self, start: int, out: np.ndarray) -> None:
         """Fills `out` with the elements from number `start` on; ModelError if it cannot."""
         self.file.read_into(self.tensor, self.span, start * out.itemsize, out)
+
+
+def _whole(compute: Callable[[], bytes]) -> Callable[[], Iterable[bytes]]:
+    return lambda: (compute(),)
 
 
 def _data_files(target: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,7 +148,8 @@ class Affine:
         shape = self.shape
         if axis >= len(shape):
             return None
-        if any(n > 1 for i, n in enumerate(shape) if i != axis) or shape[axis] not in (1, size):
+        others = shape[:axis] + shape[axis + 1 :]
+        if max(others, default=1) > 1 or shape[axis] not in (1, size):
             return None
         return _stretched(self.scale, size), _stretched(self.shift, size)
 
@@ -166,6 +168,68 @@ def _stretched(array: Float64, size: int) -> Float64:
 def along(vector: Float64, axis: int, rank: int) -> Float64:
     """Lay a ``(C,)`` vector along ``axis`` of a tensor of ``rank`` axes."""
     return vector.reshape((1,) * axis + (-1,) + (1,) * (rank - axis - 1))
+
+
+def all_along(
+    vectors: Sequence[tuple[Float64, Float64]], axis: int, ranks: Sequence[int]
+) -> list[Affine]:
+    """Make changes that vary along one axis; thousands of short ones at a time are as soon done.
+
+    Args:
+        vectors: scale and shift of each, ``(C,)``.
+        axis: along which they vary.
+        ranks: of the tensors.
+
+    Returns:
+        What ``Affine.of`` makes of the vectors laid along ``axis``.
+    """
+    if not all(len(scale) for scale, _ in vectors) or not vectors:  # reduceat takes no empty ones
+        return [
+            Affine.of(along(a, axis, rank), along(b, axis, rank))
+            for (a, b), rank in zip(vectors, ranks, strict=True)
+        ]
+    scale, shift = (_Extremes.of(side) for side in zip(*vectors, strict=True))
+    known = zip(
+        ((scale.least != 1) | (scale.most != 1)).tolist(),
+        ((shift.least != 0) | (shift.most != 0)).tolist(),
+        (scale.within(_LARGEST) & shift.within(_LARGEST)).tolist(),
+        (scale.within(1 / SMALLEST_SCALE) & shift.within(1 / SMALLEST_SCALE)).tolist(),
+        strict=True,
+    )
+    uniform = zip(
+        (scale.least == scale.most).tolist(), (shift.least == shift.most).tolist(), strict=True
+    )
+    found = []
+    for (a, b), rank, (one_scale, one_shift), facts in zip(
+        vectors, ranks, uniform, known, strict=True
+    ):
+        a, b = a[:1] if one_scale else a, b[:1] if one_shift else b
+        change = Affine(along(a, axis, rank), along(b, axis, rank))
+        # What the properties would find out of one change at a time.
+        vars(change).update(zip(_FACTS, facts, strict=True))
+        found.append(change)
+    return found
+
+
+_FACTS = ("has_scale", "has_shift", "is_finite", "is_ordinary")
+_LARGEST = np.finfo(np.float64).max
+
+
+class _Extremes(NamedTuple):
+    """The least and the largest value of each of many vectors; NaN where one is NaN."""
+
+    least: Float64
+    most: Float64
+
+    @classmethod
+    def of(cls, vectors: Sequence[Float64]) -> _Extremes:
+        joined = np.concatenate(vectors)
+        starts = np.cumsum([0, *(len(vector) for vector in vectors[:-1])])
+        return cls(np.minimum.reduceat(joined, starts), np.maximum.reduceat(joined, starts))
+
+    def within(self, bound: float) -> NDArray[np.bool_]:
+        """Whether no magnitude exceeds a bound."""
+        return (self.least >= -bound) & (self.most <= bound)
 
 
 def joined(

@@ -202,7 +202,7 @@ def _require_inference(view: NodeView) -> None:
             view.label,
             f"{name}: statistics are computed at run time; export the model in eval mode",
         )
-    if any(node.output[1:]):
+    if any(view.writes[1:]):
         raise Refused(
             Reason.EXTRA_OUTPUTS,
             view.label,

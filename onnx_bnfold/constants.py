@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from threading import RLock
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import onnx
@@ -41,8 +40,7 @@ TYPE_ONLY = frozenset({("CastLike", 1)})
 DIMS_ONLY = frozenset({("Shape", 0), ("Size", 0)})
 
 
-@dataclass(frozen=True)
-class Constant:
+class Constant(NamedTuple):
     """Shape and type of a constant tensor; ``Constants.value`` has its elements."""
 
     name: str
@@ -120,7 +118,7 @@ class Constants:
         if tensor is not None:
             if name in graph.overridable:
                 return None
-            return Constant(name, tuple(tensor.dims), tensor.data_type)
+            return Constant(name, graph.dims[name], tensor.data_type)
         if name in graph.sparse:
             return _sparse_constant(graph, name)
         if name in graph.producer:
@@ -172,11 +170,11 @@ class Constants:
         """Return the outputs of deterministic nodes over constants: one pass in node order."""
         if self._candidates is None:
             found: set[str] = set()
-            for node in self.graph.nodes:
+            for index, node in enumerate(self.graph.nodes):
                 if node.op_type in EVALUATED and node.domain in STANDARD_DOMAINS:
-                    slots = [(s, n) for s, n in enumerate(node.input) if n]
+                    slots = [(s, n) for s, n in enumerate(self.graph.reads[index]) if n]
                     if all(self._usable(node, s, n, found) for s, n in slots):
-                        found.update(node.output)
+                        found.update(self.graph.writes[index])
             self._candidates = found
         return self._candidates
 
@@ -300,7 +298,7 @@ def _dense(sparse: SparseTensorProto, read: ReadTensor) -> np.ndarray[Any, Any]:
 
 def _sparse_constant(graph: Graph, name: str) -> Constant | None:
     sparse = graph.sparse[name]
-    info = Constant(name, tuple(sparse.dims), sparse.values.data_type)
+    info = Constant(name, graph.dims[name], sparse.values.data_type)
     return None if name in graph.overridable or info.size > LARGEST_COMPUTED else info
 
 

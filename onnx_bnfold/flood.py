@@ -146,7 +146,7 @@ class _Flood:
                 branch.forced[index] = None
 
     def _name(self, key: Key) -> str:
-        return repr(key if isinstance(key, str) else self._site.graph.nodes[key[0]].input[key[1]])
+        return repr(key if isinstance(key, str) else self._site.graph.reads[key[0]][key[1]])
 
     def _limit(self) -> Refused:
         origin = self._origin

@@ -116,7 +116,7 @@ class Folding:
             return
         copy = ModelProto()
         copy.CopyFrom(self.model)
-        self._unrounded = merge.apply(copy, site, found)
+        self._unrounded = merge.apply(copy, self._graphs, site, found)
         self.merged = tuple(
             Record.of_merged(site.place(norm), site.place(m.conv))
             for m in found
@@ -127,7 +127,7 @@ class Folding:
 
     def _read_all(self, tensor: TensorProto) -> np.ndarray[Any, Any]:
         """Read an initializer; one that was merged is not rounded to its type yet."""
-        compute = self._unrounded.get(tensor.name)
+        compute = self._unrounded.get(tensor.name) if self._unrounded else None
         return self._read(tensor) if compute is None else compute()
 
     def _open(self, tensor: TensorProto) -> Stored | None:

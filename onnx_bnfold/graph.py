@@ -7,7 +7,7 @@ this module changes the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar, cast
 
 import numpy as np
@@ -80,6 +80,14 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
         yield body
 
 
+def carried(nodes: Iterable[NodeProto]) -> Iterator[tuple[int, str, GraphProto]]:
+    """Yield the bodies that nodes carry, each with the index of its node and its name there."""
+    for index, node in enumerate(nodes):
+        if node.attribute:  # asking a node of none for its bodies takes five times as long
+            for name, body in named_subgraphs(node):
+                yield index, name, body
+
+
 class Graph:
     """One body of a model, indexed.
 
@@ -88,12 +96,15 @@ class Graph:
         opset: version of the standard operator set in this body.
         parent: the graph whose node carries this body; None for the main graph and functions.
         path: where the body is, e.g. ``""`` or ``"if_1/then_branch"``.
+        nodes: its nodes; ``reads`` and ``writes`` are the names of their inputs and outputs, ``""``
+            for those left out, ``ops`` their operators, None outside the standard domain.
         producer: tensor name → index of the node that writes it.
         readers: tensor name → (node index, input index) of every input that reads it.
         inputs, outputs: names of the body's formal inputs (initializers excluded) and outputs.
         captured: tensor name → label of a node whose subgraph reads it.
         initializers: name → tensor; always constant unless in ``overridable``.
         sparse: name → tensor, for sparse initializers; each is written dense if it has to change.
+        dims: name → shape, of both.
         overridable: initializers that a caller may replace at run time.
     """
 
@@ -103,10 +114,16 @@ class Graph:
         self.parent = parent
         self.path = path
         self.nodes: list[NodeProto] = list(body.node)
+        self.reads: list[tuple[str, ...]] = [tuple(node.input) for node in self.nodes]
+        self.writes: list[tuple[str, ...]] = [tuple(node.output) for node in self.nodes]
+        self.ops: list[str | None] = [
+            node.op_type if node.domain in STANDARD_DOMAINS else None for node in self.nodes
+        ]
         self.producer: dict[str, int] = {}
         self.readers: dict[str, list[tuple[int, int]]] = {}
         self.initializers: dict[str, TensorProto] = {}
         self.sparse: dict[str, SparseTensorProto] = {}
+        self.dims: dict[str, tuple[int, ...]] = {}
         self.overridable: frozenset[str] = frozenset()
         self.captured: dict[str, str] = {}
         self._index_nodes()
@@ -120,27 +137,31 @@ class Graph:
             self.inputs = frozenset(body.input)
 
     def _index_nodes(self) -> None:
-        for index, node in enumerate(self.nodes):
-            for name in node.output:
+        producer, readers = self.producer, self.readers
+        for index, (read, written) in enumerate(zip(self.reads, self.writes, strict=True)):
+            for name in written:
                 if not name:
                     continue
-                if name in self.producer:
+                if name in producer:
                     raise ModelError(f"tensor {name!r} is written by two nodes, the second being "
-                                     f"{label(node)}; repair the model")  # fmt: skip
-                self.producer[name] = index
-            for slot, name in enumerate(node.input):
+                                     f"{label(self.nodes[index])}; repair the model")  # fmt: skip
+                producer[name] = index
+            for slot, name in enumerate(read):
                 if name:
-                    self.readers.setdefault(name, []).append((index, slot))
+                    readers.setdefault(name, []).append((index, slot))
 
     def _index_initializers(self, body: GraphProto) -> None:
         for sparse in body.sparse_initializer:
             self.sparse[sparse.values.name] = sparse
+            self.dims[sparse.values.name] = tuple(sparse.dims)
         for tensor in body.initializer:
-            if tensor.name in self.initializers or tensor.name in self.producer:
+            name = tensor.name
+            if name in self.dims or name in self.producer:
                 raise ModelError(
-                    f"initializer {tensor.name!r} is defined more than once; repair the model"
+                    f"initializer {name!r} is defined more than once; repair the model"
                 )
-            self.initializers[tensor.name] = tensor
+            self.initializers[name] = tensor
+            self.dims[name] = tuple(tensor.dims)
 
     def find_initializer(self, name: str) -> tuple[Graph, TensorProto] | None:
         """Return the initializer a name stands for here, looking through the outer scopes."""
@@ -218,19 +239,18 @@ def bodies_of(model: ModelProto) -> Iterator[Body]:
         level: list[Body] = [root]
         for body in level:  # grows while it is walked
             yield body
-            level.extend(inner for node in body.node for inner in subgraphs(node))
+            level.extend(inner for _, _, inner in carried(body.node))
 
 
 def _with_subgraphs(root: Graph) -> list[Graph]:
     graphs = [root]
     owners: list[tuple[int, int] | None] = [None]
     for position, graph in enumerate(graphs):  # grows while it is walked
-        for index, node in enumerate(graph.nodes):
-            name = node.name or next(iter(node.output), "")
-            for role, body in named_subgraphs(node):
-                path = graph.place(f"{name}.{role}")
-                graphs.append(Graph(body, graph.opset, graph, path))
-                owners.append((position, index))
+        for index, role, body in carried(graph.nodes):
+            name = graph.nodes[index].name or next(iter(graph.writes[index]), "")
+            path = graph.place(f"{name}.{role}")
+            graphs.append(Graph(body, graph.opset, graph, path))
+            owners.append((position, index))
     used: list[set[str]] = [set(g.readers) | g.outputs for g in graphs]
     for position in range(len(graphs) - 1, 0, -1):
         owner = owners[position]

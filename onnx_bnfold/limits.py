@@ -80,7 +80,7 @@ class Limits:
         Raises:
             Refused: a scale or a shift is too large.
         """
-        if site.view(origin).op == batchnorm.OPERATOR:
+        if site.graph.ops[origin] == batchnorm.OPERATOR:
             self._check_cancellation(site, origin, changes)
             self.check_rounding(site, origin)
         existing = _existing(site, origin, changes)
@@ -239,9 +239,9 @@ def _norms_behind(site: Site, origin: int) -> Iterator[int]:
     names = [site.sides(origin)[1]]
     for name in names:  # grows while it is walked
         for index, slot in site.graph.readers.get(name, ()):
-            op = site.view(index).op
+            op = site.graph.ops[index]
             if slot == 0 and op in _RECTIFIERS:
-                names.append(site.graph.nodes[index].output[0])
+                names.append(site.graph.writes[index][0])
             elif slot == 0 and _norm(site, index) is not None:
                 yield index
 
@@ -249,7 +249,7 @@ def _norms_behind(site: Site, origin: int) -> Iterator[int]:
 def _norms_in_front(site: Site, origin: int) -> Iterator[int]:
     """Yield the norm whose output one reads, perhaps cut off by an activation."""
     index = site.graph.producer.get(site.sides(origin)[0])
-    while index is not None and site.view(index).op in _RECTIFIERS:
+    while index is not None and site.graph.ops[index] in _RECTIFIERS:
         index = site.graph.producer.get(site.view(index).name_in(0))
     if index is not None and _norm(site, index) is not None:
         yield index
@@ -257,7 +257,7 @@ def _norms_in_front(site: Site, origin: int) -> Iterator[int]:
 
 def _norm(site: Site, index: int) -> batchnorm.Norm | None:
     """Return a node's coefficients if it is a norm that has any."""
-    if site.view(index).op != batchnorm.OPERATOR:
+    if site.graph.ops[index] != batchnorm.OPERATOR:
         return None
     try:
         return site.norm(index)
@@ -295,18 +295,18 @@ def _seen_by_others(site: Site, origin: int) -> bool:
 
 def _judges(site: Site, origin: int, staying: Mapping[str, Affine]) -> Iterator[int]:
     """Yield the BatchNormalizations that say how widely a changed tensor that stays is spread."""
-    if site.view(origin).op == batchnorm.OPERATOR:
+    if site.graph.ops[origin] == batchnorm.OPERATOR:
         yield origin
     for name, change in staying.items():
         if change.has_shift:
             for index, slot in site.graph.readers.get(name, ()):
                 kept = index != origin and index not in site.removed
-                if kept and slot == 0 and site.view(index).op == batchnorm.OPERATOR:
+                if kept and slot == 0 and site.graph.ops[index] == batchnorm.OPERATOR:
                     yield index
 
 
 def _check_offset(site: Site, origin: int, data_type: int, changes: Mapping[Key, Affine]) -> None:
-    name = site.graph.nodes[origin].input[0]
+    name = site.graph.reads[origin][0]
     norm = site.norm(origin)
     change = changes.get(name)
     if change is None or not change.has_shift:

@@ -21,9 +21,9 @@ def keep_freed_memory() -> None:
 
 
 def collect_rarely() -> None:
-    """Let Python look for garbage in cycles after 100,000 new objects, not some hundred.
+    """Let Python look for garbage in cycles after a million new objects, not some hundred.
 
-    A graph is some objects per node, none of them garbage; looking at them takes a quarter of the
-    time of a fold.
+    A graph is some dozen objects per node, none of them garbage; looking at them takes a quarter of
+    the time of a fold.
     """
-    gc.set_threshold(100_000, 10, 10)
+    gc.set_threshold(1_000_000, 10, 10)

@@ -18,7 +18,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Float64
-from onnx_bnfold.graph import attribute, bodies_of
+from onnx_bnfold.graph import Graph, attribute
 from onnx_bnfold.layers import LinearLayer
 from onnx_bnfold.numerics import as_type
 from onnx_bnfold.reasons import Refused
@@ -276,13 +276,14 @@ def fits(site: Site, merge: Merge) -> bool:
 
 
 def apply(
-    model: ModelProto, site: Site, found: Sequence[Merge]
+    model: ModelProto, graphs: Sequence[Graph], site: Site, found: Sequence[Merge]
 ) -> dict[str, Callable[[], Float64]]:
     """Write merges into a copy of the model, in place.
 
     Args:
         model: the copy; its main graph is the one of ``site``.
-        site: the graph as it was.
+        graphs: of the model as it was; the first is the one of ``site``.
+        site: the main graph as it was.
         found: the merges.
 
     Returns:
@@ -290,7 +291,7 @@ def apply(
     """
     graph = model.graph
     nodes = list(graph.node)
-    names_taken = Names(bodies_of(model))
+    names_taken = Names(graphs)
     loose = {name for m in found for i in m.branch.nodes for name in nodes[i].input}
     pending: dict[str, Callable[[], Float64]] = {}
     gone: set[int] = set()

@@ -6,7 +6,7 @@ a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from onnx import TensorProto
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Affine
 from onnx_bnfold.layers import LAYOUTS, LinearLayer
-from onnx_bnfold.numerics import product, product_blocks, rounded
+from onnx_bnfold.numerics import ONE, Product, product, product_blocks, products
 from onnx_bnfold.planner import GraphPlan, Standalone
 from onnx_bnfold.quantized import QuantizedWeight
 from onnx_bnfold.reasons import Refusal, Refused
@@ -36,20 +36,59 @@ class Compute(Protocol):
     def blocks(self) -> Iterable[Array]:
         """Return them in arrays one after another; each is there until the next is asked for."""
 
+    def product(self) -> Product | None:
+        """Return the product that they are, None if they are none."""
 
-@dataclass(frozen=True, eq=False)
+
 class Whole:
-    """Computes all elements at once."""
+    """Computes all elements at once.
 
-    function: Callable[[], Array]
+    Args:
+        function: returns them.
+    """
+
+    def __init__(self, function: Callable[[], Array]) -> None:
+        self._function = function
 
     def __call__(self) -> Array:
         """Return what the function returns."""
-        return self.function()
+        return self._function()
 
     def blocks(self) -> Iterable[Array]:
         """Return that as the only block."""
-        return (self.function(),)
+        return (self(),)
+
+    def product(self) -> None:
+        """Return None: what a function returns may be anything."""
+
+
+class _Rounded:
+    """Rounds one product, or the values themselves."""
+
+    def __init__(self, describe: Callable[[], Product]) -> None:
+        self.product = describe
+
+    def __call__(self) -> Array:
+        return product(*self.product())
+
+    def blocks(self) -> Iterable[Array]:
+        return (self(),)
+
+
+def compute_all(wanted: Sequence[Compute]) -> Iterator[Array]:
+    """Compute small constants, thousands of them as soon as one.
+
+    Yields:
+        The elements of each, in its shape or flat.
+
+    Raises:
+        Unrepresentable: one of them does not fit its type.
+    """
+    described = [compute.product() for compute in wanted]
+    found = iter(products([each for each in described if each is not None]))
+    for compute, each in zip(wanted, described, strict=True):
+        result = None if each is None else next(found)
+        yield compute() if result is None else result
 
 
 class Unrepresentable(Exception):
@@ -135,6 +174,12 @@ class _Guarded:
         except Refused as refused:
             raise self._failure(refused) from None
 
+    def product(self) -> Product | None:
+        try:
+            return self.compute.product()
+        except Refused as refused:
+            raise self._failure(refused) from None
+
     def _failure(self, refused: Refused) -> Unrepresentable:
         return Unrepresentable({(self.position, self.index): refused.refusal})
 
@@ -149,16 +194,17 @@ class _Weight:
     out: Affine | None
 
     def __call__(self) -> Array:
+        return product(*self.product()).reshape(self.site.layer(self.index).weight.dims)
+
+    def product(self) -> Product:
         layer, view = self.site.layer(self.index), self.site.view(self.index)
-        original = self.site.constants.value(layer.weight.name)
-        result = product(
-            original.reshape(layer.grouped),
+        return Product(
+            self.site.constants.value(layer.weight.name).reshape(layer.grouped),
             layer.weight_factor(self.into, self.out),
             layer.weight.data_type,
             view,
-            sums_over=layer.summed_axes,
+            layer.summed_axes,
         )
-        return result.reshape(original.shape)
 
     def blocks(self) -> Iterable[Array]:
         layer, view = self.site.layer(self.index), self.site.view(self.index)
@@ -201,15 +247,15 @@ def _of_quantized(
     factor, _ = layer.output_vectors(out)
     axis = () if weight.is_blocked else (("axis", weight.out_axis),)
 
-    def scale() -> Array:
-        return rounded(weight.fold_scale(factor), weight.scale.data_type, view, sums_over=())
+    def scale() -> Product:
+        return Product(weight.fold_scale(factor), ONE, weight.scale.data_type, view, ())
 
     if (factor < 0).any():
         integers = partial(weight.fold_integers, factor)
         dims, kind = weight.integers.dims, weight.integers.data_type
         yield NewConstant(index, 0, "integers", dims, kind, Whole(integers))
     dims = weight.scale_dims
-    yield NewConstant(index, 1, "scale", dims, weight.scale.data_type, Whole(scale), axis)
+    yield NewConstant(index, 1, "scale", dims, weight.scale.data_type, _Rounded(scale), axis)
     zero = weight.zero_point
     if zero is not None and zero.dims != dims:
         points = Whole(weight.fold_zero_point)
@@ -221,7 +267,7 @@ def _bias_of_layer(
 ) -> NewConstant:
     data_type = layer.weight.data_type
 
-    def bias() -> Array:
+    def bias() -> Product:
         old = None if layer.bias is None else site.constants.value(layer.bias.name)
         shifted = into is not None and into.has_shift
         weight = site.constants.value(layer.weight.name) if shifted else None
@@ -230,7 +276,7 @@ def _bias_of_layer(
             folded = folded.reshape(dims)
         if folded.shape != dims:
             folded = np.broadcast_to(folded, dims)
-        return rounded(folded, data_type, site.view(index))
+        return Product(folded, ONE, data_type, site.view(index))
 
     slot = 2 if layer.bias_slot is None else layer.bias_slot
     dims: tuple[int, ...] = (layer.channels_out,)
@@ -239,7 +285,7 @@ def _bias_of_layer(
     elif layer.bias_slot is None and site.graph.opset >= 7:
         # A new Add broadcasts from the right; before opset 7 its attributes say where.
         dims += (1,) * (layer.out_rank - 1 - layer.out_axis)
-    return NewConstant(index, slot, "bias", dims, data_type, Whole(bias))
+    return NewConstant(index, slot, "bias", dims, data_type, _Rounded(bias))
 
 
 def _of_norm(site: Site, index: int, *, even: bool) -> Iterator[NewConstant]:
@@ -262,8 +308,8 @@ def _of_norm(site: Site, index: int, *, even: bool) -> Iterator[NewConstant]:
         assert info is not None
         if not np.array_equal(old, new):
             name, exact = batchnorm.PARAMETERS[slot - 1], () if slot in (1, 4) else None
-            compute = partial(rounded, new, info.data_type, view, sums_over=exact)
-            yield NewConstant(index, slot, name, (count,), info.data_type, Whole(compute))
+            compute = partial(Product, new, ONE, info.data_type, view, exact)
+            yield NewConstant(index, slot, name, (count,), info.data_type, _Rounded(compute))
 
 
 def _vectors(change: Affine, count: int) -> tuple[Array, Array]:
@@ -278,12 +324,12 @@ def _of_edge(site: Site, index: int, slot: int) -> NewConstant:
     change = site.total[index, slot]
     dims = np.broadcast_shapes(info.dims, change.shape)
 
-    def compute() -> Array:
+    def compute() -> Product:
         value = np.broadcast_to(site.present(index, slot), dims)
         exact = () if site.view(index).op in ("Mul", "Div") else None
-        return rounded(value, info.data_type, site.view(index), sums_over=exact)
+        return Product(value, ONE, info.data_type, site.view(index), exact)
 
-    return NewConstant(index, slot, "constant", dims, info.data_type, Whole(compute))
+    return NewConstant(index, slot, "constant", dims, info.data_type, _Rounded(compute))
 
 
 def _of_standalone(site: Site, index: int, form: Standalone) -> Iterator[NewConstant]:
@@ -303,5 +349,5 @@ def _of_standalone(site: Site, index: int, form: Standalone) -> Iterator[NewCons
         zip(("factor", "summand"), vectors, shapes, strict=True), start=1
     ):
         values = np.ascontiguousarray(vector).reshape(dims)
-        compute = partial(rounded, values, data_type, view)
-        yield NewConstant(index, slot, name, dims, data_type, Whole(compute))
+        compute = partial(Product, values, ONE, data_type, view)
+        yield NewConstant(index, slot, name, dims, data_type, _Rounded(compute))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ BLOCK = 1 << 18
 _PAGE = 1 << 12  # bytes
 _NO_BUFFER = 16  # elements: the least that numpy takes
 
-_ONE = np.ones(())
+ONE = np.ones(())
 
 # (largest finite value, smallest normal value, unit roundoff) of the float types.
 _FORMATS: dict[int, tuple[float, float, float]] = {
@@ -39,17 +39,64 @@ def unit_roundoff(data_type: int) -> float:
     return _FORMATS.get(data_type, _FORMATS[TensorProto.FLOAT])[2]
 
 
-def rounded(
-    values: NDArray[np.float64],
-    data_type: int,
-    view: NodeView,
-    *,
-    sums_over: tuple[int, ...] | None = None,
-) -> Array:
-    """Round float64 values to a float type.
+class Product(NamedTuple):
+    """A constant to be computed; see ``product``."""
+
+    values: Array
+    factor: NDArray[np.float64]
+    data_type: int
+    view: NodeView
+    sums_over: tuple[int, ...] | None = None
+
+
+def products(wanted: Sequence[Product]) -> list[Array | None]:
+    """Compute small products; thousands of them at a time are as soon done as one.
 
     Args:
-        values: of any shape.
+        wanted: the products.
+
+    Returns:
+        For each what ``product`` returns, flat; None where that has to look closer.
+    """
+    found: list[Array | None] = [None] * len(wanted)
+    groups: dict[int, list[int]] = {}
+    for index, each in enumerate(wanted):
+        if each.data_type in _FORMATS and each.values.size:
+            groups.setdefault(each.data_type, []).append(index)
+    for data_type, indices in groups.items():
+        some = [wanted[index] for index in indices]
+        for index, result in zip(indices, _products(some, data_type), strict=True):
+            found[index] = result
+    return found
+
+
+def _products(wanted: Sequence[Product], data_type: int) -> Iterator[Array | None]:
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        exact = [(p.values.astype(np.float64, copy=False) * p.factor).reshape(-1) for p in wanted]
+    stops = np.cumsum([len(each) for each in exact])
+    starts = np.concatenate(([0], stops[:-1]))
+    result = as_type(np.concatenate(exact), data_type)
+    size = np.abs(result).astype(np.float64)
+    # What holds for the least factor, holds for the largest one of every sum.
+    required = [_enough(data_type, p.sums_over) for p in wanted]
+    good = np.maximum.reduceat(size, starts) < np.inf
+    good &= np.minimum.reduceat(size, starts) >= required
+    for start, stop, is_good in zip(starts.tolist(), stops.tolist(), good.tolist(), strict=True):
+        yield result[start:stop] if is_good else None
+
+
+def product(
+    values: Array,
+    factor: NDArray[np.float64],
+    data_type: int,
+    view: NodeView,
+    sums_over: tuple[int, ...] | None = None,
+) -> Array:
+    """Multiply in float64 and round once to a float type.
+
+    Args:
+        values: of any float type and shape; the result has its shape.
+        factor: broadcasts against ``values``.
         data_type: ONNX element type of the result.
         view: the node that reads the constant, for messages.
         sums_over: for factors, the axes over which one output sums; None for summands, whose
@@ -58,23 +105,6 @@ def rounded(
     Raises:
         Refused: a value is not finite or overflows the type, or so much of an output's factors is
             lost below the smallest normal number that ordinary rounding would be better.
-    """
-    return product(values, _ONE, data_type, view, sums_over=sums_over)
-
-
-def product(
-    values: Array,
-    factor: NDArray[np.float64],
-    data_type: int,
-    view: NodeView,
-    *,
-    sums_over: tuple[int, ...] | None = None,
-) -> Array:
-    """Multiply in float64 and round once to a float type; else like ``rounded``.
-
-    Args:
-        values: of any float type and shape; the result has its shape.
-        factor: broadcasts against ``values``.
     """
     _require_float(data_type, view)
     blocks = _Blocks(_InMemory(values), values.shape, values.dtype, factor, data_type)
@@ -267,11 +297,16 @@ def _judge(
     """Refuse a product that overflows or loses precision, by its largest magnitudes at first."""
     if not np.isfinite(peaks).all():
         raise _not_finite(blocks.values(), blocks.factor, blocks.data_type, view)
-    _, smallest, unit = _FORMATS[blocks.data_type]
-    # Beside a largest factor of this size, what a sum loses below the smallest normal is nothing.
-    enough = smallest / unit if sums_over else smallest
-    if sums_over is not None and not (peaks >= enough).all():
+    if sums_over is not None and not (peaks >= _enough(blocks.data_type, sums_over)).all():
         _require_precision(blocks, view, sums_over)
+
+
+def _enough(data_type: int, sums_over: tuple[int, ...] | None) -> float:
+    """Return a largest factor beside which what a sum loses below the smallest normal is nothing."""
+    if sums_over is None:
+        return 0.0
+    _, smallest, unit = _FORMATS[data_type]
+    return smallest / unit if sums_over else smallest
 
 
 def as_type(values: Array, data_type: int, factor: NDArray[np.float64] | None = None) -> Array:

@@ -140,6 +140,7 @@ class _Planner:
         self.site.read_norms([i for i in norms if i not in self.excluded])
         usable = [i for i in norms if self._is_usable(i)]
         direct = [i for i in usable if _is_direct(self.site, i)]
+        self.site.read_maps(direct)
         others = sorted(set(usable) - set(direct))
         if len(others) > 1:
             others.sort(key=lambda i: -_elements(self.site, i))
@@ -171,7 +172,7 @@ class _Planner:
     def _decide(self, index: int) -> None:
         """Try all ways to remove a node and commit the one that disturbs least."""
         site = self.site
-        is_norm = site.view(index).op == batchnorm.OPERATOR
+        is_norm = site.graph.ops[index] == batchnorm.OPERATOR
         if is_norm and self._fold_directly(index):
             return
         if not is_norm and index in self.excluded:
@@ -339,8 +340,7 @@ def _splits(present: Affine) -> Iterator[tuple[str, Affine, Affine]]:
 
 def _candidates(site: Site) -> tuple[list[int], list[int]]:
     norms, affine = [], []
-    for index in range(len(site.graph.nodes)):
-        op = site.view(index).op
+    for index, op in enumerate(site.graph.ops):
         if op == batchnorm.OPERATOR:
             norms.append(index)
         elif op in AFFINE_OPERATORS and _is_decomposed_norm(site, index):
@@ -356,7 +356,7 @@ def _is_decomposed_norm(site: Site, index: int) -> bool:
     make the model slower.
     """
     view = site.view(index)
-    if len(view.node.input) != 2 or view.opset < 7:
+    if len(view.reads) != 2 or view.opset < 7:
         return False
     if (view.constant(0) is None) == (view.constant(1) is None):
         return False
@@ -386,18 +386,18 @@ def _is_direct(site: Site, index: int) -> bool:
     """Whether a BatchNormalization is the only reader of a layer, or of one that is direct."""
     graph = site.graph
     while True:
-        name = graph.nodes[index].input[0]
+        name = graph.reads[index][0]
         producer = graph.producer.get(name)
         if producer is None or not graph.only_reader(name):
             return False
-        if site.view(producer).op != batchnorm.OPERATOR:
+        if graph.ops[producer] != batchnorm.OPERATOR:
             return site.is_layer(producer)
         index = producer
 
 
 def _elements(site: Site, index: int) -> int:
     """Number of elements per batch entry that a node computes; unknown dims count as one."""
-    dims = site.shapes.dims(site.graph.nodes[index].output[0]) or ()
+    dims = site.shapes.dims(site.graph.writes[index][0]) or ()
     return math.prod(d for d in dims[1:] if isinstance(d, int))
 
 

@@ -129,7 +129,7 @@ def quantized_weight(view: NodeView, out_axis: int) -> QuantizedWeight:
     integers, scale = view.constant(0), view.constant(1)
     if integers is None or scale is None or (view.name_in(2) and view.constant(2) is None):
         raise _refused(view, "its operands are computed at run time")
-    if integers.data_type not in _RANGES or not view.graph.only_reader(view.node.output[0]):
+    if integers.data_type not in _RANGES or not view.graph.only_reader(view.writes[0]):
         raise _refused(view, "its weight is of another type, or read by several nodes")
     axis = attribute(view.node, "axis", 1) % max(len(integers.dims), 1)
     per_axis = len(scale.dims) == 1 and scale.size > 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence, Set
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from onnx import (
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.constants import EVALUATED
-from onnx_bnfold.graph import Body, bodies_of, subgraphs
+from onnx_bnfold.graph import Body, Graph, bodies_of, carried
 from onnx_bnfold.new_constants import Compute, NewConstant, new_constants
 from onnx_bnfold.planner import GraphPlan, Standalone
 
@@ -42,7 +43,7 @@ def rewrite(model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool) -> d
         Unrepresentable: a constant outside the main graph does not fit its type.
     """
     bodies = list(bodies_of(model))
-    names = Names(bodies)
+    names = Names(plan.site.graph for plan in plans)
     pending: dict[str, Compute] = {}
     if freeze:
         _drop_named(model.graph.input, {t.name for t in model.graph.initializer})
@@ -60,16 +61,11 @@ def rewrite(model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool) -> d
 class Names:
     """All names of a model, to make new ones that collide with none."""
 
-    def __init__(self, bodies: Iterable[Body]) -> None:
+    def __init__(self, graphs: Iterable[Graph]) -> None:
         self.taken: set[str] = set()
-        for body in bodies:
-            values = (*body.input, *body.output)
-            self.taken.update(v if isinstance(v, str) else v.name for v in values)
-            if isinstance(body, GraphProto):
-                self.taken.update(t.name for t in body.initializer)
-                self.taken.update(t.values.name for t in body.sparse_initializer)
-            for node in body.node:
-                self.taken.update((node.name, *node.input, *node.output))
+        for graph in graphs:
+            self.taken.update(graph.inputs, graph.outputs, graph.initializers, graph.sparse)
+            self.taken.update(graph.readers, graph.producer, (node.name for node in graph.nodes))
 
     def fresh(self, wanted: str) -> str:
         """Return ``wanted``, or the first of ``wanted_1``, ``wanted_2``, … that is free."""
@@ -88,6 +84,7 @@ class _Editor:
         self, model: ModelProto, body: Body, plan: GraphPlan, position: int, names: Names
     ) -> None:
         self.model = model
+        self.main = model.graph
         self.body = body
         self.plan = plan
         self.site = plan.site
@@ -108,9 +105,9 @@ class _Editor:
         """Apply the plan; return the names of constants that may have lost their readers."""
         for new in new_constants(self.position, self.plan):
             self._place(new)
+        reads, constant = self.site.graph.reads, self.site.constants.get
         for index in self.site.removed:
-            constant = self.site.constants.get
-            self.loose.update(n for n in self.nodes[index].input if n and constant(n))
+            self.loose.update(name for name in reads[index] if name and constant(name))
         forms = self.plan.standalone_forms()
         for index, form in forms.items():
             self._restate(index, form)
@@ -158,16 +155,14 @@ class _Editor:
 
     def _define(self, name: str, old: str, new: NewConstant) -> None:
         tensor = TensorProto(name=name, dims=new.dims, data_type=new.data_type)
-        body = self.body
+        body, source = self.body, self.site.graph.initializers.get(old)
         if name == old:
             self.reshaped.add(name)
-            source = self.site.graph.initializers.get(old)
             if source is not None:
                 tensor.doc_string = source.doc_string
                 tensor.metadata_props.extend(source.metadata_props)
-        if body is self.model.graph:
+        if body is self.main:
             self.pending[name] = new.compute
-            source = self.site.graph.initializers.get(old)
             if source is not None and source.data_location == TensorProto.EXTERNAL:
                 tensor.data_location = source.data_location
                 tensor.external_data.extend(source.external_data)
@@ -191,7 +186,7 @@ class _Editor:
             self._unmake(tensor.name)
             _drop_sparse(body, {tensor.name})
         body.initializer.append(tensor)
-        if self.model.ir_version < 4 and body is self.model.graph:
+        if self.model.ir_version < 4 and body is self.main:
             body.input.append(_declaration(tensor))
 
     def _unmake(self, name: str) -> None:
@@ -255,16 +250,27 @@ class _Editor:
         return mapping
 
     def _rename(self, mapping: dict[str, str]) -> None:
-        for node in (*self.nodes, *self.after.values()):
-            for field in (node.input, node.output):
-                for slot, name in enumerate(field):
-                    if name in mapping:
-                        field[slot] = mapping[name]
+        graph = self.site.graph
+        for old, new in mapping.items():
+            for index, slot in graph.readers.get(old, ()):
+                _exchange(self.nodes[index].input, slot, old, new)
+            maker = graph.producer.get(old)
+            if maker is not None:
+                _exchange(self.nodes[maker].output, graph.writes[maker].index(old), old, new)
+        for add in self.after.values():
+            if add.output[0] in mapping:
+                add.output[0] = mapping[add.output[0]]
         _drop_named(self.body.value_info, mapping.keys() | self.reshaped)
         if isinstance(self.body, GraphProto):
             stale = [a for a in self.body.quantization_annotation if a.tensor_name in mapping]
             for annotation in stale:
                 self.body.quantization_annotation.remove(annotation)
+
+
+def _exchange(field: Any, slot: int, old: str, new: str) -> None:
+    """Rename one end of a node, unless it has become another tensor's by now."""
+    if slot < len(field) and field[slot] == old:
+        field[slot] = new
 
 
 def _declaration(tensor: TensorProto) -> ValueInfoProto:
@@ -301,14 +307,19 @@ def drop_dead(body: Body, loose: set[str]) -> None:
     """Drop constants among ``loose``, and what only they needed, that nothing reads any more."""
     uses = _uses(body)
     queue = [name for name in sorted(loose) if not uses[name]]
-    makers = {name: i for i, node in enumerate(body.node) for name in node.output}
+    makers = {
+        name: index
+        for index, node in enumerate(body.node)
+        if node.op_type in EVALUATED
+        for name in node.output
+    }
     dead_nodes: set[int] = set()
     dead: set[str] = set()
     while queue:
         name = queue.pop()
         dead.add(name)
         index = makers.get(name)
-        if index is None or index in dead_nodes or body.node[index].op_type not in EVALUATED:
+        if index is None or index in dead_nodes:
             continue
         if any(uses[output] for output in body.node[index].output):
             continue
@@ -320,16 +331,15 @@ def drop_dead(body: Body, loose: set[str]) -> None:
     _drop(body.node, dead_nodes)
     if isinstance(body, GraphProto):
         _drop_initializers(body, dead)
-    for node in body.node:
-        for inner in subgraphs(node):
-            drop_dead(inner, loose)
+    for _, _, inner in carried(body.node):
+        drop_dead(inner, loose)
 
 
 def _drop_initializers(body: GraphProto, dead: set[str]) -> None:
-    gone = {t.name for t in body.initializer if t.name in dead}
-    _drop_named(body.initializer, gone)
+    names = [tensor.name for tensor in body.initializer]
+    _drop(body.initializer, {i for i, name in enumerate(names) if name in dead})
     _drop_sparse(body, dead)
-    _drop_named(body.input, gone)
+    _drop_named(body.input, dead.intersection(names))
     _drop_named(body.value_info, dead)
 
 
@@ -340,7 +350,6 @@ def _uses(body: Body) -> Counter[str]:
     while stack:
         current = stack.pop()
         uses.update(o if isinstance(o, str) else o.name for o in current.output)
-        for node in current.node:
-            uses.update(node.input)
-            stack.extend(subgraphs(node))
+        uses.update(chain.from_iterable(node.input for node in current.node))
+        stack.extend(inner for _, _, inner in carried(current.node))
     return uses

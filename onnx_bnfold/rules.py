@@ -98,7 +98,7 @@ def require(view: NodeView, change: Affine, positive: bool, shift: bool) -> None
 
 
 def _inputs(view: NodeView) -> list[int]:
-    return [slot for slot, name in enumerate(view.node.input) if name]
+    return [slot for slot, name in enumerate(view.reads) if name]
 
 
 def _lift(change: Affine, rank: int) -> Affine:
@@ -316,8 +316,8 @@ def _concat(view: NodeView, known: Known) -> Step:
 def _split(view: NodeView, known: Known) -> Step:
     dims = view.dims_in(0)
     axis = moves.axis_of(view, attribute(view.node, "axis", 0), len(dims))
-    slots = [slot for slot, name in enumerate(view.node.output) if name]
-    if len(slots) != len(view.node.output):
+    slots = [slot for slot, name in enumerate(view.writes) if name]
+    if len(slots) != len(view.writes):
         raise Refused(Reason.OPAQUE, view.label, "one of its outputs is left out")
     if _is_open(known, len(slots), 0):
         return UNDECIDED
@@ -365,7 +365,7 @@ def _mean_takes_shift(view: NodeView) -> bool:
 
 
 def _maxpool(view: NodeView, known: Known) -> Step:
-    if len(view.node.output) > 1 and view.graph.is_read(view.node.output[1]):
+    if len(view.writes) > 1 and view.graph.is_read(view.writes[1]):
         raise Refused(Reason.OPAQUE, view.label, "its indices output is used")
     return passes(moves.windowed, positive=True)(view, known)
 

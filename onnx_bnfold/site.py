@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from onnx_bnfold import batchnorm
-from onnx_bnfold.affine import AGREEMENT, Affine, Float64, along
+from onnx_bnfold.affine import AGREEMENT, Affine, Float64, all_along, along
 from onnx_bnfold.constants import DIMS_ONLY, TYPE_ONLY, Constants
 from onnx_bnfold.graph import Graph
 from onnx_bnfold.layers import LAYOUTS, LinearLayer, linear_layer
@@ -48,6 +48,7 @@ class Site:
         self._views: dict[int, NodeView] = {}
         self._layers: dict[int, LinearLayer | Refused] = {}
         self._norms: dict[int, batchnorm.Norm | Refused] = {}
+        self._maps: dict[int, Affine] = {}
 
     def view(self, index: int) -> NodeView:
         """Return the view of a node."""
@@ -78,7 +79,7 @@ class Site:
 
     def is_layer(self, index: int) -> bool:
         """Whether a node is a linear layer with constant weights."""
-        if self.view(index).op not in LAYOUTS:
+        if self.graph.ops[index] not in LAYOUTS:
             return False
         try:
             self.layer(index)
@@ -105,6 +106,18 @@ class Site:
         found = batchnorm.read_norms([self.view(index) for index in indices])
         self._norms.update(zip(indices, found, strict=True))
 
+    def read_maps(self, indices: Iterable[int]) -> None:
+        """Make the maps of BatchNormalizations that ``affine_of`` will be asked for all at once.
+
+        Raises:
+            Refused: the rank of an input is not known.
+        """
+        ranks = {index: self.rank(index) for index in indices}
+        found = [index for index, rank in ranks.items() if rank >= 2]
+        norms = [self.norm(index) for index in found]
+        maps = all_along([(norm.a, norm.b) for norm in norms], 1, [ranks[i] for i in found])
+        self._maps.update(zip(found, maps, strict=True))
+
     def change(self, key: Key, rank: int) -> Affine:
         """Return the change decided so far for a key."""
         found = self.total.get(key)
@@ -112,17 +125,17 @@ class Site:
 
     def key(self, index: int, port: int) -> Key | None:
         """Return what a port of a node carries, None for a port that is left out."""
-        node = self.graph.nodes[index]
         if port < 0:
-            return (node.output[~port] or None) if ~port < len(node.output) else None
-        name = node.input[port]
+            written = self.graph.writes[index]
+            return (written[~port] or None) if ~port < len(written) else None
+        name = self.graph.reads[index][port]
         if not name:
             return None
         return (index, port) if self.constants.get(name) is not None else name
 
     def present(self, index: int, slot: int) -> Float64:
         """Return the elements of a constant input as they are by now, float64."""
-        value = self.constants.value(self.graph.nodes[index].input[slot]).astype(np.float64)
+        value = self.constants.value(self.graph.reads[index][slot]).astype(np.float64)
         change = self.total.get((index, slot))
         return value if change is None else change.scale * value + change.shift
 
@@ -139,7 +152,7 @@ class Site:
 
     def _find_ports(self, index: int) -> tuple[int, ...]:
         view = self.view(index)
-        outputs = tuple(~slot for slot in range(len(view.node.output)))
+        outputs = tuple(~slot for slot in range(len(view.writes)))
         if index in self.removed or view.op == batchnorm.OPERATOR:
             return (self.data_slot(index), OUT)
         if view.op in LAYOUTS:
@@ -257,9 +270,9 @@ class Site:
             return
         self._require_free(key)
         producer = self.graph.producer[key]
-        yield self._with_port(producer, ~list(self.graph.nodes[producer].output).index(key))
+        yield self._with_port(producer, ~self.graph.writes[producer].index(key))
         for index, slot in self.graph.readers.get(key, ()):
-            if (self.view(index).op, slot) not in TYPE_ONLY | DIMS_ONLY:
+            if (self.graph.ops[index], slot) not in TYPE_ONLY | DIMS_ONLY:
                 yield self._with_port(index, slot)
 
     def _with_port(self, index: int, port: int) -> int:
@@ -293,31 +306,30 @@ class Site:
         """
         view = self.view(index)
         if view.op == batchnorm.OPERATOR:
-            norm, rank = self.norm(index), self.rank(index)
-            if rank < 2:
+            if index not in self._maps:
+                self.read_maps([index])
+            if index not in self._maps:
                 raise Refused(
                     Reason.INCONSISTENT_SHAPES, view.label, "its input has no channel axis"
                 )
-            original = Affine.of(along(norm.a, 1, rank), along(norm.b, 1, rank))
-            return self._seen_from(index, original)
+            return self._seen_from(index, self._maps[index])
         return constant_map(self, index)[1]
 
     def data_slot(self, index: int) -> int:
         """Return the input of a removable node that is not a constant."""
-        if self.view(index).op == batchnorm.OPERATOR:
+        if self.graph.ops[index] == batchnorm.OPERATOR:
             return 0
         return constant_map(self, index)[0]
 
     def sides(self, index: int) -> tuple[str, str]:
         """Return the names of the tensors that become one when a node is removed."""
-        node = self.graph.nodes[index]
-        return node.input[self.data_slot(index)], node.output[0]
+        return self.graph.reads[index][self.data_slot(index)], self.graph.writes[index][0]
 
     def absorbs(self, index: int, key: Key) -> bool:
         """Whether a node takes a change of a key into its constants."""
         if isinstance(key, tuple):
             return True
-        return self.view(index).op in LAYOUTS or self.view(index).op == batchnorm.OPERATOR
+        return self.graph.ops[index] in LAYOUTS or self.graph.ops[index] == batchnorm.OPERATOR
 
     def becomes_gemm(self, index: int) -> bool:
         """Whether a MatMul that needs a bias can be written as a Gemm."""
@@ -360,8 +372,7 @@ class Site:
                 self._fixed.add(after)
 
     def _seen_from(self, index: int, original: Affine) -> Affine:
-        node = self.graph.nodes[index]
-        into, out = self.total.get(node.input[0]), self.total.get(node.output[0])
+        into, out = (self.total.get(name) for name in self.sides(index))
         present = original
         if into is not None:
             if not into.is_invertible:
@@ -377,10 +388,10 @@ class Site:
         Raises:
             Refused: it is not known.
         """
-        name = self.graph.nodes[index].input[0]
+        name = self.graph.reads[index][0]
         producer = self.graph.producer.get(name)
-        while producer is not None and self.view(producer).op == batchnorm.OPERATOR:
-            producer = self.graph.producer.get(self.graph.nodes[producer].input[0])
+        while producer is not None and self.graph.ops[producer] == batchnorm.OPERATOR:
+            producer = self.graph.producer.get(self.graph.reads[producer][0])
         if producer is not None and self.is_layer(producer):
             return self.layer(producer).out_rank
         return len(self.view(index).dims_in(0))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate
+from operator import mul
 from typing import Any, NamedTuple
 
 import onnx
@@ -52,11 +54,12 @@ def _require_text(graph: Graph) -> None:
     names: set[object] = {*graph.readers, *graph.producer, *graph.initializers, *graph.sparse}
     names |= graph.inputs | graph.outputs
     for node in graph.nodes:
-        names |= {node.op_type, node.domain, node.name}
-        names.update(item.name for item in node.attribute)
-    for name in names:
-        if not isinstance(name, str):
-            raise ModelError(f"the name {name!r} is not UTF-8 text; export the model again")
+        names.update((node.op_type, node.domain, node.name))
+        if node.attribute:
+            names.update(item.name for item in node.attribute)
+    if not set(map(type, names)) <= {str}:
+        name = next(name for name in names if not isinstance(name, str))
+        raise ModelError(f"the name {name!r} is not UTF-8 text; export the model again")
 
 
 def _require_version(graph: Graph) -> None:
@@ -69,15 +72,16 @@ def _require_version(graph: Graph) -> None:
 
 
 def _require_shapes(graph: Graph) -> None:
-    sparse = ((name, tensor.dims) for name, tensor in graph.sparse.items())
-    for name, dims in (*((n, t.dims) for n, t in graph.initializers.items()), *sparse):
-        size = 1
-        for dim in dims:
-            size *= dim
-            if dim < 0 or size > _MOST_ELEMENTS:
-                raise ModelError(
-                    f"initializer {name!r} has the impossible shape {list(dims)}; repair the model"
-                )
+    impossible = {
+        dims
+        for dims in set(graph.dims.values())
+        if min(dims, default=0) < 0 or max(accumulate(dims, mul), default=0) > _MOST_ELEMENTS
+    }
+    if impossible:
+        name, dims = next(item for item in graph.dims.items() if item[1] in impossible)
+        raise ModelError(
+            f"initializer {name!r} has the impossible shape {list(dims)}; repair the model"
+        )
 
 
 def _require_names(graph: Graph, outer: set[str]) -> set[str]:
@@ -86,14 +90,16 @@ def _require_names(graph: Graph, outer: set[str]) -> set[str]:
     if doubled:
         raise ModelError(f"tensor {min(doubled)!r} is an input of the graph and the output of a "
                          "node; repair the model")  # fmt: skip
-    defined = {*graph.inputs, *graph.initializers, *graph.sparse}
-    for node in graph.nodes:
-        _require_signature(node, graph.opset)
-        for name in node.input:
-            # What an outer graph calls the same is not what the nodes here mean.
-            if name and name not in defined and (name in graph.producer or name not in outer):
-                raise _undefined(graph, node, name)
-        defined.update(node.output)
+    defined = {"", *graph.inputs, *graph.initializers, *graph.sparse}
+    for node, read, written in zip(graph.nodes, graph.reads, graph.writes, strict=True):
+        _require_signature(node, read, written, graph.opset)
+        if not defined.issuperset(read):
+            for name in read:
+                # What an outer graph calls the same is not what the nodes here mean.
+                if name not in defined and (name in graph.producer or name not in outer):
+                    raise _undefined(graph, node, name)
+        defined.update(written)
+    defined.discard("")
     for name in graph.outputs:
         if name not in defined and name not in outer:
             raise ModelError(f"output {name!r} of the graph is computed by no node; repair the "
@@ -133,21 +139,23 @@ def _signature(operator: str, opset: int) -> _Signature | None:
     )
 
 
-def _require_signature(node: NodeProto, opset: int) -> None:
+def _require_signature(
+    node: NodeProto, read: tuple[str, ...], written: tuple[str, ...], opset: int
+) -> None:
     if node.domain not in STANDARD_DOMAINS:
         return
     signature = _signature(node.op_type, opset)
     if signature is None:
         return
-    for kind, count, (least, most) in (
-        ("inputs", len(node.input), signature.inputs),
-        ("outputs", len(node.output), signature.outputs),
+    for kind, names, (least, most) in (
+        ("inputs", read, signature.inputs),
+        ("outputs", written, signature.outputs),
     ):
-        if not least <= count <= most:
+        if not least <= len(names) <= most:
             wanted = str(least) if least == most else f"{least} to {most}"
-            raise ModelError(f"{label(node)} has {count} {kind}, its operator takes {wanted}; "
+            raise ModelError(f"{label(node)} has {len(names)} {kind}, its operator takes {wanted}; "
                              "repair the model")  # fmt: skip
-    if any(not node.input[slot] for slot in signature.required if slot < len(node.input)):
+    if "" in read and any(not read[slot] for slot in signature.required if slot < len(read)):
         raise ModelError(f"{label(node)} lacks an input that its operator needs; repair the model")
     for item in node.attribute:
         expected = signature.attributes.get(item.name)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from onnx import NodeProto, TensorProto
 
 from onnx_bnfold.constants import Constant, Constants
-from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, label
+from onnx_bnfold.graph import Dims, Graph, label
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.shapes import Shapes
 
@@ -23,7 +24,7 @@ class NodeView:
     Attributes:
         index: position in the graph's node list.
         op: operator type, or None outside the standard domain.
-        label: for messages.
+        reads, writes: names of its inputs and outputs, ``""`` for those left out.
     """
 
     def __init__(self, graph: Graph, constants: Constants, shapes: Shapes, index: int) -> None:
@@ -31,9 +32,15 @@ class NodeView:
         self.constants = constants
         self.index = index
         self.node: NodeProto = graph.nodes[index]
-        self.op = self.node.op_type if self.node.domain in STANDARD_DOMAINS else None
-        self.label = label(self.node)
+        self.op = graph.ops[index]
+        self.reads = graph.reads[index]
+        self.writes = graph.writes[index]
         self._shapes = shapes
+
+    @cached_property
+    def label(self) -> str:
+        """Its operator and name, for messages."""
+        return label(self.node)
 
     def at(self, index: int) -> NodeView:
         """Return the view of another node of the same graph."""
@@ -46,7 +53,7 @@ class NodeView:
 
     def name_in(self, slot: int) -> str:
         """Return the name of an input, ``""`` if it is absent."""
-        return self.node.input[slot] if slot < len(self.node.input) else ""
+        return self.reads[slot] if slot < len(self.reads) else ""
 
     def constant(self, slot: int) -> Constant | None:
         """Return shape and type of an input that is constant, else None."""
@@ -86,7 +93,7 @@ class NodeView:
 
     def dims_out(self, slot: int) -> Dims:
         """Return the dims of an output; like ``dims_in``."""
-        return self.dims_of(self.node.output[slot])
+        return self.dims_of(self.writes[slot])
 
     def dims_of(self, name: str) -> Dims:
         """Return the dims of any tensor: int, symbol, or None where unknown."""

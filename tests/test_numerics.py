@@ -362,7 +362,7 @@ def test_a_large_overflow_is_refused_without_a_warning(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(Refused):
-            numerics.rounded(np.full(9, 1e300), TensorProto.FLOAT, view)
+            numerics.product(np.full(9, 1e300), numerics.ONE, TensorProto.FLOAT, view)
 
 
 def test_blocks_are_no_larger_than_they_may_be(monkeypatch):

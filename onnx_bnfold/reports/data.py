@@ -135,7 +135,7 @@ def _files(model: Path, others: Sequence[str]) -> tuple[File, ...]:
 
 def _data_files(model: ModelProto) -> list[str]:
     """Return the locations of a model's data files."""
-    entries = (e for _, t in tensors(model) if is_external(t) for e in t.external_data)
+    entries = (e for _, t in tensors(model, is_external) for e in t.external_data)
     return sorted({entry.value for entry in entries if entry.key == "location"})
 
 

@@ -56,9 +56,8 @@ class ModelFile:
         try:
             self._skeleton = self._parse()
             self.model = self._skeleton.model
-            for _, tensor in tensors.tensors(self.model):
-                if tensors.is_external(tensor):
-                    self._span(tensor)
+            for _, tensor in tensors.tensors(self.model, tensors.is_external):
+                self._span(tensor)
         except BaseException:
             self.close()
             raise
@@ -224,7 +223,11 @@ class ModelFile:
 
     def _slots(self, model: ModelProto, pending: Pending) -> Iterator[Slot]:
         missing = set(pending)
-        for path, tensor in tensors.tensors(model):
+
+        def has_values_elsewhere(tensor: TensorProto) -> bool:
+            return tensors.is_external(tensor) or tensor.name in pending
+
+        for path, tensor in tensors.tensors(model, has_values_elsewhere):
             # Two steps lead to initializers of the main graph only.
             if len(path) == 2 and tensor.name in pending:
                 if tensor.name not in missing:

@@ -6,8 +6,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, lru_cache
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -72,22 +72,40 @@ def is_external(tensor: TensorProto) -> bool:
     return bool(tensor.data_location == TensorProto.EXTERNAL)
 
 
-def tensors(message: Any, path: Path = ()) -> Iterator[tuple[Path, TensorProto]]:
+def _any(_: TensorProto) -> bool:
+    return True
+
+
+def tensors(
+    message: Any, wanted: Callable[[TensorProto], bool] = _any, path: Path = ()
+) -> Iterator[tuple[Path, TensorProto]]:
     """Yields the tensors below a message, with the way to them.
 
     Tensors in nodes are left out when no value in the node lies in a file: looking at the
     attributes of ten thousand nodes one by one takes longer than all the rest of a copy.
+
+    Args:
+        message: any message that leads to tensors.
+        wanted: tells which tensors; all by default.
+        path: the way to the message.
     """
     for number, (name, kind) in ROUTES[type(message)].items():
         value = getattr(message, name)
         if isinstance(value, kind):
             value = (value,) if message.HasField(name) else ()
+        if kind is TensorProto:
+            for index, child in enumerate(value):
+                if wanted(child):
+                    yield (*path, (number, index)), child
+            continue
         for index, child in enumerate(value):
-            step = (*path, (number, index))
-            if kind is TensorProto:
-                yield step, child
-            elif kind is not onnx.NodeProto or _MARK in child.SerializeToString():
-                yield from tensors(child, step)
+            if kind is not onnx.NodeProto or _may_refer(child):
+                yield from tensors(child, wanted, (*path, (number, index)))
+
+
+def _may_refer(node: onnx.NodeProto) -> bool:
+    """Tells whether a value in a node may lie in a file."""
+    return bool(node.attribute) and _MARK in node.SerializeToString()
 
 
 @cache
@@ -109,6 +127,7 @@ def byte_length(tensor: TensorProto) -> int:
     return _byte_length(tuple(tensor.dims), tensor.data_type)
 
 
+@lru_cache(maxsize=1024)  # the tensors of a model are of few shapes
 def _byte_length(dims: tuple[int, ...], data_type: int) -> int:
     if data_type == TensorProto.STRING:
         raise ValueError("holds strings, which cannot lie in a file of their own")
@@ -119,13 +138,14 @@ def _byte_length(dims: tuple[int, ...], data_type: int) -> int:
 
 def require_length(given: int, tensor: TensorProto) -> None:
     """Raises ValueError unless a tensor's values take `given` bytes in a file."""
-    _require_length(given, tuple(tensor.dims), tensor.data_type)
+    dims, data_type = tuple(tensor.dims), tensor.data_type
+    if given != _byte_length(dims, data_type):
+        raise _wrong_length(given, dims, data_type)
 
 
-def _require_length(given: int, dims: tuple[int, ...], data_type: int) -> None:
+def _wrong_length(given: int, dims: tuple[int, ...], data_type: int) -> ValueError:
     needed = _byte_length(dims, data_type)
-    if given != needed:
-        raise ValueError(f"has {given} bytes of values where its shape {list(dims)} needs {needed}")
+    return ValueError(f"has {given} bytes of values where its shape {list(dims)} needs {needed}")
 
 
 def decode(content: bytes, tensor: TensorProto) -> np.ndarray:
@@ -139,11 +159,13 @@ def decode(content: bytes, tensor: TensorProto) -> np.ndarray:
         ValueError: the bytes are too many or too few.
     """
     dims, data_type = tuple(tensor.dims), tensor.data_type
-    _require_length(len(content), dims, data_type)
+    if len(content) != _byte_length(dims, data_type):
+        raise _wrong_length(len(content), dims, data_type)
     dtype, bits = _element(data_type)
     if bits < 8 or sys.byteorder == "big":
         return numpy_helper.to_array(TensorProto(dims=dims, data_type=data_type, raw_data=content))
-    return np.frombuffer(content, dtype).reshape(dims)
+    values = np.frombuffer(content, dtype)
+    return values if len(dims) == 1 else values.reshape(dims)
 
 
 def encode(arrays: Iterable[np.ndarray], tensor: TensorProto) -> Iterator[bytes | memoryview]:
@@ -156,10 +178,18 @@ def encode(arrays: Iterable[np.ndarray], tensor: TensorProto) -> Iterator[bytes 
     Raises:
         ValueError: they do not have them.
     """
-    bits, left = _element(tensor.data_type)[1], math.prod(tensor.dims)
+    dims, (dtype, bits) = tuple(tensor.dims), _element(tensor.data_type)
+    left = math.prod(dims)
     for array in arrays:
-        _require_fit(array, tensor, left)
-        left -= array.size
+        shape, size = array.shape, array.size
+        # Elements of less than a byte share bytes with others.
+        fits = shape == dims or (shape == (size,) and size <= left and bits >= 8)
+        if array.dtype != dtype or not fits or size > left:
+            raise ValueError(
+                f"initializer {tensor.name!r} is {dtype} {list(dims)}, its new values are "
+                f"{array.dtype} {list(shape)}, where {left} are missing"
+            )
+        left -= size
         if bits < 8 or sys.byteorder == "big":
             content: bytes = numpy_helper.from_array(array).raw_data
             yield content
@@ -167,18 +197,6 @@ def encode(arrays: Iterable[np.ndarray], tensor: TensorProto) -> Iterator[bytes 
             yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     if left:
         raise ValueError(f"got {left} new values too few")
-
-
-def _require_fit(array: np.ndarray, tensor: TensorProto, left: int) -> None:
-    dtype, bits = _element(tensor.data_type)
-    shapes = (tuple(tensor.dims), (array.size,))
-    # Elements of less than a byte share bytes with others.
-    fits = array.size <= left if bits >= 8 else array.shape == tuple(tensor.dims)
-    if array.dtype != dtype or array.shape not in shapes or not fits:
-        raise ValueError(
-            f"initializer {tensor.name!r} is {dtype} {list(tensor.dims)}, "
-            f"its new values are {array.dtype} {list(array.shape)}, where {left} are missing"
-        )
 
 
 def is_plain(tensor: TensorProto) -> bool:

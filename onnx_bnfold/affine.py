@@ -69,7 +69,7 @@ class Affine:
         """Rank of the tensor."""
         return self.scale.ndim
 
-    @cached_property
+    @property
     def shape(self) -> tuple[int, ...]:
         """Common shape of scale and shift: an axis larger than 1 is one the change varies along."""
         scale, shift = self.scale.shape, self.shift.shape

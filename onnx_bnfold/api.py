@@ -19,7 +19,7 @@ from onnx_bnfold.metadata import Recorder
 from onnx_bnfold.new_constants import Compute, Unrepresentable, compute_all
 from onnx_bnfold.report import Report
 from onnx_bnfold.storage import ModelFile, read_tensor
-from onnx_bnfold.storage.tensors import encode
+from onnx_bnfold.storage.tensors import fill
 
 if TYPE_CHECKING:
     from onnx_bnfold.ranges import Ranges
@@ -115,7 +115,7 @@ def fold(
                 if tensor.name in pending:
                     tensor.ClearField("data_location")
                     tensor.ClearField("external_data")
-                    _fill(tensor, np.asarray(pending[tensor.name]()))
+                    fill(tensor, np.asarray(pending[tensor.name]()))
         except Unrepresentable:
             _learn(folding)
         else:
@@ -236,21 +236,17 @@ def _learn(folding: Folding) -> None:
         folding.exclude(failed.failures)
 
 
-def _fill(tensor: TensorProto, values: np.ndarray) -> None:
-    tensor.raw_data = b"".join(encode((values,), tensor))
-
-
 def _fill_small(model: ModelProto, pending: dict[str, Compute]) -> None:
     """Compute the small constants at once: to stream each would cost more than to hold all."""
     small = [t for t in model.graph.initializer if t.name in pending and _is_small(t)]
     computes = [pending.pop(tensor.name) for tensor in small]
     for tensor, values in zip(small, compute_all(computes), strict=True):
-        _fill(tensor, values)
+        fill(tensor, values)
 
 
 def _is_small(tensor: TensorProto) -> bool:
     outside = tensor.data_location == TensorProto.EXTERNAL
-    return not outside and math.prod(tensor.dims) <= SMALL
+    return not outside and math.prod(tensor.dims[:]) <= SMALL
 
 
 def _report(folding: Folding, folded: ModelProto | None = None) -> Report:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,8 +29,7 @@ DEFAULT_EPSILON = float(np.float32(1e-5))
 _LEAST = 2.0**-60  # of the variances that ``evened`` makes; float32 has room on both sides
 
 
-@dataclass(frozen=True, eq=False)
-class Norm:
+class Norm(NamedTuple):
     """A BatchNormalization as numbers, ``(C,)`` float64 each.
 
     Attributes:
@@ -129,13 +127,16 @@ def _norms(parameters: Sequence[_Parameters]) -> Iterator[Norm | None]:
         offset, peak = np.abs(a * mean), np.abs(bias) + np.abs(a) * spread
         cancelled = np.where(offset > 0, offset / peak, 0)
     good = np.isfinite(deviation) & (deviation > 0) & np.isfinite(a) & np.isfinite(b)
-    all_good, stop = bool(good.all()), 0
-    for p, count in zip(parameters, counts, strict=True):
-        start, stop = stop, stop + count
-        if not (all_good or good[start:stop].all()):
+    # reduceat takes an empty norm for its successor; the last one needs an element behind it.
+    some, starts = np.array(counts) > 0, np.cumsum([0, *counts[:-1]])
+    usable = np.logical_and.reduceat(np.append(good, True), starts) | ~some
+    worst = np.where(some, np.maximum.reduceat(np.append(cancelled, 0.0), starts), 0.0)
+    parts = zip(starts.tolist(), usable.tolist(), worst.tolist(), strict=True)
+    for p, count, (start, is_usable, cancellation) in zip(parameters, counts, parts, strict=True):
+        if not is_usable:
             yield None
             continue
-        where = slice(start, stop)
+        where = slice(start, start + count)
         yield Norm(
             a[where],
             b[where],
@@ -144,7 +145,7 @@ def _norms(parameters: Sequence[_Parameters]) -> Iterator[Norm | None]:
             spread[where],
             bias[where],
             p.epsilon,
-            float(cancelled[where].max(initial=0)),
+            cancellation,
         )
 
 
@@ -218,10 +219,9 @@ def _require_inference(view: NodeView) -> None:
 
 
 def _parameter(view: NodeView, index: int) -> Array:
-    slot, meaning = index + 1, PARAMETERS[index]
-    name = view.name_in(slot)
-    info = view.constant(slot)
-    if info is None:
+    meaning, name = PARAMETERS[index], view.name_in(index + 1)
+    data_type = view.constants.data_type(name)
+    if data_type is None:
         if name in view.graph.overridable:
             raise Refused(Reason.OVERRIDABLE_INITIALIZER, view.label, overridable(name))
         raise Refused(
@@ -230,7 +230,7 @@ def _parameter(view: NodeView, index: int) -> Array:
             f"its {meaning} {name!r} is not a constant of the model, so it may change from run to "
             "run; export the model with constant parameters",
         )
-    if info.data_type not in FLOATS:
+    if data_type not in FLOATS:
         raise Refused(
             Reason.UNSUPPORTED_TYPE, view.label, f"its {meaning} {name!r} is not of a float type"
         )

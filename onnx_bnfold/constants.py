@@ -20,6 +20,7 @@ from onnx import NodeProto, SparseTensorProto, TensorProto, TypeProto, helper, n
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor, label
 from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.storage.tensors import decode_small
 
 # No constant larger than this is computed (256 MiB in float32): a hostile ConstantOfShape of
 # 10^12 elements must not take the machine with it. Initializers are not bound by it.
@@ -51,6 +52,9 @@ class Constant(NamedTuple):
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.dims)
+
+
+_UNSEEN = Constant("", (), TensorProto.UNDEFINED)
 
 
 class Stored(Protocol):
@@ -101,16 +105,30 @@ class Constants:
         self._outer = outer
         self._candidates: set[str] | None = None
         self._infos: dict[str, Constant | None] = {}
+        self._small: dict[str, np.ndarray[Any, Any]] | None = None
         self._values: dict[str, np.ndarray[Any, Any]] = {}
         self._evaluating = RLock()
 
     def get(self, name: str) -> Constant | None:
         """Return shape and type of a constant tensor, or None if it is not constant."""
-        if name in self._infos:
-            return self._infos[name]
-        info = self._find(name)
-        self._infos[name] = info
+        info = self._infos.get(name, _UNSEEN)
+        if info is _UNSEEN:
+            info = self._infos[name] = self._find(name)
         return info
+
+    def data_type(self, name: str) -> int | None:
+        """Return the element type of a constant tensor, or None if it is not constant."""
+        tensor = self.graph.initializers.get(name)
+        if tensor is not None:
+            return None if name in self.graph.overridable else int(tensor.data_type)
+        info = self.get(name)
+        return None if info is None else info.data_type
+
+    def among(self, names: set[str]) -> set[str]:
+        """Return those of some names that are constants."""
+        stored = names & self.graph.initializers.keys()
+        others = {name for name in names - stored if name and self.get(name) is not None}
+        return stored - self.graph.overridable | others
 
     def _find(self, name: str) -> Constant | None:
         graph = self.graph
@@ -133,6 +151,10 @@ class Constants:
         Raises:
             ModelError: the tensor's bytes cannot be read.
         """
+        if self._small is None:
+            self._small = decode_small(self.graph.initializers, self.graph.dims)
+        if name in self._small:
+            return self._small[name]
         tensor = self.graph.initializers.get(name)
         if tensor is not None:
             return self._read(tensor)

@@ -256,7 +256,7 @@ def _member(change: Affine, span: Range, labels: Float64) -> _Member | None:
 
 
 def _reader(site: Site, index: int, member: _Member) -> _Reader:
-    if site.view(index).op == batchnorm.OPERATOR:  # its scale is evened: not rounded at all
+    if site.graph.ops[index] == batchnorm.OPERATOR:  # its scale is evened: not rounded at all
         gain = _gain_of_norm(site, index)
         return _Reader(member, np.zeros((1, 1, len(gain))), gain, gain)
     layer = site.layer(index)

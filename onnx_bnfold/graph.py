@@ -7,6 +7,7 @@ this module changes the model.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar, cast
 
@@ -114,8 +115,9 @@ class Graph:
         self.parent = parent
         self.path = path
         self.nodes: list[NodeProto] = list(body.node)
-        self.reads: list[tuple[str, ...]] = [tuple(node.input) for node in self.nodes]
-        self.writes: list[tuple[str, ...]] = [tuple(node.output) for node in self.nodes]
+        # Protobuf copies a slice in half the time that it takes to hand out its elements.
+        self.reads: list[tuple[str, ...]] = [tuple(node.input[:]) for node in self.nodes]
+        self.writes: list[tuple[str, ...]] = [tuple(node.output[:]) for node in self.nodes]
         self.ops: list[str | None] = [
             node.op_type if node.domain in STANDARD_DOMAINS else None for node in self.nodes
         ]
@@ -154,14 +156,18 @@ class Graph:
         for sparse in body.sparse_initializer:
             self.sparse[sparse.values.name] = sparse
             self.dims[sparse.values.name] = tuple(sparse.dims)
-        for tensor in body.initializer:
-            name = tensor.name
-            if name in self.dims or name in self.producer:
-                raise ModelError(
-                    f"initializer {name!r} is defined more than once; repair the model"
-                )
-            self.initializers[name] = tensor
-            self.dims[name] = tuple(tensor.dims)
+        tensors = list(body.initializer)
+        names = [tensor.name for tensor in tensors]
+        self.initializers.update(zip(names, tensors, strict=True))
+        self.dims.update(zip(names, [tuple(t.dims[:]) for t in tensors], strict=True))
+        single = len(self.dims) == len(names) + len(self.sparse)
+        if not single or not self.dims.keys().isdisjoint(self.producer):
+            raise self._doubled(names)
+
+    def _doubled(self, names: list[str]) -> ModelError:
+        times = Counter([*names, *self.sparse, *self.producer])
+        name = next(name for name in times if times[name] > 1)
+        return ModelError(f"initializer {name!r} is defined more than once; repair the model")
 
     def find_initializer(self, name: str) -> tuple[Graph, TensorProto] | None:
         """Return the initializer a name stands for here, looking through the outer scopes."""

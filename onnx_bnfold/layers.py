@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import Any
+from functools import cache, lru_cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import NodeProto
@@ -32,8 +31,7 @@ from onnx_bnfold.view import FLOATS, NodeView
 Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True)
-class LinearLayer:
+class LinearLayer(NamedTuple):
     """A linear layer with constant weights, seen through its layout.
 
     Attributes:
@@ -63,15 +61,15 @@ class LinearLayer:
     shift_in: Refusal | None = None
     quantized: QuantizedWeight | None = None
 
-    @cached_property
+    @property
     def channels_out(self) -> int:
         """Number of output channels."""
-        return math.prod(n for n, a in zip(self.grouped, self.layout, strict=True) if a in "go")
+        return _channels(self.layout, self.grouped, "go")
 
-    @cached_property
+    @property
     def channels_in(self) -> int:
         """Number of input channels."""
-        return math.prod(n for n, a in zip(self.grouped, self.layout, strict=True) if a in "gi")
+        return _channels(self.layout, self.grouped, "gi")
 
     @property
     def summed_axes(self) -> tuple[int, ...]:
@@ -80,7 +78,7 @@ class LinearLayer:
 
     def axes(self, letters: str) -> tuple[int, ...]:
         """Axes of the grouped weight that some letters of the layout stand for."""
-        return tuple(axis for axis, letter in enumerate(self.layout) if letter in letters)
+        return _axes(self.layout, letters)
 
     def output_vectors(self, change: Affine) -> tuple[Float64, Float64]:
         """Return the output's change as ``(C_out,)`` vectors.
@@ -131,9 +129,7 @@ class LinearLayer:
 
     def _laid(self, vector: Float64, channel: str) -> Float64:
         """Shape a vector over channels to broadcast against the grouped weight."""
-        wanted = "g" + channel
-        shape = [n if a in wanted else 1 for n, a in zip(self.grouped, self.layout, strict=True)]
-        return vector.reshape(shape)
+        return vector.reshape(_broadcast(self.layout, self.grouped, "g" + channel))
 
     def weight_factor(self, into: Affine | None, out: Affine | None) -> Float64:
         """Return what the weight is multiplied by to compensate the scales of both sides.
@@ -167,6 +163,8 @@ class LinearLayer:
         Returns:
             The new bias: ``(C_out,)``, or Gemm's C broadcast with it; ``beta`` has become 1.
         """
+        if bias is None and out is not None and (into is None or not into.has_shift):
+            return self.output_vectors(out)[1]
         c = np.zeros(()) if bias is None else bias.astype(np.float64) * self.beta
         if into is not None and into.has_shift:
             assert weight is not None
@@ -180,6 +178,25 @@ class LinearLayer:
 
     def _summed(self, product: Float64) -> Float64:
         return np.asarray(product.sum(axis=self.summed_axes).reshape(-1))
+
+
+@cache
+def _axes(layout: str, letters: str) -> tuple[int, ...]:
+    """Return the axes that some letters of a layout stand for."""
+    return tuple(axis for axis, letter in enumerate(layout) if letter in letters)
+
+
+# The layers of a model are of few shapes.
+@lru_cache(maxsize=1024)
+def _channels(layout: str, grouped: tuple[int, ...], letters: str) -> int:
+    """Return the number of channels that some letters of a layout stand for together."""
+    return math.prod(_broadcast(layout, grouped, letters))
+
+
+@lru_cache(maxsize=1024)
+def _broadcast(layout: str, grouped: tuple[int, ...], letters: str) -> tuple[int, ...]:
+    """Return a weight's shape with the axes that are not among some letters reduced to 1."""
+    return tuple(n if a in letters else 1 for n, a in zip(grouped, layout, strict=True))
 
 
 def _no_shift(node: NodeProto, reason: Reason, sentence: str) -> Refusal:
@@ -324,12 +341,14 @@ def linear_layer(view: NodeView) -> LinearLayer:
         raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its weight is not of a float type")
     if 0 in layer.weight.dims:
         raise Refused(Reason.INCONSISTENT_SHAPES, view.label, "its weight has no elements")
+    if view.constant(layer.weight_slot) is not None:
+        return layer
     source = dequantizer(view, layer.weight_slot)
-    if source is None or view.constant(layer.weight_slot) is not None:
+    if source is None:
         return layer
     if "g" in layer.layout and layer.layout.index("o") != 1 and layer.grouped[0] > 1:
         raise Refused(
             Reason.QUANTIZED, view.label, "its output channels are spread over groups and an axis"
         )
     plain = layer.layout.replace("g", "")
-    return replace(layer, quantized=quantized_weight(source, plain.index("o")))
+    return layer._replace(quantized=quantized_weight(source, plain.index("o")))

@@ -155,6 +155,8 @@ class Limits:
         # A norm beside one that must not be disturbed stays too: it would go into that one, and a
         # second fold would find what the first has left.
         pairs = _pairs(site, origin)
+        if not pairs and site.norm(origin).cancellation <= 1:
+            return
         norms = [origin, *(behind if front == origin else front for front, behind in pairs)]
         inputs = [*_inputs(site, origin, pairs)]
         for index in norms[1:]:
@@ -236,12 +238,12 @@ def _hides_its_shift(norm: batchnorm.Norm, unit: float) -> bool:
 
 def _norms_behind(site: Site, origin: int) -> Iterator[int]:
     """Yield the norms that read the output of one, perhaps cut off by an activation."""
-    names = [site.sides(origin)[1]]
+    graph = site.graph
+    names = [graph.writes[origin][0]]
     for name in names:  # grows while it is walked
-        for index, slot in site.graph.readers.get(name, ()):
-            op = site.graph.ops[index]
-            if slot == 0 and op in _RECTIFIERS:
-                names.append(site.graph.writes[index][0])
+        for index, slot in graph.readers.get(name, ()):
+            if slot == 0 and graph.ops[index] in _RECTIFIERS:
+                names.append(graph.writes[index][0])
             elif slot == 0 and _norm(site, index) is not None:
                 yield index
 

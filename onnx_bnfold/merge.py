@@ -107,7 +107,7 @@ def merges(site: Site) -> list[Merge]:
     found: dict[str, Branch] = {}
     merged: dict[str, Merge] = {}
     for index, node in enumerate(site.graph.nodes):
-        if site.view(index).op not in SUMS or len(node.input) < 2:
+        if site.graph.ops[index] not in SUMS or len(node.input) < 2:
             continue
         parts = [found.get(name) or _branch(site, name) for name in node.input]
         whole = _joined(index, parts)
@@ -128,7 +128,7 @@ def _branch(site: Site, name: str) -> Branch | None:
     norms: list[int] = []
     a, b = np.ones(()), np.zeros(())
     index = graph.producer.get(source)
-    while index is not None and site.view(index).op == batchnorm.OPERATOR:
+    while index is not None and site.graph.ops[index] == batchnorm.OPERATOR:
         if not graph.only_reader(source):
             break
         try:
@@ -139,7 +139,7 @@ def _branch(site: Site, name: str) -> Branch | None:
         norms.insert(0, index)
         source = graph.nodes[index].input[0]
         index = graph.producer.get(source)
-    if index is not None and graph.only_reader(source) and site.view(index).op == "Conv":
+    if index is not None and graph.only_reader(source) and site.graph.ops[index] == "Conv":
         return _conv_branch(site, index, tuple(norms), a, b)
     point = Geometry(0, (), (), (), (), ())
     return Branch(source, (Term(None, point, tuple(norms), a, b),))
@@ -313,7 +313,7 @@ def apply(
         gone.discard(merge.branch.sums[-1])
     del graph.node[:]
     graph.node.extend(n for i, n in enumerate(nodes) if i not in gone)
-    drop_dead(graph, {name for name in loose if site.constants.get(name)})
+    drop_dead(graph, site.constants.among(loose))
     return pending
 
 

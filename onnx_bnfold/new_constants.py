@@ -137,7 +137,7 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
     changed = {*plan.touched, *plan.equalized, *plan.evened, *(index for index, _ in edges)}
     wanted = changed - site.removed | forms.keys()
     for index in sorted(wanted):
-        op = site.view(index).op
+        op = site.graph.ops[index]
         if index in forms:
             found = _of_standalone(site, index, forms[index])
         elif op in LAYOUTS:
@@ -154,69 +154,68 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
             raise Unrepresentable({(position, index): refused.refusal}) from None
 
 
-@dataclass(frozen=True, eq=False)
 class _Guarded:
     """Says of what fails which node it belongs to."""
 
-    position: int
-    index: int
-    compute: Compute
+    def __init__(self, position: int, index: int, compute: Compute) -> None:
+        self._place = position, index
+        self._compute = compute
 
     def __call__(self) -> Array:
         try:
-            return self.compute()
+            return self._compute()
         except Refused as refused:
             raise self._failure(refused) from None
 
     def blocks(self) -> Iterator[Array]:
         try:
-            yield from self.compute.blocks()
+            yield from self._compute.blocks()
         except Refused as refused:
             raise self._failure(refused) from None
 
     def product(self) -> Product | None:
         try:
-            return self.compute.product()
+            return self._compute.product()
         except Refused as refused:
             raise self._failure(refused) from None
 
     def _failure(self, refused: Refused) -> Unrepresentable:
-        return Unrepresentable({(self.position, self.index): refused.refusal})
+        return Unrepresentable({self._place: refused.refusal})
 
 
-@dataclass(frozen=True, eq=False)
 class _Weight:
     """Computes the weight of a layer with changes of its input and its output."""
 
-    site: Site
-    index: int
-    into: Affine | None
-    out: Affine | None
+    def __init__(self, site: Site, index: int, into: Affine | None, out: Affine | None) -> None:
+        self._constants = site.constants
+        self._layer = site.layer(index)
+        self._view = site.view(index)
+        self._sides = into, out
 
     def __call__(self) -> Array:
-        return product(*self.product()).reshape(self.site.layer(self.index).weight.dims)
+        return product(*self.product()).reshape(self._layer.weight.dims)
 
     def product(self) -> Product:
-        layer, view = self.site.layer(self.index), self.site.view(self.index)
+        layer = self._layer
         return Product(
-            self.site.constants.value(layer.weight.name).reshape(layer.grouped),
-            layer.weight_factor(self.into, self.out),
+            self._constants.value(layer.weight.name).reshape(layer.grouped),
+            layer.weight_factor(*self._sides),
             layer.weight.data_type,
-            view,
+            self._view,
             layer.summed_axes,
         )
 
     def blocks(self) -> Iterable[Array]:
-        layer, view = self.site.layer(self.index), self.site.view(self.index)
-        stored = self.site.constants.stored(layer.weight.name)
+        layer = self._layer
+        stored = self._constants.stored(layer.weight.name)
         if stored is None:
             return (self(),)
         return product_blocks(
             stored,
             layer.grouped,
-            layer.weight_factor(self.into, self.out),
+            layer.weight_factor(*self._sides),
             layer.weight.data_type,
-            view,
+            self._view,
             sums_over=layer.summed_axes,
         )
 
@@ -326,7 +325,7 @@ def _of_edge(site: Site, index: int, slot: int) -> NewConstant:
 
     def compute() -> Product:
         value = np.broadcast_to(site.present(index, slot), dims)
-        exact = () if site.view(index).op in ("Mul", "Div") else None
+        exact = () if site.graph.ops[index] in ("Mul", "Div") else None
         return Product(value, ONE, info.data_type, site.view(index), exact)
 
     return NewConstant(index, slot, "constant", dims, info.data_type, _Rounded(compute))

@@ -302,7 +302,7 @@ def _judge(
 
 
 def _enough(data_type: int, sums_over: tuple[int, ...] | None) -> float:
-    """Return a largest factor beside which what a sum loses below the smallest normal is nothing."""
+    """Return how large a sum's largest factor is when what underflows beside it is nothing."""
     if sums_over is None:
         return 0.0
     _, smallest, unit = _FORMATS[data_type]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -40,8 +40,7 @@ CURABLE = {Reason.PRECISION, Reason.NOT_SMALLER, Reason.RANGE}
 AFFINE_OPERATORS = frozenset(("Add", "Div", "Mul", "Sub"))
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """What becomes of one BatchNormalization, or of one affine node that is removed.
 
     Attributes:
@@ -208,7 +207,7 @@ class _Planner:
         """
         site, (x, y) = self.site, self.site.sides(index)
         producer = site.graph.producer.get(x)
-        untouched = not any(site.group(t) != t or t in site.total for t in (x, y))
+        untouched = site.is_untouched(x) and site.is_untouched(y)
         if producer is None or not untouched or not site.graph.only_reader(x):
             return False
         try:
@@ -219,9 +218,11 @@ class _Planner:
             self.limits.check_rounding(site, index)
         except Refused:
             return False
-        changes: dict[Key, Affine] = {} if present.is_identity else {x: present}
         self._tried[index] = set()
-        self._commit(index, UPSTREAM, changes, 0, [(producer, c) for c in changes.values()])
+        if present.is_identity:
+            self._commit(index, UPSTREAM, {}, 0, ())
+        else:
+            self._commit(index, UPSTREAM, {x: present}, 0, ((producer, present),))
         return True
 
     def _ways(self, index: int) -> Iterator[tuple[str, dict[Key, Affine]]]:
@@ -280,7 +281,8 @@ class _Planner:
                 shift.add(index)
         commit(site, changes)
         site.remove(origin)
-        scale_to, shift_to = (tuple(map(site.place, sorted(found))) for found in (scale, shift))
+        scale_to = tuple(map(site.place, sorted(scale)))
+        shift_to = scale_to if shift == scale else tuple(map(site.place, sorted(shift)))
         self.decisions[origin] = Decision(
             origin, site.view(origin).label, way, scale_to, shift_to, added
         )
@@ -366,7 +368,7 @@ def _is_decomposed_norm(site: Site, index: int) -> bool:
         return False
     producer = site.graph.producer.get(view.name_in(slot))
     seen = 0
-    while producer is not None and site.view(producer).op in AFFINE_OPERATORS and seen < 2:
+    while producer is not None and site.graph.ops[producer] in AFFINE_OPERATORS and seen < 2:
         before = site.view(producer)
         constant = [before.constant(s) is not None for s in (0, 1)]
         if not any(constant):
@@ -435,7 +437,7 @@ def _added(site: Site, changes: dict[Key, Affine]) -> int:
     near = {i for key in changes if isinstance(key, str) for i in site.neighbours(key)}
     count = 0
     for index in sorted(near - site.removed):
-        if site.view(index).op == "MatMul" and not site.becomes_gemm(index):
+        if site.graph.ops[index] == "MatMul" and not site.becomes_gemm(index):
             count += site.needs_bias(index, changes) - site.needs_bias(index)
     return count
 

@@ -138,7 +138,7 @@ def from_statistics(site: Site) -> dict[str, Range]:
     found: dict[str, Range] = {}
     inputs: dict[str, Range] = {}
     for index, node in enumerate(site.graph.nodes):
-        if site.view(index).op == batchnorm.OPERATOR:
+        if site.graph.ops[index] == batchnorm.OPERATOR:
             try:
                 norm, rank = site.norm(index), site.rank(index)
             except Refused:
@@ -148,7 +148,7 @@ def from_statistics(site: Site) -> dict[str, Range]:
     for name, span in inputs.items():
         found.setdefault(name, span)
     for index, node in enumerate(site.graph.nodes):
-        carry = _CARRY.get(site.view(index).op or "")
+        carry = _CARRY.get(site.graph.ops[index] or "")
         if carry is not None and node.output[0] not in found:
             output = _carried(carry, site.view(index), found)
             if output is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,8 +18,7 @@ from onnx_bnfold.reasons import Refusal
 MERGED = "merged"
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """What became of one node.
 
     Attributes:
@@ -182,7 +182,7 @@ def records_of(plans: Sequence[GraphPlan]) -> tuple[Record, ...]:
 def _record(plan: GraphPlan, decision: Decision) -> Record:
     return Record(
         plan.site.place(decision.node),
-        plan.site.view(decision.node).op == batchnorm.OPERATOR,
+        plan.site.graph.ops[decision.node] == batchnorm.OPERATOR,
         decision.way,
         decision.scale_to,
         decision.shift_to,

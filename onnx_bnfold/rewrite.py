@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence, Set
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ def rewrite(model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool) -> d
     Raises:
         Unrepresentable: a constant outside the main graph does not fit its type.
     """
-    bodies = list(bodies_of(model))
+    bodies = list(islice(bodies_of(model), len(plans)))
     names = Names(plan.site.graph for plan in plans)
     pending: dict[str, Compute] = {}
     if freeze:
@@ -96,18 +96,16 @@ class _Editor:
         self.before: list[NodeProto] = []
         self.unmade: set[int] = set()
         self.reshaped: set[str] = set()
-        graph = isinstance(body, GraphProto)
-        self.initializers = {t.name: t for t in body.initializer} if graph else {}
-        self.inputs = {v.name: v for v in body.input} if graph else {}
+        self.positions = {name: i for i, name in enumerate(self.site.graph.initializers)}
+        self.inputs = {v.name: v for v in body.input} if isinstance(body, GraphProto) else {}
         self.after: dict[int, NodeProto] = {}
 
     def run(self) -> set[str]:
         """Apply the plan; return the names of constants that may have lost their readers."""
         for new in new_constants(self.position, self.plan):
             self._place(new)
-        reads, constant = self.site.graph.reads, self.site.constants.get
-        for index in self.site.removed:
-            self.loose.update(name for name in reads[index] if name and constant(name))
+        reads = (self.site.graph.reads[index] for index in self.site.removed)
+        self.loose |= self.site.constants.among(set(chain.from_iterable(reads)))
         forms = self.plan.standalone_forms()
         for index, form in forms.items():
             self._restate(index, form)
@@ -126,24 +124,23 @@ class _Editor:
         return self.loose
 
     def _place(self, new: NewConstant) -> None:
-        node = self.nodes[new.node]
-        old = node.input[new.slot] if new.slot < len(node.input) else ""
-        base = node.name or node.output[0]
-        name = self._name(old, base, new)
+        node, reads = self.nodes[new.node], self.site.graph.reads[new.node]
+        old = reads[new.slot] if new.slot < len(reads) else ""
+        name = self._name(old, node, new)
         self._define(name, old, new)
         if node.op_type == "MatMul" and new.slot == 2:
             self._add_matmul_bias(new, name)
             return
-        while len(node.input) <= new.slot:
-            node.input.append("")
-        node.input[new.slot] = name
+        if name != old:
+            node.input.extend([""] * (new.slot + 1 - len(node.input)))
+            node.input[new.slot] = name
         if node.op_type == "Gemm" and new.slot == 2:
             _drop_attribute(node, "beta")
         for attribute, value in new.attributes:
             _drop_attribute(node, attribute)
             node.attribute.append(helper.make_attribute(attribute, value))
 
-    def _name(self, old: str, base: str, new: NewConstant) -> str:
+    def _name(self, old: str, node: NodeProto, new: NewConstant) -> str:
         graph = self.site.graph
         here = old in graph.initializers or old in graph.producer or old in graph.sparse
         if old and here and graph.only_reader(old):
@@ -151,43 +148,52 @@ class _Editor:
             return old
         if old:
             self.loose.add(old)
-        return self.names.fresh(f"{old or base}_{'folded' if old else new.suffix}")
+            return self.names.fresh(f"{old}_folded")
+        return self.names.fresh(f"{node.name or node.output[0]}_{new.suffix}")
 
     def _define(self, name: str, old: str, new: NewConstant) -> None:
-        tensor = TensorProto(name=name, dims=new.dims, data_type=new.data_type)
-        body, source = self.body, self.site.graph.initializers.get(old)
+        source = self.site.graph.initializers.get(old)
         if name == old:
             self.reshaped.add(name)
-            if source is not None:
-                tensor.doc_string = source.doc_string
-                tensor.metadata_props.extend(source.metadata_props)
-        if body is self.main:
+        if self.body is self.main:
             self.pending[name] = new.compute
+            tensor = self._initializer(self.main, name, new, replaces=name == old)
             if source is not None and source.data_location == TensorProto.EXTERNAL:
                 tensor.data_location = source.data_location
                 tensor.external_data.extend(source.external_data)
-            self._put_initializer(body, tensor, replaces=name == old)
-            return
-        full = numpy_helper.from_array(np.ascontiguousarray(new.compute()), name)
-        if isinstance(body, GraphProto) and self.model.ir_version >= 4:
-            self._put_initializer(body, full, replaces=name == old)
-            return
-        self._unmake(name)
-        self.before.append(helper.make_node("Constant", [], [name], value=full))
+        else:
+            full = numpy_helper.from_array(np.ascontiguousarray(new.compute()), name)
+            if not isinstance(self.body, GraphProto) or self.model.ir_version < 4:
+                self._unmake(name)
+                self.before.append(helper.make_node("Constant", [], [name], value=full))
+                return
+            tensor = self._initializer(self.body, name, new, replaces=name == old)
+            tensor.raw_data = full.raw_data
+        if name == old and source is not None:
+            tensor.doc_string = source.doc_string
+            tensor.metadata_props.extend(source.metadata_props)
 
-    def _put_initializer(self, body: GraphProto, tensor: TensorProto, *, replaces: bool) -> None:
-        existing = self.initializers.get(tensor.name)
-        if existing is not None:
-            existing.CopyFrom(tensor)
-            if tensor.name in self.inputs:
-                self.inputs[tensor.name].CopyFrom(_declaration(tensor))
-            return
-        if replaces:
-            self._unmake(tensor.name)
-            _drop_sparse(body, {tensor.name})
-        body.initializer.append(tensor)
-        if self.model.ir_version < 4 and body is self.main:
+    def _initializer(
+        self, body: GraphProto, name: str, new: NewConstant, *, replaces: bool
+    ) -> TensorProto:
+        """Return an initializer of the body that has name, shape and type and nothing else."""
+        position = self.positions.get(name)
+        tensor: TensorProto
+        if position is None:
+            if replaces:
+                self._unmake(name)
+                _drop_sparse(body, {name})
+            tensor = body.initializer.add()
+        else:
+            tensor = body.initializer[position]
+            tensor.Clear()
+        tensor.name, tensor.data_type = name, new.data_type
+        tensor.dims.extend(new.dims)
+        if name in self.inputs:
+            self.inputs[name].CopyFrom(_declaration(tensor))
+        elif position is None and self.model.ir_version < 4 and body is self.main:
             body.input.append(_declaration(tensor))
+        return tensor
 
     def _unmake(self, name: str) -> None:
         """Drop the node that made a constant which becomes an initializer of the same name."""
@@ -306,7 +312,7 @@ def _drop_sparse(body: GraphProto, names: Set[str]) -> None:
 def drop_dead(body: Body, loose: set[str]) -> None:
     """Drop constants among ``loose``, and what only they needed, that nothing reads any more."""
     uses = _uses(body)
-    queue = [name for name in sorted(loose) if not uses[name]]
+    queue = [name for name in loose if name not in uses]
     makers = {
         name: index
         for index, node in enumerate(body.node)
@@ -336,10 +342,18 @@ def drop_dead(body: Body, loose: set[str]) -> None:
 
 
 def _drop_initializers(body: GraphProto, dead: set[str]) -> None:
-    names = [tensor.name for tensor in body.initializer]
-    _drop(body.initializer, {i for i, name in enumerate(names) if name in dead})
+    kept, gone = [], set()
+    for tensor in body.initializer:
+        name = tensor.name
+        if name in dead:
+            gone.add(name)
+        else:
+            kept.append(tensor)
+    if gone:
+        del body.initializer[:]
+        body.initializer.extend(kept)
     _drop_sparse(body, dead)
-    _drop_named(body.input, dead.intersection(names))
+    _drop_named(body.input, gone)
     _drop_named(body.value_info, dead)
 
 
@@ -350,6 +364,6 @@ def _uses(body: Body) -> Counter[str]:
     while stack:
         current = stack.pop()
         uses.update(o if isinstance(o, str) else o.name for o in current.output)
-        uses.update(chain.from_iterable(node.input for node in current.node))
+        uses.update(chain.from_iterable(node.input[:] for node in current.node))
         stack.extend(inner for _, _, inner in carried(current.node))
     return uses

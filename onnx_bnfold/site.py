@@ -346,6 +346,10 @@ class Site:
             name = self._merged[name]
         return name
 
+    def is_untouched(self, name: str) -> bool:
+        """Whether a tensor is as it was, and stands for itself alone or for others too."""
+        return name not in self._merged and name not in self.total
+
     def members(self, name: str) -> list[str]:
         """Return all tensors merged with this one, itself included."""
         root = self.group(name)
@@ -364,7 +368,8 @@ class Site:
         """Note that a node has become an identity and its two sides one tensor."""
         self.removed.add(index)
         self._ports.pop(index, None)
-        before, after = (self.group(name) for name in self.sides(index))
+        x, y = self.sides(index)
+        before, after = self.group(x), self.group(y)
         if before != after:
             self._members[after] = [*self.members(before), *self.members(after)]
             self._merged[before] = after
@@ -372,7 +377,8 @@ class Site:
                 self._fixed.add(after)
 
     def _seen_from(self, index: int, original: Affine) -> Affine:
-        into, out = (self.total.get(name) for name in self.sides(index))
+        x, y = self.sides(index)
+        into, out = self.total.get(x), self.total.get(y)
         present = original
         if into is not None:
             if not into.is_invertible:

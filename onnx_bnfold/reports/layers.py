@@ -108,7 +108,7 @@ def _layer(site: Site, index: int, slot: int, new: NewConstant | None) -> Layer:
 def _measured(site: Site, index: int, values: Array) -> tuple[float | None, float | None]:
     """Return the largest magnitude, and that of the quietest output channel."""
     magnitude = np.abs(values)
-    if site.view(index).op in LAYOUTS:
+    if site.graph.ops[index] in LAYOUTS:
         layer = site.layer(index)
         inner = tuple(i for i, letter in enumerate(layer.layout) if letter not in "go")
         magnitude = magnitude.reshape(layer.grouped).max(axis=inner)

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -31,6 +31,7 @@ _ROUTES: dict[Any, tuple[str, ...]] = {
     onnx.AttributeProto: ("t", "g", "sparse_tensor", "tensors", "graphs", "sparse_tensors"),
     onnx.SparseTensorProto: ("values", "indices"),
 }
+SMALL = 4096  # values of fewer bytes stay in the message
 _VALUE_FIELDS = (
     "raw_data",
     "float_data",
@@ -199,6 +200,15 @@ def encode(arrays: Iterable[np.ndarray], tensor: TensorProto) -> Iterator[bytes 
         raise ValueError(f"got {left} new values too few")
 
 
+def fill(tensor: TensorProto, values: np.ndarray) -> None:
+    """Puts values into a tensor's message; ValueError if they do not fit, see `encode`."""
+    dtype, size = _element(tensor.data_type)[0], math.prod(tensor.dims[:])
+    if values.dtype == dtype and values.size == size and is_plain(tensor):
+        tensor.raw_data = values.tobytes()
+    else:
+        tensor.raw_data = b"".join(encode((values,), tensor))
+
+
 def is_plain(tensor: TensorProto) -> bool:
     """Tells whether the elements lie in a file as numpy has them in memory."""
     return _element(tensor.data_type)[1] >= 8 and sys.byteorder == "little"
@@ -213,6 +223,43 @@ def decode_inline(tensor: TensorProto) -> np.ndarray:
         if _element(tensor.data_type)[1] < 8 and len(tensor.int32_data) < needed:
             raise ValueError(f"has too few values for its shape {list(tensor.dims)}")
     return numpy_helper.to_array(tensor)
+
+
+def decode_small(
+    tensors: Mapping[str, TensorProto], dims: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Decodes thousands of small tensors at once, in a third of the time.
+
+    Args:
+        tensors: by name.
+        dims: their shapes, by name.
+
+    Returns:
+        The values, as `decode_inline` gives them, of those that hold them in their `raw_data`, have
+        axes, and have as many values as they should: what is wrong with others, that function says.
+    """
+    alike: dict[tuple[tuple[int, ...], int], dict[str, bytes]] = {}
+    for name, tensor in tensors.items():
+        content = tensor.raw_data
+        if 0 < len(content) < SMALL and dims[name] and not _is_elsewhere(tensor):
+            alike.setdefault((dims[name], tensor.data_type), {})[name] = content
+    values: dict[str, np.ndarray] = {}
+    for (shape, data_type), contents in alike.items():
+        try:
+            needed, (dtype, bits) = _byte_length(shape, data_type), _element(data_type)
+        except ValueError:
+            continue
+        if bits < 8 or sys.byteorder == "big":
+            continue
+        whole = {name: content for name, content in contents.items() if len(content) == needed}
+        stacked = np.frombuffer(b"".join(whole.values()), dtype).reshape(len(whole), *shape)
+        values.update(zip(whole, stacked, strict=True))
+    return values
+
+
+def _is_elsewhere(tensor: TensorProto) -> bool:
+    """Tells whether `raw_data` is not, or may not be, what a tensor holds."""
+    return bool(tensor.data_location == TensorProto.EXTERNAL) or tensor.HasField("segment")
 
 
 def external_range(tensor: TensorProto) -> tuple[str, int, int]:

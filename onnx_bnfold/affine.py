@@ -7,7 +7,7 @@ rank-4 tensor is held as two arrays of shape ``(1, C, 1, 1)``. No ONNX in here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate
@@ -183,36 +183,24 @@ def all_along(
     Returns:
         What ``Affine.of`` makes of the vectors laid along ``axis``.
     """
-    if not all(len(scale) for scale, _ in vectors) or not vectors:  # reduceat takes no empty ones
-        return [
-            Affine.of(along(a, axis, rank), along(b, axis, rank))
-            for (a, b), rank in zip(vectors, ranks, strict=True)
-        ]
+    if min((len(scale) for scale, _ in vectors), default=0) == 0:  # reduceat takes no empty ones
+        laid = zip(vectors, ranks, strict=True)
+        return [Affine.of(along(a, axis, rank), along(b, axis, rank)) for (a, b), rank in laid]
     scale, shift = (_Extremes.of(side) for side in zip(*vectors, strict=True))
-    known = zip(
-        ((scale.least != 1) | (scale.most != 1)).tolist(),
-        ((shift.least != 0) | (shift.most != 0)).tolist(),
-        (scale.within(_LARGEST) & shift.within(_LARGEST)).tolist(),
-        (scale.within(1 / SMALLEST_SCALE) & shift.within(1 / SMALLEST_SCALE)).tolist(),
-        strict=True,
-    )
-    uniform = zip(
-        (scale.least == scale.most).tolist(), (shift.least == shift.most).tolist(), strict=True
-    )
     found = []
-    for (a, b), rank, (one_scale, one_shift), facts in zip(
-        vectors, ranks, uniform, known, strict=True
+    for (a, b), rank, same_scale, same_shift, facts in zip(
+        vectors,
+        ranks,
+        (scale.least == scale.most).tolist(),
+        (shift.least == shift.most).tolist(),
+        _facts(scale, shift),
+        strict=True,
     ):
-        a, b = a[:1] if one_scale else a, b[:1] if one_shift else b
+        a, b = a[:1] if same_scale else a, b[:1] if same_shift else b
         change = Affine(along(a, axis, rank), along(b, axis, rank))
-        # What the properties would find out of one change at a time.
-        vars(change).update(zip(_FACTS, facts, strict=True))
+        vars(change).update(facts)
         found.append(change)
     return found
-
-
-_FACTS = ("has_scale", "has_shift", "is_finite", "is_ordinary")
-_LARGEST = np.finfo(np.float64).max
 
 
 class _Extremes(NamedTuple):
@@ -230,6 +218,24 @@ class _Extremes(NamedTuple):
     def within(self, bound: float) -> NDArray[np.bool_]:
         """Whether no magnitude exceeds a bound."""
         return (self.least >= -bound) & (self.most <= bound)
+
+    def differs_from(self, value: float) -> NDArray[np.bool_]:
+        """Whether any element is another value."""
+        differs: NDArray[np.bool_] = (self.least != value) | (self.most != value)
+        return differs
+
+
+def _facts(scale: _Extremes, shift: _Extremes) -> Iterator[dict[str, bool]]:
+    """Yield what the cached properties of each change would find out."""
+    largest, ordinary = np.finfo(np.float64).max, 1 / SMALLEST_SCALE
+    columns = {
+        "has_scale": scale.differs_from(1),
+        "has_shift": shift.differs_from(0),
+        "is_finite": scale.within(largest) & shift.within(largest),
+        "is_ordinary": scale.within(ordinary) & shift.within(ordinary),
+    }
+    for row in zip(*(column.tolist() for column in columns.values()), strict=True):
+        yield dict(zip(columns, row, strict=True))
 
 
 def joined(

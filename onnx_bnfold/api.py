@@ -111,6 +111,7 @@ def fold(
         copy.CopyFrom(folding.model)
         try:
             pending = folding.apply(copy)
+            _fill_small(copy, pending)
             for tensor in copy.graph.initializer:
                 if tensor.name in pending:
                     tensor.ClearField("data_location")

@@ -56,7 +56,7 @@ def products(wanted: Sequence[Product]) -> list[Array | None]:
         wanted: the products.
 
     Returns:
-        For each what ``product`` returns, flat; None where that has to look closer.
+        For each what ``product`` returns, flat; None where that refuses.
     """
     found: list[Array | None] = [None] * len(wanted)
     groups: dict[int, list[int]] = {}
@@ -81,8 +81,20 @@ def _products(wanted: Sequence[Product], data_type: int) -> Iterator[Array | Non
     required = [_enough(data_type, p.sums_over) for p in wanted]
     good = np.maximum.reduceat(size, starts) < np.inf
     good &= np.minimum.reduceat(size, starts) >= required
-    for start, stop, is_good in zip(starts.tolist(), stops.tolist(), good.tolist(), strict=True):
-        yield result[start:stop] if is_good else None
+    parts = zip(wanted, starts.tolist(), stops.tolist(), good.tolist(), strict=True)
+    for each, start, stop, is_good in parts:
+        flat = result[start:stop]
+        yield flat if is_good or _passes(each, flat.reshape(each.values.shape)) else None
+
+
+def _passes(wanted: Product, result: Array) -> bool:
+    values, factor, data_type, view, sums_over = wanted
+    blocks = _Blocks(_InMemory(values), values.shape, values.dtype, factor, data_type)
+    try:
+        _judge(blocks, _peaks(result, _summed(values, sums_over)), view, sums_over)
+    except Refused:
+        return False
+    return True
 
 
 def product(
@@ -108,7 +120,7 @@ def product(
     """
     _require_float(data_type, view)
     blocks = _Blocks(_InMemory(values), values.shape, values.dtype, factor, data_type)
-    axes = tuple(range(values.ndim)) if sums_over is None else sums_over
+    axes = _summed(values, sums_over)
     if values.size <= BLOCK:
         result = as_type(values, data_type, factor)
         peaks = _peaks(result, axes)
@@ -275,6 +287,10 @@ def _scaled(
             np.setbufsize(size)
         np.copyto(out, wide, casting="same_kind")
     return out
+
+
+def _summed(values: Array, sums_over: tuple[int, ...] | None) -> tuple[int, ...]:
+    return tuple(range(values.ndim)) if sums_over is None else sums_over
 
 
 def _peaks(result: Array, axes: tuple[int, ...]) -> Array:

@@ -170,7 +170,8 @@ class _Editor:
             tensor = self._initializer(self.body, name, new, replaces=name == old)
             tensor.raw_data = full.raw_data
         if name == old and source is not None:
-            tensor.doc_string = source.doc_string
+            if source.HasField("doc_string"):
+                tensor.doc_string = source.doc_string
             tensor.metadata_props.extend(source.metadata_props)
 
     def _initializer(

@@ -323,6 +323,36 @@ def test_a_product_in_blocks_is_the_whole_product(case, block):
         assert outcome(streamed) == wanted
 
 
+@given(st.lists(products(), max_size=6))
+@settings(max_examples=400, derandomize=True, deadline=None)
+def test_many_products_at_once_are_what_each_is_alone(cases):
+    view = SimpleNamespace(label="Conv 'c'")
+    wanted = [
+        numerics.Product(values, factor, data_type, view, axes)
+        for values, factor, axes, data_type in cases
+    ]
+    for each, found in zip(wanted, numerics.products(wanted), strict=True):
+        alone = outcome(lambda each=each: numerics.product(*each))
+        if found is None:  # refused, or without elements
+            assert not isinstance(alone, bytes) or not each.values.size
+        else:
+            assert found.tobytes() == alone
+
+
+def test_a_product_that_is_refused_leaves_the_others_alone():
+    view = SimpleNamespace(label="Conv 'c'")
+    values = [1.0, 1e300, np.nan, 2.0]
+    wanted = [
+        numerics.Product(np.full(3, v), numerics.ONE, kind, view, (0,))
+        for v in values
+        for kind in (TensorProto.FLOAT, TensorProto.INT32)
+    ]
+    found = numerics.products(wanted)
+    assert [None if each is None else each.tolist() for each in found] == [
+        [1.0] * 3, None, None, None, None, None, [2.0] * 3, None
+    ]  # fmt: skip
+
+
 def test_dead_channels_are_judged_in_blocks_too(monkeypatch, rng):
     """Their factors are zero, which looks like a loss of precision at first."""
     monkeypatch.setattr(numerics, "BLOCK", 10)

@@ -452,6 +452,11 @@ def test_everything_that_is_not_computation_stays(rng):
     assert weight.doc_string == "doc of the weight"
 
 
+def test_a_weight_without_a_doc_string_gets_none(rng):
+    folded, _ = onnx_bnfold.fold(conv_bn(rng))
+    assert not any(tensor.HasField("doc_string") for tensor in folded.graph.initializer)
+
+
 def test_a_quantization_annotation_of_a_tensor_that_stays_stays(rng):
     model = annotated(rng)
     folded, _ = onnx_bnfold.fold(model)

@@ -57,6 +57,23 @@ def test_both_branches_of_an_if():
     assert report.nodes_before - report.nodes_after == 2
 
 
+def test_a_weight_of_a_branch_keeps_its_description():
+    net = Net(IMAGE)
+    model = net.model(branch(net, conv_bn, conv_bn))
+    for item in model.graph.node[0].attribute:
+        weight = item.g.initializer[0]
+        weight.doc_string = f"of {weight.name}"
+        weight.metadata_props.add(key="k", value=weight.name)
+    folded, _ = both_ways(model)
+    for before, after in zip(
+        model.graph.node[0].attribute, folded.graph.node[0].attribute, strict=True
+    ):
+        weight, kept = before.g.initializer[0], after.g.initializer[0]
+        assert kept.raw_data != weight.raw_data
+        assert (kept.name, kept.doc_string) == (weight.name, weight.doc_string)
+        assert kept.metadata_props == weight.metadata_props
+
+
 def test_bn_in_front_of_a_layer_in_a_branch():
     def build(inner):
         return inner.conv(inner.bn("x", channels=4), 3, channels=4, rank=4)

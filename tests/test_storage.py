@@ -169,13 +169,40 @@ def some_model(draw):
     return model
 
 
+DAMAGES = ["shortened", "external", "segment", "scalar"]
+
+
+@given(st.data(), st.lists(st.sampled_from(DAMAGES), max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_small_tensors_decoded_together_are_what_each_is_alone(data, damages):
+    found = {f"w{i}": data.draw(some_tensor(f"w{i}")) for i in range(6)}
+    sound = {n for n, t in [*found.items()][len(damages) :] if t.raw_data}
+    for damage, tensor in zip(damages, found.values(), strict=False):
+        if damage == "shortened":
+            tensor.raw_data = tensor.raw_data[:-1]
+        elif damage == "external":
+            tensor.data_location = TensorProto.EXTERNAL
+        elif damage == "segment":
+            tensor.segment.begin = 1
+        else:
+            tensor.CopyFrom(numpy_helper.from_array(np.float32(3), tensor.name))
+    together = tensors.decode_small(found, {n: tuple(t.dims) for n, t in found.items()})
+    assert together.keys() == sound
+    for name, values in together.items():
+        alone = tensors.decode_inline(found[name])
+        assert (values.dtype, values.shape) == (alone.dtype, alone.shape)
+        np.testing.assert_array_equal(values, alone)
+
+
 @given(
     some_model(),
     st.randoms(use_true_random=False),
     st.sampled_from([0, 8, 4096]),
     st.booleans(),
 )
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_output_is_what_protobuf_writes(tmp_path, monkeypatch, model, rng, small, external):
     monkeypatch.setattr(skeleton, "SMALL", small)
     monkeypatch.setattr(files, "_WINDOW", 64)

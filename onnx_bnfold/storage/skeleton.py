@@ -15,6 +15,8 @@ from onnx import ModelProto, TensorProto
 from onnx_bnfold.storage import tensors, wire
 from onnx_bnfold.storage.files import InputFile, Span
 
+SMALL = 4096  # values of fewer bytes stay in the message
+
 _MAX_DEPTH = 100  # protobuf refuses messages nested deeper
 # The fields whose bytes in the file are those of `raw_data`: name, bytes per item, element types
 # (None for any).
@@ -79,7 +81,7 @@ class Skeleton:
         routes = tensors.ROUTES[kind]
 
         def edit(number: int, body: int, stop: int) -> list[Sized] | None:
-            if number not in routes or stop - body < tensors.SMALL or depth == _MAX_DEPTH:
+            if number not in routes or stop - body < SMALL or depth == _MAX_DEPTH:
                 return None
             child = routes[number][1]
             if child is TensorProto:
@@ -90,7 +92,7 @@ class Skeleton:
 
     def _strip_tensor(self, start: int, end: int) -> list[Sized] | None:
         found = [field for field in wire.fields(self._file, start, end) if field[0] in _FIXED_WIDTH]
-        if len(found) != 1 or found[0][3] - found[0][2] < tensors.SMALL:
+        if len(found) != 1 or found[0][3] - found[0][2] < SMALL:
             return None
         number, head, body, stop = found[0]
         rest = self._file.slice(start, head) + self._file.slice(stop, end)

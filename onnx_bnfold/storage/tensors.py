@@ -31,7 +31,7 @@ _ROUTES: dict[Any, tuple[str, ...]] = {
     onnx.AttributeProto: ("t", "g", "sparse_tensor", "tensors", "graphs", "sparse_tensors"),
     onnx.SparseTensorProto: ("values", "indices"),
 }
-SMALL = 4096  # values of fewer bytes stay in the message
+_TOGETHER = 4096  # bytes of values below which tensors are decoded together
 _VALUE_FIELDS = (
     "raw_data",
     "float_data",
@@ -241,7 +241,7 @@ def decode_small(
     alike: dict[tuple[tuple[int, ...], int], dict[str, bytes]] = {}
     for name, tensor in tensors.items():
         content = tensor.raw_data
-        if 0 < len(content) < SMALL and dims[name] and not _is_elsewhere(tensor):
+        if 0 < len(content) < _TOGETHER and dims[name] and not _is_elsewhere(tensor):
             alike.setdefault((dims[name], tensor.data_type), {})[name] = content
     values: dict[str, np.ndarray] = {}
     for (shape, data_type), contents in alike.items():

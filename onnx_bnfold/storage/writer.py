@@ -29,7 +29,7 @@ from typing import Any, TypeAlias
 from onnx import ModelProto, StringStringEntryProto, TensorProto
 
 from onnx_bnfold.errors import ModelError, UsageError
-from onnx_bnfold.storage import tensors, wire
+from onnx_bnfold.storage import skeleton, tensors, wire
 from onnx_bnfold.storage.crew import Job, run
 from onnx_bnfold.storage.files import InputFile, OutputFile, Span
 
@@ -201,7 +201,7 @@ def _lay_out(
         layout = _Layout()
         layout.add_late(model, late)
         for slot in slots:
-            if slot.external or (everything and len(slot.values) >= tensors.SMALL):
+            if slot.external or (everything and len(slot.values) >= skeleton.SMALL):
                 layout.add_external(slot, location)
             else:
                 layout.add_inline(slot)

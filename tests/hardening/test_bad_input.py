@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from support import bn, conv, join, model_of, tensor
 
 from onnx_bnfold.cli import main
@@ -93,6 +93,13 @@ def a_node_that_writes_an_input(model):
 @refused("'c_W'", "more than once")
 def two_initializers_of_one_name(model):
     model.graph.initializer.add().CopyFrom(initializer(model, "c_W"))
+
+
+@refused("'c_W'", "more than once")
+def a_sparse_initializer_of_the_name_of_another(model):
+    sparse = model.graph.sparse_initializer.add(dims=[4, 3, 3, 3])
+    sparse.values.CopyFrom(numpy_helper.from_array(np.ones(1, np.float32), "c_W"))
+    sparse.indices.CopyFrom(numpy_helper.from_array(np.zeros(1, np.int64)))
 
 
 @refused("Conv 'n_c'", "'c_W'", "nothing defines")

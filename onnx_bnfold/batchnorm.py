@@ -15,7 +15,7 @@ import numpy as np
 
 from onnx_bnfold.affine import AGREEMENT, Float64
 from onnx_bnfold.graph import attribute
-from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.view import FLOATS, NodeView, overridable
 
 Array = np.ndarray[Any, Any]
@@ -88,7 +88,7 @@ class _Parameters(NamedTuple):
     epsilon: float
 
 
-def read_norms(views: Sequence[NodeView]) -> list[Norm | Refused]:
+def read_norms(views: Sequence[NodeView]) -> list[Norm | Refusal]:
     """Read BatchNormalizations; thousands of short vectors at a time are as soon done as one.
 
     Args:
@@ -99,12 +99,12 @@ def read_norms(views: Sequence[NodeView]) -> list[Norm | Refused]:
         channel, or its parameters are unusable.
     """
     usable: dict[int, _Parameters] = {}
-    found: dict[int, Norm | Refused] = {}
+    found: dict[int, Norm | Refusal] = {}
     for position, view in enumerate(views):
         try:
             usable[position] = _parameters(view)
         except Refused as refused:
-            found[position] = refused
+            found[position] = refused.refusal
     for position, norm in zip(usable, _norms([*usable.values()]), strict=True):
         found[position] = norm or _unusable(views[position], usable[position])
     return [found[position] for position in range(len(views))]
@@ -169,21 +169,21 @@ def _parameters(view: NodeView) -> _Parameters:
     return _Parameters(scale, bias, mean, variance, epsilon)
 
 
-def _unusable(view: NodeView, parameters: _Parameters) -> Refused:
+def _unusable(view: NodeView, parameters: _Parameters) -> Refusal:
     """Say which of the parameters of a node are no usable numbers."""
     total = parameters.variance.astype(np.float64) + parameters.epsilon
     if not np.isfinite(total).all():
-        return Refused(
+        return Refusal(
             Reason.NOT_FINITE, view.label, "its variance is infinite or NaN; repair the model"
         )
     if (total <= 0).any():
         channel = int(np.argmin(total))
-        return Refused(
+        return Refusal(
             Reason.BAD_VARIANCE,
             view.label,
             f"input_var + epsilon is not positive in channel {channel}; repair the model",
         )
-    return Refused(
+    return Refusal(
         Reason.NOT_FINITE,
         view.label,
         "a parameter is infinite or NaN; retrain or repair the model",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from onnx_bnfold.affine import Affine
-from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.site import Key, Site
 
 # Alternatives tried, and nodes settled, before a flood is given up.
@@ -63,7 +63,7 @@ class _Flood:
         self._site = site
         self._origin = origin
         self._budget = MOST_SETTLED_PER_NODE * len(site.graph.nodes) + 1000
-        self._first: Refused | None = None
+        self._first: Refusal | None = None
 
     def run(self, seeds: Mapping[Key, Affine]) -> dict[Key, Affine]:
         start = _Branch()
@@ -78,7 +78,7 @@ class _Flood:
                     raise self._limit()
                 further = self._settle(branch)
             except Refused as refused:
-                self._first = self._first or refused
+                self._first = self._first or refused.refusal
                 if tried > MOST_BRANCHES:
                     break
                 continue
@@ -86,7 +86,7 @@ class _Flood:
                 return {k: c for k, c in branch.changes.items() if not c.is_identity}
             stack.extend(reversed(further))
         assert self._first is not None
-        raise self._first
+        raise Refused.again(self._first)
 
     def _settle(self, branch: _Branch) -> list[_Branch] | None:
         """Settle what is forced, then make the next choice; None when nothing is left."""

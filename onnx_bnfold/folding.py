@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,6 +70,37 @@ class Options:
             raise UsageError("ranges are used by equalize alone; ask for it, too")
 
 
+class _Source:
+    """Where the elements of initializers come from.
+
+    The folding knows its sites, and they this: it must not know the folding. What refers to itself
+    stays in memory until Python looks for cycles, with all of its model.
+    """
+
+    def __init__(
+        self,
+        read: ReadTensor,
+        open_tensor: OpenTensor | None,
+        merged: Mapping[str, Callable[[], Float64]] = MappingProxyType({}),
+    ) -> None:
+        self.merged = merged
+        self._read = read
+        self._open = open_tensor
+
+    def with_merged(self, merged: Mapping[str, Callable[[], Float64]]) -> _Source:
+        """Return one that has initializers, too, which are not rounded to their type yet."""
+        return _Source(self._read, self._open, merged)
+
+    def read(self, tensor: TensorProto) -> np.ndarray[Any, Any]:
+        compute = self.merged.get(tensor.name) if self.merged else None
+        return self._read(tensor) if compute is None else compute()
+
+    def open(self, tensor: TensorProto) -> Stored | None:
+        if tensor.name in self.merged or self._open is None:
+            return None
+        return self._open(tensor)
+
+
 class Folding:
     """The planning of one model, and what was learnt from failed attempts.
 
@@ -92,9 +124,7 @@ class Folding:
         self.options = options
         self.plans: list[GraphPlan] = []
         self.merged: tuple[Record, ...] = ()
-        self._read = read
-        self._open_tensor = open_tensor
-        self._unrounded: dict[str, Callable[[], Float64]] = {}
+        self._source = _Source(read, open_tensor)
         self._excluded: dict[tuple[int, int], Refusal] = {}
         self._ranges = ranges
         self._unequal: set[tuple[int, str]] = set()
@@ -106,7 +136,7 @@ class Folding:
 
     def _index(self) -> None:
         self._graphs = graphs_of(self.model, freeze_initializers=self.options.freeze_initializers)
-        self._inference = Inference(self.model, self._graphs[0], self._read_all)
+        self._inference = Inference(self.model, self._graphs[0], self._source.read)
 
     def _merge(self) -> None:
         """Go on with a copy of the model in which parallel branches are one Conv."""
@@ -116,7 +146,7 @@ class Folding:
             return
         copy = ModelProto()
         copy.CopyFrom(self.model)
-        self._unrounded = merge.apply(copy, self._graphs, site, found)
+        self._source = self._source.with_merged(merge.apply(copy, self._graphs, site, found))
         self.merged = tuple(
             Record.of_merged(site.place(norm), site.place(m.conv))
             for m in found
@@ -125,26 +155,16 @@ class Folding:
         self.model = copy
         self._index()
 
-    def _read_all(self, tensor: TensorProto) -> np.ndarray[Any, Any]:
-        """Read an initializer; one that was merged is not rounded to its type yet."""
-        compute = self._unrounded.get(tensor.name) if self._unrounded else None
-        return self._read(tensor) if compute is None else compute()
-
-    def _open(self, tensor: TensorProto) -> Stored | None:
-        if tensor.name in self._unrounded or self._open_tensor is None:
-            return None
-        return self._open_tensor(tensor)
-
     def _site(self, position: int, known: dict[int, Site]) -> Site:
         graph = self._graphs[position]
         outer = None if graph.parent is None else known[id(graph.parent)]
         shapes = Shapes(graph, self._inference, position, None if outer is None else outer.shapes)
         constants = Constants(
             graph,
-            self._read_all,
+            self._source.read,
             shapes,
             None if outer is None else outer.constants,
-            self._open,
+            self._source.open,
         )
         site = Site(graph, constants, shapes)
         known[id(graph)] = site
@@ -221,7 +241,7 @@ class Folding:
         """Rewrite a copy of the model by the present plan; see ``rewrite.rewrite``."""
         pending = rewrite(copy, self.plans, freeze=self.options.freeze_initializers)
         for tensor in copy.graph.initializer:
-            compute = self._unrounded.get(tensor.name)
+            compute = self._source.merged.get(tensor.name)
             if compute is not None and tensor.name not in pending:
                 pending[tensor.name] = Whole(partial(merge.rounded, compute, tensor.data_type))
         return pending
@@ -253,7 +273,7 @@ class Folding:
     @property
     def read(self) -> ReadTensor:
         """Reads the elements of an initializer of the model."""
-        return self._read_all
+        return self._source.read
 
     @property
     def graphs(self) -> list[Graph]:

@@ -101,7 +101,7 @@ class LinearLayer(NamedTuple):
             Refused: it is not per input channel, cannot be divided by, or shifts a padded border.
         """
         if change.has_shift and self.shift_in is not None:
-            raise Refused(self.shift_in.reason, self.shift_in.culprit, self.shift_in.sentence)
+            raise Refused.again(self.shift_in)
         if self.quantized is not None:
             raise Refused(
                 Reason.QUANTIZED,

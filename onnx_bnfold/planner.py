@@ -156,8 +156,7 @@ class _Planner:
         view = self.site.view(index)
         try:
             if index in self.excluded:
-                refusal = self.excluded[index]
-                raise Refused(refusal.reason, refusal.culprit, refusal.sentence)
+                raise Refused.again(self.excluded[index])
             self.site.norm(index)
             if view.constant(0) is not None:
                 raise Refused(

@@ -1,5 +1,7 @@
 """Why a node stays: a stable code, the node that caused it, and one sentence for the user."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from enum import Enum
 
@@ -55,8 +57,17 @@ class Refusal:
 
 
 class Refused(Exception):
-    """Raised inside the planner where a change meets a node that cannot take it."""
+    """Raised inside the planner where a change meets a node that cannot take it.
+
+    It is not kept: an exception holds the frames that it has passed, and they hold the model. What
+    is kept is its ``refusal``.
+    """
 
     def __init__(self, reason: Reason, culprit: str, sentence: str) -> None:
         super().__init__(sentence)
         self.refusal = Refusal(reason, culprit, sentence)
+
+    @classmethod
+    def again(cls, refusal: Refusal) -> Refused:
+        """Return an exception for a refusal that was met before."""
+        return cls(refusal.reason, refusal.culprit, refusal.sentence)

@@ -19,7 +19,7 @@ import numpy as np
 from onnx_bnfold import moves
 from onnx_bnfold.affine import Affine, Float64, joined
 from onnx_bnfold.graph import attribute
-from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.view import NodeView
 
 OUT = ~0
@@ -154,14 +154,14 @@ def _complete(view: NodeView, lifted: Mapping[int, Affine]) -> Ports:
 def _completions(view: NodeView, proposals: list[dict[int, Affine]], *, certain: bool) -> Step:
     """Keep the proposals whose changes their operands can carry."""
     found: list[Ports] = []
-    refusal: Refused | None = None
+    refusal: Refusal | None = None
     for proposal in proposals:
         try:
             found.append(_complete(view, proposal))
         except Refused as refused:
-            refusal = refusal or refused
+            refusal = refusal or refused.refusal
     if not found and refusal is not None:
-        raise refusal
+        raise Refused.again(refusal)
     return Step(tuple(found), certain)
 
 

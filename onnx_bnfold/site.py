@@ -11,7 +11,7 @@ from onnx_bnfold.affine import AGREEMENT, Affine, Float64, all_along, along
 from onnx_bnfold.constants import DIMS_ONLY, TYPE_ONLY, Constants
 from onnx_bnfold.graph import Graph
 from onnx_bnfold.layers import LAYOUTS, LinearLayer, linear_layer
-from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.rules import OUT, RULES, Known, Step, data_slots
 from onnx_bnfold.shapes import Shapes
 from onnx_bnfold.view import FLOATS, NodeView
@@ -46,8 +46,8 @@ class Site:
         self._fixed = set(graph.outputs) | graph.captured.keys() | _foreign(graph)
         self._ports: dict[int, tuple[int, ...]] = {}
         self._views: dict[int, NodeView] = {}
-        self._layers: dict[int, LinearLayer | Refused] = {}
-        self._norms: dict[int, batchnorm.Norm | Refused] = {}
+        self._layers: dict[int, LinearLayer | Refusal] = {}
+        self._norms: dict[int, batchnorm.Norm | Refusal] = {}
         self._maps: dict[int, Affine] = {}
 
     def view(self, index: int) -> NodeView:
@@ -69,12 +69,12 @@ class Site:
             try:
                 found = linear_layer(self.view(index))
             except Refused as refused:
-                found = refused
+                found = refused.refusal
             except _MALFORMED:
-                found = _malformed(self.view(index))
+                found = _malformed(self.view(index)).refusal
             self._layers[index] = found
-        if isinstance(found, Refused):
-            raise found
+        if isinstance(found, Refusal):
+            raise Refused.again(found)
         return found
 
     def is_layer(self, index: int) -> bool:
@@ -97,8 +97,8 @@ class Site:
         if found is None:
             self.read_norms([index])
             found = self._norms[index]
-        if isinstance(found, Refused):
-            raise found
+        if isinstance(found, Refusal):
+            raise Refused.again(found)
         return found
 
     def read_norms(self, indices: Sequence[int]) -> None:

@@ -1,10 +1,15 @@
-"""The allocator's settings are a matter of speed: whatever is missing, nothing happens."""
+"""Memory: settings of the allocator and the collector, and what a fold leaves behind."""
 
 import ctypes
 import gc
+import random
 
 import pytest
+from random_graphs import random_model
 
+import onnx_bnfold
+from onnx_bnfold import Options
+from onnx_bnfold.graph import Graph
 from onnx_bnfold.memory import collect_rarely, keep_freed_memory
 
 
@@ -43,3 +48,24 @@ def test_garbage_in_cycles_is_collected_all_the_same():
         assert gc.get_threshold()[0] > 700
     finally:
         gc.set_threshold(*before)
+
+
+OPTIONS = [
+    Options(),
+    Options(merge_branches=True),
+    Options(equalize=True),
+    Options(profile="int8", standalone="mul-add"),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "merged", "equalized", "standalone"])
+def test_a_fold_leaves_nothing_for_the_collector(options):
+    """What refers to itself would stay with its whole model, hundreds of them in a store."""
+    gc.collect()
+    gc.disable()
+    try:
+        for seed in range(60):
+            onnx_bnfold.fold(random_model(random.Random(seed), steps=20), options)
+        assert not [found for found in gc.get_objects() if isinstance(found, Graph)]
+    finally:
+        gc.enable()

@@ -6,7 +6,8 @@ counts: it finds the caches and the free memory as it leaves them, not as anothe
 
     python -m tools.bench_fold model.onnx [more.onnx ...] --rounds 5 --peer-python peers/bin/python
     python -m tools.bench_fold --pairs 500 2000 5000      # generated Conv+BN chains
-    python -m tools.bench_fold --external 2400            # generated, MB of external data
+    python -m tools.bench_fold --external 2400            # generated, MB of external data: all
+                                                          # weights behind BNs, and one in ten
 
 A peer that is not installed, fails, or takes longer than ``--timeout`` is reported as such.
 """
@@ -137,19 +138,20 @@ def _median(costs: list[Cost]) -> Cost:
     )
 
 
-def chain(count: int, channels: int, path: Path, external: bool) -> Path:
-    """Write a chain of Conv+BN pairs, in a process of its own.
+def chain(count: int, channels: int, path: Path, external: bool, every: int = 1) -> Path:
+    """Write a chain of Convs with BNs behind them, in a process of its own.
 
     What this process has in memory counts as the least that its children ever had.
 
     Args:
-        count: number of pairs.
+        count: number of Convs.
         channels: of every Conv (1x1).
         path: of the model.
         external: whether its weights go into a file beside it.
+        every: how many Convs have one BN.
     """
     writer = get_context("spawn").Process(
-        target=_write_chain, args=(count, channels, path, external)
+        target=_write_chain, args=(count, channels, path, external, every)
     )
     writer.start()
     writer.join()
@@ -158,7 +160,7 @@ def chain(count: int, channels: int, path: Path, external: bool) -> Path:
     return path
 
 
-def _write_chain(count: int, channels: int, path: Path, external: bool) -> None:
+def _write_chain(count: int, channels: int, path: Path, external: bool, every: int) -> None:
     import numpy as np
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -171,8 +173,12 @@ def _write_chain(count: int, channels: int, path: Path, external: bool) -> None:
             numpy_helper.from_array((rng.random(channels) + 0.5).astype(np.float32), f"n{i}_{role}")
             for role in ("scale", "B", "mean", "var")
         ]
-        tensors += [numpy_helper.from_array(weight / channels**0.5, f"w{i}"), *norm]
+        tensors.append(numpy_helper.from_array(weight / channels**0.5, f"w{i}"))
         nodes.append(helper.make_node("Conv", [x, f"w{i}"], [f"c{i}"], name=f"conv{i}"))
+        if i % every:
+            x = f"c{i}"
+            continue
+        tensors += norm
         names = [t.name for t in norm]
         made = helper.make_node("BatchNormalization", [f"c{i}", *names], [f"y{i}"], name=f"bn{i}")
         nodes.append(made)
@@ -200,7 +206,8 @@ def main() -> None:
         models += [chain(n, 4, Path(folder) / f"pairs_{n}.onnx", False) for n in args.pairs]
         if args.external:
             count = max(1, args.external // 16)
-            models.append(chain(count, 2000, Path(folder) / "external.onnx", True))
+            for name, every in (("all", 1), ("tenth", 10)):
+                models.append(chain(count, 2000, Path(folder) / f"{name}.onnx", True, every))
         for model in models:
             compare(model, names, args.rounds, args.timeout)
 

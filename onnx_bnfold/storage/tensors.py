@@ -249,9 +249,9 @@ def decode_small(
             needed, (dtype, bits) = _byte_length(shape, data_type), _element(data_type)
         except ValueError:
             continue
-        if bits < 8 or sys.byteorder == "big":
-            continue
         whole = {name: content for name, content in contents.items() if len(content) == needed}
+        if not whole or bits < 8 or sys.byteorder == "big":
+            continue
         stacked = np.frombuffer(b"".join(whole.values()), dtype).reshape(len(whole), *shape)
         values.update(zip(whole, stacked, strict=True))
     return values

@@ -151,7 +151,7 @@ class Constants:
         Raises:
             ModelError: the tensor's bytes cannot be read.
         """
-        if self._small is None:
+        if self._small is None:  # several threads may do it: all find the same
             self._small = decode_small(self.graph.initializers, self.graph.dims)
         if name in self._small:
             return self._small[name]
@@ -285,8 +285,8 @@ class Constants:
             return
         node = self.graph.nodes[self.graph.producer[name]]
         feeds = {n: self._feed(node, s, n) for s, n in enumerate(node.input) if n}
-        results = _run(node, self.graph.opset, feeds)
-        self._values.update(results)
+        found = _held(node, self._read)
+        self._values.update(_run(node, self.graph.opset, feeds) if found is None else found)
 
     def _feed(self, node: NodeProto, slot: int, name: str) -> np.ndarray[Any, Any]:
         if (node.op_type, slot) in TYPE_ONLY | DIMS_ONLY:
@@ -334,14 +334,34 @@ def _as_constant(name: str, kind: TypeProto | None) -> Constant | None:
     return info if info.size <= LARGEST_COMPUTED and min(info.dims, default=0) >= 0 else None
 
 
+def _held(node: NodeProto, read: ReadTensor) -> dict[str, np.ndarray[Any, Any]] | None:
+    """Return the tensor that a Constant node holds; None if it is none, or holds another value."""
+    if node.op_type != "Constant" or len(node.attribute) != 1:
+        return None
+    held, output = node.attribute[0], node.output[0]
+    if held.HasField("t"):
+        return {output: _read_named(held.t, output, read)}
+    if held.HasField("sparse_tensor"):
+        return {output: _dense(held.sparse_tensor, read)}
+    return None
+
+
+def _read_named(tensor: TensorProto, name: str, read: ReadTensor) -> np.ndarray[Any, Any]:
+    """Read a tensor that may have no name of its own to be called by if it is damaged."""
+    try:
+        return read(tensor)
+    except ModelError:
+        if tensor.name:
+            raise
+    named = TensorProto()
+    named.CopyFrom(tensor)
+    named.name = name
+    return read(named)
+
+
 def _run(
     node: NodeProto, opset: int, feeds: Mapping[str, np.ndarray[Any, Any]]
 ) -> dict[str, np.ndarray[Any, Any]]:
-    if node.op_type == "Constant" and len(node.attribute) == 1:
-        if node.attribute[0].HasField("t"):
-            return {node.output[0]: numpy_helper.to_array(node.attribute[0].t)}
-        if node.attribute[0].HasField("sparse_tensor"):
-            return {node.output[0]: _dense(node.attribute[0].sparse_tensor, numpy_helper.to_array)}
     from onnx.reference import ReferenceEvaluator  # 0.3 s, needed by few models
 
     plain = NodeProto()

@@ -93,12 +93,18 @@ class _Source:
 
     def read(self, tensor: TensorProto) -> np.ndarray[Any, Any]:
         compute = self.merged.get(tensor.name) if self.merged else None
-        return self._read(tensor) if compute is None else compute()
+        return self._read(tensor) if compute is None or _has_values(tensor) else compute()
 
     def open(self, tensor: TensorProto) -> Stored | None:
         if tensor.name in self.merged or self._open is None:
             return None
         return self._open(tensor)
+
+
+def _has_values(tensor: TensorProto) -> bool:
+    """Whether a tensor is more than declared: that of a node may have the name of a merged one."""
+    declared = TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+    return bool(tensor.ByteSize() != declared.ByteSize())
 
 
 class Folding:

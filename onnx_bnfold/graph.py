@@ -153,19 +153,19 @@ class Graph:
                     readers.setdefault(name, []).append((index, slot))
 
     def _index_initializers(self, body: GraphProto) -> None:
-        for sparse in body.sparse_initializer:
-            self.sparse[sparse.values.name] = sparse
-            self.dims[sparse.values.name] = tuple(sparse.dims)
-        tensors = list(body.initializer)
+        tensors, sparse = list(body.initializer), list(body.sparse_initializer)
         names = [tensor.name for tensor in tensors]
+        others = [tensor.values.name for tensor in sparse]
         self.initializers.update(zip(names, tensors, strict=True))
+        self.sparse.update(zip(others, sparse, strict=True))
         self.dims.update(zip(names, [tuple(t.dims[:]) for t in tensors], strict=True))
-        single = len(self.dims) == len(names) + len(self.sparse)
+        self.dims.update(zip(others, [tuple(t.dims[:]) for t in sparse], strict=True))
+        single = len(self.dims) == len(names) + len(others)
         if not single or not self.dims.keys().isdisjoint(self.producer):
-            raise self._doubled(names)
+            raise self._doubled([*names, *others])
 
     def _doubled(self, names: list[str]) -> ModelError:
-        times = Counter([*names, *self.sparse, *self.producer])
+        times = Counter([*names, *self.producer])
         name = next(name for name in times if times[name] > 1)
         return ModelError(f"initializer {name!r} is defined more than once; repair the model")
 

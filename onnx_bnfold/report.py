@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +17,8 @@ from onnx_bnfold.reasons import Refusal
 MERGED = "merged"
 
 
-class Record(NamedTuple):
+@dataclass(frozen=True)
+class Record:
     """What became of one node.
 
     Attributes:

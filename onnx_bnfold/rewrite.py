@@ -24,6 +24,10 @@ from onnx_bnfold.graph import Body, Graph, bodies_of, carried
 from onnx_bnfold.new_constants import Compute, NewConstant, new_constants
 from onnx_bnfold.planner import GraphPlan, Standalone
 
+# Elements of a repeated field that may move up for others that are deleted: copying those that stay
+# takes memory for all of their weights.
+_MOST_MOVES = 1 << 24
+
 # --- the protobuf ---------------------------------------------------------------------------
 
 
@@ -163,7 +167,8 @@ class _Editor:
                 tensor.external_data.extend(source.external_data)
         else:
             full = numpy_helper.from_array(np.ascontiguousarray(new.compute()), name)
-            if not isinstance(self.body, GraphProto) or self.model.ir_version < 4:
+            early = self.model.ir_version < 4 and name not in self.positions
+            if early or not isinstance(self.body, GraphProto):
                 self._unmake(name)
                 self.before.append(helper.make_node("Constant", [], [name], value=full))
                 return
@@ -292,7 +297,7 @@ def _drop_attribute(node: NodeProto, name: str) -> None:
 
 def _drop(field: Any, stale: Collection[int]) -> None:
     """Take the messages at these positions out of a repeated field."""
-    if len(stale) > 16:  # deleting one by one would take quadratic time
+    if len(stale) * len(field) > _MOST_MOVES:  # deleting one by one would take quadratic time
         kept = [item for i, item in enumerate(field) if i not in stale]
         del field[:]
         field.extend(kept)
@@ -343,18 +348,11 @@ def drop_dead(body: Body, loose: set[str]) -> None:
 
 
 def _drop_initializers(body: GraphProto, dead: set[str]) -> None:
-    kept, gone = [], set()
-    for tensor in body.initializer:
-        name = tensor.name
-        if name in dead:
-            gone.add(name)
-        else:
-            kept.append(tensor)
-    if gone:
-        del body.initializer[:]
-        body.initializer.extend(kept)
+    names = enumerate(tensor.name for tensor in body.initializer)
+    stale = {index: name for index, name in names if name in dead}
+    _drop(body.initializer, stale)
     _drop_sparse(body, dead)
-    _drop_named(body.input, gone)
+    _drop_named(body.input, {*stale.values()})
     _drop_named(body.value_info, dead)
 
 

@@ -347,7 +347,7 @@ class Site:
         return name
 
     def is_untouched(self, name: str) -> bool:
-        """Whether a tensor is as it was, and stands for itself alone or for others too."""
+        """Whether a tensor does not change so far, and is not merged into another."""
         return name not in self._merged and name not in self.total
 
     def members(self, name: str) -> list[str]:

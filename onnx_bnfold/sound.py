@@ -58,7 +58,7 @@ def _require_text(graph: Graph) -> None:
         if node.attribute:
             names.update(item.name for item in node.attribute)
     if not set(map(type, names)) <= {str}:
-        name = next(name for name in names if not isinstance(name, str))
+        name = min(name for name in names if isinstance(name, bytes))
         raise ModelError(f"the name {name!r} is not UTF-8 text; export the model again")
 
 

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper
 from support import fold_checked, ops, reasons
 
 import onnx_bnfold
-from onnx_bnfold import Reason
+from onnx_bnfold import ModelError, Options, Reason
+from onnx_bnfold.storage import skeleton
 
 CHANNELS = 4
 
@@ -136,6 +137,38 @@ def test_parameters_of_a_bn(form):
     net = Net(IMAGE)
     folded, _ = fold_checked(net.model(bn_of(net, net.conv("x", CHANNELS), [FORMS[form]] * 4)))
     assert ops(folded)[-1] == "Conv"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_constants_of_a_file_whose_values_are_left_in_it(form, tmp_path, monkeypatch):
+    net, source, target = Net(IMAGE), tmp_path / "model.onnx", tmp_path / "folded.onnx"
+    model = net.model(bn_of(net, net.conv("x", CHANNELS), [FORMS[form]] * 4))
+    onnx.save(model, source)
+    monkeypatch.setattr(skeleton, "SMALL", 1)
+    onnx_bnfold.fold_file(source, target, Options(metadata=False))
+    assert onnx.load(target) == onnx_bnfold.fold(model)[0]
+
+
+def test_a_large_weight_of_a_constant_node(tmp_path):
+    net, source, target = Net(IMAGE), tmp_path / "model.onnx", tmp_path / "folded.onnx"
+    weight = net.rng.standard_normal((64, CHANNELS, 3, 3))
+    assert weight.size * 4 > skeleton.SMALL
+    model = net.model(net.bn(net.op("Conv", "x", through_constant_node(net, weight))))
+    onnx.save(model, source)
+    onnx_bnfold.fold_file(source, target, Options(metadata=False))
+    folded, _ = fold_checked(model)
+    assert onnx.load(target) == folded
+
+
+def test_a_constant_node_without_all_of_its_values(tmp_path):
+    net = Net(IMAGE)
+    model = net.model(bn_of(net, net.conv("x", CHANNELS), [through_constant_node] * 4))
+    node = next(n for n in model.graph.node if n.op_type == "Constant")
+    node.attribute[0].t.raw_data = b"123"
+    onnx.save(model, tmp_path / "model.onnx")
+    for act in (onnx_bnfold.fold, lambda _: onnx_bnfold.plan_file(tmp_path / "model.onnx")):
+        with pytest.raises(ModelError, match=f"{node.output[0]}.* 3 bytes"):
+            act(model)
 
 
 @pytest.mark.parametrize("position", range(4))

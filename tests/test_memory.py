@@ -2,13 +2,18 @@
 
 import ctypes
 import gc
+import math
 import random
+from contextlib import contextmanager
 
+import numpy as np
+import onnx
 import pytest
 from random_graphs import random_model
+from support import bn, conv, join, model_of
 
 import onnx_bnfold
-from onnx_bnfold import Options
+from onnx_bnfold import Options, Reason, api
 from onnx_bnfold.graph import Graph
 from onnx_bnfold.memory import collect_rarely, keep_freed_memory
 
@@ -58,14 +63,35 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "merged", "equalized", "standalone"])
-def test_a_fold_leaves_nothing_for_the_collector(options):
+@contextmanager
+def nothing_left():
     """What refers to itself would stay with its whole model, hundreds of them in a store."""
     gc.collect()
     gc.disable()
     try:
-        for seed in range(60):
-            onnx_bnfold.fold(random_model(random.Random(seed), steps=20), options)
+        yield
         assert not [found for found in gc.get_objects() if isinstance(found, Graph)]
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "merged", "equalized", "standalone"])
+def test_a_fold_leaves_nothing_for_the_collector(options):
+    with nothing_left():
+        for seed in range(60):
+            onnx_bnfold.fold(random_model(random.Random(seed), steps=20), options)
+
+
+def test_a_fold_that_is_planned_anew_leaves_nothing(rng, tmp_path):
+    parts = join(
+        conv("x", "c", (40, 40, 1, 1), rng, dtype=np.float16),
+        bn("c", "y", 40, rng, dtype=np.float16),
+    )
+    weight = next(t for t in parts.initializers if t.name == "c_W")
+    assert math.prod(weight.dims) > api.SMALL
+    weight.raw_data = np.full(weight.dims, 60000, np.float16).tobytes()
+    model = model_of(parts.nodes, {"x": (1, 40, 2, 2)}, ["y"], parts.initializers, dtype=np.float16)
+    onnx.save(model, tmp_path / "model.onnx")
+    with nothing_left():
+        report = onnx_bnfold.fold_file(tmp_path / "model.onnx", tmp_path / "folded.onnx")
+        assert [r.refusal.reason for r in report.kept] == [Reason.OVERFLOW]

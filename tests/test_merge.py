@@ -75,6 +75,18 @@ def test_the_merged_conv_keeps_a_name_and_nothing_dead_is_left(rng):
     assert {r.way for r in report.records} == {"merged"}
 
 
+def test_a_constant_node_may_hold_a_tensor_of_the_name_of_a_merged_one(rng):
+    parts = join(BRANCHES["repvgg"](rng), conv("y", "c", (4, 4, 1, 1), rng), bn("c", "z", 4, rng))
+    held = next(t for t in parts.initializers if t.name == "z_scale")
+    made = node("Constant", [], ["z_scale"], value=held)
+    made.nodes[0].attribute[0].t.name = "n_a_merged_bias"
+    others = [t for t in parts.initializers if t is not held]
+    model = model_of([*made.nodes, *parts.nodes], X, ["z"], others)
+    folded, _ = fold_checked(model, options=MERGE)
+    assert ops(folded) == ["Conv", "Conv"]
+    assert "n_a_merged_bias" in {t.name for t in folded.graph.initializer}
+
+
 SEPARATE = {
     "not-asked-for": (BRANCHES["two-convs"], Options()),
     "other-strides": (

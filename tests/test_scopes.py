@@ -74,6 +74,18 @@ def test_a_weight_of_a_branch_keeps_its_description():
         assert kept.metadata_props == weight.metadata_props
 
 
+def test_a_weight_of_a_branch_is_defined_once_before_ir_version_4():
+    net = Net(IMAGE)
+    model = net.model(branch(net, conv_bn, conv_bn))
+    model.ir_version = 3
+    folded, report = onnx_bnfold.fold(model)
+    assert len(report.folded) == 2
+    for item in folded.graph.node[0].attribute:
+        defined = [t.name for t in item.g.initializer]
+        defined += [name for node in item.g.node for name in node.output]
+        assert len(defined) == len(set(defined))
+
+
 def test_bn_in_front_of_a_layer_in_a_branch():
     def build(inner):
         return inner.conv(inner.bn("x", channels=4), 3, channels=4, rank=4)

@@ -169,7 +169,7 @@ def some_model(draw):
     return model
 
 
-DAMAGES = ["shortened", "external", "segment", "scalar", "huge"]
+DAMAGES = ["shortened", "external", "segment", "scalar", "huge", "deep"]
 
 
 @given(st.data(), st.lists(st.sampled_from(DAMAGES), max_size=4))
@@ -186,6 +186,8 @@ def test_small_tensors_decoded_together_are_what_each_is_alone(data, damages):
             tensor.segment.begin = 1
         elif damage == "huge":
             tensor.dims[:] = [2**61]
+        elif damage == "deep":
+            tensor.dims[:] = [1] * 70
         else:
             tensor.CopyFrom(numpy_helper.from_array(np.float32(3), tensor.name))
     together = tensors.decode_small(found, {n: tuple(t.dims) for n, t in found.items()})

@@ -42,7 +42,12 @@ def run(jobs: Sequence[Job], threads: int | None = None) -> None:
         for helper in helpers:
             helper.join()
     if crew.failures:
-        raise min(crew.failures.items(), key=_rank)[1]
+        failure = min(crew.failures.items(), key=_rank)[1]
+        try:
+            raise failure
+        finally:  # an exception that its own frames refer to would stay, and the model with it
+            crew.failures.clear()
+            del failure
 
 
 def _rank(failure: tuple[int, BaseException]) -> tuple[bool, int]:

@@ -31,7 +31,8 @@ _ROUTES: dict[Any, tuple[str, ...]] = {
     onnx.AttributeProto: ("t", "g", "sparse_tensor", "tensors", "graphs", "sparse_tensors"),
     onnx.SparseTensorProto: ("values", "indices"),
 }
-_TOGETHER = 4096  # bytes of values below which tensors are decoded together
+_TOGETHER = 1024  # values up to which tensors are decoded together
+_MOST_AXES = 64  # of an array: numpy's limit
 _VALUE_FIELDS = (
     "raw_data",
     "float_data",
@@ -202,8 +203,9 @@ def encode(arrays: Iterable[np.ndarray], tensor: TensorProto) -> Iterator[bytes 
 
 def fill(tensor: TensorProto, values: np.ndarray) -> None:
     """Puts values into a tensor's message; ValueError if they do not fit, see `encode`."""
-    dtype, size = _element(tensor.data_type)[0], math.prod(tensor.dims[:])
-    if values.dtype == dtype and values.size == size and is_plain(tensor):
+    dtype, dims = _element(tensor.data_type)[0], tuple(tensor.dims[:])
+    fits = values.shape == dims or values.shape == (math.prod(dims),)
+    if fits and values.dtype == dtype and is_plain(tensor):
         tensor.raw_data = values.tobytes()
     else:
         tensor.raw_data = b"".join(encode((values,), tensor))
@@ -240,9 +242,11 @@ def decode_small(
     """
     alike: dict[tuple[tuple[int, ...], int], dict[str, bytes]] = {}
     for name, tensor in tensors.items():
-        content = tensor.raw_data
-        if 0 < len(content) < _TOGETHER and dims[name] and not _is_elsewhere(tensor):
-            alike.setdefault((dims[name], tensor.data_type), {})[name] = content
+        shape = dims[name]
+        fits = 0 < len(shape) < _MOST_AXES and 0 < math.prod(shape) <= _TOGETHER
+        if fits and not _is_elsewhere(tensor):
+            # Not asked of larger ones: protobuf copies the bytes.
+            alike.setdefault((shape, tensor.data_type), {})[name] = tensor.raw_data
     values: dict[str, np.ndarray] = {}
     for (shape, data_type), contents in alike.items():
         try:

@@ -102,6 +102,14 @@ def a_sparse_initializer_of_the_name_of_another(model):
     sparse.indices.CopyFrom(numpy_helper.from_array(np.zeros(1, np.int64)))
 
 
+@refused("'s'", "more than once")
+def two_sparse_initializers_of_one_name(model):
+    for _ in range(2):
+        sparse = model.graph.sparse_initializer.add(dims=[4])
+        sparse.values.CopyFrom(numpy_helper.from_array(np.ones(1, np.float32), "s"))
+        sparse.indices.CopyFrom(numpy_helper.from_array(np.zeros(1, np.int64)))
+
+
 @refused("Conv 'n_c'", "'c_W'", "nothing defines")
 def a_missing_initializer(model):
     model.graph.initializer.remove(initializer(model, "c_W"))

@@ -262,7 +262,8 @@ def _joined(
     arrays: Mapping[int, Float64], axis: int, sizes: Sequence[int], filler: Float64
 ) -> Float64:
     shapes = {(*a.shape[:axis], 1, *a.shape[axis + 1 :]) for a in arrays.values()}
-    common = np.broadcast_shapes(*shapes, filler.shape)
+    shapes.add(filler.shape or next(iter(shapes), ()))
+    common = shapes.pop() if len(shapes) == 1 else np.broadcast_shapes(*shapes)
     whole = np.empty((*common[:axis], sum(sizes), *common[axis + 1 :]))
     whole[...] = filler
     starts = list(accumulate(sizes, initial=0))

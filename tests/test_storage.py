@@ -362,17 +362,31 @@ def test_strings_stay_in_the_message(tmp_path):
         np.testing.assert_array_equal(file.read(file.model.graph.initializer[0]), array)
 
 
-@pytest.mark.parametrize("size", [4096, 1 << 16, (1 << 20) + 4, 5 << 20])
-@pytest.mark.parametrize("refused", [[], ["copy_file_range"], ["copy_file_range", "sendfile"]])
-def test_copying_by_every_way(tmp_path, monkeypatch, size, refused):
-    def refuse(*args):
-        raise OSError(errno.EXDEV, "not on this file system")
+def refused(*args):
+    raise OSError(errno.EXDEV, "not on this file system")
 
-    for name in refused:
-        monkeypatch.setattr(os, name, refuse, raising=False)
-    model = make_model(floats("a", 9), floats("w", size // 4), floats("b", 99))
-    output = copied(save(model, tmp_path / "m.onnx"), tmp_path / "out.onnx")
-    assert output == model.SerializeToString(deterministic=True)
+
+@pytest.mark.parametrize("at", [None, 0, 1, 33, 1000, 1 << 16])
+@pytest.mark.parametrize("size", [4096, 1 << 16, (1 << 20) + 4, 37 << 20])
+@pytest.mark.parametrize("system", ["copies", "copies in parts", "refuses", "cannot"])
+def test_copying_by_every_way(tmp_path, monkeypatch, size, system, at):
+    """From the message, or from a data file whose values begin anywhere on a page."""
+    copy = os.copy_file_range
+    if system == "copies in parts":
+        monkeypatch.setattr(
+            os, "copy_file_range", lambda *a: copy(*a[:2], min(a[2], 999_999), *a[3:])
+        )
+    elif system == "refuses":
+        monkeypatch.setattr(os, "copy_file_range", refused)
+    elif system == "cannot":
+        monkeypatch.delattr(os, "copy_file_range")
+    weight = floats("w", size // 4)
+    expected = numpy_helper.to_array(weight)
+    if at is not None:
+        make_external(weight, tmp_path, "w.bin", at)
+    source = save(make_model(floats("a", 9), weight, floats("b", 99)), tmp_path / "m.onnx")
+    copied(source, tmp_path / "out.onnx")
+    np.testing.assert_array_equal(values_of(tmp_path / "out.onnx")["w"], expected)
 
 
 def test_writing_in_many_calls(tmp_path, monkeypatch):
@@ -694,7 +708,7 @@ def test_full_disk(tmp_path, monkeypatch):
 
     source = save(make_model(floats("w", 1 << 20)), tmp_path / "m.onnx")
     before = listing(tmp_path)
-    for name in ("copy_file_range", "sendfile", "write"):
+    for name in ("copy_file_range", "pwrite", "write"):
         monkeypatch.setattr(os, name, refuse, raising=False)
     with pytest.raises(UsageError, match="cannot be written: No space left"):
         copied(source, tmp_path / "out.onnx")

@@ -21,8 +21,9 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -38,6 +39,8 @@ PROTOBUF_LIMIT = (1 << 31) - 1  # protobuf reads no longer message
 # onnxruntime and onnx_ir. Smaller data begins on a cache line.
 _MAPPED, _MAP_ALIGNMENT, _ALIGNMENT = 1 << 20, 1 << 16, 64
 _NO_DIGEST = "0" * 16
+_COPIED_LATER = 1 << 16  # from this many bytes on, a copy is a job of its own
+_AT_ONCE = 1 << 24  # bytes that one job copies: several share a large tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,17 +222,37 @@ def _serialize(model: ModelProto, layout: _Layout) -> list[Sized]:
 def _emit(piece: Sized, out: OutputFile, open_input: OpenInput) -> Iterator[Job]:
     """Writes a piece; one that must be computed gets its place, and a job that fills it."""
     if isinstance(piece, Span):
-        try:
-            out.copy(open_input(piece.path), piece.offset, piece.length)
-        except OSError as error:
-            raise ModelError(
-                f"{error.filename or piece.path or 'the model'}: cannot be read: {error.strerror}"
-            ) from error
+        with _reading(piece):
+            source = open_input(piece.path)
+            if piece.length < _COPIED_LATER:
+                out.write(source.read(piece.offset, piece.length))
+                return
+        place = out.reserve(piece.length)
+        for start in range(0, piece.length, _AT_ONCE):
+            length = min(_AT_ONCE, piece.length - start)
+            yield partial(_copy, piece, source, start, length, out, place)
     elif isinstance(piece, Computed):
         place = out.reserve(piece.length)
         yield lambda: out.fill(place, piece.compute())
     elif isinstance(piece, (bytes, memoryview)):
         out.write(piece)
+
+
+def _copy(
+    span: Span, source: InputFile, start: int, length: int, out: OutputFile, place: int
+) -> None:
+    with _reading(span):
+        out.copy(place + start, source, span.offset + start, length)
+
+
+@contextmanager
+def _reading(span: Span) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(
+            f"{error.filename or span.path or 'the model'}: cannot be read: {error.strerror}"
+        ) from error
 
 
 def _data_name(target: Path, digest: str) -> str:

@@ -112,6 +112,7 @@ def test_a_signal_at_a_random_moment(kind, models):
 
 
 CALLS = ["write", "replace", "open", "close", "lseek", "pread", "copy_file_range", "unlink"]
+CALLS += ["preadv", "pwrite", "ftruncate"]
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 
@@ -561,9 +562,20 @@ def test_everything_large_leaves_a_message_beyond_protobufs_limit(tmp_path, monk
         copied(source, tmp_path / "out2.onnx")
 
 
-def test_many_data_files(tmp_path, monkeypatch):
+@pytest.fixture
+def few_files():
+    """The system lets this process open 20 files more than are open now."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most + 20, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("count", [5, 1 << 15], ids=["small", "large"])
+def test_many_data_files(tmp_path, monkeypatch, count, few_files):
     monkeypatch.setattr("onnx_bnfold.storage.model_file._MAX_OPEN", 3)
-    weights = [floats(f"w{i}", 5, seed=i) for i in range(10)]
+    weights = [floats(f"w{i}", count, seed=i) for i in range(60)]
     expected = {t.name: numpy_helper.to_array(t) for t in weights}
     model = make_model(*[make_external(t, tmp_path, f"f{i}") for i, t in enumerate(weights)])
     copied(save(model, tmp_path / "m.onnx"), tmp_path / "out.onnx")

@@ -222,15 +222,14 @@ def _serialize(model: ModelProto, layout: _Layout) -> list[Sized]:
 def _emit(piece: Sized, out: OutputFile, open_input: OpenInput) -> Iterator[Job]:
     """Writes a piece; one that must be computed gets its place, and a job that fills it."""
     if isinstance(piece, Span):
-        with _reading(piece):
-            source = open_input(piece.path)
-            if piece.length < _COPIED_LATER:
-                out.write(source.read(piece.offset, piece.length))
-                return
+        if piece.length < _COPIED_LATER:
+            with _reading(piece):
+                out.write(open_input(piece.path).read(piece.offset, piece.length))
+            return
         place = out.reserve(piece.length)
         for start in range(0, piece.length, _AT_ONCE):
             length = min(_AT_ONCE, piece.length - start)
-            yield partial(_copy, piece, source, start, length, out, place)
+            yield partial(_copy, piece, open_input, start, length, out, place)
     elif isinstance(piece, Computed):
         place = out.reserve(piece.length)
         yield lambda: out.fill(place, piece.compute())
@@ -239,10 +238,10 @@ def _emit(piece: Sized, out: OutputFile, open_input: OpenInput) -> Iterator[Job]
 
 
 def _copy(
-    span: Span, source: InputFile, start: int, length: int, out: OutputFile, place: int
+    span: Span, open_input: OpenInput, start: int, length: int, out: OutputFile, place: int
 ) -> None:
     with _reading(span):
-        out.copy(place + start, source, span.offset + start, length)
+        out.copy(place + start, open_input(span.path), span.offset + start, length)
 
 
 @contextmanager

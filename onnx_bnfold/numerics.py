@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -194,14 +195,16 @@ class _Blocks:
         dtype = helper.tensor_dtype_to_np_dtype(self.data_type)
         wide = np.empty(largest)
         rounded = None if self._dtype == dtype else np.empty(largest, dtype)
-        for where, values, factor in self.operands():
-            size, shape = values.size, values.shape
-            scratch = wide[:size].reshape(shape)
-            out = values if rounded is None else rounded[:size].reshape(shape)
-            block = _scaled(values, factor, self.data_type, scratch, out)
-            part = _part(peaks, where)
-            np.maximum(part, _peaks(block, axes), out=part)
-            yield where, block
+        # Once for all blocks: what Python does between two of them keeps other threads waiting.
+        with _calculating():
+            for where, values, factor in self.operands():
+                size, shape = values.size, values.shape
+                scratch = wide[:size].reshape(shape)
+                out = values if rounded is None else rounded[:size].reshape(shape)
+                block = _scaled(values, factor, self.data_type, scratch, out)
+                part = _part(peaks, where)
+                np.maximum(part, _peaks(block, axes), out=part)
+                yield where, block
 
     def operands(self) -> Iterator[tuple[Place, Array, NDArray[np.float64]]]:
         """Yield where each block belongs, its values and its factor."""
@@ -237,10 +240,10 @@ class _Blocks:
 
 def _part(array: Array, where: Place) -> Array:
     """Return the part of an array that broadcasts against a block."""
-    sizes = array.shape
-    index: Any = tuple(s if sizes[i] > 1 else slice(None) for i, s in enumerate(where))
-    part: Array = array[(*index, ...)]  # a view, of an array without axes too
-    return part
+    for axis, part in enumerate(where):
+        if array.shape[axis] > 1:
+            array = array[(slice(None),) * axis + (part,)]
+    return array
 
 
 def _on_a_page(count: int, dtype: np.dtype[Any]) -> Array:
@@ -267,6 +270,20 @@ def _places(shape: tuple[int, ...]) -> Iterator[Place]:
             yield (*fixed, slice(start, min(start + rows, shape[axis])))
 
 
+@contextmanager
+def _calculating() -> Iterator[None]:
+    """Let numpy not warn of what is judged afterwards, and copy no factors.
+
+    With room for them, it copies them once per element before it multiplies.
+    """
+    size = np.setbufsize(_NO_BUFFER)
+    try:
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            yield
+    finally:
+        np.setbufsize(size)
+
+
 def _scaled(
     values: Array,
     factor: NDArray[np.float64],
@@ -277,15 +294,9 @@ def _scaled(
     """Do ``as_type`` in the memory of ``wide`` and ``out``, which may be that of ``values``."""
     if data_type == TensorProto.BFLOAT16:
         return as_type(values, data_type, factor)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        np.copyto(wide, values)
-        # With room for them, numpy copies the factors once per element before it multiplies.
-        size = np.setbufsize(_NO_BUFFER)
-        try:
-            np.multiply(wide, factor, out=wide)
-        finally:
-            np.setbufsize(size)
-        np.copyto(out, wide, casting="same_kind")
+    np.copyto(wide, values)
+    np.multiply(wide, factor, out=wide)
+    np.copyto(out, wide, casting="same_kind")
     return out
 
 

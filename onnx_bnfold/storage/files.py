@@ -182,10 +182,12 @@ class OutputFile:
         """Writes what room was left for; several threads may do so at a time."""
         for part in parts:
             view = memoryview(part)
-            with self._writing():
+            try:
                 while view:
                     done = _write_at(self._fd, view, place)
                     view, place = view[done:], place + done
+            except OSError as error:
+                raise self._unwritable(error) from error
 
     def copy(self, place: int, source: InputFile, offset: int, length: int) -> None:
         """Copies what room was left for; several threads may do so at a time.
@@ -273,7 +275,10 @@ class OutputFile:
         try:
             yield
         except OSError as error:
-            raise UsageError(f"{self._target}: cannot be written: {error.strerror}") from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> UsageError:
+        return UsageError(f"{self._target}: cannot be written: {error.strerror}")
 
 
 def _buffer(*offsets: int) -> memoryview:

@@ -113,13 +113,7 @@ class ModelFile:
                 return None
             span = self._span(tensor)
             tensors.require_length(span.length, tensor)
-            return Stored(self, tensor, span)
-
-    def read_into(self, tensor: TensorProto, span: Span, start: int, out: np.ndarray) -> None:
-        """Fills an array with bytes of a tensor, from byte `start` on; ModelError if it cannot."""
-        with tensors.naming(tensor, self.path):
-            view = out.reshape(-1).view(np.uint8).data
-            self._input(span.path).read_into(span.offset + start, view)
+            return Stored(self._input(span.path), span.offset, tensor, self.path)
 
     def write(
         self,
@@ -255,15 +249,22 @@ class ModelFile:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """A tensor's values in a file."""
+    """A tensor's values in a file, which stays open as long as this is there."""
 
-    file: ModelFile
+    file: InputFile
+    offset: int
     tensor: TensorProto
-    span: Span
+    model: Path
 
     def read_into(self, start: int, out: np.ndarray) -> None:
-        """Fills `out` with the elements from number `start` on; ModelError if it cannot."""
-        self.file.read_into(self.tensor, self.span, start * out.itemsize, out)
+        """Fills `out`, which is flat, with the elements from number `start` on.
+
+        Raises:
+            ModelError: they cannot be read.
+        """
+        with tensors.naming(self.tensor, self.model):
+            place = self.offset + start * out.itemsize
+            self.file.read_into(place, out.view(np.uint8).data)
 
 
 def _whole(compute: Callable[[], bytes]) -> Callable[[], Iterable[bytes]]:

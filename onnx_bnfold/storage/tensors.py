@@ -32,7 +32,7 @@ _ROUTES: dict[Any, tuple[str, ...]] = {
     onnx.SparseTensorProto: ("values", "indices"),
 }
 _TOGETHER = 1024  # values up to which tensors are decoded together
-_MOST_AXES = 64  # of an array: numpy's limit
+_MOST_AXES = 32  # of an array: the limit of numpy 1
 _VALUE_FIELDS = (
     "raw_data",
     "float_data",

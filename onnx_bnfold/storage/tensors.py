@@ -163,10 +163,9 @@ def decode(content: bytes, tensor: TensorProto) -> np.ndarray:
     dims, data_type = tuple(tensor.dims), tensor.data_type
     if len(content) != _byte_length(dims, data_type):
         raise _wrong_length(len(content), dims, data_type)
-    dtype, bits = _element(data_type)
-    if bits < 8 or sys.byteorder == "big":
+    if not _is_plain(data_type):
         return numpy_helper.to_array(TensorProto(dims=dims, data_type=data_type, raw_data=content))
-    values = np.frombuffer(content, dtype)
+    values = np.frombuffer(content, _element(data_type)[0])
     return values if len(dims) == 1 else values.reshape(dims)
 
 
@@ -192,11 +191,11 @@ def encode(arrays: Iterable[np.ndarray], tensor: TensorProto) -> Iterator[bytes 
                 f"{array.dtype} {list(shape)}, where {left} are missing"
             )
         left -= size
-        if bits < 8 or sys.byteorder == "big":
+        if is_plain(tensor):
+            yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        else:
             content: bytes = numpy_helper.from_array(array).raw_data
             yield content
-        else:
-            yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     if left:
         raise ValueError(f"got {left} new values too few")
 
@@ -213,7 +212,11 @@ def fill(tensor: TensorProto, values: np.ndarray) -> None:
 
 def is_plain(tensor: TensorProto) -> bool:
     """Tells whether the elements lie in a file as numpy has them in memory."""
-    return _element(tensor.data_type)[1] >= 8 and sys.byteorder == "little"
+    return _is_plain(tensor.data_type)
+
+
+def _is_plain(data_type: int) -> bool:
+    return _element(data_type)[1] >= 8 and sys.byteorder == "little"
 
 
 def decode_inline(tensor: TensorProto) -> np.ndarray:
@@ -244,26 +247,22 @@ def decode_small(
     for name, tensor in tensors.items():
         shape = dims[name]
         fits = 0 < len(shape) < _MOST_AXES and 0 < math.prod(shape) <= _TOGETHER
-        if fits and not _is_elsewhere(tensor):
+        if fits and not is_external(tensor) and not tensor.HasField("segment"):
             # Not asked of larger ones: protobuf copies the bytes.
             alike.setdefault((shape, tensor.data_type), {})[name] = tensor.raw_data
     values: dict[str, np.ndarray] = {}
     for (shape, data_type), contents in alike.items():
         try:
-            needed, (dtype, bits) = _byte_length(shape, data_type), _element(data_type)
+            needed = _byte_length(shape, data_type)
         except ValueError:
             continue
         whole = {name: content for name, content in contents.items() if len(content) == needed}
-        if not whole or bits < 8 or sys.byteorder == "big":
+        if not whole or not _is_plain(data_type):
             continue
-        stacked = np.frombuffer(b"".join(whole.values()), dtype).reshape(len(whole), *shape)
+        joined = np.frombuffer(b"".join(whole.values()), _element(data_type)[0])
+        stacked = joined.reshape(len(whole), *shape)
         values.update(zip(whole, stacked, strict=True))
     return values
-
-
-def _is_elsewhere(tensor: TensorProto) -> bool:
-    """Tells whether `raw_data` is not, or may not be, what a tensor holds."""
-    return bool(tensor.data_location == TensorProto.EXTERNAL) or tensor.HasField("segment")
 
 
 def external_range(tensor: TensorProto) -> tuple[str, int, int]:

@@ -1,9 +1,12 @@
 """Memory: settings of the allocator and the collector, and what a fold leaves behind."""
 
+import atexit
 import ctypes
 import gc
 import math
 import random
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -53,6 +56,16 @@ def test_garbage_in_cycles_is_collected_all_the_same():
         assert gc.get_threshold()[0] > 700
     finally:
         gc.set_threshold(*before)
+        atexit.unregister(gc.freeze)
+
+
+def test_nothing_is_looked_through_at_the_end_of_a_process():
+    code = (
+        "import atexit, gc; from onnx_bnfold.memory import collect_rarely; "
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0)); collect_rarely()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "True\n"
 
 
 OPTIONS = [

@@ -22,7 +22,8 @@ Place = tuple[slice, ...]  # of a block in an array: slices of its leading axes
 # Elements of a large constant that are multiplied at once: 1 MiB of float32, which caches hold.
 BLOCK = 1 << 18
 _PAGE = 1 << 12  # bytes
-_NO_BUFFER = 16  # elements: the least that numpy takes
+# Elements that numpy converts to float64 before it multiplies them: the first cache holds them.
+_CONVERTED = 1 << 10
 
 ONE = np.ones(())
 
@@ -60,31 +61,31 @@ def products(wanted: Sequence[Product]) -> list[Array | None]:
         For each what ``product`` returns, flat; None where that refuses.
     """
     found: list[Array | None] = [None] * len(wanted)
-    groups: dict[int, list[int]] = {}
+    alike: dict[tuple[Any, ...], list[int]] = {}
     for index, each in enumerate(wanted):
-        if each.data_type in _FORMATS and each.values.size:
-            groups.setdefault(each.data_type, []).append(index)
-    for data_type, indices in groups.items():
-        some = [wanted[index] for index in indices]
-        for index, result in zip(indices, _products(some, data_type), strict=True):
-            found[index] = result
+        form = each.values.shape, each.factor.shape, each.data_type, each.sums_over
+        alike.setdefault(form, []).append(index)
+    for (shape, _, data_type, _), indices in alike.items():
+        if data_type in _FORMATS and math.prod(shape):
+            some = [wanted[index] for index in indices]
+            for index, result in zip(indices, _products(some), strict=True):
+                found[index] = result
     return found
 
 
-def _products(wanted: Sequence[Product], data_type: int) -> Iterator[Array | None]:
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        exact = [(p.values.astype(np.float64, copy=False) * p.factor).reshape(-1) for p in wanted]
-    stops = np.cumsum([len(each) for each in exact])
-    starts = np.concatenate(([0], stops[:-1]))
-    result = as_type(np.concatenate(exact), data_type)
+def _products(alike: Sequence[Product]) -> Iterator[Array | None]:
+    """Compute products of the same shapes, type and sums in one array."""
+    first, count = alike[0], len(alike)
+    factors = np.array([each.factor for each in alike])
+    missing = (1,) * (first.values.ndim - first.factor.ndim)
+    factors = factors.reshape(count, *missing, *first.factor.shape)
+    values = np.array([each.values for each in alike], np.float64)
+    result = as_type(values, first.data_type, factors).reshape(count, -1)
     size = np.abs(result).astype(np.float64)
     # What holds for the least factor, holds for the largest one of every sum.
-    required = [_enough(data_type, p.sums_over) for p in wanted]
-    good = np.maximum.reduceat(size, starts) < np.inf
-    good &= np.minimum.reduceat(size, starts) >= required
-    parts = zip(wanted, starts.tolist(), stops.tolist(), good.tolist(), strict=True)
-    for each, start, stop, is_good in parts:
-        flat = result[start:stop]
+    good = size.max(axis=1) < np.inf
+    good &= size.min(axis=1) >= _enough(first.data_type, first.sums_over)
+    for each, flat, is_good in zip(alike, result, good.tolist(), strict=True):
         yield flat if is_good or _passes(each, flat.reshape(each.values.shape)) else None
 
 
@@ -190,20 +191,19 @@ class _Blocks:
         self._dtype = dtype
 
     def products(self, peaks: Array, axes: tuple[int, ...]) -> Iterator[tuple[Place, Array]]:
-        """Yield where each block belongs and its product; raise ``peaks`` over ``axes`` to it."""
-        largest = min(BLOCK, math.prod(self._shape))
+        """Yield where each block belongs and its product; raise ``peaks`` to its ``_sizes``."""
         dtype = helper.tensor_dtype_to_np_dtype(self.data_type)
-        wide = np.empty(largest)
+        largest = min(BLOCK, math.prod(self._shape))
         rounded = None if self._dtype == dtype else np.empty(largest, dtype)
         # Once for all blocks: what Python does between two of them keeps other threads waiting.
         with _calculating():
             for where, values, factor in self.operands():
-                size, shape = values.size, values.shape
-                scratch = wide[:size].reshape(shape)
-                out = values if rounded is None else rounded[:size].reshape(shape)
-                block = _scaled(values, factor, self.data_type, scratch, out)
+                out = values
+                if rounded is not None:
+                    out = rounded[: values.size].reshape(values.shape)
+                block = _multiplied(values, factor, self.data_type, out)
                 part = _part(peaks, where)
-                np.maximum(part, _peaks(block, axes), out=part)
+                np.maximum(part, _sizes(block, axes), out=part)
                 yield where, block
 
     def operands(self) -> Iterator[tuple[Place, Array, NDArray[np.float64]]]:
@@ -272,11 +272,8 @@ def _places(shape: tuple[int, ...]) -> Iterator[Place]:
 
 @contextmanager
 def _calculating() -> Iterator[None]:
-    """Let numpy not warn of what is judged afterwards, and copy no factors.
-
-    With room for them, it copies them once per element before it multiplies.
-    """
-    size = np.setbufsize(_NO_BUFFER)
+    """Let numpy not warn of what is judged afterwards, and convert a little at a time."""
+    size = np.setbufsize(_CONVERTED)
     try:
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             yield
@@ -284,20 +281,12 @@ def _calculating() -> Iterator[None]:
         np.setbufsize(size)
 
 
-def _scaled(
-    values: Array,
-    factor: NDArray[np.float64],
-    data_type: int,
-    wide: NDArray[np.float64],
-    out: Array,
-) -> Array:
-    """Do ``as_type`` in the memory of ``wide`` and ``out``, which may be that of ``values``."""
+def _multiplied(values: Array, factor: NDArray[np.float64], data_type: int, out: Array) -> Array:
+    """Do ``as_type`` in the memory of ``out``, which may be that of ``values``."""
     if data_type == TensorProto.BFLOAT16:
         return as_type(values, data_type, factor)
-    np.copyto(wide, values)
-    np.multiply(wide, factor, out=wide)
-    np.copyto(out, wide, casting="same_kind")
-    return out
+    # The factor makes it a product of float64; numpy rounds that to the type of `out`.
+    return np.multiply(values, factor, out=out, casting="same_kind")
 
 
 def _summed(values: Array, sums_over: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -308,6 +297,21 @@ def _peaks(result: Array, axes: tuple[int, ...]) -> Array:
     """Return the largest magnitude in each sum, as ``(…, 1, …)``; NaN where a factor is NaN."""
     size = np.abs(result)
     return np.asarray(size.max(axis=axes, keepdims=True, initial=0) if axes else size)
+
+
+def _sizes(result: Array, axes: tuple[int, ...]) -> Array:
+    """Return what is not above the largest magnitude in each sum; else like ``_peaks``.
+
+    A root mean square takes BLAS one pass, magnitudes take two, and several times as long.
+    """
+    lead = result.ndim - len(axes)
+    if axes and axes[0] == lead and result.dtype in (np.float32, np.float64):
+        rows = result.reshape(math.prod(result.shape[:lead]), 1, -1)
+        mean = np.matmul(rows, rows.swapaxes(1, 2)) / rows.shape[2]
+        if np.isfinite(mean).all():  # else a square is beyond the range of the type
+            size: Array = np.sqrt(mean)
+            return size.reshape(result.shape[:lead] + (1,) * len(axes))
+    return _peaks(result, axes)
 
 
 def _require_float(data_type: int, view: NodeView) -> None:

@@ -282,7 +282,8 @@ def products(draw):
     shape = tuple(draw(st.lists(st.integers(1, 5), max_size=5)))
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
     dtype = draw(st.sampled_from([SINGLE, HALF, DOUBLE, BFLOAT16]))
-    spread = draw(st.sampled_from([0, 6, 40]))  # powers of two: some overflow or vanish in float16
+    # Powers of two: some overflow or vanish in float16, in squares of float32, or in float32.
+    spread = draw(st.sampled_from([0, 6, 40, 100, 140]))
     factor_shape = tuple(n if draw(st.booleans()) else 1 for n in shape)
     factor = np.asarray(
         rng.standard_normal(factor_shape) * 2.0 ** rng.integers(-spread, spread + 1)
@@ -351,6 +352,15 @@ def test_a_product_that_is_refused_leaves_the_others_alone():
     assert [None if each is None else each.tolist() for each in found] == [
         [1.0] * 3, None, None, None, None, None, [2.0] * 3, None
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-22, 1.0, 1e22, 1e37])
+def test_weights_whose_squares_leave_their_type_are_folded(size, monkeypatch, rng):
+    monkeypatch.setattr(numerics, "BLOCK", 10)
+    values = rng.uniform(0.5, 1, (8, 9)).astype(SINGLE)
+    view, factor = SimpleNamespace(label="Conv 'c'"), np.full((8, 1), size)
+    found = numerics.product(values, factor, TensorProto.FLOAT, view, (1,))
+    np.testing.assert_array_equal(found, (values.astype(DOUBLE) * factor).astype(SINGLE))
 
 
 def test_dead_channels_are_judged_in_blocks_too(monkeypatch, rng):

@@ -145,6 +145,17 @@ class Affine:
         Returns:
             None where the change varies along another axis, or ``axis`` is none or of another size.
         """
+        found = self._vectors
+        if (axis, size) not in found:
+            found[axis, size] = self._vector(axis, size)
+        return found[axis, size]
+
+    @cached_property
+    def _vectors(self) -> dict[tuple[int, int], tuple[Float64, Float64] | None]:
+        """What ``vector`` has found: a layer's weight, its bias and its check all ask for it."""
+        return {}
+
+    def _vector(self, axis: int, size: int) -> tuple[Float64, Float64] | None:
         shape = self.shape
         if axis >= len(shape):
             return None
@@ -196,9 +207,11 @@ def all_along(
         _facts(scale, shift),
         strict=True,
     ):
+        size = len(a)
         a, b = a[:1] if same_scale else a, b[:1] if same_shift else b
         change = Affine(along(a, axis, rank), along(b, axis, rank))
-        vars(change).update(facts)
+        vectors_found = {(axis, size): (_stretched(a, size), _stretched(b, size))}
+        vars(change).update(facts, _vectors=vectors_found)
         found.append(change)
     return found
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from onnx import helper
 
 from onnx_bnfold.affine import AGREEMENT, Float64
 from onnx_bnfold.graph import attribute
@@ -26,6 +27,7 @@ EVENED = "onnx_bnfold: input_var holds the sizes of scale, not the variance of t
 PARAMETERS = ("scale", "B", "input_mean", "input_var")
 # The specification's default, as the float32 an attribute holds.
 DEFAULT_EPSILON = float(np.float32(1e-5))
+_FLOATS = frozenset(map(helper.tensor_dtype_to_np_dtype, FLOATS))
 _LEAST = 2.0**-60  # of the variances that ``evened`` makes; float32 has room on both sides
 
 
@@ -158,7 +160,10 @@ def _parameters(view: NodeView) -> _Parameters:
             "--equalize has put its scale into its variance, which says no more how its input is "
             "spread; fold the original model",
         )
-    scale, bias, mean, variance = (_parameter(view, i) for i in range(4))
+    values = view.constants.at_hand(view.reads[1:5]) or ()
+    if len(values) != 4 or not _FLOATS.issuperset([v.dtype for v in values]):
+        values = [_parameter(view, i) for i in range(4)]
+    scale, bias, mean, variance = values
     if not scale.shape == bias.shape == mean.shape == variance.shape or scale.ndim != 1:
         raise Refused(
             Reason.INCONSISTENT_SHAPES,

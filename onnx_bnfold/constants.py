@@ -9,7 +9,7 @@ evaluator, one node at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from threading import RLock
 from typing import Any, NamedTuple, Protocol
 
@@ -151,10 +151,9 @@ class Constants:
         Raises:
             ModelError: the tensor's bytes cannot be read.
         """
-        if self._small is None:  # several threads may do it: all find the same
-            self._small = decode_small(self.graph.initializers, self.graph.dims)
-        if name in self._small:
-            return self._small[name]
+        small = self._decoded()
+        if name in small:
+            return small[name]
         tensor = self.graph.initializers.get(name)
         if tensor is not None:
             return self._read(tensor)
@@ -171,6 +170,24 @@ class Constants:
             result = self._values[name]
             self._forget_large()
             return result
+
+    def at_hand(self, names: Iterable[str]) -> list[np.ndarray[Any, Any]] | None:
+        """Return the elements of small initializers; None if a name is not that of a constant one.
+
+        What ``get`` and ``value`` would say of many, in a fraction of the time.
+        """
+        names, small = tuple(names), self._decoded()
+        if not self.graph.overridable.isdisjoint(names):
+            return None
+        try:
+            return [small[name] for name in names]
+        except KeyError:
+            return None
+
+    def _decoded(self) -> dict[str, np.ndarray[Any, Any]]:
+        if self._small is None:  # several threads may do it: all find the same
+            self._small = decode_small(self.graph.initializers, self.graph.dims)
+        return self._small
 
     def stored(self, name: str) -> Stored | None:
         """Return where the elements of a constant lie, if that is in a file, as they are."""
@@ -198,6 +215,8 @@ class Constants:
                     if all(self._usable(node, s, n, found) for s, n in slots):
                         found.update(self.graph.writes[index])
             self._candidates = found
+            # None of the others is constant: nobody has to ask for them one by one.
+            self._infos.update(dict.fromkeys(self.graph.producer.keys() - found))
         return self._candidates
 
     def _usable(self, node: NodeProto, slot: int, name: str, found: set[str]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import ModelProto, TensorProto
 
-from onnx_bnfold import merge
 from onnx_bnfold.affine import Float64
 from onnx_bnfold.constants import Constants, OpenTensor, Stored
 from onnx_bnfold.errors import UsageError
@@ -146,6 +145,8 @@ class Folding:
 
     def _merge(self) -> None:
         """Go on with a copy of the model in which parallel branches are one Conv."""
+        from onnx_bnfold import merge
+
         site = self._site(0, {})
         found = [one for one in merge.merges(site) if merge.fits(site, one)]
         if not found:
@@ -246,11 +247,18 @@ class Folding:
     def apply(self, copy: ModelProto) -> dict[str, Compute]:
         """Rewrite a copy of the model by the present plan; see ``rewrite.rewrite``."""
         pending = rewrite(copy, self.plans, freeze=self.options.freeze_initializers)
+        if self._source.merged:
+            pending.update(self._merged_constants(copy, pending.keys()))
+        return pending
+
+    def _merged_constants(self, copy: ModelProto, known: Set[str]) -> Iterator[tuple[str, Compute]]:
+        """Yield what the merged branches need and the plan does not change."""
+        from onnx_bnfold.merge import rounded
+
         for tensor in copy.graph.initializer:
             compute = self._source.merged.get(tensor.name)
-            if compute is not None and tensor.name not in pending:
-                pending[tensor.name] = Whole(partial(merge.rounded, compute, tensor.data_type))
-        return pending
+            if compute is not None and tensor.name not in known:
+                yield tensor.name, Whole(partial(rounded, compute, tensor.data_type))
 
     @property
     def alters(self) -> bool:

@@ -81,12 +81,11 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
         yield body
 
 
-def carried(nodes: Iterable[NodeProto]) -> Iterator[tuple[int, str, GraphProto]]:
-    """Yield the bodies that nodes carry, each with the index of its node and its name there."""
-    for index, node in enumerate(nodes):
+def carried(nodes: Iterable[NodeProto]) -> Iterator[GraphProto]:
+    """Yield the bodies that nodes carry."""
+    for node in nodes:
         if node.attribute:  # asking a node of none for its bodies takes five times as long
-            for name, body in named_subgraphs(node):
-                yield index, name, body
+            yield from subgraphs(node)
 
 
 class Graph:
@@ -98,7 +97,8 @@ class Graph:
         parent: the graph whose node carries this body; None for the main graph and functions.
         path: where the body is, e.g. ``""`` or ``"if_1/then_branch"``.
         nodes: its nodes; ``reads`` and ``writes`` are the names of their inputs and outputs, ``""``
-            for those left out, ``ops`` their operators, None outside the standard domain.
+            for those left out, ``ops`` their operators, None outside the standard domain,
+            ``with_attributes`` the indices of those that have any.
         producer: tensor name → index of the node that writes it.
         readers: tensor name → (node index, input index) of every input that reads it.
         inputs, outputs: names of the body's formal inputs (initializers excluded) and outputs.
@@ -121,6 +121,7 @@ class Graph:
         self.ops: list[str | None] = [
             node.op_type if node.domain in STANDARD_DOMAINS else None for node in self.nodes
         ]
+        self.with_attributes = [i for i, node in enumerate(self.nodes) if node.attribute]
         self.producer: dict[str, int] = {}
         self.readers: dict[str, list[tuple[int, int]]] = {}
         self.initializers: dict[str, TensorProto] = {}
@@ -245,18 +246,19 @@ def bodies_of(model: ModelProto) -> Iterator[Body]:
         level: list[Body] = [root]
         for body in level:  # grows while it is walked
             yield body
-            level.extend(inner for _, _, inner in carried(body.node))
+            level.extend(carried(body.node))
 
 
 def _with_subgraphs(root: Graph) -> list[Graph]:
     graphs = [root]
     owners: list[tuple[int, int] | None] = [None]
     for position, graph in enumerate(graphs):  # grows while it is walked
-        for index, role, body in carried(graph.nodes):
-            name = graph.nodes[index].name or next(iter(graph.writes[index]), "")
-            path = graph.place(f"{name}.{role}")
-            graphs.append(Graph(body, graph.opset, graph, path))
-            owners.append((position, index))
+        for index in graph.with_attributes:
+            for role, body in named_subgraphs(graph.nodes[index]):
+                name = graph.nodes[index].name or next(iter(graph.writes[index]), "")
+                path = graph.place(f"{name}.{role}")
+                graphs.append(Graph(body, graph.opset, graph, path))
+                owners.append((position, index))
     used: list[set[str]] = [set(g.readers) | g.outputs for g in graphs]
     for position in range(len(graphs) - 1, 0, -1):
         owner = owners[position]

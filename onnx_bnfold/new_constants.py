@@ -235,7 +235,7 @@ def _of_layer(site: Site, index: int) -> Iterator[NewConstant]:
         dims, data_type = layer.weight.dims, layer.weight.data_type
         weight = _Weight(site, index, into, out)
         yield NewConstant(index, layer.weight_slot, "weight", dims, data_type, weight)
-    if site.needs_bias(index):
+    if site.needs_bias(index, into, out):
         yield _bias_of_layer(site, index, layer, into, out)
 
 

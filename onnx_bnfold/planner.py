@@ -13,7 +13,7 @@ from anybody), then those with the most elements, so that most work is saved.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -264,24 +264,20 @@ class _Planner:
         way: str,
         changes: dict[Key, Affine],
         added: int,
-        absorbing: Iterable[tuple[int, Affine]],
+        absorbing: Sequence[tuple[int, Affine]],
     ) -> None:
         """Make changes and note which nodes' constants take the scale and the shift."""
         site = self.site
-        scale: set[int] = set()
-        shift: set[int] = set()
-        for index, change in absorbing:
+        for index, _ in absorbing:
             touched = self.touched.setdefault(index, [])
             if origin not in touched:
                 touched.append(origin)
-            if change.has_scale:
-                scale.add(index)
-            if change.has_shift:
-                shift.add(index)
+        scale = sorted({index for index, change in absorbing if change.has_scale})
+        shift = sorted({index for index, change in absorbing if change.has_shift})
         commit(site, changes)
         site.remove(origin)
-        scale_to = tuple(map(site.place, sorted(scale)))
-        shift_to = scale_to if shift == scale else tuple(map(site.place, sorted(shift)))
+        scale_to = tuple(map(site.place, scale))
+        shift_to = scale_to if shift == scale else tuple(map(site.place, shift))
         self.decisions[origin] = Decision(
             origin, site.view(origin).label, way, scale_to, shift_to, added
         )
@@ -437,7 +433,8 @@ def _added(site: Site, changes: dict[Key, Affine]) -> int:
     count = 0
     for index in sorted(near - site.removed):
         if site.graph.ops[index] == "MatMul" and not site.becomes_gemm(index):
-            count += site.needs_bias(index, changes) - site.needs_bias(index)
+            count += site.needs_bias(index, *site.layer_sides(index, changes))
+            count -= site.needs_bias(index, *site.layer_sides(index))
     return count
 
 

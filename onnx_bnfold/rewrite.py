@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from itertools import chain, islice
 from typing import Any
 
@@ -23,10 +23,7 @@ from onnx_bnfold.constants import EVALUATED
 from onnx_bnfold.graph import Body, Graph, bodies_of, carried
 from onnx_bnfold.new_constants import Compute, NewConstant, new_constants
 from onnx_bnfold.planner import GraphPlan, Standalone
-
-# Elements of a repeated field that may move up for others that are deleted: copying those that stay
-# takes memory for all of their weights.
-_MOST_MOVES = 1 << 24
+from onnx_bnfold.storage.tensors import clear_values, is_external
 
 # --- the protobuf ---------------------------------------------------------------------------
 
@@ -135,7 +132,9 @@ class _Editor:
         if node.op_type == "MatMul" and new.slot == 2:
             self._add_matmul_bias(new, name)
             return
-        if name != old:
+        if new.slot == len(reads):
+            node.input.append(name)
+        elif name != old:
             node.input.extend([""] * (new.slot + 1 - len(node.input)))
             node.input[new.slot] = name
         if node.op_type == "Gemm" and new.slot == 2:
@@ -156,45 +155,45 @@ class _Editor:
         return self.names.fresh(f"{node.name or node.output[0]}_{new.suffix}")
 
     def _define(self, name: str, old: str, new: NewConstant) -> None:
-        source = self.site.graph.initializers.get(old)
-        if name == old:
+        replaces = name == old
+        if replaces:
             self.reshaped.add(name)
         if self.body is self.main:
             self.pending[name] = new.compute
-            tensor = self._initializer(self.main, name, new, replaces=name == old)
-            if source is not None and source.data_location == TensorProto.EXTERNAL:
+            tensor = self._initializer(self.main, name, new, replaces=replaces)
+            source = None if replaces else self.site.graph.initializers.get(old)
+            if source is not None and is_external(source):
                 tensor.data_location = source.data_location
                 tensor.external_data.extend(source.external_data)
-        else:
-            full = numpy_helper.from_array(np.ascontiguousarray(new.compute()), name)
-            early = self.model.ir_version < 4 and name not in self.positions
-            if early or not isinstance(self.body, GraphProto):
-                self._unmake(name)
-                self.before.append(helper.make_node("Constant", [], [name], value=full))
-                return
-            tensor = self._initializer(self.body, name, new, replaces=name == old)
-            tensor.raw_data = full.raw_data
-        if name == old and source is not None:
-            if source.HasField("doc_string"):
-                tensor.doc_string = source.doc_string
-            tensor.metadata_props.extend(source.metadata_props)
+            return
+        full = numpy_helper.from_array(np.ascontiguousarray(new.compute()), name)
+        early = self.model.ir_version < 4 and name not in self.positions
+        if early or not isinstance(self.body, GraphProto):
+            self._unmake(name)
+            self.before.append(helper.make_node("Constant", [], [name], value=full))
+            return
+        tensor = self._initializer(self.body, name, new, replaces=replaces)
+        tensor.ClearField("data_location")
+        tensor.ClearField("external_data")
+        tensor.raw_data = full.raw_data
 
     def _initializer(
         self, body: GraphProto, name: str, new: NewConstant, *, replaces: bool
     ) -> TensorProto:
-        """Return an initializer of the body that has name, shape and type and nothing else."""
+        """Return an initializer of the body that has name, shape and type, and no values yet."""
         position = self.positions.get(name)
         tensor: TensorProto
         if position is None:
             if replaces:
                 self._unmake(name)
                 _drop_sparse(body, {name})
-            tensor = body.initializer.add()
+            tensor = body.initializer.add(name=name, dims=new.dims, data_type=new.data_type)
         else:
             tensor = body.initializer[position]
-            tensor.Clear()
-        tensor.name, tensor.data_type = name, new.data_type
-        tensor.dims.extend(new.dims)
+            clear_values(tensor)
+            tensor.data_type = new.data_type
+            if self.site.graph.dims[name] != new.dims:
+                tensor.dims[:] = new.dims
         if name in self.inputs:
             self.inputs[name].CopyFrom(_declaration(tensor))
         elif position is None and self.model.ir_version < 4 and body is self.main:
@@ -295,24 +294,25 @@ def _drop_attribute(node: NodeProto, name: str) -> None:
     node.attribute.extend(kept)
 
 
-def _drop(field: Any, stale: Collection[int]) -> None:
-    """Take the messages at these positions out of a repeated field."""
-    if len(stale) * len(field) > _MOST_MOVES:  # deleting one by one would take quadratic time
-        kept = [item for i, item in enumerate(field) if i not in stale]
-        del field[:]
-        field.extend(kept)
-        return
-    for index in sorted(stale, reverse=True):
-        del field[index]
+def _drop(field: Any, stale: Sequence[bool]) -> None:
+    """Take messages out of a repeated field, those for which ``stale`` is true.
+
+    They are sorted to its end, in linear time: those that stay, weights among them, are not copied.
+    """
+    if any(stale):
+        flags = iter(stale)
+        field.sort(key=lambda _: next(flags))
+        del field[len(stale) - sum(stale) :]
 
 
 def _drop_named(field: Any, names: Set[str]) -> None:
-    _drop(field, {i for i, item in enumerate(field) if item.name in names})
+    if names:
+        _drop(field, [item.name in names for item in field])
 
 
 def _drop_sparse(body: GraphProto, names: Set[str]) -> None:
     fields = body.sparse_initializer
-    _drop(fields, {i for i, sparse in enumerate(fields) if sparse.values.name in names})
+    _drop(fields, [sparse.values.name in names for sparse in fields])
 
 
 def drop_dead(body: Body, loose: set[str]) -> None:
@@ -340,19 +340,19 @@ def drop_dead(body: Body, loose: set[str]) -> None:
             uses[other] -= 1
             if not uses[other]:
                 queue.append(other)
-    _drop(body.node, dead_nodes)
+    _drop(body.node, [index in dead_nodes for index in range(len(body.node))])
     if isinstance(body, GraphProto):
         _drop_initializers(body, dead)
-    for _, _, inner in carried(body.node):
+    for inner in carried(body.node):
         drop_dead(inner, loose)
 
 
 def _drop_initializers(body: GraphProto, dead: set[str]) -> None:
-    names = enumerate(tensor.name for tensor in body.initializer)
-    stale = {index: name for index, name in names if name in dead}
-    _drop(body.initializer, stale)
+    formal = dead.intersection(item.name for item in body.input)
+    if formal:
+        _drop_named(body.input, formal.intersection(tensor.name for tensor in body.initializer))
+    _drop_named(body.initializer, dead)
     _drop_sparse(body, dead)
-    _drop_named(body.input, {*stale.values()})
     _drop_named(body.value_info, dead)
 
 
@@ -364,5 +364,5 @@ def _uses(body: Body) -> Counter[str]:
         current = stack.pop()
         uses.update(o if isinstance(o, str) else o.name for o in current.output)
         uses.update(chain.from_iterable(node.input[:] for node in current.node))
-        stack.extend(inner for _, _, inner in carried(current.node))
+        stack.extend(carried(current.node))
     return uses

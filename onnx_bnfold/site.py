@@ -225,15 +225,14 @@ class Site:
             return before or more
         return before.then(more)
 
-    def needs_bias(self, index: int, changes: Mapping[Key, Affine] | None = None) -> bool:
+    def needs_bias(self, index: int, into: Affine | None, out: Affine | None) -> bool:
         """Whether a layer's bias changes, or one has to be made.
 
         Args:
             index: the layer.
-            changes: to be made on top of those decided.
+            into, out: the changes of its data and its output; see ``layer_sides``.
         """
         layer = self.layer(index)
-        into, out = self.layer_sides(index, changes)
         shifted = into is not None and into.has_shift
         if not shifted and (out is None or not out.has_shift):
             return layer.bias is not None and out is not None and out.has_scale

@@ -6,7 +6,7 @@ name, count and attribute type once. Source: the ONNX IR specification, "Graphs"
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import accumulate
 from operator import mul
@@ -16,7 +16,7 @@ import onnx
 from onnx import AttributeProto, NodeProto
 
 from onnx_bnfold.errors import ModelError
-from onnx_bnfold.graph import STANDARD_DOMAINS, Graph, label
+from onnx_bnfold.graph import Graph, label
 
 _MOST_ELEMENTS = 2**62
 _SINGLE = onnx.defs.OpSchema.FormalParameterOption.Single
@@ -42,21 +42,36 @@ def require_sound(graphs: Sequence[Graph]) -> None:
     """
     defined: dict[int, set[str]] = {}
     for graph in graphs:
-        _require_text(graph)
+        attributes = list(_attributes(graph))
+        _require_text(graph, attributes)
         _require_version(graph)
         _require_shapes(graph)
+        _require_counts(graph)
+        _require_types(graph, attributes)
         outer = set() if graph.parent is None else defined[id(graph.parent)]
         defined[id(graph)] = _require_names(graph, outer)
 
 
-def _require_text(graph: Graph) -> None:
+class _Attribute(NamedTuple):
+    node: int
+    name: str
+    type: int
+    refers: bool
+
+
+def _attributes(graph: Graph) -> Iterator[_Attribute]:
+    for index in graph.with_attributes:
+        for item in graph.nodes[index].attribute:
+            yield _Attribute(index, item.name, item.type, bool(item.ref_attr_name))
+
+
+def _require_text(graph: Graph, attributes: Sequence[_Attribute]) -> None:
     """Protobuf's old syntax lets strings be any bytes, and hands those that are no text as such."""
     names: set[object] = {*graph.readers, *graph.producer, *graph.initializers, *graph.sparse}
     names |= graph.inputs | graph.outputs
-    for node in graph.nodes:
-        names.update((node.op_type, node.domain, node.name))
-        if node.attribute:
-            names.update(item.name for item in node.attribute)
+    names.update([node.name for node in graph.nodes], [node.op_type for node in graph.nodes])
+    names.update([node.domain for node in graph.nodes])
+    names.update([item.name for item in attributes])
     if not set(map(type, names)) <= {str}:
         name = min(name for name in names if isinstance(name, bytes))
         raise ModelError(f"the name {name!r} is not UTF-8 text; export the model again")
@@ -91,13 +106,12 @@ def _require_names(graph: Graph, outer: set[str]) -> set[str]:
         raise ModelError(f"tensor {min(doubled)!r} is an input of the graph and the output of a "
                          "node; repair the model")  # fmt: skip
     defined = {"", *graph.inputs, *graph.initializers, *graph.sparse}
-    for node, read, written in zip(graph.nodes, graph.reads, graph.writes, strict=True):
-        _require_signature(node, read, written, graph.opset)
+    for index, (read, written) in enumerate(zip(graph.reads, graph.writes, strict=True)):
         if not defined.issuperset(read):
             for name in read:
                 # What an outer graph calls the same is not what the nodes here mean.
                 if name not in defined and (name in graph.producer or name not in outer):
-                    raise _undefined(graph, node, name)
+                    raise _undefined(graph, graph.nodes[index], name)
         defined.update(written)
     defined.discard("")
     for name in graph.outputs:
@@ -123,7 +137,10 @@ def _number(kind: Any) -> int:
 
 
 @cache
-def _signature(operator: str, opset: int) -> _Signature | None:
+def _signature(operator: str | None, opset: int) -> _Signature | None:
+    """Return what the standard says of an operator, None if it says nothing."""
+    if operator is None:
+        return None
     try:
         schema = onnx.defs.get_schema(operator, opset, "")
     except onnx.defs.SchemaError:
@@ -139,27 +156,41 @@ def _signature(operator: str, opset: int) -> _Signature | None:
     )
 
 
-def _require_signature(
-    node: NodeProto, read: tuple[str, ...], written: tuple[str, ...], opset: int
-) -> None:
-    if node.domain not in STANDARD_DOMAINS:
-        return
-    signature = _signature(node.op_type, opset)
+def _require_counts(graph: Graph) -> None:
+    """Check numbers of inputs and outputs, once for all nodes that have the same ones."""
+    forms = list(zip(graph.ops, map(len, graph.reads), map(len, graph.writes), strict=True))
+    wrong = {form: why for form in set(forms) if (why := _miscounted(*form, graph.opset))}
+    for index, form in enumerate(forms) if wrong else ():
+        if form in wrong:
+            raise ModelError(f"{label(graph.nodes[index])} {wrong[form]}; repair the model")
+    for index, read in enumerate(graph.reads):
+        if "" in read:
+            signature = _signature(graph.ops[index], graph.opset)
+            required = signature.required if signature else ()
+            if any(not read[slot] for slot in required if slot < len(read)):
+                raise ModelError(f"{label(graph.nodes[index])} lacks an input that its operator "
+                                 "needs; repair the model")  # fmt: skip
+
+
+def _miscounted(operator: str | None, inputs: int, outputs: int, opset: int) -> str | None:
+    signature = _signature(operator, opset)
     if signature is None:
-        return
-    for kind, names, (least, most) in (
-        ("inputs", read, signature.inputs),
-        ("outputs", written, signature.outputs),
+        return None
+    for kind, count, (least, most) in (
+        ("inputs", inputs, signature.inputs),
+        ("outputs", outputs, signature.outputs),
     ):
-        if not least <= len(names) <= most:
+        if not least <= count <= most:
             wanted = str(least) if least == most else f"{least} to {most}"
-            raise ModelError(f"{label(node)} has {len(names)} {kind}, its operator takes {wanted}; "
-                             "repair the model")  # fmt: skip
-    if "" in read and any(not read[slot] for slot in signature.required if slot < len(read)):
-        raise ModelError(f"{label(node)} lacks an input that its operator needs; repair the model")
-    for item in node.attribute:
-        expected = signature.attributes.get(item.name)
-        if expected is not None and item.type != expected and not item.ref_attr_name:
-            wanted = AttributeProto.AttributeType.Name(expected)
+            return f"has {count} {kind}, its operator takes {wanted}"
+    return None
+
+
+def _require_types(graph: Graph, attributes: Sequence[_Attribute]) -> None:
+    for item in attributes:
+        signature = _signature(graph.ops[item.node], graph.opset)
+        expected = signature and signature.attributes.get(item.name)
+        if expected is not None and item.type != expected and not item.refers:
+            wanted, node = AttributeProto.AttributeType.Name(expected), graph.nodes[item.node]
             raise ModelError(f"{label(node)}: its attribute {item.name!r} is not of the type "
                              f"{wanted} that its operator takes; repair the model")  # fmt: skip

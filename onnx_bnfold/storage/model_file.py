@@ -56,7 +56,7 @@ class ModelFile:
         try:
             self._skeleton = self._parse()
             self.model = self._skeleton.model
-            for _, tensor in tensors.tensors(self.model, tensors.is_external):
+            for _, tensor in self._tensors(self.model, tensors.is_external):
                 self._span(tensor)
         except BaseException:
             self.close()
@@ -191,6 +191,11 @@ class ModelFile:
         except OSError as error:
             raise ModelError(f"{self.path}: cannot be read: {error.strerror}") from error
 
+    def _tensors(
+        self, model: ModelProto, wanted: Callable[[TensorProto], bool]
+    ) -> Iterator[tuple[tensors.Path, TensorProto]]:
+        return tensors.tensors(model, wanted, in_nodes=self._skeleton.may_refer)
+
     def _span(self, tensor: TensorProto) -> Span:
         reference = self._skeleton.reference(tensor)
         if reference:
@@ -221,7 +226,7 @@ class ModelFile:
         def has_values_elsewhere(tensor: TensorProto) -> bool:
             return tensors.is_external(tensor) or tensor.name in pending
 
-        for path, tensor in tensors.tensors(model, has_values_elsewhere):
+        for path, tensor in self._tensors(model, has_values_elsewhere):
             # Two steps lead to initializers of the main graph only.
             if len(path) == 2 and tensor.name in pending:
                 if tensor.name not in missing:

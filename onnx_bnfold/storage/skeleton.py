@@ -44,6 +44,10 @@ class Skeleton:
     Args:
         file: the model's file.
 
+    Attributes:
+        model: the message.
+        may_refer: whether a tensor may have its values in a file.
+
     Raises:
         ValueError: it is no ONNX model, or not all of one.
         OSError: it cannot be read.
@@ -54,11 +58,13 @@ class Skeleton:
         self._references: dict[str, Reference] = {}
         try:
             pieces = self._strip(ModelProto, 0, file.size) or [file.slice(0, file.size)]
-            self.model: ModelProto = ModelProto.FromString(b"".join(pieces))
+            content = b"".join(pieces)
+            self.model: ModelProto = ModelProto.FromString(content)
         except (wire.MalformedError, DecodeError) as error:
             raise ValueError(f"is not an ONNX model or was cut off ({error})") from error
         if not self.model.HasField("graph"):
             raise ValueError("has no graph and so is not an ONNX model")
+        self.may_refer = tensors.MARK in content
 
     def reference(self, tensor: TensorProto) -> Reference | None:
         """Returns where the values of a tensor are if they were left out."""

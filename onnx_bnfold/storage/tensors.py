@@ -44,9 +44,9 @@ _VALUE_FIELDS = (
 )
 # The key of an `external_data` entry that says where values lie: in another file ...
 _LOCATION = "location"
-# ... or in the model's own file (see model_file.py). `tensors` relies on both containing _MARK.
+# ... or in the model's own file (see model_file.py). `tensors` relies on both containing MARK.
 REFERENCE = "onnx_bnfold.location"
-_MARK = _LOCATION.encode()
+MARK = _LOCATION.encode()
 _DECIMAL = re.compile(r"[0-9]{1,18}")
 
 
@@ -79,7 +79,11 @@ def _any(_: TensorProto) -> bool:
 
 
 def tensors(
-    message: Any, wanted: Callable[[TensorProto], bool] = _any, path: Path = ()
+    message: Any,
+    wanted: Callable[[TensorProto], bool] = _any,
+    path: Path = (),
+    *,
+    in_nodes: bool = True,
 ) -> Iterator[tuple[Path, TensorProto]]:
     """Yields the tensors below a message, with the way to them.
 
@@ -90,8 +94,11 @@ def tensors(
         message: any message that leads to tensors.
         wanted: tells which tensors; all by default.
         path: the way to the message.
+        in_nodes: whether values of nodes may lie in a file.
     """
     for number, (name, kind) in ROUTES[type(message)].items():
+        if kind is onnx.NodeProto and not in_nodes:
+            continue
         value = getattr(message, name)
         if isinstance(value, kind):
             value = (value,) if message.HasField(name) else ()
@@ -102,12 +109,12 @@ def tensors(
             continue
         for index, child in enumerate(value):
             if kind is not onnx.NodeProto or _may_refer(child):
-                yield from tensors(child, wanted, (*path, (number, index)))
+                yield from tensors(child, wanted, (*path, (number, index)), in_nodes=in_nodes)
 
 
 def _may_refer(node: onnx.NodeProto) -> bool:
     """Tells whether a value in a node may lie in a file."""
-    return bool(node.attribute) and _MARK in node.SerializeToString()
+    return bool(node.attribute) and MARK in node.SerializeToString()
 
 
 @cache
@@ -202,7 +209,7 @@ def encode(arrays: Iterable[np.ndarray], tensor: TensorProto) -> Iterator[bytes 
 
 def fill(tensor: TensorProto, values: np.ndarray) -> None:
     """Puts values into a tensor's message; ValueError if they do not fit, see `encode`."""
-    dtype, dims = _element(tensor.data_type)[0], tuple(tensor.dims[:])
+    (dtype, _), dims = _element(tensor.data_type), tuple(tensor.dims[:])
     fits = values.shape == dims or values.shape == (math.prod(dims),)
     if fits and values.dtype == dtype and is_plain(tensor):
         tensor.raw_data = values.tobytes()
@@ -243,12 +250,16 @@ def decode_small(
         The values, as `decode_inline` gives them, of those that hold them in their `raw_data`, have
         axes, and have as many values as they should: what is wrong with others, that function says.
     """
+    # Larger ones are not asked for their bytes: protobuf copies them.
+    small = {
+        shape
+        for shape in set(dims.values())
+        if 0 < len(shape) < _MOST_AXES and 0 < math.prod(shape) <= _TOGETHER
+    }
     alike: dict[tuple[tuple[int, ...], int], dict[str, bytes]] = {}
     for name, tensor in tensors.items():
         shape = dims[name]
-        fits = 0 < len(shape) < _MOST_AXES and 0 < math.prod(shape) <= _TOGETHER
-        if fits and not is_external(tensor) and not tensor.HasField("segment"):
-            # Not asked of larger ones: protobuf copies the bytes.
+        if shape in small and not is_external(tensor) and not tensor.HasField("segment"):
             alike.setdefault((shape, tensor.data_type), {})[name] = tensor.raw_data
     values: dict[str, np.ndarray] = {}
     for (shape, data_type), contents in alike.items():
@@ -288,7 +299,8 @@ def external_range(tensor: TensorProto) -> tuple[str, int, int]:
 
 def clear_values(tensor: TensorProto) -> None:
     """Drops the values that a tensor's message holds itself."""
-    for name in _VALUE_FIELDS:
+    # A tensor has one of the fields; nearly all have the first.
+    for name in _VALUE_FIELDS[:1] if tensor.HasField(_VALUE_FIELDS[0]) else _VALUE_FIELDS[1:]:
         tensor.ClearField(name)
 
 

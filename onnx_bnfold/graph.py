@@ -41,9 +41,14 @@ def operator(node: NodeProto) -> str:
     return f"{node.domain}::{node.op_type}"
 
 
-def label(node: NodeProto) -> str:
-    """Name a node for people: its operator and its name, or its first output if it has none."""
-    return f"{operator(node)} {(node.name or next(iter(node.output), ''))!r}"
+def label(node: NodeProto, known: str | None = None) -> str:
+    """Name a node for people: its operator and its name, or its first output if it has none.
+
+    Args:
+        node: the node.
+        known: its operator, if somebody has asked for it already.
+    """
+    return f"{known or operator(node)} {(node.name or next(iter(node.output), ''))!r}"
 
 
 def attribute(node: NodeProto, name: str, default: T) -> T:
@@ -150,8 +155,10 @@ class Graph:
                                      f"{label(self.nodes[index])}; repair the model")  # fmt: skip
                 producer[name] = index
             for slot, name in enumerate(read):
-                if name:
-                    readers.setdefault(name, []).append((index, slot))
+                if name in readers:
+                    readers[name].append((index, slot))
+                elif name:
+                    readers[name] = [(index, slot)]
 
     def _index_initializers(self, body: GraphProto) -> None:
         tensors, sparse = list(body.initializer), list(body.sparse_initializer)

@@ -63,7 +63,8 @@ class _Job:
 
     def inspect(self, outcome: Outcome) -> None:
         """Check the outcome and collect what is said of it; raise if a gate does not hold."""
-        self.text = [*outcome.report.lines(), outcome.report.summary()]
+        if not self.args.quiet:
+            self.text = [*outcome.report.lines(), outcome.report.summary()]
         failures = self._failures(outcome)
         if self.args.report:
             from onnx_bnfold.reports import fold_report

@@ -8,7 +8,7 @@ data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,8 +49,6 @@ _UNIT_64, _DIGITS_64 = 2.0**-53, 2.0**13
 _SAFE_CANCELLATION = 2.0**13  # of that kind in any type
 # Largest rounding error of what a norm reads, as it comes out, in units of its largest output.
 _NOISE = 0.25
-# Operators that hand on single channels, some of their elements cut off.
-_RECTIFIERS = frozenset(("Clip", "LeakyRelu", "PRelu", "Relu"))
 
 Profile = Literal["float", "fp16", "int8"]
 
@@ -154,13 +152,13 @@ class Limits:
         """Refuse to disturb what norms read where that is little more than rounding errors."""
         # A norm beside one that must not be disturbed stays too: it would go into that one, and a
         # second fold would find what the first has left.
-        pairs = _pairs(site, origin)
+        pairs = site.norm_pairs.get(origin, ())
         if not pairs and site.norm(origin).cancellation <= 1:
             return
         norms = [origin, *(behind if front == origin else front for front, behind in pairs)]
         inputs = [*_inputs(site, origin, pairs)]
         for index in norms[1:]:
-            inputs += _inputs(site, index, _pairs(site, index))
+            inputs += _inputs(site, index, site.norm_pairs.get(index, ()))
         coarsest = unit_roundoff(TensorProto.BFLOAT16)
         suspects = [found for found in inputs if _is_noise(site, *found, coarsest)]
         hidden = [i for i in norms if site.norm(i).cancellation > _SAFE_CANCELLATION]
@@ -200,13 +198,9 @@ class Limits:
                 )
 
 
-def _pairs(site: Site, origin: int) -> list[tuple[int, int]]:
-    """Return a norm with each one behind it, and with the one in front of it."""
-    pairs = [(origin, index) for index in _norms_behind(site, origin)]
-    return pairs + [(index, origin) for index in _norms_in_front(site, origin)]
-
-
-def _inputs(site: Site, origin: int, pairs: list[tuple[int, int]]) -> Iterator[tuple[int, Float64]]:
+def _inputs(
+    site: Site, origin: int, pairs: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, Float64]]:
     """Yield a norm, and of its pairs the one behind, each with the size of what it reads."""
     norm = site.norm(origin)
     if norm.cancellation > 1:
@@ -234,37 +228,6 @@ def _hides_its_shift(norm: batchnorm.Norm, unit: float) -> bool:
     lost = _UNIT_64 * np.abs(norm.a * norm.mean)
     known = peak > 0
     return bool((lost[known] > max(unit, _UNIT_64 * _DIGITS_64) * peak[known]).any())
-
-
-def _norms_behind(site: Site, origin: int) -> Iterator[int]:
-    """Yield the norms that read the output of one, perhaps cut off by an activation."""
-    graph = site.graph
-    names = [graph.writes[origin][0]]
-    for name in names:  # grows while it is walked
-        for index, slot in graph.readers.get(name, ()):
-            if slot == 0 and graph.ops[index] in _RECTIFIERS:
-                names.append(graph.writes[index][0])
-            elif slot == 0 and _norm(site, index) is not None:
-                yield index
-
-
-def _norms_in_front(site: Site, origin: int) -> Iterator[int]:
-    """Yield the norm whose output one reads, perhaps cut off by an activation."""
-    index = site.graph.producer.get(site.sides(origin)[0])
-    while index is not None and site.graph.ops[index] in _RECTIFIERS:
-        index = site.graph.producer.get(site.view(index).name_in(0))
-    if index is not None and _norm(site, index) is not None:
-        yield index
-
-
-def _norm(site: Site, index: int) -> batchnorm.Norm | None:
-    """Return a node's coefficients if it is a norm that has any."""
-    if site.graph.ops[index] != batchnorm.OPERATOR:
-        return None
-    try:
-        return site.norm(index)
-    except Refused:  # it computes its statistics, say
-        return None
 
 
 def _bound(table: Mapping[int, float], data_type: int) -> float:

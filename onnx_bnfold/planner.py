@@ -209,11 +209,11 @@ class _Planner:
         untouched = site.is_untouched(x) and site.is_untouched(y)
         if producer is None or not untouched or not site.graph.only_reader(x):
             return False
+        if not site.is_layer(producer) or (layer := site.layer(producer)).bias_slot is None:
+            return False
         try:
-            if not site.is_layer(producer) or site.layer(producer).bias_slot is None:
-                return False
             present = site.affine_of(index)
-            site.layer(producer).output_vectors(present)
+            layer.output_vectors(present)
             self.limits.check_rounding(site, index)
         except Refused:
             return False

@@ -255,9 +255,11 @@ class _Editor:
         mapping = {}
         for root, members in groups.items():
             fixed = [m for m in members if site.has_own_fixed_name(m)]
-            same = [m for m in members if m not in site.total]
-            final = (fixed or same or [root])[-1]
-            mapping.update({m: final for m in members if m != final})
+            same = fixed or [m for m in members if m not in site.total]
+            final = same[-1] if same else root
+            for member in members:
+                if member != final:
+                    mapping[member] = final
         return mapping
 
     def _rename(self, mapping: dict[str, str]) -> None:

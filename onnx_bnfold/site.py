@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from onnx_bnfold.view import FLOATS, NodeView
 # each of them gets its own copy if it has to change.
 Key = str | tuple[int, int]
 
+# Operators that hand on single channels, some of their elements cut off.
+_RECTIFIERS = frozenset(("Clip", "LeakyRelu", "PRelu", "Relu"))
 _ABSORBED = Step(({},))
 # What arithmetic on the attributes and dims of a node raises that break its specification.
 _MALFORMED = (ArithmeticError, IndexError, TypeError, ValueError)
@@ -100,6 +103,33 @@ class Site:
         if isinstance(found, Refusal):
             raise Refused.again(found)
         return found
+
+    @cached_property
+    def norm_pairs(self) -> dict[int, list[tuple[int, int]]]:
+        """Norms in a row, the second reading what the first writes, perhaps cut off; by either."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        for index, op in enumerate(self.graph.ops):
+            front = self._norm_in_front(index) if op == batchnorm.OPERATOR else None
+            if front is not None and self._is_norm(front) and self._is_norm(index):
+                for either in (front, index):
+                    found.setdefault(either, []).append((front, index))
+        return found
+
+    def _norm_in_front(self, index: int) -> int | None:
+        graph, front = self.graph, self.graph.producer.get(self.graph.reads[index][0])
+        while front is not None and graph.ops[front] in _RECTIFIERS:
+            front = graph.producer.get(graph.reads[front][0])
+        return front
+
+    def _is_norm(self, index: int) -> bool:
+        """Whether a node is a norm that has coefficients: one in training has none."""
+        if self.graph.ops[index] != batchnorm.OPERATOR:
+            return False
+        try:
+            self.norm(index)
+        except Refused:
+            return False
+        return True
 
     def read_norms(self, indices: Sequence[int]) -> None:
         """Read BatchNormalizations that ``norm`` will be asked for all at once."""

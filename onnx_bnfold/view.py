@@ -40,7 +40,7 @@ class NodeView:
     @cached_property
     def label(self) -> str:
         """Its operator and name, for messages."""
-        return label(self.node)
+        return label(self.node, self.op)
 
     def at(self, index: int) -> NodeView:
         """Return the view of another node of the same graph."""

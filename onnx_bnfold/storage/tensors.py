@@ -31,6 +31,7 @@ _ROUTES: dict[Any, tuple[str, ...]] = {
     onnx.AttributeProto: ("t", "g", "sparse_tensor", "tensors", "graphs", "sparse_tensors"),
     onnx.SparseTensorProto: ("values", "indices"),
 }
+_EXTERNAL = TensorProto.EXTERNAL  # protobuf takes long to look it up
 _TOGETHER = 1024  # values up to which tensors are decoded together
 _MOST_AXES = 32  # of an array: the limit of numpy 1
 _VALUE_FIELDS = (
@@ -71,7 +72,7 @@ ROUTES: dict[Any, dict[int, tuple[str, Any]]] = {
 
 def is_external(tensor: TensorProto) -> bool:
     """Tells whether the values lie in a file, not in the message."""
-    return bool(tensor.data_location == TensorProto.EXTERNAL)
+    return bool(tensor.data_location == _EXTERNAL)
 
 
 def _any(_: TensorProto) -> bool:

@@ -205,6 +205,9 @@ def _no_shift(node: NodeProto, reason: Reason, sentence: str) -> Refusal:
 
 def _weight(view: NodeView, slot: int) -> Constant:
     """Return a weight's shape and type; for a quantised one those it has in real numbers."""
+    info = view.constant(slot)
+    if info is not None:
+        return info
     source = dequantizer(view, slot)
     if source is None or source.constant(0) is None or source.constant(1) is None:
         return view.weight(slot)

@@ -97,12 +97,14 @@ class Recorder:
         """
         if all(item.key != KEY for item in model.metadata_props):
             model.metadata_props.add(key=KEY)
-        return {KEY: (len(entry(report, _NO_DIGEST)), lambda: entry(report, self._digest()))}
+        value = entry(report, _NO_DIGEST)
+        return {KEY: (len(value), lambda: value.replace(_NO_DIGEST.encode(), self._digest()))}
 
-    def _digest(self) -> str:
+    def _digest(self) -> bytes:
         with suppress(OSError):
-            return self._hashing.result() if self._hashing else _NO_DIGEST
-        return _NO_DIGEST
+            if self._hashing:
+                return self._hashing.result().encode()
+        return _NO_DIGEST.encode()
 
 
 def entry(report: Report, source_sha256: str) -> bytes:

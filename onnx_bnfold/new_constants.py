@@ -23,6 +23,7 @@ from onnx_bnfold.quantized import QuantizedWeight
 from onnx_bnfold.reasons import Refusal, Refused
 from onnx_bnfold.rules import OUT
 from onnx_bnfold.site import Site
+from onnx_bnfold.view import NodeView
 
 Array = np.ndarray[Any, Any]
 
@@ -186,10 +187,12 @@ class _Guarded:
 class _Weight:
     """Computes the weight of a layer with changes of its input and its output."""
 
-    def __init__(self, site: Site, index: int, into: Affine | None, out: Affine | None) -> None:
-        self._constants = site.constants
-        self._layer = site.layer(index)
-        self._view = site.view(index)
+    def __init__(
+        self, layer: LinearLayer, view: NodeView, into: Affine | None, out: Affine | None
+    ) -> None:
+        self._constants = view.constants
+        self._layer = layer
+        self._view = view
         self._sides = into, out
 
     def __call__(self) -> Array:
@@ -233,7 +236,7 @@ def _of_layer(site: Site, index: int) -> Iterator[NewConstant]:
             yield from _of_quantized(site, layer, layer.quantized, out)
     elif (into is not None and into.has_scale) or (out is not None and out.has_scale):
         dims, data_type = layer.weight.dims, layer.weight.data_type
-        weight = _Weight(site, index, into, out)
+        weight = _Weight(layer, site.view(index), into, out)
         yield NewConstant(index, layer.weight_slot, "weight", dims, data_type, weight)
     if site.needs_bias(index, into, out):
         yield _bias_of_layer(site, index, layer, into, out)

@@ -209,7 +209,8 @@ class _Planner:
         untouched = site.is_untouched(x) and site.is_untouched(y)
         if producer is None or not untouched or not site.graph.only_reader(x):
             return False
-        if not site.is_layer(producer) or (layer := site.layer(producer)).bias_slot is None:
+        layer = site.layer_or_none(producer)
+        if layer is None or layer.bias_slot is None:
             return False
         try:
             present = site.affine_of(index)
@@ -388,7 +389,7 @@ def _is_direct(site: Site, index: int) -> bool:
         if producer is None or not graph.only_reader(name):
             return False
         if graph.ops[producer] != batchnorm.OPERATOR:
-            return site.is_layer(producer)
+            return site.layer_or_none(producer) is not None
         index = producer
 
 

@@ -266,9 +266,10 @@ class _Editor:
         graph = self.site.graph
         for old, new in mapping.items():
             for index, slot in graph.readers.get(old, ()):
-                _exchange(self.nodes[index].input, slot, old, new)
+                if index not in self.site.removed:
+                    _exchange(self.nodes[index].input, slot, old, new)
             maker = graph.producer.get(old)
-            if maker is not None:
+            if maker is not None and maker not in self.site.removed:
                 _exchange(self.nodes[maker].output, graph.writes[maker].index(old), old, new)
         for add in self.after.values():
             if add.output[0] in mapping:

@@ -67,6 +67,12 @@ class Site:
         Raises:
             Refused: it is one of run-time weights.
         """
+        found = self._read_layer(index)
+        if isinstance(found, Refusal):
+            raise Refused.again(found)
+        return found
+
+    def _read_layer(self, index: int) -> LinearLayer | Refusal:
         found = self._layers.get(index)
         if found is None:
             try:
@@ -76,19 +82,14 @@ class Site:
             except _MALFORMED:
                 found = _malformed(self.view(index)).refusal
             self._layers[index] = found
-        if isinstance(found, Refusal):
-            raise Refused.again(found)
         return found
 
-    def is_layer(self, index: int) -> bool:
-        """Whether a node is a linear layer with constant weights."""
+    def layer_or_none(self, index: int) -> LinearLayer | None:
+        """Return the linear layer with constant weights that a node is, if it is one."""
         if self.graph.ops[index] not in LAYOUTS:
-            return False
-        try:
-            self.layer(index)
-        except Refused:
-            return False
-        return True
+            return None
+        found = self._read_layer(index)
+        return None if isinstance(found, Refusal) else found
 
     def norm(self, index: int) -> batchnorm.Norm:
         """Return the original coefficients of a BatchNormalization.
@@ -381,7 +382,9 @@ class Site:
 
     def members(self, name: str) -> list[str]:
         """Return all tensors merged with this one, itself included."""
-        root = self.group(name)
+        return self._of_group(self.group(name))
+
+    def _of_group(self, root: str) -> list[str]:
         return self._members.get(root, [root])
 
     def has_fixed_name(self, name: str) -> bool:
@@ -400,7 +403,7 @@ class Site:
         x, y = self.sides(index)
         before, after = self.group(x), self.group(y)
         if before != after:
-            self._members[after] = [*self.members(before), *self.members(after)]
+            self._members[after] = [*self._of_group(before), *self._of_group(after)]
             self._merged[before] = after
             if before in self._fixed:
                 self._fixed.add(after)
@@ -427,8 +430,9 @@ class Site:
         producer = self.graph.producer.get(name)
         while producer is not None and self.graph.ops[producer] == batchnorm.OPERATOR:
             producer = self.graph.producer.get(self.graph.reads[producer][0])
-        if producer is not None and self.is_layer(producer):
-            return self.layer(producer).out_rank
+        layer = None if producer is None else self.layer_or_none(producer)
+        if layer is not None:
+            return layer.out_rank
         return len(self.view(index).dims_in(0))
 
 

@@ -6,9 +6,9 @@ name, count and attribute type once. Source: the ONNX IR specification, "Graphs"
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, chain
 from operator import mul
 from typing import Any, NamedTuple
 
@@ -67,13 +67,15 @@ def _attributes(graph: Graph) -> Iterator[_Attribute]:
 
 def _require_text(graph: Graph, attributes: Sequence[_Attribute]) -> None:
     """Protobuf's old syntax lets strings be any bytes, and hands those that are no text as such."""
-    names: set[object] = {*graph.readers, *graph.producer, *graph.initializers, *graph.sparse}
-    names |= graph.inputs | graph.outputs
-    names.update([node.name for node in graph.nodes], [node.op_type for node in graph.nodes])
-    names.update([node.domain for node in graph.nodes])
-    names.update([item.name for item in attributes])
-    if not set(map(type, names)) <= {str}:
-        name = min(name for name in names if isinstance(name, bytes))
+    names: tuple[Iterable[object], ...] = (
+        *(graph.readers, graph.producer, graph.initializers, graph.sparse),
+        *(graph.inputs, graph.outputs, [item.name for item in attributes]),
+        [node.name for node in graph.nodes],
+        [node.op_type for node in graph.nodes],
+        [node.domain for node in graph.nodes],
+    )
+    if not set(map(type, chain.from_iterable(names))) <= {str}:
+        name = min(name for name in chain.from_iterable(names) if isinstance(name, bytes))
         raise ModelError(f"the name {name!r} is not UTF-8 text; export the model again")
 
 

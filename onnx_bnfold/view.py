@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,11 +35,14 @@ class NodeView:
         self.reads = graph.reads[index]
         self.writes = graph.writes[index]
         self._shapes = shapes
+        self._label: str | None = None
 
-    @cached_property
+    @property
     def label(self) -> str:
         """Its operator and name, for messages."""
-        return label(self.node, self.op)
+        if self._label is None:
+            self._label = label(self.node, self.op)
+        return self._label
 
     def at(self, index: int) -> NodeView:
         """Return the view of another node of the same graph."""

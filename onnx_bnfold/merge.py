@@ -20,9 +20,9 @@ from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Float64
 from onnx_bnfold.graph import Graph, attribute
 from onnx_bnfold.layers import LinearLayer
-from onnx_bnfold.numerics import as_type
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.rewrite import Names, drop_dead
+from onnx_bnfold.rounding import as_type
 from onnx_bnfold.site import Site
 
 SUMS = ("Add", "Sum")

@@ -46,7 +46,7 @@ class _Hashing:
     def _run(self) -> None:
         try:
             with open(self._path, "rb", buffering=0) as file:
-                # A map begins on a page: see `numerics._on_a_page`.
+                # A map begins on a page: see `blocks._on_a_page`.
                 buffer = memoryview(mmap(-1, _CHUNK))
                 while count := file.readinto(buffer):
                     self._digest.update(buffer[:count])

@@ -319,7 +319,7 @@ def test_a_product_in_blocks_is_the_whole_product(case, block):
 
     wanted = outcome(whole)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numerics, "BLOCK", block)
+        patch.setattr("onnx_bnfold.blocks.BLOCK", block)
         assert outcome(whole) == wanted
         assert outcome(streamed) == wanted
 
@@ -356,7 +356,7 @@ def test_a_product_that_is_refused_leaves_the_others_alone():
 
 @pytest.mark.parametrize("size", [1e-30, 1e-22, 1.0, 1e22, 1e37])
 def test_weights_whose_squares_leave_their_type_are_folded(size, monkeypatch, rng):
-    monkeypatch.setattr(numerics, "BLOCK", 10)
+    monkeypatch.setattr("onnx_bnfold.blocks.BLOCK", 10)
     values = rng.uniform(0.5, 1, (8, 9)).astype(SINGLE)
     view, factor = SimpleNamespace(label="Conv 'c'"), np.full((8, 1), size)
     found = numerics.product(values, factor, TensorProto.FLOAT, view, (1,))
@@ -365,7 +365,7 @@ def test_weights_whose_squares_leave_their_type_are_folded(size, monkeypatch, rn
 
 def test_dead_channels_are_judged_in_blocks_too(monkeypatch, rng):
     """Their factors are zero, which looks like a loss of precision at first."""
-    monkeypatch.setattr(numerics, "BLOCK", 10)
+    monkeypatch.setattr("onnx_bnfold.blocks.BLOCK", 10)
     values = rng.standard_normal((8, 9)).astype(SINGLE)
     values[2] = 0
     factor = rng.standard_normal((8, 1))
@@ -390,24 +390,16 @@ def test_a_large_product_is_rounded_to_the_type_that_is_asked_for(source, target
     values, view = rng.standard_normal((3, 3)).astype(source), SimpleNamespace(label="Conv 'c'")
     data_type = helper.np_dtype_to_tensor_dtype(target)
     small = numerics.product(values, np.float64(1) / 3, data_type, view)
-    monkeypatch.setattr(numerics, "BLOCK", 4)
+    monkeypatch.setattr("onnx_bnfold.blocks.BLOCK", 4)
     large = numerics.product(values, np.asarray(1 / 3), data_type, view)
     assert large.dtype == target
     assert large.tobytes() == small.tobytes()
 
 
 def test_a_large_overflow_is_refused_without_a_warning(monkeypatch):
-    monkeypatch.setattr(numerics, "BLOCK", 4)
+    monkeypatch.setattr("onnx_bnfold.blocks.BLOCK", 4)
     view = SimpleNamespace(label="Add 'a'")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(Refused):
             numerics.product(np.full(9, 1e300), numerics.ONE, TensorProto.FLOAT, view)
-
-
-def test_blocks_are_no_larger_than_they_may_be(monkeypatch):
-    monkeypatch.setattr(numerics, "BLOCK", 10)
-    shape = (2, 3, 4, 5)
-    sizes = [np.ones(shape)[place].size for place in numerics._places(shape)]
-    assert max(sizes) <= 10
-    assert sum(sizes) == 120

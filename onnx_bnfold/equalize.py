@@ -225,9 +225,9 @@ def _group(
         member = _member(change, present[name], labels)
         if member is None:
             return None
-        members.setdefault(site.group(name), member)
+        members.setdefault(site.groups.root(name), member)
         if any(view.op not in _FUSED for view in views):
-            rounded.setdefault(site.group(name), member)
+            rounded.setdefault(site.groups.root(name), member)
         readers += [_reader(site, view.index, member) for view in views if _weighs(view)]
     for reader in readers:
         gain += reader.member.onto(reader.gain, len(gain))

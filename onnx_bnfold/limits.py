@@ -237,7 +237,7 @@ def _bound(table: Mapping[int, float], data_type: int) -> float:
 
 def _existing(site: Site, origin: int, changes: Mapping[Key, Affine]) -> set[str]:
     """Return the tensors that the removal merges into one that the original model has."""
-    merged = {name for side in site.sides(origin) for name in site.members(side)}
+    merged = {name for side in site.sides(origin) for name in site.groups.members(side)}
     for name in merged:
         before, now = site.total.get(name), changes.get(name)
         if now is None:
@@ -251,7 +251,7 @@ def _existing(site: Site, origin: int, changes: Mapping[Key, Affine]) -> set[str
 
 def _seen_by_others(site: Site, origin: int) -> bool:
     """Whether nodes other than the removed ones read the tensor in front of a removed node."""
-    names = site.members(site.sides(origin)[0])
+    names = site.groups.members(site.sides(origin)[0])
     readers = (site.graph.readers.get(name, ()) for name in names)
     return any(
         index != origin and index not in site.removed for found in readers for index, _ in found

@@ -231,7 +231,7 @@ class _Planner:
         if not present.is_finite:
             raise Refused(Reason.OVERFLOW, site.view(index).label, "its factor would overflow")
         x, y = site.sides(index)
-        if site.has_fixed_name(x) and site.has_fixed_name(y) and present.is_identity:
+        if site.groups.has_fixed(x) and site.groups.has_fixed(y) and present.is_identity:
             raise _two_names(y)
         for way, upstream, downstream in _splits(present):
             yield way, {x: upstream, y: downstream}
@@ -242,7 +242,7 @@ class _Planner:
         self.limits.check(site, index, changes)
         require_totals(site, index, changes)
         x, y = site.sides(index)
-        if site.has_fixed_name(x) and site.has_fixed_name(y):
+        if site.groups.has_fixed(x) and site.groups.has_fixed(y):
             raise _two_names(y)
         if not is_norm and any(_is_gating(site, i) for k in changes for i in site.neighbours(k)):
             raise Refused(

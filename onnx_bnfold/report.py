@@ -98,8 +98,8 @@ def rescaled_of(plans: Sequence[GraphPlan]) -> tuple[Rescaled, ...]:
 def _changed(plan: GraphPlan) -> list[str]:
     """Return the names that stand for tensors none of whose merged ones is as it was."""
     total, site = plan.site.total, plan.site
-    roots = dict.fromkeys(site.group(key) for key in total if isinstance(key, str))
-    return [root for root in roots if all(member in total for member in site.members(root))]
+    roots = dict.fromkeys(site.groups.root(key) for key in total if isinstance(key, str))
+    return [root for root in roots if all(member in total for member in site.groups.members(root))]
 
 
 def _rescaled(plan: GraphPlan, name: str) -> Rescaled:

@@ -251,10 +251,10 @@ class _Editor:
         groups: dict[str, dict[str, None]] = {}
         for index in sorted(site.removed):
             for name in site.sides(index):
-                groups.setdefault(site.group(name), {})[name] = None
+                groups.setdefault(site.groups.root(name), {})[name] = None
         mapping = {}
         for root, members in groups.items():
-            fixed = [m for m in members if site.has_own_fixed_name(m)]
+            fixed = [m for m in members if site.groups.is_fixed(m)]
             same = fixed or [m for m in members if m not in site.total]
             final = same[-1] if same else root
             for member in members:

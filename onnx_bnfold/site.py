@@ -11,6 +11,7 @@ from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import AGREEMENT, Affine, Float64, all_along, along
 from onnx_bnfold.constants import DIMS_ONLY, TYPE_ONLY, Constants
 from onnx_bnfold.graph import Graph
+from onnx_bnfold.groups import Groups
 from onnx_bnfold.layers import LAYOUTS, LinearLayer, linear_layer
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.rules import OUT, RULES, Known, Step, data_slots
@@ -36,6 +37,7 @@ class Site:
         graph, constants, shapes: what is known of the graph.
         total: the change decided so far for each key; a key that is missing is unchanged.
         removed: indices of the nodes that go; each is an identity by now.
+        groups: the tensors that have become one by that.
     """
 
     def __init__(self, graph: Graph, constants: Constants, shapes: Shapes) -> None:
@@ -44,9 +46,7 @@ class Site:
         self.shapes = shapes
         self.total: dict[Key, Affine] = {}
         self.removed: set[int] = set()
-        self._merged: dict[str, str] = {}
-        self._members: dict[str, list[str]] = {}
-        self._fixed = set(graph.outputs) | graph.captured.keys() | _foreign(graph)
+        self.groups = Groups(graph)
         self._ports: dict[int, tuple[int, ...]] = {}
         self._views: dict[int, NodeView] = {}
         self._layers: dict[int, LinearLayer | Refusal] = {}
@@ -370,43 +370,15 @@ class Site:
         """Name a node with the path of its graph."""
         return self.graph.place(self.view(index).label)
 
-    def group(self, name: str) -> str:
-        """Return the name that stands for all tensors merged with this one."""
-        while name in self._merged:
-            name = self._merged[name]
-        return name
-
-    def is_untouched(self, name: str) -> bool:
-        """Whether a tensor does not change so far, and is not merged into another."""
-        return name not in self._merged and name not in self.total
-
-    def members(self, name: str) -> list[str]:
-        """Return all tensors merged with this one, itself included."""
-        return self._of_group(self.group(name))
-
-    def _of_group(self, root: str) -> list[str]:
-        return self._members.get(root, [root])
-
-    def has_fixed_name(self, name: str) -> bool:
-        """Whether a tensor, or one merged with it, keeps its name for others outside."""
-        return self.group(name) in self._fixed
-
-    def has_own_fixed_name(self, name: str) -> bool:
-        """Whether this very name is known outside the graph's own nodes."""
-        graph = self.graph
-        return name in graph.outputs or name in graph.captured or name not in graph.producer
-
     def remove(self, index: int) -> None:
         """Note that a node has become an identity and its two sides one tensor."""
         self.removed.add(index)
         self._ports.pop(index, None)
-        x, y = self.sides(index)
-        before, after = self.group(x), self.group(y)
-        if before != after:
-            self._members[after] = [*self._of_group(before), *self._of_group(after)]
-            self._merged[before] = after
-            if before in self._fixed:
-                self._fixed.add(after)
+        self.groups.join(*self.sides(index))
+
+    def is_untouched(self, name: str) -> bool:
+        """Whether a tensor does not change so far, and is not joined to one that stands for it."""
+        return name not in self.total and self.groups.root(name) == name
 
     def _seen_from(self, index: int, original: Affine) -> Affine:
         x, y = self.sides(index)
@@ -434,11 +406,6 @@ class Site:
         if layer is not None:
             return layer.out_rank
         return len(self.view(index).dims_in(0))
-
-
-def _foreign(graph: Graph) -> set[str]:
-    """Names that nodes read and that this graph does not compute."""
-    return {name for name in graph.readers if name not in graph.producer}
 
 
 def constant_map(site: Site, index: int) -> tuple[int, Affine]:

@@ -1,0 +1,44 @@
+"""Tensors that become one because what lies between them is removed."""
+
+from __future__ import annotations
+
+from onnx_bnfold.graph import Graph
+
+
+class Groups:
+    """The tensors of a graph, each a group of its own until it is joined with others.
+
+    A name is fixed if somebody outside the graph knows it, or nobody in the graph computes it.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        foreign = graph.readers.keys() - graph.producer.keys()
+        self._fixed = frozenset(graph.outputs | graph.captured.keys() | foreign)
+        self._parents: dict[str, str] = {}
+        self._members: dict[str, list[str]] = {}
+
+    def root(self, name: str) -> str:
+        """Return the name that stands for the whole group of a tensor."""
+        while name in self._parents:
+            name = self._parents[name]
+        return name
+
+    def members(self, name: str) -> list[str]:
+        """Return the group of a tensor, itself included."""
+        root = self.root(name)
+        return self._members.get(root, [root])
+
+    def join(self, before: str, after: str) -> None:
+        """Make two groups one; the root of the second stands for both."""
+        old, root = self.root(before), self.root(after)
+        if old != root:
+            self._members[root] = [*self.members(old), *self.members(root)]
+            self._parents[old] = root
+
+    def is_fixed(self, name: str) -> bool:
+        """Whether this very name is fixed."""
+        return name in self._fixed
+
+    def has_fixed(self, name: str) -> bool:
+        """Whether a name of the group of a tensor is fixed."""
+        return not self._fixed.isdisjoint(self.members(name))

@@ -117,8 +117,8 @@ def fold(
                     tensor.ClearField("data_location")
                     tensor.ClearField("external_data")
                     fill(tensor, np.asarray(pending[tensor.name]()))
-        except Unrepresentable:
-            _learn(folding)
+        except Unrepresentable as failed:
+            _learn(folding, failed)
         else:
             return copy, _report(folding, copy)
 
@@ -170,8 +170,8 @@ def fold_file(
                 )
                 blocks = {name: compute.blocks for name, compute in pending.items()}
                 file.write(copy, blocks, target, late=late, inspect=look, threads=threads)
-            except Unrepresentable:
-                _learn(folding)
+            except Unrepresentable as failed:
+                _learn(folding, failed)
             else:
                 return report
 
@@ -229,11 +229,13 @@ def _measured(source: PathLike, options: Options) -> Ranges | None:
     return measured(Path(source), Path(options.ranges))
 
 
-def _learn(folding: Folding) -> None:
+def _learn(folding: Folding, failed: Unrepresentable) -> None:
     """Find everything that does not fit its type at once, not one constant an attempt."""
     try:
         folding.verify()
-    except Unrepresentable as failed:
+    except Unrepresentable as found:
+        folding.exclude(failed.failures | found.failures)
+    else:  # whatever the reason, no attempt is made twice
         folding.exclude(failed.failures)
 
 

@@ -157,7 +157,7 @@ def peaks_of(result: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _sizes(result: Array, axes: tuple[int, ...]) -> Array:
-    """Return what is not above the largest magnitude in each sum; else like ``peaks_of``.
+    """Return what ``peaks_of`` does, or ordinary numbers that are not above ordinary peaks.
 
     A root mean square takes BLAS one pass, magnitudes take two, and several times as long.
     """
@@ -165,7 +165,8 @@ def _sizes(result: Array, axes: tuple[int, ...]) -> Array:
     if axes and axes[0] == lead and result.dtype in (np.float32, np.float64):
         rows = result.reshape(math.prod(result.shape[:lead]), 1, -1)
         mean = np.matmul(rows, rows.swapaxes(1, 2)) / rows.shape[2]
-        if np.isfinite(mean).all():  # else a square is beyond the range of the type
+        # Else a square may be beyond the range of the type, on either side.
+        if np.finfo(mean.dtype).tiny <= mean.min(initial=1) and mean.max(initial=1) < np.inf:
             size: Array = np.sqrt(mean)
             return size.reshape(result.shape[:lead] + (1,) * len(axes))
     return peaks_of(result, axes)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 from support import (
     assert_same_function,
     bn,
@@ -24,11 +24,13 @@ from support import (
     model_of,
     node,
     run,
+    tensor,
     value_of,
 )
 
 import onnx_bnfold
 from onnx_bnfold import ModelError, Options, Reason, UsageError, fold, fold_file, plan, plan_file
+from onnx_bnfold.reasons import Refused
 
 X = {"x": ("N", 3, 5, 6)}
 
@@ -230,6 +232,41 @@ def test_a_file_is_folded_as_a_model_is(tmp_path, rng):
     assert report == in_memory
     assert target.read_bytes() == folded.SerializeToString()
     assert plan_file(source).records == report.records
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1.0])
+def test_a_dead_channel_of_small_weights_is_judged_alike_in_a_file(size, tmp_path, rng):
+    """Their squares vanish."""
+    weight = rng.standard_normal((64, 1, 3, 3))
+    weight[0] *= size
+    parts = join(
+        bn("x", "b", 64, rng, dtype=np.float64),
+        node("Conv", ["b", "w"], ["y"], group=64),
+    )
+    tensors = [*parts.initializers, tensor("w", weight)]
+    model = model_of(parts.nodes, {"x": ("N", 64, 5, 5)}, ["y"], tensors, dtype=np.float64)
+    scale = next(t for t in model.graph.initializer if t.name == "b_scale")
+    values = numpy_helper.to_array(scale).copy()
+    values[0] = 0
+    scale.raw_data = values.tobytes()
+    source, target = saved(model, tmp_path / "m.onnx"), tmp_path / "f.onnx"
+    assert not fold_file(source, target, Options(metadata=False)).kept
+    assert target.read_bytes() == fold(model)[0].SerializeToString()
+
+
+def test_what_only_writing_refuses_is_kept(tmp_path, monkeypatch, rng):
+    """No attempt is made twice: a fold ends even if verifying and writing disagree."""
+
+    def refuse(*_, **__):
+        raise Refused(Reason.PRECISION, "Conv 'c'", "it is refused")
+        yield
+
+    monkeypatch.setattr("onnx_bnfold.new_constants.product_blocks", refuse)
+    parts = join(conv("x", "c", (64, 3, 5, 5), rng), bn("c", "y", 64, rng))
+    model = model_of(parts.nodes, X, ["y"], parts.initializers)
+    report = fold_file(saved(model, tmp_path / "m.onnx"), tmp_path / "f.onnx")
+    assert [record.refusal.reason for record in report.kept] == [Reason.PRECISION]
+    assert count(onnx.load(tmp_path / "f.onnx"), "BatchNormalization") == 1
 
 
 def test_a_file_says_that_it_was_folded_and_from_what(tmp_path, rng):

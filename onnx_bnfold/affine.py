@@ -8,7 +8,7 @@ rank-4 tensor is held as two arrays of shape ``(1, C, 1, 1)``. No ONNX in here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import accumulate
 from typing import NamedTuple
@@ -53,6 +53,9 @@ class Affine:
 
     scale: Float64
     shift: Float64
+    _vectors: dict[tuple[int, int], tuple[Float64, Float64] | None] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @classmethod
     def of(cls, scale: Float64, shift: Float64) -> Affine:
@@ -145,15 +148,9 @@ class Affine:
         Returns:
             None where the change varies along another axis, or ``axis`` is none or of another size.
         """
-        found = self._vectors
-        if (axis, size) not in found:
-            found[axis, size] = self._vector(axis, size)
-        return found[axis, size]
-
-    @cached_property
-    def _vectors(self) -> dict[tuple[int, int], tuple[Float64, Float64] | None]:
-        """What ``vector`` has found: a layer's weight, its bias and its check all ask for it."""
-        return {}
+        if (axis, size) not in self._vectors:  # a layer asks for its check, its weight, its bias
+            self._vectors[axis, size] = self._vector(axis, size)
+        return self._vectors[axis, size]
 
     def _vector(self, axis: int, size: int) -> tuple[Float64, Float64] | None:
         shape = self.shape
@@ -207,11 +204,9 @@ def all_along(
         _facts(scale, shift),
         strict=True,
     ):
-        size = len(a)
         a, b = a[:1] if same_scale else a, b[:1] if same_shift else b
         change = Affine(along(a, axis, rank), along(b, axis, rank))
-        vectors_found = {(axis, size): (_stretched(a, size), _stretched(b, size))}
-        vars(change).update(facts, _vectors=vectors_found)
+        vars(change).update(facts)
         found.append(change)
     return found
 

@@ -19,7 +19,7 @@ from onnx_bnfold.metadata import Recorder
 from onnx_bnfold.new_constants import Compute, Unrepresentable, compute_all
 from onnx_bnfold.report import Report
 from onnx_bnfold.storage import ModelFile, read_tensor
-from onnx_bnfold.storage.tensors import fill
+from onnx_bnfold.storage.tensors import fill, is_external
 
 if TYPE_CHECKING:
     from onnx_bnfold.ranges import Ranges
@@ -114,8 +114,9 @@ def fold(
             _fill_small(copy, pending)
             for tensor in copy.graph.initializer:
                 if tensor.name in pending:
-                    tensor.ClearField("data_location")
-                    tensor.ClearField("external_data")
+                    if is_external(tensor):
+                        tensor.ClearField("data_location")
+                        tensor.ClearField("external_data")
                     fill(tensor, np.asarray(pending[tensor.name]()))
         except Unrepresentable as failed:
             _learn(folding, failed)
@@ -248,8 +249,7 @@ def _fill_small(model: ModelProto, pending: dict[str, Compute]) -> None:
 
 
 def _is_small(tensor: TensorProto) -> bool:
-    outside = tensor.data_location == TensorProto.EXTERNAL
-    return not outside and math.prod(tensor.dims[:]) <= SMALL
+    return not is_external(tensor) and math.prod(tensor.dims[:]) <= SMALL
 
 
 def _report(folding: Folding, folded: ModelProto | None = None) -> Report:

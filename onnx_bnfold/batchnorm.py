@@ -27,7 +27,7 @@ EVENED = "onnx_bnfold: input_var holds the sizes of scale, not the variance of t
 PARAMETERS = ("scale", "B", "input_mean", "input_var")
 # The specification's default, as the float32 an attribute holds.
 DEFAULT_EPSILON = float(np.float32(1e-5))
-_FLOATS = frozenset(map(helper.tensor_dtype_to_np_dtype, FLOATS))
+_DTYPES = frozenset(map(helper.tensor_dtype_to_np_dtype, FLOATS))
 _LEAST = 2.0**-60  # of the variances that ``evened`` makes; float32 has room on both sides
 
 
@@ -160,9 +160,9 @@ def _parameters(view: NodeView) -> _Parameters:
             "--equalize has put its scale into its variance, which says no more how its input is "
             "spread; fold the original model",
         )
-    values = view.constants.at_hand(view.reads[1:5]) or ()
-    if len(values) != 4 or not _FLOATS.issuperset([v.dtype for v in values]):
-        values = [_parameter(view, i) for i in range(4)]
+    values = view.constants.at_hand(view.reads[1:5])
+    if values is None or not _DTYPES.issuperset([v.dtype for v in values]):
+        values = [_parameter(view, i) for i in range(4)]  # says what is wrong, if anything is
     scale, bias, mean, variance = values
     if not scale.shape == bias.shape == mean.shape == variance.shape or scale.ndim != 1:
         raise Refused(

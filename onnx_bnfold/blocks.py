@@ -51,8 +51,8 @@ class Blocks:
         self._shape = shape
         self._dtype = dtype
 
-    def products(self, peaks: Array, axes: tuple[int, ...]) -> Iterator[tuple[Place, Array]]:
-        """Yield where each block belongs and its product; raise ``peaks`` to its ``_sizes``."""
+    def products(self, sizes: Array, axes: tuple[int, ...]) -> Iterator[tuple[Place, Array]]:
+        """Yield where each block belongs and its product; raise ``sizes`` to its ``sizes_of``."""
         dtype = helper.tensor_dtype_to_np_dtype(self.data_type)
         largest = min(BLOCK, math.prod(self._shape))
         rounded = None if self._dtype == dtype else np.empty(largest, dtype)
@@ -63,8 +63,8 @@ class Blocks:
                 if rounded is not None:
                     out = rounded[: values.size].reshape(values.shape)
                 block = _multiplied(values, factor, self.data_type, out)
-                part = part_of(peaks, where)
-                np.maximum(part, _sizes(block, axes), out=part)
+                part = part_of(sizes, where)
+                np.maximum(part, sizes_of(block, axes), out=part)
                 yield where, block
 
     def operands(self) -> Iterator[tuple[Place, Array, NDArray[np.float64]]]:
@@ -91,12 +91,12 @@ class Blocks:
         return tuple(1 if axis in axes else size for axis, size in enumerate(self._shape))
 
     def whole(self, axes: tuple[int, ...]) -> tuple[Array, Array]:
-        """Return the whole product, and its largest magnitudes over ``axes``."""
+        """Return the whole product, and its ``sizes_of``."""
         dtype = helper.tensor_dtype_to_np_dtype(self.data_type)
-        result, peaks = np.empty(self._shape, dtype), np.zeros(self.summed_shape(axes), dtype)
-        for where, block in self.products(peaks, axes):
+        result, sizes = np.empty(self._shape, dtype), np.zeros(self.summed_shape(axes), dtype)
+        for where, block in self.products(sizes, axes):
             result[where] = block
-        return result, peaks
+        return result, sizes
 
 
 def part_of(array: Array, where: Place) -> Array:
@@ -156,13 +156,14 @@ def peaks_of(result: Array, axes: tuple[int, ...]) -> Array:
     return np.asarray(size.max(axis=axes, keepdims=True, initial=0) if axes else size)
 
 
-def _sizes(result: Array, axes: tuple[int, ...]) -> Array:
-    """Return what ``peaks_of`` does, or ordinary numbers that are not above ordinary peaks.
+def sizes_of(result: Array, axes: tuple[int, ...]) -> Array:
+    """Return ``peaks_of``, or what tells the same: root mean squares, in the same shape.
 
-    A root mean square takes BLAS one pass, magnitudes take two, and several times as long.
+    It is these only if all of them are finite and above 2**-64, and then the peaks are so, too.
+    BLAS takes one pass for them; magnitudes take two, and several times as long.
     """
     lead = result.ndim - len(axes)
-    if axes and axes[0] == lead and result.dtype in (np.float32, np.float64):
+    if result.size and axes and axes[0] == lead and result.dtype in (np.float32, np.float64):
         rows = result.reshape(math.prod(result.shape[:lead]), 1, -1)
         mean = np.matmul(rows, rows.swapaxes(1, 2)) / rows.shape[2]
         # Else a square may be beyond the range of the type, on either side.

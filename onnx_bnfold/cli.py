@@ -168,7 +168,7 @@ def _begin(args: argparse.Namespace) -> None:
     keep_freed_memory()
     collect_rarely()
     if not args.check:
-        # A fold multiplies no matrices: OpenBLAS need not start its threads.
+        # A fold multiplies no matrices, only rows by themselves: OpenBLAS needs no threads for it.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     writes = args.output and not args.dry_run
     if writes and not args.no_metadata and not _is_store(args.model):

@@ -210,7 +210,7 @@ def _weight(view: NodeView, slot: int) -> Constant:
         return info
     source = dequantizer(view, slot)
     if source is None or source.constant(0) is None or source.constant(1) is None:
-        return view.weight(slot)
+        return view.weight(slot)  # which says why it is none
     integers, scale = source.weight(0), source.weight(1)
     return Constant(view.name_in(slot), integers.dims, scale.data_type)
 

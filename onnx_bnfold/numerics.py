@@ -15,6 +15,7 @@ from onnx_bnfold.blocks import Blocks, InMemory, part_of, peaks_of
 from onnx_bnfold.constants import Stored
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.rounding import FORMATS, as_type
+from onnx_bnfold.storage.tensors import MOST_AXES
 from onnx_bnfold.view import NodeView
 
 Array = np.ndarray[Any, Any]
@@ -47,7 +48,8 @@ def products(wanted: Sequence[Product]) -> list[Array | None]:
         form = each.values.shape, each.factor.shape, each.data_type, each.sums_over
         alike.setdefault(form, []).append(index)
     for (shape, _, data_type, _), indices in alike.items():
-        if data_type in FORMATS and math.prod(shape):
+        # In one array they have an axis more.
+        if data_type in FORMATS and math.prod(shape) and len(shape) < MOST_AXES:
             some = [wanted[index] for index in indices]
             for index, result in zip(indices, _products(some), strict=True):
                 found[index] = result
@@ -133,10 +135,10 @@ def product_blocks(
     _require_float(data_type, view)
     dtype = helper.tensor_dtype_to_np_dtype(data_type)
     blocks = Blocks(stored, shape, dtype, factor, data_type)
-    peaks = np.zeros(blocks.summed_shape(sums_over), dtype)
-    for _, block in blocks.products(peaks, sums_over):
+    sizes = np.zeros(blocks.summed_shape(sums_over), dtype)
+    for _, block in blocks.products(sizes, sums_over):
         yield block.reshape(-1)
-    _judge(blocks, peaks, view, sums_over)
+    _judge(blocks, sizes, view, sums_over)
 
 
 def _summed(values: Array, sums_over: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -151,11 +153,11 @@ def _require_float(data_type: int, view: NodeView) -> None:
         )
 
 
-def _judge(blocks: Blocks, peaks: Array, view: NodeView, sums_over: tuple[int, ...] | None) -> None:
-    """Refuse a product that overflows or loses precision, by its largest magnitudes at first."""
-    if not np.isfinite(peaks).all():
+def _judge(blocks: Blocks, sizes: Array, view: NodeView, sums_over: tuple[int, ...] | None) -> None:
+    """Refuse a product that overflows or loses precision, by the sizes of its sums at first."""
+    if not np.isfinite(sizes).all():
         raise _not_finite(blocks.values(), blocks.factor, blocks.data_type, view)
-    if sums_over is not None and not (peaks >= _enough(blocks.data_type, sums_over)).all():
+    if sums_over is not None and not (sizes >= _enough(blocks.data_type, sums_over)).all():
         _require_precision(blocks, view, sums_over)
 
 

@@ -132,11 +132,12 @@ class _Editor:
         if node.op_type == "MatMul" and new.slot == 2:
             self._add_matmul_bias(new, name)
             return
-        if new.slot == len(reads):
-            node.input.append(name)
-        elif name != old:
-            node.input.extend([""] * (new.slot + 1 - len(node.input)))
-            node.input[new.slot] = name
+        if name != old:
+            node.input.extend([""] * (new.slot - len(node.input)))
+            if new.slot < len(node.input):
+                node.input[new.slot] = name
+            else:
+                node.input.append(name)
         if node.op_type == "Gemm" and new.slot == 2:
             _drop_attribute(node, "beta")
         for attribute, value in new.attributes:
@@ -303,7 +304,7 @@ def _drop(field: Any, stale: Sequence[bool]) -> None:
     They are sorted to its end, in linear time: those that stay, weights among them, are not copied.
     """
     if any(stale):
-        flags = iter(stale)
+        flags = iter(stale)  # a sort asks for its keys once, in the order of the field
         field.sort(key=lambda _: next(flags))
         del field[len(stale) - sum(stale) :]
 

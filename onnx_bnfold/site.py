@@ -108,12 +108,13 @@ class Site:
     @cached_property
     def norm_pairs(self) -> dict[int, list[tuple[int, int]]]:
         """Norms in a row, the second reading what the first writes, perhaps cut off; by either."""
+        norms = (i for i, op in enumerate(self.graph.ops) if op == batchnorm.OPERATOR)
+        pairs = [(front, i) for i in norms if (front := self._norm_in_front(i)) is not None]
+        pairs = [pair for pair in pairs if all(map(self._is_norm, pair))]
         found: dict[int, list[tuple[int, int]]] = {}
-        for index, op in enumerate(self.graph.ops):
-            front = self._norm_in_front(index) if op == batchnorm.OPERATOR else None
-            if front is not None and self._is_norm(front) and self._is_norm(index):
-                for either in (front, index):
-                    found.setdefault(either, []).append((front, index))
+        for side in (0, 1):
+            for pair in pairs:
+                found.setdefault(pair[side], []).append(pair)
         return found
 
     def _norm_in_front(self, index: int) -> int | None:

@@ -40,7 +40,7 @@ class NodeView:
     @property
     def label(self) -> str:
         """Its operator and name, for messages."""
-        if self._label is None:
+        if self._label is None:  # a cached property would take a lock
             self._label = label(self.node, self.op)
         return self._label
 

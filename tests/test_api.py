@@ -254,6 +254,25 @@ def test_a_dead_channel_of_small_weights_is_judged_alike_in_a_file(size, tmp_pat
     assert target.read_bytes() == fold(model)[0].SerializeToString()
 
 
+@pytest.mark.parametrize("kernel", [1, 25], ids=["small", "streamed"])
+def test_a_changed_weight_has_its_new_values_and_no_others(kernel, tmp_path, rng):
+    """Its message may hold the old ones twice, and entries of a file that it is not in."""
+    parts = join(conv("x", "c", (64, 3, kernel), rng), bn("c", "y", 64, rng))
+    model = model_of(parts.nodes, {"x": ("N", 3, 40)}, ["y"], parts.initializers)
+    weight = next(t for t in model.graph.initializer if t.name == "c_W")
+    wanted, _ = fold(model)
+    weight.float_data.extend(numpy_helper.to_array(weight).reshape(-1).tolist())
+    weight.external_data.add(key="offset", value="8")
+    source, target = saved(model, tmp_path / "m.onnx"), tmp_path / "f.onnx"
+    folded, _ = fold(model)
+    fold_file(source, target, Options(metadata=False))
+    assert target.read_bytes() == folded.SerializeToString()
+    (found,) = (t for t in folded.graph.initializer if t.name == "c_W")
+    assert not found.float_data
+    del found.external_data[:]
+    assert folded == wanted
+
+
 def test_what_only_writing_refuses_is_kept(tmp_path, monkeypatch, rng):
     """No attempt is made twice: a fold ends even if verifying and writing disagree."""
 

@@ -32,7 +32,7 @@ def test_a_size_is_near_the_peak_and_not_above_it(shape, axes, dtype, power, see
         result = np.asarray(result).astype(dtype)
     summed = tuple(sorted(axis for axis in axes if axis < len(shape)))
     with blocks._calculating():
-        size = blocks._sizes(result, summed).astype(np.float64)
+        size = blocks.sizes_of(result, summed).astype(np.float64)
     peak = blocks.peaks_of(result, summed).astype(np.float64)
     assert size.shape == peak.shape
     assert np.array_equal(np.isfinite(size), np.isfinite(peak))
@@ -47,4 +47,4 @@ def test_a_size_is_near_the_peak_and_not_above_it(shape, axes, dtype, power, see
 def test_what_is_no_number_is_seen(wrong):
     result = np.ones((3, 4), np.float32)
     result[1, 2] = wrong
-    assert np.isfinite(blocks._sizes(result, (1,))).reshape(-1).tolist() == [True, False, True]
+    assert np.isfinite(blocks.sizes_of(result, (1,))).reshape(-1).tolist() == [True, False, True]

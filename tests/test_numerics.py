@@ -340,6 +340,14 @@ def test_many_products_at_once_are_what_each_is_alone(cases):
             assert found.tobytes() == alone
 
 
+def test_a_product_of_as_many_axes_as_an_array_has_is_made_alone():
+    most = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
+    values, view = np.ones((1,) * (most - 1) + (3,), SINGLE), SimpleNamespace(label="Conv 'c'")
+    wanted = numerics.Product(values, np.full((1,) * most, 2.0), TensorProto.FLOAT, view, (0,))
+    assert numerics.products([wanted]) == [None]
+    np.testing.assert_array_equal(numerics.product(*wanted), 2 * values)
+
+
 def test_a_product_that_is_refused_leaves_the_others_alone():
     view = SimpleNamespace(label="Conv 'c'")
     values = [1.0, 1e300, np.nan, 2.0]

@@ -33,7 +33,7 @@ _ROUTES: dict[Any, tuple[str, ...]] = {
 }
 _EXTERNAL = TensorProto.EXTERNAL  # protobuf takes long to look it up
 _TOGETHER = 1024  # values up to which tensors are decoded together
-_MOST_AXES = 32  # of an array: the limit of numpy 1
+MOST_AXES = 32  # of an array: the limit of numpy 1
 _VALUE_FIELDS = (
     "raw_data",
     "float_data",
@@ -255,7 +255,7 @@ def decode_small(
     small = {
         shape
         for shape in set(dims.values())
-        if 0 < len(shape) < _MOST_AXES and 0 < math.prod(shape) <= _TOGETHER
+        if 0 < len(shape) < MOST_AXES and 0 < math.prod(shape) <= _TOGETHER
     }
     alike: dict[tuple[tuple[int, ...], int], dict[str, bytes]] = {}
     for name, tensor in tensors.items():
@@ -300,8 +300,7 @@ def external_range(tensor: TensorProto) -> tuple[str, int, int]:
 
 def clear_values(tensor: TensorProto) -> None:
     """Drops the values that a tensor's message holds itself."""
-    # A tensor has one of the fields; nearly all have the first.
-    for name in _VALUE_FIELDS[:1] if tensor.HasField(_VALUE_FIELDS[0]) else _VALUE_FIELDS[1:]:
+    for name in _VALUE_FIELDS:
         tensor.ClearField(name)
 
 

@@ -135,7 +135,7 @@ def fold_file(
     """Fold a model file of any size into another file.
 
     Weights that do not change go from file to file; those that do are folded in blocks of about
-    1 MiB, in a few threads.
+    4 MiB, in a few threads.
     External data stays external, in a new file beside the target.
 
     Args:

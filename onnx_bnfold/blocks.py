@@ -17,8 +17,9 @@ from onnx_bnfold.rounding import as_type
 Array = np.ndarray[Any, Any]
 Place = tuple[slice, ...]  # of a block in an array: slices of its leading axes
 
-# Elements of a large constant that are multiplied at once: 1 MiB of float32, which caches hold.
-BLOCK = 1 << 18
+# Elements of a large constant that are multiplied at once, 4 MiB of float32: the last cache holds
+# blocks of a few threads, and Python, for which these wait in turn, has little to do between them.
+BLOCK = 1 << 20
 _PAGE = 1 << 12  # bytes
 # Elements that numpy converts to float64 before it multiplies them: the first cache holds them.
 _CONVERTED = 1 << 10

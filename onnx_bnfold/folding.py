@@ -181,16 +181,19 @@ class Folding:
         """Plan every graph of the model, leaving out what turned out not to be representable."""
         known: dict[int, Site] = {}
         self.plans = []
-        for position in range(len(self._graphs)):
-            excluded = {n: r for (p, n), r in self._excluded.items() if p == position}
-            site = self._site(position, known)
-            limits = Limits(self.options.max_rescale, self.options.profile)
-            plan = plan_graph(site, limits, excluded)
-            plan.standalone = self.options.standalone
-            if self.options.equalize:
-                self._equalize(position, plan, limits)
-            self.plans.append(plan)
+        with np.errstate(all="ignore"):  # what is no finite number is refused, not warned of
+            for position in range(len(self._graphs)):
+                self.plans.append(self._plan_graph(position, known))
         return self.plans
+
+    def _plan_graph(self, position: int, known: dict[int, Site]) -> GraphPlan:
+        excluded = {n: r for (p, n), r in self._excluded.items() if p == position}
+        limits = Limits(self.options.max_rescale, self.options.profile)
+        plan = plan_graph(self._site(position, known), limits, excluded)
+        plan.standalone = self.options.standalone
+        if self.options.equalize:
+            self._equalize(position, plan, limits)
+        return plan
 
     def _equalize(self, position: int, plan: GraphPlan, limits: Limits) -> None:
         from onnx_bnfold.equalize import equalize

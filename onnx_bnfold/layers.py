@@ -170,7 +170,8 @@ class LinearLayer(NamedTuple):
             assert weight is not None
             scale, shift = self.input_vectors(into)
             grouped = weight.astype(np.float64).reshape(self.grouped)
-            c = c - self.alpha * self._summed(grouped * self._laid(shift / scale, "i"))
+            with np.errstate(over="ignore", invalid="ignore"):  # it is judged when it is rounded
+                c = c - self.alpha * self._summed(grouped * self._laid(shift / scale, "i"))
         if out is not None:
             scale, shift = self.output_vectors(out)
             c = c * scale + shift

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -79,11 +80,16 @@ class NodeView:
         return self.constants.value(self.name_in(slot))
 
     def integers(self, slot: int, attribute_value: list[int] | None) -> list[int] | None:
-        """Return a list that old opsets hold in an attribute and new ones in an input."""
+        """Return a list that old opsets hold in an attribute and new ones in an input.
+
+        Raises:
+            Refused: the input is computed at run time.
+            TypeError: it holds no integers.
+        """
         if attribute_value is not None:
             return list(attribute_value)
         value = self.value(slot)
-        return None if value is None else [int(v) for v in value.reshape(-1)]
+        return None if value is None else [*map(operator.index, value.reshape(-1))]
 
     def dims_in(self, slot: int) -> Dims:
         """Return the dims of an input.

@@ -5,7 +5,8 @@
 
 Both begin with the models of tests/corpus. A finding is written to --findings with its traceback,
 one file per place in the code, and the run goes on. A model that onnx's checker accepts must be
-folded into one that it accepts. The last line is the count of executions, as JSON.
+folded into one that it accepts. A warning of numpy's is a finding, too. The last line is the count
+of executions, as JSON.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -458,6 +460,9 @@ def main() -> int:
     parser.add_argument("--findings", type=Path, default=Path("fuzz_findings"))
     parser.add_argument("--kept", type=Path, default=Path("fuzz_corpus"), help="what atheris grows")
     args = parser.parse_args()
+    warnings.simplefilter(
+        "error", RuntimeWarning
+    )  # of numpy's: what it warns of was not thought of
     findings = Findings(args.findings)
     if args.way == "coverage":
         fuzz_coverage(findings, args.seconds, args.seed, args.kept)

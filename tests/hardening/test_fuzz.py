@@ -26,6 +26,7 @@ def executed(content: bytes, folder: Path) -> fuzz.Findings:
     return findings
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # numpy's
 @pytest.mark.parametrize("path", CASES, ids=[p.stem for p in CASES])
 def test_the_corpus(path, tmp_path):
     findings = executed(path.read_bytes(), tmp_path)

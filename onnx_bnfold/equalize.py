@@ -261,7 +261,7 @@ def _reader(site: Site, index: int, member: _Member) -> _Reader:
         return _Reader(member, np.zeros((1, 1, len(gain))), gain, gain)
     layer = site.layer(index)
     weight = site.constants.value(layer.weight.name).reshape(layer.grouped)
-    weight = weight * layer.weight_factor(*site.layer_sides(index))
+    weight = weight * layer.weight_factor(*site.side_changes(index))
     inner = layer.axes("bk")
     peaks = _by_channels(layer, np.abs(weight).max(axis=inner, keepdims=True))
     energy = _by_channels(layer, np.square(weight).sum(axis=inner, keepdims=True))

@@ -41,14 +41,9 @@ def operator(node: NodeProto) -> str:
     return f"{node.domain}::{node.op_type}"
 
 
-def label(node: NodeProto, known: str | None = None) -> str:
-    """Name a node for people: its operator and its name, or its first output if it has none.
-
-    Args:
-        node: the node.
-        known: its operator, if somebody has asked for it already.
-    """
-    return f"{known or operator(node)} {(node.name or next(iter(node.output), ''))!r}"
+def label(node: NodeProto) -> str:
+    """Name a node for people: its operator and its name, or its first output if it has none."""
+    return f"{operator(node)} {(node.name or next(iter(node.output), ''))!r}"
 
 
 def attribute(node: NodeProto, name: str, default: T) -> T:

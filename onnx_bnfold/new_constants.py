@@ -21,7 +21,6 @@ from onnx_bnfold.numerics import ONE, Product, product, product_blocks, products
 from onnx_bnfold.planner import GraphPlan, Standalone
 from onnx_bnfold.quantized import QuantizedWeight
 from onnx_bnfold.reasons import Refusal, Refused
-from onnx_bnfold.rules import OUT
 from onnx_bnfold.site import Site
 from onnx_bnfold.view import NodeView
 
@@ -223,14 +222,8 @@ class _Weight:
         )
 
 
-def _sides(site: Site, index: int) -> tuple[Affine | None, Affine | None]:
-    into = site.key(index, site.ports(index)[0])
-    out = site.key(index, OUT)
-    return site.total.get(into or ""), site.total.get(out or "")
-
-
 def _of_layer(site: Site, index: int) -> Iterator[NewConstant]:
-    layer, (into, out) = site.layer(index), site.layer_sides(index)
+    layer, (into, out) = site.layer(index), site.side_changes(index)
     if layer.quantized is not None:
         if out is not None and out.has_scale:
             yield from _of_quantized(site, layer, layer.quantized, out)
@@ -292,7 +285,7 @@ def _bias_of_layer(
 
 def _of_norm(site: Site, index: int, *, even: bool) -> Iterator[NewConstant]:
     """Compensate at a BatchNormalization that stays; ``even`` gives its scales one size."""
-    norm, view, (into, out) = site.norm(index), site.view(index), _sides(site, index)
+    norm, view, (into, out) = site.norm(index), site.view(index), site.side_changes(index)
     count = len(norm.a)
     ones, zeros = np.ones(count), np.zeros(count)
     s_in, h_in = (ones, zeros) if into is None else _vectors(into, count)

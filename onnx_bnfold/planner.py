@@ -434,8 +434,8 @@ def _added(site: Site, changes: dict[Key, Affine]) -> int:
     count = 0
     for index in sorted(near - site.removed):
         if site.graph.ops[index] == "MatMul" and not site.becomes_gemm(index):
-            count += site.needs_bias(index, *site.layer_sides(index, changes))
-            count -= site.needs_bias(index, *site.layer_sides(index))
+            count += site.needs_bias(index, *site.side_changes(index, changes))
+            count -= site.needs_bias(index, *site.side_changes(index))
     return count
 
 

@@ -133,11 +133,8 @@ class _Editor:
             self._add_matmul_bias(new, name)
             return
         if name != old:
-            node.input.extend([""] * (new.slot - len(node.input)))
-            if new.slot < len(node.input):
-                node.input[new.slot] = name
-            else:
-                node.input.append(name)
+            node.input.extend([""] * (new.slot + 1 - len(node.input)))
+            node.input[new.slot] = name
         if node.op_type == "Gemm" and new.slot == 2:
             _drop_attribute(node, "beta")
         for attribute, value in new.attributes:

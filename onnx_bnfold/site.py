@@ -236,17 +236,17 @@ class Site:
     def _passed_shift(self, index: int, into: Affine) -> Affine:
         """Return the shift that a layer's output gets if its weights do not compensate one."""
         layer = self.layer(index)
-        factor = layer.weight_factor(*self.layer_sides(index))
+        factor = layer.weight_factor(*self.side_changes(index))
         value = self.constants.value(layer.weight.name).reshape(layer.grouped)
         shift = -layer.fold_bias(None, value * factor, into, None)
         laid = along(shift, layer.out_axis, layer.out_rank)
         return Affine.identity(layer.out_rank).with_shift(laid)
 
-    def layer_sides(
+    def side_changes(
         self, index: int, changes: Mapping[Key, Affine] | None = None
     ) -> tuple[Affine | None, Affine | None]:
-        """Return the changes of a layer's data and output, with further ones on top."""
-        keys = (self.key(index, self.layer(index).data_slot), self.key(index, OUT))
+        """Return the changes of a layer's or norm's data and output, with further ones on top."""
+        keys = (self.key(index, self.ports(index)[0]), self.key(index, OUT))
         return self._total_of(keys[0], changes), self._total_of(keys[1], changes)
 
     def _total_of(self, key: Key | None, changes: Mapping[Key, Affine] | None) -> Affine | None:
@@ -262,7 +262,7 @@ class Site:
 
         Args:
             index: the layer.
-            into, out: the changes of its data and its output; see ``layer_sides``.
+            into, out: the changes of its data and its output; see ``side_changes``.
         """
         layer = self.layer(index)
         shifted = into is not None and into.has_shift

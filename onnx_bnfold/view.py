@@ -42,7 +42,7 @@ class NodeView:
     def label(self) -> str:
         """Its operator and name, for messages."""
         if self._label is None:  # a cached property would take a lock
-            self._label = label(self.node, self.op)
+            self._label = label(self.node)
         return self._label
 
     def at(self, index: int) -> NodeView:

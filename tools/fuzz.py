@@ -460,9 +460,7 @@ def main() -> int:
     parser.add_argument("--findings", type=Path, default=Path("fuzz_findings"))
     parser.add_argument("--kept", type=Path, default=Path("fuzz_corpus"), help="what atheris grows")
     args = parser.parse_args()
-    warnings.simplefilter(
-        "error", RuntimeWarning
-    )  # of numpy's: what it warns of was not thought of
+    warnings.simplefilter("error", RuntimeWarning)  # numpy's
     findings = Findings(args.findings)
     if args.way == "coverage":
         fuzz_coverage(findings, args.seconds, args.seed, args.kept)

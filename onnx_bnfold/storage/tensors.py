@@ -210,7 +210,7 @@ def encode(arrays: Iterable[np.ndarray], tensor: TensorProto) -> Iterator[bytes 
 
 def fill(tensor: TensorProto, values: np.ndarray) -> None:
     """Puts values into a tensor's message; ValueError if they do not fit, see `encode`."""
-    (dtype, _), dims = _element(tensor.data_type), tuple(tensor.dims[:])
+    dtype, dims = _element(tensor.data_type)[0], tuple(tensor.dims[:])
     fits = values.shape == dims or values.shape == (math.prod(dims),)
     if fits and values.dtype == dtype and is_plain(tensor):
         tensor.raw_data = values.tobytes()

@@ -15,7 +15,6 @@ import numpy as np
 from onnx import helper
 
 from onnx_bnfold.affine import AGREEMENT, Float64
-from onnx_bnfold.graph import attribute
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.view import FLOATS, NodeView, overridable
 
@@ -170,7 +169,7 @@ def _parameters(view: NodeView) -> _Parameters:
             view.label,
             "its four parameters are not vectors of one length; repair the model",
         )
-    epsilon = float(attribute(view.node, "epsilon", DEFAULT_EPSILON))
+    epsilon = float(view.attribute("epsilon", DEFAULT_EPSILON))
     return _Parameters(scale, bias, mean, variance, epsilon)
 
 
@@ -196,11 +195,10 @@ def _unusable(view: NodeView, parameters: _Parameters) -> Refusal:
 
 
 def _require_inference(view: NodeView) -> None:
-    node = view.node
     if view.opset < 7:
-        training = not attribute(node, "is_test", 0)
+        training = not view.attribute("is_test", 0)
     else:
-        training = bool(attribute(node, "training_mode", 0))
+        training = bool(view.attribute("training_mode", 0))
     if training:
         name = "is_test=0" if view.opset < 7 else "training_mode=1"
         raise Refused(
@@ -215,7 +213,7 @@ def _require_inference(view: NodeView) -> None:
             "its statistics outputs are used, which makes it a training node; export the model "
             "in eval mode",
         )
-    if view.opset < 9 and not attribute(node, "spatial", 1):
+    if view.opset < 9 and not view.attribute("spatial", 1):
         raise Refused(
             Reason.NOT_PER_CHANNEL,
             view.label,

@@ -18,7 +18,7 @@ import onnx
 from onnx import NodeProto, SparseTensorProto, TensorProto, TypeProto, helper, numpy_helper
 
 from onnx_bnfold.errors import ModelError
-from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor, label
+from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.storage.tensors import decode_small
 
@@ -302,10 +302,11 @@ class Constants:
     def _evaluate(self, name: str) -> None:
         if name in self._values:
             return
-        node = self.graph.nodes[self.graph.producer[name]]
+        index = self.graph.producer[name]
+        node = self.graph.nodes[index]
         feeds = {n: self._feed(node, s, n) for s, n in enumerate(node.input) if n}
         found = _held(node, self._read)
-        self._values.update(_run(node, self.graph.opset, feeds) if found is None else found)
+        self._values.update(_run(self.graph, index, feeds) if found is None else found)
 
     def _feed(self, node: NodeProto, slot: int, name: str) -> np.ndarray[Any, Any]:
         if (node.op_type, slot) in TYPE_ONLY | DIMS_ONLY:
@@ -379,28 +380,28 @@ def _read_named(tensor: TensorProto, name: str, read: ReadTensor) -> np.ndarray[
 
 
 def _run(
-    node: NodeProto, opset: int, feeds: Mapping[str, np.ndarray[Any, Any]]
+    graph: Graph, index: int, feeds: Mapping[str, np.ndarray[Any, Any]]
 ) -> dict[str, np.ndarray[Any, Any]]:
     from onnx.reference import ReferenceEvaluator  # 0.3 s, needed by few models
 
     plain = NodeProto()
-    plain.CopyFrom(node)
+    plain.CopyFrom(graph.nodes[index])
     plain.domain = ""
-    graph = helper.make_graph(
+    names = [n for n in plain.output if n]
+    alone = helper.make_graph(
         [plain],
         "constant",
         [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
          for n, v in feeds.items()],
-        [onnx.ValueInfoProto(name=n) for n in node.output if n],
+        [onnx.ValueInfoProto(name=n) for n in names],
     )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-    names = [n for n in node.output if n]
+    model = helper.make_model(alone, opset_imports=[helper.make_opsetid("", graph.opset)])
     try:
         results = ReferenceEvaluator(model).run(names, dict(feeds))
     except Exception as error:  # the evaluator raises what numpy raises
         raise Refused(
             Reason.PARAMETERS_NOT_CONSTANT,
-            label(node),
+            graph.label(index),
             f"it cannot be evaluated ({error}); repair the model",
         ) from error
     return {n: np.asarray(r) for n, r in zip(names, results, strict=True)}

@@ -8,11 +8,9 @@ this module changes the model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-import onnx
 from onnx import (
     AttributeProto,
     FunctionProto,
@@ -24,12 +22,10 @@ from onnx import (
 )
 
 from onnx_bnfold.errors import ModelError
-from onnx_bnfold.reasons import Reason, Refused
 
 Body = GraphProto | FunctionProto
 Dims = tuple[int | str | None, ...]
 ReadTensor = Callable[[TensorProto], "np.ndarray"]
-T = TypeVar("T")
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 
@@ -39,31 +35,6 @@ def operator(node: NodeProto) -> str:
     if node.domain in STANDARD_DOMAINS:
         return node.op_type
     return f"{node.domain}::{node.op_type}"
-
-
-def label(node: NodeProto) -> str:
-    """Name a node for people: its operator and its name, or its first output if it has none."""
-    return f"{operator(node)} {(node.name or next(iter(node.output), ''))!r}"
-
-
-def attribute(node: NodeProto, name: str, default: T) -> T:
-    """Return an attribute's value, or the operator specification's default.
-
-    Raises:
-        Refused: the attribute refers to one of the enclosing function.
-    """
-    for candidate in node.attribute:
-        if candidate.name == name:
-            if candidate.ref_attr_name:
-                raise Refused(
-                    Reason.FUNCTION_ATTRIBUTE,
-                    label(node),
-                    f"attribute {name!r} is a parameter of the enclosing function and may differ "
-                    "from call to call; inline the function first (onnx.inliner)",
-                )
-            value = onnx.helper.get_attribute_value(candidate)
-            return cast("T", value.decode() if isinstance(value, bytes) else value)
-    return default
 
 
 def named_subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
@@ -97,8 +68,9 @@ class Graph:
         parent: the graph whose node carries this body; None for the main graph and functions.
         path: where the body is, e.g. ``""`` or ``"if_1/then_branch"``.
         nodes: its nodes; ``reads`` and ``writes`` are the names of their inputs and outputs, ``""``
-            for those left out, ``ops`` their operators, None outside the standard domain,
-            ``with_attributes`` the indices of those that have any.
+            for those left out, ``ops`` their operators, None outside the standard domain, ``names``
+            their own names.
+        attributes: of the nodes that have any: index of the node → name → attribute.
         producer: tensor name → index of the node that writes it.
         readers: tensor name → (node index, input index) of every input that reads it.
         inputs, outputs: names of the body's formal inputs (initializers excluded) and outputs.
@@ -121,7 +93,12 @@ class Graph:
         self.ops: list[str | None] = [
             node.op_type if node.domain in STANDARD_DOMAINS else None for node in self.nodes
         ]
-        self.with_attributes = [i for i, node in enumerate(self.nodes) if node.attribute]
+        self.names: list[str] = [node.name for node in self.nodes]
+        self.attributes: dict[int, dict[str, AttributeProto]] = {
+            index: self._by_name(index, found)
+            for index, node in enumerate(self.nodes)
+            if (found := node.attribute)
+        }
         self.producer: dict[str, int] = {}
         self.readers: dict[str, list[tuple[int, int]]] = {}
         self.initializers: dict[str, TensorProto] = {}
@@ -139,6 +116,13 @@ class Graph:
             self.outputs = frozenset(body.output)
             self.inputs = frozenset(body.input)
 
+    def _by_name(self, index: int, found: Sequence[AttributeProto]) -> dict[str, AttributeProto]:
+        named = {item.name: item for item in found}
+        if len(named) < len(found):
+            name, _ = Counter(item.name for item in found).most_common(1)[0]
+            raise ModelError(f"{self.label(index)} has two attributes {name!r}; repair the model")
+        return named
+
     def _index_nodes(self) -> None:
         producer, readers = self.producer, self.readers
         for index, (read, written) in enumerate(zip(self.reads, self.writes, strict=True)):
@@ -147,7 +131,7 @@ class Graph:
                     continue
                 if name in producer:
                     raise ModelError(f"tensor {name!r} is written by two nodes, the second being "
-                                     f"{label(self.nodes[index])}; repair the model")  # fmt: skip
+                                     f"{self.label(index)}; repair the model")  # fmt: skip
                 producer[name] = index
             for slot, name in enumerate(read):
                 if name in readers:
@@ -171,6 +155,14 @@ class Graph:
         times = Counter([*names, *self.producer])
         name = next(name for name in times if times[name] > 1)
         return ModelError(f"initializer {name!r} is defined more than once; repair the model")
+
+    def name(self, index: int) -> str:
+        """Return the name of a node, or that of its first output if it has none."""
+        return self.names[index] or next(iter(self.writes[index]), "")
+
+    def label(self, index: int) -> str:
+        """Name a node for people: its operator and its name."""
+        return f"{self.ops[index] or operator(self.nodes[index])} {self.name(index)!r}"
 
     def find_initializer(self, name: str) -> tuple[Graph, TensorProto] | None:
         """Return the initializer a name stands for here, looking through the outer scopes."""
@@ -255,9 +247,9 @@ def _with_subgraphs(root: Graph) -> list[Graph]:
     graphs = [root]
     owners: list[tuple[int, int] | None] = [None]
     for position, graph in enumerate(graphs):  # grows while it is walked
-        for index in graph.with_attributes:
+        for index in graph.attributes:
             for role, body in named_subgraphs(graph.nodes[index]):
-                name = graph.nodes[index].name or next(iter(graph.writes[index]), "")
+                name = graph.name(index)
                 path = graph.place(f"{name}.{role}")
                 graphs.append(Graph(body, graph.opset, graph, path))
                 owners.append((position, index))
@@ -267,6 +259,6 @@ def _with_subgraphs(root: Graph) -> list[Graph]:
         assert owner is not None
         outer = graphs[owner[0]]
         for name in used[position]:
-            outer.captured.setdefault(name, label(outer.nodes[owner[1]]))
+            outer.captured.setdefault(name, outer.label(owner[1]))
         used[owner[0]] |= used[position]
     return graphs

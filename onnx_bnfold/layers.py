@@ -19,11 +19,9 @@ from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from onnx import NodeProto
 
 from onnx_bnfold.affine import Affine, Float64
 from onnx_bnfold.constants import Constant
-from onnx_bnfold.graph import attribute, label
 from onnx_bnfold.quantized import QuantizedWeight, dequantizer, quantized_weight
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.view import FLOATS, NodeView
@@ -44,7 +42,7 @@ class LinearLayer(NamedTuple):
         quantized: the DequantizeLinear that makes the weight, if one does.
     """
 
-    node: NodeProto
+    view: NodeView
     layout: str
     grouped: tuple[int, ...]
     weight: Constant
@@ -89,7 +87,7 @@ class LinearLayer(NamedTuple):
         if not change.is_ordinary:
             raise Refused(
                 Reason.PRECISION,
-                label(self.node),
+                self.view.label,
                 "a scale in front of it is zero or so small that it cannot be divided by",
             )
         return self._vectors(change, self.out_axis, self.channels_out, "output")
@@ -105,13 +103,13 @@ class LinearLayer(NamedTuple):
         if self.quantized is not None:
             raise Refused(
                 Reason.QUANTIZED,
-                label(self.node),
+                self.view.label,
                 "its quantised weight has no scale per input channel; fold before quantising",
             )
         if not change.is_invertible:
             raise Refused(
                 Reason.PRECISION,
-                label(self.node),
+                self.view.label,
                 "the scale is zero or so small in a channel that the weights behind cannot be "
                 "divided by it",
             )
@@ -122,7 +120,7 @@ class LinearLayer(NamedTuple):
         if vectors is None:
             raise Refused(
                 Reason.AXES,
-                label(self.node),
+                self.view.label,
                 f"the change of its {side} is not one value per channel on axis {axis}",
             )
         return vectors
@@ -200,8 +198,8 @@ def _broadcast(layout: str, grouped: tuple[int, ...], letters: str) -> tuple[int
     return tuple(n if a in letters else 1 for n, a in zip(grouped, layout, strict=True))
 
 
-def _no_shift(node: NodeProto, reason: Reason, sentence: str) -> Refusal:
-    return Refusal(reason, label(node), sentence)
+def _no_shift(view: NodeView, reason: Reason, sentence: str) -> Refusal:
+    return Refusal(reason, view.label, sentence)
 
 
 def _weight(view: NodeView, slot: int) -> Constant:
@@ -222,13 +220,12 @@ def _kernel(weight: Constant) -> tuple[int, ...]:
 
 def _padding(view: NodeView, weight: Constant) -> Refusal | None:
     """Say why a convolution's input cannot be shifted: zeros at the border do not shift along."""
-    node = view.node
-    auto_pad = attribute(node, "auto_pad", "NOTSET")
-    pads: list[int] = attribute(node, "pads", [])
+    auto_pad = view.attribute("auto_pad", "NOTSET")
+    pads: list[int] = view.attribute("pads", [])
     same = str(auto_pad).startswith("SAME") and any(k != 1 for k in _kernel(weight))
     if same or (auto_pad == "NOTSET" and any(pads)):
         return _no_shift(
-            node,
+            view,
             Reason.PADDING,
             "it pads its input with zeros, and a shift would not hold at the border",
         )
@@ -236,18 +233,17 @@ def _padding(view: NodeView, weight: Constant) -> Refusal | None:
 
 
 def _transposed_shift(view: NodeView, weight: Constant) -> Refusal | None:
-    node = view.node
-    strides: list[int] = attribute(node, "strides", [])
-    output_padding: list[int] = attribute(node, "output_padding", [])
+    strides: list[int] = view.attribute("strides", [])
+    output_padding: list[int] = view.attribute("output_padding", [])
     plain = (
         all(n == 1 for n in (*_kernel(weight), *strides))
         and not any(output_padding)
-        and attribute(node, "auto_pad", "NOTSET") in ("NOTSET", "VALID")
+        and view.attribute("auto_pad", "NOTSET") in ("NOTSET", "VALID")
     )
     if plain:
         return None
     return _no_shift(
-        node,
+        view,
         Reason.PADDING,
         "its output positions get different numbers of taps, and a shift would differ between them",
     )
@@ -256,12 +252,12 @@ def _transposed_shift(view: NodeView, weight: Constant) -> Refusal | None:
 def _convolution(view: NodeView, *, transposed: bool) -> LinearLayer:
     """Read Conv, ``(C_out, C_in/group, *k)``, or ConvTranspose, ``(C_in, C_out/group, *k)``."""
     weight = _weight(view, 1)
-    group = attribute(view.node, "group", 1)
+    group = view.attribute("group", 1)
     rank = len(weight.dims)
     _require(view, rank >= 3 and group > 0 and weight.dims[0] % group == 0)
     first, second = weight.dims[0], weight.dims[1]
     return LinearLayer(
-        view.node,
+        view,
         ("gio" if transposed else "goi") + "k" * (rank - 2),
         (group, first // group, *weight.dims[1:]),
         weight,
@@ -274,20 +270,20 @@ def _convolution(view: NodeView, *, transposed: bool) -> LinearLayer:
 def _gemm(view: NodeView) -> LinearLayer:
     weight = _weight(view, 1)
     _require(view, len(weight.dims) == 2)
-    transposed = bool(attribute(view.node, "transB", 0))
+    transposed = bool(view.attribute("transB", 0))
     columns = weight.dims[0 if transposed else 1]
     bias = view.bias(2, weight, None)
     if bias is not None:
         _require(view, len(bias.dims) <= 2 and (bias.dims or (1,))[-1] in (1, columns))
     return LinearLayer(
-        view.node,
+        view,
         "oi" if transposed else "io",
         weight.dims,
         weight,
         bias,
-        *(0, 1, 2, 0 if attribute(view.node, "transA", 0) else 1, 1, 2, 2),
-        alpha=float(attribute(view.node, "alpha", 1.0)),
-        beta=float(attribute(view.node, "beta", 1.0)),
+        *(0, 1, 2, 0 if view.attribute("transA", 0) else 1, 1, 2, 2),
+        alpha=float(view.attribute("alpha", 1.0)),
+        beta=float(view.attribute("beta", 1.0)),
     )
 
 
@@ -304,9 +300,9 @@ def _matmul(view: NodeView) -> LinearLayer:
     axis = rank - 1 if weight_slot == 1 else rank - 2
     shift_in = None
     if depth > 2:
-        shift_in = _no_shift(view.node, Reason.AXES, "it has a weight matrix per batch entry")
+        shift_in = _no_shift(view, Reason.AXES, "it has a weight matrix per batch entry")
     return LinearLayer(
-        view.node,
+        view,
         "b" * (depth - 2) + ("io" if weight_slot == 1 else "oi"),
         weight.dims,
         weight,

@@ -18,7 +18,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Float64
-from onnx_bnfold.graph import Graph, attribute
+from onnx_bnfold.graph import Graph
 from onnx_bnfold.layers import LinearLayer
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.rewrite import Names, drop_dead
@@ -152,22 +152,22 @@ def _conv_branch(
         layer = site.layer(index)
     except Refused:
         return None
-    node = layer.node
+    view = site.view(index)
     kernel = tuple(layer.weight.dims[2:])
     ones, zeros = [1] * len(kernel), [0] * 2 * len(kernel)
-    if layer.quantized or attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+    if layer.quantized or view.attribute("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return None
-    pads = attribute(node, "pads", zeros)
-    dilations = attribute(node, "dilations", ones)
+    pads = view.attribute("pads", zeros)
+    dilations = view.attribute("dilations", ones)
     geometry = Geometry(
-        attribute(node, "group", 1),
+        view.attribute("group", 1),
         kernel,
-        tuple(attribute(node, "strides", ones)),
+        tuple(view.attribute("strides", ones)),
         tuple(d if k > 1 else 1 for d, k in zip(dilations, kernel, strict=True)),
         tuple(pads[: len(kernel)]),
         tuple(pads[len(kernel) :]),
     )
-    return Branch(node.input[layer.data_slot], (Term(index, geometry, norms, a, b),))
+    return Branch(view.reads[layer.data_slot], (Term(index, geometry, norms, a, b),))
 
 
 def _joined(index: int, parts: Sequence[Branch | None]) -> Branch | None:

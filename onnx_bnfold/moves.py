@@ -13,7 +13,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_bnfold.affine import Affine, Float64, joined
-from onnx_bnfold.graph import Dims, attribute
+from onnx_bnfold.graph import Dims
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.view import FLOATS, NodeView
 
@@ -88,7 +88,7 @@ def unmoved(view: NodeView, change: Affine, forward: bool) -> Affine:
 def cast(view: NodeView, change: Affine, forward: bool) -> Affine:
     """Cast between float types."""
     source = view.type_of(view.name_in(0))
-    target = attribute(view.node, "to", TensorProto.UNDEFINED)
+    target = view.attribute("to", TensorProto.UNDEFINED)
     if source not in FLOATS or target not in FLOATS:
         raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "it does not cast float to float")
     return change
@@ -113,7 +113,7 @@ def kept(view: NodeView, change: Affine, forward: bool) -> Affine:
 
 def resized(view: NodeView, change: Affine, forward: bool) -> Affine:
     """Resize: its weights sum to one unless it extrapolates with a constant."""
-    if attribute(view.node, "coordinate_transformation_mode", "") == "tf_crop_and_resize":
+    if view.attribute("coordinate_transformation_mode", "") == "tf_crop_and_resize":
         raise Refused(Reason.OPAQUE, view.label, "it crops and may fill with a constant")
     return kept(view, change, forward)
 
@@ -134,7 +134,7 @@ def expanded(view: NodeView, change: Affine, forward: bool) -> Affine:
 
 def transposed(view: NodeView, change: Affine, forward: bool) -> Affine:
     """Transpose."""
-    perm = attribute(view.node, "perm", list(range(change.rank))[::-1])
+    perm = view.attribute("perm", list(range(change.rank))[::-1])
     order = tuple(perm) if forward else tuple(int(i) for i in np.argsort(perm))
     if sorted(order) != list(range(change.rank)):
         raise Refused(
@@ -144,7 +144,7 @@ def transposed(view: NodeView, change: Affine, forward: bool) -> Affine:
 
 
 def _listed_axes(view: NodeView, rank: int) -> tuple[int, ...] | None:
-    listed = view.integers(1, attribute(view.node, "axes", None))
+    listed = view.integers(1, view.attribute("axes", None))
     return None if listed is None else tuple(sorted(axis_of(view, a, rank) for a in listed))
 
 
@@ -174,9 +174,9 @@ def reduced(view: NodeView, change: Affine, forward: bool) -> Affine:
     rank = len(view.dims_in(0))
     axes = _listed_axes(view, rank)
     if not axes:
-        noop = attribute(view.node, "noop_with_empty_axes", 0)
+        noop = view.attribute("noop_with_empty_axes", 0)
         axes = () if noop else tuple(range(rank))
-    keep = bool(attribute(view.node, "keepdims", 1))
+    keep = bool(view.attribute("keepdims", 1))
     wide = change if forward or keep else _with_axes(change, axes, added=True)
     for axis in varying(wide):
         if axis in axes:
@@ -276,14 +276,14 @@ def _same_size(a: Dims, b: Dims) -> bool:
 
 def depth_to_space(view: NodeView, change: Affine, forward: bool) -> Affine:
     """DepthToSpace: blocks of channels become blocks of positions."""
-    block = attribute(view.node, "blocksize", 1) ** 2
-    interleaved = attribute(view.node, "mode", "DCR") == "CRD"
+    block = view.attribute("blocksize", 1) ** 2
+    interleaved = view.attribute("mode", "DCR") == "CRD"
     return _depth(view, change, block, interleaved, narrow=forward)
 
 
 def space_to_depth(view: NodeView, change: Affine, forward: bool) -> Affine:
     """SpaceToDepth: blocks of positions become blocks of channels."""
-    block = attribute(view.node, "blocksize", 1) ** 2
+    block = view.attribute("blocksize", 1) ** 2
     return _depth(view, change, block, interleaved=False, narrow=not forward)
 
 
@@ -319,8 +319,7 @@ def _first_of(array: Float64, block: int, interleaved: bool) -> Float64:
 
 
 def _pads(view: NodeView) -> list[int]:
-    node = view.node
-    listed = view.integers(1, attribute(node, "pads", attribute(node, "paddings", None)))
+    listed = view.integers(1, view.attribute("pads", view.attribute("paddings", None)))
     if listed is None:
         raise Refused(Reason.PARAMETERS_NOT_CONSTANT, view.label, "its pads are not constant")
     axes = view.integers(3, None) if view.opset >= 18 else None
@@ -338,14 +337,14 @@ def padded(view: NodeView, change: Affine, forward: bool) -> Affine:
     """Pad; zeros let every scale pass, and a shift only where it can stop at the zeros."""
     pads = _pads(view)
     rank = change.rank
-    repeats = attribute(view.node, "mode", "constant") != "constant"
+    repeats = view.attribute("mode", "constant") != "constant"
     for axis in varying(change):
         if min(pads[axis], pads[axis + rank]) < 0 or (repeats and max(pads[axis::rank]) > 0):
             raise _refuse_axis(view, axis)
     grown = [axis for axis in range(rank) if max(pads[axis::rank]) > 0]
     if repeats or not grown:
         return change
-    fill: Any = view.value(2) if view.opset >= 11 else attribute(view.node, "value", 0.0)
+    fill: Any = view.value(2) if view.opset >= 11 else view.attribute("value", 0.0)
     if fill is not None and np.any(np.asarray(fill) != 0):
         raise Refused(Reason.OPAQUE, view.label, "it pads with a constant that is not zero")
     if change.has_shift and len(grown) > 1:
@@ -406,12 +405,11 @@ def sliced(view: NodeView, change: Affine, forward: bool) -> Affine:
 
 
 def _slices(view: NodeView, rank: int) -> dict[int, slice]:
-    node = view.node
-    starts = view.integers(1, attribute(node, "starts", None))
-    ends = view.integers(2, attribute(node, "ends", None))
+    starts = view.integers(1, view.attribute("starts", None))
+    ends = view.integers(2, view.attribute("ends", None))
     if starts is None or ends is None:
         raise Refused(Reason.PARAMETERS_NOT_CONSTANT, view.label, "its bounds are not constant")
-    axes = view.integers(3, attribute(node, "axes", None)) or list(range(len(starts)))
+    axes = view.integers(3, view.attribute("axes", None)) or list(range(len(starts)))
     steps = (view.integers(4, None) if view.opset >= 10 else None) or [1] * len(starts)
     return {
         axis_of(view, axis, rank): _python_slice(start, end, step)
@@ -452,7 +450,7 @@ def _scattered(
 def gathered(view: NodeView, change: Affine, forward: bool) -> Affine:
     """Gather; on the axis the change varies along, the indices must be a constant list."""
     dims = view.dims_in(0)
-    axis = axis_of(view, attribute(view.node, "axis", 0), len(dims))
+    axis = axis_of(view, view.attribute("axis", 0), len(dims))
     count = len(view.dims_in(1))
     ones = tuple(range(axis, axis + count))
     on_axis = axis in varying(change) if forward else any(a in ones for a in varying(change))

@@ -22,7 +22,6 @@ import numpy as np
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import VANISHING, Affine
 from onnx_bnfold.flood import flood
-from onnx_bnfold.graph import label
 from onnx_bnfold.limits import Limits
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.site import Key, Site, constant_map
@@ -448,4 +447,4 @@ def _two_names(name: str) -> Refused:
 
 
 def _kept(site: Site, index: int, tried: Sequence[tuple[str, Refusal]]) -> Decision:
-    return Decision(index, label(site.graph.nodes[index]), refusal=tried[0][1], tried=tuple(tried))
+    return Decision(index, site.graph.label(index), refusal=tried[0][1], tried=tuple(tried))

@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from onnx_bnfold.affine import Float64
 from onnx_bnfold.constants import Constant
-from onnx_bnfold.graph import STANDARD_DOMAINS, attribute
+from onnx_bnfold.graph import STANDARD_DOMAINS
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.view import NodeView
 
@@ -131,7 +131,7 @@ def quantized_weight(view: NodeView, out_axis: int) -> QuantizedWeight:
         raise _refused(view, "its operands are computed at run time")
     if integers.data_type not in _RANGES or not view.graph.only_reader(view.writes[0]):
         raise _refused(view, "its weight is of another type, or read by several nodes")
-    axis = attribute(view.node, "axis", 1) % max(len(integers.dims), 1)
+    axis = view.attribute("axis", 1) % max(len(integers.dims), 1)
     per_axis = len(scale.dims) == 1 and scale.size > 1
     blocked = len(scale.dims) > 1
     if (per_axis and axis != out_axis) or (blocked and axis == out_axis):

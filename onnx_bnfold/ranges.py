@@ -15,7 +15,6 @@ import numpy as np
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Affine, Float64
-from onnx_bnfold.graph import attribute
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.rules import data_slots
 from onnx_bnfold.site import Site
@@ -95,7 +94,7 @@ def _added(view: NodeView, parts: Sequence[Range]) -> Range | None:
 
 def _concatenated(view: NodeView, parts: Sequence[Range]) -> Range | None:
     rank = parts[0].rank
-    axis = attribute(view.node, "axis", 1)
+    axis = view.attribute("axis", 1)
     if axis not in (1, 1 - rank) or any(part.rank != rank for part in parts):
         return None
     low, high = (np.concatenate(v) for v in zip(*((p.low, p.high) for p in parts), strict=True))

@@ -18,7 +18,6 @@ import numpy as np
 
 from onnx_bnfold import moves
 from onnx_bnfold.affine import Affine, Float64, joined
-from onnx_bnfold.graph import attribute
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.view import NodeView
 
@@ -308,14 +307,14 @@ def _concat(view: NodeView, known: Known) -> Step:
     slots = _inputs(view)
     if _is_open(known, len(slots), OUT):
         return UNDECIDED
-    axis = moves.axis_of(view, attribute(view.node, "axis", 1), len(view.dims_out(0)))
+    axis = moves.axis_of(view, view.attribute("axis", 1), len(view.dims_out(0)))
     sizes = [moves.size(view, view.dims_in(slot), axis) for slot in slots]
     return _parts(known, slots, OUT, axis, sizes)
 
 
 def _split(view: NodeView, known: Known) -> Step:
     dims = view.dims_in(0)
-    axis = moves.axis_of(view, attribute(view.node, "axis", 0), len(dims))
+    axis = moves.axis_of(view, view.attribute("axis", 0), len(dims))
     slots = [slot for slot, name in enumerate(view.writes) if name]
     if len(slots) != len(view.writes):
         raise Refused(Reason.OPAQUE, view.label, "one of its outputs is left out")
@@ -357,11 +356,10 @@ def _cut(change: Affine, axis: int, start: int, stop: int) -> Affine:
 
 def _mean_takes_shift(view: NodeView) -> bool:
     """Whether an AveragePool divides by the number of real elements at every position."""
-    node = view.node
-    pads = attribute(node, "auto_pad", "NOTSET")
-    padded = pads.startswith("SAME") or (pads == "NOTSET" and any(attribute(node, "pads", [])))
-    counted = attribute(node, "count_include_pad", 0) or view.opset < 7
-    return not counted or not (padded or attribute(node, "ceil_mode", 0))
+    pads = view.attribute("auto_pad", "NOTSET")
+    padded = pads.startswith("SAME") or (pads == "NOTSET" and any(view.attribute("pads", [])))
+    counted = view.attribute("count_include_pad", 0) or view.opset < 7
+    return not counted or not (padded or view.attribute("ceil_mode", 0))
 
 
 def _maxpool(view: NodeView, known: Known) -> Step:
@@ -373,7 +371,7 @@ def _maxpool(view: NodeView, known: Known) -> Step:
 def _dropout(view: NodeView, known: Known) -> Step:
     training: Any
     if view.opset < 7:
-        training = not attribute(view.node, "is_test", 0)
+        training = not view.attribute("is_test", 0)
     else:
         training = view.value(2)
     if training is not None and np.any(training):
@@ -383,8 +381,8 @@ def _dropout(view: NodeView, known: Known) -> Step:
 
 def _clip(view: NodeView, known: Known) -> Step:
     """Clip to [0, ∞) is a ReLU; any other bound would have to move with the scale."""
-    low: Any = view.value(1) if view.opset >= 11 else attribute(view.node, "min", None)
-    high: Any = view.value(2) if view.opset >= 11 else attribute(view.node, "max", None)
+    low: Any = view.value(1) if view.opset >= 11 else view.attribute("min", None)
+    high: Any = view.value(2) if view.opset >= 11 else view.attribute("max", None)
     if high is not None and float(high) < np.finfo(np.float32).max:
         raise Refused(Reason.OPAQUE, view.label, "its upper bound does not scale along")
     if low is None or float(low) != 0:

@@ -6,17 +6,17 @@ name, count and attribute type once. Source: the ONNX IR specification, "Graphs"
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import accumulate, chain
 from operator import mul
 from typing import Any, NamedTuple
 
 import onnx
-from onnx import AttributeProto, NodeProto
+from onnx import AttributeProto
 
 from onnx_bnfold.errors import ModelError
-from onnx_bnfold.graph import Graph, label
+from onnx_bnfold.graph import Graph
 
 _MOST_ELEMENTS = 2**62
 _SINGLE = onnx.defs.OpSchema.FormalParameterOption.Single
@@ -42,37 +42,23 @@ def require_sound(graphs: Sequence[Graph]) -> None:
     """
     defined: dict[int, set[str]] = {}
     for graph in graphs:
-        attributes = list(_attributes(graph))
-        _require_text(graph, attributes)
+        _require_text(graph)
         _require_version(graph)
         _require_shapes(graph)
         _require_counts(graph)
-        _require_types(graph, attributes)
+        _require_types(graph)
         outer = set() if graph.parent is None else defined[id(graph.parent)]
         defined[id(graph)] = _require_names(graph, outer)
 
 
-class _Attribute(NamedTuple):
-    node: int
-    name: str
-    type: int
-    refers: bool
-
-
-def _attributes(graph: Graph) -> Iterator[_Attribute]:
-    for index in graph.with_attributes:
-        for item in graph.nodes[index].attribute:
-            yield _Attribute(index, item.name, item.type, bool(item.ref_attr_name))
-
-
-def _require_text(graph: Graph, attributes: Sequence[_Attribute]) -> None:
+def _require_text(graph: Graph) -> None:
     """Protobuf's old syntax lets strings be any bytes, and hands those that are no text as such."""
+    foreign = [node for node, op in zip(graph.nodes, graph.ops, strict=True) if op is None]
     names: tuple[Iterable[object], ...] = (
         *(graph.readers, graph.producer, graph.initializers, graph.sparse),
-        *(graph.inputs, graph.outputs, [item.name for item in attributes]),
-        [node.name for node in graph.nodes],
-        [node.op_type for node in graph.nodes],
-        [node.domain for node in graph.nodes],
+        *(graph.inputs, graph.outputs, graph.names, *graph.attributes.values()),
+        [op for op in graph.ops if op is not None],
+        *([node.op_type for node in foreign], [node.domain for node in foreign]),
     )
     if not set(map(type, chain.from_iterable(names))) <= {str}:
         name = min(name for name in chain.from_iterable(names) if isinstance(name, bytes))
@@ -113,7 +99,7 @@ def _require_names(graph: Graph, outer: set[str]) -> set[str]:
             for name in read:
                 # What an outer graph calls the same is not what the nodes here mean.
                 if name not in defined and (name in graph.producer or name not in outer):
-                    raise _undefined(graph, graph.nodes[index], name)
+                    raise _undefined(graph, index, name)
         defined.update(written)
     defined.discard("")
     for name in graph.outputs:
@@ -123,14 +109,15 @@ def _require_names(graph: Graph, outer: set[str]) -> set[str]:
     return outer | defined
 
 
-def _undefined(graph: Graph, node: NodeProto, name: str) -> ModelError:
+def _undefined(graph: Graph, index: int, name: str) -> ModelError:
+    reads = f"{graph.label(index)} reads {name!r}"
     if name in graph.producer:
-        later = label(graph.nodes[graph.producer[name]])
+        later = graph.label(graph.producer[name])
         return ModelError(
-            f"{label(node)} reads {name!r} before {later} computes it; the nodes form a cycle or "
-            "are not in order, sort them"
+            f"{reads} before {later} computes it; the nodes form a cycle or are not in order, sort "
+            "them"
         )
-    return ModelError(f"{label(node)} reads {name!r}, which nothing defines; repair the model")
+    return ModelError(f"{reads}, which nothing defines; repair the model")
 
 
 def _number(kind: Any) -> int:
@@ -164,13 +151,13 @@ def _require_counts(graph: Graph) -> None:
     wrong = {form: why for form in set(forms) if (why := _miscounted(*form, graph.opset))}
     for index, form in enumerate(forms) if wrong else ():
         if form in wrong:
-            raise ModelError(f"{label(graph.nodes[index])} {wrong[form]}; repair the model")
+            raise ModelError(f"{graph.label(index)} {wrong[form]}; repair the model")
     for index, read in enumerate(graph.reads):
         if "" in read:
             signature = _signature(graph.ops[index], graph.opset)
             required = signature.required if signature else ()
             if any(not read[slot] for slot in required if slot < len(read)):
-                raise ModelError(f"{label(graph.nodes[index])} lacks an input that its operator "
+                raise ModelError(f"{graph.label(index)} lacks an input that its operator "
                                  "needs; repair the model")  # fmt: skip
 
 
@@ -188,11 +175,14 @@ def _miscounted(operator: str | None, inputs: int, outputs: int, opset: int) -> 
     return None
 
 
-def _require_types(graph: Graph, attributes: Sequence[_Attribute]) -> None:
-    for item in attributes:
-        signature = _signature(graph.ops[item.node], graph.opset)
-        expected = signature and signature.attributes.get(item.name)
-        if expected is not None and item.type != expected and not item.refers:
-            wanted, node = AttributeProto.AttributeType.Name(expected), graph.nodes[item.node]
-            raise ModelError(f"{label(node)}: its attribute {item.name!r} is not of the type "
-                             f"{wanted} that its operator takes; repair the model")  # fmt: skip
+def _require_types(graph: Graph) -> None:
+    for index, attributes in graph.attributes.items():
+        signature = _signature(graph.ops[index], graph.opset)
+        if signature is None:
+            continue
+        for name, item in attributes.items():
+            expected = signature.attributes.get(name)
+            if expected is not None and item.type != expected and not item.ref_attr_name:
+                wanted = AttributeProto.AttributeType.Name(expected)
+                raise ModelError(f"{graph.label(index)}: its attribute {name!r} is not of the type "
+                                 f"{wanted} that its operator takes; repair the model")  # fmt: skip

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto, TensorProto, helper
 
 from onnx_bnfold.constants import Constant, Constants
-from onnx_bnfold.graph import Dims, Graph, label
+from onnx_bnfold.graph import Dims, Graph
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.shapes import Shapes
 
 FLOATS = frozenset(
     (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 )
+T = TypeVar("T")
 
 
 class NodeView:
@@ -36,14 +37,31 @@ class NodeView:
         self.reads = graph.reads[index]
         self.writes = graph.writes[index]
         self._shapes = shapes
-        self._label: str | None = None
 
     @property
     def label(self) -> str:
         """Its operator and name, for messages."""
-        if self._label is None:  # a cached property would take a lock
-            self._label = label(self.node)
-        return self._label
+        return self.graph.label(self.index)
+
+    def attribute(self, name: str, default: T) -> T:
+        """Return an attribute's value, or the operator specification's default.
+
+        Raises:
+            Refused: the attribute refers to one of the enclosing function.
+        """
+        some = self.graph.attributes.get(self.index)
+        found = some.get(name) if some else None
+        if found is None:
+            return default
+        if found.ref_attr_name:
+            raise Refused(
+                Reason.FUNCTION_ATTRIBUTE,
+                self.label,
+                f"attribute {name!r} is a parameter of the enclosing function and may differ "
+                "from call to call; inline the function first (onnx.inliner)",
+            )
+        value = helper.get_attribute_value(found)
+        return cast("T", value.decode() if isinstance(value, bytes) else value)
 
     def at(self, index: int) -> NodeView:
         """Return the view of another node of the same graph."""

@@ -17,7 +17,7 @@ import numpy as np
 from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
 
 from onnx_bnfold.constants import Constants
-from onnx_bnfold.graph import ReadTensor, attribute, graphs_of, subgraphs
+from onnx_bnfold.graph import ReadTensor, graphs_of, subgraphs
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.reports.depth import Depth, Unknown, depth_of
 from onnx_bnfold.shapes import Inference, Shapes
@@ -132,7 +132,7 @@ def _views(model: ModelProto, read: ReadTensor) -> list[NodeView]:
         views = [NodeView(graph, constants, shapes, index) for index in range(len(graph.nodes))]
         known = [view for view in views if view.op == "Shape" and _is_static(view)]
         for view in known:
-            start, end = (attribute(view.node, name, default) for name, default in _RANGE)
+            start, end = (view.attribute(name, default) for name, default in _RANGE)
             value = np.array(view.dims_in(0)[start:end], np.int64)
             tensor = numpy_helper.from_array(value)
             view.node.CopyFrom(
@@ -194,7 +194,7 @@ def _transposed_convolution(view: NodeView) -> int:
 
 
 def _gemm(view: NodeView) -> int:
-    axis = 0 if attribute(view.node, "transA", 0) else 1
+    axis = 0 if view.attribute("transA", 0) else 1
     return _output(view) * _size(view, view.name_in(0), slice(axis, axis + 1))
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from onnx_bnfold.graph import attribute
 from onnx_bnfold.view import NodeView
 
 Depth = tuple[int, int]  # levels; operators that are no polynomials
@@ -106,7 +105,7 @@ def _power(view: NodeView, encrypted: set[str]) -> Depth:
 
 
 def _interpolation(view: NodeView, encrypted: set[str]) -> Depth:
-    return (0, 0) if attribute(view.node, "mode", "nearest") == "nearest" else (1, 0)
+    return (0, 0) if view.attribute("mode", "nearest") == "nearest" else (1, 0)
 
 
 _DEPTHS: Mapping[str | None, Callable[[NodeView, set[str]], Depth]] = {

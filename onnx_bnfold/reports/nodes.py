@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from onnx import ModelProto
 
-from onnx_bnfold.graph import Graph, graphs_of, label, operator
+from onnx_bnfold.graph import Graph, graphs_of, operator
 from onnx_bnfold.planner import Decision, GraphPlan
 from onnx_bnfold.report import Record
 
@@ -111,7 +111,7 @@ def merged_records(merged: Sequence[Record], original: ModelProto) -> Iterator[N
         original: the model that still has them.
     """
     graph = graphs_of(original)[0]
-    found = {label(node): index for index, node in enumerate(graph.nodes)}
+    found = {graph.label(index): index for index in range(len(graph.nodes))}
     for record in merged:
         index, conv = found[record.name], found[record.scale_to[0]]
         x, y = graph.nodes[index].input[0], graph.nodes[index].output[0]

@@ -165,6 +165,12 @@ def an_attribute_of_another_type(model):
     model.graph.node[0].attribute.append(helper.make_attribute("pads", 1))
 
 
+@refused("Conv 'n_c'", "two attributes 'pads'")
+def an_attribute_twice(model):
+    for pads in ([1, 1, 1, 1], [0, 0, 0, 0]):
+        model.graph.node[0].attribute.append(helper.make_attribute("pads", pads))
+
+
 @refused("99", "upgrade onnx")
 def a_future_opset(model):
     model.opset_import[0].version = 99

@@ -14,6 +14,7 @@ from onnx_bnfold.api import Outcome, fold_file, plan_file
 from onnx_bnfold.console import tell
 from onnx_bnfold.errors import CheckFailed
 from onnx_bnfold.folding import Options
+from onnx_bnfold.memory import hold
 from onnx_bnfold.report import Report
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class _Job:
 
     def inspect(self, outcome: Outcome) -> None:
         """Check the outcome and collect what is said of it; raise if a gate does not hold."""
+        hold(outcome)
         if not self.args.quiet:
             self.text = [*outcome.report.lines(), outcome.report.summary()]
         failures = self._failures(outcome)

@@ -133,6 +133,7 @@ class Folding:
         self._excluded: dict[tuple[int, int], Refusal] = {}
         self._ranges = ranges
         self._unequal: set[tuple[int, str]] = set()
+        self._plain: set[tuple[int, int]] = set()
         self._index()
         require_sound(self._graphs)
         self.nodes_before = sum(len(graph.nodes) for graph in self._graphs)
@@ -191,6 +192,7 @@ class Folding:
         limits = Limits(self.options.max_rescale, self.options.profile)
         plan = plan_graph(self._site(position, known), limits, excluded)
         plan.standalone = self.options.standalone
+        plan.plain = {n for p, n in self._plain if p == position}
         if self.options.equalize:
             self._equalize(position, plan, limits)
         return plan
@@ -217,7 +219,10 @@ class Folding:
             if index in plan.equalized:  # what is not needed goes first
                 self._unequal.update((position, root) for root in plan.equalized[index])
             else:
-                self._excluded[position, plan.touched.get(index, [index])[-1]] = refusal
+                cause = position, plan.touched.get(index, [index])[-1]
+                if cause in self._excluded:  # it stays already, and cannot be written otherwise
+                    self._plain.add(cause)
+                self._excluded[cause] = refusal
 
     def verify(self) -> None:
         """Compute every new constant and forget it.

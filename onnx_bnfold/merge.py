@@ -157,12 +157,14 @@ def _conv_branch(
     ones, zeros = [1] * len(kernel), [0] * 2 * len(kernel)
     if layer.quantized or view.attribute("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return None
-    pads = view.attribute("pads", zeros)
+    pads, strides = view.attribute("pads", zeros), view.attribute("strides", ones)
     dilations = view.attribute("dilations", ones)
+    if (len(pads), len(strides), len(dilations)) != (2 * len(kernel), len(kernel), len(kernel)):
+        return None
     geometry = Geometry(
         view.attribute("group", 1),
         kernel,
-        tuple(view.attribute("strides", ones)),
+        tuple(strides),
         tuple(d if k > 1 else 1 for d, k in zip(dilations, kernel, strict=True)),
         tuple(pads[: len(kernel)]),
         tuple(pads[len(kernel) :]),

@@ -13,7 +13,7 @@ from anybody), then those with the most elements, so that most work is saved.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -79,6 +79,7 @@ class GraphPlan:
         equalized: for each node whose constants change for it, the tensors whose channels are made
             alike (``equalize``).
         evened: the BatchNormalizations that stay and get scales of one size.
+        plain: the BatchNormalizations that nothing else can be written for.
     """
 
     site: Site
@@ -87,24 +88,26 @@ class GraphPlan:
     standalone: Standalone = "keep"
     equalized: dict[int, list[str]] = field(default_factory=dict)
     evened: set[int] = field(default_factory=set)
+    plain: Set[int] = frozenset()
 
     def standalone_forms(self) -> dict[int, Standalone]:
         """Return the BatchNormalizations that stay and are written as something else."""
         if self.standalone == "keep":
             return {}
         kept = (d.node for d in self.decisions if d.refusal and d.refusal.reason not in UNFIT)
-        forms = {index: _standalone_form(self.site, index, self.standalone) for index in kept}
-        return {index: form for index, form in forms.items() if form != "keep"}
+        forms = {i: _standalone_form(self.site, i, self.standalone) for i in kept}
+        return {i: form for i, form in forms.items() if form != "keep" and i not in self.plain}
 
 
 def _standalone_form(site: Site, index: int, wanted: Standalone) -> Standalone:
     try:
-        site.norm(index)
-        rank = site.rank(index)
+        channels, rank = len(site.norm(index).a), site.rank(index)
+        too_flat = rank < 2 or (wanted == "conv" and rank < 3)
+        # Where layers around it contradict each other on ranks, it has no such map.
+        known = not too_flat and site.affine_of(index).vector(1, channels) is not None
     except Refused:
         return "keep"
-    too_flat = rank < 2 or (wanted == "conv" and rank < 3)
-    return "keep" if too_flat or site.graph.opset < 7 else wanted
+    return wanted if known and site.graph.opset >= 7 else "keep"
 
 
 def plan_graph(site: Site, limits: Limits, excluded: dict[int, Refusal]) -> GraphPlan:

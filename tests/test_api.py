@@ -30,6 +30,7 @@ from support import (
 
 import onnx_bnfold
 from onnx_bnfold import ModelError, Options, Reason, UsageError, fold, fold_file, plan, plan_file
+from onnx_bnfold.folding import Folding
 from onnx_bnfold.reasons import Refused
 
 X = {"x": ("N", 3, 5, 6)}
@@ -286,6 +287,21 @@ def test_what_only_writing_refuses_is_kept(tmp_path, monkeypatch, rng):
     report = fold_file(saved(model, tmp_path / "m.onnx"), tmp_path / "f.onnx")
     assert [record.refusal.reason for record in report.kept] == [Reason.PRECISION]
     assert count(onnx.load(tmp_path / "f.onnx"), "BatchNormalization") == 1
+
+
+@pytest.mark.parametrize("form", ["mul-add", "conv"])
+def test_what_cannot_be_written_otherwise_is_written_as_it_is(form, tmp_path, rng, monkeypatch):
+    """Its input is of no float type, which no runtime takes; the fold has to end all the same."""
+    parts = bn("x", "y", 3, rng)
+    model = model_of(parts.nodes, X, ["y"], parts.initializers)
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT64
+    attempts, planning = iter(range(8)), Folding.plan
+    monkeypatch.setattr(Folding, "plan", lambda self: [next(attempts), planning(self)])
+    options = Options(standalone=form)
+    folded, _ = fold(model, options)
+    assert folded == model
+    report = fold_file(saved(model, tmp_path / "m.onnx"), tmp_path / "f.onnx", options)
+    assert [record.refusal.reason for record in report.kept] == [Reason.UNSUPPORTED_TYPE]
 
 
 def test_a_file_says_that_it_was_folded_and_from_what(tmp_path, rng):

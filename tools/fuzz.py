@@ -15,13 +15,16 @@ import argparse
 import hashlib
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
@@ -30,6 +33,15 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 CORPUS = Path(__file__).parents[1] / "tests" / "corpus"
 SAVED_EVERY = 500  # executions
 SLOW = 10.0  # seconds after which an execution is a finding
+ENDLESS = 30.0  # seconds after which it is ended
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"equalize": True},
+    {"standalone": "mul-add"},
+    {"standalone": "conv", "profile": "int8"},
+    {"merge_branches": True, "freeze_initializers": True},
+    {"merge_branches": True, "equalize": True, "standalone": "mul-add"},
+)
 LARGEST = 1 << 16  # bytes of a mutant
 SIZES = (0, 1, 2, 3, 4, 5, 7, 64, -1, -2, 2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1, -(2**63))
 NUMBERS = (0.0, 1.0, -1.0, 1e-45, 1e38, 65504.0, float("inf"), float("-inf"), float("nan"))
@@ -67,7 +79,8 @@ class Findings:
         self._source.write_bytes(content)
         start = time.perf_counter()
         try:
-            self._fold(content)
+            with _ended_after(ENDLESS):
+                self._fold(content)
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             self._note(content, f"{type(error).__name__} {place.name}", traceback.format_exc())
@@ -88,7 +101,7 @@ class Findings:
         from onnx_bnfold.errors import BnFoldError
 
         # By the content, so that a finding is found again.
-        options = Options(equalize=bool(sum(content) % 2))
+        options = Options(**OPTIONS[sum(content) % len(OPTIONS)])
         try:
             report = fold_file(self._source, self._target, options)
         except BnFoldError as error:
@@ -108,6 +121,25 @@ class Findings:
         (self.folder / f"{name}.onnx").write_bytes(content)
         (self.folder / f"{name}.txt").write_text(f"{key}\n{trace}")
         print(f"finding {name}: {key}", file=sys.stderr)
+
+
+@contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in what takes longer; where a system has no timers, it goes on."""
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise TimeoutError(f"it takes longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _memory() -> str | None:

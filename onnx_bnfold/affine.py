@@ -204,9 +204,10 @@ def all_along(
         _facts(scale, shift),
         strict=True,
     ):
-        a, b = a[:1] if same_scale else a, b[:1] if same_shift else b
-        change = Affine(along(a, axis, rank), along(b, axis, rank))
+        scale_of, shift_of = a[:1] if same_scale else a, b[:1] if same_shift else b
+        change = Affine(along(scale_of, axis, rank), along(shift_of, axis, rank))
         vars(change).update(facts)
+        change._vectors[axis, len(a)] = a, b
         found.append(change)
     return found
 

@@ -23,6 +23,10 @@ class Groups:
             name = self._parents[name]
         return name
 
+    def is_joined(self, name: str) -> bool:
+        """Whether another name stands for the group of a tensor."""
+        return name in self._parents
+
     def members(self, name: str) -> list[str]:
         """Return the group of a tensor, itself included."""
         root = self.root(name)
@@ -32,7 +36,7 @@ class Groups:
         """Make two groups one; the root of the second stands for both."""
         old, root = self.root(before), self.root(after)
         if old != root:
-            self._members[root] = [*self.members(old), *self.members(root)]
+            self._members[root] = [*self._members.pop(old, [old]), *self._members.get(root, [root])]
             self._parents[old] = root
 
     def is_fixed(self, name: str) -> bool:

@@ -206,10 +206,12 @@ class _Planner:
 
         This is what all ways would be compared to and none is better than, found without a flood.
         """
-        site, (x, y) = self.site, self.site.sides(index)
-        producer = site.graph.producer.get(x)
-        untouched = site.is_untouched(x) and site.is_untouched(y)
-        if producer is None or not untouched or not site.graph.only_reader(x):
+        site, graph = self.site, self.site.graph
+        x, y = graph.reads[index][0], graph.writes[index][0]
+        producer = graph.producer.get(x)
+        if producer is None or not graph.only_reader(x):
+            return False
+        if not site.is_untouched(x) or not site.is_untouched(y):
             return False
         layer = site.layer_or_none(producer)
         if layer is None or layer.bias_slot is None:
@@ -275,15 +277,14 @@ class _Planner:
             touched = self.touched.setdefault(index, [])
             if origin not in touched:
                 touched.append(origin)
-        scale = sorted({index for index, change in absorbing if change.has_scale})
-        shift = sorted({index for index, change in absorbing if change.has_shift})
+        scale = {index for index, change in absorbing if change.has_scale}
+        shift = {index for index, change in absorbing if change.has_shift}
         commit(site, changes)
         site.remove(origin)
-        scale_to = tuple(map(site.place, scale))
-        shift_to = scale_to if shift == scale else tuple(map(site.place, shift))
-        self.decisions[origin] = Decision(
-            origin, site.view(origin).label, way, scale_to, shift_to, added
-        )
+        scale_to = tuple(map(site.place, sorted(scale)))
+        shift_to = scale_to if shift == scale else tuple(map(site.place, sorted(shift)))
+        label = site.graph.label(origin)
+        self.decisions[origin] = Decision(origin, label, way, scale_to, shift_to, added)
 
     def _absorbing(self, origin: int, changes: Mapping[Key, Affine]) -> list[tuple[int, Affine]]:
         """Return the nodes that take a change into their constants, each with that change."""

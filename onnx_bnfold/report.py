@@ -181,7 +181,7 @@ def records_of(plans: Sequence[GraphPlan]) -> tuple[Record, ...]:
 
 def _record(plan: GraphPlan, decision: Decision) -> Record:
     return Record(
-        plan.site.place(decision.node),
+        plan.site.graph.place(decision.label),
         plan.site.graph.ops[decision.node] == batchnorm.OPERATOR,
         decision.way,
         decision.scale_to,

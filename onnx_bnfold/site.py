@@ -183,15 +183,14 @@ class Site:
         return found
 
     def _find_ports(self, index: int) -> tuple[int, ...]:
-        view = self.view(index)
-        outputs = tuple(~slot for slot in range(len(view.writes)))
-        if index in self.removed or view.op == batchnorm.OPERATOR:
-            return (self.data_slot(index), OUT)
-        if view.op in LAYOUTS:
+        op, view = self.graph.ops[index], self.view(index)
+        if op in LAYOUTS:
             return (self.layer(index).data_slot, OUT)
-        if view.op is None or view.op not in RULES:
+        if index in self.removed or op == batchnorm.OPERATOR:
+            return (self.data_slot(index), OUT)
+        if op is None or op not in RULES:
             raise _opaque(view)
-        return (*data_slots(view), *outputs)
+        return (*data_slots(view), *(~slot for slot in range(len(view.writes))))
 
     def step(self, index: int, known: Mapping[int, Affine], *, deciding: bool = True) -> Step:
         """Ask a node how the changes of some of its ports can be completed.
@@ -369,7 +368,7 @@ class Site:
 
     def place(self, index: int) -> str:
         """Name a node with the path of its graph."""
-        return self.graph.place(self.view(index).label)
+        return self.graph.place(self.graph.label(index))
 
     def remove(self, index: int) -> None:
         """Note that a node has become an identity and its two sides one tensor."""
@@ -379,7 +378,7 @@ class Site:
 
     def is_untouched(self, name: str) -> bool:
         """Whether a tensor does not change so far, and is not joined to one that stands for it."""
-        return name not in self.total and self.groups.root(name) == name
+        return name not in self.total and not self.groups.is_joined(name)
 
     def _seen_from(self, index: int, original: Affine) -> Affine:
         x, y = self.sides(index)

@@ -87,14 +87,14 @@ class Skeleton:
         routes = tensors.ROUTES[kind]
 
         def edit(number: int, body: int, stop: int) -> list[Sized] | None:
-            if number not in routes or stop - body < SMALL or depth == _MAX_DEPTH:
+            if number not in routes or depth == _MAX_DEPTH:
                 return None
             child = routes[number][1]
             if child is TensorProto:
                 return self._strip_tensor(body, stop)
             return self._strip(child, body, stop, depth + 1)
 
-        return wire.rewrite(self._file, start, end, edit)
+        return wire.rewrite(self._file, start, end, edit, SMALL)
 
     def _strip_tensor(self, start: int, end: int) -> list[Sized] | None:
         found = [field for field in wire.fields(self._file, start, end) if field[0] in _FIXED_WIDTH]

@@ -260,8 +260,11 @@ def decode_small(
     alike: dict[tuple[tuple[int, ...], int], dict[str, bytes]] = {}
     for name, tensor in tensors.items():
         shape = dims[name]
-        if shape in small and not is_external(tensor) and not tensor.HasField("segment"):
-            alike.setdefault((shape, tensor.data_type), {})[name] = tensor.raw_data
+        if shape in small and tensor.data_location != _EXTERNAL and not tensor.HasField("segment"):
+            kind = shape, tensor.data_type
+            if kind not in alike:
+                alike[kind] = {}
+            alike[kind][name] = tensor.raw_data
     values: dict[str, np.ndarray] = {}
     for (shape, data_type), contents in alike.items():
         try:

@@ -14,6 +14,9 @@ from typing import Protocol, TypeAlias
 
 _VARINT, _FIXED64, _LENGTH, _GROUP, _END_GROUP, _FIXED32 = range(6)
 _HEADER = 20  # a tag and a length, of at most ten bytes each
+_CONTINUED = 0x80  # from this on, a byte of a number is followed by another
+# Whether a byte is the whole tag of a length-delimited field.
+_ONE_BYTE_TAG = [byte < _CONTINUED and byte >> 3 > 0 and byte & 7 == _LENGTH for byte in range(256)]
 
 Edit: TypeAlias = Callable[[int, int, int], "list[Sized] | None"]
 # field number -> how many such fields came before -> what to put there
@@ -50,13 +53,14 @@ class Blob:
         return self._view[start:stop]
 
 
-def fields(data: Data, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def fields(data: Data, start: int, end: int, least: int = 0) -> Iterator[tuple[int, int, int, int]]:
     """Yields the length-delimited fields of the message in `data[start:end]`.
 
     Args:
         data: where the message lies.
         start: position of the message's first byte.
         end: position behind its last byte.
+        least: number of bytes below which a body is passed over.
 
     Yields:
         `(number, head, body, stop)`: the field's number and the positions of its tag, of its
@@ -66,11 +70,16 @@ def fields(data: Data, start: int, end: int) -> Iterator[tuple[int, int, int, in
         MalformedError: a field is broken or does not fit. Groups are left to protobuf to check.
     """
     window, base, position, groups = b"", 0, start, 0
+    shortest = min(least, _CONTINUED)
     while position < end:
         at = position - base
         if at + _HEADER > len(window):
             window, base = data.window(position)
             at = position - base
+        elif _ONE_BYTE_TAG[window[at]] and window[at + 1] < shortest:
+            # Most of what a graph has: nodes and small tensors, whose tag and length take a byte.
+            position += 2 + window[at + 1]
+            continue
         tag, at = _read_varint(window, at)
         kind, number, head = tag & 7, tag >> 3, position
         if kind == _LENGTH:
@@ -85,11 +94,13 @@ def fields(data: Data, start: int, end: int) -> Iterator[tuple[int, int, int, in
             position = base + at
         if kind > _FIXED32 or number == 0 or position > end:
             raise MalformedError(f"byte {head} does not begin a field that fits")
-        if kind == _LENGTH and groups == 0:
+        if kind == _LENGTH and groups == 0 and length >= least:
             yield number, head, base + at, position
+    if position > end:
+        raise MalformedError(f"byte {end} is within a field")
 
 
-def rewrite(data: Data, start: int, end: int, edit: Edit) -> list[Sized] | None:
+def rewrite(data: Data, start: int, end: int, edit: Edit, least: int = 0) -> list[Sized] | None:
     """Replaces bodies of fields of the message in `data[start:end]`.
 
     Args:
@@ -98,6 +109,7 @@ def rewrite(data: Data, start: int, end: int, edit: Edit) -> list[Sized] | None:
         end: position behind its last byte.
         edit: called with `(number, body, stop)` for every length-delimited field; returns the
             pieces of its new body, or None to keep it.
+        least: number of bytes below which a body is kept without a call.
 
     Returns:
         The pieces of the new message, whose `len` is their number of bytes: bytes, views of
@@ -108,7 +120,7 @@ def rewrite(data: Data, start: int, end: int, edit: Edit) -> list[Sized] | None:
     """
     pieces: list[Sized] = []
     kept = start
-    for number, head, body, stop in fields(data, start, end):
+    for number, head, body, stop in fields(data, start, end, least):
         new = edit(number, body, stop)
         if new is not None:
             header = _varint(number << 3 | _LENGTH) + _varint(sum(map(len, new)))
@@ -145,14 +157,14 @@ def _read_varint(window: bytes, at: int) -> tuple[int, int]:
     try:
         value = window[at]
         at += 1
-        if value < 0x80:
+        if value < _CONTINUED:
             return value, at
         value &= 0x7F
         for shift in range(7, 70, 7):
             byte = window[at]
             at += 1
             value |= (byte & 0x7F) << shift
-            if byte < 0x80:
+            if byte < _CONTINUED:
                 return value, at
     except IndexError:
         raise MalformedError("the data ends within a field") from None

@@ -207,7 +207,8 @@ def all_along(
         scale_of, shift_of = a[:1] if same_scale else a, b[:1] if same_shift else b
         change = Affine(along(scale_of, axis, rank), along(shift_of, axis, rank))
         vars(change).update(facts)
-        change._vectors[axis, len(a)] = a, b
+        if not same_scale and not same_shift:
+            change._vectors[axis, len(a)] = a, b
         found.append(change)
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.folding import Folding, Options
 from onnx_bnfold.graph import bodies_of
 from onnx_bnfold.metadata import Recorder
-from onnx_bnfold.new_constants import Compute, Unrepresentable, compute_all
+from onnx_bnfold.new_constants import Unrepresentable, compute_all
 from onnx_bnfold.report import Report
+from onnx_bnfold.rewrite import Pending
 from onnx_bnfold.storage import ModelFile, read_tensor
 from onnx_bnfold.storage.tensors import fill, is_external
 
@@ -110,14 +110,11 @@ def fold(
         copy = ModelProto()
         copy.CopyFrom(folding.model)
         try:
-            pending = folding.apply(copy)
-            _fill_small(copy, pending)
-            for tensor in copy.graph.initializer:
-                if tensor.name in pending:
-                    if is_external(tensor):
-                        tensor.ClearField("data_location")
-                        tensor.ClearField("external_data")
-                    fill(tensor, np.asarray(pending[tensor.name]()))
+            for tensor, _, compute in _fill_small(folding.apply(copy)).values():
+                if is_external(tensor):
+                    tensor.ClearField("data_location")
+                    tensor.ClearField("external_data")
+                fill(tensor, np.asarray(compute()))
         except Unrepresentable as failed:
             _learn(folding, failed)
         else:
@@ -162,14 +159,13 @@ def fold_file(
             copy = ModelProto()
             copy.CopyFrom(folding.model)
             try:
-                pending = folding.apply(copy)
-                _fill_small(copy, pending)
+                large = _fill_small(folding.apply(copy))
                 report = _report(folding, copy)
                 late = recorder.late(copy, report) if recorder and folding.alters else {}
                 look = inspect and _looking(
                     inspect, Path(source), report, file.model, folding, copy
                 )
-                blocks = {name: compute.blocks for name, compute in pending.items()}
+                blocks = {name: new.compute.blocks for name, new in large.items()}
                 file.write(copy, blocks, target, late=late, inspect=look, threads=threads)
             except Unrepresentable as failed:
                 _learn(folding, failed)
@@ -240,16 +236,21 @@ def _learn(folding: Folding, failed: Unrepresentable) -> None:
         folding.exclude(failed.failures)
 
 
-def _fill_small(model: ModelProto, pending: dict[str, Compute]) -> None:
-    """Compute the small constants at once: to stream each would cost more than to hold all."""
-    small = [t for t in model.graph.initializer if t.name in pending and _is_small(t)]
-    computes = [pending.pop(tensor.name) for tensor in small]
-    for tensor, values in zip(small, compute_all(computes), strict=True):
-        fill(tensor, values)
+def _fill_small(pending: dict[str, Pending]) -> dict[str, Pending]:
+    """Compute the small constants at once: to stream each would cost more than to hold all.
 
-
-def _is_small(tensor: TensorProto) -> bool:
-    return not is_external(tensor) and math.prod(tensor.dims[:]) <= SMALL
+    Returns:
+        The others.
+    """
+    small, large = [], {}
+    for name, new in pending.items():
+        if new.size <= SMALL and not is_external(new.tensor):
+            small.append(new)
+        else:
+            large[name] = new
+    for new, values in zip(small, compute_all([new.compute for new in small]), strict=True):
+        fill(new.tensor, values)
+    return large
 
 
 def _report(folding: Folding, folded: ModelProto | None = None) -> Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +17,11 @@ from onnx_bnfold.constants import Constants, OpenTensor, Stored
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.graph import Graph, ReadTensor, graphs_of
 from onnx_bnfold.limits import Limits, Profile
-from onnx_bnfold.new_constants import Compute, Unrepresentable, Whole, new_constants
+from onnx_bnfold.new_constants import Unrepresentable, Whole, new_constants
 from onnx_bnfold.planner import GraphPlan, Standalone, plan_graph
 from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.report import Record, Rescaled, records_of, rescaled_of
-from onnx_bnfold.rewrite import rewrite
+from onnx_bnfold.rewrite import Pending, rewrite
 from onnx_bnfold.shapes import Inference, Shapes
 from onnx_bnfold.site import Site
 from onnx_bnfold.sound import require_sound
@@ -252,21 +253,22 @@ class Folding:
             else:
                 return self.plans
 
-    def apply(self, copy: ModelProto) -> dict[str, Compute]:
+    def apply(self, copy: ModelProto) -> dict[str, Pending]:
         """Rewrite a copy of the model by the present plan; see ``rewrite.rewrite``."""
         pending = rewrite(copy, self.plans, freeze=self.options.freeze_initializers)
         if self._source.merged:
             pending.update(self._merged_constants(copy, pending.keys()))
         return pending
 
-    def _merged_constants(self, copy: ModelProto, known: Set[str]) -> Iterator[tuple[str, Compute]]:
+    def _merged_constants(self, copy: ModelProto, known: Set[str]) -> Iterator[tuple[str, Pending]]:
         """Yield what the merged branches need and the plan does not change."""
         from onnx_bnfold.merge import rounded
 
         for tensor in copy.graph.initializer:
             compute = self._source.merged.get(tensor.name)
             if compute is not None and tensor.name not in known:
-                yield tensor.name, Whole(partial(rounded, compute, tensor.data_type))
+                whole = Whole(partial(rounded, compute, tensor.data_type))
+                yield tensor.name, Pending(tensor, math.prod(tensor.dims), whole)
 
     @property
     def alters(self) -> bool:

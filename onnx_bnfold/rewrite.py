@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import (
@@ -28,7 +29,21 @@ from onnx_bnfold.storage.tensors import clear_values, is_external
 # --- the protobuf ---------------------------------------------------------------------------
 
 
-def rewrite(model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool) -> dict[str, Compute]:
+class Pending(NamedTuple):
+    """An initializer of the main graph that has name, shape and type, and no values yet.
+
+    Attributes:
+        tensor: the message.
+        size: number of elements.
+        compute: computes them.
+    """
+
+    tensor: TensorProto
+    size: int
+    compute: Compute
+
+
+def rewrite(model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool) -> dict[str, Pending]:
     """Apply plans to a model in place.
 
     Args:
@@ -37,15 +52,14 @@ def rewrite(model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool) -> d
         freeze: take initializers that are graph inputs out of the inputs.
 
     Returns:
-        For each new initializer of the main graph, the function that computes its elements; the
-        tensor itself has name, dims and type only. Constants of other bodies are complete.
+        The new initializers of the main graph, by name. Constants of other bodies are complete.
 
     Raises:
         Unrepresentable: a constant outside the main graph does not fit its type.
     """
     bodies = list(islice(bodies_of(model), len(plans)))
     names = Names(plan.site.graph for plan in plans)
-    pending: dict[str, Compute] = {}
+    pending: dict[str, Pending] = {}
     if freeze:
         _drop_named(model.graph.input, {t.name for t in model.graph.initializer})
     loose: set[str] = set()
@@ -53,10 +67,10 @@ def rewrite(model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool) -> d
         editor = _Editor(model, bodies[position], plans[position], position, names)
         loose |= editor.run()
         pending.update(editor.pending)
-    for body in [model.graph, *model.functions]:
-        drop_dead(body, loose)
-    live = {tensor.name for tensor in model.graph.initializer}
-    return {name: compute for name, compute in pending.items() if name in live}
+    for function in model.functions:
+        drop_dead(function, loose)
+    dead = drop_dead(model.graph, loose)
+    return {name: new for name, new in pending.items() if name not in dead}
 
 
 class Names:
@@ -91,7 +105,7 @@ class _Editor:
         self.site = plan.site
         self.position = position
         self.names = names
-        self.pending: dict[str, Compute] = {}
+        self.pending: dict[str, Pending] = {}
         self.loose: set[str] = set()
         self.nodes: list[NodeProto] = list(body.node)
         self.before: list[NodeProto] = []
@@ -157,8 +171,8 @@ class _Editor:
         if replaces:
             self.reshaped.add(name)
         if self.body is self.main:
-            self.pending[name] = new.compute
             tensor = self._initializer(self.main, name, new, replaces=replaces)
+            self.pending[name] = Pending(tensor, math.prod(new.dims), new.compute)
             source = None if replaces else self.site.graph.initializers.get(old)
             if source is not None and is_external(source):
                 tensor.data_location = source.data_location
@@ -316,13 +330,18 @@ def _drop_sparse(body: GraphProto, names: Set[str]) -> None:
     _drop(fields, [sparse.values.name in names for sparse in fields])
 
 
-def drop_dead(body: Body, loose: set[str]) -> None:
-    """Drop constants among ``loose``, and what only they needed, that nothing reads any more."""
-    uses = _uses(body)
+def drop_dead(body: Body, loose: set[str]) -> set[str]:
+    """Drop constants among ``loose``, and what only they needed, that nothing reads any more.
+
+    Returns:
+        The names in this body that stand for nothing any more.
+    """
+    nodes = list(body.node)
+    uses = _uses(body, nodes)
     queue = [name for name in loose if name not in uses]
     makers = {
         name: index
-        for index, node in enumerate(body.node)
+        for index, node in enumerate(nodes)
         if node.op_type in EVALUATED
         for name in node.output
     }
@@ -334,18 +353,19 @@ def drop_dead(body: Body, loose: set[str]) -> None:
         index = makers.get(name)
         if index is None or index in dead_nodes:
             continue
-        if any(uses[output] for output in body.node[index].output):
+        if any(uses[output] for output in nodes[index].output):
             continue
         dead_nodes.add(index)
-        for other in body.node[index].input:
+        for other in nodes[index].input:
             uses[other] -= 1
             if not uses[other]:
                 queue.append(other)
-    _drop(body.node, [index in dead_nodes for index in range(len(body.node))])
+    _drop(body.node, [index in dead_nodes for index in range(len(nodes))])
     if isinstance(body, GraphProto):
         _drop_initializers(body, dead)
     for inner in carried(body.node):
         drop_dead(inner, loose)
+    return dead
 
 
 def _drop_initializers(body: GraphProto, dead: set[str]) -> None:
@@ -357,13 +377,10 @@ def _drop_initializers(body: GraphProto, dead: set[str]) -> None:
     _drop_named(body.value_info, dead)
 
 
-def _uses(body: Body) -> Counter[str]:
-    """Count the readers of every name, in a body and in the bodies below it."""
-    uses: Counter[str] = Counter()
-    stack: list[Body] = [body]
-    while stack:
-        current = stack.pop()
-        uses.update(o if isinstance(o, str) else o.name for o in current.output)
-        uses.update(chain.from_iterable(node.input[:] for node in current.node))
-        stack.extend(carried(current.node))
+def _uses(body: Body, nodes: Sequence[NodeProto]) -> Counter[str]:
+    """Count the readers of every name, in a body of these nodes and in the bodies below it."""
+    uses = Counter(output if isinstance(output, str) else output.name for output in body.output)
+    uses.update(chain.from_iterable(node.input[:] for node in nodes))
+    for inner in carried(nodes):
+        uses.update(_uses(inner, inner.node))
     return uses

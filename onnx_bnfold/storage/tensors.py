@@ -210,9 +210,9 @@ def encode(arrays: Iterable[np.ndarray], tensor: TensorProto) -> Iterator[bytes 
 
 def fill(tensor: TensorProto, values: np.ndarray) -> None:
     """Puts values into a tensor's message; ValueError if they do not fit, see `encode`."""
-    dtype, dims = _element(tensor.data_type)[0], tuple(tensor.dims[:])
-    fits = values.shape == dims or values.shape == (math.prod(dims),)
-    if fits and values.dtype == dtype and is_plain(tensor):
+    data_type, dims, shape = tensor.data_type, tuple(tensor.dims[:]), values.shape
+    fits = shape == dims or shape == (math.prod(dims),)
+    if fits and values.dtype == _element(data_type)[0] and _is_plain(data_type):
         tensor.raw_data = values.tobytes()
     else:
         tensor.raw_data = b"".join(encode((values,), tensor))

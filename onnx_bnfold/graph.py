@@ -7,7 +7,7 @@ this module changes the model.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -71,6 +71,7 @@ class Graph:
             for those left out, ``ops`` their operators, None outside the standard domain, ``names``
             their own names.
         attributes: of the nodes that have any: index of the node → name → attribute.
+        carriers: the indices of the nodes that carry bodies.
         producer: tensor name → index of the node that writes it.
         readers: tensor name → (node index, input index) of every input that reads it.
         inputs, outputs: names of the body's formal inputs (initializers excluded) and outputs.
@@ -99,6 +100,7 @@ class Graph:
             for index, node in enumerate(self.nodes)
             if (found := node.attribute)
         }
+        self.carriers: list[int] = []
         self.producer: dict[str, int] = {}
         self.readers: dict[str, list[tuple[int, int]]] = {}
         self.initializers: dict[str, TensorProto] = {}
@@ -237,10 +239,33 @@ def graphs_of(model: ModelProto, *, freeze_initializers: bool = False) -> list[G
 def bodies_of(model: ModelProto) -> Iterator[Body]:
     """Yield every body of a model, in the order of ``graphs_of``."""
     for root in (model.graph, *model.functions):
-        level: list[Body] = [root]
-        for body in level:  # grows while it is walked
-            yield body
-            level.extend(carried(body.node))
+        yield root
+        yield from bodies_below(root)
+
+
+def bodies_below(root: Body) -> Iterator[GraphProto]:
+    """Yield the bodies below one, those of a level before those of the next."""
+    level = list(carried(root.node))
+    for body in level:  # grows while it is walked
+        yield body
+        level.extend(carried(body.node))
+
+
+def counterparts(copy: ModelProto, graphs: Sequence[Graph]) -> list[Body]:
+    """Return the bodies of a copy of a model, in the order of its graphs.
+
+    It asks no node for its attributes but those that carry bodies: where there are none, protobuf
+    takes as long, and some memory, to say so.
+    """
+    roots: Iterator[Body] = iter((copy.graph, *copy.functions))
+    bodies: list[Body] = []
+    inner: deque[GraphProto] = deque()
+    for graph in graphs:
+        body = next(roots) if graph.parent is None else inner.popleft()
+        bodies.append(body)
+        for index in graph.carriers:
+            inner.extend(subgraphs(body.node[index]))
+    return bodies
 
 
 def _with_subgraphs(root: Graph) -> list[Graph]:
@@ -248,9 +273,11 @@ def _with_subgraphs(root: Graph) -> list[Graph]:
     owners: list[tuple[int, int] | None] = [None]
     for position, graph in enumerate(graphs):  # grows while it is walked
         for index in graph.attributes:
-            for role, body in named_subgraphs(graph.nodes[index]):
-                name = graph.name(index)
-                path = graph.place(f"{name}.{role}")
+            inner = list(named_subgraphs(graph.nodes[index]))
+            if inner:
+                graph.carriers.append(index)
+            for role, body in inner:
+                path = graph.place(f"{graph.name(index)}.{role}")
                 graphs.append(Graph(body, graph.opset, graph, path))
                 owners.append((position, index))
     used: list[set[str]] = [set(g.readers) | g.outputs for g in graphs]

@@ -18,7 +18,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Float64
-from onnx_bnfold.graph import Graph
+from onnx_bnfold.graph import Graph, bodies_below
 from onnx_bnfold.layers import LinearLayer
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.rewrite import Names, drop_dead
@@ -315,7 +315,7 @@ def apply(
         gone.discard(merge.branch.sums[-1])
     del graph.node[:]
     graph.node.extend(n for i, n in enumerate(nodes) if i not in gone)
-    drop_dead(graph, site.constants.among(loose))
+    drop_dead(graph, site.constants.among(loose), list(bodies_below(graph)))
     return pending
 
 

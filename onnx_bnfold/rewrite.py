@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,10 +21,12 @@ from onnx import (
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.constants import EVALUATED
-from onnx_bnfold.graph import Body, Graph, bodies_of, carried
+from onnx_bnfold.graph import Body, Graph, counterparts
 from onnx_bnfold.new_constants import Compute, NewConstant, new_constants
 from onnx_bnfold.planner import GraphPlan, Standalone
 from onnx_bnfold.storage.tensors import clear_values, is_external
+
+_GONE = 1 << 29  # the place of what goes; more than any other
 
 # --- the protobuf ---------------------------------------------------------------------------
 
@@ -57,20 +59,32 @@ def rewrite(model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool) -> d
     Raises:
         Unrepresentable: a constant outside the main graph does not fit its type.
     """
-    bodies = list(islice(bodies_of(model), len(plans)))
-    names = Names(plan.site.graph for plan in plans)
+    graphs = [plan.site.graph for plan in plans]
+    bodies = counterparts(model, graphs)
+    names = Names(graphs)
     pending: dict[str, Pending] = {}
     if freeze:
         _drop_named(model.graph.input, {t.name for t in model.graph.initializer})
     loose: set[str] = set()
-    for position in reversed(range(len(plans))):  # inner bodies first: they move with their nodes
+    for position in reversed(range(len(plans))):
         editor = _Editor(model, bodies[position], plans[position], position, names)
         loose |= editor.run()
         pending.update(editor.pending)
-    for function in model.functions:
-        drop_dead(function, loose)
-    dead = drop_dead(model.graph, loose)
-    return {name: new for name, new in pending.items() if name not in dead}
+    dead = [drop_dead(body, loose, below) for body, below in _with_those_below(graphs, bodies)]
+    return {name: new for name, new in pending.items() if name not in dead[0]}
+
+
+def _with_those_below(
+    graphs: Sequence[Graph], bodies: Sequence[Body]
+) -> list[tuple[Body, list[Body]]]:
+    """Return every body with all that it holds, at any depth."""
+    below: dict[int, list[Body]] = {id(graph): [] for graph in graphs}
+    for graph, body in zip(graphs, bodies, strict=True):
+        outer = graph.parent
+        while outer is not None:
+            below[id(outer)].append(body)
+            outer = outer.parent
+    return list(zip(bodies, below.values(), strict=True))
 
 
 class Names:
@@ -130,12 +144,11 @@ class _Editor:
         if not self.site.removed and not self.after:
             return self.loose
         self._rename(self._final_names())
-        kept, gone = list(self.before), self.site.removed | self.unmade
-        for index, node in enumerate(self.nodes):
-            if index not in gone:
-                kept += [node, self.after[index]] if index in self.after else [node]
-        del self.body.node[:]
-        self.body.node.extend(kept)
+        gone = self.site.removed | self.unmade
+        places = [_GONE if index in gone else 2 * index for index in range(len(self.nodes))]
+        self.body.node.extend((*self.before, *self.after.values()))
+        places += [-1] * len(self.before) + [2 * index + 1 for index in self.after]
+        _arrange(self.body.node, places)
         return self.loose
 
     def _place(self, new: NewConstant) -> None:
@@ -309,15 +322,24 @@ def _drop_attribute(node: NodeProto, name: str) -> None:
     node.attribute.extend(kept)
 
 
-def _drop(field: Any, stale: Sequence[bool]) -> None:
-    """Take messages out of a repeated field, those for which ``stale`` is true.
+def _arrange(field: Any, places: Sequence[int]) -> None:
+    """Sort the messages of a repeated field, and take out those whose place is ``_GONE``.
 
-    They are sorted to its end, in linear time: those that stay, weights among them, are not copied.
+    They are sorted to its end: those that stay, weights among them, are not copied.
+
+    Args:
+        field: of a message.
+        places: one per message; of those that are alike the order stays.
     """
+    following = iter(places)  # a sort asks for its keys once, in the order of the field
+    field.sort(key=lambda _: next(following))
+    del field[len(places) - places.count(_GONE) :]
+
+
+def _drop(field: Any, stale: Sequence[bool]) -> None:
+    """Take messages out of a repeated field, those for which ``stale`` is true."""
     if any(stale):
-        flags = iter(stale)  # a sort asks for its keys once, in the order of the field
-        field.sort(key=lambda _: next(flags))
-        del field[len(stale) - sum(stale) :]
+        _arrange(field, [_GONE if is_stale else 0 for is_stale in stale])
 
 
 def _drop_named(field: Any, names: Set[str]) -> None:
@@ -330,14 +352,23 @@ def _drop_sparse(body: GraphProto, names: Set[str]) -> None:
     _drop(fields, [sparse.values.name in names for sparse in fields])
 
 
-def drop_dead(body: Body, loose: set[str]) -> set[str]:
+def drop_dead(body: Body, loose: set[str], below: Sequence[Body]) -> set[str]:
     """Drop constants among ``loose``, and what only they needed, that nothing reads any more.
+
+    Args:
+        body: loses them.
+        loose: names of constants.
+        below: the bodies that its nodes carry, at any depth.
 
     Returns:
         The names in this body that stand for nothing any more.
     """
     nodes = list(body.node)
-    uses = _uses(body, nodes)
+    uses = Counter(chain.from_iterable(node.input[:] for node in nodes))
+    for inner in below:
+        uses.update(chain.from_iterable(node.input[:] for node in inner.node))
+    for each in (body, *below):
+        uses.update(o if isinstance(o, str) else o.name for o in each.output)
     queue = [name for name in loose if name not in uses]
     makers = {
         name: index
@@ -363,8 +394,6 @@ def drop_dead(body: Body, loose: set[str]) -> set[str]:
     _drop(body.node, [index in dead_nodes for index in range(len(nodes))])
     if isinstance(body, GraphProto):
         _drop_initializers(body, dead)
-    for inner in carried(body.node):
-        drop_dead(inner, loose)
     return dead
 
 
@@ -375,12 +404,3 @@ def _drop_initializers(body: GraphProto, dead: set[str]) -> None:
     _drop_named(body.initializer, dead)
     _drop_sparse(body, dead)
     _drop_named(body.value_info, dead)
-
-
-def _uses(body: Body, nodes: Sequence[NodeProto]) -> Counter[str]:
-    """Count the readers of every name, in a body of these nodes and in the bodies below it."""
-    uses = Counter(output if isinstance(output, str) else output.name for output in body.output)
-    uses.update(chain.from_iterable(node.input[:] for node in nodes))
-    for inner in carried(nodes):
-        uses.update(_uses(inner, inner.node))
-    return uses

@@ -148,9 +148,11 @@ class Affine:
         Returns:
             None where the change varies along another axis, or ``axis`` is none or of another size.
         """
-        if (axis, size) not in self._vectors:  # a layer asks for its check, its weight, its bias
-            self._vectors[axis, size] = self._vector(axis, size)
-        return self._vectors[axis, size]
+        try:  # a layer asks for its check, its weight, its bias
+            return self._vectors[axis, size]
+        except KeyError:
+            found = self._vectors[axis, size] = self._vector(axis, size)
+            return found
 
     def _vector(self, axis: int, size: int) -> tuple[Float64, Float64] | None:
         shape = self.shape

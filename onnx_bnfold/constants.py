@@ -151,9 +151,9 @@ class Constants:
         Raises:
             ModelError: the tensor's bytes cannot be read.
         """
-        small = self._decoded()
-        if name in small:
-            return small[name]
+        small = (self._decoded() if self._small is None else self._small).get(name)
+        if small is not None:
+            return small
         tensor = self.graph.initializers.get(name)
         if tensor is not None:
             return self._read(tensor)

@@ -221,6 +221,8 @@ class Folding:
                 self._unequal.update((position, root) for root in plan.equalized[index])
             else:
                 cause = position, plan.touched.get(index, [index])[-1]
+                if cause in self._plain:  # to try again would have no end
+                    raise RuntimeError(f"{refusal.culprit} fails whatever is left out")
                 if cause in self._excluded:  # it stays already, and cannot be written otherwise
                     self._plain.add(cause)
                 self._excluded[cause] = refusal
@@ -236,7 +238,7 @@ class Folding:
             for new in new_constants(position, plan):
                 if (position, new.node) not in failures:
                     try:
-                        new.compute()
+                        new()
                     except Unrepresentable as failed:
                         failures.update(failed.failures)
         if failures:

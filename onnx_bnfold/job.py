@@ -95,11 +95,12 @@ class _Job:
         return failures
 
     def _unmet(self, report: Report) -> Iterator[str]:
-        folded = sum(record.folded for record in report.records)
         if self.args.require_all and report.kept:
             yield f"--require-all: {len(report.kept)} BatchNormalization stay"
-        if self.args.require_folded and folded:
-            yield f"--require-folded: {self.args.model} has {folded} nodes to fold"
+        if self.args.require_folded:
+            folded = sum(record.folded for record in report.records)
+            if folded:
+                yield f"--require-folded: {self.args.model} has {folded} nodes to fold"
 
     def _checked(self, outcome: Outcome) -> CheckResult:
         from onnx_bnfold.check import check, render_text

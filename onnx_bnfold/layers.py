@@ -90,7 +90,10 @@ class LinearLayer(NamedTuple):
                 self.view.label,
                 "a scale in front of it is zero or so small that it cannot be divided by",
             )
-        return self._vectors(change, self.out_axis, self.channels_out, "output")
+        vectors = change.vector(self.out_axis, self.channels_out)
+        if vectors is None:
+            raise self._not_per_channel("output", self.out_axis)
+        return vectors
 
     def input_vectors(self, change: Affine) -> tuple[Float64, Float64]:
         """Return the input's change as ``(C_in,)`` vectors.
@@ -113,17 +116,17 @@ class LinearLayer(NamedTuple):
                 "the scale is zero or so small in a channel that the weights behind cannot be "
                 "divided by it",
             )
-        return self._vectors(change, self.in_axis, self.channels_in, "input")
-
-    def _vectors(self, change: Affine, axis: int, size: int, side: str) -> tuple[Float64, Float64]:
-        vectors = change.vector(axis, size)
+        vectors = change.vector(self.in_axis, self.channels_in)
         if vectors is None:
-            raise Refused(
-                Reason.AXES,
-                self.view.label,
-                f"the change of its {side} is not one value per channel on axis {axis}",
-            )
+            raise self._not_per_channel("input", self.in_axis)
         return vectors
+
+    def _not_per_channel(self, side: str, axis: int) -> Refused:
+        return Refused(
+            Reason.AXES,
+            self.view.label,
+            f"the change of its {side} is not one value per channel on axis {axis}",
+        )
 
     def _laid(self, vector: Float64, channel: str) -> Float64:
         """Shape a vector over channels to broadcast against the grouped weight."""

@@ -114,10 +114,11 @@ def entry(report: Report, source_sha256: str) -> bytes:
         report: of the fold.
         source_sha256: of the model's file before the fold, without its external data.
     """
+    folded, norms = len(report.folded), len(report.norms)
     record = {
         "version": __version__,
-        "folded": len(report.folded),
-        "kept": len(report.kept),
+        "folded": folded,
+        "kept": norms - folded,
         "source_sha256": source_sha256,
     }
     return json.dumps(record, separators=(",", ":")).encode()

@@ -6,6 +6,7 @@ a time.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,6 @@ from onnx_bnfold.planner import GraphPlan, Standalone
 from onnx_bnfold.quantized import QuantizedWeight
 from onnx_bnfold.reasons import Refusal, Refused
 from onnx_bnfold.site import Site
-from onnx_bnfold.view import NodeView
 
 Array = np.ndarray[Any, Any]
 
@@ -47,6 +47,8 @@ class Whole:
         function: returns them.
     """
 
+    __slots__ = ("_function",)
+
     def __init__(self, function: Callable[[], Array]) -> None:
         self._function = function
 
@@ -62,17 +64,32 @@ class Whole:
         """Return None: what a function returns may be anything."""
 
 
-class _Rounded:
+class _Rounded(ABC):
     """Rounds one product, or the values themselves."""
 
-    def __init__(self, describe: Callable[[], Product]) -> None:
-        self.product = describe
+    __slots__ = ()
 
     def __call__(self) -> Array:
         return product(*self.product())
 
     def blocks(self) -> Iterable[Array]:
         return (self(),)
+
+    @abstractmethod
+    def product(self) -> Product:
+        """Return the product."""
+
+
+class _Described(_Rounded):
+    """Rounds the product that a function returns."""
+
+    __slots__ = ("_describe",)
+
+    def __init__(self, describe: Callable[[], Product]) -> None:
+        self._describe = describe
+
+    def product(self) -> Product:
+        return self._describe()
 
 
 def compute_all(wanted: Sequence[Compute]) -> Iterator[Array]:
@@ -103,16 +120,17 @@ class Unrepresentable(Exception):
         self.failures = failures
 
 
-@dataclass
+@dataclass(slots=True)
 class NewConstant:
-    """A constant that replaces the one a node reads.
+    """A constant that replaces the one a node reads; computes itself.
 
     Attributes:
         node, slot: the input that reads it; a slot past the node's last adds an input.
         suffix: for its name, where it cannot keep the old one.
         dims, data_type: of the new tensor.
-        compute: computes its elements in ``data_type``; raises ``Unrepresentable``.
+        elements: computes its elements in ``data_type``, or refuses.
         attributes: of the node, to be set along with it.
+        cause: (position of the graph, index of the node) whose changes it compensates.
     """
 
     node: int
@@ -120,8 +138,37 @@ class NewConstant:
     suffix: str
     dims: tuple[int, ...]
     data_type: int
-    compute: Compute
+    elements: Compute
     attributes: tuple[tuple[str, int], ...] = ()
+    cause: tuple[int, int] = (0, 0)
+
+    def __call__(self) -> Array:
+        """Return the elements.
+
+        Raises:
+            Unrepresentable: they do not fit their type; so say the other methods.
+        """
+        try:
+            return self.elements()
+        except Refused as refused:
+            raise self._failure(refused) from None
+
+    def blocks(self) -> Iterator[Array]:
+        """Yield the elements in arrays one after another."""
+        try:
+            yield from self.elements.blocks()
+        except Refused as refused:
+            raise self._failure(refused) from None
+
+    def product(self) -> Product | None:
+        """Return the product that the elements are, None if they are none."""
+        try:
+            return self.elements.product()
+        except Refused as refused:
+            raise self._failure(refused) from None
+
+    def _failure(self, refused: Refused) -> Unrepresentable:
+        return Unrepresentable({self.cause: refused.refusal})
 
 
 def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
@@ -148,78 +195,73 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
             found = (_of_edge(site, *edge) for edge in edges if edge[0] == index)
         try:
             for new in found:
-                new.compute = _Guarded(position, index, new.compute)
+                new.cause = position, index
                 yield new
         except Refused as refused:  # changes that are fine one by one may not be so together
             raise Unrepresentable({(position, index): refused.refusal}) from None
 
 
-class _Guarded:
-    """Says of what fails which node it belongs to."""
+class _OfLayer(_Rounded):
+    """A constant of a layer with changes of its input and its output."""
 
-    def __init__(self, position: int, index: int, compute: Compute) -> None:
-        self._place = position, index
-        self._compute = compute
+    __slots__ = ("layer", "sides")
 
-    def __call__(self) -> Array:
-        try:
-            return self._compute()
-        except Refused as refused:
-            raise self._failure(refused) from None
-
-    def blocks(self) -> Iterator[Array]:
-        try:
-            yield from self._compute.blocks()
-        except Refused as refused:
-            raise self._failure(refused) from None
-
-    def product(self) -> Product | None:
-        try:
-            return self._compute.product()
-        except Refused as refused:
-            raise self._failure(refused) from None
-
-    def _failure(self, refused: Refused) -> Unrepresentable:
-        return Unrepresentable({self._place: refused.refusal})
+    def __init__(self, layer: LinearLayer, into: Affine | None, out: Affine | None) -> None:
+        self.layer = layer
+        self.sides = into, out
 
 
-class _Weight:
-    """Computes the weight of a layer with changes of its input and its output."""
+class _Weight(_OfLayer):
+    """Computes the weight."""
 
-    def __init__(
-        self, layer: LinearLayer, view: NodeView, into: Affine | None, out: Affine | None
-    ) -> None:
-        self._constants = view.constants
-        self._layer = layer
-        self._view = view
-        self._sides = into, out
+    __slots__ = ()
 
     def __call__(self) -> Array:
-        return product(*self.product()).reshape(self._layer.weight.dims)
+        return product(*self.product()).reshape(self.layer.weight.dims)
 
     def product(self) -> Product:
-        layer = self._layer
+        layer = self.layer
         return Product(
-            self._constants.value(layer.weight.name).reshape(layer.grouped),
-            layer.weight_factor(*self._sides),
+            layer.view.constants.value(layer.weight.name).reshape(layer.grouped),
+            layer.weight_factor(*self.sides),
             layer.weight.data_type,
-            self._view,
+            layer.view,
             layer.summed_axes,
         )
 
     def blocks(self) -> Iterable[Array]:
-        layer = self._layer
-        stored = self._constants.stored(layer.weight.name)
+        layer = self.layer
+        stored = layer.view.constants.stored(layer.weight.name)
         if stored is None:
             return (self(),)
         return product_blocks(
             stored,
             layer.grouped,
-            layer.weight_factor(*self._sides),
+            layer.weight_factor(*self.sides),
             layer.weight.data_type,
-            self._view,
+            layer.view,
             sums_over=layer.summed_axes,
         )
+
+
+class _Bias(_OfLayer):
+    """Computes the bias, in the shape ``dims``."""
+
+    __slots__ = ("dims",)
+
+    dims: tuple[int, ...]
+
+    def product(self) -> Product:
+        layer, constants, (into, out) = self.layer, self.layer.view.constants, self.sides
+        old = None if layer.bias is None else constants.value(layer.bias.name)
+        shifted = into is not None and into.has_shift
+        weight = constants.value(layer.weight.name) if shifted else None
+        folded = layer.fold_bias(old, weight, into, out)
+        if layer.bias_slot is None:
+            folded = folded.reshape(self.dims)
+        if folded.shape != self.dims:
+            folded = np.broadcast_to(folded, self.dims)
+        return Product(folded, ONE, layer.weight.data_type, layer.view)
 
 
 def _of_layer(site: Site, index: int) -> Iterator[NewConstant]:
@@ -229,7 +271,7 @@ def _of_layer(site: Site, index: int) -> Iterator[NewConstant]:
             yield from _of_quantized(site, layer, layer.quantized, out)
     elif (into is not None and into.has_scale) or (out is not None and out.has_scale):
         dims, data_type = layer.weight.dims, layer.weight.data_type
-        weight = _Weight(layer, site.view(index), into, out)
+        weight = _Weight(layer, into, out)
         yield NewConstant(index, layer.weight_slot, "weight", dims, data_type, weight)
     if site.needs_bias(index, into, out):
         yield _bias_of_layer(site, index, layer, into, out)
@@ -250,7 +292,7 @@ def _of_quantized(
         dims, kind = weight.integers.dims, weight.integers.data_type
         yield NewConstant(index, 0, "integers", dims, kind, Whole(integers))
     dims = weight.scale_dims
-    yield NewConstant(index, 1, "scale", dims, weight.scale.data_type, _Rounded(scale), axis)
+    yield NewConstant(index, 1, "scale", dims, weight.scale.data_type, _Described(scale), axis)
     zero = weight.zero_point
     if zero is not None and zero.dims != dims:
         points = Whole(weight.fold_zero_point)
@@ -260,19 +302,6 @@ def _of_quantized(
 def _bias_of_layer(
     site: Site, index: int, layer: LinearLayer, into: Affine | None, out: Affine | None
 ) -> NewConstant:
-    data_type = layer.weight.data_type
-
-    def bias() -> Product:
-        old = None if layer.bias is None else site.constants.value(layer.bias.name)
-        shifted = into is not None and into.has_shift
-        weight = site.constants.value(layer.weight.name) if shifted else None
-        folded = layer.fold_bias(old, weight, into, out)
-        if layer.bias_slot is None:
-            folded = folded.reshape(dims)
-        if folded.shape != dims:
-            folded = np.broadcast_to(folded, dims)
-        return Product(folded, ONE, data_type, site.view(index))
-
     slot = 2 if layer.bias_slot is None else layer.bias_slot
     dims: tuple[int, ...] = (layer.channels_out,)
     if layer.bias is not None:
@@ -280,7 +309,9 @@ def _bias_of_layer(
     elif layer.bias_slot is None and site.graph.opset >= 7:
         # A new Add broadcasts from the right; before opset 7 its attributes say where.
         dims += (1,) * (layer.out_rank - 1 - layer.out_axis)
-    return NewConstant(index, slot, "bias", dims, data_type, _Rounded(bias))
+    bias = _Bias(layer, into, out)
+    bias.dims = dims
+    return NewConstant(index, slot, "bias", dims, layer.weight.data_type, bias)
 
 
 def _of_norm(site: Site, index: int, *, even: bool) -> Iterator[NewConstant]:
@@ -304,7 +335,7 @@ def _of_norm(site: Site, index: int, *, even: bool) -> Iterator[NewConstant]:
         if not np.array_equal(old, new):
             name, exact = batchnorm.PARAMETERS[slot - 1], () if slot in (1, 4) else None
             compute = partial(Product, new, ONE, info.data_type, view, exact)
-            yield NewConstant(index, slot, name, (count,), info.data_type, _Rounded(compute))
+            yield NewConstant(index, slot, name, (count,), info.data_type, _Described(compute))
 
 
 def _vectors(change: Affine, count: int) -> tuple[Array, Array]:
@@ -324,7 +355,7 @@ def _of_edge(site: Site, index: int, slot: int) -> NewConstant:
         exact = () if site.graph.ops[index] in ("Mul", "Div") else None
         return Product(value, ONE, info.data_type, site.view(index), exact)
 
-    return NewConstant(index, slot, "constant", dims, info.data_type, _Rounded(compute))
+    return NewConstant(index, slot, "constant", dims, info.data_type, _Described(compute))
 
 
 def _of_standalone(site: Site, index: int, form: Standalone) -> Iterator[NewConstant]:
@@ -345,4 +376,4 @@ def _of_standalone(site: Site, index: int, form: Standalone) -> Iterator[NewCons
     ):
         values = np.ascontiguousarray(vector).reshape(dims)
         compute = partial(Product, values, ONE, data_type, view)
-        yield NewConstant(index, slot, name, dims, data_type, _Rounded(compute))
+        yield NewConstant(index, slot, name, dims, data_type, _Described(compute))

@@ -211,13 +211,13 @@ class _Planner:
         producer = graph.producer.get(x)
         if producer is None or not graph.only_reader(x):
             return False
-        if not site.is_untouched(x) or not site.is_untouched(y):
+        if not site.are_untouched(x, y):
             return False
         layer = site.layer_or_none(producer)
         if layer is None or layer.bias_slot is None:
             return False
         try:
-            present = site.affine_of(index)
+            present = site.original_map(index)
             layer.output_vectors(present)
             self.limits.check_rounding(site, index)
         except Refused:

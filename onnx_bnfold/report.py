@@ -135,17 +135,17 @@ class Report:
     @property
     def norms(self) -> tuple[Record, ...]:
         """The records of BatchNormalizations."""
-        return tuple(r for r in self.records if r.is_norm)
+        return tuple([r for r in self.records if r.is_norm])
 
     @property
     def folded(self) -> tuple[Record, ...]:
         """The BatchNormalizations that go."""
-        return tuple(r for r in self.norms if r.folded)
+        return tuple([r for r in self.records if r.is_norm and r.folded])
 
     @property
     def kept(self) -> tuple[Record, ...]:
         """The BatchNormalizations that stay."""
-        return tuple(r for r in self.norms if not r.folded)
+        return tuple([r for r in self.records if r.is_norm and not r.folded])
 
     def lines(self) -> list[str]:
         """Return one line per record."""
@@ -176,7 +176,7 @@ def _counted(number: int, what: str) -> str:
 
 def records_of(plans: Sequence[GraphPlan]) -> tuple[Record, ...]:
     """Collect the decisions of all graphs of a model."""
-    return tuple(_record(plan, decision) for plan in plans for decision in plan.decisions)
+    return tuple([_record(plan, decision) for plan in plans for decision in plan.decisions])
 
 
 def _record(plan: GraphPlan, decision: Decision) -> Record:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -156,13 +157,13 @@ class _Editor:
         old = reads[new.slot] if new.slot < len(reads) else ""
         name = self._name(old, node, new)
         self._define(name, old, new)
-        if node.op_type == "MatMul" and new.slot == 2:
+        if new.slot == 2 and node.op_type == "MatMul":
             self._add_matmul_bias(new, name)
             return
         if name != old:
             node.input.extend([""] * (new.slot + 1 - len(node.input)))
             node.input[new.slot] = name
-        if node.op_type == "Gemm" and new.slot == 2:
+        if new.slot == 2 and node.op_type == "Gemm":
             _drop_attribute(node, "beta")
         for attribute, value in new.attributes:
             _drop_attribute(node, attribute)
@@ -185,13 +186,13 @@ class _Editor:
             self.reshaped.add(name)
         if self.body is self.main:
             tensor = self._initializer(self.main, name, new, replaces=replaces)
-            self.pending[name] = Pending(tensor, math.prod(new.dims), new.compute)
+            self.pending[name] = Pending(tensor, math.prod(new.dims), new)
             source = None if replaces else self.site.graph.initializers.get(old)
             if source is not None and is_external(source):
                 tensor.data_location = source.data_location
                 tensor.external_data.extend(source.external_data)
             return
-        full = numpy_helper.from_array(np.ascontiguousarray(new.compute()), name)
+        full = numpy_helper.from_array(np.ascontiguousarray(new()), name)
         early = self.model.ir_version < 4 and name not in self.positions
         if early or not isinstance(self.body, GraphProto):
             self._unmake(name)
@@ -331,8 +332,8 @@ def _arrange(field: Any, places: Sequence[int]) -> None:
         field: of a message.
         places: one per message; of those that are alike the order stays.
     """
-    following = iter(places)  # a sort asks for its keys once, in the order of the field
-    field.sort(key=lambda _: next(following))
+    # A sort asks for its keys once, in the order of the field; what it gives is never the default.
+    field.sort(key=partial(next, iter(places)))
     del field[len(places) - places.count(_GONE) :]
 
 

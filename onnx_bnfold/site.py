@@ -67,28 +67,27 @@ class Site:
         Raises:
             Refused: it is one of run-time weights.
         """
-        found = self._read_layer(index)
+        found = self._layers.get(index) or self._read_layer(index)
         if isinstance(found, Refusal):
             raise Refused.again(found)
         return found
 
     def _read_layer(self, index: int) -> LinearLayer | Refusal:
-        found = self._layers.get(index)
-        if found is None:
-            try:
-                found = linear_layer(self.view(index))
-            except Refused as refused:
-                found = refused.refusal
-            except _MALFORMED:
-                found = _malformed(self.view(index)).refusal
-            self._layers[index] = found
+        found: LinearLayer | Refusal
+        try:
+            found = linear_layer(self.view(index))
+        except Refused as refused:
+            found = refused.refusal
+        except _MALFORMED:
+            found = _malformed(self.view(index)).refusal
+        self._layers[index] = found
         return found
 
     def layer_or_none(self, index: int) -> LinearLayer | None:
         """Return the linear layer with constant weights that a node is, if it is one."""
         if self.graph.ops[index] not in LAYOUTS:
             return None
-        found = self._read_layer(index)
+        found = self._layers.get(index) or self._read_layer(index)
         return None if isinstance(found, Refusal) else found
 
     def norm(self, index: int) -> batchnorm.Norm:
@@ -245,7 +244,9 @@ class Site:
         self, index: int, changes: Mapping[Key, Affine] | None = None
     ) -> tuple[Affine | None, Affine | None]:
         """Return the changes of a layer's or norm's data and output, with further ones on top."""
-        keys = (self.key(index, self.ports(index)[0]), self.key(index, OUT))
+        layer = self.layer_or_none(index)
+        slot = self.ports(index)[0] if layer is None else layer.data_slot
+        keys = (self.key(index, slot), self.key(index, OUT))
         return self._total_of(keys[0], changes), self._total_of(keys[1], changes)
 
     def _total_of(self, key: Key | None, changes: Mapping[Key, Affine] | None) -> Affine | None:
@@ -334,16 +335,24 @@ class Site:
         Raises:
             Refused: it has none.
         """
-        view = self.view(index)
-        if view.op == batchnorm.OPERATOR:
-            if index not in self._maps:
-                self.read_maps([index])
-            if index not in self._maps:
-                raise Refused(
-                    Reason.INCONSISTENT_SHAPES, view.label, "its input has no channel axis"
-                )
-            return self._seen_from(index, self._maps[index])
+        if self.graph.ops[index] == batchnorm.OPERATOR:
+            return self._seen_from(index, self.original_map(index))
         return constant_map(self, index)[1]
+
+    def original_map(self, index: int) -> Affine:
+        """Return the affine map of a BatchNormalization before any change.
+
+        Raises:
+            Refused: it has none.
+        """
+        found = self._maps.get(index)
+        if found is None:
+            self.read_maps([index])
+            found = self._maps.get(index)
+        if found is None:
+            label = self.graph.label(index)
+            raise Refused(Reason.INCONSISTENT_SHAPES, label, "its input has no channel axis")
+        return found
 
     def data_slot(self, index: int) -> int:
         """Return the input of a removable node that is not a constant."""
@@ -353,7 +362,9 @@ class Site:
 
     def sides(self, index: int) -> tuple[str, str]:
         """Return the names of the tensors that become one when a node is removed."""
-        return self.graph.reads[index][self.data_slot(index)], self.graph.writes[index][0]
+        graph = self.graph
+        slot = 0 if graph.ops[index] == batchnorm.OPERATOR else self.data_slot(index)
+        return graph.reads[index][slot], graph.writes[index][0]
 
     def absorbs(self, index: int, key: Key) -> bool:
         """Whether a node takes a change of a key into its constants."""
@@ -376,9 +387,10 @@ class Site:
         self._ports.pop(index, None)
         self.groups.join(*self.sides(index))
 
-    def is_untouched(self, name: str) -> bool:
-        """Whether a tensor does not change so far, and is not joined to one that stands for it."""
-        return name not in self.total and not self.groups.is_joined(name)
+    def are_untouched(self, *names: str) -> bool:
+        """Whether tensors do not change so far, and no others stand for them."""
+        total, joined = self.total, self.groups.is_joined
+        return not any(name in total or joined(name) for name in names)
 
     def _seen_from(self, index: int, original: Affine) -> Affine:
         x, y = self.sides(index)

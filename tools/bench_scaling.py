@@ -80,8 +80,8 @@ def measure(model: ModelProto) -> tuple[float, float]:
     planned = time.process_time()
     copy = ModelProto()
     copy.CopyFrom(model)
-    for compute in folding.apply(copy).values():
-        compute()
+    for new in folding.apply(copy).values():
+        new.compute()
     return planned - start, time.process_time() - planned
 
 

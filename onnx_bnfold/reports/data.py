@@ -25,7 +25,7 @@ from onnx_bnfold.reports.cost import Sizes, input_shapes
 from onnx_bnfold.reports.figures import Figures, figures_of
 from onnx_bnfold.reports.layers import Layer, layers_of
 from onnx_bnfold.reports.nodes import NodeRecord, merged_records, records_of
-from onnx_bnfold.storage.tensors import is_external, tensors
+from onnx_bnfold.storage.tensors import elsewhere, tensors
 from onnx_bnfold.version import __version__
 
 SCHEMA_VERSION = 1
@@ -135,7 +135,7 @@ def _files(model: Path, others: Sequence[str]) -> tuple[File, ...]:
 
 def _data_files(model: ModelProto) -> list[str]:
     """Return the locations of a model's data files."""
-    entries = (e for _, t in tensors(model, is_external) for e in t.external_data)
+    entries = (e for _, t in tensors(model, elsewhere()) for e in t.external_data)
     return sorted({entry.value for entry in entries if entry.key == "location"})
 
 

@@ -87,7 +87,7 @@ def _layer(site: Site, index: int, slot: int, new: NewConstant | None) -> Layer:
     name = view.name_in(slot)
     before = site.constants.value(name)
     measured = _measured(site, index, before)
-    changed = measured if new is None else _measured(site, index, new.compute())
+    changed = measured if new is None else _measured(site, index, new())
     largest = float(ml_dtypes.finfo(before.dtype).max)  # type: ignore[no-untyped-call]
     return Layer(
         op=operator(view.node),

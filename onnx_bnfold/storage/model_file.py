@@ -56,7 +56,7 @@ class ModelFile:
         try:
             self._skeleton = self._parse()
             self.model = self._skeleton.model
-            for _, tensor in self._tensors(self.model, tensors.is_external):
+            for _, tensor in self._tensors(self.model, tensors.elsewhere()):
                 self._span(tensor)
         except BaseException:
             self.close()
@@ -192,9 +192,9 @@ class ModelFile:
             raise ModelError(f"{self.path}: cannot be read: {error.strerror}") from error
 
     def _tensors(
-        self, model: ModelProto, wanted: Callable[[TensorProto], bool]
+        self, model: ModelProto, pick: tensors.Pick
     ) -> Iterator[tuple[tensors.Path, TensorProto]]:
-        return tensors.tensors(model, wanted, in_nodes=self._skeleton.may_refer)
+        return tensors.tensors(model, pick, in_nodes=self._skeleton.may_refer)
 
     def _span(self, tensor: TensorProto) -> Span:
         reference = self._skeleton.reference(tensor)
@@ -222,11 +222,7 @@ class ModelFile:
 
     def _slots(self, model: ModelProto, pending: Pending) -> Iterator[Slot]:
         missing = set(pending)
-
-        def has_values_elsewhere(tensor: TensorProto) -> bool:
-            return tensors.is_external(tensor) or tensor.name in pending
-
-        for path, tensor in self._tensors(model, has_values_elsewhere):
+        for path, tensor in self._tensors(model, tensors.elsewhere(pending)):
             # Two steps lead to initializers of the main graph only.
             if len(path) == 2 and tensor.name in pending:
                 if tensor.name not in missing:

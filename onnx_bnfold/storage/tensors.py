@@ -6,7 +6,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -20,6 +20,8 @@ from onnx_bnfold.errors import ModelError
 
 # The way from a model to a tensor: (field number, index) of every message on it.
 Path: TypeAlias = "tuple[tuple[int, int], ...]"
+# Some of the tensors of a field, each with its index there.
+Pick: TypeAlias = "Callable[[Sequence[TensorProto]], Iterable[tuple[int, TensorProto]]]"
 
 # The fields through which a message leads to tensors; initializers first, as files are laid out so.
 _ROUTES: dict[Any, tuple[str, ...]] = {
@@ -75,13 +77,24 @@ def is_external(tensor: TensorProto) -> bool:
     return bool(tensor.data_location == _EXTERNAL)
 
 
-def _any(_: TensorProto) -> bool:
-    return True
+def elsewhere(names: Container[str] = ()) -> Pick:
+    """Returns what picks the tensors whose values lie in a file, and those of some names."""
+    if not names:
+        return lambda found: [
+            (index, tensor)
+            for index, tensor in enumerate(found)
+            if tensor.data_location == _EXTERNAL
+        ]
+    return lambda found: [
+        (index, tensor)
+        for index, tensor in enumerate(found)
+        if tensor.data_location == _EXTERNAL or tensor.name in names
+    ]
 
 
 def tensors(
     message: Any,
-    wanted: Callable[[TensorProto], bool] = _any,
+    pick: Pick = enumerate,
     path: Path = (),
     *,
     in_nodes: bool = True,
@@ -93,7 +106,7 @@ def tensors(
 
     Args:
         message: any message that leads to tensors.
-        wanted: tells which tensors; all by default.
+        pick: of the tensors in a field of a message those that are wanted; all by default.
         path: the way to the message.
         in_nodes: whether values of nodes may lie in a file.
     """
@@ -104,13 +117,12 @@ def tensors(
         if isinstance(value, kind):
             value = (value,) if message.HasField(name) else ()
         if kind is TensorProto:
-            for index, child in enumerate(value):
-                if wanted(child):
-                    yield (*path, (number, index)), child
+            for index, child in pick(value):
+                yield (*path, (number, index)), child
             continue
         for index, child in enumerate(value):
             if kind is not onnx.NodeProto or _may_refer(child):
-                yield from tensors(child, wanted, (*path, (number, index)), in_nodes=in_nodes)
+                yield from tensors(child, pick, (*path, (number, index)), in_nodes=in_nodes)
 
 
 def _may_refer(node: onnx.NodeProto) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 from onnx import (
@@ -73,7 +74,8 @@ class Graph:
         attributes: of the nodes that have any: index of the node → name → attribute.
         carriers: the indices of the nodes that carry bodies.
         producer: tensor name → index of the node that writes it.
-        readers: tensor name → (node index, input index) of every input that reads it.
+        uses: name → number of inputs of nodes that read it.
+        readers: the same for tensors that are no initializers, by (node index, input index).
         inputs, outputs: names of the body's formal inputs (initializers excluded) and outputs.
         captured: tensor name → label of a node whose subgraph reads it.
         initializers: name → tensor; always constant unless in ``overridable``.
@@ -102,15 +104,18 @@ class Graph:
         }
         self.carriers: list[int] = []
         self.producer: dict[str, int] = {}
+        self.uses = Counter(chain.from_iterable(self.reads))
+        del self.uses[""]
         self.readers: dict[str, list[tuple[int, int]]] = {}
         self.initializers: dict[str, TensorProto] = {}
         self.sparse: dict[str, SparseTensorProto] = {}
         self.dims: dict[str, tuple[int, ...]] = {}
         self.overridable: frozenset[str] = frozenset()
         self.captured: dict[str, str] = {}
-        self._index_nodes()
         if isinstance(body, GraphProto):
             self._index_initializers(body)
+        self._index_nodes()
+        if isinstance(body, GraphProto):
             self.outputs = frozenset(o.name for o in body.output)
             given = self.initializers.keys() | self.sparse.keys()
             self.inputs = frozenset(i.name for i in body.input) - given
@@ -126,7 +131,7 @@ class Graph:
         return named
 
     def _index_nodes(self) -> None:
-        producer, readers = self.producer, self.readers
+        producer, readers, given = self.producer, self.readers, self.dims
         for index, (read, written) in enumerate(zip(self.reads, self.writes, strict=True)):
             for name in written:
                 if not name:
@@ -136,10 +141,14 @@ class Graph:
                                      f"{self.label(index)}; repair the model")  # fmt: skip
                 producer[name] = index
             for slot, name in enumerate(read):
+                if name in given or not name:
+                    continue
                 if name in readers:
                     readers[name].append((index, slot))
-                elif name:
+                else:
                     readers[name] = [(index, slot)]
+        if not given.keys().isdisjoint(producer):
+            raise _doubled([*given, *producer])
 
     def _index_initializers(self, body: GraphProto) -> None:
         tensors, sparse = list(body.initializer), list(body.sparse_initializer)
@@ -149,14 +158,8 @@ class Graph:
         self.sparse.update(zip(others, sparse, strict=True))
         self.dims.update(zip(names, [tuple(t.dims[:]) for t in tensors], strict=True))
         self.dims.update(zip(others, [tuple(t.dims[:]) for t in sparse], strict=True))
-        single = len(self.dims) == len(names) + len(others)
-        if not single or not self.dims.keys().isdisjoint(self.producer):
-            raise self._doubled([*names, *others])
-
-    def _doubled(self, names: list[str]) -> ModelError:
-        times = Counter([*names, *self.producer])
-        name = next(name for name in times if times[name] > 1)
-        return ModelError(f"initializer {name!r} is defined more than once; repair the model")
+        if len(self.dims) < len(names) + len(others):
+            raise _doubled([*names, *others])
 
     def name(self, index: int) -> str:
         """Return the name of a node, or that of its first output if it has none."""
@@ -189,19 +192,21 @@ class Graph:
 
     def is_read(self, name: str) -> bool:
         """Whether anything reads a tensor."""
-        return name in self.readers or name in self.outputs or name in self.captured
+        return name in self.uses or name in self.outputs or name in self.captured
 
     def only_reader(self, name: str) -> bool:
         """Whether exactly one node input of this body, and nothing else, reads a tensor."""
-        return (
-            len(self.readers.get(name, ())) == 1
-            and name not in self.outputs
-            and name not in self.captured
-        )
+        return self.uses.get(name) == 1 and name not in self.outputs and name not in self.captured
 
     def place(self, text: str) -> str:
         """Prefix a label with the path of this body."""
         return f"{self.path}/{text}" if self.path else text
+
+
+def _doubled(names: Iterable[str]) -> ModelError:
+    times = Counter(names)
+    name = next(name for name in times if times[name] > 1)
+    return ModelError(f"initializer {name!r} is defined more than once; repair the model")
 
 
 def _opset(imports: object, default: int) -> int:
@@ -281,7 +286,7 @@ def _with_subgraphs(root: Graph) -> list[Graph]:
                 path = graph.place(f"{graph.name(index)}.{role}")
                 graphs.append(Graph(body, graph.opset, graph, path))
                 owners.append((position, index))
-    used: list[set[str]] = [set(g.readers) | g.outputs for g in graphs]
+    used: list[set[str]] = [set(g.uses) | g.outputs for g in graphs]
     for position in range(len(graphs) - 1, 0, -1):
         owner = owners[position]
         assert owner is not None

@@ -12,8 +12,7 @@ class Groups:
     """
 
     def __init__(self, graph: Graph) -> None:
-        foreign = graph.readers.keys() - graph.producer.keys()
-        self._fixed = frozenset(graph.outputs | graph.captured.keys() | foreign)
+        self._graph = graph
         self._parents: dict[str, str] = {}
         self._members: dict[str, list[str]] = {}
 
@@ -41,8 +40,11 @@ class Groups:
 
     def is_fixed(self, name: str) -> bool:
         """Whether this very name is fixed."""
-        return name in self._fixed
+        graph = self._graph
+        if name in graph.outputs or name in graph.captured:
+            return True
+        return name in graph.uses and name not in graph.producer
 
     def has_fixed(self, name: str) -> bool:
         """Whether a name of the group of a tensor is fixed."""
-        return not self._fixed.isdisjoint(self.members(name))
+        return any(map(self.is_fixed, self.members(name)))

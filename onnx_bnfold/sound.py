@@ -55,7 +55,7 @@ def _require_text(graph: Graph) -> None:
     """Protobuf's old syntax lets strings be any bytes, and hands those that are no text as such."""
     foreign = [node for node, op in zip(graph.nodes, graph.ops, strict=True) if op is None]
     names: tuple[Iterable[object], ...] = (
-        *(graph.readers, graph.producer, graph.initializers, graph.sparse),
+        *(graph.uses, graph.producer, graph.initializers, graph.sparse),
         *(graph.inputs, graph.outputs, graph.names, *graph.attributes.values()),
         [op for op in graph.ops if op is not None],
         *([node.op_type for node in foreign], [node.domain for node in foreign]),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from onnx import helper
@@ -30,27 +30,63 @@ _DTYPES = frozenset(map(helper.tensor_dtype_to_np_dtype, FLOATS))
 _LEAST = 2.0**-60  # of the variances that ``evened`` makes; float32 has room on both sides
 
 
-class Norm(NamedTuple):
+class Norm:
     """A BatchNormalization as numbers, ``(C,)`` float64 each.
 
     Attributes:
-        a, b: its affine map ``y = a * x + b``.
-        mean, deviation: what it says of its input: ``input_mean`` and ``sqrt(input_var + eps)``.
-        spread: the standard deviation of its input, ``sqrt(input_var)``.
-        bias: ``B``.
         epsilon: the attribute.
         cancellation: largest ratio of what the mean contributes to a channel's output and that
             output.
+
+    Args:
+        table: a row per vector, ``(6, C)``.
     """
 
-    a: Float64
-    b: Float64
-    mean: Float64
-    deviation: Float64
-    spread: Float64
-    bias: Float64
-    epsilon: float
-    cancellation: float
+    __slots__ = ("_table", "cancellation", "epsilon")
+
+    def __init__(self, table: Float64, epsilon: float, cancellation: float) -> None:
+        self._table = table
+        self.epsilon = epsilon
+        self.cancellation = cancellation
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return len(self._table[0])
+
+    @property
+    def a(self) -> Float64:
+        """The factor of its affine map ``y = a * x + b``."""
+        return self._row(0)
+
+    @property
+    def b(self) -> Float64:
+        """The summand of its affine map."""
+        return self._row(1)
+
+    @property
+    def mean(self) -> Float64:
+        """The mean that it says its input has: ``input_mean``."""
+        return self._row(2)
+
+    @property
+    def deviation(self) -> Float64:
+        """What it divides by: ``sqrt(input_var + epsilon)``."""
+        return self._row(3)
+
+    @property
+    def spread(self) -> Float64:
+        """The standard deviation that it says its input has, ``sqrt(input_var)``."""
+        return self._row(4)
+
+    @property
+    def bias(self) -> Float64:
+        """The parameter ``B``."""
+        return self._row(5)
+
+    def _row(self, index: int) -> Float64:
+        row: Float64 = self._table[index]
+        return row
 
     def evened(self, scale: Float64) -> tuple[Float64, Float64] | None:
         """Move the sizes of a ``scale`` into the variance, which nobody rounds to int8.
@@ -79,78 +115,90 @@ class Norm(NamedTuple):
         return factor * np.sign(scale), variance
 
 
-class _Parameters(NamedTuple):
-    """What a node gives: vectors of one length in any float type, and the attribute."""
-
-    scale: Array
-    bias: Array
-    mean: Array
-    variance: Array
-    epsilon: float
-
-
 def read_norms(views: Sequence[NodeView]) -> list[Norm | Refusal]:
     """Read BatchNormalizations; thousands of short vectors at a time are as soon done as one.
 
     Args:
-        views: of the nodes.
+        views: of the nodes, all of one graph.
 
     Returns:
         For each node its coefficients, or why it has none: it is in training mode, not per
         channel, or its parameters are unusable.
     """
-    usable: dict[int, _Parameters] = {}
     found: dict[int, Norm | Refusal] = {}
+    epsilons: dict[int, float] = {}
     for position, view in enumerate(views):
         try:
-            usable[position] = _parameters(view)
+            epsilons[position] = _epsilon(view)
         except Refused as refused:
             found[position] = refused.refusal
-    for position, norm in zip(usable, _norms([*usable.values()]), strict=True):
-        found[position] = norm or _unusable(views[position], usable[position])
+    for positions, parameters in _parameters(views, [*epsilons], found):
+        known = [epsilons[position] for position in positions]
+        norms = _norms(parameters.astype(np.float64), known)
+        for position, table, norm in zip(positions, parameters, norms, strict=True):
+            found[position] = norm or _unusable(views[position], table, epsilons[position])
     return [found[position] for position in range(len(views))]
 
 
-def _norms(parameters: Sequence[_Parameters]) -> Iterator[Norm | None]:
-    """Yield the coefficients of each set of parameters, None where they are no finite numbers."""
-    if not parameters:
-        return
-    counts = [len(p.scale) for p in parameters]
-    scale, bias, mean, variance = (
-        np.concatenate([p[i] for p in parameters], dtype=np.float64, casting="unsafe")
-        for i in range(4)
-    )
+def _norms(parameters: Float64, epsilons: Sequence[float]) -> Iterator[Norm | None]:
+    """Yield the coefficients of norms of one size, None where they are no finite numbers.
+
+    Args:
+        parameters: ``(norms, 4, C)``, as the operator takes them.
+        epsilons: one per norm.
+    """
+    scale, bias, mean, variance = parameters.swapaxes(0, 1)
     with np.errstate(all="ignore"):
-        deviation = np.sqrt(variance + np.repeat([p.epsilon for p in parameters], counts))
+        deviation = np.sqrt(variance + np.array(epsilons)[:, None])
         a = scale / deviation
         b = bias - mean * a
         spread = np.sqrt(np.maximum(variance, 0))
         offset, peak = np.abs(a * mean), np.abs(bias) + np.abs(a) * spread
         cancelled = np.where(offset > 0, offset / peak, 0)
     good = np.isfinite(deviation) & (deviation > 0) & np.isfinite(a) & np.isfinite(b)
-    # reduceat takes an empty norm for its successor; the last one needs an element behind it.
-    some, starts = np.array(counts) > 0, np.cumsum([0, *counts[:-1]])
-    usable = np.logical_and.reduceat(np.append(good, True), starts) | ~some
-    worst = np.where(some, np.maximum.reduceat(np.append(cancelled, 0.0), starts), 0.0)
-    parts = zip(starts.tolist(), usable.tolist(), worst.tolist(), strict=True)
-    for p, count, (start, is_usable, cancellation) in zip(parameters, counts, parts, strict=True):
-        if not is_usable:
-            yield None
-            continue
-        where = slice(start, start + count)
-        yield Norm(
-            a[where],
-            b[where],
-            mean[where],
-            deviation[where],
-            spread[where],
-            bias[where],
-            p.epsilon,
-            cancellation,
-        )
+    usable, worst = good.all(axis=1).tolist(), cancelled.max(axis=1, initial=0).tolist()
+    tables = np.stack((a, b, mean, deviation, spread, bias), axis=1)
+    for table, is_usable, epsilon, cancellation in zip(
+        tables, usable, epsilons, worst, strict=True
+    ):
+        yield Norm(table, epsilon, cancellation) if is_usable else None
 
 
-def _parameters(view: NodeView) -> _Parameters:
+def _parameters(
+    views: Sequence[NodeView], positions: Sequence[int], found: dict[int, Norm | Refusal]
+) -> Iterator[tuple[list[int], Array]]:
+    """Yield the parameters of norms.
+
+    Args:
+        views: of nodes.
+        positions: of those that are wanted.
+        found: gets the reasons for which a norm has none.
+
+    Yields:
+        The positions of norms of one size and type, and their parameters, ``(norms, 4, C)``.
+    """
+    left = dict.fromkeys(positions)
+    if positions:
+        names = [views[position].reads[1:5] for position in positions]
+        for rows, elements in views[0].constants.rows(names):
+            if elements.ndim == 3 and elements.dtype in _DTYPES:
+                some = [positions[row] for row in rows]
+                for position in some:
+                    del left[position]
+                yield some, elements
+    for position in left:
+        try:
+            yield [position], _parameters_of(views[position])[None]
+        except Refused as refused:
+            found[position] = refused.refusal
+
+
+def _epsilon(view: NodeView) -> float:
+    """Return the attribute of a node that has coefficients.
+
+    Raises:
+        Refused: it has none, whatever its parameters are.
+    """
     _require_inference(view)
     if str(view.node.doc_string).endswith(EVENED):
         raise Refused(
@@ -159,23 +207,29 @@ def _parameters(view: NodeView) -> _Parameters:
             "--equalize has put its scale into its variance, which says no more how its input is "
             "spread; fold the original model",
         )
-    values = view.constants.at_hand(view.reads[1:5])
-    if values is None or not _DTYPES.issuperset([v.dtype for v in values]):
-        values = [_parameter(view, i) for i in range(4)]  # says what is wrong, if anything is
-    scale, bias, mean, variance = values
-    if not scale.shape == bias.shape == mean.shape == variance.shape or scale.ndim != 1:
+    return float(view.attribute("epsilon", DEFAULT_EPSILON))
+
+
+def _parameters_of(view: NodeView) -> Array:
+    """Return the parameters of any node, ``(4, C)`` float64.
+
+    Raises:
+        Refused: they are no constant vectors of one length.
+    """
+    values = [_parameter(view, i) for i in range(4)]
+    shape = values[0].shape
+    if len(shape) != 1 or any(value.shape != shape for value in values):
         raise Refused(
             Reason.INCONSISTENT_SHAPES,
             view.label,
             "its four parameters are not vectors of one length; repair the model",
         )
-    epsilon = float(view.attribute("epsilon", DEFAULT_EPSILON))
-    return _Parameters(scale, bias, mean, variance, epsilon)
+    return np.array([value.astype(np.float64) for value in values])
 
 
-def _unusable(view: NodeView, parameters: _Parameters) -> Refusal:
-    """Say which of the parameters of a node are no usable numbers."""
-    total = parameters.variance.astype(np.float64) + parameters.epsilon
+def _unusable(view: NodeView, parameters: Array, epsilon: float) -> Refusal:
+    """Say which of the parameters of a node, ``(4, C)``, are no usable numbers."""
+    total = parameters[3].astype(np.float64) + epsilon
     if not np.isfinite(total).all():
         return Refusal(
             Reason.NOT_FINITE, view.label, "its variance is infinite or NaN; repair the model"

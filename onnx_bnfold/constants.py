@@ -9,7 +9,7 @@ evaluator, one node at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import RLock
 from typing import Any, NamedTuple, Protocol
 
@@ -20,7 +20,7 @@ from onnx import NodeProto, SparseTensorProto, TensorProto, TypeProto, helper, n
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.storage.tensors import decode_small
+from onnx_bnfold.storage.tensors import SmallTensors
 
 # No constant larger than this is computed (256 MiB in float32): a hostile ConstantOfShape of
 # 10^12 elements must not take the machine with it. Initializers are not bound by it.
@@ -105,7 +105,7 @@ class Constants:
         self._outer = outer
         self._candidates: set[str] | None = None
         self._infos: dict[str, Constant | None] = {}
-        self._small: dict[str, np.ndarray[Any, Any]] | None = None
+        self._small: SmallTensors | None = None
         self._values: dict[str, np.ndarray[Any, Any]] = {}
         self._evaluating = RLock()
 
@@ -171,22 +171,20 @@ class Constants:
             self._forget_large()
             return result
 
-    def at_hand(self, names: Iterable[str]) -> list[np.ndarray[Any, Any]] | None:
-        """Return the elements of small initializers; None if a name is not that of a constant one.
+    def rows(self, names: Sequence[Sequence[str]]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Yield the elements of many rows of small initializers; see ``SmallTensors.rows``.
 
-        What ``get`` and ``value`` would say of many, in a fraction of the time.
+        What ``get`` and ``value`` would say of each, in a fraction of the time.
         """
-        names, small = tuple(names), self._decoded()
-        if not self.graph.overridable.isdisjoint(names):
-            return None
-        try:
-            return [small[name] for name in names]
-        except KeyError:
-            return None
+        return self._decoded().rows(names)
 
-    def _decoded(self) -> dict[str, np.ndarray[Any, Any]]:
+    def _decoded(self) -> SmallTensors:
         if self._small is None:  # several threads may do it: all find the same
-            self._small = decode_small(self.graph.initializers, self.graph.dims)
+            graph = self.graph
+            given: Mapping[str, TensorProto] = graph.initializers
+            if graph.overridable:
+                given = {n: t for n, t in given.items() if n not in graph.overridable}
+            self._small = SmallTensors(given, graph.dims)
         return self._small
 
     def stored(self, name: str) -> Stored | None:

@@ -290,7 +290,7 @@ def _gain_of_norm(site: Site, index: int) -> Float64:
 
 def _rescaled(site: Site, index: int) -> tuple[Float64, Float64]:
     """Return the factors that input and output of a norm have got, ``(C,)`` each."""
-    rank, count = site.rank(index), len(site.norm(index).a)
+    rank, count = site.rank(index), site.norm(index).channels
     vectors = (site.change(name, rank).vector(1, count) for name in site.sides(index))
     p, r = (np.ones(count) if vector is None else vector[0] for vector in vectors)
     return p, r

@@ -129,7 +129,7 @@ class Limits:
         change = changes.get(y)
         if change is None or not change.has_shift:
             return
-        count, rank = len(norm.a), change.rank
+        count, rank = norm.channels, change.rank
         upstream = site.change(x, rank).vector(1, count)
         present, downstream = site.affine_of(origin).vector(1, count), change.vector(1, count)
         if upstream is None or present is None or downstream is None:
@@ -277,7 +277,7 @@ def _check_offset(site: Site, origin: int, data_type: int, changes: Mapping[Key,
     if change is None or not change.has_shift:
         return
     total = site.change(name, change.rank).then(change)
-    vectors = total.vector(1, len(norm.a))
+    vectors = total.vector(1, norm.channels)
     assert vectors is not None
     scale, shift = vectors
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -317,7 +317,7 @@ def _bias_of_layer(
 def _of_norm(site: Site, index: int, *, even: bool) -> Iterator[NewConstant]:
     """Compensate at a BatchNormalization that stays; ``even`` gives its scales one size."""
     norm, view, (into, out) = site.norm(index), site.view(index), site.side_changes(index)
-    count = len(norm.a)
+    count = norm.channels
     ones, zeros = np.ones(count), np.zeros(count)
     s_in, h_in = (ones, zeros) if into is None else _vectors(into, count)
     s_out, h_out = (ones, zeros) if out is None else _vectors(out, count)
@@ -361,7 +361,7 @@ def _of_edge(site: Site, index: int, slot: int) -> NewConstant:
 def _of_standalone(site: Site, index: int, form: Standalone) -> Iterator[NewConstant]:
     """Yield factor and summand of a BatchNormalization, in the shapes its new form reads."""
     present = site.affine_of(index)
-    view, rank, count = site.view(index), site.rank(index), len(site.norm(index).a)
+    view, rank, count = site.view(index), site.rank(index), site.norm(index).channels
     vectors = present.vector(1, count)
     assert vectors is not None
     data_type = view.type_of(view.name_in(0))

@@ -101,7 +101,7 @@ class GraphPlan:
 
 def _standalone_form(site: Site, index: int, wanted: Standalone) -> Standalone:
     try:
-        channels, rank = len(site.norm(index).a), site.rank(index)
+        channels, rank = site.norm(index).channels, site.rank(index)
         too_flat = rank < 2 or (wanted == "conv" and rank < 3)
         # Where layers around it contradict each other on ranks, it has no such map.
         known = not too_flat and site.affine_of(index).vector(1, channels) is not None

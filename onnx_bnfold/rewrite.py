@@ -252,7 +252,7 @@ class _Editor:
         if form == "conv":
             node.op_type = "Conv"
             node.input.extend([x, factor, summand])
-            group = helper.make_attribute("group", len(self.site.norm(index).a))
+            group = helper.make_attribute("group", self.site.norm(index).channels)
             node.attribute.append(group)
             return
         node.op_type = "Mul"

@@ -276,7 +276,7 @@ class Site:
         return bool(np.abs(bias).max() > AGREEMENT * 1e3 * size)
 
     def _absorb_in_norm(self, index: int, known: Mapping[int, Affine]) -> Step:
-        channels = len(self.norm(index).a)
+        channels = self.norm(index).channels
         for port, change in known.items():
             if change.vector(1, channels) is None:
                 raise Refused(

@@ -191,10 +191,10 @@ def test_small_tensors_decoded_together_are_what_each_is_alone(data, damages):
             tensor.dims[:] = [1] * 33
         else:
             tensor.CopyFrom(numpy_helper.from_array(np.float32(3), tensor.name))
-    together = tensors.decode_small(found, {n: tuple(t.dims) for n, t in found.items()})
-    assert together.keys() == sound
-    for name, values in together.items():
-        alone = tensors.decode_inline(found[name])
+    together = tensors.SmallTensors(found, {n: tuple(t.dims) for n, t in found.items()})
+    assert {name for name in found if together.get(name) is not None} == sound
+    for name in sound:
+        values, alone = together.get(name), tensors.decode_inline(found[name])
         assert (values.dtype, values.shape) == (alone.dtype, alone.shape)
         np.testing.assert_array_equal(values, alone)
 

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import sys
+from bisect import bisect_right
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from types import TracebackType
@@ -250,46 +251,90 @@ def decode_inline(tensor: TensorProto) -> np.ndarray:
     return numpy_helper.to_array(tensor)
 
 
-def decode_small(
-    tensors: Mapping[str, TensorProto], dims: Mapping[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
-    """Decodes thousands of small tensors at once, in a third of the time.
+class SmallTensors:
+    """Thousands of small tensors, decoded together: those of one shape and type are one array.
+
+    It has the values, as `decode_inline` gives them, of those that hold them in their `raw_data`,
+    have axes, and have as many values as they should. What is wrong with others, that says.
 
     Args:
         tensors: by name.
         dims: their shapes, by name.
-
-    Returns:
-        The values, as `decode_inline` gives them, of those that hold them in their `raw_data`, have
-        axes, and have as many values as they should: what is wrong with others, that function says.
     """
+
+    def __init__(
+        self, tensors: Mapping[str, TensorProto], dims: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        self._numbers: dict[str, int] = {}  # counts through all arrays, one after another
+        self._arrays: list[np.ndarray] = []
+        self._starts: list[int] = []
+        for (shape, data_type), (names, contents) in _alike(tensors, dims).items():
+            try:
+                needed = _byte_length(shape, data_type)
+            except ValueError:
+                continue
+            if not _is_plain(data_type):
+                continue
+            if {needed} != set(map(len, contents)):
+                whole = [i for i, content in enumerate(contents) if len(content) == needed]
+                names, contents = [names[i] for i in whole], [contents[i] for i in whole]
+            start = len(self._numbers)
+            self._numbers.update(zip(names, range(start, start + len(names)), strict=True))
+            self._starts.append(start)
+            joined = np.frombuffer(b"".join(contents), _element(data_type)[0])
+            self._arrays.append(joined.reshape(len(names), *shape))
+
+    def get(self, name: str) -> np.ndarray | None:
+        """Returns the values of a tensor, None if it is not among these."""
+        number = self._numbers.get(name)
+        if number is None:
+            return None
+        place = bisect_right(self._starts, number) - 1
+        values: np.ndarray = self._arrays[place][number - self._starts[place]]
+        return values
+
+    def rows(self, names: Sequence[Sequence[str]]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Yields the values of many rows of tensors, those of one shape and type at once.
+
+        Args:
+            names: as many in each row.
+
+        Yields:
+            The indices of some rows, and an array `(rows, names per row, *shape)`. Rows whose
+            tensors are not all among these, or not all alike, are left out.
+        """
+        known = self._numbers
+        numbers = np.array([[known.get(name, -1) for name in row] for row in names], np.int64)
+        if not numbers.size or not self._starts:
+            return
+        places = np.searchsorted(self._starts, numbers, side="right") - 1
+        common = np.where((places == places[:, :1]).all(axis=1), places[:, 0], -1)
+        for place in np.unique(common[common >= 0]).tolist():
+            found = np.flatnonzero(common == place)
+            yield found.tolist(), self._arrays[place][numbers[found] - self._starts[place]]
+
+
+def _alike(
+    tensors: Mapping[str, TensorProto], dims: Mapping[str, tuple[int, ...]]
+) -> dict[tuple[tuple[int, ...], int], tuple[list[str], list[bytes]]]:
+    """Collects names and contents of small tensors by shape and type."""
     # Larger ones are not asked for their bytes: protobuf copies them.
     small = {
         shape
         for shape in set(dims.values())
         if 0 < len(shape) < MOST_AXES and 0 < math.prod(shape) <= _TOGETHER
     }
-    alike: dict[tuple[tuple[int, ...], int], dict[str, bytes]] = {}
+    alike: dict[tuple[tuple[int, ...], int], tuple[list[str], list[bytes]]] = {}
     for name, tensor in tensors.items():
         shape = dims[name]
         if shape in small and tensor.data_location != _EXTERNAL and not tensor.HasField("segment"):
             kind = shape, tensor.data_type
             if kind not in alike:
-                alike[kind] = {}
-            alike[kind][name] = tensor.raw_data
-    values: dict[str, np.ndarray] = {}
-    for (shape, data_type), contents in alike.items():
-        try:
-            needed = _byte_length(shape, data_type)
-        except ValueError:
-            continue
-        whole = {name: content for name, content in contents.items() if len(content) == needed}
-        if not whole or not _is_plain(data_type):
-            continue
-        joined = np.frombuffer(b"".join(whole.values()), _element(data_type)[0])
-        stacked = joined.reshape(len(whole), *shape)
-        values.update(zip(whole, stacked, strict=True))
-    return values
+                alike[kind] = [], []
+            names, contents = alike[kind]
+            names.append(name)
+            contents.append(tensor.raw_data)
+    return alike
 
 
 def external_range(tensor: TensorProto) -> tuple[str, int, int]:

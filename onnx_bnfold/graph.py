@@ -286,6 +286,8 @@ def _with_subgraphs(root: Graph) -> list[Graph]:
                 path = graph.place(f"{graph.name(index)}.{role}")
                 graphs.append(Graph(body, graph.opset, graph, path))
                 owners.append((position, index))
+    if len(graphs) == 1:
+        return graphs
     used: list[set[str]] = [set(g.uses) | g.outputs for g in graphs]
     for position in range(len(graphs) - 1, 0, -1):
         owner = owners[position]

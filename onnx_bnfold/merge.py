@@ -315,7 +315,8 @@ def apply(
         gone.discard(merge.branch.sums[-1])
     del graph.node[:]
     graph.node.extend(n for i, n in enumerate(nodes) if i not in gone)
-    drop_dead(graph, site.constants.among(loose), list(bodies_below(graph)))
+    given = [tensor.name for tensor in graph.initializer]
+    drop_dead(graph, given, [*bodies_below(graph)], site.constants.among(loose))
     return pending
 
 

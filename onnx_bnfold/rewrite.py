@@ -67,25 +67,26 @@ def rewrite(model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool) -> d
     if freeze:
         _drop_named(model.graph.input, {t.name for t in model.graph.initializer})
     loose: set[str] = set()
+    given: dict[int, list[str]] = {}
     for position in reversed(range(len(plans))):
         editor = _Editor(model, bodies[position], plans[position], position, names)
         loose |= editor.run()
         pending.update(editor.pending)
-    dead = [drop_dead(body, loose, below) for body, below in _with_those_below(graphs, bodies)]
+        given[position] = editor.given
+    below = _those_below(graphs, bodies)
+    dead = [drop_dead(body, given[i], below[i], loose) for i, body in enumerate(bodies)]
     return {name: new for name, new in pending.items() if name not in dead[0]}
 
 
-def _with_those_below(
-    graphs: Sequence[Graph], bodies: Sequence[Body]
-) -> list[tuple[Body, list[Body]]]:
-    """Return every body with all that it holds, at any depth."""
+def _those_below(graphs: Sequence[Graph], bodies: Sequence[Body]) -> list[list[Body]]:
+    """Return for every body those that it holds, at any depth."""
     below: dict[int, list[Body]] = {id(graph): [] for graph in graphs}
     for graph, body in zip(graphs, bodies, strict=True):
         outer = graph.parent
         while outer is not None:
             below[id(outer)].append(body)
             outer = outer.parent
-    return list(zip(bodies, below.values(), strict=True))
+    return [*below.values()]
 
 
 class Names:
@@ -126,7 +127,8 @@ class _Editor:
         self.before: list[NodeProto] = []
         self.unmade: set[int] = set()
         self.reshaped: set[str] = set()
-        self.positions = {name: i for i, name in enumerate(self.site.graph.initializers)}
+        self.given = [*self.site.graph.initializers]
+        self.positions = {name: i for i, name in enumerate(self.given)}
         self.inputs = {v.name: v for v in body.input} if isinstance(body, GraphProto) else {}
         self.after: dict[int, NodeProto] = {}
 
@@ -214,6 +216,7 @@ class _Editor:
                 self._unmake(name)
                 _drop_sparse(body, {name})
             tensor = body.initializer.add(name=name, dims=new.dims, data_type=new.data_type)
+            self.given.append(name)
         else:
             tensor = body.initializer[position]
             clear_values(tensor)
@@ -353,13 +356,14 @@ def _drop_sparse(body: GraphProto, names: Set[str]) -> None:
     _drop(fields, [sparse.values.name in names for sparse in fields])
 
 
-def drop_dead(body: Body, loose: set[str], below: Sequence[Body]) -> set[str]:
+def drop_dead(body: Body, given: Sequence[str], below: Sequence[Body], loose: set[str]) -> set[str]:
     """Drop constants among ``loose``, and what only they needed, that nothing reads any more.
 
     Args:
         body: loses them.
-        loose: names of constants.
+        given: the names of its initializers, in their order.
         below: the bodies that its nodes carry, at any depth.
+        loose: names of constants.
 
     Returns:
         The names in this body that stand for nothing any more.
@@ -394,14 +398,14 @@ def drop_dead(body: Body, loose: set[str], below: Sequence[Body]) -> set[str]:
                 queue.append(other)
     _drop(body.node, [index in dead_nodes for index in range(len(nodes))])
     if isinstance(body, GraphProto):
-        _drop_initializers(body, dead)
+        _drop_initializers(body, given, dead)
     return dead
 
 
-def _drop_initializers(body: GraphProto, dead: set[str]) -> None:
+def _drop_initializers(body: GraphProto, given: Sequence[str], dead: set[str]) -> None:
     formal = dead.intersection(item.name for item in body.input)
     if formal:
-        _drop_named(body.input, formal.intersection(tensor.name for tensor in body.initializer))
-    _drop_named(body.initializer, dead)
+        _drop_named(body.input, formal.intersection(given))
+    _drop(body.initializer, [name in dead for name in given])
     _drop_sparse(body, dead)
     _drop_named(body.value_info, dead)

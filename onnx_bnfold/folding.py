@@ -13,6 +13,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from onnx_bnfold.affine import Float64
+from onnx_bnfold.batchnorm import OPERATOR
 from onnx_bnfold.constants import Constants, OpenTensor, Stored
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.graph import Graph, ReadTensor, graphs_of
@@ -279,6 +280,17 @@ class Folding:
             any((plan.site.removed, plan.equalized, plan.evened, plan.standalone_forms()))
             for plan in self.plans
         )
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many BatchNormalizations go, and how many stay, by the present plan."""
+        fates = [
+            decision.folded
+            for plan in self.plans
+            for decision in plan.decisions
+            if plan.site.graph.ops[decision.node] == OPERATOR
+        ]
+        return sum(fates) + len(self.merged), len(fates) - sum(fates)
 
     @property
     def equalized(self) -> tuple[str, ...]:

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from onnx_bnfold.api import Outcome, fold_file, plan_file
+from onnx_bnfold.api import Outcome, plan_file, write_folded
 from onnx_bnfold.console import tell
 from onnx_bnfold.errors import CheckFailed
 from onnx_bnfold.folding import Options
 from onnx_bnfold.memory import hold
-from onnx_bnfold.report import Report
 
 if TYPE_CHECKING:
     from onnx_bnfold.check import CheckResult
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace, options: Options) -> None:
         if args.dry_run:
             plan_file(args.model, options, inspect=job.inspect)
         else:
-            fold_file(args.model, args.output, options, inspect=job.inspect)
+            hold(write_folded(args.model, args.output, options, inspect=job.inspect))
     except CheckFailed:
         job.finish(written=False)
         raise
@@ -64,7 +63,6 @@ class _Job:
 
     def inspect(self, outcome: Outcome) -> None:
         """Check the outcome and collect what is said of it; raise if a gate does not hold."""
-        hold(outcome)
         if not self.args.quiet:
             self.text = [*outcome.report.lines(), outcome.report.summary()]
         failures = self._failures(outcome)
@@ -88,17 +86,17 @@ class _Job:
             tell("\n".join(self.text))
 
     def _failures(self, outcome: Outcome) -> list[str]:
-        failures = list(self._unmet(outcome.report))
+        failures = list(self._unmet(outcome))
         if self.args.check and not failures:
             self.check = self._checked(outcome)
             failures += self.check.failures
         return failures
 
-    def _unmet(self, report: Report) -> Iterator[str]:
-        if self.args.require_all and report.kept:
-            yield f"--require-all: {len(report.kept)} BatchNormalization stay"
+    def _unmet(self, outcome: Outcome) -> Iterator[str]:
+        if self.args.require_all and outcome.report.kept:
+            yield f"--require-all: {len(outcome.report.kept)} BatchNormalization stay"
         if self.args.require_folded:
-            folded = sum(record.folded for record in report.records)
+            folded = sum(record.folded for record in outcome.report.records)
             if folded:
                 yield f"--require-folded: {self.args.model} has {folded} nodes to fold"
 

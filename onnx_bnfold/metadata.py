@@ -18,8 +18,6 @@ from onnx_bnfold.version import __version__
 if TYPE_CHECKING:  # the file is hashed while onnx is imported
     from onnx import ModelProto
 
-    from onnx_bnfold.report import Report
-
 KEY = "onnx_bnfold"  # in `metadata_props`
 
 _CHUNK = 1 << 23  # bytes read at once: between two chunks a thread waits for Python's lock
@@ -89,15 +87,21 @@ class Recorder:
         with suppress(OSError):  # the file was removed
             self._hashing = _hashing_of(source)
 
-    def late(self, model: ModelProto, report: Report) -> dict[str, tuple[int, Callable[[], bytes]]]:
+    def late(
+        self, model: ModelProto, counts: tuple[int, int]
+    ) -> dict[str, tuple[int, Callable[[], bytes]]]:
         """Give a model the key of the record.
+
+        Args:
+            model: gets it.
+            counts: the BatchNormalizations that go, and those that stay.
 
         Returns:
             The value for ``ModelFile.write``, which asks for it when the weights are written.
         """
         if all(item.key != KEY for item in model.metadata_props):
             model.metadata_props.add(key=KEY)
-        value = entry(report, _NO_DIGEST)
+        value = entry(counts, _NO_DIGEST)
         return {KEY: (len(value), lambda: value.replace(_NO_DIGEST.encode(), self._digest()))}
 
     def _digest(self) -> bytes:
@@ -107,18 +111,18 @@ class Recorder:
         return _NO_DIGEST.encode()
 
 
-def entry(report: Report, source_sha256: str) -> bytes:
+def entry(counts: tuple[int, int], source_sha256: str) -> bytes:
     """Return the value of the record: compact JSON.
 
     Args:
-        report: of the fold.
+        counts: the BatchNormalizations that went, and those that stay.
         source_sha256: of the model's file before the fold, without its external data.
     """
-    folded, norms = len(report.folded), len(report.norms)
+    folded, kept = counts
     record = {
         "version": __version__,
         "folded": folded,
-        "kept": norms - folded,
+        "kept": kept,
         "source_sha256": source_sha256,
     }
     return json.dumps(record, separators=(",", ":")).encode()

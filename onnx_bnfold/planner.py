@@ -44,19 +44,17 @@ class Decision(NamedTuple):
 
     Attributes:
         node: index of the node in its graph.
-        label: its operator and name.
         way: how it is folded, or None if it stays.
-        scale_to, shift_to: labels of the nodes that take its scale and its shift.
+        scale_to, shift_to: indices of the nodes that take its scale and its shift, in order.
         added: number of Add nodes that its shift needs (behind a MatMul of rank 3 and more).
         refusal: why it stays, or None if it is folded.
         tried: for each way that was tried, the refusal it met.
     """
 
     node: int
-    label: str
     way: str | None = None
-    scale_to: tuple[str, ...] = ()
-    shift_to: tuple[str, ...] = ()
+    scale_to: tuple[int, ...] = ()
+    shift_to: tuple[int, ...] = ()
     added: int = 0
     refusal: Refusal | None = None
     tried: tuple[tuple[str, Refusal], ...] = ()
@@ -165,7 +163,7 @@ class _Planner:
                     Reason.OPAQUE, view.label, "its input is a constant; fold constants first"
                 )
         except Refused as refused:
-            self.decisions[index] = Decision(index, view.label, refusal=refused.refusal)
+            self.decisions[index] = Decision(index, refusal=refused.refusal)
             return False
         return True
 
@@ -199,7 +197,7 @@ class _Planner:
             least, way, changes = best
             self._commit(index, way, changes, least[0], self._absorbing(index, changes))
         elif is_norm:
-            self.decisions[index] = _kept(site, index, tried)
+            self.decisions[index] = Decision(index, refusal=tried[0][1], tried=tuple(tried))
 
     def _fold_directly(self, index: int) -> bool:
         """Put a norm into the layer that it alone reads, where nothing else has changed yet.
@@ -277,14 +275,13 @@ class _Planner:
             touched = self.touched.setdefault(index, [])
             if origin not in touched:
                 touched.append(origin)
-        scale = {index for index, change in absorbing if change.has_scale}
-        shift = {index for index, change in absorbing if change.has_shift}
         commit(site, changes)
         site.remove(origin)
-        scale_to = tuple(map(site.place, sorted(scale)))
-        shift_to = scale_to if shift == scale else tuple(map(site.place, sorted(shift)))
-        label = site.graph.label(origin)
-        self.decisions[origin] = Decision(origin, label, way, scale_to, shift_to, added)
+        scale = {index for index, change in absorbing if change.has_scale}
+        shift = {index for index, change in absorbing if change.has_shift}
+        self.decisions[origin] = Decision(
+            origin, way, tuple(sorted(scale)), tuple(sorted(shift)), added
+        )
 
     def _absorbing(self, origin: int, changes: Mapping[Key, Affine]) -> list[tuple[int, Affine]]:
         """Return the nodes that take a change into their constants, each with that change."""
@@ -448,7 +445,3 @@ def _two_names(name: str) -> Refused:
         repr(name),
         "the tensors on both sides keep their names, so the two cannot become one",
     )
-
-
-def _kept(site: Site, index: int, tried: Sequence[tuple[str, Refusal]]) -> Decision:
-    return Decision(index, site.graph.label(index), refusal=tried[0][1], tried=tuple(tried))

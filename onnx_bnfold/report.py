@@ -181,11 +181,11 @@ def records_of(plans: Sequence[GraphPlan]) -> tuple[Record, ...]:
 
 def _record(plan: GraphPlan, decision: Decision) -> Record:
     return Record(
-        plan.site.graph.place(decision.label),
+        plan.site.place(decision.node),
         plan.site.graph.ops[decision.node] == batchnorm.OPERATOR,
         decision.way,
-        decision.scale_to,
-        decision.shift_to,
+        tuple(map(plan.site.place, decision.scale_to)),
+        tuple(map(plan.site.place, decision.shift_to)),
         decision.added,
         decision.refusal,
         decision.tried,

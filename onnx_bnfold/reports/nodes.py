@@ -116,7 +116,7 @@ def merged_records(merged: Sequence[Record], original: ModelProto) -> Iterator[N
         index, conv = found[record.name], found[record.scale_to[0]]
         x, y = graph.nodes[index].input[0], graph.nodes[index].output[0]
         taker = Taker(*_names(graph, conv), True, True, conv > index, None)
-        yield _record(graph, (index, x, y), Decision(index, record.name, record.way), (taker,))
+        yield _record(graph, (index, x, y), Decision(index, record.way), (taker,))
 
 
 class _Recorder:
@@ -141,13 +141,11 @@ class _Recorder:
         return _record(graph, (index, x, y), decision, tuple(self._takers(decision)), form)
 
     def _takers(self, decision: Decision) -> Iterator[Taker]:
-        scale, shift = set(decision.scale_to), set(decision.shift_to)
         for index in sorted(self.touched.get(decision.node, ())):
-            place = self.site.place(index)
             yield Taker(
                 *_names(self.site.graph, index),
-                scale=place in scale,
-                shift=place in shift,
+                scale=index in decision.scale_to,
+                shift=index in decision.shift_to,
                 is_behind=index > decision.node,
                 layer=self.layers.get(index),
             )

@@ -180,74 +180,68 @@ def along(vector: Float64, axis: int, rank: int) -> Float64:
     return vector.reshape((1,) * axis + (-1,) + (1,) * (rank - axis - 1))
 
 
-def all_along(
-    vectors: Sequence[tuple[Float64, Float64]], axis: int, ranks: Sequence[int]
-) -> list[Affine]:
+def all_along(maps: Sequence[Float64], axis: int, ranks: Sequence[int]) -> list[Affine]:
     """Make changes that vary along one axis; thousands of short ones at a time are as soon done.
 
     Args:
-        vectors: scale and shift of each, ``(C,)``.
+        maps: scale and shift of each, ``(2, C)``.
         axis: along which they vary.
         ranks: of the tensors.
 
     Returns:
-        What ``Affine.of`` makes of the vectors laid along ``axis``.
+        What ``Affine.of`` makes of scale and shift laid along ``axis``.
     """
-    if min((len(scale) for scale, _ in vectors), default=0) == 0:  # reduceat takes no empty ones
-        laid = zip(vectors, ranks, strict=True)
-        return [Affine.of(along(a, axis, rank), along(b, axis, rank)) for (a, b), rank in laid]
-    scale, shift = (_Extremes.of(side) for side in zip(*vectors, strict=True))
-    found = []
-    for (a, b), rank, same_scale, same_shift, facts in zip(
-        vectors,
-        ranks,
-        (scale.least == scale.most).tolist(),
-        (shift.least == shift.most).tolist(),
-        _facts(scale, shift),
-        strict=True,
+    alike: dict[int, list[int]] = {}
+    for index, each in enumerate(maps):
+        alike.setdefault(each.shape[1], []).append(index)
+    found: dict[int, Affine] = {}
+    for indices in alike.values():
+        block = np.array([maps[index] for index in indices])
+        changes = _all_along(block, axis, [ranks[index] for index in indices])
+        found.update(zip(indices, changes, strict=True))
+    return [found[index] for index in range(len(maps))]
+
+
+def _all_along(block: Float64, axis: int, ranks: Sequence[int]) -> Iterator[Affine]:
+    """Do it for maps of one size, ``(maps, 2, C)``."""
+    extremes = _Extremes(block.min(axis=2, initial=np.inf), block.max(axis=2, initial=-np.inf))
+    same = (extremes.least == extremes.most).tolist()
+    for (a, b), rank, (same_scale, same_shift), facts in zip(
+        block, ranks, same, extremes.facts(), strict=True
     ):
-        scale_of, shift_of = a[:1] if same_scale else a, b[:1] if same_shift else b
-        change = Affine(along(scale_of, axis, rank), along(shift_of, axis, rank))
-        vars(change).update(facts)
+        scale, shift = a[:1] if same_scale else a, b[:1] if same_shift else b
+        change = Affine(along(scale, axis, rank), along(shift, axis, rank))
+        if len(a):  # of no elements anything holds
+            vars(change).update(facts)
         if not same_scale and not same_shift:
             change._vectors[axis, len(a)] = a, b
-        found.append(change)
-    return found
+        yield change
 
 
 class _Extremes(NamedTuple):
-    """The least and the largest value of each of many vectors; NaN where one is NaN."""
+    """The least and the largest value of scales and shifts, ``(maps, 2)``; NaN where one is."""
 
     least: Float64
     most: Float64
 
-    @classmethod
-    def of(cls, vectors: Sequence[Float64]) -> _Extremes:
-        joined = np.concatenate(vectors)
-        starts = np.cumsum([0, *(len(vector) for vector in vectors[:-1])])
-        return cls(np.minimum.reduceat(joined, starts), np.maximum.reduceat(joined, starts))
+    def facts(self) -> Iterator[dict[str, bool]]:
+        """Yield what the cached properties of each change would find out."""
+        largest, ordinary = np.finfo(np.float64).max, 1 / SMALLEST_SCALE
+        differs = (self.least != (1, 0)) | (self.most != (1, 0))
+        columns = {
+            "has_scale": differs[:, 0],
+            "has_shift": differs[:, 1],
+            "is_finite": self._within(largest),
+            "is_ordinary": self._within(ordinary),
+        }
+        for row in zip(*(column.tolist() for column in columns.values()), strict=True):
+            yield dict(zip(columns, row, strict=True))
 
-    def within(self, bound: float) -> NDArray[np.bool_]:
+    def _within(self, bound: float) -> NDArray[np.bool_]:
         """Whether no magnitude exceeds a bound."""
-        return (self.least >= -bound) & (self.most <= bound)
-
-    def differs_from(self, value: float) -> NDArray[np.bool_]:
-        """Whether any element is another value."""
-        differs: NDArray[np.bool_] = (self.least != value) | (self.most != value)
-        return differs
-
-
-def _facts(scale: _Extremes, shift: _Extremes) -> Iterator[dict[str, bool]]:
-    """Yield what the cached properties of each change would find out."""
-    largest, ordinary = np.finfo(np.float64).max, 1 / SMALLEST_SCALE
-    columns = {
-        "has_scale": scale.differs_from(1),
-        "has_shift": shift.differs_from(0),
-        "is_finite": scale.within(largest) & shift.within(largest),
-        "is_ordinary": scale.within(ordinary) & shift.within(ordinary),
-    }
-    for row in zip(*(column.tolist() for column in columns.values()), strict=True):
-        yield dict(zip(columns, row, strict=True))
+        within = (self.least >= -bound) & (self.most <= bound)
+        both: NDArray[np.bool_] = within[:, 0] & within[:, 1]
+        return both
 
 
 def joined(

@@ -55,6 +55,11 @@ class Norm:
         return len(self._table[0])
 
     @property
+    def map(self) -> Float64:
+        """``a`` and ``b``, ``(2, C)``."""
+        return self._table[:2]
+
+    @property
     def a(self) -> Float64:
         """The factor of its affine map ``y = a * x + b``."""
         return self._row(0)

@@ -75,7 +75,9 @@ def rewrite(model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool) -> d
         given[position] = editor.given
     below = _those_below(graphs, bodies)
     dead = [drop_dead(body, given[i], below[i], loose) for i, body in enumerate(bodies)]
-    return {name: new for name, new in pending.items() if name not in dead[0]}
+    for name in dead[0].intersection(pending):
+        del pending[name]
+    return pending
 
 
 def _those_below(graphs: Sequence[Graph], bodies: Sequence[Body]) -> list[list[Body]]:

@@ -145,9 +145,9 @@ class Site:
         """
         ranks = {index: self.rank(index) for index in indices}
         found = [index for index, rank in ranks.items() if rank >= 2]
-        norms = [self.norm(index) for index in found]
-        maps = all_along([(norm.a, norm.b) for norm in norms], 1, [ranks[i] for i in found])
-        self._maps.update(zip(found, maps, strict=True))
+        maps = [self.norm(index).map for index in found]
+        changes = all_along(maps, 1, [ranks[index] for index in found])
+        self._maps.update(zip(found, changes, strict=True))
 
     def change(self, key: Key, rank: int) -> Affine:
         """Return the change decided so far for a key."""
@@ -387,10 +387,10 @@ class Site:
         self._ports.pop(index, None)
         self.groups.join(*self.sides(index))
 
-    def are_untouched(self, *names: str) -> bool:
-        """Whether tensors do not change so far, and no others stand for them."""
+    def are_untouched(self, x: str, y: str) -> bool:
+        """Whether two tensors do not change so far, and no others stand for them."""
         total, joined = self.total, self.groups.is_joined
-        return not any(name in total or joined(name) for name in names)
+        return not (x in total or y in total or joined(x) or joined(y))
 
     def _seen_from(self, index: int, original: Affine) -> Affine:
         x, y = self.sides(index)

@@ -28,7 +28,7 @@ def vectors(draw):
 @given(st.lists(vectors(), max_size=5))
 @settings(max_examples=400, derandomize=True, deadline=None)
 def test_many_changes_at_once_are_what_each_is_alone(cases):
-    made = all_along([sides for sides, _ in cases], 1, [rank for _, rank in cases])
+    made = all_along([np.array(sides) for sides, _ in cases], 1, [rank for _, rank in cases])
     assert len(made) == len(cases)
     for change, ((scale, shift), rank) in zip(made, cases, strict=True):
         alone = Affine.of(along(scale, 1, rank), along(shift, 1, rank))

@@ -9,6 +9,7 @@ import sys
 from bisect import bisect_right
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -35,6 +36,7 @@ _ROUTES: dict[Any, tuple[str, ...]] = {
     onnx.SparseTensorProto: ("values", "indices"),
 }
 _EXTERNAL = TensorProto.EXTERNAL  # protobuf takes long to look it up
+_LOCATION_OF = attrgetter("data_location")
 _TOGETHER = 1024  # values up to which tensors are decoded together
 MOST_AXES = 32  # of an array: the limit of numpy 1
 _VALUE_FIELDS = (
@@ -80,17 +82,17 @@ def is_external(tensor: TensorProto) -> bool:
 
 def elsewhere(names: Container[str] = ()) -> Pick:
     """Returns what picks the tensors whose values lie in a file, and those of some names."""
-    if not names:
-        return lambda found: [
+
+    def pick(found: Sequence[TensorProto]) -> list[tuple[int, TensorProto]]:
+        if not names and _EXTERNAL not in map(_LOCATION_OF, found):  # as soon as may be
+            return []
+        return [
             (index, tensor)
             for index, tensor in enumerate(found)
-            if tensor.data_location == _EXTERNAL
+            if tensor.data_location == _EXTERNAL or tensor.name in names
         ]
-    return lambda found: [
-        (index, tensor)
-        for index, tensor in enumerate(found)
-        if tensor.data_location == _EXTERNAL or tensor.name in names
-    ]
+
+    return pick
 
 
 def tensors(

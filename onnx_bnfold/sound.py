@@ -106,7 +106,7 @@ def _require_names(graph: Graph, outer: set[str]) -> set[str]:
         if name not in defined and name not in outer:
             raise ModelError(f"output {name!r} of the graph is computed by no node; repair the "
                              "model")  # fmt: skip
-    return outer | defined
+    return outer | defined if outer else defined
 
 
 def _undefined(graph: Graph, index: int, name: str) -> ModelError:

@@ -155,18 +155,20 @@ def fold_file(
         UsageError: the target is the source, or cannot be written; or ``options.ranges`` cannot be
             read or does not fit.
     """
-    return write_folded(source, target, options, inspect=inspect, threads=threads).report
+    outcome = write_folded(source, target, options, inspect, threads, report=True)
+    return outcome.report
 
 
 def write_folded(
     source: PathLike,
     target: PathLike,
     options: Options = _DEFAULT,
-    *,
     inspect: Inspect | None = None,
     threads: int | None = None,
+    *,
+    report: bool = False,
 ) -> Outcome:
-    """Do what ``fold_file`` does.
+    """Do what ``fold_file`` does, and make a report only where one is asked for.
 
     Returns:
         The outcome, in its place.
@@ -183,6 +185,8 @@ def write_folded(
                 large = _fill_small(folding.apply(copy))
                 late = recorder.late(copy, folding.counts) if recorder and folding.alters else {}
                 blocks = {name: new.compute.blocks for name, new in large.items()}
+                if report:
+                    _ = outcome.report  # what may fail fails before the file gets its place
                 look = inspect and partial(_show, inspect, outcome)
                 file.write(copy, blocks, target, late=late, inspect=look, threads=threads)
             except Unrepresentable as failed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from onnx_bnfold.errors import BnFoldError, CheckFailed
 from onnx_bnfold.memory import collect_rarely, keep_freed_memory
@@ -109,15 +109,23 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
+def main(argv: Sequence[str] | None = None, *, keep: Callable[[object], None] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: its words; by default those of the process.
+        keep: called with what need not be freed if the process ends.
+
+    Returns:
+        The exit code.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words[:1] == ["check"]:
             from onnx_bnfold.check.cli import main as check
 
             return check(words[1:])
-        return _fold(words)
+        return _fold(words, keep)
     except CheckFailed as failed:
         print(f"onnx-bnfold: {failed}", file=sys.stderr)
         return 1
@@ -139,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _fold(words: Sequence[str]) -> int:
+def _fold(words: Sequence[str], keep: Callable[[object], None] | None) -> int:
     args = _arguments(words)
     _begin(args)
     from onnx_bnfold.folding import Options
@@ -159,7 +167,9 @@ def _fold(words: Sequence[str]) -> int:
         from onnx_bnfold.store.cli import run as run_store
 
         return run_store(args, options)
-    run(args, options)
+    outcome = run(args, options)
+    if keep:
+        keep(outcome)
     return 0
 
 

@@ -12,6 +12,8 @@ def tell(text: str) -> None:
     Args:
         text: lines; what the terminal's encoding lacks becomes an escape sequence.
     """
+    if sys.stdout is None:  # it was closed
+        return
     encoding = sys.stdout.encoding or "utf-8"
     shown = text.encode(encoding, "backslashreplace").decode(encoding)
     try:

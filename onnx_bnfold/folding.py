@@ -214,19 +214,25 @@ class Folding:
         """Keep, from the next plan on, the nodes that caused constants which do not fit.
 
         Args:
-            failures: (position of the graph, index of the node whose constant fails) → why.
+            failures: of one attempt: (position of the graph, index of the node whose constant
+                fails) → why.
+
+        Raises:
+            RuntimeError: they would be met again, without end.
         """
+        excluded, plain, unequal = set(self._excluded), set(self._plain), set(self._unequal)
         for (position, index), refusal in failures.items():
             plan = self.plans[position]
             if index in plan.equalized:  # what is not needed goes first
                 self._unequal.update((position, root) for root in plan.equalized[index])
-            else:
-                cause = position, plan.touched.get(index, [index])[-1]
-                if cause in self._plain:  # to try again would have no end
-                    raise RuntimeError(f"{refusal.culprit} fails whatever is left out")
-                if cause in self._excluded:  # it stays already, and cannot be written otherwise
-                    self._plain.add(cause)
-                self._excluded[cause] = refusal
+                continue
+            cause = position, plan.touched.get(index, [index])[-1]
+            self._excluded[cause] = refusal
+            if cause in excluded:  # it stays already, and cannot be written otherwise
+                self._plain.add(cause)
+        if (excluded, plain, unequal) == (set(self._excluded), self._plain, self._unequal):
+            culprits = {refusal.culprit for refusal in failures.values()}
+            raise RuntimeError(f"{min(culprits)} fails whatever is left out")
 
     def verify(self) -> None:
         """Compute every new constant and forget it.

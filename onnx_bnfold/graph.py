@@ -8,7 +8,7 @@ this module changes the model.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import chain
 
 import numpy as np
@@ -75,7 +75,8 @@ class Graph:
         carriers: the indices of the nodes that carry bodies.
         producer: tensor name → index of the node that writes it.
         uses: name → number of inputs of nodes that read it.
-        readers: the same for tensors that are no initializers, by (node index, input index).
+        readers: which these are, by (node index, input index), for names that are not those of
+            initializers that nobody can override.
         inputs, outputs: names of the body's formal inputs (initializers excluded) and outputs.
         captured: tensor name → label of a node whose subgraph reads it.
         initializers: name → tensor; always constant unless in ``overridable``.
@@ -114,14 +115,13 @@ class Graph:
         self.captured: dict[str, str] = {}
         if isinstance(body, GraphProto):
             self._index_initializers(body)
-        self._index_nodes()
-        if isinstance(body, GraphProto):
             self.outputs = frozenset(o.name for o in body.output)
-            given = self.initializers.keys() | self.sparse.keys()
-            self.inputs = frozenset(i.name for i in body.input) - given
+            formal = frozenset(i.name for i in body.input)
         else:
             self.outputs = frozenset(body.output)
-            self.inputs = frozenset(body.input)
+            formal = frozenset(body.input)
+        self.inputs = formal.difference(self.dims)
+        self._index_nodes(formal)
 
     def _by_name(self, index: int, found: Sequence[AttributeProto]) -> dict[str, AttributeProto]:
         named = {item.name: item for item in found}
@@ -130,8 +130,11 @@ class Graph:
             raise ModelError(f"{self.label(index)} has two attributes {name!r}; repair the model")
         return named
 
-    def _index_nodes(self) -> None:
-        producer, readers, given = self.producer, self.readers, self.dims
+    def _index_nodes(self, formal: frozenset[str]) -> None:
+        producer, readers = self.producer, self.readers
+        given: Container[str] = self.dims
+        if not formal.isdisjoint(self.dims):
+            given = self.dims.keys() - formal
         for index, (read, written) in enumerate(zip(self.reads, self.writes, strict=True)):
             for name in written:
                 if not name:
@@ -147,8 +150,8 @@ class Graph:
                     readers[name].append((index, slot))
                 else:
                     readers[name] = [(index, slot)]
-        if not given.keys().isdisjoint(producer):
-            raise _doubled([*given, *producer])
+        if not self.dims.keys().isdisjoint(producer):
+            raise _doubled([*self.dims, *producer])
 
     def _index_initializers(self, body: GraphProto) -> None:
         tensors, sparse = list(body.initializer), list(body.sparse_initializer)

@@ -14,20 +14,22 @@ from onnx_bnfold.api import Outcome, plan_file, write_folded
 from onnx_bnfold.console import tell
 from onnx_bnfold.errors import CheckFailed
 from onnx_bnfold.folding import Options
-from onnx_bnfold.memory import hold
 
 if TYPE_CHECKING:
     from onnx_bnfold.check import CheckResult
     from onnx_bnfold.reports import FoldReport
 
 
-def run(args: argparse.Namespace, options: Options) -> None:
+def run(args: argparse.Namespace, options: Options) -> Outcome | None:
     """Fold one model file, or plan it.
 
     Args:
         args: model, output, dry_run, require_all, quiet, report (paths) and check, and if that is
             set the options of the check.
         options: of the fold.
+
+    Returns:
+        What became of the fold; None for a plan.
 
     Raises:
         CheckFailed: a gate does not hold; the reports are written, the model is not.
@@ -39,15 +41,17 @@ def run(args: argparse.Namespace, options: Options) -> None:
 
         require_writable(args.report, taken=(args.model, args.output))
     job = _Job(args)
+    outcome = None
     try:
         if args.dry_run:
             plan_file(args.model, options, inspect=job.inspect)
         else:
-            hold(write_folded(args.model, args.output, options, inspect=job.inspect))
+            outcome = write_folded(args.model, args.output, options, inspect=job.inspect)
     except CheckFailed:
         job.finish(written=False)
         raise
     job.finish(written=not args.dry_run)
+    return outcome
 
 
 class _Job:

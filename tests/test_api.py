@@ -304,6 +304,40 @@ def test_what_cannot_be_written_otherwise_is_written_as_it_is(form, tmp_path, rn
     assert [record.refusal.reason for record in report.kept] == [Reason.UNSUPPORTED_TYPE]
 
 
+@pytest.mark.parametrize("readers", [1, 2, 3, 5])
+@pytest.mark.parametrize("form", ["keep", "mul-add"])
+def test_a_norm_whose_readers_all_overflow_stays(readers, form, tmp_path):
+    """They fail in one attempt, and for one reason."""
+    values = {"s": [3e4] * 2, "b": [1] * 2, "m": [0] * 2, "v": [1] * 2}
+    tensors = [numpy_helper.from_array(np.array(v, np.float16), n) for n, v in values.items()]
+    parts = [node("Relu", ["x"], ["r"]), node("BatchNormalization", ["r", *values], ["y"])]
+    for i in range(readers):
+        tensors.append(numpy_helper.from_array(np.full((2, 2, 1, 1), 100, np.float16), f"w{i}"))
+        parts.append(node("Conv", ["y", f"w{i}"], [f"o{i}"]))
+    outputs = [f"o{i}" for i in range(readers)]
+    nodes = join(*parts).nodes
+    model = model_of(nodes, {"x": ("N", 2, 4, 4)}, outputs, tensors, dtype=np.float16)
+    options = Options(standalone=form)
+    folded, report = fold(model, options)
+    assert [record.refusal.reason for record in report.kept] == [Reason.OVERFLOW]
+    assert [n.op_type for n in folded.graph.node[:2]] == ["Relu", "BatchNormalization"]
+    assert report == fold_file(saved(model, tmp_path / "m.onnx"), tmp_path / "f.onnx", options)
+    assert plan(model, options).kept == report.kept
+
+
+def test_what_fails_whatever_is_left_out_has_an_end(rng):
+    """A bug of ours, but not one that hangs."""
+    parts = join(conv("x", "c", (4, 3, 1, 1), rng), bn("c", "y", 4, rng))
+    model = model_of(parts.nodes, X, ["y"], parts.initializers)
+    folding = Folding(model, lambda tensor: numpy_helper.to_array(tensor), Options())
+    folding.plan()
+    failure = {(0, 0): Refused(Reason.PRECISION, "Conv 'c'", "it is refused").refusal}
+    folding.exclude(failure)
+    folding.exclude(failure)
+    with pytest.raises(RuntimeError, match="Conv 'c' fails whatever"):
+        folding.exclude(failure)
+
+
 def test_a_file_says_that_it_was_folded_and_from_what(tmp_path, rng):
     """That is all it differs by from a fold in memory."""
     model = half_folding(rng)

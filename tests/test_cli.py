@@ -163,6 +163,16 @@ def test_version(capsys):
     assert onnx_bnfold.__version__ in capsys.readouterr().out
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a shell's redirection")
+def test_a_closed_stdout_is_no_failure(half, tmp_path):
+    words = [sys.executable, "-m", "onnx_bnfold", str(half), "-o", str(tmp_path / "f.onnx")]
+    run = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *words], capture_output=True, text=True
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert (tmp_path / "f.onnx").exists()
+
+
 def test_help_names_the_exit_codes(capsys):
     assert call("--help") == 0
     out = capsys.readouterr().out

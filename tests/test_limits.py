@@ -1,6 +1,7 @@
 """What a re-parametrised tensor that stays may become."""
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto
 from support import bn, conv, fold_checked, join, model_of, node, reasons
@@ -159,3 +160,14 @@ def test_a_norm_behind_that_says_nothing_blocks_nothing(damage, rng):
     parts = join(conv("x", "a", (4, 4, 1, 1), rng), bn("a", "n", 4, rng), second)
     _, report = onnx_bnfold.fold(model_of(parts.nodes, X, ["y"], parts.initializers))
     assert [record.name for record in report.kept] == ["BatchNormalization 'n_y'"]
+
+
+def test_int8_leaves_alone_what_a_caller_may_give_and_others_read(rng):
+    """An initializer that is an input too is no constant: its readers are those of a tensor."""
+    parts = join(bn("d", "n", 4, rng, positive=True), conv("n", "y", (4, 4, 1, 1), rng))
+    parts = join(parts, conv("d", "z", (4, 4, 1, 1), rng))
+    default = onnx.numpy_helper.from_array(np.ones((1, 4, 6, 6), np.float32), "d")
+    initializers = [*parts.initializers, default]
+    m = model_of(parts.nodes, {"d": [1, 4, 6, 6]}, ["y", "z"], initializers)
+    assert not onnx_bnfold.plan(m, Options(profile="int8")).folded
+    assert onnx_bnfold.plan(m).folded

@@ -1,13 +1,12 @@
 """Memory: settings of the allocator and the collector, and what a fold leaves behind."""
 
+import atexit
 import ctypes
 import gc
 import math
-import os
 import random
 import subprocess
 import sys
-import weakref
 from contextlib import contextmanager
 
 import numpy as np
@@ -18,8 +17,9 @@ from support import bn, conv, join, model_of
 
 import onnx_bnfold
 from onnx_bnfold import Options, Reason, api
+from onnx_bnfold.cli import main
 from onnx_bnfold.graph import Graph
-from onnx_bnfold.memory import collect_rarely, hold, keep_freed_memory
+from onnx_bnfold.memory import collect_rarely, keep_freed_memory
 
 
 class WithoutMallopt:
@@ -57,36 +57,31 @@ def test_garbage_in_cycles_is_collected_all_the_same():
         assert gc.get_threshold()[0] > 700
     finally:
         gc.set_threshold(*before)
+        atexit.unregister(gc.freeze)
 
 
-@pytest.mark.parametrize("library", ["json", "multiprocessing", "onnxruntime"])
-def test_the_end_of_a_process(library):
+def test_the_end_of_a_process_frees_nothing_object_by_object():
+    """What hosts the process, and what asked to be called, is called all the same."""
     code = (
-        "import atexit, sys; from onnx_bnfold.memory import hold, leave; "
+        "import atexit, gc; from onnx_bnfold.memory import collect_rarely, keep_to_the_end; "
         "thing = type('Thing', (), {'__del__': lambda self: print('freed')})(); "
-        f"import {library}; atexit.register(print, 'called'); "
-        "hold(thing); print('told'); print('wrong', file=sys.stderr); leave(3)"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0)); "
+        "collect_rarely(); keep_to_the_end(thing)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (run.returncode, run.stderr) == (3, "wrong\n")
-    assert run.stdout == ("told\n" if library == "json" else "told\ncalled\nfreed\n")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "True\n"
 
 
-def test_what_cannot_be_told_at_the_end_is_no_success():
-    code = "import sys; from onnx_bnfold.memory import leave; sys.stdout.write('told'); leave(0)"
-    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
-    with open("/dev/full", "w") as full:
-        command = [sys.executable, "-c", code]
-        run = subprocess.run(command, stdout=full, stderr=subprocess.DEVNULL, env=buffered)
-    assert run.returncode == 120
-
-
-def test_only_the_last_thing_is_held():
-    things = [{number} for number in range(2)]
-    references = [weakref.ref(thing) for thing in things]
-    while things:
-        hold(things.pop(0))
-    assert [reference() is None for reference in references] == [True, False]
+def test_only_a_process_that_ends_keeps_what_it_folded(tmp_path, rng):
+    """Who calls the command line as a function gets the memory back."""
+    parts = join(conv("x", "c", (4, 3, 1, 1), rng), bn("c", "y", 4, rng))
+    onnx.save(model_of(parts.nodes, {"x": (1, 3, 2, 2)}, ["y"], parts.initializers), tmp_path / "m")
+    words, kept = ["-q", "-o", str(tmp_path / "f"), str(tmp_path / "m")], []
+    with nothing_left():
+        assert main(words) == 0
+    assert main(words, keep=kept.append) == 0
+    (outcome,) = kept
+    assert len(outcome.report.folded) == 1
 
 
 OPTIONS = [
@@ -100,7 +95,6 @@ OPTIONS = [
 @contextmanager
 def nothing_left():
     """What refers to itself would stay with its whole model, hundreds of them in a store."""
-    hold(None)
     gc.collect()
     gc.disable()
     try:

@@ -199,6 +199,29 @@ def test_small_tensors_decoded_together_are_what_each_is_alone(data, damages):
         np.testing.assert_array_equal(values, alone)
 
 
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_rows_of_small_tensors_are_what_each_is_alone(data):
+    found = {f"w{i}": data.draw(some_tensor(f"w{i}")) for i in range(6)}
+    together = tensors.SmallTensors(found, {n: tuple(t.dims) for n, t in found.items()})
+    name = st.sampled_from([*found, "unknown"])
+    names = data.draw(st.lists(st.tuples(name, name), max_size=6))
+    seen = []
+    for rows, values in together.rows(names):
+        seen += rows
+        for row, both in zip(rows, values, strict=True):
+            for each, alone in zip(both, map(together.get, names[row]), strict=True):
+                np.testing.assert_array_equal(each, alone)
+                assert each.dtype == alone.dtype
+    kinds = [
+        [(t.dtype, t.shape) if (t := together.get(n)) is not None else n for n in row]
+        for row in names
+    ]
+    assert sorted(seen) == [
+        i for i, (a, b) in enumerate(kinds) if a == b and not isinstance(a, str)
+    ]
+
+
 @given(
     some_model(),
     st.randoms(use_true_random=False),

@@ -55,6 +55,10 @@ OPERATORS = (
 )
 
 
+class Endless(BaseException):
+    """Raised in what takes too long; nothing that handles errors takes it for one."""
+
+
 class Findings:
     """Executes inputs and keeps those that end in anything but what is promised.
 
@@ -81,7 +85,7 @@ class Findings:
         try:
             with _ended_after(ENDLESS):
                 self._fold(content)
-        except Exception as error:
+        except (Exception, Endless) as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             self._note(content, f"{type(error).__name__} {place.name}", traceback.format_exc())
         if time.perf_counter() - start > SLOW:
@@ -125,13 +129,13 @@ class Findings:
 
 @contextmanager
 def _ended_after(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in what takes longer; where a system has no timers, it goes on."""
+    """Raise Endless in what takes longer; where a system has no timers, it goes on."""
     if not hasattr(signal, "setitimer"):
         yield
         return
 
     def end(*_: object) -> None:
-        raise TimeoutError(f"it takes longer than {seconds:g} s")
+        raise Endless(f"it takes longer than {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds)

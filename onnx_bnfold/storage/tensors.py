@@ -311,7 +311,7 @@ class SmallTensors:
             return
         places = np.searchsorted(self._starts, numbers, side="right") - 1
         common = np.where((places == places[:, :1]).all(axis=1), places[:, 0], -1)
-        for place in np.unique(common[common >= 0]).tolist():
+        for place in sorted({*common.tolist()} - {-1}):  # np.unique imports masked arrays
             found = np.flatnonzero(common == place)
             yield found.tolist(), self._arrays[place][numbers[found] - self._starts[place]]
 

@@ -224,9 +224,11 @@ def _kernel(weight: Constant) -> tuple[int, ...]:
 def _padding(view: NodeView, weight: Constant) -> Refusal | None:
     """Say why a convolution's input cannot be shifted: zeros at the border do not shift along."""
     auto_pad = view.attribute("auto_pad", "NOTSET")
-    pads: list[int] = view.attribute("pads", [])
-    same = str(auto_pad).startswith("SAME") and any(k != 1 for k in _kernel(weight))
-    if same or (auto_pad == "NOTSET" and any(pads)):
+    if auto_pad == "NOTSET":
+        pads_zeros = any(view.attribute("pads", []))
+    else:
+        pads_zeros = str(auto_pad).startswith("SAME") and any(k != 1 for k in _kernel(weight))
+    if pads_zeros:
         return _no_shift(
             view,
             Reason.PADDING,

@@ -281,8 +281,9 @@ class _Editor:
         site = self.site
         groups: dict[str, dict[str, None]] = {}
         for index in sorted(site.removed):
-            for name in site.sides(index):
-                groups.setdefault(site.groups.root(name), {})[name] = None
+            x, y = site.sides(index)
+            members = groups.setdefault(site.groups.root(y), {})
+            members[x] = members[y] = None
         mapping = {}
         for root, members in groups.items():
             fixed = [m for m in members if site.groups.is_fixed(m)]

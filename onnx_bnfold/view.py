@@ -32,11 +32,11 @@ class NodeView:
         self.graph = graph
         self.constants = constants
         self.index = index
-        self.node: NodeProto = graph.nodes[index]
         self.op = graph.ops[index]
         self.reads = graph.reads[index]
         self.writes = graph.writes[index]
         self._shapes = shapes
+        self._attributes = graph.attributes.get(index)
 
     @property
     def label(self) -> str:
@@ -49,8 +49,7 @@ class NodeView:
         Raises:
             Refused: the attribute refers to one of the enclosing function.
         """
-        some = self.graph.attributes.get(self.index)
-        found = some.get(name) if some else None
+        found = self._attributes.get(name) if self._attributes else None
         if found is None:
             return default
         if found.ref_attr_name:
@@ -66,6 +65,11 @@ class NodeView:
     def at(self, index: int) -> NodeView:
         """Return the view of another node of the same graph."""
         return NodeView(self.graph, self.constants, self._shapes, index)
+
+    @property
+    def node(self) -> NodeProto:
+        """The message."""
+        return self.graph.nodes[self.index]
 
     @property
     def opset(self) -> int:

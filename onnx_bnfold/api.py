@@ -39,7 +39,7 @@ class Outcome:
         source: the file that was folded.
         path: the model: under a temporary path where it is inspected; None for a plan.
         original: the model before the fold; large tensors carry no values.
-        folding: how; the source is still open, so that its tensors can be read.
+        folding: how; the source is open while this is inspected, so that its tensors can be read.
         folded: the folded model; large tensors, and those that changed, carry no values.
     """
 

@@ -52,7 +52,8 @@ def exact(value) -> Fraction:
 
 def root(value: Fraction) -> Fraction:
     """The square root to 50 digits."""
-    with localcontext(prec=60):
+    with localcontext() as context:
+        context.prec = 60  # Python 3.10 takes no arguments
         return Fraction((Decimal(value.numerator) / Decimal(value.denominator)).sqrt())
 
 

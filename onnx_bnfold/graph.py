@@ -170,8 +170,7 @@ class Graph:
 
     def label(self, index: int) -> str:
         """Name a node for people: its operator and its name."""
-        op, name = self.ops[index], self.names[index]
-        return f"{op or operator(self.nodes[index])} {name or self.name(index)!r}"
+        return f"{self.ops[index] or operator(self.nodes[index])} {self.name(index)!r}"
 
     def find_initializer(self, name: str) -> tuple[Graph, TensorProto] | None:
         """Return the initializer a name stands for here, looking through the outer scopes."""

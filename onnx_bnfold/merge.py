@@ -301,7 +301,7 @@ def apply(
         node = NodeProto()
         node.CopyFrom(nodes[merge.conv])
         names = [
-            names_taken.fresh(f"{node.name or node.output[0]}_merged_{w}")
+            names_taken.fresh(f"{site.graph.name(merge.conv)}_merged_{w}")
             for w in ("weight", "bias")
         ]
         layer = site.layer(merge.conv)

@@ -249,7 +249,15 @@ class _Bias(_OfLayer):
 
     __slots__ = ("dims",)
 
-    dims: tuple[int, ...]
+    def __init__(
+        self,
+        layer: LinearLayer,
+        into: Affine | None,
+        out: Affine | None,
+        dims: tuple[int, ...],
+    ) -> None:
+        super().__init__(layer, into, out)
+        self.dims = dims
 
     def product(self) -> Product:
         layer, constants, (into, out) = self.layer, self.layer.view.constants, self.sides
@@ -309,8 +317,7 @@ def _bias_of_layer(
     elif layer.bias_slot is None and site.graph.opset >= 7:
         # A new Add broadcasts from the right; before opset 7 its attributes say where.
         dims += (1,) * (layer.out_rank - 1 - layer.out_axis)
-    bias = _Bias(layer, into, out)
-    bias.dims = dims
+    bias = _Bias(layer, into, out, dims)
     return NewConstant(index, slot, "bias", dims, layer.weight.data_type, bias)
 
 

@@ -159,7 +159,7 @@ class _Editor:
     def _place(self, new: NewConstant) -> None:
         node, reads = self.nodes[new.node], self.site.graph.reads[new.node]
         old = reads[new.slot] if new.slot < len(reads) else ""
-        name = self._name(old, node, new)
+        name = self._name(old, new)
         self._define(name, old, new)
         if new.slot == 2 and node.op_type == "MatMul":
             self._add_matmul_bias(new, name)
@@ -173,7 +173,7 @@ class _Editor:
             _drop_attribute(node, attribute)
             node.attribute.append(helper.make_attribute(attribute, value))
 
-    def _name(self, old: str, node: NodeProto, new: NewConstant) -> str:
+    def _name(self, old: str, new: NewConstant) -> str:
         graph = self.site.graph
         here = old in graph.initializers or old in graph.producer or old in graph.sparse
         if old and here and graph.only_reader(old):
@@ -182,7 +182,7 @@ class _Editor:
         if old:
             self.loose.add(old)
             return self.names.fresh(f"{old}_folded")
-        return self.names.fresh(f"{node.name or node.output[0]}_{new.suffix}")
+        return self.names.fresh(f"{graph.name(new.node)}_{new.suffix}")
 
     def _define(self, name: str, old: str, new: NewConstant) -> None:
         replaces = name == old

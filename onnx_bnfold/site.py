@@ -362,9 +362,7 @@ class Site:
 
     def sides(self, index: int) -> tuple[str, str]:
         """Return the names of the tensors that become one when a node is removed."""
-        graph = self.graph
-        slot = 0 if graph.ops[index] == batchnorm.OPERATOR else self.data_slot(index)
-        return graph.reads[index][slot], graph.writes[index][0]
+        return self.graph.reads[index][self.data_slot(index)], self.graph.writes[index][0]
 
     def absorbs(self, index: int, key: Key) -> bool:
         """Whether a node takes a change of a key into its constants."""

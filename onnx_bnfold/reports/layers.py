@@ -91,7 +91,7 @@ def _layer(site: Site, index: int, slot: int, new: NewConstant | None) -> Layer:
     largest = float(ml_dtypes.finfo(before.dtype).max)  # type: ignore[no-untyped-call]
     return Layer(
         op=operator(view.node),
-        name=view.node.name or view.node.output[0],
+        name=view.graph.name(view.index),
         graph=site.graph.path,
         tensor=name,
         data_type=before.dtype.name,

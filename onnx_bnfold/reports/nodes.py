@@ -185,5 +185,4 @@ def _record(
 
 
 def _names(graph: Graph, index: int) -> tuple[str, str, str]:
-    node = graph.nodes[index]
-    return operator(node), node.name or next(iter(node.output), ""), graph.path
+    return operator(graph.nodes[index]), graph.name(index), graph.path

@@ -178,6 +178,23 @@ class LinearLayer(NamedTuple):
             c = c * scale + shift
         return c
 
+    def bias_size(self, weight: Array | None, into: Affine | None, out: Affine | None) -> Float64:
+        """Return the sum of the magnitudes of what ``fold_bias`` adds up where there was no bias.
+
+        A bias that is much smaller is the rounding of its terms, which cancel.
+        """
+        size: Float64 = np.zeros(())
+        if into is not None and into.has_shift:
+            assert weight is not None
+            scale, shift = self.input_vectors(into)
+            grouped = np.abs(weight.astype(np.float64)).reshape(self.grouped)
+            ratio = self._laid(np.abs(shift / scale), "i")
+            size = abs(self.alpha) * self._summed(grouped * ratio)
+        if out is not None:
+            scale, shift = self.output_vectors(out)
+            size = size * np.abs(scale) + np.abs(shift)
+        return size
+
     def _summed(self, product: Float64) -> Float64:
         return np.asarray(product.sum(axis=self.summed_axes).reshape(-1))
 

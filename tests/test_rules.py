@@ -14,8 +14,8 @@ import numpy as np
 import onnxruntime
 import pytest
 from graphs import IMAGE, Case, Cases, Net, assert_report_names_nodes
-from onnx import TensorProto
-from support import fold_checked, reasons
+from onnx import TensorProto, helper
+from support import feeds_for, fold_checked, ops, reasons, run
 
 from onnx_bnfold import Reason
 
@@ -60,6 +60,18 @@ def absent(_: Net) -> str:
 
 def refused(reason: Reason) -> dict[str, Reason]:
     return {"up": reason, "down": reason}
+
+
+FLT_MAX = float(np.finfo(np.float32).max)
+
+
+def clip(low: float | None, high: float | None, opset: int) -> Callable[[Net, str], str]:
+    """Clip, its bounds being attributes before opset 11."""
+    if opset < 11:
+        given = {"min": low, "max": high}
+        return simple("Clip", **{name: float(v) for name, v in given.items() if v is not None})
+    bounds = [absent if v is None else const(np.float32(v)) for v in (low, high)]
+    return simple("Clip", *bounds)
 
 
 MOVING = [
@@ -238,6 +250,22 @@ ACTIVATIONS = (
             norm=POSITIVE,
             **refused(Reason.OPAQUE),
         ),
+    ]
+    + [
+        Rule(f"clip-{opset}-{low}-{high}", clip(low, high, opset), opset=opset, **expected)
+        for opset in (7, 11, 17)
+        for low, high, expected in (
+            (0, FLT_MAX, {"norm": POSITIVE_SCALE}),
+            (0, None, {"norm": POSITIVE_SCALE}),
+            (None, 0, {"norm": POSITIVE_SCALE}),
+            (None, None, {}),
+            (-FLT_MAX, FLT_MAX, {}),
+            (0, FLT_MAX, {"norm": POSITIVE, **refused(Reason.NO_SHIFT)}),
+            (0, None, {"norm": SCALE, **refused(Reason.NEEDS_POSITIVE_SCALE)}),
+            (0, 3.402e38, {"norm": POSITIVE_SCALE, **refused(Reason.OPAQUE)}),
+            (-3.402e38, None, {"norm": POSITIVE_SCALE, **refused(Reason.OPAQUE)}),
+            (-1, FLT_MAX, {"norm": POSITIVE_SCALE, **refused(Reason.OPAQUE)}),
+        )
     ]
 )
 
@@ -810,6 +838,112 @@ def squeeze_of_axes_that_may_be_one(n):
     return n.bn(n.op("Squeeze", n.conv("x", 4, kernel=4)), channels=4)
 
 
+def shuffled(n, t, *order):
+    return n.op("Gather", t, n.ints(*order), axis=1)
+
+
+def bn_of(n, *gamma, shift=0.0, x="x"):
+    """A BN of these scales and shifts."""
+    zero, one = np.zeros(len(gamma)), np.ones(len(gamma))
+    values = (np.array(gamma, float), zero + shift, zero, one)
+    return n.op("BatchNormalization", x, *map(n.const, values), epsilon=0.0)
+
+
+# A channel of zero says nothing of the others, though it stands for a scale of 2^500.
+ZEROS = (0, 1, 0, 3)
+
+
+@several(1, Reason.CONFLICT, Reason.AXES)
+def add_of_a_tensor_and_its_channels_in_another_order(n):
+    y = bn_of(n, *ZEROS)
+    return n.conv(n.op("Add", y, shuffled(n, y, 0, 3, 2, 1)), 2)
+
+
+@several(1, Reason.CONFLICT, Reason.AXES)
+def max_of_a_tensor_and_its_channels_in_another_order(n):
+    y = bn_of(n, *ZEROS)
+    return n.conv(n.op("Max", y, shuffled(n, y, 0, 3, 2, 1)), 2)
+
+
+@several(1, Reason.CONFLICT, Reason.AXES)
+def add_of_the_parts_of_a_split(n):
+    y = bn_of(n, *ZEROS)
+    return n.conv(n.op("Add", *n.op("Split", y, outputs=2, axis=1)), 2)
+
+
+@several(1, Reason.CONFLICT, Reason.AXES)
+def depth_to_space_of_unequal_channels(n):
+    y = bn_of(n, *ZEROS)
+    return n.conv(n.op("DepthToSpace", y, blocksize=2), 2)
+
+
+@several(1, Reason.AXES)
+def tile_of_channels_that_differ_beside_one_of_zero(n):
+    return bn_of(n, *ZEROS, x=n.op("Tile", n.conv("x", 2), n.ints(1, 2, 1, 1)))
+
+
+@several(1, Reason.CONFLICT)
+def shifts_that_add_up_only_beside_a_large_one(n):
+    """Max wants y and the difference shifted alike, which is 1, 2, 3 and 1 too much."""
+    y = bn_of(n, 1, 1, 1, 1, shift=(1e16, 1, 2, 3))
+    return n.conv(n.op("Max", n.op("Sub", y, shuffled(n, y, 1, 2, 3, 1)), y), 2)
+
+
+@several(1, Reason.CONFLICT)
+def sub_of_a_tensor_from_itself_takes_no_shift(n):
+    t = n.conv("x", 4)
+    return n.bn(n.op("Sub", t, t))
+
+
+@several()
+def sub_of_a_tensor_from_itself_passes_a_scale(n):
+    t = n.conv("x", 4)
+    return n.bn(n.op("Sub", t, t), shift=False)
+
+
+@several()
+def sub_from_itself_swallows_a_shift(n):
+    t = n.bn("x")
+    return n.conv(n.op("Sub", t, t), 2)
+
+
+@several()
+def sum_of_three_of_one_tensor(n):
+    t = n.conv("x", 4)
+    return n.bn(n.op("Sum", t, t, t))
+
+
+@several()
+def sum_of_one_tensor_twice_and_another(n):
+    t, u = n.conv("x", 4), n.conv("x", 4)
+    return n.bn(n.op("Sum", t, u, t))
+
+
+@several()
+def max_of_a_tensor_and_itself(n):
+    t = n.conv("x", 4)
+    return n.bn(n.op("Max", t, t), signs="positive")
+
+
+@several(1, Reason.CONFLICT)
+def div_of_a_tensor_by_itself_takes_no_scale(n):
+    t = n.conv("x", 4)
+    return n.bn(n.op("Div", t, t), shift=False)
+
+
+@several()
+def div_by_itself_swallows_a_scale(n):
+    t = n.bn("x", shift=False)
+    return n.conv(n.op("Div", t, t), 2)
+
+
+@several()
+def mul_by_a_constant_of_what_another_norm_reads(n):
+    """The Mul is reached from both sides, and its constant decides whether the shifts agree."""
+    t = n.conv("x", 4)
+    return n.conv(n.op("Add", n.bn(n.op("Mul", t, n.random(4, 1, 1))), n.bn(t)), 2)
+
+
 @pytest.mark.parametrize("case", several)
 def test_several_tensors(case: Case):
     runs = case.build is not reshape_by_a_graph_input
@@ -822,3 +956,55 @@ def test_cast_to_half_and_back():
     half = net.op("Cast", net.conv("x", 4), to=TensorProto.FLOAT16)
     y = net.bn(net.op("Cast", half, to=TensorProto.FLOAT))
     fold_checked(net.model(y), tolerance=5e-3)
+
+
+@pytest.mark.parametrize("norm", [True, False], ids=["norm", "alone"])
+@pytest.mark.parametrize("divisor", [[2, 0, 4, 1], [0, 0, 0, 0]], ids=["some", "all"])
+def test_a_division_by_zero_stays(divisor, norm):
+    """Infinite in one channel, and what it was in the others."""
+    net = Net(IMAGE)
+    y = net.op("Div", net.conv("x", 4), net.const(np.array(divisor, float).reshape(4, 1, 1)))
+    model = net.model(net.bn(y) if norm else y)
+    folded, _ = fold_checked(model, kept=int(norm), compare=False)
+    assert ops(folded) == ops(model)
+    with np.errstate(invalid="ignore"):
+        for a, b in zip(run(model, feeds_for(model)), run(folded, feeds_for(model)), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+CLIPPED = {
+    "a double's own": (np.float64, 0, 1e39),
+    "a double's lowest": (np.float64, -1e39, 0),
+    "a half's own": (np.float16, 0, 60000),
+}
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), CLIPPED.values(), ids=CLIPPED)
+def test_a_bound_is_one_of_the_type_that_it_clips(dtype, low, high):
+    """1e39 is no number of float32, and one of float64."""
+    net = Net(())
+    x = net.input("t", [2, 4], helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+    t = net.op("Gemm", x, net.random(4, 4, dtype=dtype))
+    bounds = ("" if v is None else net.const(np.array(v, float), dtype) for v in (low, high))
+    y = net.bn(net.op("Clip", t, *bounds), channels=4, signs="positive", shift=False, dtype=dtype)
+    _, report = fold_checked(net.model(y), kept=1)
+    assert Reason.OPAQUE in reasons(report)[0]
+
+
+@pytest.mark.parametrize("bounds", [(0, np.nan), (np.nan, FLT_MAX), (0, -1)], ids=str)
+def test_a_clip_of_odd_bounds_stays(bounds):
+    net = Net(IMAGE)
+    clipped = net.op("Clip", net.conv("x", 4), *(net.const(np.float32(b)) for b in bounds))
+    _, report = fold_checked(net.model(net.bn(clipped, **POSITIVE_SCALE)), kept=1, compare=False)
+    assert Reason.OPAQUE in reasons(report)[0]
+
+
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div"])
+@pytest.mark.parametrize("shape", [(0,), (2, 1), (1, 1, 1), (1, 0)], ids=str)
+def test_a_constant_that_changes_the_shape_is_no_identity(op, shape):
+    """x has the shape (1, 1): a constant without elements leaves none, another repeats it."""
+    net = Net([1, 1])
+    neutral = np.zeros(shape) if op in ("Add", "Sub") else np.ones(shape)
+    model = net.model(net.relu(net.op(op, net.relu("x"), net.const(neutral))))
+    folded, _ = fold_checked(model)
+    assert ops(folded) == ops(model)

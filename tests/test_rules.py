@@ -1207,11 +1207,17 @@ def div_by_itself_swallows_a_scale(n):
     return n.conv(n.op("Div", t, t), 2)
 
 
-@several()
-def mul_by_a_constant_of_what_another_norm_reads(n):
-    """The Mul is reached from both sides, and its constant decides whether the shifts agree."""
-    t = n.conv("x", 4)
-    return n.conv(n.op("Add", n.bn(n.op("Mul", t, n.random(4, 1, 1))), n.bn(t)), 2)
+@several(1, Reason.CONFLICT)
+def mul_by_a_constant_reached_from_both_sides(n):
+    """Max wants its sides shifted alike, and the constant makes another shift of it."""
+    y = n.bn("x", signs="positive")
+    return n.conv(n.op("Max", n.op("Mul", y, n.random(4, 1, 1)), y), 2)
+
+
+@several(1, Reason.AXES)
+def mean_over_unequal_channels_that_is_added_to_others(n):
+    mean = n.op("ReduceMean", n.bn("x"), axes=[1])
+    return n.conv(n.op("Add", mean, n.conv("x", 4)), 2)
 
 
 @pytest.mark.parametrize("case", several)

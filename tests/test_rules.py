@@ -422,6 +422,12 @@ POOLS = [
     ),
     Rule("reduce-mean-one-axis-twice", simple("ReduceMean", ints(2, -2, 3), keepdims=0), opset=18),
     Rule("reduce-mean-channel", simple("ReduceMean", axes=[1]), down=Reason.AXES),
+    Rule(
+        "reduce-mean-channel-no-keepdims",
+        simple("ReduceMean", axes=[1], keepdims=0),
+        up=None,
+        down=Reason.AXES,
+    ),
     Rule("reduce-mean-batch", simple("ReduceMean", axes=[0]), (2, 4, 3)),
 ]
 if not onnxruntime.__version__.startswith("1.23."):  # it fails on such a node, folded or not
@@ -1214,10 +1220,11 @@ def mul_by_a_constant_reached_from_both_sides(n):
     return n.conv(n.op("Max", n.op("Mul", y, n.random(4, 1, 1)), y), 2)
 
 
-@several(1, Reason.AXES)
-def mean_over_unequal_channels_that_is_added_to_others(n):
-    mean = n.op("ReduceMean", n.bn("x"), axes=[1])
-    return n.conv(n.op("Add", mean, n.conv("x", 4)), 2)
+@several()
+def mul_by_a_constant_reached_from_both_sides_alike(n):
+    """What Max asks of the second product is what its own operand makes of the shift."""
+    y, factor = n.bn("x", signs="positive"), n.values(4, 1, 1)
+    return n.conv(n.op("Max", *(n.op("Mul", y, n.const(factor)) for _ in range(2))), 2)
 
 
 @pytest.mark.parametrize("case", several)

@@ -1,11 +1,8 @@
 """How far a tensor that stays may be re-parametrised before its data type loses something.
 
 In exact arithmetic every plan is right. In floating point a scale is harmless as long as nothing
-leaves the range of the type. A shift is not: who reads ``t' = s * t + h`` in place of ``t`` takes
-the shift back, and the rounding error of ``t'``, which is ``u * |t + h / s|`` in units of ``t``,
-remains where ``t`` had ``u * |t|``. So what counts is how far a shift moves a tensor from where it
-was, in units of its own size. BatchNormalizations know sizes, so it can be judged without data
-(``sizes``).
+leaves the range of the type, and a shift as long as it does not dwarf what it is added to
+(``shifts``). BatchNormalizations know means and variances, so both can be judged without data.
 
 What is judged is the change from the original model to the end, of every tensor that somebody
 still reads, whatever kind of node is removed: what one removal may not do, two may not either.
@@ -15,19 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from onnx import TensorProto
 
 from onnx_bnfold import batchnorm
-from onnx_bnfold.affine import VANISHED, Affine, Float64, along
-from onnx_bnfold.constants import DIMS_ONLY, TYPE_ONLY
-from onnx_bnfold.layers import LAYOUTS
+from onnx_bnfold.affine import VANISHED, Affine, Float64
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.rounding import as_type, unit_roundoff
+from onnx_bnfold.rounding import unit_roundoff
+from onnx_bnfold.shifts import Shifts, check_product
 from onnx_bnfold.site import Key, Site
-from onnx_bnfold.sizes import PRODUCTS, SUMS, by_constant, sizes
 
 # Largest factor, up or down, by which a channel of a staying tensor may be rescaled.
 # float16 ends at 65504 and loses bits below 6e-5; the others have room to spare.
@@ -37,14 +33,6 @@ MAX_RESCALE: dict[int, float] = {
     TensorProto.FLOAT16: 2.0**5,
     TensorProto.BFLOAT16: 2.0**40,
 }
-# Largest magnitude of a channel after a shift, in units of what it had before.
-MAX_OFFSET: dict[int, float] = {
-    TensorProto.FLOAT: 2.0**4,
-    TensorProto.DOUBLE: 2.0**4,
-    TensorProto.FLOAT16: 2.0**2,
-    TensorProto.BFLOAT16: 2.0**2,
-}
-
 # Unit roundoff of float64, in which shifts are computed, and how much of it may be lost.
 _UNIT_64, _DIGITS_64 = 2.0**-53, 2.0**13
 _SAFE_CANCELLATION = 2.0**13  # of that kind in any type
@@ -81,6 +69,8 @@ class Limits:
         """
         if site.graph.ops[origin] == batchnorm.OPERATOR:
             self.check_rounding(site, origin)
+        else:
+            self._check_neighbours(site, origin, changes)
         existing = _existing(site, origin, changes)
         staying = {k: c for k, c in changes.items() if isinstance(k, str) and k not in existing}
         if self.profile == "int8" and (staying or _seen_by_others(site, origin)):
@@ -90,13 +80,15 @@ class Limits:
                 "it would get ranges that no tensor had; --profile float folds it all the same",
             )
         self.check_scales(site, staying)
-        totals = {k: _total(site, k, c) for k, c in changes.items() if isinstance(k, str)}
-        for key, change in changes.items():
-            if isinstance(key, str):
-                if totals[key].has_shift:
-                    self._check_shift(site, origin, key, totals)
-            elif change.has_shift and site.graph.ops[key[0]] in SUMS:
-                self._check_summand(site, *key, change, totals)
+        Shifts(site, origin, changes, partial(self._type, site)).check()
+
+    def _check_neighbours(self, site: Site, origin: int, changes: Mapping[Key, Affine]) -> None:
+        """Refuse to disturb norms that read little more than rounding errors, by any removal."""
+        names = [name for side in site.sides(origin) for name in site.groups.members(side)]
+        for name in dict.fromkeys((*names, *(key for key in changes if isinstance(key, str)))):
+            for index, slot in site.graph.readers.get(name, ()):
+                if slot == 0 and index not in site.removed and site.is_norm(index):
+                    self.check_rounding(site, index)
 
     def check_scales(self, site: Site, changes: Mapping[str, Affine]) -> None:
         """Refuse changes that rescale a tensor beyond what its type may hold.
@@ -123,131 +115,16 @@ class Limits:
                 )
 
     def check_product(self, site: Site, index: int) -> None:
-        """Refuse to write a BatchNormalization as a product and a sum that cancel each other.
-
-        It subtracts the mean first.
+        """Refuse to write a BatchNormalization as a product and a sum; see ``shifts``.
 
         Args:
             site: the graph with all changes.
             index: the node.
 
         Raises:
-            Refused: the mean of a channel, multiplied, dwarfs what comes out.
+            Refused: it would cost precision.
         """
-        norm, name = site.norm(index), site.sides(index)[0]
-        present, rank = site.affine_of(index), site.rank(index)
-        size = Affine.of(along(norm.spread, 1, rank), along(norm.mean, 1, rank))
-        size = size.then(site.change(name, rank))
-        after = size.then(present)
-        product = np.abs(present.scale) * (np.abs(size.shift) + np.abs(size.scale))
-        left = np.abs(after.scale) + np.abs(after.shift)
-        seen = product > left.max(initial=0)  # other rounding errors are not smaller
-        if (seen & (product > _bound(MAX_OFFSET, self._type(site, name)) * left)).any():
-            raise Refused(
-                Reason.PRECISION,
-                site.view(index).label,
-                "the mean of its input dwarfs what comes out, and without a BatchNormalization it "
-                "would be subtracted after both have been rounded",
-            )
-
-    def _check_shift(
-        self, site: Site, origin: int, name: str, totals: Mapping[str, Affine]
-    ) -> None:
-        """Refuse to move a tensor far from where it was if somebody has to move it back.
-
-        Args:
-            site: the graph before the changes.
-            origin: the node to be removed.
-            name: of the tensor.
-            totals: the changes of all tensors that change now, relative to the original.
-        """
-        readers = self._judges(site, origin, name, totals)
-        if not readers:
-            return
-        is_norm = site.graph.ops[origin] == batchnorm.OPERATOR
-        known = sizes(site, name)
-        if known is None:
-            if is_norm or _is_rounded_before(site, name, totals):
-                return
-            raise Refused(
-                Reason.PRECISION,
-                repr(name),
-                "its readers would have to subtract a constant from values of unknown size, which "
-                "may cost all their digits",
-            )
-        if all(site.graph.ops[index] == batchnorm.OPERATOR for index in readers):
-            known = known[:1]  # a norm adds its mean to the size of any data
-        together = all(_sums_over_channels(site, index) for index in readers)
-        worst = max(_offset(totals[name], size, together=together) for size in known)
-        if worst > min(MAX_OFFSET.values()) and worst > _bound(MAX_OFFSET, self._type(site, name)):
-            raise Refused(
-                Reason.PRECISION,
-                repr(name),
-                "a channel of it would be moved so far from zero that its size dwarfs what the "
-                "readers need of it, and these would lose precision",
-            )
-
-    def _check_summand(
-        self, site: Site, index: int, slot: int, change: Affine, totals: Mapping[str, Affine]
-    ) -> None:
-        """Refuse a new constant of a sum whose rounding would be seen in the little that is left.
-
-        Args:
-            site: the graph before the changes.
-            index, slot: the sum, and which of its operands the constant is.
-            change: of the constant, relative to now.
-            totals: the changes of all tensors that change now, relative to the original.
-        """
-        name = site.graph.writes[index][0]
-        old = change.scale * site.present(index, slot)
-        new = old + change.shift
-        info = site.view(index).constant(slot)
-        assert info is not None
-        lost = np.abs(as_type(new, info.data_type).astype(np.float64) - new)
-        if not lost.any():
-            return
-        known, total = sizes(site, name), totals.get(name) or site.total.get(name)
-        if known is None:  # then it is to be as exact as the parts that it is made of
-            parts = np.abs(old), np.abs(change.shift)
-            size = np.where(parts[0] * parts[1] > 0, np.minimum(*parts), np.maximum(*parts))
-        else:
-            now = known[0] if total is None else known[0].then(total)
-            size = np.abs(now.scale) + np.abs(now.shift)
-        unit, bound = unit_roundoff(info.data_type), _bound(MAX_OFFSET, info.data_type)
-        if (lost > unit * bound * size).any():
-            raise Refused(
-                Reason.PRECISION,
-                site.view(index).label,
-                "its constant would be so large beside what the sum leaves that the digits lost by "
-                "rounding it would be seen",
-            )
-
-    def _judges(
-        self, site: Site, origin: int, name: str, totals: Mapping[str, Affine]
-    ) -> list[int]:
-        """Return the nodes that stay and take the shift of a tensor back.
-
-        The others hand it on, and what they write is judged by itself, unless it is of a type that
-        has more digits.
-        """
-        graph, found = site.graph, []
-        for index, slot in graph.readers.get(name, ()):
-            if index == origin or index in site.removed:
-                continue
-            op = graph.ops[index]
-            if (op, slot) in TYPE_ONLY | DIMS_ONLY:
-                continue
-            if op not in LAYOUTS and op != batchnorm.OPERATOR:
-                after = (totals.get(o) or site.total.get(o) for o in graph.writes[index])
-                handed_on = any(change is not None and change.has_shift for change in after)
-                if handed_on and not (op == "Cast" and self._gains_digits(site, index)):
-                    continue
-            found.append(index)
-        return found
-
-    def _gains_digits(self, site: Site, index: int) -> bool:
-        before, after = site.graph.reads[index][0], site.graph.writes[index][0]
-        return unit_roundoff(self._type(site, before)) > unit_roundoff(self._type(site, after))
+        check_product(site, index, self._type(site, site.sides(index)[0]))
 
     def _type(self, site: Site, name: str) -> int:
         if self.profile == "fp16":
@@ -353,45 +230,3 @@ def _seen_by_others(site: Site, origin: int) -> bool:
 def _total(site: Site, name: str, change: Affine) -> Affine:
     """Return the change of a tensor from the original to what it is after a change."""
     return site.change(name, change.rank).then(change)
-
-
-def _offset(total: Affine, size: Affine, *, together: bool) -> float:
-    """Return how large a channel becomes in units of what it was, at most.
-
-    Args:
-        total: the change of a tensor.
-        size: the tensor as an image of standard normal numbers.
-        together: its readers add up all channels, so that errors which are small beside the
-            largest one do not count.
-    """
-    with np.errstate(all="ignore"):
-        before = np.abs(size.scale) + np.abs(size.shift)
-        after = np.abs(size.shift + total.shift / total.scale)
-        ratio = np.where(after > 0, after / before, 0)
-    constant = (total.scale == 0) | (np.abs(total.scale) >= VANISHED)
-    small = after <= before.max(initial=0) if together else False
-    return float(np.where(constant | small, 0, ratio).max(initial=0))
-
-
-def _sums_over_channels(site: Site, index: int) -> bool:
-    layer = site.layer_or_none(index)
-    return layer is not None and layer.group == 1
-
-
-def _is_rounded_before(site: Site, name: str, totals: Mapping[str, Affine]) -> bool:
-    """Whether a tensor has the rounding error already that its readers would get.
-
-    So it is behind a product with a constant that has been rounded before another constant was
-    added to it, if the new values are those of the product. (Of other tensors that are large beside
-    what is left we do not know: they may hold exact numbers, like pixels.)
-    """
-    index = by_constant(site, name, SUMS)
-    while index is not None:
-        name = site.sides(index)[0]
-        total = totals.get(name) or site.total.get(name)
-        product = by_constant(site, name, PRODUCTS)
-        if product is not None and (total is None or not total.has_shift):
-            factor = site.original_map(product).scale
-            return bool((np.abs(np.frexp(factor)[0]) != 0.5).all())
-        index = by_constant(site, name, SUMS)
-    return False

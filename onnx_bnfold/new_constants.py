@@ -22,9 +22,7 @@ from onnx_bnfold.numerics import ONE, Product, product, product_blocks, products
 from onnx_bnfold.planner import GraphPlan, Standalone
 from onnx_bnfold.quantized import QuantizedWeight
 from onnx_bnfold.reasons import Refusal, Refused
-from onnx_bnfold.rounding import FORMATS
 from onnx_bnfold.site import Site
-from onnx_bnfold.view import NodeView
 
 Array = np.ndarray[Any, Any]
 
@@ -339,7 +337,7 @@ def _of_norm(site: Site, index: int, *, even: bool) -> Iterator[NewConstant]:
         (3, norm.mean, norm.mean * s_in + h_in),
         (4, variance, new_variance),
     )
-    kinds = [_kind_of_parameter(view, slot) for slot, _, _ in table]
+    kinds = [batchnorm.parameter_type(view, slot) for slot, _, _ in table]
     altered = [not np.array_equal(old, new) for _, old, new in table]
     for position, (slot, _, new) in enumerate(table):
         info, kind = view.constant(slot), kinds[position]
@@ -350,20 +348,6 @@ def _of_norm(site: Site, index: int, *, even: bool) -> Iterator[NewConstant]:
             name, exact = batchnorm.PARAMETERS[slot - 1], () if slot in (1, 4) else None
             compute = partial(Product, new, ONE, kind, view, exact)
             yield NewConstant(index, slot, name, (count,), kind, _Described(compute))
-
-
-def _kind_of_parameter(view: NodeView, slot: int) -> int:
-    """Return the type that a new parameter of a BatchNormalization is written in.
-
-    From BatchNormalization-14 on the types of the statistics, and from 15 on those of scale and B,
-    are free of that of the data: a narrower one would round the digits that come from elsewhere.
-    """
-    info = view.constant(slot)
-    assert info is not None
-    if view.opset < (14 if slot in (3, 4) else 15):
-        return info.data_type
-    kinds = (info.data_type, view.type_of(view.name_in(0)))
-    return min(kinds, key=lambda kind: FORMATS[kind][2] if kind in FORMATS else 1.0)
 
 
 def _vectors(change: Affine, count: int) -> tuple[Array, Array]:

@@ -50,7 +50,7 @@ class Site:
         self.total: dict[Key, Affine] = {}
         self.removed: set[int] = set()
         self.groups = Groups(graph)
-        self.sizes: dict[str, tuple[Affine, ...] | None] = {}
+        self.sizes: dict[str, tuple[Affine, ...]] = {}
         self._ports: dict[int, tuple[int, ...]] = {}
         self._views: dict[int, NodeView] = {}
         self._layers: dict[int, LinearLayer | Refusal] = {}

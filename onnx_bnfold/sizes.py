@@ -21,50 +21,53 @@ from onnx_bnfold.site import AFFINE_OPERATORS, Site
 Spread = Affine
 # What is known of one tensor: it holds for each of several kinds of data.
 Known = tuple[Spread, ...]
-_Source = Callable[[Site, str], Known | None]
+_Source = Callable[[Site, str], Known]
 
 SUMS, PRODUCTS = frozenset(("Add", "Sub")), frozenset(("Div", "Mul"))
 # Tensors that are looked at, around one that nothing is known of, before that is given up.
 _MOST = 32
 
 
-def sizes(site: Site, name: str) -> Known | None:
-    """Return what the original model says of the values of one of its tensors.
+def sizes(site: Site, name: str) -> Known:
+    """Return what BatchNormalizations of the original model say of the values of a tensor.
 
     Args:
         site: the graph; its changes do not matter.
         name: of a computed tensor.
 
     Returns:
-        None if nothing is known. What stems from a BatchNormalization is two things: the statistics
-        it holds, and these around a mean of zero of its input, since data may be others than those
-        it was trained on.
+        Nothing if none says anything. Else the statistics that it holds, and these around a mean of
+        zero of its input, since data may be others than those it was trained on.
     """
     if name not in site.sizes:
-        found = _around(site, name, _of_norm, set())
-        site.sizes[name] = found or _around(site, name, _of_normalisation, set())
+        site.sizes[name] = _around(site, name, _of_norm, set())
     return site.sizes[name]
 
 
-def _around(site: Site, name: str, source: _Source, seen: set[str]) -> Known | None:
+def usual_sizes(site: Site, name: str) -> Known:
+    """Return the size that a tensor has if what is normalised by constants gets the size 1."""
+    return _around(site, name, _of_normalisation, set())
+
+
+def _around(site: Site, name: str, source: _Source, seen: set[str]) -> Known:
     """Look at a tensor, and at all that differ from it by constants and movements only."""
     seen.add(name)
     found = source(site, name)
-    if found is not None:
+    if found:
         return found
     for index, here, other in _links(site, name):
         if other in seen or len(seen) > _MOST:
             continue
-        found = _around(site, other, source, seen)
-        if found is not None:
-            try:
+        try:
+            found = _around(site, other, source, seen)
+            if found:
                 return tuple(_carried(site, index, here, spread) for spread in found)
-            except Refused:
-                continue
-    return None
+        except Refused:
+            continue
+    return ()
 
 
-def _of_norm(site: Site, name: str) -> Known | None:
+def _of_norm(site: Site, name: str) -> Known:
     graph = site.graph
     readers = [index for index, slot in graph.readers.get(name, ()) if slot == 0]
     producer = graph.producer.get(name)
@@ -78,14 +81,14 @@ def _of_norm(site: Site, name: str) -> Known | None:
             except Refused:
                 continue
             return tuple(Affine.of(along(spread, 1, rank), along(m, 1, rank)) for m in means)
-    return None
+    return ()
 
 
-def _of_normalisation(site: Site, name: str) -> Known | None:
+def _of_normalisation(site: Site, name: str) -> Known:
     """A product of a constant and of a sum with one is of the size 1."""
     index = by_constant(site, name, PRODUCTS)
     if index is None or by_constant(site, site.sides(index)[0], SUMS) is None:
-        return None
+        return ()
     return (Affine.identity(site.original_map(index).rank),)
 
 

@@ -9,6 +9,7 @@ added is rounded, too, and its error is to be small beside what the sum leaves.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from onnx import TensorProto
@@ -60,9 +61,10 @@ class Shifts:
         Raises:
             Refused: a reader, or what a constant is added to, would lose precision.
         """
-        for key in self._changes:
+        for key, change in self._changes.items():
             if not isinstance(key, str):
-                if self._site.graph.ops[key[0]] in SUMS:
+                # A scale alone comes from a product, which has been rounded as much.
+                if change.has_shift and self._site.graph.ops[key[0]] in SUMS:
                     self._check_summand(*key)
                 continue
             self._check_means(key)
@@ -96,9 +98,12 @@ class Shifts:
                 "its readers would have to subtract a constant from values of unknown size, which "
                 "may cost all their digits",
             )
-        together = all(_sums_over_channels(site, index) for index in readers)
-        worst = max(_offset(total, size, together=together) for size in known)
-        if worst > min(MAX_OFFSET.values()) and worst > most(self._type_of(name)):
+        moved = [_Moved.of(total, size) for size in known]
+        most_ever = max(float(one.ratio.max(initial=0)) for one in moved)
+        if most_ever <= min(MAX_OFFSET.values()):
+            return  # without asking for the data type, which takes shape inference
+        bound = most(self._type_of(name))
+        if any(one.is_seen_by(site, index, bound) for one in moved for index in readers):
             raise Refused(
                 Reason.PRECISION,
                 repr(name),
@@ -159,11 +164,9 @@ class Shifts:
         if known:
             now = known[0] if total is None else known[0].then(total)
             left = np.abs(now.scale) + np.abs(now.shift)
-        elif change.has_shift:  # it is to be as exact as the parts that it is made of
+        else:  # it is to be as exact as the parts that it is made of
             parts = np.abs(old), np.abs(change.shift)
             left = np.where(parts[0] * parts[1] > 0, np.minimum(*parts), np.maximum(*parts))
-        else:
-            return
         assert info is not None
         if _is_rounding_seen(old + change.shift, left, info.data_type, 0):
             raise Refused(Reason.PRECISION, site.view(index).label, _TOO_COARSE)
@@ -174,15 +177,15 @@ class Shifts:
         for index, slot in self._readers(name):
             if slot or total is None or not site.is_norm(index):
                 continue
-            norm = site.norm(index)
-            vectors = total.vector(1, norm.channels)
-            if vectors is None:
+            norm, out = site.norm(index), self._total(site.graph.writes[index][0])
+            into = total.vector(1, norm.channels)
+            after = (out or Affine.identity(total.rank)).vector(1, norm.channels)
+            if into is None or after is None:
                 continue
-            scale, shift = vectors
-            left = np.abs(scale) * (norm.spread + np.abs(norm.bias / norm.a))
-            peak = np.abs(scale / norm.a) * (np.abs(norm.bias) + np.abs(norm.a) * norm.spread).max(
-                initial=0
-            )
+            (scale, shift), (factor, summand) = into, after
+            a = np.abs(factor * norm.a)
+            size = np.abs(factor * norm.bias + summand) + a * norm.spread
+            left, peak = np.abs(scale) / a * size, np.abs(scale) / a * size.max(initial=0)
             kind = batchnorm.parameter_type(site.view(index), 3)
             if _is_rounding_seen(scale * norm.mean + shift, left, kind, peak):
                 raise Refused(Reason.PRECISION, site.view(index).label, _TOO_COARSE)
@@ -229,22 +232,41 @@ def most(data_type: int) -> float:
     return MAX_OFFSET.get(data_type, MAX_OFFSET[TensorProto.FLOAT])
 
 
-def _offset(total: Affine, size: Affine, *, together: bool) -> float:
-    """Return how large a channel becomes in units of what it was, at most.
+class _Moved(NamedTuple):
+    """Channels that a shift moves.
 
-    Args:
-        total: the change of a tensor.
-        size: the tensor as an image of standard normal numbers.
-        together: its readers add up all channels, so that errors which are small beside the
-            largest one do not count.
+    Attributes:
+        before, after: their sizes, both in units of the original tensor.
+        ratio: of the two; 0 in channels that hold one value whatever they are.
     """
-    with np.errstate(all="ignore"):
-        before = np.abs(size.scale) + np.abs(size.shift)
-        after = np.abs(size.shift + total.shift / total.scale)
-        ratio = np.where(after > 0, after / before, 0)
-    constant = (total.scale == 0) | (np.abs(total.scale) >= VANISHED)
-    small = after <= before.max(initial=0) if together else False
-    return float(np.where(constant | small, 0, ratio).max(initial=0))
+
+    before: Float64
+    after: Float64
+    ratio: Float64
+
+    @classmethod
+    def of(cls, total: Affine, size: Affine) -> _Moved:
+        """Make it of the change of a tensor, and of the tensor as an image of normal numbers."""
+        with np.errstate(all="ignore"):
+            before = np.abs(size.scale) + np.abs(size.shift)
+            after = np.abs(size.shift + total.shift / total.scale)
+            ratio = np.where(after > 0, after / before, 0)
+        constant = (total.scale == 0) | (np.abs(total.scale) >= VANISHED)
+        return cls(before, after, np.where(constant, 0, ratio))
+
+    def is_seen_by(self, site: Site, index: int, bound: float) -> bool:
+        """Whether a reader sees what rounding a channel of more than a ratio costs."""
+        far = self.ratio > bound
+        layer = site.layer_or_none(index)
+        if layer is not None and layer.group == 1 and far.any():
+            # It adds up all channels: errors that are small beside the largest one are not seen.
+            weight = np.abs(site.constants.value(layer.weight.name).astype(np.float64))
+            others = tuple(a for a, letter in enumerate(layer.layout) if letter != "i")
+            reach = along(
+                weight.reshape(layer.grouped).max(axis=others), layer.in_axis, layer.in_rank
+            )
+            far = far & (self.after * reach > (self.before * reach).max(initial=0))
+        return bool(far.any())
 
 
 def _is_rounding_seen(exact: Float64, left: Float64, data_type: int, peak: Float64 | float) -> bool:
@@ -258,8 +280,3 @@ def _is_rounding_seen(exact: Float64, left: Float64, data_type: int, peak: Float
     """
     lost = np.abs(as_type(exact, data_type).astype(np.float64) - exact)
     return bool((lost > unit_roundoff(data_type) * np.maximum(most(data_type) * left, peak)).any())
-
-
-def _sums_over_channels(site: Site, index: int) -> bool:
-    layer = site.layer_or_none(index)
-    return layer is not None and layer.group == 1

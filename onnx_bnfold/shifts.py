@@ -21,7 +21,7 @@ from onnx_bnfold.layers import LAYOUTS
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.rounding import as_type, unit_roundoff
 from onnx_bnfold.site import Key, Site
-from onnx_bnfold.sizes import PRODUCTS, SUMS, by_constant, sizes, usual_sizes
+from onnx_bnfold.sizes import PRODUCTS, SUMS, Known, by_constant, sizes, usual_sizes
 
 # Largest magnitude of a channel after a shift, in units of what it had before.
 MAX_OFFSET: dict[int, float] = {
@@ -67,9 +67,10 @@ class Shifts:
                 if change.has_shift and self._site.graph.ops[key[0]] in SUMS:
                     self._check_summand(*key)
                 continue
-            self._check_means(key)
+            self._check_means(key, change)
             total = self._total(key)
             if total is not None and total.has_shift:
+                self._check_bias(key, total)
                 self._check_tensor(key, total)
 
     def _total(self, key: Key) -> Affine | None:
@@ -162,8 +163,7 @@ class Shifts:
         old = change.scale * site.present(index, slot)
         known, total = sizes(site, name), self._total(name)
         if known:
-            now = known[0] if total is None else known[0].then(total)
-            left = np.abs(now.scale) + np.abs(now.shift)
+            left = _least(known, total)
         else:  # it is to be as exact as the parts that it is made of
             parts = np.abs(old), np.abs(change.shift)
             left = np.where(parts[0] * parts[1] > 0, np.minimum(*parts), np.maximum(*parts))
@@ -171,8 +171,29 @@ class Shifts:
         if _is_rounding_seen(old + change.shift, left, info.data_type, 0):
             raise Refused(Reason.PRECISION, site.view(index).label, _TOO_COARSE)
 
-    def _check_means(self, name: str) -> None:
-        """Refuse a new mean of a norm if the norm's output would show that it is rounded."""
+    def _check_bias(self, name: str, total: Affine) -> None:
+        """Refuse a new ``B`` of a norm if what the norm writes would show that it is rounded."""
+        site, index = self._site, self._site.graph.producer.get(name)
+        if (
+            index is None
+            or index == self._origin
+            or index in site.removed
+            or not site.is_norm(index)
+        ):
+            return
+        vectors, known = total.vector(1, site.norm(index).channels), sizes(site, name)
+        if vectors is not None and known:
+            exact = along(vectors[0] * site.norm(index).bias + vectors[1], 1, total.rank)
+            kind = batchnorm.parameter_type(site.view(index), 2)
+            if _is_rounding_seen(exact, _least(known, total), kind, 0):
+                raise Refused(Reason.PRECISION, site.view(index).label, _TOO_COARSE)
+
+    def _check_means(self, name: str, change: Affine) -> None:
+        """Refuse a new mean of a norm if the norm's output would show that it is rounded.
+
+        If it is scaled only, a product has gone that was rounded as much, except where runtimes
+        compute float16 in float32, without rounding between two nodes.
+        """
         site, total = self._site, self._total(name)
         for index, slot in self._readers(name):
             if slot or total is None or not site.is_norm(index):
@@ -187,6 +208,8 @@ class Shifts:
             size = np.abs(factor * norm.bias + summand) + a * norm.spread
             left, peak = np.abs(scale) / a * size, np.abs(scale) / a * size.max(initial=0)
             kind = batchnorm.parameter_type(site.view(index), 3)
+            if not change.has_shift and unit_roundoff(kind) <= unit_roundoff(TensorProto.FLOAT):
+                continue
             if _is_rounding_seen(scale * norm.mean + shift, left, kind, peak):
                 raise Refused(Reason.PRECISION, site.view(index).label, _TOO_COARSE)
 
@@ -267,6 +290,13 @@ class _Moved(NamedTuple):
             )
             far = far & (self.after * reach > (self.before * reach).max(initial=0))
         return bool(far.any())
+
+
+def _least(known: Known, total: Affine | None) -> Float64:
+    """Return the least of the sizes that a tensor may have after a change."""
+    after = known if total is None else [size.then(total) for size in known]
+    sizes_after = [np.abs(size.scale) + np.abs(size.shift) for size in after]
+    return np.asarray(np.minimum.reduce(sizes_after))
 
 
 def _is_rounding_seen(exact: Float64, left: Float64, data_type: int, peak: Float64 | float) -> bool:

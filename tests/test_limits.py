@@ -4,7 +4,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
-from support import bn, conv, fold_checked, join, model_of, node, reasons
+from onnx.reference import ReferenceEvaluator
+from support import bn, conv, count, fold_checked, join, layer, model_of, node, ops, reasons, tensor
 
 import onnx_bnfold
 from onnx_bnfold import Options, Reason
@@ -171,3 +172,278 @@ def test_int8_leaves_alone_what_a_caller_may_give_and_others_read(rng):
     m = model_of(parts.nodes, {"d": [1, 4, 6, 6]}, ["y", "z"], initializers)
     assert not onnx_bnfold.plan(m, Options(profile="int8")).folded
     assert onnx_bnfold.plan(m).folded
+
+
+# --- whatever is removed, and whoever reads ------------------------------------------------------
+
+HALF, SINGLE = np.float16, np.float32
+FEATURES = {"x": ("N", 2)}
+
+
+def norm_of(x, y, *, scale=1.0, bias=0.0, mean=0.0, variance=1.0, dtype=SINGLE, **attributes):
+    """A BN of two channels; each parameter is one number or two."""
+    values = zip(("scale", "B", "mean", "var"), (scale, bias, mean, variance), strict=True)
+    constants = [tensor(f"{y}_{k}", np.broadcast_to(v, 2).astype(dtype)) for k, v in values]
+    names = [c.name for c in constants]
+    made = node("BatchNormalization", [x, *names], [y], **{"epsilon": 1e-5} | attributes)
+    return made._replace(initializers=constants)
+
+
+def by(op, x, y, value, *, dtype=SINGLE):
+    """A Mul, Add, Sub or Div by a constant of one number, or of one per feature."""
+    return node(op, [x, f"{y}_c"], [y])._replace(
+        initializers=[tensor(f"{y}_c", np.asarray(value, dtype))]
+    )
+
+
+def gemm(x, y, rng, dtype=SINGLE):
+    return layer("Gemm", x, y, (2, 2), rng, bias_shape=(2,), dtype=dtype)
+
+
+def in_double(model):
+    """The same model in float64."""
+    wide = onnx.ModelProto.FromString(model.SerializeToString())
+    for item in wide.graph.initializer:
+        if item.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16):
+            item.CopyFrom(tensor(item.name, onnx.numpy_helper.to_array(item).astype(np.float64)))
+    for value in (*wide.graph.input, *wide.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    for cast in wide.graph.node:
+        if cast.op_type == "Cast":
+            cast.attribute[0].i = TensorProto.DOUBLE
+    return wide
+
+
+def errors(original, folded, x):
+    """For each output the errors of both models, per channel, and the peaks."""
+    exact, before, after = (
+        ReferenceEvaluator(m).run(None, {"x": x.astype(kind)})
+        for m, kind in ((in_double(original), np.float64), (original, x.dtype), (folded, x.dtype))
+    )
+    for e, b, a in zip(exact, before, after, strict=True):
+        axes = tuple(axis for axis in range(e.ndim) if axis != 1)
+        sizes = (b.astype(np.float64) - e, a.astype(np.float64) - e, e)
+        yield tuple(np.abs(size).max(axis=axes) for size in sizes)
+
+
+def assert_no_less_accurate(original, folded, x):
+    """Four times the original's own error, and a few units in the last place, are allowed."""
+    unit = np.finfo(x.dtype).eps / 2
+    for before, after, peak in errors(original, folded, x):
+        assert (after <= 4 * before + 8 * unit * peak).all(), (before, after, peak)
+
+
+def around(mean, dtype):
+    """Numbers around a mean that a type holds without an error."""
+    return (mean + np.random.default_rng(0).integers(-3, 4, (64, 2))).astype(dtype)
+
+
+IN_FRONT = {
+    "BN": lambda m, t: norm_of("x", "n", bias=0.1, mean=m, variance=4, dtype=t),
+    "Add-BN": lambda m, t: join(
+        by("Add", "x", "a", 1, dtype=t),
+        norm_of("a", "n", bias=0.1, mean=m + 1, variance=4, dtype=t),
+    ),
+    "Sub-BN": lambda m, t: join(
+        by("Sub", "x", "a", 3, dtype=t),
+        norm_of("a", "n", bias=[0.1, 0.2], mean=m - 3, variance=4, dtype=t),
+    ),
+    "Mul-BN": lambda m, t: join(
+        by("Mul", "x", "a", 0.5, dtype=t),
+        norm_of("a", "n", bias=0.1, mean=m / 2, variance=1, dtype=t),
+    ),
+    "Sub-BN-of-no-mean": lambda m, t: join(
+        by("Sub", "x", "a", m, dtype=t), norm_of("a", "n", bias=0.1, variance=4, dtype=t)
+    ),
+    "Sub": lambda m, t: by("Sub", "x", "n", m, dtype=t),
+    "Add": lambda m, t: by("Add", "x", "n", -m, dtype=t),
+    "Sub-Div": lambda m, t: join(
+        by("Sub", "x", "a", m, dtype=t), by("Div", "a", "n", 2, dtype=t)
+    ),
+    "Mul-Sub": lambda m, t: join(
+        by("Mul", "x", "a", 0.5, dtype=t), by("Sub", "a", "n", m / 2, dtype=t)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("front", IN_FRONT)
+@pytest.mark.parametrize(
+    ("dtype", "mean"), [(HALF, 500), (HALF, 50), (SINGLE, 1e5), (SINGLE, 300)], ids=str
+)
+def test_a_large_mean_is_not_left_to_a_layer(dtype, mean, front, rng):
+    """Whatever subtracts it in front of a Gemm does so exactly; a sum of products does not."""
+    parts = join(IN_FRONT[front](mean, dtype), gemm("n", "y", rng, dtype))
+    model = model_of(parts.nodes, FEATURES, ["y"], parts.initializers, dtype=dtype)
+    folded, _ = onnx_bnfold.fold(model)
+    assert ops(folded)[-1] == "Gemm"
+    assert len(ops(folded)) == 2
+    assert_no_less_accurate(model, folded, around(mean, dtype))
+
+
+@pytest.mark.parametrize("front", IN_FRONT)
+def test_a_small_mean_is_left_to_a_layer(front, rng):
+    """But a lone sum tells nothing of the size of what it reads."""
+    parts = join(IN_FRONT[front](1, SINGLE), gemm("n", "y", rng))
+    folded, _ = onnx_bnfold.fold(model_of(parts.nodes, FEATURES, ["y"], parts.initializers))
+    stays = {"Sub": ["Sub"], "Add": ["Add"], "Mul-Sub": ["Sub"]}.get(front, [])
+    assert ops(folded) == [*stays, "Gemm"]
+
+
+def test_pixels_are_normalised_by_the_first_layer(rng):
+    parts = join(
+        by("Sub", "x", "a", np.full((3, 1, 1), 127.5)), by("Div", "a", "b", np.full((3, 1, 1), 58)),
+        conv("b", "y", (4, 3, 3, 3), rng),
+    )  # fmt: skip
+    model = model_of(parts.nodes, {"x": ("N", 3, 6, 6)}, ["y"], parts.initializers)
+    folded, _ = fold_checked(model)
+    assert ops(folded) == ["Conv"]
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.5])
+def test_a_sum_behind_a_product_that_is_rounded_costs_nothing_more(factor, rng):
+    """A Mul by a power of two rounds nothing."""
+    parts = join(by("Mul", "x", "a", factor), by("Add", "a", "b", -300), gemm("b", "y", rng))
+    folded, _ = onnx_bnfold.fold(model_of(parts.nodes, FEATURES, ["y"], parts.initializers))
+    assert ops(folded) == (["Gemm"] if factor == 0.3 else ["Add", "Gemm"])
+
+
+@pytest.mark.parametrize("between", ["", "Identity", "Transpose", "Reshape"])
+@pytest.mark.parametrize("norm", [True, False], ids=["norm", "no-norm"])
+@pytest.mark.parametrize("size", [1, 1e5])
+@pytest.mark.parametrize("op", ["Add", "Sub"])
+def test_a_sum_that_is_an_output_is_not_taken_back_by_others(op, size, norm, between, rng):
+    """It would be, if it went: the tensor in front of it would become the output."""
+    made = [gemm("x", "t", rng), norm_of("t", "n")] if norm else [gemm("x", "n", rng)]
+    if between == "Reshape":
+        made.append(node("Reshape", ["n", "shape"], ["m"]))
+        made[-1] = made[-1]._replace(initializers=[tensor("shape", np.array([-1, 2]))])
+    elif between:
+        options = {"perm": [0, 1]} if between == "Transpose" else {}
+        made.append(node(between, ["n"], ["m"], **options))
+    made += [by(op, "m" if between else "n", "y", size), gemm("n", "z", rng)]
+    parts = join(*made)
+    model = model_of(parts.nodes, FEATURES, ["y", "z"], parts.initializers)
+    folded, _ = fold_checked(model, tolerance=1e-6)
+    stays = size > 1 or not norm
+    assert count(folded, op) == stays
+
+
+@pytest.mark.parametrize(("epsilon", "kept"), [(1e-5, 0), (1e-3, 1), (1e-1, 1)])
+def test_an_offset_is_measured_in_the_true_spread(epsilon, kept, rng):
+    """A variance far below epsilon; another layer reads what would be shifted."""
+    weight = tensor("w", np.eye(2).astype(HALF) * HALF(0.01))
+    parts = join(
+        node("MatMul", ["x", "w"], ["t"])._replace(initializers=[weight]),
+        norm_of("t", "y", bias=[3, -3], variance=1e-4, dtype=HALF, epsilon=epsilon),
+        gemm("t", "z", rng, HALF),
+    )
+    model = model_of(parts.nodes, FEATURES, ["y", "z"], parts.initializers, dtype=HALF)
+    folded, report = onnx_bnfold.fold(model)
+    assert len(report.kept) == kept
+    assert_no_less_accurate(model, folded, rng.standard_normal((64, 2)).astype(HALF))
+
+
+ISLANDS = {
+    "harmless": ({"scale": 2, "bias": 1}, 0),
+    "overflow": ({"scale": 1e5}, 1),
+    "underflow": ({"scale": 1e-9}, 1),
+    "shift": ({"mean": 1e5}, 1),
+    "small-shift": ({"mean": 300}, 1),
+}
+
+
+@pytest.mark.parametrize("case", ISLANDS)
+def test_a_tensor_between_two_casts_has_the_limits_of_its_own_type(case, rng):
+    parameters, kept = ISLANDS[case]
+    parts = join(
+        gemm("x", "a", rng), node("Cast", ["a"], ["b"], to=TensorProto.FLOAT16),
+        node("Cast", ["b"], ["c"], to=TensorProto.FLOAT), norm_of("c", "y", **parameters),
+    )  # fmt: skip
+    model = model_of(parts.nodes, FEATURES, ["y"], parts.initializers)
+    folded, _ = fold_checked(model, kept=kept, compare=False)
+    assert_no_less_accurate(model, folded, rng.standard_normal((64, 2)).astype(SINGLE))
+
+
+@pytest.mark.parametrize(("op", "value", "left"), [("Mul", 2, 0), ("Mul", 1e5, 1), ("Add", 1e5, 1)])
+def test_so_it_has_for_other_removals(op, value, left, rng):
+    parts = join(
+        gemm("x", "a", rng), node("Cast", ["a"], ["b"], to=TensorProto.FLOAT16),
+        node("Cast", ["b"], ["c"], to=TensorProto.FLOAT), by(op, "c", "y", value),
+    )  # fmt: skip
+    folded, _ = onnx_bnfold.fold(model_of(parts.nodes, FEATURES, ["y"], parts.initializers))
+    assert count(folded, op) == left
+
+
+@pytest.mark.parametrize("form", ["mul-add", "conv"])
+@pytest.mark.parametrize(("mean", "variance", "kept"), [(10, 0, True), (1, 1, False)])
+@pytest.mark.parametrize("dtype", [HALF, SINGLE])
+def test_a_constant_channel_stays_a_norm(dtype, mean, variance, kept, form):
+    """Mul and Add would round what the norm subtracts first."""
+    norm = norm_of("x", "n", bias=0.5, mean=[mean, 0], variance=[variance, 1], dtype=dtype)
+    parts = join(norm, node("Sigmoid", ["n"], ["y"]))
+    model = model_of(parts.nodes, {"x": (1, 2, 2)}, ["y"], parts.initializers, dtype=dtype)
+    folded, report = onnx_bnfold.fold(model, Options(standalone=form))
+    assert (count(folded) == 1) == kept
+    x = np.zeros((1, 2, 2), dtype)
+    x[:, 0] = mean
+    assert_no_less_accurate(model, folded, x)
+    if kept:
+        assert report.kept[0].refusal.reason is Reason.PRECISION
+        assert "without a BatchNormalization" in report.lines()[0]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_product_in_front_of_a_norm_of_rounding_errors_stays(kept, rng):
+    """The layer would get other rounding errors, which the norm enlarges a hundred times."""
+    mean, variance = (4, 0) if kept else (1, 1)
+    parts = join(
+        gemm("x", "a", rng, HALF), by("Mul", "a", "b", 0.3, dtype=HALF),
+        norm_of("b", "y", bias=1, mean=mean, variance=variance, dtype=HALF),
+        node("Relu", ["b"], ["z"]),
+    )  # fmt: skip
+    model = model_of(parts.nodes, FEATURES, ["y", "z"], parts.initializers, dtype=HALF)
+    folded, _ = onnx_bnfold.fold(model)
+    assert count(folded, "Mul") == kept
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mean", "left"), [(HALF, 653, 1), (HALF, 1, 0), (SINGLE, 653, 0)]
+)
+def test_a_mean_that_its_type_does_not_hold_is_not_made(dtype, mean, left):
+    """653 · 0.7646 = 499.3, which float16 rounds by a fiftieth of the deviation."""
+    parts = join(
+        by("Div", "x", "a", 0.7646, dtype=dtype),
+        norm_of("a", "y", mean=mean, variance=1, dtype=dtype),
+    )
+    folded, _ = onnx_bnfold.fold(
+        model_of(parts.nodes, FEATURES, ["y"], parts.initializers, dtype=dtype)
+    )
+    assert count(folded, "Div") == left
+
+
+@pytest.mark.parametrize(("sign", "left"), [(1, 1), (-1, 1)])
+def test_two_sums_do_not_become_one_that_is_coarser(sign, left):
+    """500 is exact in float16, 499.9 is not; what is left may be small."""
+    parts = join(
+        by("Sub", "x", "a", 500 * sign, dtype=HALF), by("Add", "a", "b", 0.1 * sign, dtype=HALF),
+        node("Sigmoid", ["b"], ["y"]),
+    )  # fmt: skip
+    model = model_of(parts.nodes, FEATURES, ["y"], parts.initializers, dtype=HALF)
+    folded, _ = onnx_bnfold.fold(model)
+    assert count(folded, "Sub") + count(folded, "Add") == 1 + left
+
+
+@pytest.mark.parametrize("others", [1, 1e-4])
+@pytest.mark.parametrize("group", [1, 2])
+def test_a_dead_channel_beside_a_live_one_may_move(group, others, rng):
+    """A layer that adds both up rounds as much for the live one; a depthwise one does not."""
+    weight = np.ones((2, 2 // group, 1, 1), SINGLE)
+    reader = node("Conv", ["t", "w"], ["z"], group=group)
+    parts = join(
+        conv("x", "t", (2, 3, 1, 1), rng),
+        norm_of("t", "y", bias=[1, 0], variance=[1e-12, others], epsilon=1e-2),
+        reader._replace(initializers=[tensor("w", weight)]),
+    )
+    model = model_of(parts.nodes, {"x": ("N", 3, 2, 2)}, ["y", "z"], parts.initializers)
+    _, report = onnx_bnfold.fold(model)
+    assert len(report.kept) == int(group == 2 or others < 1)

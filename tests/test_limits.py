@@ -447,3 +447,111 @@ def test_a_dead_channel_beside_a_live_one_may_move(group, others, rng):
     model = model_of(parts.nodes, {"x": ("N", 3, 2, 2)}, ["y", "z"], parts.initializers)
     _, report = onnx_bnfold.fold(model)
     assert len(report.kept) == int(group == 2 or others < 1)
+
+
+# --- small nets of odd numbers -------------------------------------------------------------------
+
+CHANNELS = 4
+OPTIONS = {
+    "default": Options(),
+    "fp16": Options(profile="fp16"),
+    "int8": Options(profile="int8"),
+    "mul-add": Options(standalone="mul-add"),
+    "conv": Options(standalone="conv"),
+    "merge": Options(merge_branches=True),
+}
+
+
+class OddNet:
+    """A row of few nodes, some of them outputs; means of 1e3, variances of 1e-8, epsilons of 0.1.
+
+    Half of the nets have the true statistics of their input `x` in their norms and sums.
+    """
+
+    def __init__(self, seed, dtype):
+        self.rng, self.dtype = np.random.default_rng(seed), dtype
+        self.parts: list = []
+        offset = self.rng.choice([0, 0, 500] if dtype is HALF else [0, 1e3, 1e5])
+        x = offset + self.rng.standard_normal((3, CHANNELS, 3, 3)) * self.rng.choice([0.5, 3])
+        self.x = (np.round(x) if offset else x).astype(dtype)
+        self.is_true = self.rng.random() < 0.5
+        self.tensors = ["x"]
+        for _ in range(self.rng.integers(3, 9)):
+            name = self.tensors[
+                -1 if self.rng.random() < 0.8 else self.rng.integers(len(self.tensors))
+            ]
+            kinds = [self.norm, self.layer, self.sum, self.product, self.rectifier, self.standard]
+            self.rng.choice(kinds)(str(name))
+        outputs = [t for t in self.tensors[1:-1] if self.rng.random() < 0.2]
+        self.model = self.model_of(*outputs, self.tensors[-1])
+
+    def model_of(self, *outputs):
+        parts, shape = join(*self.parts), {"x": (3, CHANNELS, 3, 3)}
+        return model_of(parts.nodes, shape, outputs, parts.initializers, dtype=self.dtype)
+
+    def add(self, op, x, *values, **attributes):
+        y = f"t{len(self.tensors)}"
+        constants = [tensor(f"{y}_{i}", v.astype(self.dtype)) for i, v in enumerate(values)]
+        made = node(op, [x, *(c.name for c in constants)], [y], **attributes)
+        self.parts.append(made._replace(initializers=constants))
+        self.tensors.append(y)
+        return y
+
+    def values(self, name):
+        if name == "x":
+            return self.x.astype(np.float64)
+        model = in_double(self.model_of(name))
+        return ReferenceEvaluator(model).run(None, {"x": self.x.astype(np.float64)})[0]
+
+    def norm(self, x):
+        rng = self.rng
+        if self.is_true:
+            mean, variance = self.values(x).mean((0, 2, 3)), self.values(x).var((0, 2, 3))
+        else:
+            mean = rng.standard_normal(CHANNELS) * rng.choice([0, 1, 1e3])
+            variance = rng.uniform(0.3, 3, CHANNELS) * rng.choice([1, 1, 1e-8])
+        scale = rng.uniform(0.5, 2, CHANNELS) * rng.choice([1, -1, 1e-3], CHANNELS)
+        bias = rng.standard_normal(CHANNELS) * rng.choice([0, 1])
+        epsilon = float(rng.choice([1e-5, 1e-3, 1e-1]))
+        self.add("BatchNormalization", x, scale, bias, mean, variance, epsilon=epsilon)
+
+    def layer(self, x):
+        group = int(self.rng.choice([1, 1, CHANNELS]))
+        weight = self.rng.standard_normal((CHANNELS, CHANNELS // group, 1, 1)) / 2
+        self.add("Conv", x, weight, self.rng.standard_normal(CHANNELS), group=group)
+
+    def sum(self, x):
+        size = self.rng.choice([0.1, 1, 100])
+        value = self.rng.standard_normal((CHANNELS, 1, 1)) * size
+        if self.is_true:
+            value = self.values(x).mean((0, 2, 3)).reshape(-1, 1, 1)
+        self.add("Sub", x, value)
+
+    def product(self, x):
+        value = self.rng.uniform(0.3, 3, (CHANNELS, 1, 1))
+        self.add(str(self.rng.choice(["Mul", "Div"])), x, value)
+
+    def rectifier(self, x):
+        self.add(str(self.rng.choice(["Relu", "Identity"])), x)
+
+    def standard(self, x):
+        values = self.values(x)
+        mean, deviation = values.mean((0, 2, 3)), values.std((0, 2, 3)) + 1e-3
+        centred = self.add("Sub", x, mean.reshape(-1, 1, 1))
+        self.add("Div", centred, deviation.reshape(-1, 1, 1))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", [HALF, SINGLE], ids=["float16", "float32"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_odd_numbers_cost_no_digits(dtype, options):
+    folded_nodes = 0
+    for seed in range(40):
+        net = OddNet(seed, dtype)
+        outputs = ReferenceEvaluator(net.model).run(None, {"x": net.x})
+        if not all(np.isfinite(output).all() for output in outputs):
+            continue
+        folded, report = onnx_bnfold.fold(net.model, OPTIONS[options])
+        folded_nodes += sum(record.folded for record in report.records)
+        assert_no_less_accurate(net.model, folded, net.x)
+    assert folded_nodes > 10

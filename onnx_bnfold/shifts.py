@@ -9,6 +9,7 @@ added is rounded, too, and its error is to be small beside what the sum leaves.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -159,7 +160,7 @@ class Shifts:
     def _check_summand(self, index: int, slot: int) -> None:
         """Refuse a new constant of a sum if the sum would show that it is rounded."""
         site, name = self._site, self._site.graph.writes[index][0]
-        change, info = self._changes[index, slot], site.view(index).constant(slot)
+        change = self._changes[index, slot]
         old = change.scale * site.present(index, slot)
         known, total = sizes(site, name), self._total(name)
         if known:
@@ -167,19 +168,14 @@ class Shifts:
         else:  # it is to be as exact as the parts that it is made of
             parts = np.abs(old), np.abs(change.shift)
             left = np.where(parts[0] * parts[1] > 0, np.minimum(*parts), np.maximum(*parts))
-        assert info is not None
-        if _is_rounding_seen(old + change.shift, left, info.data_type, 0):
+        if _is_rounding_seen(old + change.shift, left, self._type_of(name), 0):
             raise Refused(Reason.PRECISION, site.view(index).label, _TOO_COARSE)
 
     def _check_bias(self, name: str, total: Affine) -> None:
         """Refuse a new ``B`` of a norm if what the norm writes would show that it is rounded."""
         site, index = self._site, self._site.graph.producer.get(name)
-        if (
-            index is None
-            or index == self._origin
-            or index in site.removed
-            or not site.is_norm(index)
-        ):
+        gone = index == self._origin or index in site.removed
+        if index is None or gone or not site.is_norm(index):
             return
         vectors, known = total.vector(1, site.norm(index).channels), sizes(site, name)
         if vectors is not None and known:
@@ -295,8 +291,7 @@ class _Moved(NamedTuple):
 def _least(known: Known, total: Affine | None) -> Float64:
     """Return the least of the sizes that a tensor may have after a change."""
     after = known if total is None else [size.then(total) for size in known]
-    sizes_after = [np.abs(size.scale) + np.abs(size.shift) for size in after]
-    return np.asarray(np.minimum.reduce(sizes_after))
+    return reduce(np.minimum, [np.abs(size.scale) + np.abs(size.shift) for size in after])
 
 
 def _is_rounding_seen(exact: Float64, left: Float64, data_type: int, peak: Float64 | float) -> bool:

@@ -1,5 +1,7 @@
 """What a re-parametrised tensor that stays may become."""
 
+from functools import partial
+
 import numpy as np
 import onnx
 import pytest
@@ -419,6 +421,21 @@ def test_a_mean_that_its_type_does_not_hold_is_not_made(dtype, mean, left):
         model_of(parts.nodes, FEATURES, ["y"], parts.initializers, dtype=dtype)
     )
     assert count(folded, "Div") == left
+
+
+@pytest.mark.parametrize("parameter", ["bias", "mean", "variance"])
+@pytest.mark.parametrize("side", ["in front", "behind"])
+def test_parameters_that_differ_beside_others_that_do_not(side, parameter):
+    """The sum goes into the norm."""
+    parameters = {"mean": 1, "variance": 1, "bias": 1} | {parameter: [1, 2]}
+    norm, value = partial(norm_of, **parameters), [0.3, 0.4]
+    if side == "behind":
+        parts = join(norm("x", "n"), by("Add", "n", "y", value))
+    else:
+        parts = join(by("Add", "x", "n", value), norm("n", "y"))
+    model = model_of(parts.nodes, FEATURES, ["y"], parts.initializers)
+    folded, _ = fold_checked(model, kept=1)
+    assert ops(folded) == ["BatchNormalization"]
 
 
 @pytest.mark.parametrize(("sign", "left"), [(1, 1), (-1, 1)])

@@ -438,6 +438,36 @@ def test_parameters_that_differ_beside_others_that_do_not(side, parameter):
     assert ops(folded) == ["BatchNormalization"]
 
 
+def test_a_sum_goes_into_the_mean_of_a_norm():
+    """Whatever the data are, the norm's output is as large as the mean that it subtracts."""
+    parts = join(by("Add", "x", "n", 100), norm_of("n", "y", mean=100))
+    folded, _ = fold_checked(model_of(parts.nodes, FEATURES, ["y"], parts.initializers), kept=1)
+    assert ops(folded) == ["BatchNormalization"]
+
+
+@pytest.mark.parametrize("mover", ["Identity", "Transpose"])
+def test_a_shift_that_a_mover_hands_on_costs_nothing(mover, rng):
+    """The layer's new output holds what was the sum's: nobody takes anything back."""
+    options = {"perm": [0, 1]} if mover == "Transpose" else {}
+    parts = join(
+        gemm("x", "a", rng), node(mover, ["a"], ["b"], **options), by("Add", "b", "y", 1e5)
+    )
+    folded, _ = fold_checked(model_of(parts.nodes, FEATURES, ["y"], parts.initializers))
+    assert ops(folded) == ["Gemm", mover]
+
+
+@pytest.mark.parametrize(("value", "left"), [(1159, 1), (0.25, 0)])
+def test_a_bias_that_its_type_does_not_hold_is_not_made(value, left):
+    """1158.61 is rounded to 1159; beside that, what the norm makes of data around 0 is small."""
+    parts = join(
+        norm_of("x", "a", bias=-0.39, mean=1159, variance=1, dtype=HALF),
+        by("Add", "a", "y", value, dtype=HALF),
+    )
+    model = model_of(parts.nodes, FEATURES, ["y"], parts.initializers, dtype=HALF)
+    folded, _ = onnx_bnfold.fold(model)
+    assert count(folded, "Add") == left
+
+
 @pytest.mark.parametrize(("sign", "left"), [(1, 1), (-1, 1)])
 def test_two_sums_do_not_become_one_that_is_coarser(sign, left):
     """500 is exact in float16, 499.9 is not; what is left may be small."""
@@ -450,20 +480,37 @@ def test_two_sums_do_not_become_one_that_is_coarser(sign, left):
     assert count(folded, "Sub") + count(folded, "Add") == 1 + left
 
 
-@pytest.mark.parametrize("others", [1, 1e-4])
-@pytest.mark.parametrize("group", [1, 2])
-def test_a_dead_channel_beside_a_live_one_may_move(group, others, rng):
+@pytest.mark.parametrize(
+    ("others", "weights", "group", "kept"),
+    [
+        (1, [1, 1], 1, 0),
+        (1e-4, [1, 1], 1, 1),
+        (1, [1e3, 1], 1, 1),
+        (1, [1, 1], 2, 1),
+    ],
+    ids=["live", "all-dead", "heavy", "depthwise"],
+)
+def test_a_dead_channel_beside_a_live_one_may_move(others, weights, group, kept, rng):
     """A layer that adds both up rounds as much for the live one; a depthwise one does not."""
-    weight = np.ones((2, 2 // group, 1, 1), SINGLE)
-    reader = node("Conv", ["t", "w"], ["z"], group=group)
+    weight = np.array(weights, SINGLE) if group == 2 else np.tile(np.array(weights, SINGLE), (2, 1))
+    constant = tensor("w", weight.reshape(2, 2 // group, 1, 1))
     parts = join(
         conv("x", "t", (2, 3, 1, 1), rng),
         norm_of("t", "y", bias=[1, 0], variance=[1e-12, others], epsilon=1e-2),
-        reader._replace(initializers=[tensor("w", weight)]),
+        node("Conv", ["t", "w"], ["z"], group=group)._replace(initializers=[constant]),
     )
     model = model_of(parts.nodes, {"x": ("N", 3, 2, 2)}, ["y", "z"], parts.initializers)
     _, report = onnx_bnfold.fold(model)
-    assert len(report.kept) == int(group == 2 or others < 1)
+    assert len(report.kept) == kept
+
+
+@pytest.mark.parametrize("form", ["mul-add", "conv"])
+def test_a_dead_channel_that_is_small_beside_others_is_no_reason_to_keep_a_norm(form):
+    norm = norm_of("x", "n", scale=[1e-3, 1], mean=[0.5, 0], variance=[0, 1], epsilon=1e-3)
+    parts = join(norm, node("Sigmoid", ["n"], ["y"]))
+    model = model_of(parts.nodes, {"x": ("N", 2, 2)}, ["y"], parts.initializers)
+    folded, _ = onnx_bnfold.fold(model, Options(standalone=form))
+    assert not count(folded)
 
 
 # --- small nets of odd numbers -------------------------------------------------------------------

@@ -16,6 +16,7 @@ from onnx import helper
 
 from onnx_bnfold.affine import AGREEMENT, Float64
 from onnx_bnfold.reasons import Reason, Refusal, Refused
+from onnx_bnfold.rounding import FORMATS
 from onnx_bnfold.view import FLOATS, NodeView, overridable
 
 Array = np.ndarray[Any, Any]
@@ -144,6 +145,20 @@ def read_norms(views: Sequence[NodeView]) -> list[Norm | Refusal]:
         for position, table, norm in zip(positions, parameters, norms, strict=True):
             found[position] = norm or _unusable(views[position], table, epsilons[position])
     return [found[position] for position in range(len(views))]
+
+
+def parameter_type(view: NodeView, slot: int) -> int:
+    """Return the type that a new parameter is written in.
+
+    From BatchNormalization-14 on the types of the statistics, and from 15 on those of scale and B,
+    are free of that of the data: a narrower one would round the digits that come from elsewhere.
+    """
+    info = view.constant(slot)
+    assert info is not None
+    if view.opset < (14 if slot in (3, 4) else 15):
+        return info.data_type
+    kinds = (info.data_type, view.type_of(view.name_in(0)))
+    return min(kinds, key=lambda kind: FORMATS[kind][2] if kind in FORMATS else 1.0)
 
 
 def _norms(parameters: Float64, epsilons: Sequence[float]) -> Iterator[Norm | None]:

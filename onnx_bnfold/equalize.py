@@ -166,7 +166,7 @@ def equalize(plan: GraphPlan, ranges: Ranges, limits: Limits, excluded: frozense
                 continue
             changes = flood(site, None, {root: _laid(factors, rank)})
             require_totals(site, None, changes)
-            limits.check_scales(site, root, changes)
+            limits.check_scales(site, {k: c for k, c in changes.items() if isinstance(k, str)})
         except Refused:
             continue
         commit(site, changes)

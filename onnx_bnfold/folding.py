@@ -193,8 +193,8 @@ class Folding:
         excluded = {n: r for (p, n), r in self._excluded.items() if p == position}
         limits = Limits(self.options.max_rescale, self.options.profile)
         plan = plan_graph(self._site(position, known), limits, excluded)
-        plan.standalone = self.options.standalone
         plan.plain = {n for p, n in self._plain if p == position}
+        plan.restate(self.options.standalone, limits)
         if self.options.equalize:
             self._equalize(position, plan, limits)
         return plan

@@ -70,6 +70,11 @@ class LinearLayer(NamedTuple):
         return _channels(self.layout, self.grouped, "gi")
 
     @property
+    def group(self) -> int:
+        """Number of groups, each of which reads channels of its own."""
+        return self.grouped[self.layout.index("g")] if "g" in self.layout else 1
+
+    @property
     def summed_axes(self) -> tuple[int, ...]:
         """Axes of the grouped weight over which one output element sums."""
         return self.axes("ik")

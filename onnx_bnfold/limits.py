@@ -1,15 +1,18 @@
 """How far a tensor that stays may be re-parametrised before its data type loses something.
 
 In exact arithmetic every plan is right. In floating point a scale is harmless as long as nothing
-leaves the range of the type, and a shift costs the bits by which it exceeds the tensor's own
-spread. A BatchNormalization knows mean and variance of its input, so both can be judged without
-data.
+leaves the range of the type, and a shift as long as it does not dwarf what it is added to
+(``shifts``). BatchNormalizations know means and variances, so both can be judged without data.
+
+What is judged is the change from the original model to the end, of every tensor that somebody
+still reads, whatever kind of node is removed: what one removal may not do, two may not either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -19,6 +22,7 @@ from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import VANISHED, Affine, Float64
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.rounding import unit_roundoff
+from onnx_bnfold.shifts import Shifts, check_product
 from onnx_bnfold.site import Key, Site
 
 # Largest factor, up or down, by which a channel of a staying tensor may be rescaled.
@@ -29,21 +33,6 @@ MAX_RESCALE: dict[int, float] = {
     TensorProto.FLOAT16: 2.0**5,
     TensorProto.BFLOAT16: 2.0**40,
 }
-# Largest offset of a channel, in units of its standard deviation plus the offset it had.
-MAX_OFFSET: dict[int, float] = {
-    TensorProto.FLOAT: 2.0**6,
-    TensorProto.DOUBLE: 2.0**12,
-    TensorProto.FLOAT16: 2.0**2,
-    TensorProto.BFLOAT16: 2.0**2,
-}
-# Largest mean that readers may have to subtract, in units of the largest value that is left.
-MAX_MEAN: dict[int, float] = {
-    TensorProto.FLOAT: 2.0**4,
-    TensorProto.DOUBLE: 2.0**4,
-    TensorProto.FLOAT16: 2.0**2,
-    TensorProto.BFLOAT16: 2.0**2,
-}
-
 # Unit roundoff of float64, in which shifts are computed, and how much of it may be lost.
 _UNIT_64, _DIGITS_64 = 2.0**-53, 2.0**13
 _SAFE_CANCELLATION = 2.0**13  # of that kind in any type
@@ -79,74 +68,69 @@ class Limits:
             Refused: a scale or a shift is too large.
         """
         if site.graph.ops[origin] == batchnorm.OPERATOR:
-            self._check_cancellation(site, origin, changes)
             self.check_rounding(site, origin)
+        else:
+            self._check_neighbours(site, origin, changes)
         existing = _existing(site, origin, changes)
         staying = {k: c for k, c in changes.items() if isinstance(k, str) and k not in existing}
-        if not staying and not _seen_by_others(site, origin):
-            return
-        if self.profile == "int8":
+        if self.profile == "int8" and (staying or _seen_by_others(site, origin)):
             raise Refused(
                 Reason.RANGE,
                 repr(next(iter(staying), site.sides(origin)[0])),
                 "it would get ranges that no tensor had; --profile float folds it all the same",
             )
-        data_type = self._data_type(site, origin)
-        self._check_scales(site, data_type, staying)
-        for index in _judges(site, origin, staying):
-            _check_offset(site, index, data_type, changes)
+        self.check_scales(site, staying)
+        Shifts(site, origin, changes, partial(self._type, site)).check()
 
-    def check_scales(self, site: Site, name: str, changes: Mapping[Key, Affine]) -> None:
+    def _check_neighbours(self, site: Site, origin: int, changes: Mapping[Key, Affine]) -> None:
+        """Refuse to disturb norms that read little more than rounding errors, by any removal."""
+        names = [name for side in site.sides(origin) for name in site.groups.members(side)]
+        for name in dict.fromkeys((*names, *(key for key in changes if isinstance(key, str)))):
+            for index, slot in site.graph.readers.get(name, ()):
+                if slot == 0 and index not in site.removed and site.is_norm(index):
+                    self.check_rounding(site, index)
+
+    def check_scales(self, site: Site, changes: Mapping[str, Affine]) -> None:
         """Refuse changes that rescale a tensor beyond what its type may hold.
 
         Args:
             site: the graph before the changes.
-            name: one of the tensors.
-            changes: relative to now.
+            changes: of tensors, relative to now.
 
         Raises:
             Refused: a scale is too large or too small.
         """
-        producer = site.view(site.graph.producer[name])
-        names = {key: change for key, change in changes.items() if isinstance(key, str)}
-        self._check_scales(site, self._type(producer.type_of(name)), names)
+        for name, change in changes.items():
+            if not change.has_scale:
+                continue
+            magnitude = np.abs(_total(site, name, change).scale)
+            bound = self.max_rescale or _bound(MAX_RESCALE, self._type(site, name))
+            magnitude = magnitude[magnitude < VANISHED]
+            if (magnitude > bound).any() or (magnitude[magnitude > 0] < 1 / bound).any():
+                raise Refused(
+                    Reason.RANGE,
+                    repr(name),
+                    f"a channel of it would be rescaled by more than {bound:g}, which its data "
+                    "type may not hold; --max-rescale sets the limit",
+                )
 
-    def _data_type(self, site: Site, origin: int) -> int:
-        return self._type(site.view(origin).type_of(site.sides(origin)[1]))
+    def check_product(self, site: Site, index: int) -> None:
+        """Refuse to write a BatchNormalization as a product and a sum; see ``shifts``.
 
-    def _type(self, data_type: int) -> int:
+        Args:
+            site: the graph with all changes.
+            index: the node.
+
+        Raises:
+            Refused: it would cost precision.
+        """
+        check_product(site, index, self._type(site, site.sides(index)[0]))
+
+    def _type(self, site: Site, name: str) -> int:
         if self.profile == "fp16":
             return int(TensorProto.FLOAT16)
-        return data_type or int(TensorProto.FLOAT)
-
-    def _check_cancellation(self, site: Site, origin: int, changes: Mapping[Key, Affine]) -> None:
-        """Refuse what leaves it to the readers of a norm's output to subtract a large mean.
-
-        The norm subtracts it exactly where a channel is constant, or nearly so; a sum of products
-        rounds it.
-        """
-        norm, (x, y) = site.norm(origin), site.sides(origin)
-        change = changes.get(y)
-        if change is None or not change.has_shift:
-            return
-        count, rank = norm.channels, change.rank
-        upstream = site.change(x, rank).vector(1, count)
-        present, downstream = site.affine_of(origin).vector(1, count), change.vector(1, count)
-        if upstream is None or present is None or downstream is None:
-            return  # of single elements the norm says nothing
-        (p, q), (a, b), (r, u) = upstream, present, downstream
-        mean, spread = a * (p * norm.mean + q) + b, np.abs(a * p) * norm.spread
-        peak = (np.abs(mean) + spread).max(initial=0)
-        bound = _bound(MAX_MEAN, self._data_type(site, origin))
-        with np.errstate(over="ignore", invalid="ignore"):
-            offset = np.abs(mean + u / r)
-        if (offset[np.abs(r) < VANISHED] > bound * peak).any():
-            raise Refused(
-                Reason.PRECISION,
-                repr(y),
-                "the mean of its input dwarfs what comes out, and its readers would have to "
-                "subtract it in a sum of rounded products",
-            )
+        found = site.shapes[name][1] if name in site.shapes else TensorProto.UNDEFINED
+        return found or int(TensorProto.FLOAT)
 
     def check_rounding(self, site: Site, origin: int) -> None:
         """Refuse to disturb what norms read where that is little more than rounding errors."""
@@ -164,7 +148,7 @@ class Limits:
         hidden = [i for i in norms if site.norm(i).cancellation > _SAFE_CANCELLATION]
         if not suspects and not hidden:
             return  # without asking for the data type, which takes shape inference
-        unit = unit_roundoff(self._data_type(site, origin))
+        unit = unit_roundoff(self._type(site, site.sides(origin)[1]))
         for index, size in suspects:
             if _is_noise(site, index, size, unit):
                 raise Refused(
@@ -180,21 +164,6 @@ class Limits:
                     site.view(index).label,
                     "the mean of its input dwarfs what comes out so far that its shift is not "
                     "known to all digits",
-                )
-
-    def _check_scales(self, site: Site, data_type: int, changes: Mapping[str, Affine]) -> None:
-        bound = self.max_rescale or _bound(MAX_RESCALE, data_type)
-        for key, change in changes.items():
-            if not change.has_scale:
-                continue
-            magnitude = np.abs(site.change(key, change.rank).then(change).scale)
-            magnitude = magnitude[magnitude < VANISHED]
-            if (magnitude > bound).any() or (magnitude[magnitude > 0] < 1 / bound).any():
-                raise Refused(
-                    Reason.RANGE,
-                    repr(key),
-                    f"a channel of it would be rescaled by more than {bound:g}, which its data "
-                    "type may not hold; --max-rescale sets the limit",
                 )
 
 
@@ -258,36 +227,6 @@ def _seen_by_others(site: Site, origin: int) -> bool:
     )
 
 
-def _judges(site: Site, origin: int, staying: Mapping[str, Affine]) -> Iterator[int]:
-    """Yield the BatchNormalizations that say how widely a changed tensor that stays is spread."""
-    if site.graph.ops[origin] == batchnorm.OPERATOR:
-        yield origin
-    for name, change in staying.items():
-        if change.has_shift:
-            for index, slot in site.graph.readers.get(name, ()):
-                kept = index != origin and index not in site.removed
-                if kept and slot == 0 and site.graph.ops[index] == batchnorm.OPERATOR:
-                    yield index
-
-
-def _check_offset(site: Site, origin: int, data_type: int, changes: Mapping[Key, Affine]) -> None:
-    name = site.graph.reads[origin][0]
-    norm = site.norm(origin)
-    change = changes.get(name)
-    if change is None or not change.has_shift:
-        return
-    total = site.change(name, change.rank).then(change)
-    vectors = total.vector(1, norm.channels)
-    assert vectors is not None
-    scale, shift = vectors
-    with np.errstate(divide="ignore", invalid="ignore"):
-        offset = np.abs(norm.mean + shift / scale) / norm.deviation
-    bound = _bound(MAX_OFFSET, data_type)
-    allowed = bound * (1 + np.abs(norm.mean) / norm.deviation)
-    if not (offset[scale != 0] <= allowed[scale != 0]).all():
-        raise Refused(
-            Reason.PRECISION,
-            repr(name),
-            "its shift dwarfs the spread of a channel (gamma is close to zero there), and other "
-            "readers of the tensor would lose precision",
-        )
+def _total(site: Site, name: str, change: Affine) -> Affine:
+    """Return the change of a tensor from the original to what it is after a change."""
+    return site.change(name, change.rank).then(change)

@@ -331,18 +331,23 @@ def _of_norm(site: Site, index: int, *, even: bool) -> Iterator[NewConstant]:
     scale, variance = norm.a * norm.deviation, np.square(norm.deviation) - norm.epsilon
     new_scale = scale * s_out / s_in
     new_scale, new_variance = (even and norm.evened(new_scale)) or (new_scale, variance)
-    for slot, old, new in (
+    table = (
         (1, scale, new_scale),
         (2, norm.bias, norm.bias * s_out + h_out),
         (3, norm.mean, norm.mean * s_in + h_in),
         (4, variance, new_variance),
-    ):
-        info = view.constant(slot)
+    )
+    kinds = [batchnorm.parameter_type(view, slot) for slot, _, _ in table]
+    altered = [not np.array_equal(old, new) for _, old, new in table]
+    for position, (slot, _, new) in enumerate(table):
+        info, kind = view.constant(slot), kinds[position]
         assert info is not None
-        if not np.array_equal(old, new):
+        # Scale and B are of one type, and so are mean and variance: if one changes it, both do.
+        partner = position ^ 1
+        if altered[position] or (altered[partner] and info.data_type != kind):
             name, exact = batchnorm.PARAMETERS[slot - 1], () if slot in (1, 4) else None
-            compute = partial(Product, new, ONE, info.data_type, view, exact)
-            yield NewConstant(index, slot, name, (count,), info.data_type, _Described(compute))
+            compute = partial(Product, new, ONE, kind, view, exact)
+            yield NewConstant(index, slot, name, (count,), kind, _Described(compute))
 
 
 def _vectors(change: Affine, count: int) -> tuple[Array, Array]:

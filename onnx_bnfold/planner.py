@@ -24,7 +24,7 @@ from onnx_bnfold.affine import VANISHING, Affine
 from onnx_bnfold.flood import flood
 from onnx_bnfold.limits import Limits
 from onnx_bnfold.reasons import Reason, Refusal, Refused
-from onnx_bnfold.site import Key, Site, constant_map
+from onnx_bnfold.site import AFFINE_OPERATORS, Key, Site, constant_map
 
 # What a BatchNormalization that stays is written as, for compilers that have none: itself, two
 # nodes with constants of shape (C, 1, …), or a depthwise Conv with a kernel of ones.
@@ -35,8 +35,6 @@ UNFIT = (Reason.OVERFLOW, Reason.PRECISION, Reason.NOT_FINITE)
 
 # Refusals that the removal of another node may cure.
 CURABLE = {Reason.PRECISION, Reason.NOT_SMALLER, Reason.RANGE}
-
-AFFINE_OPERATORS = frozenset(("Add", "Div", "Mul", "Sub"))
 
 
 class Decision(NamedTuple):
@@ -87,6 +85,17 @@ class GraphPlan:
     equalized: dict[int, list[str]] = field(default_factory=dict)
     evened: set[int] = field(default_factory=set)
     plain: Set[int] = frozenset()
+
+    def restate(self, form: Standalone, limits: Limits) -> None:
+        """Write what stays in another form, if that costs no precision; if it does, note it."""
+        self.standalone = form
+        forms = self.standalone_forms()
+        for position, decision in enumerate(self.decisions):
+            if decision.node in forms:
+                try:
+                    limits.check_product(self.site, decision.node)
+                except Refused as refused:
+                    self.decisions[position] = decision._replace(refusal=refused.refusal)
 
     def standalone_forms(self) -> dict[int, Standalone]:
         """Return the BatchNormalizations that stay and are written as something else."""

@@ -23,6 +23,8 @@ from onnx_bnfold.view import FLOATS, NodeView
 # each of them gets its own copy if it has to change.
 Key = str | tuple[int, int]
 
+# Operators that are affine maps where one of their two operands is constant.
+AFFINE_OPERATORS = frozenset(("Add", "Div", "Mul", "Sub"))
 # Operators that hand on single channels, some of their elements cut off.
 _RECTIFIERS = frozenset(("Clip", "LeakyRelu", "PRelu", "Relu"))
 _ABSORBED = Step(({},))
@@ -38,6 +40,7 @@ class Site:
         total: the change decided so far for each key; a key that is missing is unchanged.
         removed: indices of the nodes that go; each is an identity by now.
         groups: the tensors that have become one by that.
+        sizes: of original tensors, as far as they were asked for; see ``sizes.sizes``.
     """
 
     def __init__(self, graph: Graph, constants: Constants, shapes: Shapes) -> None:
@@ -47,6 +50,7 @@ class Site:
         self.total: dict[Key, Affine] = {}
         self.removed: set[int] = set()
         self.groups = Groups(graph)
+        self.sizes: dict[str, tuple[Affine, ...]] = {}
         self._ports: dict[int, tuple[int, ...]] = {}
         self._views: dict[int, NodeView] = {}
         self._layers: dict[int, LinearLayer | Refusal] = {}
@@ -109,7 +113,7 @@ class Site:
         """Norms in a row, the second reading what the first writes, perhaps cut off; by either."""
         norms = (i for i, op in enumerate(self.graph.ops) if op == batchnorm.OPERATOR)
         pairs = [(front, i) for i in norms if (front := self._norm_in_front(i)) is not None]
-        pairs = [pair for pair in pairs if all(map(self._is_norm, pair))]
+        pairs = [pair for pair in pairs if all(map(self.is_norm, pair))]
         found: dict[int, list[tuple[int, int]]] = {}
         for side in (0, 1):
             for pair in pairs:
@@ -122,7 +126,7 @@ class Site:
             front = graph.producer.get(graph.reads[front][0])
         return front
 
-    def _is_norm(self, index: int) -> bool:
+    def is_norm(self, index: int) -> bool:
         """Whether a node is a norm that has coefficients: one in training has none."""
         if self.graph.ops[index] != batchnorm.OPERATOR:
             return False
@@ -166,9 +170,13 @@ class Site:
 
     def present(self, index: int, slot: int) -> Float64:
         """Return the elements of a constant input as they are by now, float64."""
-        value = self.constants.value(self.graph.reads[index][slot]).astype(np.float64)
+        value = self.original(index, slot)
         change = self.total.get((index, slot))
         return value if change is None else change.scale * value + change.shift
+
+    def original(self, index: int, slot: int) -> Float64:
+        """Return the elements of a constant input as they were, float64."""
+        return self.constants.value(self.graph.reads[index][slot]).astype(np.float64)
 
     def ports(self, index: int) -> tuple[int, ...]:
         """Return the ports of a node that carry data.
@@ -341,11 +349,13 @@ class Site:
         return constant_map(self, index)[1]
 
     def original_map(self, index: int) -> Affine:
-        """Return the affine map of a BatchNormalization before any change.
+        """Return the affine map of a removable node before any change.
 
         Raises:
             Refused: it has none.
         """
+        if self.graph.ops[index] != batchnorm.OPERATOR:
+            return constant_map(self, index, original=True)[1]
         found = self._maps.get(index)
         if found is None:
             self.read_maps([index])
@@ -419,8 +429,13 @@ class Site:
         return len(self.view(index).dims_in(0))
 
 
-def constant_map(site: Site, index: int) -> tuple[int, Affine]:
+def constant_map(site: Site, index: int, *, original: bool = False) -> tuple[int, Affine]:
     """Return the data slot of a Mul, Add, Sub or Div by a constant, and its map as it is by now.
+
+    Args:
+        site: the graph.
+        index: the node.
+        original: take the constant as it was before any change.
 
     Raises:
         Refused: it is none, or it broadcasts its data operand.
@@ -434,7 +449,7 @@ def constant_map(site: Site, index: int) -> tuple[int, Affine]:
     if info is None or info.data_type not in FLOATS:
         raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its constant is not of a float type")
     data = 1 - slots[0]
-    value = site.present(index, slots[0])
+    value = site.original(index, slots[0]) if original else site.present(index, slots[0])
     rank = len(view.dims_in(data))
     dims = view.dims_in(data)
     if value.ndim > rank or any(

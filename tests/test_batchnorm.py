@@ -9,6 +9,7 @@ from support import (
     Parts,
     assert_same_function,
     bn,
+    constant_operand,
     conv,
     count,
     error,
@@ -412,6 +413,30 @@ def test_parameters_of_another_type(x, scale, statistics, rng):
     model = model_of(parts.nodes, X, ["y"], parts.initializers, dtype=x, opset=15)
     folded, _ = fold_checked(model, engine=evaluate)
     assert {initializer(folded, t.name).dtype for t in folded.graph.initializer} == {np.dtype(x)}
+
+
+@pytest.mark.parametrize("narrow", [np.float16, BFLOAT16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("op", ["Mul", "BatchNormalization"])
+@pytest.mark.parametrize(
+    ("opset", "scale_too"), [(14, False), (15, False), (15, True)], ids=["14", "15", "15-scale"]
+)
+def test_what_goes_into_a_norm_of_narrow_parameters_keeps_its_digits(
+    op, opset, scale_too, narrow, rng
+):
+    """They take the type of the data, as soon as one of a pair that shares a type changes."""
+    if op == "Mul":
+        front = constant_operand("Mul", "x", "m", (4, 1, 1), rng)
+    else:
+        front = bn("x", "m", 4, rng)
+    kind = narrow if scale_too else np.float32
+    norm = bn("m", "y", 4, rng, dtype=kind, statistics_dtype=narrow)
+    parts = join(front, norm)
+    m = model_of(parts.nodes, {"x": ("N", 4, 2, 2)}, ["y"], parts.initializers, opset=opset)
+    folded, _ = fold_checked(m, kept=1, engine=evaluate, tolerance=1e-6)
+    assert ops(folded) == ["BatchNormalization"]
+    kinds = [initializer(folded, name).dtype for name in folded.graph.node[0].input[1:]]
+    assert kinds[0] == kinds[1]
+    assert kinds[2] == kinds[3]
 
 
 @pytest.mark.parametrize(

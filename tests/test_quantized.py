@@ -54,6 +54,15 @@ def test_a_negative_factor_of_the_lowest_integer_stays(rng):
     assert report.kept[0].refusal.reason is Reason.QUANTIZED
 
 
+def test_small_negative_factors_mirror_the_integers(rng):
+    """All of them lie between -1 and 0."""
+    parts = quantised(rng)
+    scale, _, _, variance = parts.initializers[-4:]
+    scale.CopyFrom(tensor(scale.name, -rng.uniform(0.1, 0.9, 5).astype(np.float32)))
+    variance.CopyFrom(tensor(variance.name, np.ones(5, np.float32)))
+    fold_checked(model_of(parts.nodes, X, ["y"], parts.initializers))
+
+
 def test_a_scale_along_another_axis_stays(rng):
     parts = quantised(rng, axis=1)
     _, report = fold_checked(model_of(parts.nodes, X, ["y"], parts.initializers), kept=1)

@@ -1,0 +1,143 @@
+"""How large the values of a tensor are, as the constants around it say.
+
+A BatchNormalization says it of its input and of its output. It holds for what is the same tensor
+but for constants, or a movement of it. And who subtracts a constant and multiplies by another, as
+images are normalised, makes values of about the size 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from onnx_bnfold.affine import Affine, along
+from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.rules import OUT, RULES, SYMMETRIC
+from onnx_bnfold.site import AFFINE_OPERATORS, Site
+
+# A tensor as an image of numbers of mean 0 and deviation 1: its scale is the deviation, its shift
+# the mean.
+Spread = Affine
+# What is known of one tensor: it holds for each of several kinds of data.
+Known = tuple[Spread, ...]
+_Source = Callable[[Site, str], Known]
+
+SUMS, PRODUCTS = frozenset(("Add", "Sub")), frozenset(("Div", "Mul"))
+# Tensors that are looked at, around one that nothing is known of, before that is given up.
+_MOST = 32
+
+
+def sizes(site: Site, name: str) -> Known:
+    """Return what BatchNormalizations of the original model say of the values of a tensor.
+
+    Args:
+        site: the graph; its changes do not matter.
+        name: of a computed tensor.
+
+    Returns:
+        Nothing if none says anything. Else the statistics that it holds, and these around a mean of
+        zero of its input, since data may be others than those it was trained on.
+    """
+    if name not in site.sizes:
+        site.sizes[name] = _around(site, name, _of_norm, set())
+    return site.sizes[name]
+
+
+def usual_sizes(site: Site, name: str) -> Known:
+    """Return the size that a tensor has if what is normalised by constants gets the size 1."""
+    return _around(site, name, _of_normalisation, set())
+
+
+def _around(site: Site, name: str, source: _Source, seen: set[str]) -> Known:
+    """Look at a tensor, and at all that differ from it by constants and movements only."""
+    seen.add(name)
+    found = source(site, name)
+    if found:
+        return found
+    for index, here, other in _links(site, name):
+        if other in seen or len(seen) > _MOST:
+            continue
+        try:
+            found = _around(site, other, source, seen)
+            if found:
+                return tuple(_carried(site, index, here, spread) for spread in found)
+        except Refused:
+            continue
+    return ()
+
+
+def _of_norm(site: Site, name: str) -> Known:
+    graph = site.graph
+    readers = [index for index, slot in graph.readers.get(name, ()) if slot == 0]
+    producer = graph.producer.get(name)
+    for index in readers if producer is None else (*readers, producer):
+        if site.is_norm(index):
+            norm = site.norm(index)
+            spread = norm.spread if index in readers else abs(norm.a) * norm.spread
+            means = (norm.mean, 0 * norm.mean) if index in readers else (norm.bias, norm.b)
+            try:
+                rank = site.rank(index)
+            except Refused:
+                continue
+            return tuple(Affine.of(along(spread, 1, rank), along(m, 1, rank)) for m in means)
+    return ()
+
+
+def _of_normalisation(site: Site, name: str) -> Known:
+    """A product of a constant and of a sum with one is of the size 1."""
+    index = by_constant(site, name, PRODUCTS)
+    if index is None or by_constant(site, site.sides(index)[0], SUMS) is None:
+        return ()
+    return (Affine.identity(site.original_map(index).rank),)
+
+
+def by_constant(site: Site, name: str, operators: frozenset[str]) -> int | None:
+    """Return the node of one of some operators, with a constant, that writes a tensor, if any."""
+    index = site.graph.producer.get(name)
+    if index is None or site.graph.ops[index] not in operators:
+        return None
+    return None if _ends(site, index) is None else index
+
+
+def _links(site: Site, name: str) -> Iterator[tuple[int, int, str]]:
+    """Yield nodes of one input and one output, the port of a tensor, and the other tensor."""
+    graph = site.graph
+    readers = [index for index, _ in graph.readers.get(name, ())]
+    producer = graph.producer.get(name)
+    for index in readers if producer is None else (producer, *readers):
+        ends = _ends(site, index)
+        if ends is not None and name in ends:
+            x, y = ends
+            yield (index, OUT, x) if name == y else (index, 0, y)
+
+
+def _ends(site: Site, index: int) -> tuple[str, str] | None:
+    """Return input and output of a node that has one of each, constants aside."""
+    op, graph = site.graph.ops[index], site.graph
+    if op in AFFINE_OPERATORS:
+        try:
+            return site.sides(index) if graph.opset >= 7 else None
+        except Refused:
+            return None
+    if op not in RULES or op in SYMMETRIC or len(graph.writes[index]) != 1:
+        return None
+    return graph.reads[index][0], graph.writes[index][0]
+
+
+def _carried(site: Site, index: int, here: int, spread: Spread) -> Spread:
+    """Return the spread at one port of a node, given that at the other.
+
+    Raises:
+        Refused: it cannot be told.
+    """
+    if site.graph.ops[index] not in AFFINE_OPERATORS:
+        there = 0 if here == OUT else OUT
+        return site.step(index, {there: spread}).alternatives[0][here]
+    change = site.original_map(index)
+    if here != OUT:
+        if not change.is_invertible:
+            raise Refused(Reason.PRECISION, site.view(index).label, "its factor is zero")
+        change = change.inverse()
+    carried = spread.then(change)
+    return Affine.of(np.abs(carried.scale), carried.shift)

@@ -60,6 +60,17 @@ def carried(nodes: Iterable[NodeProto]) -> Iterator[GraphProto]:
             yield from subgraphs(node)
 
 
+def quantization_parameters(body: Body) -> list[str]:
+    """Return the names of the tensors that a body's annotations of other tensors refer to."""
+    if not isinstance(body, GraphProto):
+        return []
+    return [
+        parameter.value
+        for annotation in body.quantization_annotation
+        for parameter in annotation.quant_parameter_tensor_names
+    ]
+
+
 class Graph:
     """One body of a model, indexed.
 
@@ -74,7 +85,7 @@ class Graph:
         attributes: of the nodes that have any: index of the node → name → attribute.
         carriers: the indices of the nodes that carry bodies.
         producer: tensor name → index of the node that writes it.
-        uses: name → number of inputs of nodes that read it.
+        uses: name → number of inputs of nodes, and of annotations, that refer to it.
         readers: which these are, by (node index, input index), for names that are not those of
             initializers that nobody can override.
         inputs, outputs: names of the body's formal inputs (initializers excluded) and outputs.
@@ -106,6 +117,7 @@ class Graph:
         self.carriers: list[int] = []
         self.producer: dict[str, int] = {}
         self.uses = Counter(chain.from_iterable(self.reads))
+        self.uses.update(quantization_parameters(body))
         del self.uses[""]
         self.readers: dict[str, list[tuple[int, int]]] = {}
         self.initializers: dict[str, TensorProto] = {}

@@ -21,7 +21,7 @@ from onnx_bnfold.affine import Float64
 from onnx_bnfold.graph import Graph, bodies_below
 from onnx_bnfold.layers import LinearLayer
 from onnx_bnfold.reasons import Refused
-from onnx_bnfold.rewrite import Names, drop_dead
+from onnx_bnfold.rewrite import Names, drop_dead, drop_descriptions, rename_shards
 from onnx_bnfold.rounding import as_type
 from onnx_bnfold.site import Site
 
@@ -313,6 +313,9 @@ def apply(
         gone |= merge.branch.nodes
         nodes[merge.branch.sums[-1]] = node
         gone.discard(merge.branch.sums[-1])
+    vanished = {name for i in gone for name in site.graph.writes[i]}
+    vanished -= {name for m in found for name in site.graph.writes[m.branch.sums[-1]]}
+    loose |= drop_descriptions(graph, vanished)
     del graph.node[:]
     graph.node.extend(n for i, n in enumerate(nodes) if i not in gone)
     given = [tensor.name for tensor in graph.initializer]
@@ -346,3 +349,4 @@ def _write(node: NodeProto, merge: Merge, names: Sequence[str], output: str) -> 
     node.attribute.extend(helper.make_attribute(k, v) for k, v in values.items())
     node.input.extend([merge.branch.source, *names])
     node.output[0] = output
+    rename_shards(node, {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from onnx import (
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.constants import EVALUATED
-from onnx_bnfold.graph import Body, Graph, counterparts
+from onnx_bnfold.graph import Body, Graph, counterparts, quantization_parameters
 from onnx_bnfold.new_constants import Compute, NewConstant, new_constants
 from onnx_bnfold.planner import GraphPlan, Standalone
 from onnx_bnfold.storage.tensors import clear_values, is_external
@@ -64,8 +64,9 @@ def rewrite(model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool) -> d
     bodies = counterparts(model, graphs)
     names = Names(graphs)
     pending: dict[str, Pending] = {}
-    if freeze:
-        _drop_named(model.graph.input, {t.name for t in model.graph.initializer})
+    if freeze and model.ir_version >= 4:  # below, every initializer has to be an input
+        main = graphs[0]
+        _drop_named(model.graph.input, main.initializers.keys() | main.sparse.keys())
     loose: set[str] = set()
     given: dict[int, list[str]] = {}
     for position in reversed(range(len(plans))):
@@ -146,15 +147,18 @@ class _Editor:
         for index in self.plan.evened - forms.keys():
             node = self.nodes[index]
             node.doc_string = f"{node.doc_string} {batchnorm.EVENED}".lstrip()
-        if not self.site.removed and not self.after:
-            return self.loose
         self._rename(self._final_names())
         gone = self.site.removed | self.unmade
+        if gone or self.before or self.after:
+            self._arrange(gone)
+        return self.loose
+
+    def _arrange(self, gone: Set[int]) -> None:
+        """Take nodes out, and put the new ones in: constants in front, an Add behind its node."""
         places = [_GONE if index in gone else 2 * index for index in range(len(self.nodes))]
         self.body.node.extend((*self.before, *self.after.values()))
         places += [-1] * len(self.before) + [2 * index + 1 for index in self.after]
         _arrange(self.body.node, places)
-        return self.loose
 
     def _place(self, new: NewConstant) -> None:
         node, reads = self.nodes[new.node], self.site.graph.reads[new.node]
@@ -306,11 +310,48 @@ class _Editor:
         for add in self.after.values():
             if add.output[0] in mapping:
                 add.output[0] = mapping[add.output[0]]
-        _drop_named(self.body.value_info, mapping.keys() | self.reshaped)
-        if isinstance(self.body, GraphProto):
-            stale = [a for a in self.body.quantization_annotation if a.tensor_name in mapping]
-            for annotation in stale:
-                self.body.quantization_annotation.remove(annotation)
+        if self.model.configuration:  # of several devices, for which nodes name their tensors
+            for node in chain(self.nodes, self.after.values()):
+                rename_shards(node, mapping)
+        changed = {key for key in self.site.total if isinstance(key, str)}
+        self.loose |= self.site.constants.among(
+            drop_descriptions(self.body, mapping.keys() | self.reshaped, changed)
+        )
+
+
+def drop_descriptions(body: Body, gone: Set[str], changed: Set[str] = frozenset()) -> set[str]:
+    """Drop what a body says beside its nodes of tensors that are no more what they were.
+
+    Args:
+        body: loses it.
+        gone: names that nothing has any more, or that have another shape or type.
+        changed: names of tensors of other values; what is said of their type stays.
+
+    Returns:
+        The names of the quantization parameters that go with it.
+    """
+    _drop_named(body.value_info, gone)
+    if not isinstance(body, GraphProto) or not body.quantization_annotation:
+        return set()
+    annotations = body.quantization_annotation
+    stale = [a.tensor_name in gone or a.tensor_name in changed for a in annotations]
+    loose = {
+        parameter.value
+        for annotation, is_stale in zip(annotations, stale, strict=True)
+        for parameter in annotation.quant_parameter_tensor_names
+        if is_stale
+    }
+    _drop(annotations, stale)
+    return loose
+
+
+def rename_shards(node: NodeProto, mapping: Mapping[str, str]) -> None:
+    """Let what a node says of its tensors' devices follow the tensors that it has by now."""
+    for device in node.device_configurations:
+        for shard in device.sharding_spec:
+            shard.tensor_name = mapping.get(shard.tensor_name, shard.tensor_name)
+        known = {*node.input, *node.output}
+        _drop(device.sharding_spec, [s.tensor_name not in known for s in device.sharding_spec])
 
 
 def _exchange(field: Any, slot: int, old: str, new: str) -> None:
@@ -377,6 +418,7 @@ def drop_dead(body: Body, given: Sequence[str], below: Sequence[Body], loose: se
         uses.update(chain.from_iterable(node.input[:] for node in inner.node))
     for each in (body, *below):
         uses.update(o if isinstance(o, str) else o.name for o in each.output)
+        uses.update(quantization_parameters(each))
     queue = [name for name in loose if name not in uses]
     makers = {
         name: index

@@ -343,3 +343,25 @@ def test_ranges_that_cannot_be_used(saved, tmp_path):
     with pytest.raises(UsageError, match="ask for it"):
         Options(ranges="x.npz")
     assert not (folder / "o.onnx").exists()
+
+
+@pytest.mark.parametrize("op", ["Constant", "Identity", "Cast", "Transpose"])
+def test_a_constant_that_a_norm_reads_is_left_alone(op, rng):
+    """A Conv behind the norm gains by other factors; the norm would not know those of its input."""
+    image = np.array([1.0, 2.0, 3.0, 400.0], np.float32).reshape(1, 2, 2, 1)
+    held = tensor("held", image)
+    made = {
+        "Constant": node("Constant", [], ["k"], value=held),
+        "Cast": Parts(node("Cast", ["held"], ["k"], to=int(TensorProto.FLOAT)).nodes, [held]),
+        "Transpose": Parts(node("Transpose", ["held"], ["k"], perm=[0, 1, 3, 2]).nodes, [held]),
+        "Identity": Parts(node("Identity", ["held"], ["k"]).nodes, [held]),
+    }[op]
+    parts = join(
+        made,
+        uneven("k", "n", rng, np.array([1.0, 0.01], np.float32)),
+        conv("n", "c", (3, 2, 1, 1), rng),
+        node("Relu", ["x"], ["y"]),
+    )
+    model = model_of(parts.nodes, {"x": (1, 2)}, ["c", "y"], parts.initializers)
+    folded, _ = onnx_bnfold.fold(model, Options(equalize=True))
+    assert_same_function(model, folded)

@@ -163,6 +163,18 @@ def test_branches_stay_apart(build, options, rng):
     assert ops(folded) == ops(model)
 
 
+def test_a_branch_that_the_sum_broadcasts_stays_apart(rng):
+    """On one pixel, the dilated Conv gives two by two of them, and the other one."""
+    parts = join(
+        conv("x", "a", (4, 4, 3, 3), rng, pads=[3, 3, 4, 4], dilations=[3, 3]),
+        one(rng),
+        add("a", "b"),
+    )
+    model = model_of(parts.nodes, {"x": (2, 4, 1, 1)}, ["y"], parts.initializers)
+    folded, _ = fold_checked(model, options=MERGE)
+    assert ops(folded) == ops(model)
+
+
 def test_an_overflow_keeps_the_branches(rng):
     parts = join(three(rng, dtype=np.float16), one(rng, dtype=np.float16), add("a", "b"))
     for t in parts.initializers:

@@ -78,6 +78,7 @@ class Graph:
         body: the protobuf message; never changed here.
         opset: version of the standard operator set in this body.
         parent: the graph whose node carries this body; None for the main graph and functions.
+        carrier: the index of that node, -1 for none.
         path: where the body is, e.g. ``""`` or ``"if_1/then_branch"``.
         nodes: its nodes; ``reads`` and ``writes`` are the names of their inputs and outputs, ``""``
             for those left out, ``ops`` their operators, None outside the standard domain, ``names``
@@ -100,6 +101,7 @@ class Graph:
         self.body = body
         self.opset = opset
         self.parent = parent
+        self.carrier = -1
         self.path = path
         self.nodes: list[NodeProto] = list(body.node)
         # Protobuf copies a slice in half the time that it takes to hand out its elements.
@@ -299,6 +301,7 @@ def _with_subgraphs(root: Graph) -> list[Graph]:
             for role, body in inner:
                 path = graph.place(f"{graph.name(index)}.{role}")
                 graphs.append(Graph(body, graph.opset, graph, path))
+                graphs[-1].carrier = index
                 owners.append((position, index))
     if len(graphs) == 1:
         return graphs

@@ -158,7 +158,7 @@ class _Editor:
         places = [_GONE if index in gone else 2 * index for index in range(len(self.nodes))]
         self.body.node.extend((*self.before, *self.after.values()))
         places += [-1] * len(self.before) + [2 * index + 1 for index in self.after]
-        _arrange(self.body.node, places)
+        arrange(self.body.node, places)
 
     def _place(self, new: NewConstant) -> None:
         node, reads = self.nodes[new.node], self.site.graph.reads[new.node]
@@ -370,7 +370,7 @@ def _drop_attribute(node: NodeProto, name: str) -> None:
     node.attribute.extend(kept)
 
 
-def _arrange(field: Any, places: Sequence[int]) -> None:
+def arrange(field: Any, places: Sequence[int]) -> None:
     """Sort the messages of a repeated field, and take out those whose place is ``_GONE``.
 
     They are sorted to its end: those that stay, weights among them, are not copied.
@@ -387,7 +387,7 @@ def _arrange(field: Any, places: Sequence[int]) -> None:
 def _drop(field: Any, stale: Sequence[bool]) -> None:
     """Take messages out of a repeated field, those for which ``stale`` is true."""
     if any(stale):
-        _arrange(field, [_GONE if is_stale else 0 for is_stale in stale])
+        arrange(field, [_GONE if is_stale else 0 for is_stale in stale])
 
 
 def _drop_named(field: Any, names: Set[str]) -> None:

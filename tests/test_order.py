@@ -251,12 +251,16 @@ def test_what_a_branch_within_a_branch_reads_is_computed_before_the_outer_node(r
 
 def test_only_the_main_graph_is_out_of_order(rng):
     model = branches(rng)
-    swapped = onnx.ModelProto()
-    swapped.CopyFrom(model)
-    del swapped.graph.node[:]
-    swapped.graph.node.extend([model.graph.node[1], model.graph.node[0], model.graph.node[2]])
-    folded, _ = onnx_bnfold.fold(swapped)
-    assert ops(folded) == ["Conv", "If"]
+    model.graph.output.append(value_of("r", SHAPE))
+    nodes = [*model.graph.node]
+    relu = node("Relu", ["v"], ["r"]).nodes
+    model.graph.node.extend(relu)
+    mixed = onnx.ModelProto()
+    mixed.CopyFrom(model)
+    del mixed.graph.node[:]
+    mixed.graph.node.extend([*relu, *nodes])
+    folded, _ = onnx_bnfold.fold(mixed)
+    assert ops(folded) == ["Conv", "Relu", "If"]
     assert_same_function(model, folded)
 
 

@@ -89,7 +89,8 @@ class Graph:
         uses: name → number of inputs of nodes, and of annotations, that refer to it.
         readers: which these are, by (node index, input index), for names that are not those of
             initializers that nobody can override.
-        inputs, outputs: names of the body's formal inputs (initializers excluded) and outputs.
+        formal: names of the body's formal inputs, in order.
+        inputs, outputs: names of those that are no initializers, and of the outputs.
         captured: tensor name → label of a node whose subgraph reads it.
         initializers: name → tensor; always constant unless in ``overridable``.
         sparse: name → tensor, for sparse initializers; each is written dense if it has to change.
@@ -130,10 +131,11 @@ class Graph:
         if isinstance(body, GraphProto):
             self._index_initializers(body)
             self.outputs = frozenset(o.name for o in body.output)
-            formal = frozenset(i.name for i in body.input)
+            self.formal = [i.name for i in body.input]
         else:
             self.outputs = frozenset(body.output)
-            formal = frozenset(body.input)
+            self.formal = list(body.input)
+        formal = frozenset(self.formal)
         self.inputs = formal.difference(self.dims)
         self._index_nodes(formal)
 

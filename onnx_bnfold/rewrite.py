@@ -22,6 +22,7 @@ from onnx import (
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.constants import EVALUATED
+from onnx_bnfold.finished import Text, require_intact
 from onnx_bnfold.graph import Body, Graph, counterparts, quantization_parameters
 from onnx_bnfold.new_constants import Compute, NewConstant, new_constants
 from onnx_bnfold.planner import GraphPlan, Standalone
@@ -59,6 +60,7 @@ def rewrite(model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool) -> d
 
     Raises:
         Unrepresentable: a constant outside the main graph does not fit its type.
+        BrokenResult: the rewritten model is not sound.
     """
     graphs = [plan.site.graph for plan in plans]
     bodies = counterparts(model, graphs)
@@ -74,16 +76,18 @@ def rewrite(model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool) -> d
         loose |= editor.run()
         pending.update(editor.pending)
         given[position] = editor.given
-    below = _those_below(graphs, bodies)
-    dead = [drop_dead(body, given[i], below[i], loose) for i, body in enumerate(bodies)]
+    texts = [*map(Text, bodies)]
+    below = _those_below(graphs, texts)
+    dead = [drop_dead(text, given[i], below[i], loose) for i, text in enumerate(texts)]
     for name in dead[0].intersection(pending):
         del pending[name]
+    require_intact(graphs, texts, model.ir_version)
     return pending
 
 
-def _those_below(graphs: Sequence[Graph], bodies: Sequence[Body]) -> list[list[Body]]:
+def _those_below(graphs: Sequence[Graph], bodies: Sequence[Text]) -> list[list[Text]]:
     """Return for every body those that it holds, at any depth."""
-    below: dict[int, list[Body]] = {id(graph): [] for graph in graphs}
+    below: dict[int, list[Text]] = {id(graph): [] for graph in graphs}
     for graph, body in zip(graphs, bodies, strict=True):
         outer = graph.parent
         while outer is not None:
@@ -400,11 +404,11 @@ def _drop_sparse(body: GraphProto, names: Set[str]) -> None:
     _drop(fields, [sparse.values.name in names for sparse in fields])
 
 
-def drop_dead(body: Body, given: Sequence[str], below: Sequence[Body], loose: set[str]) -> set[str]:
+def drop_dead(text: Text, given: Sequence[str], below: Sequence[Text], loose: set[str]) -> set[str]:
     """Drop constants among ``loose``, and what only they needed, that nothing reads any more.
 
     Args:
-        body: loses them.
+        text: the body that loses them.
         given: the names of its initializers, in their order.
         below: the bodies that its nodes carry, at any depth.
         loose: names of constants.
@@ -412,13 +416,12 @@ def drop_dead(body: Body, given: Sequence[str], below: Sequence[Body], loose: se
     Returns:
         The names in this body that stand for nothing any more.
     """
-    nodes = list(body.node)
-    uses = Counter(chain.from_iterable(node.input[:] for node in nodes))
-    for inner in below:
-        uses.update(chain.from_iterable(node.input[:] for node in inner.node))
-    for each in (body, *below):
-        uses.update(o if isinstance(o, str) else o.name for o in each.output)
-        uses.update(quantization_parameters(each))
+    body, nodes = text.body, text.nodes
+    uses: Counter[str] = Counter()
+    for each in (text, *below):
+        uses.update(chain.from_iterable(each.reads))
+        uses.update(o if isinstance(o, str) else o.name for o in each.body.output)
+        uses.update(quantization_parameters(each.body))
     queue = [name for name in loose if name not in uses]
     makers = {
         name: index
@@ -441,7 +444,9 @@ def drop_dead(body: Body, given: Sequence[str], below: Sequence[Body], loose: se
             uses[other] -= 1
             if not uses[other]:
                 queue.append(other)
-    _drop(body.node, [index in dead_nodes for index in range(len(nodes))])
+    if dead_nodes:
+        _drop(body.node, [index in dead_nodes for index in range(len(nodes))])
+        text.reread()
     if isinstance(body, GraphProto):
         _drop_initializers(body, given, dead)
     return dead

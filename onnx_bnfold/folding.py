@@ -19,6 +19,7 @@ from onnx_bnfold.errors import UsageError
 from onnx_bnfold.graph import Graph, ReadTensor, graphs_of
 from onnx_bnfold.limits import Limits, Profile
 from onnx_bnfold.new_constants import Unrepresentable, Whole, new_constants
+from onnx_bnfold.order import in_order
 from onnx_bnfold.planner import GraphPlan, Standalone, plan_graph
 from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.report import Record, Rescaled, records_of, rescaled_of
@@ -26,6 +27,7 @@ from onnx_bnfold.rewrite import Pending, rewrite
 from onnx_bnfold.shapes import Inference, Shapes
 from onnx_bnfold.site import Site
 from onnx_bnfold.sound import require_sound
+from onnx_bnfold.validation import require_at_least, require_types
 
 if TYPE_CHECKING:
     from onnx_bnfold.ranges import Ranges
@@ -65,8 +67,8 @@ class Options:
     ranges: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_rescale is not None and not self.max_rescale >= 1:
-            raise UsageError(f"max_rescale is {self.max_rescale:g}; it must be at least 1")
+        require_types(self)
+        require_at_least("max_rescale", self.max_rescale, 1)
         if self.ranges is not None and not self.equalize:
             raise UsageError("ranges are used by equalize alone; ask for it, too")
 
@@ -117,6 +119,10 @@ class Folding:
         options: what the user asked for.
         ranges: of the tensors of the main graph, if they were measured.
         open_tensor: tells where the elements of an initializer lie, if any may lie in a file.
+
+    Attributes:
+        original: the model, its nodes in order.
+        model: the same with its branches merged.
     """
 
     def __init__(
@@ -137,7 +143,10 @@ class Folding:
         self._unequal: set[tuple[int, str]] = set()
         self._plain: set[tuple[int, int]] = set()
         self._index()
-        require_sound(self._graphs)
+        if not require_sound(self._graphs):
+            self.model = in_order(model, self._graphs)
+            self._index()
+        self.original = self.model
         self.nodes_before = sum(len(graph.nodes) for graph in self._graphs)
         if options.merge_branches:
             self._merge()

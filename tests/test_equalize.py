@@ -26,6 +26,8 @@ from onnx_bnfold import Options, UsageError
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.quantize import quantised, snr
 from onnx_bnfold.check.sessions import Session
+from onnx_bnfold.equalize import _Member, _Reader
+from onnx_bnfold.ranges import Range
 
 EQUALIZE = Options(profile="int8", equalize=True)
 PLAIN = Options(profile="int8")
@@ -347,3 +349,62 @@ def test_ranges_that_cannot_be_used(saved, tmp_path):
     with pytest.raises(UsageError, match="ask for it"):
         Options(ranges="x.npz")
     assert not (folder / "o.onnx").exists()
+
+
+@pytest.mark.parametrize("op", ["Constant", "Identity", "Cast", "Transpose"])
+def test_a_constant_that_a_norm_reads_is_left_alone(op, rng):
+    """A reader of a constant has it for its own: a change of the tensor would not reach it."""
+    image = np.array([1.0, 2.0, 3.0, 400.0], np.float32).reshape(1, 2, 2, 1)
+    held = tensor("held", image)
+    made = {
+        "Constant": node("Constant", [], ["k"], value=held),
+        "Cast": Parts(node("Cast", ["held"], ["k"], to=int(TensorProto.FLOAT)).nodes, [held]),
+        "Transpose": Parts(node("Transpose", ["held"], ["k"], perm=[0, 1, 3, 2]).nodes, [held]),
+        "Identity": Parts(node("Identity", ["held"], ["k"]).nodes, [held]),
+    }[op]
+    values = {"scale": [1, 2], "B": [0.5, -0.5], "mean": [1, 2], "var": [1, 4]}
+    names = [f"n_{role}" for role in values]
+    norm = node("BatchNormalization", ["k", *names], ["n"])
+    parameters = [
+        tensor(name, np.array(value, np.float32))
+        for name, value in zip(names, values.values(), strict=True)
+    ]
+    parts = join(
+        made,
+        Parts(norm.nodes, parameters),
+        conv("n", "c", (3, 2, 1, 1), rng),
+        node("Relu", ["x"], ["y"]),
+    )
+    model = model_of(parts.nodes, {"x": (1, 2)}, ["c", "y"], parts.initializers)
+    folded, _ = onnx_bnfold.fold(model, Options(equalize=True))
+    assert_same_function(model, folded)
+
+
+def test_a_large_epsilon_makes_the_scales_larger(rng):
+    """At size 1 the second variance would be 1.5e-4 - 1: negative."""
+    values = {"scale": [1, 100], "B": [0.5, -0.5], "mean": [1, 2], "var": [0.5, 0.5]}
+    names = [f"n_{role}" for role in values]
+    norm = node("BatchNormalization", ["x", *names], ["n"], epsilon=1.0)
+    parameters = [
+        tensor(name, np.array(value, np.float32))
+        for name, value in zip(names, values.values(), strict=True)
+    ]
+    parts = join(Parts(norm.nodes, parameters), node("Sigmoid", ["n"], ["y"]))
+    model = model_of(parts.nodes, {"x": (2, 2, 3, 3)}, ["y"], parts.initializers)
+    folded, _ = fold_checked(model, kept=1, options=Options(equalize=True))
+    np.testing.assert_array_equal(initializer(folded, "n_scale"), [256, 256])
+    assert (initializer(folded, "n_var") > 0).all()
+
+
+def test_the_noise_of_a_tensor_and_of_weights():
+    """Three channels, the last without a factor; a step per tensor, and one per output channel."""
+    span = Range(np.array([-1.0, -2.0, 0.0]), np.array([2.0, 1.0, 3.0]), np.ones(3), 4)
+    member = _Member(np.array([0, 1, -1]), span)
+    s, gain = np.array([2.0, 4.0]), np.array([3.0, 5.0])
+    step = (4 - -8) / 255
+    assert member.noise(s, gain) == pytest.approx(step**2 / 12 * (3 / 4 + 5 / 16))
+    peaks = np.array([[[8.0, 4.0, 1.0], [2.0, 24.0, 3.0]]])
+    reader = _Reader(member, peaks, np.ones(3), np.array([1.0, 2.0, 3.0]))
+    steps = (max(8 / 2, 4 / 4, 1) / 127) ** 2 + (max(2 / 2, 24 / 4, 3) / 127) ** 2
+    assert reader.noise(s, gain) == pytest.approx(steps / 12 * (1 * 4 + 2 * 16 + 3))
+    assert member.onto(np.array([1.0, 2.0, 9.0]), 2).tolist() == [1, 2]

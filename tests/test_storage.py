@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import onnx
@@ -646,6 +647,33 @@ def test_data_files_of_others_stay(external_model, tmp_path):
     assert len(after) == len(before) + 2
 
 
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("m.onnx.0123456789abcdef.data", True),
+        ("m.onnx.0123456789ABCDEF.data", False),
+        ("m.onnx.0123456789abcdeg.data", False),
+        ("m.onnx.0123456789abcde.data", False),
+        ("n.onnx.0123456789abcdef.data", False),
+        ("m.onnx.0123456789abcdef.bin", False),
+        ("m.onnx.weights-of-mine..data", False),
+    ],
+)
+def test_the_name_of_a_data_file_of_ours(name, ours, tmp_path):
+    """Only such a file is removed with the model that it belongs to."""
+    assert writer.is_data_name(name, tmp_path / "m.onnx") == ours
+
+
+def test_a_data_file_of_another_tool_stays_when_its_model_is_replaced(external_model, tmp_path):
+    """Whatever it is called: only names that carry a hash are of files written here."""
+    target = tmp_path / "out.onnx"
+    tensor = floats("w", 100)
+    make_external(tensor, tmp_path, "out.onnx.somebodys-weight.data")
+    save(make_model(tensor), target)
+    copied(external_model, target)
+    assert (tmp_path / "out.onnx.somebodys-weight.data").exists()
+
+
 def test_the_data_file_of_a_copy_stays_while_the_copy_is_the_source(external_model, tmp_path):
     copied(external_model, tmp_path / "out.onnx")
     (data,) = data_files(tmp_path)
@@ -749,6 +777,42 @@ def test_full_disk(tmp_path, monkeypatch):
         copied(source, tmp_path / "out.onnx")
     monkeypatch.undo()
     assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_computation_ends_in_the_thread_that_began_it(tmp_path, monkeypatch, fails):
+    """It may hold settings of that thread, such as what numpy warns of."""
+    threads = []
+
+    def parts():
+        try:
+            yield b"1234"
+            yield b"5678"
+        finally:
+            threads.append(threading.get_ident())
+
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    met, held = [], parts()
+    with files.OutputFile(tmp_path / "out") as out:
+        place = out.reserve(8)
+        out.complete()
+        if fails:
+            monkeypatch.setattr(os, "pwrite", refuse, raising=False)
+
+        def work():
+            met.append(threading.get_ident())
+            try:
+                out.fill(place, held)
+            except UsageError as error:
+                met.append(error)
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        worker.join()
+    assert threads == met[:1]
+    assert len(met) == 1 + fails
 
 
 def test_values_that_overlap_in_a_data_file(tmp_path):

@@ -1,5 +1,6 @@
 """A run over a store: what is folded, copied, linked, skipped and refused, and what it says."""
 
+import errno
 import json
 import os
 import subprocess
@@ -22,7 +23,8 @@ from support import assert_same_function, count
 
 from onnx_bnfold import Options, UsageError
 from onnx_bnfold.cli import main
-from onnx_bnfold.store import fold_store, plan_store
+from onnx_bnfold.store import fold_store, plan_store, work
+from onnx_bnfold.store.local import LocalPlace
 from onnx_bnfold.store.work import Job, Task, perform
 
 
@@ -571,3 +573,78 @@ def test_the_records_are_of_this_version(store, output, monkeypatch):
     assert not perform(job, Task("fold", "net1/1/model.onnx")).skipped
     monkeypatch.undo()
     assert not perform(job, Task("fold", "net1/1/model.onnx")).skipped
+
+
+# --- a disk that is full --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["claim", "save"])
+def test_a_report_that_cannot_be_saved_ends_no_run(store, output, monkeypatch, where):
+    """What became of the files is said, and that of the report is."""
+    real = getattr(LocalPlace, where)
+
+    def refuse(self, *args):
+        if "report" in str(args[-1]):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, *args)
+
+    monkeypatch.setattr(LocalPlace, where, refuse)
+    report = fold_store(store, output, jobs=1)
+    (failed,) = report.failed
+    assert failed.error.endswith("report.json: cannot be written: No space left on device")
+    assert digests(output) == expected(store, output.with_name("expected"))
+
+
+def test_every_file_says_that_the_disk_is_full(store, output, monkeypatch, capfd):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("onnx_bnfold.store.work.fold_file", refuse)
+    monkeypatch.setattr("onnx_bnfold.store.work.shutil.copy2", refuse)
+    code, out, err = run(capfd, store, "-o", output, "--jobs", "1")
+    assert code == 1
+    assert "failed" in out.splitlines()[-1]
+    lines = err.splitlines()
+    assert lines
+    assert {line.rpartition(": ")[2] for line in lines} == {"No space left on device"}
+    assert not unfinished(output)
+
+
+def test_a_report_of_the_command_line_that_cannot_be_written(store, output, monkeypatch, capfd):
+    """The summary is printed all the same."""
+
+    def refuse(self, path):
+        raise UsageError(f"{path}: cannot be written: No space left on device")
+
+    monkeypatch.setattr("onnx_bnfold.store.cli.OutputFile.commit", refuse)
+    words = [store, "-o", output, "--jobs", "1", "--report", output.with_name("r.json")]
+    monkeypatch.setattr("onnx_bnfold.store.cli.fold_store", lambda *_, **__: plan_store(store))
+    code, out, err = run(capfd, *words)
+    assert code == 2
+    assert "models:" in out.splitlines()[-1]
+    assert err.endswith("r.json: cannot be written: No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("two\nlines"), "internal error, please report it: RuntimeError: two lines"),
+        (MemoryError(), "not enough memory"),
+    ],
+    ids=repr,
+)
+def test_an_error_of_ours_names_the_file(error, said):
+    assert work.failed(Task("fold", "a.onnx"), error).error == f"a.onnx: {said}"
+
+
+def test_a_sweep_of_a_full_disk_is_none(store, output, monkeypatch):
+    place = LocalPlace(str(output))
+    place.prepare()
+    (state_of(output) / "unfinished" / "key.rest.d").mkdir()
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("onnx_bnfold.store.locks._acquire", refuse)
+    place.sweep()
+    assert unfinished(output) == ["key.rest.d"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 from onnx_bnfold.errors import UsageError
@@ -16,6 +17,7 @@ from onnx_bnfold.store.processes import in_processes, thread_safe_start
 from onnx_bnfold.store.records import settings_of
 from onnx_bnfold.store.report import StoreReport
 from onnx_bnfold.store.work import Action, Job, Task, failed, perform
+from onnx_bnfold.validation import require_at_least, require_value
 
 REPORT = "report.json"  # in the state
 _DEFAULT = Options()
@@ -52,6 +54,9 @@ def fold_store(
     Raises:
         UsageError: source or target cannot be used, or there is no model.
     """
+    _require_call(source, options, jobs, dask, require_all)
+    require_value("target", target, str | os.PathLike[str])
+    require_value("state", state, str | os.PathLike[str] | None)
     job = Job(
         _absolute(source),
         _absolute(target),
@@ -69,9 +74,15 @@ def fold_store(
         others = {name: size for name, size in listing.files.items() if name not in taken}
         outcomes += [*_all(run, "copy", others), *_lay_out(listing, output)]
     report = StoreReport(_sorted(outcomes), settings_of(options))
-    with output.claim("report") as scratch:
-        (scratch / REPORT).write_text(report.to_json(), encoding="ascii")
-        output.save(scratch / REPORT, REPORT)
+    try:
+        with output.claim("report") as scratch:
+            (scratch / REPORT).write_text(report.to_json(), encoding="ascii")
+            output.save(scratch / REPORT, REPORT)
+    except (OSError, UsageError) as error:  # what became of the files is said all the same
+        why = error.strerror if isinstance(error, OSError) else error
+        unsaved = UsageError(f"{output.state}/{REPORT}: cannot be written: {why}")
+        outcomes.append(failed(Task("copy", REPORT), unsaved))
+        return replace(report, outcomes=_sorted(outcomes))
     return report
 
 
@@ -84,11 +95,23 @@ def plan_store(
     require_all: bool = False,
 ) -> StoreReport:
     """Do what ``fold_store`` does for models, but write nothing."""
+    _require_call(source, options, jobs, dask, require_all)
     job = Job(_absolute(source), "", None, options, require_all)
     listing, models = _listed(place_at(job.source))
     with _runner(job, jobs, dask) as run:
         outcomes = [*_problems(listing), *_all(run, "plan", models)]
     return StoreReport(_sorted(outcomes), settings_of(options))
+
+
+def _require_call(
+    source: object, options: object, jobs: int | None, dask: object, require_all: object
+) -> None:
+    require_value("source", source, str | os.PathLike[str])
+    require_value("options", options, Options)
+    require_value("jobs", jobs, int | None)
+    require_at_least("jobs", jobs, 1)
+    require_value("dask", dask, str | None)
+    require_value("require_all", require_all, bool)
 
 
 def _absolute(where: str | os.PathLike[str]) -> str:

@@ -25,6 +25,7 @@ from onnx_bnfold.affine import VANISHING, Affine
 from onnx_bnfold.flood import flood
 from onnx_bnfold.limits import Limits
 from onnx_bnfold.reasons import Reason, Refusal, Refused
+from onnx_bnfold.shared import SharedConstants
 from onnx_bnfold.site import Key, Site, constant_map
 
 # What a BatchNormalization that stays is written as, for compilers that have none: itself, two
@@ -106,28 +107,43 @@ def _standalone_form(site: Site, index: int, wanted: Standalone) -> Standalone:
     return wanted if known and site.graph.opset >= 7 else "keep"
 
 
-def plan_graph(site: Site, limits: Limits, excluded: dict[int, Refusal]) -> GraphPlan:
+def plan_graph(
+    site: Site,
+    limits: Limits,
+    excluded: dict[int, Refusal],
+    *,
+    keep_shared_weights: bool = False,
+) -> GraphPlan:
     """Plan one graph.
 
     Args:
         site: the graph, with nothing decided.
         limits: what a re-parametrised tensor may become.
         excluded: nodes that must stay, with the reason.
+        keep_shared_weights: copy no weight that others read, not for a BatchNormalization either.
 
     Returns:
         The plan; its site holds the changes.
     """
-    planner = _Planner(site, limits, excluded)
+    planner = _Planner(site, limits, excluded, keep_shared_weights)
     planner.run()
     decisions = sorted(planner.decisions.values(), key=lambda d: d.node)
     return GraphPlan(site, decisions, planner.touched)
 
 
 class _Planner:
-    def __init__(self, site: Site, limits: Limits, excluded: dict[int, Refusal]) -> None:
+    def __init__(
+        self,
+        site: Site,
+        limits: Limits,
+        excluded: dict[int, Refusal],
+        keep_shared_weights: bool,
+    ) -> None:
         self.site = site
         self.limits = limits
         self.excluded = excluded
+        self.shared = SharedConstants(site)
+        self.keep_shared_weights = keep_shared_weights
         self.decisions: dict[int, Decision] = {}
         self.touched: dict[int, list[int]] = {}
         # For each node that stayed when it was tried: when that was, counted in removals, and the
@@ -189,7 +205,7 @@ class _Planner:
         try:
             for number, (way, seeds) in enumerate(self._ways(index)):
                 try:
-                    changes = flood(site, index, seeds, partial(self._admit, index), asked)
+                    changes = flood(site, index, seeds, partial(self._admit, index, asked), asked)
                 except Refused as refused:
                     tried.append((way, refused.refusal))
                     continue
@@ -224,6 +240,8 @@ class _Planner:
         layer = site.layer_or_none(producer)
         if layer is None or layer.bias_slot is None:
             return False
+        if self.keep_shared_weights and not graph.only_reader(layer.weight.name):
+            return False
         try:
             present = site.original_map(index)
             layer.output_vectors(present)
@@ -247,7 +265,7 @@ class _Planner:
         for way, upstream, downstream in _splits(present):
             yield way, {x: upstream, y: downstream}
 
-    def _admit(self, index: int, changes: dict[Key, Affine]) -> None:
+    def _admit(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> None:
         """Refuse the outcome of a flood that costs more than it saves."""
         site = self.site
         is_norm = site.graph.ops[index] == batchnorm.OPERATOR
@@ -262,6 +280,8 @@ class _Planner:
                 site.view(index).label,
                 "it is part of an activation that runtimes recognise as a whole",
             )
+        if not is_norm or self.keep_shared_weights:
+            self.shared.require_cheap(index, changes, asked)
         if _added(site, changes) > (1 if is_norm else 0):
             raise Refused(
                 Reason.NOT_SMALLER,
@@ -361,6 +381,9 @@ def _candidates(site: Site) -> tuple[list[int], list[int]]:
             norms.append(index)
         elif op in AFFINE_OPERATORS and _is_decomposed_norm(site, index):
             affine.append(index)
+    if affine:
+        fixed = site.constants.fixed_nodes()
+        affine = [index for index in affine if index not in fixed]
     return norms, affine
 
 

@@ -39,6 +39,7 @@ class Reason(str, Enum):
     EXCLUDED = "excluded"
     FUNCTION_ATTRIBUTE = "function_attribute"
     EQUALIZED = "equalized"
+    SHARED_WEIGHT = "shared_weight"
 
 
 @dataclass(frozen=True)

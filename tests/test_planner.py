@@ -161,12 +161,12 @@ def linear_of_three_axes(n):
     return n.op("Transpose", n.bn(t), perm=[0, 2, 1])
 
 
-@layers(1, Reason.AXES, shape=("N", 3, 4))
+@layers(1, Reason.AXES, Reason.NOT_SMALLER, shape=("N", 3, 4))
 def linear_whose_rows_are_channels(n):
     return n.bn(n.linear("x", 5))
 
 
-@layers(1, Reason.AXES, shape=("N", 5, 4))
+@layers(1, Reason.AXES, Reason.NOT_SMALLER, shape=("N", 5, 4))
 def linear_whose_rows_are_as_many_as_its_features(n):
     return n.bn(n.linear("x", 5))
 

@@ -83,8 +83,8 @@ WAYS = {
 
 
 # Not repeatable are a limit that counts from the model it is given (max_rescale), limits that read
-# the spread of a tensor from a BatchNormalization whose input was rescaled (fp16), nodes whose parts
-# may go alone (mul-add), and branches that start at one tensor only when what lay between has gone.
+# the spread of a tensor from a BatchNormalization whose input was rescaled (fp16), nodes of which a
+# part may go alone (mul-add), and branches that have one source when what lay between has gone.
 REPEATABLE = {"plain": Options(), **{way: WAYS[way] for way in ("int8", "conv")}}
 
 

@@ -87,6 +87,12 @@ class GraphPlan:
     evened: set[int] = field(default_factory=set)
     plain: Set[int] = frozenset()
 
+    @property
+    def changed(self) -> set[int]:
+        """The nodes whose constants change."""
+        edges = (key[0] for key in self.site.total if isinstance(key, tuple))
+        return {*self.touched, *self.equalized, *self.evened, *edges}
+
     def standalone_forms(self) -> dict[int, Standalone]:
         """Return the BatchNormalizations that stay and are written as something else."""
         if self.standalone == "keep":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import cached_property
 
 from onnx import helper
@@ -31,14 +31,22 @@ class SharedConstants:
     @cached_property
     def _readers(self) -> Mapping[str, list[Read]]:
         """The nodes that read a constant, for those with several readers."""
-        graph, found = self._site.graph, defaultdict(list)
-        several = {name for name, uses in graph.uses.items() if uses > 1}
-        for index, names in enumerate(graph.reads):
+        site, graph, found = self._site, self._site.graph, defaultdict(list)
+        uses = ((name, number) for name, number in graph.uses.items() if number > 1)
+        several = {name for name, _ in uses if site.constants.get(name) is not None}
+        for index, names in enumerate(graph.reads if several else ()):
             if not several.isdisjoint(names):
                 for slot, name in enumerate(names):
                     if name in several:
                         found[name].append((index, slot))
         return found
+
+    def growth(self, nodes: Iterable[int]) -> int:
+        """Return the bytes that copies add by what is planned, the constants of some nodes."""
+        if not self._readers and not self._site.graph.captured:
+            return 0
+        staying = set(nodes) - self._site.removed
+        return sum(self._copies({r for i in staying for r in self._altered_at(i, {})}).values())
 
     def require_cheap(self, origin: int, changes: Mapping[Key, Affine], asked: set[int]) -> None:
         """Refuse changes whose copies take more bytes than the node that they remove.
@@ -51,7 +59,8 @@ class SharedConstants:
         Raises:
             Refused: the copies would cost more than the node does.
         """
-        copies = self._copies(changes)
+        fresh = set(self._altered(changes, changes)) - set(self._altered(changes, {}))
+        copies = self._copies(fresh)
         if not copies:
             return
         graph = self._site.graph
@@ -67,10 +76,9 @@ class SharedConstants:
                 "without --keep-shared-weights if the model may grow by them",
             )
 
-    def _copies(self, changes: Mapping[Key, Affine]) -> dict[str, int]:
-        """Return the bytes by which each constant's copies would grow."""
+    def _copies(self, fresh: Set[Read]) -> dict[str, int]:
+        """Return the bytes that copies of each constant add if some nodes get one of their own."""
         graph = self._site.graph
-        fresh = set(self._altered(changes, changes)) - set(self._altered(changes, {}))
         counts = Counter(graph.reads[index][slot] for index, slot in fresh)
         found = {}
         for name, count in counts.items():

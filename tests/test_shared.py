@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from graphs import IMAGE, Net
 from support import fold_checked, ops
 
 import onnx_bnfold
 from onnx_bnfold import Options, Reason
+from onnx_bnfold.cli import main
 
 KEEP = Options(keep_shared_weights=True)
 BIG = 32  # channels, so that a copy of a weight is more than a node
@@ -155,10 +157,6 @@ def test_a_constant_does_not_grow_to_one_value_per_element(dims):
 
 
 def test_the_option_is_one_of_the_command_line(tmp_path):
-    import onnx
-
-    from onnx_bnfold.cli import main
-
     net = Net(X)
     source, target = tmp_path / "m.onnx", tmp_path / "f.onnx"
     onnx.save(net.model(*[net.bn(y) for y in layers_of_one_weight(net, 2)]), source)
@@ -167,3 +165,39 @@ def test_the_option_is_one_of_the_command_line(tmp_path):
     assert len(onnx_bnfold.plan(onnx.load(target)).norms) == 2
     assert main(words) == 0
     assert len(onnx_bnfold.plan(onnx.load(target)).norms) == 0
+
+
+# --- what is said of bytes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "copies"), [(1, 0), (3, 2)])
+def test_a_report_says_what_copies_take(count, copies):
+    net = Net(X)
+    model = net.model(*[net.bn(y) for y in layers_of_one_weight(net, count)])
+    folded, report = onnx_bnfold.fold(model)
+    assert report.bytes_before == len(model.SerializeToString())
+    assert report.bytes_after == len(folded.SerializeToString())
+    assert report.copied_bytes == copies * 4 * (BIG * BIG + BIG)
+    summary = report.summary()
+    assert f"{report.bytes_before:,} -> {report.bytes_after:,} bytes" in summary
+    assert ("copies of shared weights" in summary) == (copies > 0)
+
+
+def test_a_weight_that_others_keep_costs_a_copy():
+    net = Net(X)
+    one, two = layers_of_one_weight(net, 2)
+    assert onnx_bnfold.fold(net.model(net.bn(one), two))[1].copied_bytes == 4 * (BIG * BIG + BIG)
+
+
+@pytest.mark.parametrize("external", [False, True], ids=["inside", "external"])
+def test_a_report_of_files_says_their_length(tmp_path, external):
+    net = Net(X)
+    model = net.model(*[net.bn(y) for y in layers_of_one_weight(net, 2)])
+    assert onnx_bnfold.plan(model).bytes_before is None
+    for folder in ("before", "after"):
+        (tmp_path / folder).mkdir()
+    source, target = tmp_path / "before" / "m.onnx", tmp_path / "after" / "f.onnx"
+    onnx.save(model, source, save_as_external_data=external, size_threshold=64)
+    report = onnx_bnfold.fold_file(source, target)
+    lengths = [sum(f.stat().st_size for f in path.parent.iterdir()) for path in (source, target)]
+    assert [report.bytes_before, report.bytes_after] == lengths

@@ -1122,3 +1122,38 @@ def test_rank_of_a_convolution_whose_weight_is_a_node():
     twice, _ = onnx_bnfold.fold(once)
     assert once.SerializeToString() == twice.SerializeToString()
     assert "Mul" not in ops(once)
+
+
+# --- what single changes of the planner would break --------------------------------------------
+
+
+@pytest.mark.parametrize("matmul_first", [True, False])
+def test_a_direct_pair_whose_output_has_changed_already(matmul_first):
+    """The shift behind the MatMul goes through the Add into what the Conv's BN writes."""
+    net = Net(("N", 4, 6))
+    layers = [lambda: net.op("MatMul", net.random(4, 4), "x"), lambda: net.conv("x", 4)]
+    made = [net.bn(layer()) for layer in (layers if matmul_first else layers[::-1])]
+    folded, _ = fold_checked(net.model(net.op("Sigmoid", net.op("Add", *made))))
+    assert sorted(ops(folded)) == ["Add", "Conv", "MatMul", "Sigmoid"]
+
+
+def test_only_sign_and_shift_go_upstream():
+    """Of rows a MatMul takes what all have in common; the ReLU lets their sizes pass."""
+    net = Net(("N", 4, 6))
+    t = net.linear("x", 5)
+    scale, shift = np.array([-0.5, -2, -3, -4]), np.array([0.5, 2, 3, 4])
+    zero, one = net.const(np.zeros(4)), net.const(np.ones(4))
+    y = net.op("BatchNormalization", t, net.const(scale), net.const(shift), zero, one, epsilon=0.0)
+    folded, report = fold_checked(net.model(net.conv(net.relu(y), 3)))
+    assert report.folded[0].way == "shift and sign upstream, magnitude downstream"
+    assert ops(folded) == ["MatMul", "Add", "Relu", "Conv"]
+
+
+@pytest.mark.parametrize(("opset", "written"), [(6, "BatchNormalization"), (7, "Mul")])
+def test_mul_and_add_are_written_from_opset_7_on(opset, written):
+    """Before that they broadcast by attributes."""
+    net = Net(IMAGE, opset=opset)
+    attributes = {"is_test": 1} if opset < 7 else {}
+    model = net.model(net.op("Tanh", net.bn(net.op("Sigmoid", "x"), **attributes)))
+    folded, _ = onnx_bnfold.fold(model, onnx_bnfold.Options(standalone="mul-add"))
+    assert ops(folded)[1] == written

@@ -46,7 +46,8 @@ class SharedConstants:
         if not self._readers and not self._site.graph.captured:
             return 0
         staying = set(nodes) - self._site.removed
-        return sum(self._copies({r for i in staying for r in self._altered_at(i, {})}).values())
+        altered = (read for index in staying for read in self._altered_at(index, {}))
+        return sum(self._copies({read for read in altered if not self._is_own(read)}).values())
 
     def require_cheap(self, origin: int, changes: Mapping[Key, Affine], asked: set[int]) -> None:
         """Refuse changes whose copies take more bytes than the node that they remove.
@@ -59,8 +60,8 @@ class SharedConstants:
         Raises:
             Refused: the copies would cost more than the node does.
         """
-        fresh = set(self._altered(changes, changes)) - set(self._altered(changes, {}))
-        copies = self._copies(fresh)
+        altered = {read for read in self._altered(changes, changes) if not self._is_own(read)}
+        copies = self._copies(altered - set(self._altered(changes, {}))) if altered else {}
         if not copies:
             return
         graph = self._site.graph
@@ -82,9 +83,7 @@ class SharedConstants:
         counts = Counter(graph.reads[index][slot] for index, slot in fresh)
         found = {}
         for name, count in counts.items():
-            here = name in graph.producer or name in graph.dims
-            if here and graph.only_reader(name):
-                continue
+            here = self._is_here(name)
             others = (read for read in self._readers.get(name, ()) if read not in fresh)
             fixed = not here or name in graph.outputs or name in graph.captured
             if not fixed and all(map(self._has_own, others)):
@@ -92,6 +91,16 @@ class SharedConstants:
             if count:
                 found[name] = count * self._bytes(name)
         return found
+
+    def _is_own(self, read: Read) -> bool:
+        """Whether nobody else reads a constant."""
+        index, slot = read
+        name = self._site.graph.reads[index][slot]
+        return self._is_here(name) and self._site.graph.only_reader(name)
+
+    def _is_here(self, name: str) -> bool:
+        """Whether a constant belongs to this body, not to one that holds it."""
+        return name in self._site.graph.producer or name in self._site.graph.dims
 
     def _has_own(self, read: Read) -> bool:
         """Whether a node needs a constant no more, or gets its own copy as it is planned by now."""

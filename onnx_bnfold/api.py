@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,10 +17,10 @@ from onnx_bnfold.folding import Folding, Options
 from onnx_bnfold.graph import bodies_of
 from onnx_bnfold.metadata import Recorder
 from onnx_bnfold.new_constants import Unrepresentable, compute_all
-from onnx_bnfold.report import Report
+from onnx_bnfold.report import Report, copied_bytes
 from onnx_bnfold.rewrite import Pending
 from onnx_bnfold.storage import ModelFile, read_tensor
-from onnx_bnfold.storage.tensors import fill, is_external
+from onnx_bnfold.storage.tensors import byte_length, elsewhere, fill, is_external, tensors
 from onnx_bnfold.validation import require_at_least, require_value
 
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ class Outcome:
     @cached_property
     def report(self) -> Report:
         """What was folded; who does not ask for it saves a twentieth of the time of a fold."""
-        return _report(self.folding, self.folded if self.path else None)
+        if self.path is None:
+            return _report(self.folding)
+        sizes = bytes_of(self.source, data_files(self.original)), bytes_of(self.path, None)
+        return _report(self.folding, self.folded, sizes)
 
 
 Inspect = Callable[[Outcome], None]
@@ -123,7 +126,7 @@ def fold(
         except Unrepresentable as failed:
             _learn(folding, failed)
         else:
-            return copy, _report(folding, copy)
+            return copy, _report(folding, copy, (_bytes_in_memory(model), _bytes_in_memory(copy)))
 
 
 def fold_file(
@@ -190,9 +193,7 @@ def write_folded(
                 large = _fill_small(folding.apply(copy))
                 late = recorder.late(copy, folding.counts) if recorder and folding.alters else {}
                 blocks = {name: new.compute.blocks for name, new in large.items()}
-                if report:
-                    _ = outcome.report  # what may fail fails before the file gets its place
-                look = inspect and partial(_show, inspect, outcome)
+                look = partial(_show, inspect, outcome, report) if inspect or report else None
                 file.write(copy, blocks, target, late=late, inspect=look, threads=threads)
             except Unrepresentable as failed:
                 _learn(folding, failed)
@@ -201,10 +202,13 @@ def write_folded(
                 return outcome
 
 
-def _show(inspect: Inspect, outcome: Outcome, path: Path) -> None:
-    """Let ``inspect`` see an outcome that is not in its place yet."""
+def _show(inspect: Inspect | None, outcome: Outcome, report: bool, path: Path) -> None:
+    """Let ``inspect`` see an outcome that is not in its place yet, and make the report of it."""
     outcome.path = path
-    inspect(outcome)
+    if report:
+        _ = outcome.report  # what may fail fails before the file gets its place
+    if inspect is not None:
+        inspect(outcome)
 
 
 def plan_file(
@@ -292,8 +296,39 @@ def _fill_small(pending: dict[str, Pending]) -> dict[str, Pending]:
     return large
 
 
-def _report(folding: Folding, folded: ModelProto | None = None) -> Report:
+def data_files(model: ModelProto) -> list[str]:
+    """Return the locations of a model's data files."""
+    entries = (e for _, t in tensors(model, elsewhere()) for e in t.external_data)
+    return sorted({entry.value for entry in entries if entry.key == "location"})
+
+
+def files_of(model: Path, others: Sequence[str] | None) -> list[Path]:
+    """Return a model's file and its data files: all others of its folder, if it has one alone."""
+    if others is None:
+        others = sorted(path.name for path in model.parent.iterdir() if path.name != model.name)
+    return [model, *(model.parent / name for name in others)]
+
+
+def bytes_of(model: Path, others: Sequence[str] | None) -> int:
+    """Return the length of these files together."""
+    return sum(path.stat().st_size for path in files_of(model, others))
+
+
+def _bytes_in_memory(model: ModelProto) -> int:
+    """Return the bytes of a model and of its values that lie in files."""
+    outside = sum(byte_length(tensor) for _, tensor in tensors(model, elsewhere()))
+    return int(model.ByteSize()) + outside
+
+
+def _report(
+    folding: Folding,
+    folded: ModelProto | None = None,
+    sizes: tuple[int | None, int | None] = (None, None),
+) -> Report:
     before = after = None
     if folded is not None:
         before, after = folding.nodes_before, sum(len(body.node) for body in bodies_of(folded))
-    return Report(folding.records(), before, after, folding.equalized, folding.rescaled)
+    copied = copied_bytes(folding.plans)
+    return Report(
+        folding.records(), before, after, folding.equalized, folding.rescaled, *sizes, copied
+    )

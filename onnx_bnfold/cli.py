@@ -105,6 +105,11 @@ def parser() -> argparse.ArgumentParser:
         help="for --equalize: an .npz with examples of each input, to measure ranges on "
         "(default: what the BatchNormalizations say of their inputs and outputs)",
     )
+    add(
+        "--keep-shared-weights",
+        action="store_true",
+        help="leave each BatchNormalization whose fold would copy a weight that others read, too",
+    )
     add("-q", "--quiet", action="store_true", help="print nothing but errors")
     add("--version", action="version", version=f"%(prog)s {__version__}")
     return result
@@ -165,6 +170,7 @@ def _fold(words: Sequence[str], keep: Callable[[object], None] | None) -> int:
         profile=args.profile,
         equalize=args.equalize,
         ranges=args.ranges,
+        keep_shared_weights=args.keep_shared_weights,
     )
     if _is_store(args.model):
         with held_back():

@@ -131,6 +131,25 @@ class Constants:
         others = {name for name in names - stored if name and self.get(name) is not None}
         return stored - self.graph.overridable | others
 
+    def fixed_nodes(self) -> set[int]:
+        """Return the nodes that depend on constants alone, whether ``get`` can tell them or not."""
+        graph, found = self.graph, set[int]()
+        given = (graph.dims.keys() - graph.overridable) | {""}
+        for index, (read, written) in enumerate(zip(graph.reads, graph.writes, strict=True)):
+            if not read and graph.ops[index] not in EVALUATED:
+                continue  # it makes random numbers, for all we know
+            outer = (n for n in read if n not in given)
+            if index not in graph.carriers and all(self._is_outer_constant(n) for n in outer):
+                found.add(index)
+                given.update(written)
+        return found
+
+    def _is_outer_constant(self, name: str) -> bool:
+        graph, outer = self.graph, self._outer
+        if outer is None or name in graph.producer or name in graph.inputs:
+            return False
+        return name not in graph.overridable and outer.get(name) is not None
+
     def _find(self, name: str) -> Constant | None:
         graph = self.graph
         tensor = graph.initializers.get(name)

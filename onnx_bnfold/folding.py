@@ -55,6 +55,8 @@ class Options:
             it (``equalize``).
         ranges: for ``equalize``, an .npz with an array per input of the model, examples of what it
             is run on; without it ranges are what the BatchNormalizations say. For models in files.
+        keep_shared_weights: leave a BatchNormalization whose fold would copy a weight that others
+            read, too.
     """
 
     freeze_initializers: bool = False
@@ -65,6 +67,7 @@ class Options:
     profile: Profile = "float"
     equalize: bool = False
     ranges: str | None = None
+    keep_shared_weights: bool = False
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -201,7 +204,9 @@ class Folding:
     def _plan_graph(self, position: int, known: dict[int, Site]) -> GraphPlan:
         excluded = {n: r for (p, n), r in self._excluded.items() if p == position}
         limits = Limits(self.options.max_rescale, self.options.profile)
-        plan = plan_graph(self._site(position, known), limits, excluded)
+        keep = self.options.keep_shared_weights
+        site = self._site(position, known)
+        plan = plan_graph(site, limits, excluded, keep_shared_weights=keep)
         plan.plain = {n for p, n in self._plain if p == position}
         plan.restate(self.options.standalone, limits)
         if self.options.equalize:

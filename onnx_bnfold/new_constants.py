@@ -181,8 +181,7 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
     site = plan.site
     edges = sorted(key for key in site.total if isinstance(key, tuple))
     forms = plan.standalone_forms()
-    changed = {*plan.touched, *plan.equalized, *plan.evened, *(index for index, _ in edges)}
-    wanted = changed - site.removed | forms.keys()
+    wanted = plan.changed - site.removed | forms.keys()
     for index in sorted(wanted):
         op = site.graph.ops[index]
         if index in forms:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from onnx_bnfold.affine import VANISHING, Affine
 from onnx_bnfold.flood import flood
 from onnx_bnfold.limits import Limits
 from onnx_bnfold.reasons import Reason, Refusal, Refused
+from onnx_bnfold.shared import SharedConstants
 from onnx_bnfold.site import AFFINE_OPERATORS, Key, Site, constant_map
 
 # What a BatchNormalization that stays is written as, for compilers that have none: itself, two
@@ -32,9 +34,6 @@ Standalone = Literal["keep", "mul-add", "conv"]
 
 # Refusals that say that new constants do not fit their type.
 UNFIT = (Reason.OVERFLOW, Reason.PRECISION, Reason.NOT_FINITE)
-
-# Refusals that the removal of another node may cure.
-CURABLE = {Reason.PRECISION, Reason.NOT_SMALLER, Reason.RANGE}
 
 
 class Decision(NamedTuple):
@@ -97,6 +96,12 @@ class GraphPlan:
                 except Refused as refused:
                     self.decisions[position] = decision._replace(refusal=refused.refusal)
 
+    @property
+    def changed(self) -> set[int]:
+        """The nodes whose constants change."""
+        edges = (key[0] for key in self.site.total if isinstance(key, tuple))
+        return {*self.touched, *self.equalized, *self.evened, *edges}
+
     def standalone_forms(self) -> dict[int, Standalone]:
         """Return the BatchNormalizations that stay and are written as something else."""
         if self.standalone == "keep":
@@ -117,31 +122,49 @@ def _standalone_form(site: Site, index: int, wanted: Standalone) -> Standalone:
     return wanted if known and site.graph.opset >= 7 else "keep"
 
 
-def plan_graph(site: Site, limits: Limits, excluded: dict[int, Refusal]) -> GraphPlan:
+def plan_graph(
+    site: Site,
+    limits: Limits,
+    excluded: dict[int, Refusal],
+    *,
+    keep_shared_weights: bool = False,
+) -> GraphPlan:
     """Plan one graph.
 
     Args:
         site: the graph, with nothing decided.
         limits: what a re-parametrised tensor may become.
         excluded: nodes that must stay, with the reason.
+        keep_shared_weights: copy no weight that others read, not for a BatchNormalization either.
 
     Returns:
         The plan; its site holds the changes.
     """
-    planner = _Planner(site, limits, excluded)
+    planner = _Planner(site, limits, excluded, keep_shared_weights)
     planner.run()
     decisions = sorted(planner.decisions.values(), key=lambda d: d.node)
     return GraphPlan(site, decisions, planner.touched)
 
 
 class _Planner:
-    def __init__(self, site: Site, limits: Limits, excluded: dict[int, Refusal]) -> None:
+    def __init__(
+        self,
+        site: Site,
+        limits: Limits,
+        excluded: dict[int, Refusal],
+        keep_shared_weights: bool,
+    ) -> None:
         self.site = site
         self.limits = limits
         self.excluded = excluded
+        self.shared = SharedConstants(site)
+        self.keep_shared_weights = keep_shared_weights
         self.decisions: dict[int, Decision] = {}
         self.touched: dict[int, list[int]] = {}
-        self._tried: dict[int, set[Reason]] = {}
+        # For each node that stayed when it was tried: when that was, counted in removals, and the
+        # nodes that were asked. For each node: at which removal something last changed there.
+        self._tried: dict[int, tuple[int, set[int]]] = {}
+        self._moved: dict[int, int] = {}
 
     def run(self) -> None:
         norms, affine = _candidates(self.site)
@@ -154,12 +177,19 @@ class _Planner:
             others.sort(key=lambda i: -_elements(self.site, i))
         queue = [*direct, *others, *affine]
         while queue:
-            before = len(self.site.removed)
             for index in queue:
                 self._decide(index)
-            if len(self.site.removed) == before:
-                break
-            queue = [i for i in queue if self._tried.get(i, set()) & CURABLE]
+            queue = [index for index in queue if self._may_go_now(index)]
+
+    def _may_go_now(self, index: int) -> bool:
+        """Whether something changed where a node that stayed was refused: then it is tried again.
+
+        Else a second fold, of what the first has left, would find more to do.
+        """
+        if index not in self._tried:
+            return False
+        when, asked = self._tried[index]
+        return any(self._moved.get(other, 0) > when for other in asked)
 
     def _is_usable(self, index: int) -> bool:
         view = self.site.view(index)
@@ -186,14 +216,15 @@ class _Planner:
             return
         best: tuple[tuple[int, ...], str, dict[Key, Affine]] | None = None
         tried: list[tuple[str, Refusal]] = []
+        asked = {index}
         try:
             for number, (way, seeds) in enumerate(self._ways(index)):
                 try:
-                    changes = flood(site, index, seeds)
-                    added = self._admit(index, changes, way, is_norm)
+                    changes = flood(site, index, seeds, partial(self._admit, index, asked), asked)
                 except Refused as refused:
                     tried.append((way, refused.refusal))
                     continue
+                added = _added(site, changes)
                 cost = (added, _disturbed(site, index, way, changes), number)
                 if best is None or cost < best[0]:
                     best = (cost, way, changes)
@@ -201,12 +232,13 @@ class _Planner:
                     break
         except Refused as refused:
             tried.append(("", refused.refusal))
-        self._tried[index] = set() if best else {refusal.reason for _, refusal in tried}
         if best is not None:
             least, way, changes = best
             self._commit(index, way, changes, least[0], self._absorbing(index, changes))
-        elif is_norm:
-            self.decisions[index] = Decision(index, refusal=tried[0][1], tried=tuple(tried))
+            return
+        self._tried[index] = len(site.removed), asked
+        if is_norm:
+            self.decisions[index] = Decision(index, refusal=_why(tried), tried=tuple(tried))
 
     def _fold_directly(self, index: int) -> bool:
         """Put a norm into the layer that it alone reads, where nothing else has changed yet.
@@ -223,13 +255,14 @@ class _Planner:
         layer = site.layer_or_none(producer)
         if layer is None or layer.bias_slot is None:
             return False
+        if self.keep_shared_weights and not graph.only_reader(layer.weight.name):
+            return False
         try:
             present = site.original_map(index)
             layer.output_vectors(present)
             self.limits.check_rounding(site, index)
         except Refused:
             return False
-        self._tried[index] = set()
         if present.is_identity:
             self._commit(index, UPSTREAM, {}, 0, ())
         else:
@@ -247,9 +280,10 @@ class _Planner:
         for way, upstream, downstream in _splits(present):
             yield way, {x: upstream, y: downstream}
 
-    def _admit(self, index: int, changes: dict[Key, Affine], way: str, is_norm: bool) -> int:
-        """Check the outcome of a flood; return how many Add nodes it needs."""
+    def _admit(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> None:
+        """Refuse the outcome of a flood that costs more than it saves."""
         site = self.site
+        is_norm = site.graph.ops[index] == batchnorm.OPERATOR
         self.limits.check(site, index, changes)
         require_totals(site, index, changes)
         x, y = site.sides(index)
@@ -261,14 +295,14 @@ class _Planner:
                 site.view(index).label,
                 "it is part of an activation that runtimes recognise as a whole",
             )
-        added = _added(site, changes)
-        if added > (1 if is_norm else 0):
+        if not is_norm or self.keep_shared_weights:
+            self.shared.require_cheap(index, changes, asked)
+        if _added(site, changes) > (1 if is_norm else 0):
             raise Refused(
                 Reason.NOT_SMALLER,
                 site.view(index).label,
                 "its shift would need as many new Add nodes as it saves",
             )
-        return added
 
     def _commit(
         self,
@@ -286,6 +320,10 @@ class _Planner:
                 touched.append(origin)
         commit(site, changes)
         site.remove(origin)
+        self._tried.pop(origin, None)
+        if self._tried:
+            near = (index for key in changes for index in site.neighbours(key))
+            self._moved.update(dict.fromkeys((origin, *near), len(site.removed)))
         scale = {index for index, change in absorbing if change.has_scale}
         shift = {index for index, change in absorbing if change.has_shift}
         self.decisions[origin] = Decision(
@@ -312,6 +350,12 @@ def commit(site: Site, changes: Mapping[Key, Affine]) -> None:
             site.total.pop(key, None)
         else:
             site.total[key] = after
+
+
+def _why(tried: Sequence[tuple[str, Refusal]]) -> Refusal:
+    """Return the refusal to report: the first, unless a search was given up and nothing is sure."""
+    refusals = [refusal for _, refusal in tried]
+    return next((r for r in refusals if r.reason is Reason.SEARCH_LIMIT), refusals[0])
 
 
 UPSTREAM = "upstream"
@@ -352,6 +396,9 @@ def _candidates(site: Site) -> tuple[list[int], list[int]]:
             norms.append(index)
         elif op in AFFINE_OPERATORS and _is_decomposed_norm(site, index):
             affine.append(index)
+    if affine:
+        fixed = site.constants.fixed_nodes()
+        affine = [index for index in affine if index not in fixed]
     return norms, affine
 
 

@@ -40,6 +40,7 @@ class Reason(str, Enum):
     FUNCTION_ATTRIBUTE = "function_attribute"
     EQUALIZED = "equalized"
     UNKNOWN_VERSION = "unknown_version"
+    SHARED_WEIGHT = "shared_weight"
 
 
 @dataclass(frozen=True)

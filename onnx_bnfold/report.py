@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from onnx_bnfold.affine import VANISHED
 from onnx_bnfold.errors import printable
 from onnx_bnfold.planner import Decision, GraphPlan
 from onnx_bnfold.reasons import Refusal
+from onnx_bnfold.shared import SharedConstants
 
 # The way of a BatchNormalization whose whole branch went into a Conv.
 MERGED = "merged"
@@ -124,6 +125,8 @@ class Report:
         equalized: tensors whose channels were made alike, each with those that share its factors.
         rescaled: tensors that stay and hold what no tensor of the original held, those of the
             widest factors first.
+        bytes_before, bytes_after: of the model, with its external data; None for a plan.
+        copied_bytes: what copies of weights that several nodes read add to it.
     """
 
     records: tuple[Record, ...]
@@ -131,6 +134,10 @@ class Report:
     nodes_after: int | None = None
     equalized: tuple[str, ...] = ()
     rescaled: tuple[Rescaled, ...] = ()
+    # Where values lie, in the model or in files, changes these and nothing else.
+    bytes_before: int | None = field(default=None, compare=False)
+    bytes_after: int | None = field(default=None, compare=False)
+    copied_bytes: int = 0
 
     @property
     def norms(self) -> tuple[Record, ...]:
@@ -152,7 +159,7 @@ class Report:
         return [printable(record.sentence()) for record in self.records]
 
     def summary(self) -> str:
-        """Return the last line: how many went, how many stay, what it did to the node count."""
+        """Return the last line: how many went and stay, what it did to nodes and bytes."""
         affine = sum(not r.is_norm for r in self.records)
         parts = [f"{len(self.folded)} of {len(self.norms)} BatchNormalization folded"]
         if affine:
@@ -167,11 +174,20 @@ class Report:
             )
         if self.nodes_before is not None:
             parts.append(f"{self.nodes_before} -> {self.nodes_after} nodes")
+        if self.bytes_before is not None:
+            parts.append(f"{self.bytes_before:,} -> {self.bytes_after:,} bytes")
+        if self.copied_bytes:
+            parts.append(f"copies of shared weights take {self.copied_bytes:,} bytes more")
         return ", ".join(parts)
 
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number > 1 else ''}"
+
+
+def copied_bytes(plans: Sequence[GraphPlan]) -> int:
+    """Return what copies of constants that several nodes read add to a model."""
+    return sum(SharedConstants(plan.site).growth(plan.changed) for plan in plans)
 
 
 def records_of(plans: Sequence[GraphPlan]) -> tuple[Record, ...]:

@@ -12,6 +12,7 @@ before you raise it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -121,7 +122,8 @@ def _lift(change: Affine, rank: int) -> Affine:
 def _lower(view: NodeView, slot: int, change: Affine) -> Affine:
     """Write a change of the broadcast result as one of an operand.
 
-    A constant may grow to the change's shape; a computed operand must have its axes already.
+    A constant may grow to one value per position of an axis, as the parameters of a norm are, and
+    not to one per element of a tensor; a computed operand must have the change's axes already.
     """
     constant = view.constant(slot)
     if constant is not None:
@@ -129,7 +131,13 @@ def _lower(view: NodeView, slot: int, change: Affine) -> Affine:
             raise Refused(
                 Reason.PRECISION, view.label, "a scale of zero cannot be taken out of its constant"
             )
-        np.broadcast_shapes(constant.dims, change.shape)  # a ValueError tells that they disagree
+        grown = np.broadcast_shapes(constant.dims, change.shape)  # ValueError where they disagree
+        if math.prod(grown) > max(constant.size, *change.shape, 1):
+            raise Refused(
+                Reason.NOT_SMALLER,
+                view.label,
+                "its constant would have to grow to one value per element of the tensor",
+            )
         return change
     dims = view.dims_in(slot)
     missing = change.rank - len(dims)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import IMAGE, Case, Cases, Net
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from support import assert_same_function, fold_checked, ops, reasons
 
 import onnx_bnfold
@@ -161,12 +161,12 @@ def linear_of_three_axes(n):
     return n.op("Transpose", n.bn(t), perm=[0, 2, 1])
 
 
-@layers(1, Reason.AXES, shape=("N", 3, 4))
+@layers(1, Reason.AXES, Reason.NOT_SMALLER, shape=("N", 3, 4))
 def linear_whose_rows_are_channels(n):
     return n.bn(n.linear("x", 5))
 
 
-@layers(1, Reason.AXES, shape=("N", 5, 4))
+@layers(1, Reason.AXES, Reason.NOT_SMALLER, shape=("N", 5, 4))
 def linear_whose_rows_are_as_many_as_its_features(n):
     return n.bn(n.linear("x", 5))
 
@@ -1082,3 +1082,83 @@ def test_bn_that_stays_is_written_otherwise_on_request(standalone):
     assert_same_function(model, folded)
     written = {"mul-add": ["Mul", "Add"], "conv": ["Conv"]}[standalone]
     assert ops(folded) == ["Sigmoid", *written, "Tanh"]
+
+
+# --- a second fold changes nothing: `fold_checked` asserts it ----------------------------------
+
+
+@pytest.mark.parametrize("norms", [2, 3])
+@pytest.mark.parametrize("fixed", [False, True], ids=["free", "outputs"])
+def test_equal_bns_on_one_tensor(norms, fixed):
+    """When the first has gone upstream the others are identities, and go where a name is free."""
+    net = Net(IMAGE)
+    t = net.conv("x", 64)
+    made = [net.bn(t)]
+    for _ in range(norms - 1):
+        made.append(net.op("BatchNormalization", *net.nodes[-1].input))
+        net.nodes[-1].attribute.extend(net.nodes[-2].attribute)
+    outputs = made if fixed else [net.op("Relu", y) for y in made]
+    folded, report = fold_checked(net.model(*outputs), kept=norms - 1 if fixed else 0)
+    assert {r.refusal.reason for r in report.kept} <= {Reason.GRAPH_OUTPUT}
+    assert ops(folded).count("BatchNormalization") == len(report.kept)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_mul_by_one_between_tensors_that_change_alike(bias):
+    """Both sides get one change; their quotient is 1 only up to rounding."""
+    net = Net(IMAGE)
+    x = net.bn("x", signs="positive")
+    d = net.conv(x, 4, bias=bias)
+    u = net.op("Mul", d, net.const(np.float32(1)))
+    y, z = (net.conv(net.op("Max", x, each), 2) for each in (u, d))
+    folded, _ = fold_checked(net.model(y, z))
+    assert sorted(ops(folded)) == ["Conv", "Conv", "Conv", "Max", "Max"]
+
+
+def test_rank_of_a_convolution_whose_weight_is_a_node():
+    """A folded weight is an initializer; what its shape tells must have been known before."""
+    net = Net(None)
+    net.input("x", None)
+    value = numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float32))
+    weight = net.op("Constant", value=value)
+    y = net.bn(net.op("Conv", "x", weight), channels=4)
+    model = net.model(net.op("Sigmoid", net.op("Mul", y, net.const(np.ones(1)))), y)
+    once, _ = onnx_bnfold.fold(model)
+    twice, _ = onnx_bnfold.fold(once)
+    assert once.SerializeToString() == twice.SerializeToString()
+    assert "Mul" not in ops(once)
+
+
+# --- what single changes of the planner would break --------------------------------------------
+
+
+@pytest.mark.parametrize("matmul_first", [True, False])
+def test_a_direct_pair_whose_output_has_changed_already(matmul_first):
+    """The shift behind the MatMul goes through the Add into what the Conv's BN writes."""
+    net = Net(("N", 4, 6))
+    layers = [lambda: net.op("MatMul", net.random(4, 4), "x"), lambda: net.conv("x", 4)]
+    made = [net.bn(layer()) for layer in (layers if matmul_first else layers[::-1])]
+    folded, _ = fold_checked(net.model(net.op("Sigmoid", net.op("Add", *made))))
+    assert sorted(ops(folded)) == ["Add", "Conv", "MatMul", "Sigmoid"]
+
+
+def test_only_sign_and_shift_go_upstream():
+    """Of rows a MatMul takes what all have in common; the ReLU lets their sizes pass."""
+    net = Net(("N", 4, 6))
+    t = net.linear("x", 5)
+    scale, shift = np.array([-0.5, -2, -3, -4]), np.array([0.5, 2, 3, 4])
+    zero, one = net.const(np.zeros(4)), net.const(np.ones(4))
+    y = net.op("BatchNormalization", t, net.const(scale), net.const(shift), zero, one, epsilon=0.0)
+    folded, report = fold_checked(net.model(net.conv(net.relu(y), 3)))
+    assert report.folded[0].way == "shift and sign upstream, magnitude downstream"
+    assert ops(folded) == ["MatMul", "Add", "Relu", "Conv"]
+
+
+@pytest.mark.parametrize(("opset", "written"), [(6, "BatchNormalization"), (7, "Mul")])
+def test_mul_and_add_are_written_from_opset_7_on(opset, written):
+    """Before that they broadcast by attributes."""
+    net = Net(IMAGE, opset=opset)
+    attributes = {"is_test": 1} if opset < 7 else {}
+    model = net.model(net.op("Tanh", net.bn(net.op("Sigmoid", "x"), **attributes)))
+    folded, _ = onnx_bnfold.fold(model, onnx_bnfold.Options(standalone="mul-add"))
+    assert ops(folded)[1] == written

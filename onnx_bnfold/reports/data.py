@@ -14,18 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto
-
 from onnx_bnfold import batchnorm
-from onnx_bnfold.api import Outcome
+from onnx_bnfold.api import Outcome, data_files, files_of
 from onnx_bnfold.check.results import CheckResult
 from onnx_bnfold.metadata import sha256_of
-from onnx_bnfold.report import Rescaled
+from onnx_bnfold.report import Rescaled, copied_bytes
 from onnx_bnfold.reports.cost import Sizes, input_shapes
 from onnx_bnfold.reports.figures import Figures, figures_of
 from onnx_bnfold.reports.layers import Layer, layers_of
 from onnx_bnfold.reports.nodes import NodeRecord, merged_records, records_of
-from onnx_bnfold.storage.tensors import elsewhere, tensors
 from onnx_bnfold.version import __version__
 
 SCHEMA_VERSION = 1
@@ -51,6 +48,8 @@ class FoldReport:
         options: the attributes of ``Options``.
         source: the model's file, then its data files.
         result: the same of the folded model; None for a dry run.
+        bytes_before, bytes_after: of these files together; None for a dry run.
+        copied_bytes: what copies of weights that several nodes read add to the model.
         written: whether the result got its place; False if a gate did not hold.
         input_shapes: for which the figures are counted; None where a size is not known.
         before, after: figures of the model.
@@ -65,6 +64,9 @@ class FoldReport:
     options: dict[str, str | float | None]
     source: tuple[File, ...]
     result: tuple[File, ...] | None
+    bytes_before: int
+    bytes_after: int | None
+    copied_bytes: int
     written: bool
     input_shapes: dict[str, tuple[int | None, ...]]
     before: Figures
@@ -99,12 +101,17 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
     merged = merged_records(folding.merged, outcome.original)
     records = [*merged, *records_of(folding.plans, places)]
     norms = [record for record in records if record.op == batchnorm.OPERATOR]
+    source = _files(files_of(outcome.source, data_files(outcome.original)))
+    result = None if outcome.path is None else _files(files_of(outcome.path, None))
     return FoldReport(
         tool={"name": "onnx_bnfold", "version": __version__},
         packages=_packages(),
         options=dataclasses.asdict(folding.options),
-        source=_files(outcome.source, _data_files(outcome.original)),
-        result=None if outcome.path is None else _result(outcome.path),
+        source=source,
+        result=result,
+        bytes_before=_length(source),
+        bytes_after=None if result is None else _length(result),
+        copied_bytes=copied_bytes(folding.plans),
         written=False,
         input_shapes=input_shapes(outcome.original, sizes),
         before=figures_of(outcome.original, folding.read, sizes),
@@ -128,17 +135,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _files(model: Path, others: Sequence[str]) -> tuple[File, ...]:
-    paths = [model, *(model.parent / name for name in others)]
+def _files(paths: Sequence[Path]) -> tuple[File, ...]:
     return tuple(File(path.name, path.stat().st_size, sha256_of(path)) for path in paths)
 
 
-def _data_files(model: ModelProto) -> list[str]:
-    """Return the locations of a model's data files."""
-    entries = (e for _, t in tensors(model, elsewhere()) for e in t.external_data)
-    return sorted({entry.value for entry in entries if entry.key == "location"})
-
-
-def _result(model: Path) -> tuple[File, ...]:
-    """Return the files of a model that has a folder of its own."""
-    return _files(model, sorted(p.name for p in model.parent.iterdir() if p.name != model.name))
+def _length(files: Sequence[File]) -> int:
+    return sum(file.bytes for file in files)

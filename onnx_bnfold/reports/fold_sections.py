@@ -61,9 +61,11 @@ def _spaced(elements: Sequence[Element]) -> list[Element | str]:
 def _summary(data: Record) -> Element:
     cards = [_card(label, data["before"][key], data["after"][key]) for key, label in _FIGURES]
     if data["result"] is not None:
-        sizes = (sum(file["bytes"] for file in data[key]) for key in ("source", "result"))
-        cards.append(_card("bytes", *sizes))
+        cards.append(_card("bytes", data["bytes_before"], data["bytes_after"]))
     parts = [el("div", *cards, class_="cards")]
+    if data["copied_bytes"]:
+        text = f"Copies of weights that several nodes read take {data['copied_bytes']:,} bytes more"
+        parts.append(el("p", f"{text}; --keep-shared-weights makes none.", class_="note"))
     unknown = dict.fromkeys(data[when]["unknown"] for when in ("before", "after"))
     parts += [el("p", f"Not counted: {text}.", class_="note") for text in unknown if text]
     if data["batch_normalizations"]:

@@ -299,3 +299,19 @@ def test_branches_that_were_merged(tmp_path, rng):
         assert norm["producer"]["op"] == "Conv"
         assert [taker["op"] for taker in norm["taken_by"]] == ["Conv"]
     assert (found["before"]["batch_normalizations"], found["after"]["nodes"]) == (2, 2)
+
+
+def test_the_bytes_of_both_models_and_of_copies(tmp_path, rng):
+    parts = join(
+        layer("Conv", "x", "c", (4, 3, 1, 1), rng), bn("c", "y", 4, rng), bn("d", "z", 4, rng)
+    )
+    again = node("Conv", ["x", *parts.nodes[0].input[1:]], ["d"])
+    nodes = [*parts.nodes[:2], *again.nodes, parts.nodes[2]]
+    model = model_of(nodes, X, ["y", "z"], parts.initializers)
+    report = report_of(model, tmp_path)
+    assert report.bytes_before == (tmp_path / "m.onnx").stat().st_size
+    assert report.bytes_after == (tmp_path / "f.onnx").stat().st_size
+    assert report.copied_bytes == sum(
+        4 * np.prod(t.dims) for t in parts.initializers if t.name in parts.nodes[0].input
+    )
+    validate(plain(report))

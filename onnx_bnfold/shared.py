@@ -1,0 +1,147 @@
+"""Constants that others read as they are: to change one for a single node takes a copy of it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Set
+from functools import cached_property
+
+from onnx import helper
+
+from onnx_bnfold import batchnorm
+from onnx_bnfold.affine import Affine
+from onnx_bnfold.layers import LAYOUTS
+from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.site import Key, Site
+
+# A constant as one node reads it: (node index, input index).
+Read = tuple[int, int]
+
+
+class SharedConstants:
+    """What changes would add to a model by copies of constants.
+
+    Args:
+        site: the graph as it is by now.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    @cached_property
+    def _readers(self) -> Mapping[str, list[Read]]:
+        """The nodes that read a constant, for those with several readers."""
+        site, graph, found = self._site, self._site.graph, defaultdict(list)
+        uses = ((name, number) for name, number in graph.uses.items() if number > 1)
+        several = {name for name, _ in uses if site.constants.get(name) is not None}
+        for index, names in enumerate(graph.reads if several else ()):
+            if not several.isdisjoint(names):
+                for slot, name in enumerate(names):
+                    if name in several:
+                        found[name].append((index, slot))
+        return found
+
+    def growth(self, nodes: Iterable[int]) -> int:
+        """Return the bytes that copies add by what is planned, the constants of some nodes."""
+        if not self._readers and not self._site.graph.captured:
+            return 0
+        staying = set(nodes) - self._site.removed
+        altered = (read for index in staying for read in self._altered_at(index, {}))
+        return sum(self._copies({read for read in altered if not self._is_own(read)}).values())
+
+    def require_cheap(self, origin: int, changes: Mapping[Key, Affine], asked: set[int]) -> None:
+        """Refuse changes whose copies take more bytes than the node that they remove.
+
+        Args:
+            origin: the node.
+            changes: of every key, relative to now.
+            asked: gets the readers of the constants that are too large to copy.
+
+        Raises:
+            Refused: the copies would cost more than the node does.
+        """
+        altered = {read for read in self._altered(changes, changes) if not self._is_own(read)}
+        copies = self._copies(altered - set(self._altered(changes, {}))) if altered else {}
+        if not copies:
+            return
+        graph = self._site.graph
+        own = filter(graph.only_reader, graph.reads[origin])
+        freed = graph.nodes[origin].ByteSize() + sum(map(self._bytes, own))
+        if sum(copies.values()) > freed:
+            asked.update(index for name in copies for index, _ in self._readers.get(name, ()))
+            name = max(copies, key=lambda each: copies[each])
+            raise Refused(
+                Reason.SHARED_WEIGHT,
+                repr(name),
+                f"others read it as it is, and a copy of it would add {copies[name]:,} bytes; fold "
+                "without --keep-shared-weights if the model may grow by them",
+            )
+
+    def _copies(self, fresh: Set[Read]) -> dict[str, int]:
+        """Return the bytes that copies of each constant add if some nodes get one of their own."""
+        graph = self._site.graph
+        counts = Counter(graph.reads[index][slot] for index, slot in fresh)
+        found = {}
+        for name, count in counts.items():
+            here = self._is_here(name)
+            others = (read for read in self._readers.get(name, ()) if read not in fresh)
+            fixed = not here or name in graph.outputs or name in graph.captured
+            if not fixed and all(map(self._has_own, others)):
+                count -= 1  # the last one takes the place of the original
+            if count:
+                found[name] = count * self._bytes(name)
+        return found
+
+    def _is_own(self, read: Read) -> bool:
+        """Whether nobody else reads a constant."""
+        index, slot = read
+        name = self._site.graph.reads[index][slot]
+        return self._is_here(name) and self._site.graph.only_reader(name)
+
+    def _is_here(self, name: str) -> bool:
+        """Whether a constant belongs to this body, not to one that holds it."""
+        return name in self._site.graph.producer or name in self._site.graph.dims
+
+    def _has_own(self, read: Read) -> bool:
+        """Whether a node needs a constant no more, or gets its own copy as it is planned by now."""
+        index, _ = read
+        return index in self._site.removed or read in set(self._altered_at(index, {}))
+
+    def _altered(self, near: Iterable[Key], changes: Mapping[Key, Affine]) -> Iterator[Read]:
+        """Yield the constants that get new values at the nodes near some keys."""
+        site = self._site
+        for index in {i for key in near for i in site.neighbours(key)} - site.removed:
+            yield from self._altered_at(index, changes)
+
+    def _altered_at(self, index: int, changes: Mapping[Key, Affine]) -> Iterator[Read]:
+        site, op = self._site, self._site.graph.ops[index]
+        if op in LAYOUTS:
+            layer = site.layer_or_none(index)
+            if layer is None:
+                return
+            into, out = site.side_changes(index, changes)
+            shifted = (into is not None and into.has_shift) or out is not None
+            if any(side is not None and side.has_scale for side in (into, out)):
+                quantized = layer.quantized
+                yield (index, layer.weight_slot) if quantized is None else (quantized.view.index, 1)
+            if shifted and layer.bias is not None and layer.bias_slot is not None:
+                yield index, layer.bias_slot
+        elif op == batchnorm.OPERATOR:
+            into, out = site.side_changes(index, changes)
+            if any(side is not None and side.has_scale for side in (into, out)):
+                yield index, 1
+            if out is not None:
+                yield index, 2
+            if into is not None:
+                yield index, 3
+        else:
+            slots = range(len(site.graph.reads[index]))
+            yield from (
+                (index, s) for s in slots if (index, s) in site.total or (index, s) in changes
+            )
+
+    def _bytes(self, name: str) -> int:
+        info = self._site.constants.get(name)
+        if info is None:
+            return 0
+        return info.size * helper.tensor_dtype_to_np_dtype(info.data_type).itemsize

@@ -1,4 +1,4 @@
-"""The command line: results on stdout, talk on stderr, exit code 0, 1 or 2."""
+"""The command line: results on stdout, talk on stderr, exit code 0, 1, 2 or 130."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ exit codes:
   0  done
   1  a check or gate (--require-all, --require-folded) did not hold; no model was written
   2  bad usage or bad input; no model was written
+  130  interrupted
 """
 
 

@@ -76,7 +76,6 @@ def test_what_is_right_is_held_in_plain_types(given, held):
         *[{"shapes": v} for v in ([1], {"x": 3}, {"x": (1, 2.5)}, {1: (2,)})],
         *[{name: "yes"} for name in ("latency", "quantize")],
         *[{name: v} for name in ("inputs", "data") for v in (3, b"x", ["x"])],
-        *[{name: 1.5, "data": "x"} for name in ("max_accuracy_drop", "min_agreement")],
         *[{name: -0.5, "data": "x"} for name in ("max_accuracy_drop", "min_agreement")],
     ],
     ids=str,

@@ -88,10 +88,6 @@ class CheckOptions:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UsageError(f"{name} is {value}; it must be zero or more")
-        for name in ("max_accuracy_drop", "min_agreement"):
-            value = getattr(self, name)
-            if value is not None and value > 1:
-                raise UsageError(f"{name} is {value}; it is a fraction, give at most 1")
 
     def _check_gates_have_data(self) -> None:
         for name in ("max_accuracy_drop", "min_agreement"):

@@ -508,9 +508,10 @@ def test_two_sums_do_not_become_one_that_is_coarser(sign, left):
         (1, [1, 1], 1, 0),
         (1e-4, [1, 1], 1, 1),
         (1, [1e3, 1], 1, 1),
+        (1, [1e3, 1e3], 1, 0),
         (1, [1, 1], 2, 1),
     ],
-    ids=["live", "all-dead", "heavy", "depthwise"],
+    ids=["live", "all-dead", "heavy", "both-heavy", "depthwise"],
 )
 def test_a_dead_channel_beside_a_live_one_may_move(others, weights, group, kept, rng):
     """A layer that adds both up rounds as much for the live one; a depthwise one does not."""

@@ -129,8 +129,7 @@ class Limits:
     def _type(self, site: Site, name: str) -> int:
         if self.profile == "fp16":
             return int(TensorProto.FLOAT16)
-        found = site.shapes[name][1] if name in site.shapes else TensorProto.UNDEFINED
-        return found or int(TensorProto.FLOAT)
+        return site.type_of(name)
 
     def check_rounding(self, site: Site, origin: int) -> None:
         """Refuse to disturb what norms read where that is little more than rounding errors."""

@@ -137,7 +137,8 @@ class Shifts:
                 yield index, slot
 
     def _gains_digits(self, before: str, after: str) -> bool:
-        return unit_roundoff(self._type_of(before)) > unit_roundoff(self._type_of(after))
+        types = self._site.type_of(before), self._site.type_of(after)
+        return unit_roundoff(types[0]) > unit_roundoff(types[1])
 
     def _is_rounded_before(self, name: str) -> bool:
         """Whether a tensor has the rounding error already that its readers would get.

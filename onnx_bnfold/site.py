@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
+from onnx import TensorProto
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import AGREEMENT, Affine, Float64, all_along, along
@@ -152,6 +153,11 @@ class Site:
         maps = [self.norm(index).map for index in found]
         changes = all_along(maps, 1, [ranks[index] for index in found])
         self._maps.update(zip(found, changes, strict=True))
+
+    def type_of(self, name: str) -> int:
+        """Return the element type of a computed tensor, float32 where it is not known."""
+        found = self.shapes[name][1] if name in self.shapes else TensorProto.UNDEFINED
+        return found or int(TensorProto.FLOAT)
 
     def change(self, key: Key, rank: int) -> Affine:
         """Return the change decided so far for a key."""

@@ -367,12 +367,14 @@ def test_a_tensor_between_two_casts_has_the_limits_of_its_own_type(case, rng):
 
 
 @pytest.mark.parametrize(("op", "value", "left"), [("Mul", 2, 0), ("Mul", 1e5, 1), ("Add", 1e5, 1)])
-def test_so_it_has_for_other_removals(op, value, left, rng):
+@pytest.mark.parametrize("profile", ["float", "fp16"])
+def test_so_it_has_for_other_removals(profile, op, value, left, rng):
     parts = join(
         gemm("x", "a", rng), node("Cast", ["a"], ["b"], to=TensorProto.FLOAT16),
         node("Cast", ["b"], ["c"], to=TensorProto.FLOAT), by(op, "c", "y", value),
     )  # fmt: skip
-    folded, _ = onnx_bnfold.fold(model_of(parts.nodes, FEATURES, ["y"], parts.initializers))
+    model = model_of(parts.nodes, FEATURES, ["y"], parts.initializers)
+    folded, _ = onnx_bnfold.fold(model, Options(profile=profile))
     assert count(folded, op) == left
 
 
@@ -468,6 +470,26 @@ def test_a_bias_that_its_type_does_not_hold_is_not_made(value, left):
     assert count(folded, "Add") == left
 
 
+@pytest.mark.parametrize(("profile", "kept"), [("float", 0), ("fp16", 1)])
+def test_the_profile_fp16_has_the_limits_of_float16(profile, kept, rng):
+    """A shift of eight deviations of what another layer reads."""
+    parts = join(gemm("x", "t", rng), norm_of("t", "y", bias=8), gemm("t", "z", rng))
+    model = model_of(parts.nodes, FEATURES, ["y", "z"], parts.initializers)
+    fold_checked(model, kept=kept, options=Options(profile=profile))
+
+
+@pytest.mark.parametrize(("opset", "kept"), [(6, 1), (7, 0)])
+def test_before_opset_7_a_norm_is_not_written_otherwise(opset, kept):
+    """Operands broadcast by attributes there."""
+    options = {"is_test": 1} if opset < 7 else {}
+    parts = join(norm_of("x", "n", **options), node("Sigmoid", ["n"], ["y"]))
+    model = model_of(
+        parts.nodes, {"x": ("N", 2, 2)}, {"y": ("N", 2, 2)}, parts.initializers, opset=opset
+    )
+    folded, _ = onnx_bnfold.fold(model, Options(standalone="mul-add"))
+    assert count(folded) == kept
+
+
 @pytest.mark.parametrize(("sign", "left"), [(1, 1), (-1, 1)])
 def test_two_sums_do_not_become_one_that_is_coarser(sign, left):
     """500 is exact in float16, 499.9 is not; what is left may be small."""
@@ -486,9 +508,10 @@ def test_two_sums_do_not_become_one_that_is_coarser(sign, left):
         (1, [1, 1], 1, 0),
         (1e-4, [1, 1], 1, 1),
         (1, [1e3, 1], 1, 1),
+        (1, [1e3, 1e3], 1, 0),
         (1, [1, 1], 2, 1),
     ],
-    ids=["live", "all-dead", "heavy", "depthwise"],
+    ids=["live", "all-dead", "heavy", "both-heavy", "depthwise"],
 )
 def test_a_dead_channel_beside_a_live_one_may_move(others, weights, group, kept, rng):
     """A layer that adds both up rounds as much for the live one; a depthwise one does not."""

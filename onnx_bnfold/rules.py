@@ -119,11 +119,15 @@ def _lift(change: Affine, rank: int) -> Affine:
     return change.map(lambda a: a.reshape((1,) * missing + a.shape))
 
 
+# Elements up to which a constant may grow along several axes: less than 5 kB for a whole node.
+LARGEST_GROWN = 1024
+
+
 def _lower(view: NodeView, slot: int, change: Affine) -> Affine:
     """Write a change of the broadcast result as one of an operand.
 
-    A constant may grow to one value per position of an axis, as the parameters of a norm are, and
-    not to one per element of a tensor; a computed operand must have the change's axes already.
+    A constant may grow to one value per position of an axis, as the parameters of a norm are, but
+    only if it stays small to one per element; a computed operand must have the change's axes.
     """
     constant = view.constant(slot)
     if constant is not None:
@@ -132,7 +136,7 @@ def _lower(view: NodeView, slot: int, change: Affine) -> Affine:
                 Reason.PRECISION, view.label, "a scale of zero cannot be taken out of its constant"
             )
         grown = np.broadcast_shapes(constant.dims, change.shape)  # ValueError where they disagree
-        if math.prod(grown) > max(constant.size, *change.shape, 1):
+        if math.prod(grown) > max(constant.size, LARGEST_GROWN, *change.shape):
             raise Refused(
                 Reason.NOT_SMALLER,
                 view.label,

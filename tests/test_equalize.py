@@ -152,6 +152,24 @@ def test_scales_of_one_size_or_beyond_use_are_left_alone(gamma, rng):
     assert folded.SerializeToString() == onnx_bnfold.fold(model, PLAIN)[0].SerializeToString()
 
 
+def test_the_sizes_of_a_norm_that_stays_are_those_it_has_behind_an_equalized_tensor(rng):
+    """They are 1/16, 1/4, 1/4 and 1: its own, divided by the factors of what it reads."""
+    powers = np.array([0.25, 0.5, 0.5, 1], np.float32)
+    parts = join(
+        conv("x", "a", (4, 4, 3, 3), rng), uneven("a", "n", rng, powers),
+        node("Relu", ["n"], ["r"]), uneven("r", "k", rng, powers), node("Tanh", ["k"], ["y"]),
+    )  # fmt: skip
+    known = {"n_var": np.ones_like(powers), "k_mean": np.zeros_like(powers), "k_var": powers**2}
+    others = [t for t in parts.initializers if t.name not in known]
+    model = model_of(
+        parts.nodes, X, ["y"], [*others, *(tensor(name, value) for name, value in known.items())]
+    )
+    folded, report = fold_checked(model, kept=1, options=EQUALIZE)
+    assert report.equalized
+    scale = next(n.input[1] for n in folded.graph.node if n.op_type == "BatchNormalization")
+    assert len(set(initializer(folded, scale).tolist())) == 1
+
+
 LEFT = {
     "sigmoid": lambda rng: join(front(rng), node("Sigmoid", ["n"], ["r"]), behind("r", rng)),
     "clip": lambda rng: join(

@@ -97,6 +97,16 @@ UNKNOWN_FIELDS = {
 }
 
 
+@pytest.mark.parametrize("unknown", UNKNOWN_FIELDS.values(), ids=UNKNOWN_FIELDS)
+def test_fields_behind_one_that_nobody_knows(unknown):
+    content = unknown + b"\x0a\x03abc"
+    found = {
+        n: content[at:stop] for n, _, at, stop in wire.fields(wire.Blob(content), 0, len(content))
+    }
+    assert found.pop(1) == b"abc"
+    assert found in ({}, {1001: b"some content"})
+
+
 def scrambled(message, rng):
     """Serialises a message with its fields in any order, and with fields that nobody knows."""
     groups = []

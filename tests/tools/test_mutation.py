@@ -192,9 +192,12 @@ def test_the_own_tests_of_a_module_come_first_and_then_the_fastest():
     ]
     fast = ["tests/test_b.py::fast", "tests/test_c.py::fast"]
     own, slow = ["tests/test_a.py::own"], ["tests/test_b.py::slow"]
-    assert campaign.stages_of(tests, "a", 60) == [own, fast, slow]
-    assert campaign.stages_of(tests, "a", 1) == [own, fast]
-    assert campaign.stages_of(tests, "folder/a", 60) == [own, fast, slow]
+    assert campaign.stages_of(tests, "a", 60, {}) == [own, fast, slow]
+    assert campaign.stages_of(tests, "a", 1, {}) == [own, fast]
+    assert campaign.stages_of(tests, "folder/a", 60, {}) == [own, fast, slow]
+    noticing = {slow[0]: 3}
+    assert campaign.stages_of(tests, "a", 60, noticing) == [own + slow, fast]
+    assert campaign.stages_of(tests, "a", 1, noticing) == [own, fast]
 
 
 def test_every_equivalent_is_explained():

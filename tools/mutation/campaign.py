@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ from tools.mutation.lines import Lines, Test, copied, session
 
 EQUIVALENTS = Path(__file__).with_name("equivalents.yaml")
 NOTICED, ENDLESS, UNNOTICED, EQUIVALENT = "noticed", "timed out", "unnoticed", "equivalent"
-AT_FIRST = 40  # tests of the module's own test files that run before all others
+AT_FIRST = 40  # tests of the module's own files, and such that notice much, before all others
 BUCKETS = (0.03, 0.3, float("inf"))  # seconds: the tests of each run together, file by file
-LONGEST = 120.0  # seconds that a session has to begin, and then each test
+LONGEST = 60.0  # seconds that a session has to begin, and then each test
 
 Result = dict[str, Any]
 
@@ -55,6 +55,8 @@ class Campaign:
         for line in kept.read_text().splitlines() if kept.exists() else ():
             result = json.loads(line)
             self._known[_identity(result)] = result
+        known = self._known.values()
+        self._noticing = Counter(r["by"] for r in known if r["verdict"] == NOTICED)
         if again:
             judged = self._known.items()
             self._known = {k: r for k, r in judged if r["verdict"] != UNNOTICED}
@@ -92,12 +94,13 @@ class Campaign:
             return known
         begun = time.perf_counter()
         tests = self._lines.of(change)
-        stages = stages_of(tests, change.module, self._budget)
+        stages = stages_of(tests, change.module, self._budget, self._noticing)
         with copied(self._package, change) as folder:
             verdict, by = _verdict(folder, stages)
         result |= {"verdict": verdict, "by": by, "seconds": round(time.perf_counter() - begun, 2)}
         result |= {"tests": sum(map(len, stages)), "of": len(tests)}
         with self._lock:
+            self._noticing[by] += verdict == NOTICED
             with self._kept.open("a") as file:
                 file.write(json.dumps(result) + "\n")
             place = f"{change.module}:{change.line}"
@@ -122,11 +125,19 @@ def explained() -> dict[tuple[str, str, str], str]:
     return {(e["function"], e["before"], e["after"]): e["why"].strip() for e in entries}
 
 
-def stages_of(tests: Iterable[Test], module: str, budget: float) -> list[list[str]]:
+def stages_of(
+    tests: Iterable[Test], module: str, budget: float, noticing: Mapping[str, int]
+) -> list[list[str]]:
     """Return which tests to run in which order, in groups.
 
-    First those of the module's own test files, then by the time that they take; within a group file
-    by file, so that what a file prepares is prepared once.
+    First the module's own and those that have noticed most until now, then by the time that they
+    take; within a group file by file, so that what a file prepares is prepared once.
+
+    Args:
+        tests: those that execute the change.
+        module: that it is in.
+        budget: seconds, for the fastest; what takes longer is left out.
+        noticing: test → how many changes it has noticed; this decides on the order alone.
     """
     prefixes = tuple(f"test_{part}" for part in module.split("/"))
     fastest = sorted(tests, key=lambda test: test.seconds)
@@ -136,8 +147,10 @@ def stages_of(tests: Iterable[Test], module: str, budget: float) -> list[list[st
         if total + test.seconds <= budget or not chosen:
             chosen.append(test)
             total += test.seconds
-    groups = [[t for t in chosen if t in own]]
-    rest, low = [t for t in chosen if t not in own], 0.0
+    keen = sorted(chosen, key=lambda test: -noticing.get(test.name, 0))[:AT_FIRST]
+    first = {*own, *(test for test in keen if test.name in noticing)}
+    groups = [[t for t in chosen if t in first]]
+    rest, low = [t for t in chosen if t not in first], 0.0
     for high in BUCKETS:
         groups.append([t for t in rest if low <= t.seconds < high])
         low = high

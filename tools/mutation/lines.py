@@ -106,11 +106,13 @@ def _references(package: Path) -> dict[str, set[tuple[str, int]]]:
 
 @contextmanager
 def copied(package: Path, change: Change | None = None) -> Iterator[Path]:
-    """Give a folder with a copy of the package, changed or as it is, and remove it at the end."""
+    """Give the repository with a copy of the package, changed or as it is; remove it at the end."""
     with tempfile.TemporaryDirectory(prefix="mutation-") as name:
         folder = Path(name)
         shutil.copytree(package, folder / PACKAGE)
-        (folder / "tools").symlink_to(ROOT / "tools")
+        for other in ROOT.glob("[!.]*"):
+            if other.name != PACKAGE:
+                (folder / other.name).symlink_to(other)
         if change is not None:
             path = folder / PACKAGE / f"{change.module}.py"
             path.write_text(change.source)

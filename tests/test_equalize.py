@@ -26,6 +26,8 @@ from onnx_bnfold import Options, UsageError
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.quantize import quantised, snr
 from onnx_bnfold.check.sessions import Session
+from onnx_bnfold.equalize import _Group, _Member
+from onnx_bnfold.ranges import Range
 
 EQUALIZE = Options(profile="int8", equalize=True)
 PLAIN = Options(profile="int8")
@@ -127,6 +129,17 @@ def test_a_reader_that_feels_nothing_gets_even_channels(rng):
     old, new = (initializer(m, m.graph.node[0].input[1]) for m in (plain, folded))
     factors = (new / old).reshape(4, -1)[:, 0]
     np.testing.assert_allclose(factors, UNEVEN.max() / UNEVEN, rtol=0.02)
+
+
+def test_a_channel_is_as_large_as_where_it_is_largest():
+    """Beside the largest of the same tensor; the sizes of two tensors are not compared."""
+    channels, gain = np.arange(2), np.ones(2)
+    uneven, even = (
+        _Member(channels, Range(-high, high, high**2, 4))
+        for high in (np.array([0.25, 1]), np.array([8.0, 8]))
+    )
+    np.testing.assert_array_equal(_Group((uneven,), (uneven,), gain).factors(), [4, 1])
+    assert _Group((uneven, even), (uneven,), gain).factors() is None
 
 
 def test_a_norm_that_stays_gets_scales_of_one_size(rng):

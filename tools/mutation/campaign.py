@@ -139,9 +139,8 @@ def stages_of(
         budget: seconds, for the fastest; what takes longer is left out.
         noticing: test → how many changes it has noticed; this decides on the order alone.
     """
-    prefixes = tuple(f"test_{part}" for part in module.split("/"))
     fastest = sorted(tests, key=lambda test: test.seconds)
-    own = [t for t in fastest if Path(t.file).stem.startswith(prefixes)][:AT_FIRST]
+    own = [test for test in fastest if test.is_about(module)][:AT_FIRST]
     chosen, total = list[Test](), 0.0
     for test in dict.fromkeys([*own, *fastest]):
         if total + test.seconds <= budget or not chosen:

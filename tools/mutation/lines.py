@@ -33,6 +33,10 @@ class Test(NamedTuple):
         """The file that it is in, relative to the repository."""
         return self.name.partition("::")[0]
 
+    def is_about(self, module: str) -> bool:
+        """Whether it is in one of the module's own test files."""
+        return Path(self.file).stem.startswith(tuple(f"test_{part}" for part in module.split("/")))
+
 
 class Lines:
     """Which tests execute which lines.
@@ -70,10 +74,12 @@ class Lines:
                 here.update(numbers[i] for i in _ones(int(bits, 16)) if i in numbers)
 
     def of(self, change: Change) -> list[Test]:
-        """Return the tests that execute a change: none if no test does, in its own process.
+        """Return the tests that execute a change.
 
         What only an import executes is met by the tests that execute a line with a name that it
-        defines, and if there are none, by all tests of the module.
+        defines, and if there are none, by all tests of the module. Tests that start processes may
+        execute anything: those of the module's own files are asked, too, and all of them where no
+        test executes the change in its own process.
         """
         here = self.lines.get(change.module, {})
         found: set[int] = set().union(*(here.get(line, ()) for line in change.lines))
@@ -82,7 +88,8 @@ class Lines:
                 found |= self.lines.get(module, {}).get(line, set())
         if not found and not change.lines:
             found = set().union(*here.values())
-        return [self.tests[i] for i in sorted(found or self.processes)]
+        own = {i for i in self.processes if self.tests[i].is_about(change.module)}
+        return [self.tests[i] for i in sorted(found | own if found else self.processes)]
 
 
 def _ones(bits: int) -> Iterator[int]:

@@ -218,7 +218,7 @@ def test_changes_are_judged_by_tests_in_a_process_of_their_own(tmp_path, monkeyp
     known = lines.lines_of(package, files, tmp_path / "map", 1)
     assert known.tests
     assert not known.failing
-    monkeypatch.setattr(campaign, "LONGEST", 20.0)
+    monkeypatch.setattr(campaign, "TO_BEGIN", 20.0)
     judge = campaign.Campaign(package, known, 60, kept)
     judge.require_passing()
     drawn = [changed("# a comment"), changed("all_along = None"), changed("while True: pass")]

@@ -29,7 +29,8 @@ EQUIVALENTS = Path(__file__).with_name("equivalents.yaml")
 NOTICED, ENDLESS, UNNOTICED, EQUIVALENT = "noticed", "timed out", "unnoticed", "equivalent"
 AT_FIRST = 40  # tests of the module's own files, and such that notice much, before all others
 BUCKETS = (0.03, 0.3, float("inf"))  # seconds: the tests of each run together, file by file
-LONGEST = 60.0  # seconds that a session has to begin, and then each test
+TO_BEGIN = 60.0  # seconds that a session has to begin
+TO_PASS = 30.0  # seconds that a test has beyond twenty times what it takes
 
 Result = dict[str, Any]
 
@@ -50,6 +51,7 @@ class Campaign:
         self, package: Path, lines: Lines, budget: float, kept: Path, again: bool = False
     ) -> None:
         self._package, self._lines, self._budget, self._kept = package, lines, budget, kept
+        self._seconds = {test.name: test.seconds for test in lines.tests}
         self._lock = threading.Lock()
         self._known: dict[tuple[Any, ...], Result] = {}
         for line in kept.read_text().splitlines() if kept.exists() else ():
@@ -71,7 +73,7 @@ class Campaign:
         fastest = sorted(self._lines.tests, key=lambda test: -test.seconds)
         tests = [test.name for test in {test.file: test for test in fastest}.values()]
         with copied(self._package) as folder:
-            verdict, by = _verdict(folder, [tests])
+            verdict, by = _verdict(folder, [tests], self._seconds)
         if verdict != UNNOTICED:
             raise SystemExit(f"the tests do not pass on the code as it is: {verdict} by {by}")
 
@@ -96,7 +98,7 @@ class Campaign:
         tests = self._lines.of(change)
         stages = stages_of(tests, change.module, self._budget, self._noticing)
         with copied(self._package, change) as folder:
-            verdict, by = _verdict(folder, stages)
+            verdict, by = _verdict(folder, stages, self._seconds)
         result |= {"verdict": verdict, "by": by, "seconds": round(time.perf_counter() - begun, 2)}
         result |= {"tests": sum(map(len, stages)), "of": len(tests)}
         with self._lock:
@@ -160,8 +162,10 @@ def stages_of(
     ]
 
 
-def _verdict(folder: Path, stages: list[list[str]]) -> tuple[str, str]:
-    """Run the tests; return the verdict and which test it is due to."""
+def _verdict(
+    folder: Path, stages: list[list[str]], seconds: Mapping[str, float]
+) -> tuple[str, str]:
+    """Run the tests, of known durations; return the verdict and which test it is due to."""
     if not stages:
         return UNNOTICED, "no test executes it"
     running = session(folder, "run")
@@ -170,7 +174,7 @@ def _verdict(folder: Path, stages: list[list[str]]) -> tuple[str, str]:
     try:
         json.dump(stages, running.stdin)
         running.stdin.close()
-        for message in _messages(running):
+        for message in _messages(running, seconds):
             if "failed" in message:
                 failed = message["failed"]
                 return (NOTICED, failed) if failed else (UNNOTICED, "")
@@ -184,22 +188,26 @@ def _verdict(folder: Path, stages: list[list[str]]) -> tuple[str, str]:
         _end(running)
 
 
-def _messages(running: subprocess.Popen[str]) -> Iterator[dict[str, str]]:
+def _messages(
+    running: subprocess.Popen[str], seconds: Mapping[str, float]
+) -> Iterator[dict[str, str]]:
     """Yield what a session says.
 
     Raises:
         TimeoutError: it says nothing for too long.
     """
     assert running.stdout is not None
-    rest, source = b"", running.stdout.fileno()
+    rest, source, limit = b"", running.stdout.fileno(), TO_BEGIN
     while True:
-        if not select.select([source], [], [], LONGEST)[0]:
+        if not select.select([source], [], [], limit)[0]:
             raise TimeoutError
         read = os.read(source, 1 << 16)
         if not read:
             return
         *lines, rest = (rest + read).split(b"\n")
-        yield from map(json.loads, lines)
+        for message in map(json.loads, lines):
+            limit = TO_PASS + 20 * seconds.get(message.get("begins"), 0)
+            yield message
 
 
 def _end(running: subprocess.Popen[str]) -> None:

@@ -26,7 +26,7 @@ from onnx_bnfold import Options, UsageError
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.quantize import quantised, snr
 from onnx_bnfold.check.sessions import Session
-from onnx_bnfold.equalize import _Group, _Member
+from onnx_bnfold.equalize import _Group, _Member, _Reader
 from onnx_bnfold.ranges import Range
 
 EQUALIZE = Options(profile="int8", equalize=True)
@@ -140,6 +140,17 @@ def test_a_channel_is_as_large_as_where_it_is_largest():
     )
     np.testing.assert_array_equal(_Group((uneven,), (uneven,), gain).factors(), [4, 1])
     assert _Group((uneven, even), (uneven,), gain).factors() is None
+
+
+def test_the_noise_of_steps_of_one():
+    """A twelfth each: of 255 steps in a tensor's range, and of 127 in a weight's magnitude."""
+    member = _Member(np.arange(2), Range(np.full(2, -55.0), np.full(2, 200.0), np.ones(2), 4))
+    gain, power = np.array([3.0, 9]), np.array([4.0, 8])
+    assert member.noise(np.ones(2), gain) == pytest.approx(12 / 12)
+    assert member.noise(np.array([2.0, 2]), gain) == pytest.approx(12 / 12)
+    reader = _Reader(member, np.full((1, 2, 2), 127.0), gain, power)
+    assert reader.noise(np.ones(2), gain) == pytest.approx(2 * 12 / 12)
+    assert reader.noise(np.array([2.0, 1]), gain) == pytest.approx(2 * 24 / 12)
 
 
 def test_a_norm_that_stays_gets_scales_of_one_size(rng):

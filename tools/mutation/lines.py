@@ -14,10 +14,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tools.mutation.changes import Change
 from tools.mutation.session import PACKAGE, ROOT
+
+Found = dict[str, Any]  # of one test file: see `session.Mapper`
 
 LEFT_OUT = (ROOT / "tests" / "tools",)  # they are about what is no part of the package
 
@@ -48,7 +50,7 @@ class Lines:
         processes: tests that start processes, in which nobody sees what they execute.
     """
 
-    def __init__(self, package: Path, maps: Iterable[dict]) -> None:
+    def __init__(self, package: Path, maps: Iterable[Found]) -> None:
         self.tests: list[Test] = []
         self.lines: dict[str, dict[int, set[int]]] = {}
         self.failing: list[str] = []
@@ -57,7 +59,7 @@ class Lines:
             self._add(found)
         self._referring = _references(package)
 
-    def _add(self, found: dict) -> None:
+    def _add(self, found: Found) -> None:
         numbers: dict[int, int] = {}
         for index, test in enumerate(found["tests"]):
             if not test["passed"]:
@@ -105,8 +107,8 @@ def _references(package: Path) -> dict[str, set[tuple[str, int]]]:
     for path in package.rglob("*.py"):
         module = path.relative_to(package).with_suffix("").as_posix()
         for node in ast.walk(ast.parse(path.read_text())):
-            name = getattr(node, "id", getattr(node, "attr", None))
-            if name is not None and isinstance(getattr(node, "ctx", None), ast.Load):
+            if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
+                name = node.id if isinstance(node, ast.Name) else node.attr
                 found.setdefault(name, set()).add((module, node.lineno))
     return found
 
@@ -158,13 +160,14 @@ def lines_of(package: Path, files: Sequence[Path], folder: Path, workers: int) -
         SystemExit: a session ends without an answer.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = _digest(sorted(package.rglob("*.py")))
+    helpers = [p for p in (ROOT / "tests").rglob("*.py") if not p.name.startswith("test_")]
+    state = _digest(sorted([*package.rglob("*.py"), *helpers]))
 
-    def mapped(path: Path) -> dict:
+    def mapped(path: Path) -> Found:
         name = path.relative_to(ROOT / "tests").with_suffix("").as_posix().replace("/", "-")
         kept, key = folder / f"{name}.json", f"{state} {_digest([path])}"
         if kept.exists():
-            found = json.loads(kept.read_text())
+            found: Found = json.loads(kept.read_text())
             if found["of"] == key:
                 return found
         with copied(package) as copy:

@@ -36,6 +36,9 @@ def test_what_is_drawn_is_shown_before_the_next_item(monkeypatch):
     assert next(bar) == "a"
     assert shown == [stream.getvalue()]
     assert "0/2" in shown[0]
+    assert list(bar) == ["b"]
+    assert shown[-1] == stream.getvalue()
+    assert shown[-1].endswith(" \r")
 
 
 def test_silent_on_a_dumb_terminal(monkeypatch):

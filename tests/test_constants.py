@@ -309,6 +309,24 @@ def test_cast_like_of_a_computed_tensor_of_known_type():
     fold_checked(net.model(net.op("BatchNormalization", t, *parameters)))
 
 
+def bn_whose_mean_is_the_shape_of_its_input(net):
+    t = net.conv("x", 4)
+    mean = net.op("Cast", net.op("Shape", t), to=TensorProto.FLOAT)
+    parameters = [net.random(4), net.random(4), mean, net.const(np.full(4, 0.5))]
+    return net.model(net.op("BatchNormalization", t, *parameters))
+
+
+def test_shape_of_a_computed_tensor_of_known_dims():
+    folded, _ = fold_checked(bn_whose_mean_is_the_shape_of_its_input(Net((2, 4, 3, 5))))
+    assert ops(folded) == ["Conv"]
+
+
+@pytest.mark.parametrize("shape", [("N", 4, 4, 4), (2, 4, 4, "W")])
+def test_shape_of_a_computed_tensor_with_a_dynamic_axis(shape):
+    _, report = fold_checked(bn_whose_mean_is_the_shape_of_its_input(Net(shape)), kept=1)
+    assert report.kept[0].refusal.reason is Reason.PARAMETERS_NOT_CONSTANT
+
+
 @pytest.mark.parametrize("op", ["RandomNormal", "RandomUniform"])
 def test_random_operator_is_not_a_constant(op):
     net = Net(IMAGE)
@@ -433,6 +451,30 @@ def test_constant_that_cannot_be_evaluated_is_none(broken):
     model = helper.make_model(net.graph(y), opset_imports=imports)
     _, report = onnx_bnfold.fold(model)
     assert len(report.kept) == 1
+
+
+TWO_VALUES = {"value": support.tensor("", np.zeros(4, np.float32)), "value_floats": [1.0] * 4}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "use"),
+    [({}, "mean"), (TWO_VALUES, "mean"), ({}, "type of the mean")],
+    ids=["no-value", "two-values", "no-value-as-a-type"],
+)
+def test_malformed_constant_node_is_none(attributes, use):
+    """As an output of the graph it has a type all the same."""
+    net = Net(IMAGE)
+    t, mean = net.conv("x", 4), constant_node(net, **attributes)
+    declared = helper.make_tensor_value_info(mean, TensorProto.FLOAT, [4])
+    if use == "type of the mean":
+        mean = net.op("CastLike", net.random(4, dtype=np.float64), mean)
+    parameters = [net.random(4), net.random(4), mean, net.const(np.ones(4))]
+    y = net.op("BatchNormalization", t, *parameters)
+    model = helper.make_model(net.graph(y), opset_imports=[helper.make_opsetid("", 17)])
+    model.graph.output.append(declared)
+    folded, report = onnx_bnfold.fold(model)
+    assert [kept.refusal.reason for kept in report.kept] == [Reason.PARAMETERS_NOT_CONSTANT]
+    assert ops(folded) == ops(model)
 
 
 def test_constant_evaluated_with_the_opset_of_the_model():

@@ -14,6 +14,13 @@ def processors(request, monkeypatch):
     return request.param
 
 
+@pytest.mark.parametrize(("counted", "threads"), [(8, 8), (None, 1)])
+def test_a_system_that_does_not_say_which_processors_are_ours(counted, threads, monkeypatch):
+    monkeypatch.delattr(crew.os, "sched_getaffinity")
+    monkeypatch.setattr(crew.os, "cpu_count", lambda: counted)
+    assert crew._processors() == threads
+
+
 def test_every_job_is_done_once(processors):
     done = []
     crew.run([lambda i=i: done.append(i) for i in range(100)])

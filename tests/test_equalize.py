@@ -26,7 +26,7 @@ from onnx_bnfold import Options, UsageError
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.quantize import quantised, snr
 from onnx_bnfold.check.sessions import Session
-from onnx_bnfold.equalize import _Member, _Reader
+from onnx_bnfold.equalize import _Group, _Member, _Reader
 from onnx_bnfold.ranges import Range
 
 EQUALIZE = Options(profile="int8", equalize=True)
@@ -131,6 +131,28 @@ def test_a_reader_that_feels_nothing_gets_even_channels(rng):
     np.testing.assert_allclose(factors, UNEVEN.max() / UNEVEN, rtol=0.02)
 
 
+def test_a_channel_is_as_large_as_where_it_is_largest():
+    """Beside the largest of the same tensor; the sizes of two tensors are not compared."""
+    channels, gain = np.arange(2), np.ones(2)
+    uneven, even = (
+        _Member(channels, Range(-high, high, high**2, 4))
+        for high in (np.array([0.25, 1]), np.array([8.0, 8]))
+    )
+    np.testing.assert_array_equal(_Group((uneven,), (uneven,), gain).factors(), [4, 1])
+    assert _Group((uneven, even), (uneven,), gain).factors() is None
+
+
+def test_the_noise_of_steps_of_one():
+    """A twelfth each: of 255 steps in a tensor's range, and of 127 in a weight's magnitude."""
+    member = _Member(np.arange(2), Range(np.full(2, -55.0), np.full(2, 200.0), np.ones(2), 4))
+    gain, power = np.array([3.0, 9]), np.array([4.0, 8])
+    assert member.noise(np.ones(2), gain) == pytest.approx(12 / 12)
+    assert member.noise(np.array([2.0, 2]), gain) == pytest.approx(12 / 12)
+    reader = _Reader(member, np.full((1, 2, 2), 127.0), gain, power)
+    assert reader.noise(np.ones(2), gain) == pytest.approx(2 * 12 / 12)
+    assert reader.noise(np.array([2.0, 1]), gain) == pytest.approx(2 * 24 / 12)
+
+
 def test_a_norm_that_stays_gets_scales_of_one_size(rng):
     """Their sizes go into the variance; signs, zeros and the function stay."""
     parts = join(node("Relu", ["x"], ["r"]), bn("r", "n", 4, rng), node("Tanh", ["n"], ["y"]))
@@ -152,6 +174,24 @@ def test_scales_of_one_size_or_beyond_use_are_left_alone(gamma, rng):
     model = model_of(parts.nodes, X, ["y"], parts.initializers)
     folded, _ = onnx_bnfold.fold(model, EQUALIZE)
     assert folded.SerializeToString() == onnx_bnfold.fold(model, PLAIN)[0].SerializeToString()
+
+
+def test_the_sizes_of_a_norm_that_stays_are_those_it_has_behind_an_equalized_tensor(rng):
+    """They are 1/16, 1/4, 1/4 and 1: its own, divided by the factors of what it reads."""
+    powers = np.array([0.25, 0.5, 0.5, 1], np.float32)
+    parts = join(
+        conv("x", "a", (4, 4, 3, 3), rng), uneven("a", "n", rng, powers),
+        node("Relu", ["n"], ["r"]), uneven("r", "k", rng, powers), node("Tanh", ["k"], ["y"]),
+    )  # fmt: skip
+    known = {"n_var": np.ones_like(powers), "k_mean": np.zeros_like(powers), "k_var": powers**2}
+    others = [t for t in parts.initializers if t.name not in known]
+    model = model_of(
+        parts.nodes, X, ["y"], [*others, *(tensor(name, value) for name, value in known.items())]
+    )
+    folded, report = fold_checked(model, kept=1, options=EQUALIZE)
+    assert report.equalized
+    scale = next(n.input[1] for n in folded.graph.node if n.op_type == "BatchNormalization")
+    assert len(set(initializer(folded, scale).tolist())) == 1
 
 
 LEFT = {

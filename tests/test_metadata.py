@@ -9,7 +9,7 @@ import pytest
 from support import bn, conv, join, model_of, node
 
 from onnx_bnfold import Options, fold, fold_file
-from onnx_bnfold.metadata import KEY, sha256_of
+from onnx_bnfold.metadata import KEY, begin_hashing, sha256_of
 from onnx_bnfold.version import __version__
 
 X = {"x": ("N", 3, 5, 6)}
@@ -103,6 +103,15 @@ def test_sha256(size, tmp_path):
     path = tmp_path / "f"
     path.write_bytes(bytes(size))
     assert sha256_of(path) == hashlib.sha256(bytes(size)).hexdigest()
+
+
+def test_hashing_begins_before_the_hash_is_asked_for(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr("onnx_bnfold.metadata._Hashing", begun.append)
+    (tmp_path / "f").write_bytes(b"content")
+    for path in (tmp_path / "f", tmp_path, tmp_path / "nothing"):
+        begin_hashing(path)
+    assert begun == [str(tmp_path / "f")]
 
 
 @pytest.mark.parametrize("error", [OSError, MemoryError])

@@ -28,6 +28,19 @@ def test_draws_on_a_terminal_and_cleans_up(monkeypatch):
     assert "\x1b" not in stream.getvalue()
 
 
+def test_what_is_drawn_is_shown_before_the_next_item(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream, shown = Terminal(), []
+    stream.flush = lambda: shown.append(stream.getvalue())
+    bar = progress(iter("ab"), total=2, label="letters", stream=stream)
+    assert next(bar) == "a"
+    assert shown == [stream.getvalue()]
+    assert "0/2" in shown[0]
+    assert list(bar) == ["b"]
+    assert shown[-1] == stream.getvalue()
+    assert shown[-1].endswith(" \r")
+
+
 def test_silent_on_a_dumb_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     stream = Terminal()

@@ -57,6 +57,19 @@ def test_both_branches_of_an_if():
     assert report.nodes_before - report.nodes_after == 2
 
 
+def test_indices_of_a_max_pool_that_a_branch_reads():
+    """They would be the same ones, but for values that are alike."""
+    net = Net(IMAGE)
+    t, indices = net.op("MaxPool", net.conv("x", 4), outputs=2, kernel_shape=[2, 2])
+    z = branch(
+        net,
+        lambda inner: inner.op("Cast", indices, to=FLOAT),
+        lambda inner: inner.op("Cast", inner.op("Neg", indices), to=FLOAT),
+    )
+    _, report = both_ways(net.model(net.bn(t, channels=4, signs="positive"), z), kept=1)
+    assert Reason.OPAQUE in reasons(report)[0]
+
+
 def test_a_weight_of_a_branch_keeps_its_description():
     net = Net(IMAGE)
     model = net.model(branch(net, conv_bn, conv_bn))

@@ -1,10 +1,14 @@
-"""What shape inference is not shown, and what is said of the nodes behind that."""
+"""Shapes: what inference does not say, what it is not shown, and what is said of the nodes there."""
 
+import numpy as np
 import pytest
 from graphs import Net
-from support import count, fold_checked
+from support import count, fold_checked, ops
 
 from onnx_bnfold import Reason, slices
+
+WINDOW = {"kernel_shape": [2, 2]}
+FEEDS = {"x": np.random.default_rng(0).standard_normal((2, 4, 3, 3)).astype(np.float32)}
 
 
 def behind_slices(number):
@@ -38,3 +42,21 @@ def test_behind_axes_that_are_misread(opset, axes):
     _, report = fold_checked(net.model(y), kept=1)
     assert report.kept[0].refusal.reason is Reason.UNKNOWN_SHAPE
     assert "misreads" in report.kept[0].refusal.sentence
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes"), [("AveragePool", WINDOW), ("MaxPool", WINDOW), ("Identity", {})]
+)
+@pytest.mark.parametrize("side", ["behind", "in front"])
+def test_the_rank_that_a_layer_fixes_passes_an_operator(op, attributes, side):
+    """The input has no shape: how many axes there are, only the layer's weight says."""
+    net = Net(None)
+    t = net.input("x", None)
+    if side == "behind":
+        t = net.op(op, net.conv(t, 4, channels=4, rank=4), **attributes)
+        y = net.bn(t, channels=4, signs="positive")
+    else:
+        t = net.op(op, net.bn(t, channels=4, signs="positive"), **attributes)
+        y = net.conv(t, 4, channels=4, rank=4)
+    folded, _ = fold_checked(net.model(y), feeds=FEEDS)
+    assert "BatchNormalization" not in ops(folded)

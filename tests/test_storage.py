@@ -98,6 +98,16 @@ UNKNOWN_FIELDS = {
 }
 
 
+@pytest.mark.parametrize("unknown", UNKNOWN_FIELDS.values(), ids=UNKNOWN_FIELDS)
+def test_fields_behind_one_that_nobody_knows(unknown):
+    content = unknown + b"\x0a\x03abc"
+    found = {
+        n: content[at:stop] for n, _, at, stop in wire.fields(wire.Blob(content), 0, len(content))
+    }
+    assert found.pop(1) == b"abc"
+    assert found in ({}, {1001: b"some content"})
+
+
 def scrambled(message, rng):
     """Serialises a message with its fields in any order, and with fields that nobody knows."""
     groups = []
@@ -606,6 +616,19 @@ def test_many_data_files(tmp_path, monkeypatch, count, few_files):
     np.testing.assert_equal(values_of(tmp_path / "out.onnx"), expected)
 
 
+def test_a_file_has_its_size_before_it_is_filled(tmp_path):
+    target = tmp_path / "f"
+    with files.OutputFile(target) as out:
+        out.write(b"head")
+        place = out.reserve(5000)
+        out.complete()
+        (unfinished,) = tmp_path.iterdir()
+        assert unfinished.stat().st_size == 5004
+        out.fill(place, [b"body"])
+        out.commit(target)
+    assert target.read_bytes() == b"headbody" + bytes(4996)
+
+
 # --- whole or not at all -------------------------------------------------------------------------
 
 
@@ -1020,6 +1043,17 @@ def test_a_link_put_in_place_of_a_data_file_is_not_followed(tmp_path, monkeypatc
             file.read(first)
         with pytest.raises(ModelError, match=r"'a': its data file .*: Too many levels"):
             file.write(file.model, {}, tmp_path / "out.onnx")
+
+
+def test_a_link_put_in_place_of_the_file_of_a_tensor_is_not_followed(tmp_path, monkeypatch):
+    """As if it were put there between the look at the path and the opening of the file."""
+    tensor = make_external(floats("w", 10), tmp_path, "a")
+    (tmp_path / "secret").write_bytes(bytes(40))
+    (tmp_path / "a").unlink()
+    (tmp_path / "a").symlink_to("secret")
+    monkeypatch.setattr(tensors, "resolve", os.path.join)
+    with pytest.raises(ModelError, match="Too many levels of symbolic links"):
+        read_tensor(tensor, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What sees a written model before it gets its place."""
 
+import os
 from pathlib import Path
 
 import onnx
@@ -49,6 +50,13 @@ def test_it_sees_the_files_that_get_their_place(source, tmp_path):
 
 def _ones() -> onnx.TensorProto:
     return onnx.helper.make_tensor("x", onnx.TensorProto.FLOAT, (1, 3, 5, 6), [1.0] * 90)
+
+
+def test_no_file_stays_open(source, tmp_path):
+    fold_file(source, tmp_path / "f.onnx", inspect=lambda outcome: None)
+    before = os.listdir("/proc/self/fd")
+    fold_file(source, tmp_path / "f.onnx", inspect=lambda outcome: None)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_what_it_refuses_leaves_nothing(source, tmp_path):

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import elementwise, layers, movement, pooling  # noqa: F401  (they register generators)
-from . import layer_judge, rule_judge
+from . import elementwise, layer_judge, layers, movement, pooling, rule_judge  # noqa: F401  (they register generators)
 from .cases import Case, spans
 from .engine import NotRunnable, make_trial
 from .layer_judge import ABSORBERS

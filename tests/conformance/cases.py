@@ -209,7 +209,7 @@ class Draw:
     def operand_shape(self, shape: Sequence[int]) -> list[int]:
         """A shape that broadcasts with one: shorter, with axes of size 1, or of its own."""
         own = [1 if self.chance(0.3) else n for n in shape]
-        if self.chance(0.15):
+        if self.chance(0.06):
             own = [self.integer(1, 3) if n == 1 else n for n in own]
         return own[self.integer(0, len(own)) :] if self.chance(0.4) else own
 

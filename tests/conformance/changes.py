@@ -13,15 +13,15 @@ SCALES = ("none", "positive", "positive", "mixed", "negative", "zeros", "ratios"
 SHIFTS = ("none", "none", "normal", "some", "large")
 
 
-def draw_change(rng: np.random.Generator, shape: Sequence[int], *, narrow: bool) -> Affine:
+def draw_change(rng: np.random.Generator, shape: Sequence[int], *, itemsize: int) -> Affine:
     """Draw a change.
 
     Args:
         shape: of the tensor.
-        narrow: whether its type is float16, which holds no large ratios.
+        itemsize: bytes per element of the narrowest type that it is computed in.
     """
-    scale = _values(rng, SCALES[rng.integers(len(SCALES))], _structure(rng, shape), narrow, 1.0)
-    shift = _values(rng, SHIFTS[rng.integers(len(SHIFTS))], _structure(rng, shape), narrow, 0.0)
+    scale = _values(rng, SCALES[rng.integers(len(SCALES))], _structure(rng, shape), itemsize, 1.0)
+    shift = _values(rng, SHIFTS[rng.integers(len(SHIFTS))], _structure(rng, shape), itemsize, 0.0)
     return Affine.of(scale, shift)
 
 
@@ -41,10 +41,11 @@ def _structure(rng: np.random.Generator, shape: Sequence[int]) -> list[int]:
 
 
 def _values(
-    rng: np.random.Generator, kind: str, shape: list[int], narrow: bool, neutral: float
+    rng: np.random.Generator, kind: str, shape: list[int], itemsize: int, neutral: float
 ) -> np.ndarray:
     if kind == "none":
         return np.full((1,) * len(shape), neutral)
+    narrow = itemsize == 2
     sign = rng.choice([-1.0, 1.0], shape)
     positive = 2 ** rng.uniform(-2, 2, shape)
     some = rng.random(shape) < 0.4
@@ -61,7 +62,7 @@ def _values(
             *((-3, 3) if narrow else (-8, 8)), shape
         )
     if kind == "vanished":  # the inverse of a zero scale: that channel is a constant, and unused
-        return positive if narrow else np.where(some, 1 / VANISHING, positive)
+        return np.where(some, 1 / VANISHING, positive) if itemsize == 8 else positive
     if kind == "normal":
         return rng.standard_normal(shape)
     if kind == "some":

@@ -14,9 +14,11 @@ from onnx_bnfold.affine import Affine
 
 from .changes import fitted
 from .engine import NotRunnable, Ports, Trial, is_float, tight, wide
-from .verdict import port_name
 from .sound import wrong
+from .verdict import port_name
 
+# Operators that give one value for many: where a sample shows no other, it shows nothing.
+SATURATING = frozenset(("Clip", "Max", "Min", "Relu"))
 MORE = 40  # samples that a guess has to hold for
 MOST_PROBED = 64  # elements of the operands whose influence is tried one by one
 
@@ -39,7 +41,9 @@ def completion(trial: Trial, known: Ports) -> str:
 
 def visible(trial: Trial, known: Ports) -> bool:
     """Whether numbers of the case's type show scale and shift beside each other."""
-    far = {8: 1e8, 4: 1e3}.get(trial.case.dtype.itemsize, 1e1)
+    far = {8: 1e6, 4: 3e1}.get(trial.narrowest.itemsize, 0.0)
+    if not far:
+        return False
     for change in known.values():
         scale, shift = np.broadcast_arrays(np.abs(change.scale), np.abs(change.shift))
         both = (scale > 0) & (shift > 0)
@@ -185,19 +189,33 @@ def _hold(trial: Trial, inputs: Ports, known_outs: Ports, pairs: Sequence) -> bo
                 return False
     except (NotRunnable, ValueError):
         return False
-    if known_outs and wrong(trial, {**inputs, **known_outs}, outputs=known_outs, strict=True):
+    if known_outs and wrong(trial, {**inputs, **known_outs}, outputs=known_outs, pairs=pairs):
         return False
-    for index in range(trial.case.outputs):
-        y = np.array([outs[index] for _, outs in pairs])
-        z = np.array([outs[index] for outs in after])
-        if ~index in known_outs:
-            continue
-        if not is_float(y.dtype):
-            if not np.array_equal(y, z):
-                return False
-        elif not affine_map(wide(y), wide(z), trial.open_axes(~index), trial.case.dtype, y.dtype):
-            return False
-    return True
+    return all(
+        _follows(
+            trial,
+            ~index,
+            np.array([outs[index] for _, outs in pairs]),
+            np.array([outs[index] for outs in after]),
+            fitted=~index not in known_outs,
+        )
+        for index in range(trial.case.outputs)
+    )
+
+
+def _follows(trial: Trial, port: int, y: np.ndarray, z: np.ndarray, *, fitted: bool) -> bool:
+    """Whether an output changes as it may; ``(samples, *shape)`` before and after."""
+    if not is_float(y.dtype):
+        return np.array_equal(y, z)
+    if trial.case.op in SATURATING and (_stuck(y) or _stuck(z)):
+        return False
+    alike, dtypes = trial.open_axes(port), (trial.case.dtype, y.dtype)
+    return not fitted or affine_map(wide(y), wide(z), alike, *dtypes)
+
+
+def _stuck(y: np.ndarray) -> bool:
+    """Whether some element is the same in all samples."""
+    return bool((y == y[0]).all(axis=0).any())
 
 
 def affine_map(y: np.ndarray, z: np.ndarray, alike: Sequence[int], *dtypes: np.dtype) -> bool:

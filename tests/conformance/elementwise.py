@@ -28,11 +28,11 @@ def prelu(d: Draw) -> Case:
 @generator("Clip")
 def clip(d: Draw) -> Case:
     low, high = d.pick(None, 0.0, 0.0, 0.0, -0.0, -1.0, 0.5), d.pick(None, None, 6.0, 1.0, 0.0)
-    magnitude = None
+    magnitude = 2.0
     if d.chance(0.15):  # a bound that only a wide type can reach
         low, high = 0.0, float(np.finfo(np.float32).max) * (10 if d.dtype == np.float64 else 0.5)
         high = d.pick(high, float(np.finfo(np.float32).max), np.inf)
-        magnitude = 3e39 if d.dtype == np.float64 else None
+        magnitude = 3e39 if d.dtype == np.float64 else 2.0
     if d.dtype == np.float16 and high is not None:
         high = d.pick(high if high < 6e4 else 65504.0, 65504.0)
     return d.node(d.data(d.shape()), min=low, max=high, magnitude=magnitude)
@@ -54,7 +54,7 @@ def binary(d: Draw) -> Case:
 @generator("Max", "Min", "Sum")
 def variadic(d: Draw) -> Case:
     shape = d.shape(0, 4)
-    operands = [_operand(d, d.operand_shape(shape)) for _ in range(d.integer(0, 3))]
+    operands = [_operand(d, d.operand_shape(shape)) for _ in range(d.pick(0, 1, 1, 2, 2, 3))]
     operands.insert(d.integer(0, len(operands)), d.data(shape))
     if d.chance(0.15):
         operands.append(operands[0])

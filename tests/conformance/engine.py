@@ -1,4 +1,4 @@
-"""A case made runnable: its node in onnxruntime, without optimisations, and in the package's eyes."""
+"""A case made runnable: its node in onnxruntime, unoptimised, and as the package sees it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ SAMPLES = 8
 Arrays = list[np.ndarray]
 Ports = Mapping[int, Affine]
 
+ort.set_default_logger_severity(4)
 _options = ort.SessionOptions()
 _options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
 _options.log_severity_level = 4
@@ -120,6 +121,12 @@ class Trial:
         self.kernel = Kernel(case)
         self.samples = [self.sample(i) for i in range(SAMPLES)]
         self.outs = [self.kernel(sample) for sample in self.samples]
+
+    @cached_property
+    def narrowest(self) -> np.dtype:
+        """The narrowest of the types that the node computes in."""
+        found = [self.case.dtype, *(y.dtype for y in self.outs[0] if is_float(y.dtype))]
+        return min(found, key=lambda dtype: dtype.itemsize)
 
     @cached_property
     def site(self) -> Site:

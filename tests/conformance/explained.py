@@ -13,7 +13,9 @@ import numpy as np
 
 from onnx_bnfold.affine import VANISHED
 from onnx_bnfold.reasons import Reason, Refusal
+from onnx_bnfold.rules import OUT
 
+from .complete import influence
 from .engine import Ports, Trial
 
 Condition = Callable[[Trial, Ports], bool]
@@ -48,6 +50,55 @@ def _given(name: str) -> Condition:
     )
 
 
+def _same_bounds(trial: Trial, known: Ports) -> bool:
+    given = {o.name: o.value for o in trial.case.operands if o.name}
+    low, high = (trial.case.attributes.get(name, given.get(name)) for name in ("min", "max"))
+    return (low is None and high is None) or (
+        low is not None and high is not None and float(low) >= float(high)
+    )
+
+
+def _single(trial: Trial, known: Ports) -> bool:
+    """Whether every element of the output is made of one element."""
+    reached = influence(trial, 0, [OUT])
+    names = {trial.case.key(slot) for slot, o in enumerate(trial.case.operands) if o.changes}
+    return len(names) == 1 and reached is not None and bool((reached.sum(axis=0) <= 1).all())
+
+
+def _repeated_axes(trial: Trial, known: Ports) -> bool:
+    given = {o.name: o.value for o in trial.case.operands if not o.changes and o.name}
+    axes = np.asarray(given.get("axes", trial.case.attributes.get("axes", [])))
+    return len(set((axes % len(trial.shape(0))).tolist())) < axes.size
+
+
+def _constant_known(trial: Trial, known: Ports) -> bool:
+    return any(p >= 0 and not trial.case.operands[p].is_data for p in known)
+
+
+def _always(trial: Trial, known: Ports) -> bool:
+    return True
+
+
+def _matrix_bias(trial: Trial, known: Ports) -> bool:
+    operands = trial.case.operands
+    return len(operands) > 2 and operands[2].value is not None and operands[2].value.ndim == 2
+
+
+def _over_positions(trial: Trial, known: Ports) -> bool:
+    return any(max(change.shape[2:], default=1) > 1 for change in known.values())
+
+
+def _along_reduced(trial: Trial, known: Ports) -> bool:
+    """Whether a change varies along an axis that does not come out as it went in."""
+    before, after = trial.shape(0), trial.shape(OUT)
+    kept = before == after
+    return not kept and any(max(change.shape, default=1) > 1 for change in known.values())
+
+
+def _batched_weight(trial: Trial, known: Ports) -> bool:
+    return any(o.value is not None and o.value.ndim > 2 for o in trial.case.operands)
+
+
 def _open(trial: Trial, known: Ports) -> bool:
     operands = range(len(trial.case.operands))
     return any(trial.open_axes(p) for p in (*operands, -1) if p < 0 or trial.samples[0][p].ndim)
@@ -71,13 +122,83 @@ EXPLAINED = (
         "in training mode with a ratio of zero nothing is dropped; no model is exported like that",
     ),
     Explained(
-        "Cast", Reason.UNSUPPORTED_TYPE, lambda trial, known: True,
+        "Cast", Reason.UNSUPPORTED_TYPE, _always,
         "a truth value survives a scale, an integer none but by chance: it holds no floats",
     ),
     Explained(
         "Resize", Reason.OPAQUE, _attribute("coordinate_transformation_mode", "tf_crop_and_resize"),
         "it fills with a constant only where the region exceeds the image; no exporter writes it "
         "between layers",
+    ),
+    Explained(
+        "Clip", None, _same_bounds,
+        "without bounds it does nothing, with equal ones it is a constant; nobody exports either",
+    ),
+    Explained("LeakyRelu", None, _attribute("alpha", 1.0), "with a slope of 1 it does nothing"),
+    *(
+        Explained(
+            op, Reason.NEEDS_POSITIVE_SCALE, _single,
+            "the largest of one element is that element: no exporter writes it",
+        )
+        for op in ("GlobalMaxPool", "Max", "MaxPool", "Min", "ReduceMax", "ReduceMin")
+    ),
+    *(
+        Explained(
+            op, Reason.AXES, _over_positions,
+            "a change that varies over positions comes from no BatchNormalization",
+        )
+        for op in ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool")
+    ),
+    *(
+        Explained(
+            op, Reason.AXES, _always,
+            "a change that varies along a resized axis, or over channels that become positions, "
+            "comes from no BatchNormalization or suits no layer behind",
+        )
+        for op in ("DepthToSpace", "Resize", "SpaceToDepth", "Upsample")
+    ),
+    *(
+        Explained(
+            op, Reason.AXES, _along_reduced,
+            "what varies along a reduced axis may be a shift, whose mean would do, but no norm "
+            "behind a layer makes one there",
+        )
+        for op in ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum")
+    ),
+    Explained(
+        "*", Reason.CONFLICT, _constant_known,
+        "a constant that has its change keeps it, though scale and shift of a constant are one",
+    ),
+    Explained(
+        "Squeeze", Reason.INCONSISTENT_SHAPES, _repeated_axes,
+        "an axis is named twice, of which onnx's own inference makes another rank",
+    ),
+    Explained(
+        "Pad", Reason.CONFLICT, _always,
+        "zeros that are added may have any scale; the rule gives them none",
+    ),
+    Explained(
+        "AveragePool", Reason.NO_SHIFT, _always,
+        "the zeros that are counted make another shift at the border, a picture that nothing takes",
+    ),
+    Explained(
+        "Gemm", Reason.AXES, _matrix_bias,
+        "its C has a value per row and could take a change per row; rows are the batch",
+    ),
+    Explained(
+        "Pad", Reason.AXES, _always,
+        "a change that varies along a padded axis: channels are not padded with each other",
+    ),
+    *(
+        Explained(
+            op, Reason.PADDING, _always,
+            "the few positions of this size, or the zeros of this weight, do not show the border",
+        )
+        for op in ("Conv", "ConvTranspose")
+    ),
+    Explained(
+        "MatMul", Reason.AXES, _batched_weight,
+        "the summand would be a matrix per batch entry, which nothing behind it takes",
     ),
     Explained(
         "Gemm", None, _attribute("alpha", 0.0),

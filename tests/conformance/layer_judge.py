@@ -15,8 +15,8 @@ from onnx_bnfold.rules import OUT
 
 from .cases import LAYOUTS, OPERATOR, Operand
 from .changes import draw_change
-from .engine import Arrays, Kernel, NotRunnable, Ports, Trial, applied, rounding, tight, wide
 from .complete import visible
+from .engine import Arrays, Kernel, NotRunnable, Ports, Trial, applied, rounding, tight, wide
 from .explained import explanation
 from .sound import COMPARED, differing_element, smallest
 from .verdict import Finding, Verdict, ports_text
@@ -46,11 +46,11 @@ def judged(trial: Trial, count: int) -> Iterator[Verdict]:
 def _change(trial: Trial, port: int) -> Affine:
     """Mostly one value per channel, whichever axis that is."""
     shape = trial.shape(port)
-    rng, narrow = trial.rng, trial.case.dtype == np.float16
+    rng, itemsize = trial.rng, trial.narrowest.itemsize
     if not shape or rng.random() < 0.2:
-        return draw_change(rng, shape, narrow=narrow)
+        return draw_change(rng, shape, itemsize=itemsize)
     axis = 1 if len(shape) > 2 and rng.random() < 0.7 else int(rng.integers(len(shape)))
-    change = draw_change(rng, shape[axis : axis + 1], narrow=narrow)
+    change = draw_change(rng, shape[axis : axis + 1], itemsize=itemsize)
     laid = (1,) * axis + (-1,) + (1,) * (len(shape) - axis - 1)
     return change.map(lambda a: a.reshape(laid))
 
@@ -101,12 +101,8 @@ class _Rewritten:
         self.trial = trial
         self.by_slot = {new.slot: value for new, value in constants}
         self.summand = self.by_slot.pop(2, None) if trial.case.op == "MatMul" else None
-        if self.by_slot.get(2) is not None and trial.case.op == "Gemm":
-            self.kernel = _with_bias(trial)
-        elif len(trial.case.operands) <= max(self.by_slot, default=0):
-            self.kernel = _with_bias(trial)
-        else:
-            self.kernel = trial.kernel
+        gets_bias = 2 in self.by_slot and trial.case.op != OPERATOR
+        self.kernel = _with_bias(trial) if gets_bias else trial.kernel
 
     def __call__(self, sample: Arrays, *, magnitudes: bool = False) -> np.ndarray:
         count = max([len(sample), *(slot + 1 for slot in self.by_slot)])

@@ -103,7 +103,7 @@ def _regrouped(d: Draw, shape: list[int]) -> list[int]:
 
 
 def _primes(n: int) -> list[int]:
-    return {4: [2, 2], 6: [d for d in (2, 3)], 1: []}.get(n, [n])
+    return {4: [2, 2], 6: [2, 3], 1: []}.get(n, [n])
 
 
 @generator("Expand")
@@ -217,7 +217,7 @@ def split(d: Draw) -> Case:
     size, outputs = shape[axis], d.integer(1, 4)
     listed = None
     number = outputs if d.has("num_outputs") and d.chance(0.5) else None
-    if number is None and d.chance(0.7):
+    if number is None and (d.since >= 18 or d.chance(0.7)):
         cuts = sorted(d.integers(0, size, outputs - 1))
         listed = np.diff([0, *cuts, size]).tolist()
     elif size % outputs and number is None:

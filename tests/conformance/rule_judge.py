@@ -55,11 +55,11 @@ def _question(trial: Trial, ports: list[int], answer: Ports | None) -> tuple[Por
         if victims:
             victim = victims[0]
             return _twins(
-                trial, {**known, victim: disturbed(rng, answer[victim], trial.case.dtype)}
+                trial, {**known, victim: disturbed(rng, answer[victim], trial.narrowest)}
             ), None
-    narrow = trial.case.dtype == np.float16
+    itemsize = trial.narrowest.itemsize
     first = int(rng.choice(ports))
-    change = draw_change(rng, trial.shape(first), narrow=narrow)
+    change = draw_change(rng, trial.shape(first), itemsize=itemsize)
     known = {first: change}
     if len(ports) > 1 and rng.random() < 0.25:
         for port in rng.permutation(ports)[: int(rng.integers(1, len(ports) + 1))].tolist():
@@ -68,9 +68,9 @@ def _question(trial: Trial, ports: list[int], answer: Ports | None) -> tuple[Por
                 continue
             kind = rng.random()
             if alike is None or kind < 0.3:
-                known[port] = draw_change(rng, trial.shape(port), narrow=narrow)
+                known[port] = draw_change(rng, trial.shape(port), itemsize=itemsize)
             else:
-                known[port] = alike if kind < 0.7 else disturbed(rng, alike, trial.case.dtype)
+                known[port] = alike if kind < 0.7 else disturbed(rng, alike, trial.narrowest)
     return _twins(trial, known), None
 
 
@@ -130,7 +130,8 @@ def _of_refusal(trial: Trial, known: Ports, right: Ports | None, refused: Refuse
     refusal = refused.refusal
     if not visible(trial, known):
         return Verdict(False, refusal, judged=False)
-    if right is not None and not wrong(trial, right):
+    empty = any(y.size == 0 for y in trial.outs[0])
+    if right is not None and not empty and not wrong(trial, right):
         found = f"it has answered {ports_text(right)}, which keeps these"
     else:
         found = completion(trial, known)

@@ -8,21 +8,29 @@ import numpy as np
 
 from onnx_bnfold.affine import Affine
 
-from .engine import NotRunnable, Ports, Trial, applied, is_float, rounding, tight, wide
+from .engine import Arrays, NotRunnable, Ports, Trial, applied, is_float, rounding, tight, wide
 
 COMPARED = 4  # samples
+Pair = tuple[Arrays, Arrays]
 
 
 def wrong(
-    trial: Trial, ports: Ports, *, outputs: Container[int] | None = None, strict: bool = False
+    trial: Trial,
+    ports: Ports,
+    *,
+    outputs: Container[int] | None = None,
+    pairs: Sequence[Pair] | None = None,
 ) -> str:
     """Say where ``op(s x + h)`` is not ``s' op(x) + h'``; "" if nowhere.
 
     Args:
         outputs: the ports that are compared, all if left out.
-        strict: allow for little more than the rounding of one operation.
+        pairs: operands and outputs to be tried on, to little more than the rounding of one
+            operation; some of the trial's if left out.
     """
-    pairs = list(zip(trial.samples, trial.outs, strict=True))[:COMPARED]
+    strict = pairs is not None
+    if pairs is None:
+        pairs = list(zip(trial.samples, trial.outs, strict=True))[:COMPARED]
     open_changes = any(
         axis < c.rank and c.shape[axis] > 1 for p, c in ports.items() for axis in trial.open_axes(p)
     )

@@ -494,5 +494,5 @@ RULES: Mapping[str, Rule] = {
     "Tile": passes(moves.tiled),
     "Transpose": passes(moves.transposed),
     "Unsqueeze": passes(moves.unsqueezed),
-    "Upsample": passes(moves.kept),
+    "Upsample": passes(moves.resized),
 }

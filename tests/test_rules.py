@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from graphs import IMAGE, Case, Cases, Net, assert_report_names_nodes
@@ -164,7 +165,37 @@ MOVING = [
         down=Reason.AXES,
     ),
     Rule("space-to-depth", simple("SpaceToDepth", blocksize=2), ("N", 2, 4, 4), up=Reason.AXES),
-]
+    Rule("squeeze-9-unsorted", simple("Squeeze", axes=[3, 2]), ("N", 4, 1, 1), opset=9,
+         down=None, up=Reason.UNKNOWN_SHAPE),
+    Rule("squeeze-9-negative", simple("Squeeze", axes=[-1]), ("N", 4, 3, 1), opset=9,
+         down=None, up=Reason.UNKNOWN_SHAPE),
+    Rule("squeeze-11-unsorted", simple("Squeeze", axes=[3, -2]), ("N", 4, 1, 1), opset=11),
+    Rule("squeeze-13-unsorted", simple("Squeeze", ints(-1, 2)), ("N", 4, 1, 1)),
+    Rule("squeeze-13-one-axis-twice", simple("Squeeze", ints(2, 2)), ("N", 4, 1, 3)),
+    Rule("squeeze-13-empty", simple("Squeeze", ints()), ("N", 4, 1, 1),
+         down=None, up=Reason.UNKNOWN_SHAPE),
+    Rule("unsqueeze-9-unsorted", simple("Unsqueeze", axes=[4, 2]), LINE, opset=9),
+    Rule("unsqueeze-9-negative", simple("Unsqueeze", axes=[-1]), LINE, opset=9,
+         down=None, up=Reason.UNKNOWN_SHAPE),
+    Rule("unsqueeze-11-unsorted", simple("Unsqueeze", axes=[-1, 2]), LINE, opset=11),
+    Rule("unsqueeze-13-unsorted", simple("Unsqueeze", ints(3, -1)), LINE),
+    # Behind it there is one channel: whatever a norm does there is the same everywhere.
+    Rule("flatten-at-the-end", simple("Flatten", axis=4), (2, 4, 1, 3), down=Reason.AXES),
+    Rule("expand-to-less", simple("Expand", ints(1)), LINE),
+    Rule("tile-with-a-repeated-batch", simple("Tile", ints(3, 1, 1)), (2, 4, 3)),
+]  # fmt: skip
+if onnx.defs.onnx_opset_version() >= 28:
+    MOVING += [
+        Rule(f"space-to-depth-28-{mode.lower()}",
+             simple("SpaceToDepth", blocksize=2, mode=mode), ("N", 2, 4, 4), opset=28, up=up)
+        for mode, up in (("DCR", Reason.AXES), ("CRD", Reason.AXES))
+    ]  # fmt: skip
+
+
+def channels(start: int, end: int, step: int) -> Callable[[Net, str], str]:
+    """Slice of the channel axis."""
+    return simple("Slice", ints(start), ints(end), ints(1), ints(step))
+
 
 SLICES = [
     Rule("slice-9-spatial", simple("Slice", axes=[2], starts=[1], ends=[3]), opset=9),
@@ -183,6 +214,20 @@ SLICES = [
     ),
     Rule("slice-13-no-axes", simple("Slice", ints(0, 1), ints(9, 3)), (2, 4, 3)),
     Rule("slice-13-end-too-large", simple("Slice", ints(1), ints(2**63 - 1), ints(3))),
+    *(
+        Rule(f"slice-13-channel-{start}-{end}-{step}", channels(start, end, step))
+        for start, end, step in (
+            (-10, -(2**40), -1),  # starts in front of the first channel, which it takes
+            (10, -10, -1),
+            (10, 1, -2),
+            (-3, -5, -1),
+            (3, 0, -1),
+            (-10, 10, 3),
+            (1, 2**62, 1),
+        )
+    ),
+    Rule("slice-10-channel-start-clamped", channels(-9, -(2**31), -1), opset=10),
+    Rule("gather-channel-negative", simple("Gather", ints(-1, 0, -3), axis=1)),
     Rule("gather-spatial", simple("Gather", ints(0, 2, 2), axis=2)),
     Rule("gather-scalar", simple("Gather", const(np.int64(1)), axis=2), LINE),
     Rule("gather-negative-axis", simple("Gather", const(np.int64(-1)), axis=-1)),
@@ -330,6 +375,15 @@ POOLS = [
     Rule("reduce-mean-13-no-keepdims", simple("ReduceMean", axes=[-1, -2], keepdims=0), opset=13),
     Rule("reduce-mean-18", simple("ReduceMean", ints(2, 3)), opset=18),
     Rule("reduce-mean-18-no-keepdims", simple("ReduceMean", ints(-1), keepdims=0), opset=18),
+    Rule("reduce-mean-no-axes", simple("ReduceMean"), down=None),
+    Rule(
+        "reduce-mean-without-elements",
+        simple("ReduceMean", axes=[2], keepdims=0),
+        (2, 4, 0),
+        up=None,
+        down=Reason.OPAQUE,
+    ),
+    Rule("reduce-mean-one-axis-twice", simple("ReduceMean", ints(2, -2, 3), keepdims=0), opset=18),
     Rule("reduce-mean-channel", simple("ReduceMean", axes=[1]), down=Reason.AXES),
     Rule("reduce-mean-batch", simple("ReduceMean", axes=[0]), (2, 4, 3)),
 ]
@@ -398,6 +452,122 @@ RESIZES = [
         norm=SCALE,
         **refused(Reason.OPAQUE),
     ),
+    *(
+        Rule(
+            f"resize-{opset}-fractional-on-channels",
+            simple(
+                "Resize",
+                *(absent if opset > 11 else const(np.zeros(0)),)[: opset > 10],
+                const(np.array([1, 1.2, 2, 2])),
+                **options,
+            ),
+            opset=opset,
+            **refused(Reason.AXES),
+        )
+        for opset, options in (
+            (10, {}),
+            (11, {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}),
+            (13, {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}),
+            (19, {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}),
+        )
+    ),
+    Rule(
+        "upsample-7-fractional-on-channels",
+        simple("Upsample", scales=[1.0, 1.2, 2.0, 2.0]),
+        opset=7,
+        **refused(Reason.AXES),
+    ),
+    Rule(
+        "upsample-9-fractional-on-channels",
+        simple("Upsample", const(np.array([1, 1.2, 2, 2]))),
+        opset=9,
+        **refused(Reason.AXES),
+    ),
+    Rule(
+        "resize-11-half-a-pixel-on",
+        simple(
+            "Resize",
+            const(np.zeros(0)),
+            const(np.array([1.0, 1, 2, 2])),
+            coordinate_transformation_mode="tf_half_pixel_for_nn",
+        ),
+        opset=11,
+        **refused(Reason.AXES),
+    ),
+    *(
+        Rule(
+            f"resize-{opset}-{options.get('coordinate_transformation_mode', 'default')}-{i}",
+            simple("Resize", absent, const(np.array([1.0, 1, 1.5, 0.7])), **options),
+            opset=opset,
+        )
+        for opset in (13, 19)
+        for i, options in enumerate(
+            (
+                {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
+                {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"},
+                {"mode": "cubic", "exclude_outside": 1, "cubic_coeff_a": -0.5},
+                {"mode": "cubic", "coordinate_transformation_mode": "asymmetric"},
+                {"mode": "nearest", "nearest_mode": "ceil"},
+            )
+        )
+    ),
+    Rule(
+        "resize-19-symmetric",
+        simple(
+            "Resize",
+            absent,
+            const(np.array([1.0, 1, 1.3, 2])),
+            mode="linear",
+            coordinate_transformation_mode="half_pixel_symmetric",
+        ),
+        opset=19,
+    ),
+    Rule(
+        "resize-18-antialias-cubic",
+        simple("Resize", absent, const(np.array([1.0, 1, 0.5, 0.7])), antialias=1, mode="cubic"),
+        opset=18,
+    ),
+    Rule(
+        "resize-18-aspect-ratio-of-all-axes",
+        simple("Resize", absent, absent, ints(2, 4, 8, 8), keep_aspect_ratio_policy="not_larger"),
+        (2, 4, 4, 4),
+        opset=18,
+        **refused(Reason.AXES),
+    ),
+    Rule(
+        "resize-18-aspect-ratio-of-two-axes",
+        simple(
+            "Resize",
+            absent,
+            absent,
+            ints(8, 9),
+            axes=[-2, 3],
+            keep_aspect_ratio_policy="not_larger",
+        ),
+        opset=18,
+    ),
+    Rule(
+        "resize-18-axes-with-channels",
+        simple("Resize", absent, const(np.array([2.0, 1.0])), axes=[2, 1]),
+        opset=18,
+    ),
+    Rule(
+        "resize-18-axes-with-channels-changed",
+        simple("Resize", absent, const(np.array([2.0, 1.2])), axes=[2, 1]),
+        opset=18,
+        **refused(Reason.AXES),
+    ),
+    Rule(
+        "resize-sizes-from-the-shape",
+        lambda n, t: n.op(
+            "Resize",
+            t,
+            "",
+            "",
+            n.op("Concat", n.op("Shape", t, start=0, end=2), n.ints(7, 8), axis=0),
+        ),
+        opset=17,
+    ),
     Rule(
         "resize-channel",
         simple("Resize", absent, const(np.array([1.0, 2, 1, 1]))),
@@ -437,6 +607,45 @@ PADS = [
     Rule("pad-13-crops", simple("Pad", ints(0, 0, -1, -1, 0, 0, 0, 0))),
     Rule("pad-18-axes", simple("Pad", ints(1, 1), absent, ints(-1)), opset=18, norm=SCALE),
     Rule("pad-19-wrap", simple("Pad", ints(0, 0, 1, 1, 0, 0, 1, 1), mode="wrap"), opset=19),
+    Rule("pad-13-both-signs", simple("Pad", ints(0, 0, -1, 0, 0, 0, 2, 0)), norm=SCALE),
+    Rule(
+        "pad-13-both-signs-shift",
+        simple("Pad", ints(0, 0, -1, 0, 0, 0, 2, 0)),
+        up=Reason.NO_SHIFT,
+        down=Reason.AXES,
+    ),
+    Rule(
+        "pad-13-crops-more-than-it-adds",
+        simple("Pad", ints(0, 0, 1, 0, 0, 0, -3, 0)),
+        up=Reason.NO_SHIFT,
+        down=Reason.AXES,
+    ),
+    Rule("pad-13-channel-both-signs", simple("Pad", ints(0, -1, 0, 0, 0, 2, 0, 0)), norm=SCALE),
+    Rule(
+        "pad-13-channel-both-signs-shift",
+        simple("Pad", ints(0, 2, 0, 0, 0, -1, 0, 0)),
+        up=Reason.NO_SHIFT,
+    ),
+    Rule("pad-13-channel-cropped", simple("Pad", ints(0, -1, 0, 0, 0, -1, 0, 0))),
+    Rule("pad-13-channel-cropped-edge", simple("Pad", ints(0, -2, 1, 0, 0, 0, 0, 0), mode="edge")),
+    Rule(
+        "pad-13-channel-edge",
+        simple("Pad", ints(0, -2, 0, 0, 0, 1, 0, 0), mode="edge"),
+        **refused(Reason.AXES),
+    ),
+    Rule("pad-13-both-signs-edge", simple("Pad", ints(0, 0, -1, 0, 0, 0, 2, 0), mode="edge")),
+    Rule("pad-13-both-signs-reflect", simple("Pad", ints(0, 0, -1, 0, 0, 0, 1, 0), mode="reflect")),
+    Rule(
+        "pad-18-axes-of-channels",
+        simple("Pad", ints(-1, 2), absent, ints(-3)),
+        opset=18,
+        norm=SCALE,
+    ),
+    Rule(
+        "pad-19-wrap-beyond-the-size",
+        simple("Pad", ints(0, 0, -1, 5, 0, 0, 7, 0), mode="wrap"),
+        opset=19,
+    ),
     Rule("pad-channel", simple("Pad", ints(0, 1, 0, 0, 0, 0, 0, 0)), up=Reason.NO_SHIFT),
 ]
 
@@ -595,6 +804,24 @@ def split_18_num_outputs(n):
 def split_18_uneven(n):
     a, b = n.op("Split", n.bn("x"), outputs=2, axis=1, num_outputs=2)
     return n.conv(a, 2), n.conv(b, 3)
+
+
+@several(opset=18, shape=("N", 5, 3))
+def split_18_into_more_parts_than_channels(n):
+    parts = n.op("Split", n.bn("x"), outputs=6, axis=1, num_outputs=6)
+    return *(n.conv(part, 2) for part in parts[:5]), parts[5]
+
+
+@several(shape=(2, 4, 3))
+def split_13_with_a_part_of_no_channels(n):
+    a, b = n.op("Split", n.conv("x", 4), n.ints(0, 4), outputs=2, axis=1)
+    return n.bn(b), a
+
+
+@several(shape=(2, 4, 3))
+def concat_with_a_part_of_no_channels(n):
+    nothing = n.const(np.zeros((2, 0, 3)))
+    return n.bn(n.op("Concat", nothing, n.conv("x", 2), n.conv("x", 1), axis=1))
 
 
 @several(1, Reason.GRAPH_OUTPUT)
@@ -833,6 +1060,12 @@ def reshape_by_a_graph_input(n):
     return n.bn(n.op("Reshape", n.conv("x", 4), shape), channels=4)
 
 
+@several(1, Reason.PARAMETERS_NOT_CONSTANT)
+def resize_by_a_graph_input(n):
+    y = n.op("Resize", n.conv("x", 4), "", n.input("scales", [4]))
+    return n.bn(y, channels=4)
+
+
 @several(1, Reason.UNKNOWN_SHAPE)
 def squeeze_of_axes_that_may_be_one(n):
     return n.bn(n.op("Squeeze", n.conv("x", 4, kernel=4)), channels=4)
@@ -946,7 +1179,7 @@ def mul_by_a_constant_of_what_another_norm_reads(n):
 
 @pytest.mark.parametrize("case", several)
 def test_several_tensors(case: Case):
-    runs = case.build is not reshape_by_a_graph_input
+    runs = case.build not in (reshape_by_a_graph_input, resize_by_a_graph_input)
     case.check(compare=runs)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_bnfold import moves
+from onnx_bnfold import moves, windows
 from onnx_bnfold.affine import AGREEMENT, CANCELLED, Affine, Float64, close, joined, summed
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.rounding import FORMATS
@@ -370,16 +370,24 @@ def _cut(change: Affine, axis: int, start: int, stop: int) -> Affine:
 
 
 def _mean_takes_shift(view: NodeView) -> bool:
-    """Whether an AveragePool divides by the number of real elements at every position."""
+    """Whether an AveragePool divides by the number of real elements, one or more, everywhere."""
     pads = view.attribute("auto_pad", "NOTSET")
     padded = pads.startswith("SAME") or (pads == "NOTSET" and any(view.attribute("pads", [])))
     counted = view.attribute("count_include_pad", 0) or view.opset < 7
-    return not counted or not (padded or view.attribute("ceil_mode", 0))
+    if counted and (padded or view.attribute("ceil_mode", 0)):
+        return False
+    return windows.are_filled(view)
 
 
 def _maxpool(view: NodeView, known: Known) -> Step:
     if len(view.writes) > 1 and view.graph.is_read(view.writes[1]):
         raise Refused(Reason.OPAQUE, view.label, "its indices output is used")
+    if not windows.are_filled(view):
+        raise Refused(
+            Reason.PADDING,
+            view.label,
+            "a window may lie wholly in its padding, where it gives the lowest number",
+        )
     return passes(moves.windowed, positive=True)(view, known)
 
 

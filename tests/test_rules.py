@@ -314,6 +314,35 @@ ACTIVATIONS = (
     ]
 )
 
+
+# Along one axis: whether a window lies wholly in the padding, for this size or for some.
+FILLED = [
+    ("padding-of-a-kernel-less-one", LINE, {"kernel_shape": [3], "pads": [2, 2]}),
+    (
+        "padding-at-any-size",
+        ("N", 4, "W"),
+        {"kernel_shape": [3], "pads": [1, 1], "strides": [2], "ceil_mode": 1},
+    ),
+    ("dilated", ("N", 4, 5), {"kernel_shape": [2], "pads": [1, 1], "dilations": [3]}),
+    (
+        "dilated-at-any-size",
+        ("N", 4, "W"),
+        {"kernel_shape": [3], "pads": [2, 1], "dilations": [2], "strides": [2]},
+    ),
+    ("same-at-any-size", ("N", 4, "W"), {"kernel_shape": [4], "auto_pad": "SAME_LOWER"}),
+    ("dilated-valid", LINE, {"kernel_shape": [2], "auto_pad": "VALID", "dilations": [3]}),
+]
+EMPTY = [
+    ("dilated-over-a-short-axis", ("N", 4, 2), {"kernel_shape": [2], "pads": [1, 1],
+                                                "dilations": [3]}),
+    ("dilated-over-any-axis", ("N", 4, "W"), {"kernel_shape": [2], "pads": [1, 1],
+                                              "dilations": [3]}),
+    ("dilated-and-too-long", ("N", 4, 1), {"kernel_shape": [2], "pads": [1, 0], "strides": [2],
+                                           "dilations": [2]}),
+    ("dilated-same", LINE, {"kernel_shape": [2], "auto_pad": "SAME_UPPER", "dilations": [3]}),
+    ("beyond-the-padding", ("N", 4, "W"), {"kernel_shape": [2], "pads": [0, 1], "strides": [2],
+                                           "ceil_mode": 1}),
+]  # fmt: skip
 POOLS = [
     rule
     for op, build, shape, opset in (
@@ -343,6 +372,14 @@ POOLS = [
     Rule("reduce-max-channel", simple("ReduceMax", axes=[1]), norm=POSITIVE, down=Reason.AXES),
     Rule("average-pool", simple("AveragePool", kernel_shape=[2, 2])),
     Rule("average-pool-7", simple("AveragePool", kernel_shape=[2, 2], strides=[2, 2]), opset=7),
+    *(
+        rule
+        for id, shape, options in FILLED
+        for rule in (
+            Rule(f"max-pool-{id}", simple("MaxPool", **options), shape, opset=19, norm=POSITIVE),
+            Rule(f"average-pool-{id}", simple("AveragePool", **options), shape, opset=19),
+        )
+    ),
     Rule("average-pool-line", simple("AveragePool", kernel_shape=[3]), LINE),
     Rule("average-pool-pads", simple("AveragePool", kernel_shape=[3, 3], pads=[1] * 4)),
     Rule("average-pool-same", simple("AveragePool", kernel_shape=[3, 3], auto_pad="SAME_LOWER")),
@@ -1203,6 +1240,21 @@ def test_a_division_by_zero_stays(divisor, norm):
     with np.errstate(invalid="ignore"):
         for a, b in zip(run(model, feeds_for(model)), run(folded, feeds_for(model)), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("shape", "options"), [pytest.param(*e[1:], id=e[0]) for e in EMPTY])
+@pytest.mark.parametrize(
+    ("op", "norm", "reason"),
+    [("MaxPool", POSITIVE_SCALE, Reason.PADDING), ("AveragePool", {}, Reason.NO_SHIFT)],
+)
+@pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
+def test_a_window_in_the_padding_passes_nothing(op, norm, reason, shape, options, up):
+    """Its largest element is the lowest number, and its mean 0 or none."""
+    net = Net(shape, opset=19)
+    y = net.op(op, net.conv("x", 4) if up else net.bn("x", **norm), **options)
+    y = net.bn(y, **norm) if up else net.conv(y, 2)
+    _, report = fold_checked(net.model(y), kept=1, compare=False)
+    assert reason in reasons(report)[0], report.lines()
 
 
 CLIPPED = {

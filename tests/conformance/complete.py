@@ -20,7 +20,7 @@ from .verdict import port_name
 # Operators that give one value for many: where a sample shows no other, it shows nothing.
 SATURATING = frozenset(("Clip", "Max", "Min", "Relu"))
 MORE = 40  # samples that a guess has to hold for
-MOST_PROBED = 64  # elements of the operands whose influence is tried one by one
+MOST_PROBED = 160  # elements of the operands whose influence is tried one by one
 
 
 def completion(trial: Trial, known: Ports) -> str:

@@ -54,7 +54,10 @@ def binary(d: Draw) -> Case:
 @generator("Max", "Min", "Sum")
 def variadic(d: Draw) -> Case:
     shape = d.shape(0, 4)
-    operands = [_operand(d, d.operand_shape(shape)) for _ in range(d.pick(0, 1, 1, 2, 2, 3))]
+    operands = [
+        _operand(d, d.operand_shape(shape) if d.since >= 8 else shape)
+        for _ in range(d.pick(0, 1, 1, 2, 2, 3))
+    ]
     operands.insert(d.integer(0, len(operands)), d.data(shape))
     if d.chance(0.15):
         operands.append(operands[0])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnx_bnfold.affine import Affine
 from onnx_bnfold.constants import Constants
@@ -20,6 +20,7 @@ from onnx_bnfold.site import Site
 from .cases import Case, draw_case, node_of
 
 SAMPLES = 8
+BFLOAT16 = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
 Arrays = list[np.ndarray]
 Ports = Mapping[int, Affine]
 
@@ -47,11 +48,16 @@ class Kernel:
         case = case.copied()
         fed = {o.name: None for o in case.operands if o.name and o.changes}
         kept = {o.name: o.value for o in case.operands if o.name and not o.changes}
+        nodes, names = [node_of(case, **replaced)], [f"y{i}" for i in range(case.outputs)]
+        self._narrow = case.attributes.get("to") == TensorProto.BFLOAT16
+        if self._narrow:  # which onnxruntime does not hand out
+            nodes.append(helper.make_node("Cast", ["y0"], ["wide"], to=TensorProto.FLOAT))
+            names = ["wide"]
         graph = helper.make_graph(
-            [node_of(case, **replaced)],
+            nodes,
             "g",
             [_input(name, case.dtype) for name in fed],
-            [onnx.ValueInfoProto(name=f"y{i}") for i in range(case.outputs)],
+            [onnx.ValueInfoProto(name=name) for name in names],
             [numpy_helper.from_array(v, name) for name, v in kept.items() if v is not None],
         )
         model = helper.make_model(
@@ -73,7 +79,7 @@ class Kernel:
             )
         except Exception as error:
             raise NotRunnable(str(error)) from None
-        return [np.asarray(y) for y in found]
+        return [np.asarray(y, BFLOAT16 if self._narrow else None) for y in found]
 
 
 def _input(name: str, dtype: np.dtype) -> onnx.ValueInfoProto:
@@ -177,7 +183,8 @@ class Trial:
             declared: Sequence[Any] = self.case.operands[port].declared
         else:
             declared = self.site.shapes.dims(f"y{~port}") or ()
-        return [axis for axis, dim in enumerate(declared) if not isinstance(dim, int)]
+        rank = len(self.shape(port))  # inference may be wrong about it
+        return [axis for axis, dim in enumerate(declared[:rank]) if not isinstance(dim, int)]
 
     def changed(self, sample: Sequence[np.ndarray], ports: Ports) -> Arrays:
         """The operands after their changes, computed in float64 and rounded once."""

@@ -71,6 +71,10 @@ def _repeated_axes(trial: Trial, known: Ports) -> bool:
     return len(set((axes % len(trial.shape(0))).tolist())) < axes.size
 
 
+def _of_itself(trial: Trial, known: Ports) -> bool:
+    return trial.case.key(0) == trial.case.key(1)
+
+
 def _constant_known(trial: Trial, known: Ports) -> bool:
     return any(p >= 0 and not trial.case.operands[p].is_data for p in known)
 
@@ -168,6 +172,10 @@ EXPLAINED = (
     Explained(
         "*", Reason.CONFLICT, _constant_known,
         "a constant that has its change keeps it, though scale and shift of a constant are one",
+    ),
+    Explained(
+        "Sub", Reason.CONFLICT, _of_itself,
+        "a tensor less itself is zero, which takes any scale",
     ),
     Explained(
         "Squeeze", Reason.INCONSISTENT_SHAPES, _repeated_axes,

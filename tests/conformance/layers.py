@@ -14,7 +14,7 @@ def conv(d: Draw) -> Case:
     inner, outer = d.integer(1, 2), d.integer(1, 2)
     kernel = d.integers(1, 3 if spatial < 3 else 2, spatial)
     sizes = [d.integer(1, 5 if spatial < 3 else 3) for _ in range(spatial)]
-    settings = windows(d, spatial, sizes, kernel)
+    settings = windows(d, sizes, kernel)
     settings["kernel_shape"] = d.pick(None, kernel)
     bias = [d.constant([outer * group])] if d.chance(0.6) else []
     return d.node(
@@ -34,7 +34,7 @@ def conv_transpose(d: Draw) -> Case:
     if d.chance(0.3):
         kernel = [1] * spatial
     sizes = [d.integer(1, 3) for _ in range(spatial)]
-    settings = windows(d, spatial, sizes, kernel)
+    settings = windows(d, sizes, kernel)
     settings["kernel_shape"] = d.pick(None, kernel)
     bias = [d.constant([outer * group])] if d.chance(0.6) else []
     strides = settings["strides"] or [1] * spatial

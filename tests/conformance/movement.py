@@ -21,8 +21,8 @@ def cast(d: Draw) -> Case:
     return d.node(
         d.data(d.shape()),
         to=int(to),
-        saturate=d.pick(None, 0, 1),
-        round_mode=d.pick(None, None, "up", "down", "nearest"),
+        saturate=d.pick(0, 1) if d.chance(0.1) else None,
+        round_mode=d.pick("up", "down", "nearest") if d.chance(0.1) else None,
     )
 
 
@@ -148,6 +148,9 @@ def pad(d: Draw) -> Case:
     count = rank if axes is None else len(axes)
     low = -2 if d.chance(0.5) else 0
     pads = [d.integer(low, 2) if d.chance(0.4) else 0 for _ in range(2 * count)]
+    if d.chance(0.3):  # one axis alone, perhaps cut at one end and grown at the other
+        chosen = d.integer(0, count - 1)
+        pads = [d.integer(-2, 3) if i % count == chosen else 0 for i in range(2 * count)]
     value = d.pick(None, 0.0, 0.0, -0.0, 1.5, float("-inf"))
     mode = d.pick(
         None, "constant", "constant", "reflect", "edge", "wrap" if d.since >= 19 else None

@@ -9,17 +9,22 @@ import numpy as np
 from .cases import Case, Draw, generator
 
 
-def windows(d: Draw, spatial: int, sizes: list[int], kernel: list[int]) -> dict[str, Any]:
+def windows(d: Draw, sizes: list[int], kernel: list[int]) -> dict[str, Any]:
     """Strides, dilations and pads of windows, some of them wholly in the padding."""
-    pads = None
+    spatial, free = len(kernel), d.chance(0.1)
     auto_pad = d.pick(None, None, None, "NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
-    if auto_pad in (None, "NOTSET") and d.chance(0.6):
-        most = 3 if d.chance(0.2) else 1
-        pads = d.integers(0, most, 2 * spatial)
+    dilations = d.pick(None, d.integers(1, 3, spatial))
+    extents = [(k - 1) * n + 1 for k, n in zip(kernel, dilations or [1] * spatial, strict=True)]
+    pads = None
+    if auto_pad in (None, "NOTSET") and d.chance(0.7):  # no kernel takes pads beyond the window
+        pads = [d.integer(0, 2 if free else k - 1) for k in (*kernel, *kernel)]
+        for axis, (extent, size) in enumerate(zip(extents, sizes, strict=True)):
+            if size + pads[axis] + pads[axis + spatial] < extent and not free:
+                pads[axis] = pads[axis + spatial] = kernel[axis] - 1
     return {
         "kernel_shape": kernel,
         "strides": d.pick(None, d.integers(1, 3, spatial)),
-        "dilations": d.pick(None, None, d.integers(1, 3, spatial)),
+        "dilations": dilations,
         "pads": pads,
         "auto_pad": auto_pad,
     }
@@ -36,7 +41,7 @@ def average_pool(d: Draw) -> Case:
     shape, spatial = _image(d)
     return d.node(
         d.data(shape),
-        **windows(d, spatial, shape[2:], d.integers(1, 3, spatial)),
+        **windows(d, shape[2:], d.integers(1, 3, spatial)),
         ceil_mode=d.pick(None, 0, 1),
         count_include_pad=d.pick(None, 0, 1),
     )
@@ -48,7 +53,7 @@ def max_pool(d: Draw) -> Case:
     return d.node(
         d.data(shape),
         outputs=2 if d.since >= 8 and d.chance(0.1) else 1,
-        **windows(d, spatial, shape[2:], d.integers(1, 3, spatial)),
+        **windows(d, shape[2:], d.integers(1, 3, spatial)),
         ceil_mode=d.pick(None, 0, 1),
         storage_order=d.pick(None, None, 0, 1),
     )
@@ -99,8 +104,12 @@ COORDINATES = (
 def resize(d: Draw) -> Case:
     mode = d.pick(None, *MODES)
     shape = d.shape(1, 4, sizes=(1, 2, 3, 4)) if mode in (None, "nearest") else _image(d)[0]
+    if mode == "cubic" and d.chance(0.9):  # onnxruntime has kernels for rank 2 and 4
+        shape = [*shape[:2], *shape[2:], *shape[2:]][:4] if d.chance(0.8) else shape[:2]
     rank = len(shape)
-    outer = mode not in (None, "nearest") and d.chance(0.85)  # kernels keep batch and channels
+    outer = mode not in (None, "nearest") and d.chance(0.9)  # most kernels keep outer axes
+    if rank == 2:
+        outer = False
     scales = [1.0 if d.chance(0.5) or (outer and a < 2) else _scale(d) for a in range(rank)]
     axes = None
     if d.has("axes") and d.chance(0.3):
@@ -111,6 +120,9 @@ def resize(d: Draw) -> Case:
     if d.has("sizes") and d.chance(0.4):
         sizes = [max(1, int(n * s)) for n, s in zip(lengths, listed, strict=True)]
     coordinates = d.pick(None, *COORDINATES)
+    odd = d.chance(0.05)  # settings that suit the mode no kernel takes
+    antialias = d.pick(None, 0, 1) if odd or mode in ("linear", "cubic") else d.pick(None, 0)
+    may_exclude = odd or mode == "cubic" or (mode == "linear" and antialias)
     crops = coordinates == "tf_crop_and_resize"
     roi = [0.0, *d.rng.uniform(-0.3, 0.4, len(listed) - 1)] + [1.0] * len(listed)
     return d.node(
@@ -122,9 +134,9 @@ def resize(d: Draw) -> Case:
         axes=axes,
         coordinate_transformation_mode=coordinates,
         nearest_mode=d.pick(None, "round_prefer_floor", "round_prefer_ceil", "floor", "ceil"),
-        antialias=d.pick(None, None, 0, 1),
+        antialias=antialias,
         cubic_coeff_a=d.pick(None, None, -0.5),
-        exclude_outside=d.pick(None, None, 0, 1),
+        exclude_outside=d.pick(None, 0, 1) if may_exclude else d.pick(None, 0),
         extrapolation_value=d.pick(None, 0.0, 1.5),
         keep_aspect_ratio_policy=d.pick(None, None, "stretch", "not_larger", "not_smaller")
         if sizes

@@ -9,6 +9,7 @@ import time
 
 from .campaign import Campaign, Progress
 from .cases import OPERATORS
+from .explained import EXPLAINED, LATER
 
 COLUMNS = (
     *("cases", "skipped", "draws", "judged", "answered", "refused", "explained"),
@@ -48,6 +49,10 @@ def report(campaign: Campaign) -> str:
     lines.append(f"{'all':20}" + "".join(f"{total[name]:11,}" for name in COLUMNS))
     for (op, why), count in sorted(campaign.explained.items()):
         lines.append(f"explained, {op}, {count} times: {why}")
+    used = {why for _, why in campaign.explained}
+    for entry in (*EXPLAINED, *LATER):
+        if entry.operator in campaign.tallies and entry.why not in used:
+            lines.append(f"explained, but never met, {entry.operator}: {entry.why}")
     for (kind, topic), (count, smallest) in sorted(campaign.found.items()):
         lines += ["", f"{kind}: {topic} ({count} times); the smallest:", smallest.text()]
     return "\n".join(lines)

@@ -18,8 +18,8 @@ from .sound import wrong
 from .verdict import port_name
 
 # Operators that give one value for many: where a sample shows no other, it shows nothing.
-SATURATING = frozenset(("Clip", "Max", "Min", "Relu"))
-MORE = 40  # samples that a guess has to hold for
+SATURATING = frozenset(("Clip", "Max", "MaxPool", "Min", "Relu"))
+MORE = 80  # samples that a guess has to hold for
 MOST_PROBED = 160  # elements of the operands whose influence is tried one by one
 
 

@@ -30,7 +30,7 @@ def clip(d: Draw) -> Case:
     low, high = d.pick(None, 0.0, 0.0, 0.0, -0.0, -1.0, 0.5), d.pick(None, None, 6.0, 1.0, 0.0)
     magnitude = 2.0
     if d.chance(0.15):  # a bound that only a wide type can reach
-        low, high = 0.0, float(np.finfo(np.float32).max) * (10 if d.dtype == np.float64 else 0.5)
+        low, high = 0.0, float(np.finfo(np.float32).max) * (10 if d.dtype == np.float64 else 1)
         high = d.pick(high, float(np.finfo(np.float32).max), np.inf)
         magnitude = 3e39 if d.dtype == np.float64 else 2.0
     if d.dtype == np.float16 and high is not None:

@@ -156,8 +156,11 @@ class Trial:
         x = self.rng.standard_normal(tuple(shape)) * self.case.magnitude
         if index % 4 == 1:
             x = np.round(x)  # zeros and ties
+        elif index % 4 == 2:
+            x = x * 4
         elif index % 4 == 3 and self.case.dtype != np.float16:
-            x = x * 10.0 ** self.rng.integers(-2, 4, x.shape)
+            most = 3 if self.case.dtype == np.float64 else 1
+            x = x * 10.0 ** self.rng.integers(-most, most + 1, x.shape)
         return x.astype(self.case.dtype)
 
     def resized(self) -> tuple[Arrays, Arrays] | None:

@@ -130,7 +130,7 @@ def _of_refusal(trial: Trial, known: Ports, right: Ports | None, refused: Refuse
     refusal = refused.refusal
     if not visible(trial, known):
         return Verdict(False, refusal, judged=False)
-    empty = any(y.size == 0 for y in trial.outs[0])
+    empty = any(trial.shape(p) and 0 in trial.shape(p) for p in trial.site.ports(0))
     if right is not None and not empty and not wrong(trial, right):
         found = f"it has answered {ports_text(right)}, which keeps these"
     else:

@@ -32,7 +32,9 @@ def wrong(
     if pairs is None:
         pairs = list(zip(trial.samples, trial.outs, strict=True))[:COMPARED]
     open_changes = any(
-        axis < c.rank and c.shape[axis] > 1 for p, c in ports.items() for axis in trial.open_axes(p)
+        axis < c.rank and c.shape[axis] != 1
+        for p, c in ports.items()
+        for axis in trial.open_axes(p)
     )
     resized = None if open_changes else trial.resized()
     for sample, outs in [*pairs, *([resized] if resized else [])]:

@@ -343,11 +343,18 @@ def _require(view: NodeView, holds: bool) -> None:
         )
 
 
-LAYOUTS: Mapping[str, Callable[[NodeView], LinearLayer]] = {
-    "Conv": partial(_convolution, transposed=False),
-    "ConvTranspose": partial(_convolution, transposed=True),
-    "Gemm": _gemm,
-    "MatMul": _matmul,
+class Layout(NamedTuple):
+    """How to read a layer, and the newest version of its operator for which that is right."""
+
+    read: Callable[[NodeView], LinearLayer]
+    version: int
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "Conv": Layout(partial(_convolution, transposed=False), 22),
+    "ConvTranspose": Layout(partial(_convolution, transposed=True), 22),
+    "Gemm": Layout(_gemm, 13),
+    "MatMul": Layout(_matmul, 13),
 }
 
 
@@ -355,10 +362,13 @@ def linear_layer(view: NodeView) -> LinearLayer:
     """Return the linear layer a node is.
 
     Raises:
-        Refused: its weight or bias is not constant, not a float, or of disagreeing shape.
+        Refused: its weight or bias is not constant, not a float, or of disagreeing shape, or its
+            operator is of an unknown version.
     """
     assert view.op is not None
-    layer = LAYOUTS[view.op](view)
+    read, version = LAYOUTS[view.op]
+    view.require_version(version)
+    layer = read(view)
     if layer.weight.data_type not in FLOATS:
         raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its weight is not of a float type")
     if 0 in layer.weight.dims:

@@ -5,14 +5,16 @@ it: the changes of all its data ports. A port is an input slot (0, 1, …) or, f
 (-1 is output 0). A rule that has no choice, whatever becomes known later, says so with ``certain``;
 the planner leaves the others for last. A rule refuses by raising ``Refused``.
 
-To support an operator, add one entry to ``RULES`` and its must-fold and must-refuse tests.
+To support an operator, add one entry to ``RULES`` and its must-fold and must-refuse tests. An entry
+speaks for the versions of its operator up to the one that it names: read what a newer one changes
+before you raise it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,6 +56,15 @@ class Known:
 
 
 Rule = Callable[[NodeView, Known], Step]
+
+
+class Entry(NamedTuple):
+    """A rule, and the newest version of its operator for which it was read."""
+
+    rule: Rule
+    version: int
+
+
 Move = Callable[[NodeView, Affine, bool], Affine]
 
 
@@ -462,45 +473,45 @@ SYMMETRIC = frozenset(("Add", "Concat", "Div", "Max", "Min", "Mul", "Sub", "Sum"
 
 _rectifier = passes(positive=True, shift=False)
 
-RULES: Mapping[str, Rule] = {
-    "Abs": _abs,
-    "Add": sums(1, 1),
-    "AveragePool": passes(moves.windowed, shift=_mean_takes_shift),
-    "Cast": passes(moves.cast),
-    "Clip": _clip,
-    "Concat": _concat,
-    "DepthToSpace": passes(moves.depth_to_space),
-    "Div": products(-1),
-    "Dropout": _dropout,
-    "Expand": passes(moves.expanded),
-    "Flatten": passes(moves.reshaped),
-    "Gather": passes(moves.gathered),
-    "GlobalAveragePool": passes(moves.windowed),
-    "GlobalMaxPool": passes(moves.windowed, positive=True),
-    "Identity": passes(),
-    "LeakyRelu": _rectifier,
-    "Max": _extremum,
-    "MaxPool": _maxpool,
-    "Min": _extremum,
-    "Mul": products(1),
-    "Neg": _neg,
-    "PRelu": _rectifier,
-    "Pad": passes(moves.padded),
-    "ReduceMax": passes(moves.reduced, positive=True),
-    "ReduceMean": passes(moves.reduced),
-    "ReduceMin": passes(moves.reduced, positive=True),
-    "ReduceSum": passes(moves.reduced, shift=False),
-    "Relu": _rectifier,
-    "Reshape": passes(moves.reshaped),
-    "Resize": passes(moves.resized),
-    "Slice": passes(moves.sliced),
-    "SpaceToDepth": passes(moves.space_to_depth),
-    "Split": _split,
-    "Squeeze": passes(moves.squeezed),
-    "Sub": sums(1, -1),
-    "Sum": sums(),
-    "Tile": passes(moves.tiled),
-    "Transpose": passes(moves.transposed),
-    "Unsqueeze": passes(moves.unsqueezed),
-    "Upsample": passes(moves.resized),
+RULES: Mapping[str, Entry] = {
+    "Abs": Entry(_abs, 13),
+    "Add": Entry(sums(1, 1), 14),
+    "AveragePool": Entry(passes(moves.windowed, shift=_mean_takes_shift), 22),
+    "Cast": Entry(passes(moves.cast), 28),
+    "Clip": Entry(_clip, 13),
+    "Concat": Entry(_concat, 13),
+    "DepthToSpace": Entry(passes(moves.depth_to_space), 28),
+    "Div": Entry(products(-1), 14),
+    "Dropout": Entry(_dropout, 22),
+    "Expand": Entry(passes(moves.expanded), 13),
+    "Flatten": Entry(passes(moves.reshaped), 25),
+    "Gather": Entry(passes(moves.gathered), 13),
+    "GlobalAveragePool": Entry(passes(moves.windowed), 22),
+    "GlobalMaxPool": Entry(passes(moves.windowed, positive=True), 22),
+    "Identity": Entry(passes(), 25),
+    "LeakyRelu": Entry(_rectifier, 16),
+    "Max": Entry(_extremum, 13),
+    "MaxPool": Entry(_maxpool, 22),
+    "Min": Entry(_extremum, 13),
+    "Mul": Entry(products(1), 14),
+    "Neg": Entry(_neg, 13),
+    "PRelu": Entry(_rectifier, 16),
+    "Pad": Entry(passes(moves.padded), 25),
+    "ReduceMax": Entry(passes(moves.reduced, positive=True), 20),
+    "ReduceMean": Entry(passes(moves.reduced), 18),
+    "ReduceMin": Entry(passes(moves.reduced, positive=True), 20),
+    "ReduceSum": Entry(passes(moves.reduced, shift=False), 13),
+    "Relu": Entry(_rectifier, 14),
+    "Reshape": Entry(passes(moves.reshaped), 25),
+    "Resize": Entry(passes(moves.resized), 19),
+    "Slice": Entry(passes(moves.sliced), 13),
+    "SpaceToDepth": Entry(passes(moves.space_to_depth), 28),
+    "Split": Entry(_split, 18),
+    "Squeeze": Entry(passes(moves.squeezed), 25),
+    "Sub": Entry(sums(1, -1), 14),
+    "Sum": Entry(sums(), 13),
+    "Tile": Entry(passes(moves.tiled), 13),
+    "Transpose": Entry(passes(moves.transposed), 25),
+    "Unsqueeze": Entry(passes(moves.unsqueezed), 25),
+    "Upsample": Entry(passes(moves.resized), 9),
 }

@@ -189,6 +189,7 @@ class Site:
             return (self.data_slot(index), OUT)
         if op is None or op not in RULES:
             raise _opaque(view)
+        view.require_version(RULES[op].version)
         return (*data_slots(view), *(~slot for slot in range(len(view.writes))))
 
     def step(self, index: int, known: Mapping[int, Affine], *, deciding: bool = True) -> Step:
@@ -213,7 +214,7 @@ class Site:
             return self._absorb_in_layer(index, known)
         assert view.op is not None
         try:
-            return RULES[view.op](view, state)
+            return RULES[view.op].rule(view, state)
         except _MALFORMED as error:
             raise _malformed(view) from error
 
@@ -428,6 +429,7 @@ def constant_map(site: Site, index: int) -> tuple[int, Affine]:
     slots = [s for s in (0, 1) if view.constant(s) is not None]
     if len(slots) != 1 or (view.op == "Div" and slots[0] == 0):
         raise Refused(Reason.OPAQUE, view.label, "it is not an affine map of one tensor")
+    view.require_version(RULES[str(view.op)].version)
     info = view.constant(slots[0])
     if info is None or info.data_type not in FLOATS:
         raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its constant is not of a float type")

@@ -422,6 +422,12 @@ POOLS = [
     ),
     Rule("reduce-mean-one-axis-twice", simple("ReduceMean", ints(2, -2, 3), keepdims=0), opset=18),
     Rule("reduce-mean-channel", simple("ReduceMean", axes=[1]), down=Reason.AXES),
+    Rule(
+        "reduce-mean-channel-no-keepdims",
+        simple("ReduceMean", axes=[1], keepdims=0),
+        up=None,
+        down=Reason.AXES,
+    ),
     Rule("reduce-mean-batch", simple("ReduceMean", axes=[0]), (2, 4, 3)),
 ]
 if not onnxruntime.__version__.startswith("1.23."):  # it fails on such a node, folded or not
@@ -1207,11 +1213,18 @@ def div_by_itself_swallows_a_scale(n):
     return n.conv(n.op("Div", t, t), 2)
 
 
+@several(1, Reason.CONFLICT)
+def mul_by_a_constant_reached_from_both_sides(n):
+    """Max wants its sides shifted alike, and the constant makes another shift of it."""
+    y = n.bn("x", signs="positive")
+    return n.conv(n.op("Max", n.op("Mul", y, n.random(4, 1, 1)), y), 2)
+
+
 @several()
-def mul_by_a_constant_of_what_another_norm_reads(n):
-    """The Mul is reached from both sides, and its constant decides whether the shifts agree."""
-    t = n.conv("x", 4)
-    return n.conv(n.op("Add", n.bn(n.op("Mul", t, n.random(4, 1, 1))), n.bn(t)), 2)
+def mul_by_a_constant_reached_from_both_sides_alike(n):
+    """What Max asks of the second product is what its own operand makes of the shift."""
+    y, factor = n.bn("x", signs="positive"), n.values(4, 1, 1)
+    return n.conv(n.op("Max", *(n.op("Mul", y, n.const(factor)) for _ in range(2))), 2)
 
 
 @pytest.mark.parametrize("case", several)

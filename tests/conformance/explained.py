@@ -43,6 +43,10 @@ def _attribute(name: str, *values: object) -> Condition:
     return lambda trial, known: trial.case.attributes.get(name) in values
 
 
+def _spread(trial: Trial, known: Ports) -> bool:
+    return max(trial.case.attributes.get("dilations", [1])) > 1
+
+
 def _given(name: str) -> Condition:
     """Whether an input is given, and not false or zero throughout."""
     return lambda trial, known: any(
@@ -120,6 +124,10 @@ EXPLAINED = (
     Explained(
         "MaxPool", Reason.OPAQUE, lambda trial, known: trial.case.outputs > 1,
         "a positive scale leaves the indices alone; a model that unpools is not worth a rule",
+    ),
+    Explained(
+        "MaxPool", Reason.PADDING, _spread,
+        "whether a dilated window may lie in its padding is decided without the sizes of the image",
     ),
     Explained(
         "Dropout", Reason.OPAQUE, _given("training_mode"),

@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_bnfold import rules
+from onnx_bnfold import site
 from onnx_bnfold.affine import Affine
+from onnx_bnfold.layers import LinearLayer
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.rules import OUT
+from onnx_bnfold.rules import OUT, RULES, Step
 
 from . import changes
 from .campaign import Campaign, schedule
@@ -75,29 +76,18 @@ def swaps(view, known):
     """A wrong answer: the change of the other side has a scale twice as large."""
     source, change = next(iter(known.changes.items()))
     other = Affine.of(change.scale * 2, change.shift)
-    return rules.Step(({source: change, (0 if source == OUT else OUT): other},))
+    return Step(({source: change, (0 if source == OUT else OUT): other},))
 
 
 @pytest.mark.parametrize(("rule", "kind"), [(refuses, "incomplete"), (swaps, "unsound")])
 @pytest.mark.parametrize("op", ["Identity", "MaxPool", "Transpose", "Relu"])
 def test_a_broken_rule_is_found(op, rule, kind, monkeypatch):
-    monkeypatch.setattr(rules_of_site(), "RULES", broken(op, rule))
+    broken = {**RULES, op: RULES[op]._replace(rule=rule)}
+    monkeypatch.setattr(site, "RULES", broken)
     assert kind in {found for found, _ in judged(op).found}
 
 
-def rules_of_site():
-    from onnx_bnfold import site
-
-    return site
-
-
-def broken(op, rule):
-    return {**rules.RULES, op: rule}
-
-
 def test_a_broken_layer_is_found(monkeypatch):
-    from onnx_bnfold.layers import LinearLayer
-
     honest = LinearLayer.weight_factor
     monkeypatch.setattr(LinearLayer, "weight_factor", lambda *args: honest(*args) * 2)
     assert "unsound" in {kind for kind, _ in judged("Conv").found}

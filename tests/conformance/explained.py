@@ -44,7 +44,13 @@ def _attribute(name: str, *values: object) -> Condition:
 
 
 def _spread(trial: Trial, known: Ports) -> bool:
-    return max(trial.case.attributes.get("dilations", [1])) > 1
+    """Whether windows may leave the image: dilated ones, and the last ones of a ceiling."""
+    attributes = trial.case.attributes
+    return max(attributes.get("dilations", [1])) > 1 or attributes.get("ceil_mode") == 1
+
+
+def _vector(trial: Trial, known: Ports) -> bool:
+    return len(trial.shape(0)) == 1
 
 
 def _given(name: str) -> Condition:
@@ -127,7 +133,11 @@ EXPLAINED = (
     ),
     Explained(
         "MaxPool", Reason.PADDING, _spread,
-        "whether a dilated window may lie in its padding is decided without the sizes of the image",
+        "whether a window may lie in its padding is decided without the sizes of the image",
+    ),
+    Explained(
+        "BatchNormalization", Reason.AXES, _vector,
+        "a vector has no channel axis; onnxruntime takes it for one channel",
     ),
     Explained(
         "Dropout", Reason.OPAQUE, _given("training_mode"),

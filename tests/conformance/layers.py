@@ -38,13 +38,15 @@ def conv_transpose(d: Draw) -> Case:
     settings["kernel_shape"] = d.pick(None, kernel)
     bias = [d.constant([outer * group])] if d.chance(0.6) else []
     strides = settings["strides"] or [1] * spatial
+    dilations = settings["dilations"] or [1] * spatial
+    room = [max(s, n) for s, n in zip(strides, dilations, strict=True)]
     exact = [s * n + d.integer(0, 1) for s, n in zip(strides, sizes, strict=True)]
     return d.node(
         d.data([d.integer(1, 2), inner * group, *sizes]),
         d.constant([inner * group, outer, *kernel]),
         *bias,
         group=group if group > 1 else d.pick(None, 1),
-        output_padding=d.pick(None, None, [d.integer(0, max(s - 1, 0)) for s in strides]),
+        output_padding=d.pick(None, None, [d.integer(0, n - 1) for n in room]),
         output_shape=d.pick(None, None, None, None, exact),
         **settings,
     )

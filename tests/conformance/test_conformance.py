@@ -20,7 +20,8 @@ from .campaign import Campaign, schedule
 from .cases import GENERATORS, OPERATORS, draw_case, schema, spans
 from .complete import affine_map
 
-LEAST_JUDGED = 8  # draws of each version of an operator
+LEAST_CASES = 14  # of an operator
+LEAST_JUDGED = 8  # draws of each version of it
 MOST_CASES = 60  # of a version
 
 
@@ -61,7 +62,7 @@ def judged(op: str) -> Campaign:
         enough = campaign.tallies and all(
             campaign.tallies[op].versions[version] >= LEAST_JUDGED for version in wanted
         )
-        if number >= 6 and enough:
+        if number >= LEAST_CASES and enough:
             return campaign
         assert number < MOST_CASES * len(versions), f"{op}: onnxruntime runs hardly any case"
         campaign.draw(op, opset, seed)

@@ -60,10 +60,8 @@ def size(view: NodeView, dims: Dims, axis: int) -> int:
     """
     dim = dims[axis]
     if not isinstance(dim, int):
-        raise Refused(
-            Reason.UNKNOWN_SHAPE,
-            view.label,
-            f"the size of axis {axis} is not static; export the model with a fixed size there",
+        raise view.unknown_shape(
+            f"the size of axis {axis} is not static; export the model with a fixed size there"
         )
     return bounded(view, dim)
 
@@ -234,11 +232,9 @@ def reshaped(view: NodeView, change: Affine, forward: bool) -> Affine:
         return change.map(lambda a: a.reshape((1,) * len(target)))
     window = _window(source, target, axes[0], axes[-1])
     if window is None:
-        raise Refused(
-            Reason.UNKNOWN_SHAPE,
-            view.label,
+        raise view.unknown_shape(
             "the sizes around the channel axis are not static, or it merges channels with the "
-            "batch; export the model with fixed sizes there",
+            "batch; export the model with fixed sizes there"
         )
     (start, stop), (first, last) = window
     bounded(view, math.prod(d for d in source[start:stop] if isinstance(d, int)))

@@ -6,7 +6,7 @@ layers directly never needs it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import onnx
 from onnx import (
@@ -21,8 +21,8 @@ from onnx import (
 
 from onnx_bnfold.constants import Constants
 from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor, bodies_of, graphs_of
-from onnx_bnfold.reasons import Refused
-from onnx_bnfold.slices import hide, hide_unsafe_slices
+from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.slices import MOST_LEVELS, behind, hide, hide_unsafe_slices
 from onnx_bnfold.squeezes import misread
 
 # Initializers up to this many elements keep their values: shapes may depend on them.
@@ -30,6 +30,17 @@ LARGEST_KEPT = 1024
 
 # Longest vector that may be there when values are propagated.
 LONGEST_PROPAGATED = 2**16
+
+# Why inference does not see some nodes, and nothing of what lies behind them.
+_DEEP = (
+    Reason.SEARCH_LIMIT,
+    f"it lies behind more than {MOST_LEVELS} Slices, where shapes are not inferred",
+)
+_MISREAD = (
+    Reason.UNKNOWN_SHAPE,
+    "it lies behind a Squeeze or Unsqueeze with axes that onnx's shape inference misreads; convert "
+    "the model to opset 13 or later, and leave out empty lists of axes",
+)
 
 SAME_RANK = frozenset(
     {
@@ -81,6 +92,10 @@ class Shapes:
         rank = scope._rank_hints().get(name)
         return None if rank is None else (None,) * rank
 
+    def why_unknown(self, names: Iterable[str]) -> tuple[Reason, str] | None:
+        """Return why nothing is inferred where one of some tensors lies, if that is so."""
+        return self._inference.why_unknown(names)
+
     def _rank_hints(self) -> dict[str, int]:
         """Ranks that the layers themselves fix, where the graph's inputs have no shape."""
         if self._ranks is None:
@@ -126,6 +141,14 @@ class Inference:
         self._main = main
         self._read = read
         self._types: list[dict[str, tuple[Dims | None, int]]] | None = None
+        self._blind: dict[tuple[Reason, str], frozenset[str]] = {}
+
+    def why_unknown(self, names: Iterable[str]) -> tuple[Reason, str] | None:
+        """Return why nothing is inferred where one of some tensors lies, if that is so."""
+        names = tuple(names)
+        return next(
+            (why for why, there in self._blind.items() if not there.isdisjoint(names)), None
+        )
 
     def types(self, position: int) -> dict[str, tuple[Dims | None, int]]:
         """Return name → (dims, element type) for the graph at a position of ``graphs_of``."""
@@ -136,9 +159,12 @@ class Inference:
     def _run(self) -> list[dict[str, tuple[Dims | None, int]]]:
         light = without_weights(self._model)
         self._fix_parameters(light)
-        hide(light, misread(light))
+        skipped = misread(light)
+        hide(light, skipped)
+        self._blind[_MISREAD] = behind(light, skipped)
         try:
-            hide_unsafe_slices(light, data_prop=False)
+            deep = hide_unsafe_slices(light, data_prop=False)
+            self._blind[_DEEP] = behind(light, deep)
             types = _inferred(light, data_prop=False)
             if not any(_is_long(kind) for found in types for kind in found.values()):
                 hide_unsafe_slices(light, data_prop=True)

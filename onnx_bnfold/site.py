@@ -440,7 +440,9 @@ def constant_map(site: Site, index: int) -> tuple[int, Affine]:
     if value.ndim > rank or any(
         n != 1 and n != d for n, d in zip(value.shape[::-1], dims[::-1], strict=False)
     ):
-        raise Refused(Reason.AXES, view.label, "it broadcasts its data operand")
+        raise Refused(
+            Reason.AXES, view.label, "it broadcasts its data operand, or may do so at some size"
+        )
     value = value.reshape((1,) * (rank - value.ndim) + value.shape)
     one, zero = np.ones((1,) * rank), np.zeros((1,) * rank)
     if view.op == "Div":

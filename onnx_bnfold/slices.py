@@ -12,7 +12,7 @@ from itertools import chain
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
-from onnx_bnfold.graph import STANDARD_DOMAINS, graphs_of, subgraphs
+from onnx_bnfold.graph import STANDARD_DOMAINS, bodies_of, graphs_of, subgraphs
 
 MOST_LEVELS = 100  # of Slices behind one another; each costs a run of the inference
 
@@ -27,32 +27,44 @@ def hide(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
             imports.add(domain=_HIDDEN, version=1)
 
 
-def hide_unsafe_slices(model: ModelProto, *, data_prop: bool) -> None:
+def hide_unsafe_slices(model: ModelProto, *, data_prop: bool) -> list[NodeProto]:
     """Make a model safe for shape inference, in place.
 
     The Slices of the graphs are hidden from inference at first, and shown again level by level
     once all sizes in front of them are known to be natural. What a local function infers inside
-    cannot be seen: its Slices stay hidden.
+    cannot be seen: its Slices stay hidden, and so do those behind more than ``MOST_LEVELS`` others.
 
     Args:
         model: a copy without weights.
         data_prop: whether the inference will propagate values too, which gives more sizes.
 
+    Returns:
+        The Slices of the graphs that stay hidden.
+
     Raises:
-        ValueError: a size in front of a Slice is negative, or there are too many levels.
+        ValueError: a size in front of a Slice is negative.
     """
     levels: list[list[NodeProto]] = []
     _sort_by_level(model.graph, {}, levels)
-    if len(levels) > MOST_LEVELS:
-        raise ValueError(f"more than {MOST_LEVELS} Slices behind one another")
     for function in model.functions:
         inside: list[list[NodeProto]] = []
         _sort_by_level(function, {}, inside)
         hide(model, chain.from_iterable(inside))
     hide(model, chain.from_iterable(levels))
-    for level in levels:
+    for level in levels[:MOST_LEVELS]:
         _require_natural(onnx.shape_inference.infer_shapes(model, data_prop=data_prop))
         _set_domain(level, "")
+    return [*chain.from_iterable(levels[MOST_LEVELS:])]
+
+
+def behind(model: ModelProto, nodes: Iterable[NodeProto]) -> frozenset[str]:
+    """Return the tensors of a model that some nodes write, or whatever reads those."""
+    found = {name for node in nodes for name in node.output}
+    for body in bodies_of(model) if found else ():
+        for node in body.node:
+            if not found.isdisjoint(node.input):
+                found.update(node.output)
+    return frozenset(found - {""})
 
 
 def _sort_by_level(

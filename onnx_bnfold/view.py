@@ -156,13 +156,17 @@ class NodeView:
             return info.dims
         dims = self._shapes.dims(name)
         if dims is None:
-            raise Refused(
-                Reason.UNKNOWN_SHAPE,
-                self.label,
+            raise self.unknown_shape(
                 f"the rank of {name!r} is not known; export the model with input shapes, or run "
-                "onnx.shape_inference on it",
+                "onnx.shape_inference on it"
             )
         return dims
+
+    def unknown_shape(self, sentence: str) -> Refused:
+        """Return a refusal for a shape that is not known, with a sentence that may not be why."""
+        why = self._shapes.why_unknown((*self.reads, *self.writes))
+        reason, sentence = why or (Reason.UNKNOWN_SHAPE, sentence)
+        return Refused(reason, self.label, sentence)
 
     def type_of(self, name: str) -> int:
         """Return a tensor's element type, UNDEFINED where it is not known."""

@@ -272,7 +272,7 @@ def test_a_square_has_other_factors_than_what_is_squared(rng):
     ("gamma", "epsilon", "evened"),
     [
         ([0.1, 1, 1, 1], 0.0, True),
-        ([0.1, -1, 10, 5], 50.0, True),
+        ([0.1, 1, 10, 5], 50.0, True),
         ([3e-8, 1, 1, 2e10], 1000.0, False),
     ],
     ids=["no-epsilon", "large-epsilon", "too-wide"],

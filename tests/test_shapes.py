@@ -1,0 +1,40 @@
+"""What shape inference is not shown, and what is said of the nodes behind that."""
+
+import pytest
+from graphs import Net
+from support import count, fold_checked
+
+from onnx_bnfold import Reason, slices
+
+
+def behind_slices(number):
+    """A BN behind each of several Slices, none of which is known to be safe before the others."""
+    net = Net(("N", 4, 8))
+    y = net.relu("x")
+    for _ in range(number):
+        y = net.op(
+            "Slice", net.conv(y, 4, channels=4, rank=3), net.ints(0), net.ints(4), net.ints(1)
+        )
+        y = net.relu(net.bn(y, channels=4, signs="positive"))
+    return net.model(y)
+
+
+@pytest.mark.parametrize(("number", "kept"), [(3, 0), (4, 1), (6, 2)])
+def test_behind_too_many_slices_the_others_fold(number, kept, monkeypatch):
+    """Behind the fourth no shape is known, but for the rank that a Conv gives."""
+    monkeypatch.setattr(slices, "MOST_LEVELS", 3)
+    folded, report = fold_checked(behind_slices(number), kept=kept)
+    assert count(folded, "Slice") == number
+    for record in report.kept:
+        assert record.refusal.reason is Reason.SEARCH_LIMIT
+        assert "behind more than" in record.refusal.sentence
+
+
+@pytest.mark.parametrize(("opset", "axes"), [(9, [3, 2]), (9, [-1])])
+def test_behind_axes_that_are_misread(opset, axes):
+    """The rank that inference would give is another than the real one."""
+    net = Net(("N", 4, 1, 1), opset=opset)
+    y = net.bn(net.op("Squeeze", net.conv("x", 4), axes=axes), channels=4)
+    _, report = fold_checked(net.model(y), kept=1)
+    assert report.kept[0].refusal.reason is Reason.UNKNOWN_SHAPE
+    assert "misreads" in report.kept[0].refusal.sentence

@@ -198,6 +198,10 @@ EXPLAINED = (
     ),
     Explained("Div", None, _of_itself, "a tensor by itself is one"),
     Explained(
+        "Mul", Reason.CONFLICT, _of_itself,
+        "a square would take the root of a scale, which no rule tries",
+    ),
+    Explained(
         "Squeeze", Reason.INCONSISTENT_SHAPES, _repeated_axes,
         "an axis is named twice, of which onnx's own inference makes another rank",
     ),

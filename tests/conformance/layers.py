@@ -38,8 +38,7 @@ def conv_transpose(d: Draw) -> Case:
     settings["kernel_shape"] = d.pick(None, kernel)
     bias = [d.constant([outer * group])] if d.chance(0.6) else []
     strides = settings["strides"] or [1] * spatial
-    dilations = settings["dilations"] or [1] * spatial
-    room = [max(s, n) for s, n in zip(strides, dilations, strict=True)]
+    room = settings["dilations"] or strides if d.chance(0.1) else strides
     exact = [s * n + d.integer(0, 1) for s, n in zip(strides, sizes, strict=True)]
     return d.node(
         d.data([d.integer(1, 2), inner * group, *sizes]),
@@ -52,9 +51,14 @@ def conv_transpose(d: Draw) -> Case:
     )
 
 
+def _sizes(d: Draw) -> list[int]:
+    """Rows, inner size and columns; often equal, so that one may be taken for another."""
+    return [d.integer(2, 4)] * 3 if d.chance(0.4) else d.integers(1, 4, 3)
+
+
 @generator("Gemm")
 def gemm(d: Draw) -> Case:
-    rows, inner, columns = (d.integer(1, 4) for _ in range(3))
+    rows, inner, columns = _sizes(d)
     flip_a, flip_b = d.pick(None, 0, 1), d.pick(None, 0, 1)
     shapes: list[list[int]] = [[], [1], [columns], [1, columns], [rows, 1], [rows, columns]]
     bias = [d.constant(d.pick(*shapes))] if d.since < 11 or d.chance(0.75) else []
@@ -71,7 +75,7 @@ def gemm(d: Draw) -> Case:
 
 @generator("MatMul")
 def matmul(d: Draw) -> Case:
-    rows, inner, columns = (d.integer(1, 4) for _ in range(3))
+    rows, inner, columns = _sizes(d)
     batch = d.shape(0, 2, sizes=(1, 2))
     other = d.operand_shape(batch) if d.chance(0.25) else []
     left, right = [*batch, rows, inner], [*other, inner, columns]

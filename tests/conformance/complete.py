@@ -184,8 +184,7 @@ def _hold(trial: Trial, inputs: Ports, known_outs: Ports, pairs: Sequence) -> bo
         moved = [trial.changed(sample, inputs) for sample, _ in pairs]
         after = [trial.kernel(values) for values in moved]
         for values, (sample, _) in zip(moved, pairs, strict=True):
-            if any(a.shape != b.shape for a, b in zip(values, sample, strict=True)
-                   if a.size != b.size):  # fmt: skip
+            if any(a.size != b.size for a, b in zip(values, sample, strict=True)):
                 return False
     except (NotRunnable, ValueError):
         return False

@@ -210,7 +210,12 @@ class Trial:
         signs = ([1], [-1], [1, -1], [1, 1, -1])
         try:
             found = [
-                self.kernel([s * sign[i % len(sign)] for i, s in enumerate(sizes)])
+                self.kernel(
+                    [
+                        np.multiply(s, sign[i % len(sign)], dtype=s.dtype)
+                        for i, s in enumerate(sizes)
+                    ]
+                )
                 for sign in signs[: 2 if len(sizes) == 1 else 4]
             ]
         except NotRunnable:

@@ -207,12 +207,13 @@ class Trial:
             .astype(value.dtype) if slot in ports else np.abs(value)
             for slot, value in enumerate(sample)
         ]  # fmt: skip
+        changing = [o.changes for o in self.case.operands]
         signs = ([1], [-1], [1, -1], [1, 1, -1])
         try:
             found = [
                 self.kernel(
                     [
-                        np.multiply(s, sign[i % len(sign)], dtype=s.dtype)
+                        np.negative(s) if changing[i] and sign[i % len(sign)] < 0 else s
                         for i, s in enumerate(sizes)
                     ]
                 )

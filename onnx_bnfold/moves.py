@@ -7,13 +7,12 @@ back. It returns the change on the other side, or raises ``Refused`` where the c
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto
 
-from onnx_bnfold.affine import Affine, Float64, joined
+from onnx_bnfold.affine import Affine, Float64
 from onnx_bnfold.graph import Dims
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.view import FLOATS, NodeView
@@ -73,7 +72,8 @@ def cut(array: Float64, axis: int, part: slice) -> Float64:
     return array[(slice(None),) * axis + (part,)]
 
 
-def _refuse_axis(view: NodeView, axis: int) -> Refused:
+def refuse_axis(view: NodeView, axis: int) -> Refused:
+    """Return the refusal of a node that mixes elements between which a change differs."""
     return Refused(
         Reason.AXES, view.label, f"it mixes elements along axis {axis}, on which the change varies"
     )
@@ -97,7 +97,7 @@ def windowed(view: NodeView, change: Affine, forward: bool) -> Affine:
     """Pooling over the axes from 2 on."""
     for axis in varying(change):
         if axis >= 2:
-            raise _refuse_axis(view, axis)
+            raise refuse_axis(view, axis)
     return change
 
 
@@ -113,7 +113,7 @@ def resized(view: NodeView, change: Affine, forward: bool) -> Affine:
     for axis in varying(change):
         # One of the modes reads half an element farther on even where the scale is 1.
         if mode == "tf_half_pixel_for_nn" or not _keeps_axis(view, axis, change.rank):
-            raise _refuse_axis(view, axis)
+            raise refuse_axis(view, axis)
     return change
 
 
@@ -159,7 +159,7 @@ def expanded(view: NodeView, change: Affine, forward: bool) -> Affine:
         lifted = change
     for axis in varying(lifted):
         if axis < new or size(view, before, axis - new) != size(view, after, axis):
-            raise _refuse_axis(view, axis)
+            raise refuse_axis(view, axis)
     return lifted if forward else change.map(lambda a: a.reshape(a.shape[new:]))
 
 
@@ -217,7 +217,7 @@ def reduced(view: NodeView, change: Affine, forward: bool) -> Affine:
     wide = change if forward or keep else _with_axes(change, axes, added=True)
     for axis in varying(wide):
         if axis in axes:
-            raise _refuse_axis(view, axis)
+            raise refuse_axis(view, axis)
     return _with_axes(change, axes, added=False) if forward and not keep else wide
 
 
@@ -329,13 +329,13 @@ def _depth(
     """Turn a change over C*block channels into one over C (``narrow``), or back."""
     for axis in varying(change):
         if axis != 1:
-            raise _refuse_axis(view, axis)
+            raise refuse_axis(view, axis)
     if not narrow:
         return change.map(lambda a: _repeated(a, block, interleaved))
     narrowed = change.map(lambda a: _first_of(a, block, interleaved))
     again = narrowed.map(lambda a: _repeated(a, block, interleaved))
     if not again.agrees_with(change):
-        raise _refuse_axis(view, 1)
+        raise refuse_axis(view, 1)
     return narrowed
 
 
@@ -352,198 +352,3 @@ def _first_of(array: Float64, block: int, interleaved: bool) -> Float64:
         return array
     count = array.shape[1] // block
     return array[:, ::block] if interleaved else array[:, :count]
-
-
-def _pads(view: NodeView) -> list[int]:
-    listed = view.integers(1, view.attribute("pads", view.attribute("paddings", None)))
-    if listed is None:
-        raise Refused(Reason.PARAMETERS_NOT_CONSTANT, view.label, "its pads are not constant")
-    axes = view.integers(3, None) if view.opset >= 18 else None
-    rank = len(view.dims_in(0))
-    if axes is None:
-        return listed
-    whole = [0] * (2 * rank)
-    placed = [axis_of(view, axis, rank) for axis in axes]
-    _require_distinct(view, placed)
-    for i, axis in enumerate(placed):
-        whole[axis] = listed[i]
-        whole[axis + rank] = listed[i + len(axes)]
-    return whole
-
-
-def _require_distinct(view: NodeView, axes: Collection[int]) -> None:
-    """Refuse a node that names an axis twice, of which the specification leaves the effect open."""
-    if len(set(axes)) < len(axes):
-        raise Refused(
-            Reason.INCONSISTENT_SHAPES, view.label, "it names an axis twice; repair the model"
-        )
-
-
-def padded(view: NodeView, change: Affine, forward: bool) -> Affine:
-    """Pad; zeros let every scale pass, and a shift only where it can stop at the zeros."""
-    pads = _pads(view)
-    rank = change.rank
-    around = {axis: (pads[axis], pads[axis + rank]) for axis in range(rank)}
-    grown = [axis for axis, sides in around.items() if max(sides) > 0]
-    if view.attribute("mode", "constant") != "constant":
-        for axis in varying(change):
-            if axis in grown:
-                raise _refuse_axis(view, axis)
-        grown = []  # every element is one of the input
-    elif grown:
-        _require_zeros(view)
-        if change.has_shift and len(grown) > 1:
-            raise Refused(Reason.NO_SHIFT, view.label, "a scale passes it but a shift does not")
-    for axis, (front, back) in around.items():
-        concerned = axis in varying(change) or (axis in grown and change.has_shift)
-        if concerned and (front or back):
-            count = size(view, view.dims_in(0), axis)
-            bounded(view, max(front, 0) + count + max(back, 0))
-            positions = np.arange(-front, count + back)
-            chosen = np.where(positions < count, positions, -1)
-            change = _picked(view, change, axis, chosen, count, forward)
-    return change
-
-
-def _require_zeros(view: NodeView) -> None:
-    fill: Any = view.value(2) if view.opset >= 11 else view.attribute("value", 0.0)
-    if fill is not None and np.any(np.asarray(fill) != 0):
-        raise Refused(Reason.OPAQUE, view.label, "it pads with a constant that is not zero")
-
-
-def tiled(view: NodeView, change: Affine, forward: bool) -> Affine:
-    """Tile: what varies along a repeated axis is repeated with it."""
-    before, after = view.dims_in(0), view.dims_out(0)
-    for axis in varying(change):
-        inner, outer = size(view, before, axis), size(view, after, axis)
-        if not outer:
-            raise _refuse_axis(view, axis)
-        repeats = outer // inner
-        if forward:
-            change = joined([change] * repeats, axis, [inner] * repeats)
-            continue
-        once = _cut_change(change, axis, inner)
-        if not joined([once] * repeats, axis, [inner] * repeats).agrees_with(change):
-            raise _refuse_axis(view, axis)
-        change = once
-    return change
-
-
-def _cut_change(change: Affine, axis: int, stop: int) -> Affine:
-    return change.map(lambda a: cut(a, axis, slice(stop)))
-
-
-def sliced(view: NodeView, change: Affine, forward: bool) -> Affine:
-    """Slice; backwards, the elements it leaves out keep their values."""
-    dims = view.dims_in(0)
-    parts = _slices(view, len(dims))
-    for axis in varying(change):
-        if axis in parts:
-            count = size(view, dims, axis)
-            change = _picked(view, change, axis, _sliced(parts[axis], count), count, forward)
-    return change
-
-
-def _slices(view: NodeView, rank: int) -> dict[int, tuple[int, int, int]]:
-    """Return start, end and step by axis, as they are written."""
-    starts = view.integers(1, view.attribute("starts", None))
-    ends = view.integers(2, view.attribute("ends", None))
-    if starts is None or ends is None:
-        raise Refused(Reason.PARAMETERS_NOT_CONSTANT, view.label, "its bounds are not constant")
-    axes = view.integers(3, view.attribute("axes", None)) or list(range(len(starts)))
-    steps = (view.integers(4, None) if view.opset >= 10 else None) or [1] * len(starts)
-    placed = [axis_of(view, axis, rank) for axis in axes]
-    _require_distinct(view, placed)
-    return dict(zip(placed, zip(starts, ends, steps, strict=True), strict=True))
-
-
-def _sliced(part: tuple[int, int, int], count: int) -> Positions:
-    """Return the positions that a Slice takes of ``count`` elements.
-
-    A start is moved to the nearest element, and an end to one past the last or in front of the
-    first (ONNX Slice-13): a backward slice that starts in front of the first element takes that.
-    """
-    start, end, step = part
-    start, end = start + count * (start < 0), end + count * (end < 0)
-    low, high = (0, count) if step > 0 else (-1, count - 1)
-    return np.arange(min(max(start, 0), high), min(max(end, low), high), step)
-
-
-# For each element along an axis the position of the one that it is, -1 for a constant zero.
-Positions = np.ndarray[Any, Any]
-
-
-def _picked(
-    view: NodeView, change: Affine, axis: int, chosen: Positions, count: int, forward: bool
-) -> Affine:
-    """Take elements along an axis, or put them back where they came from."""
-    if forward:
-        return Affine.of(
-            _taken(change.scale, 1.0, axis, chosen), _taken(change.shift, 0.0, axis, chosen)
-        )
-    back = Affine(
-        _scattered(change.scale, 1.0, axis, chosen, count),
-        _scattered(change.shift, 0.0, axis, chosen, count),
-    )
-    if _wide(change.shift, axis, len(chosen))[_along(axis, chosen < 0)].any():
-        raise Refused(Reason.NO_SHIFT, view.label, "the zeros it adds cannot be shifted")
-    kept = _along(axis, chosen >= 0)
-    again = back.map(lambda a: _taken(a, 0.0, axis, chosen)[kept])
-    if not again.agrees_with(change.map(lambda a: _wide(a, axis, len(chosen))[kept])):
-        raise Refused(Reason.CONFLICT, view.label, "it reads one channel twice")
-    return Affine.of(back.scale, back.shift)
-
-
-def _along(axis: int, index: Any) -> tuple[Any, ...]:
-    """Return what selects elements along an axis."""
-    return (*(slice(None),) * axis, index)
-
-
-def _wide(array: Float64, axis: int, count: int) -> Float64:
-    """Return an array of ``count`` elements along an axis."""
-    return array if array.shape[axis] == count else np.repeat(array, count, axis)
-
-
-def _taken(array: Float64, rest: float, axis: int, chosen: Positions) -> Float64:
-    """Take elements along an axis, and ``rest`` for the constants."""
-    constant = chosen < 0
-    if array.shape[axis] == 1 and not constant.any():
-        return array
-    taken = _wide(array, axis, max(chosen.max(initial=0) + 1, array.shape[axis]))
-    taken = taken.take(chosen, axis)
-    taken[_along(axis, constant)] = rest
-    return taken
-
-
-def _scattered(array: Float64, rest: float, axis: int, chosen: Positions, count: int) -> Float64:
-    whole = np.full((*array.shape[:axis], count, *array.shape[axis + 1 :]), rest)
-    kept = chosen >= 0
-    whole[_along(axis, chosen[kept])] = _wide(array, axis, len(chosen))[_along(axis, kept)]
-    return whole
-
-
-def gathered(view: NodeView, change: Affine, forward: bool) -> Affine:
-    """Gather; on the axis the change varies along, the indices must be a constant list."""
-    dims = view.dims_in(0)
-    axis = axis_of(view, view.attribute("axis", 0), len(dims))
-    count = len(view.dims_in(1))
-    ones = tuple(range(axis, axis + count))
-    on_axis = axis in varying(change) if forward else any(a in ones for a in varying(change))
-    if not on_axis:
-        if forward:
-            return change.map(lambda a: np.expand_dims(a.take(0, axis), ones))
-        return change.map(lambda a: np.expand_dims(np.squeeze(a, ones), axis))
-    indices = view.value(1)
-    if indices is None or count != 1:
-        raise _refuse_axis(view, axis)
-    taken = size(view, dims, axis)
-    if not ((indices >= -taken) & (indices < taken)).all():
-        raise Refused(
-            Reason.INCONSISTENT_SHAPES, view.label, "an index is out of range; repair the model"
-        )
-    return _picked(view, change, axis, indices % taken, taken, forward)
-
-
-# Moves whose way back leaves elements of the input undecided: they keep their values unless
-# another reader says otherwise.
-PARTIAL = (sliced, gathered, padded)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onnx_bnfold import moves, windows
+from onnx_bnfold import moves, picks, windows
 from onnx_bnfold.affine import AGREEMENT, CANCELLED, Affine, Float64, close, joined, summed
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.rounding import FORMATS
@@ -87,7 +87,7 @@ def passes(
         change = known.changes[source]
         other = move(view, change, source == 0)
         require(view, change, positive, shift if isinstance(shift, bool) else shift(view))
-        certain = source == 0 or move not in moves.PARTIAL
+        certain = source == 0 or move not in picks.PARTIAL
         return Step(({source: change, ~source: other},), certain)
 
     return rule
@@ -485,7 +485,7 @@ RULES: Mapping[str, Entry] = {
     "Dropout": Entry(_dropout, 22),
     "Expand": Entry(passes(moves.expanded), 13),
     "Flatten": Entry(passes(moves.reshaped), 25),
-    "Gather": Entry(passes(moves.gathered), 13),
+    "Gather": Entry(passes(picks.gathered), 13),
     "GlobalAveragePool": Entry(passes(moves.windowed), 22),
     "GlobalMaxPool": Entry(passes(moves.windowed, positive=True), 22),
     "Identity": Entry(passes(), 25),
@@ -496,7 +496,7 @@ RULES: Mapping[str, Entry] = {
     "Mul": Entry(products(1), 14),
     "Neg": Entry(_neg, 13),
     "PRelu": Entry(_rectifier, 16),
-    "Pad": Entry(passes(moves.padded), 25),
+    "Pad": Entry(passes(picks.padded), 25),
     "ReduceMax": Entry(passes(moves.reduced, positive=True), 20),
     "ReduceMean": Entry(passes(moves.reduced), 18),
     "ReduceMin": Entry(passes(moves.reduced, positive=True), 20),
@@ -504,13 +504,13 @@ RULES: Mapping[str, Entry] = {
     "Relu": Entry(_rectifier, 14),
     "Reshape": Entry(passes(moves.reshaped), 25),
     "Resize": Entry(passes(moves.resized), 19),
-    "Slice": Entry(passes(moves.sliced), 13),
+    "Slice": Entry(passes(picks.sliced), 13),
     "SpaceToDepth": Entry(passes(moves.space_to_depth), 28),
     "Split": Entry(_split, 18),
     "Squeeze": Entry(passes(moves.squeezed), 25),
     "Sub": Entry(sums(1, -1), 14),
     "Sum": Entry(sums(), 13),
-    "Tile": Entry(passes(moves.tiled), 13),
+    "Tile": Entry(passes(picks.tiled), 13),
     "Transpose": Entry(passes(moves.transposed), 25),
     "Unsqueeze": Entry(passes(moves.unsqueezed), 25),
     "Upsample": Entry(passes(moves.resized), 9),

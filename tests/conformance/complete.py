@@ -18,7 +18,9 @@ from .sound import wrong
 from .verdict import port_name
 
 # Operators that give one value for many: where a sample shows no other, it shows nothing.
-SATURATING = frozenset(("Clip", "LeakyRelu", "Max", "MaxPool", "Min", "PRelu", "Relu"))
+SATURATING = frozenset(
+    ("AveragePool", "Clip", "LeakyRelu", "Max", "MaxPool", "Min", "PRelu", "Relu")
+)
 MORE = 80  # samples that a guess has to hold for
 MOST_PROBED = 160  # elements of the operands whose influence is tried one by one
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -125,10 +126,16 @@ class Trial:
         self.case = case
         self.rng = np.random.default_rng([case.seed, case.opset, 1])
         self.kernel = Kernel(case)
+        self._draw()
+        if self.narrowest.itemsize < case.dtype.itemsize:  # within the range of both
+            self.case = replace(case, magnitude=1.0)
+            self._draw()
+
+    def _draw(self) -> None:
         self.samples = [self.sample(i) for i in range(SAMPLES)]
         self.outs = [self.kernel(sample) for sample in self.samples]
 
-    @cached_property
+    @property
     def narrowest(self) -> np.dtype:
         """The narrowest of the types that the node computes in."""
         found = [self.case.dtype, *(y.dtype for y in self.outs[0] if is_float(y.dtype))]

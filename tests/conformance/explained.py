@@ -85,8 +85,18 @@ def _of_itself(trial: Trial, known: Ports) -> bool:
     return trial.case.key(0) == trial.case.key(1)
 
 
+def _zero_constant(trial: Trial, known: Ports) -> bool:
+    values = (o.value for o in trial.case.operands if o.value is not None)
+    return any((value == 0).any() for value in values)
+
+
 def _constant_known(trial: Trial, known: Ports) -> bool:
     return any(p >= 0 and not trial.case.operands[p].is_data for p in known)
+
+
+def _padded(trial: Trial, known: Ports) -> bool:
+    attributes = trial.case.attributes
+    return any(attributes.get("pads", ())) or "SAME" in attributes.get("auto_pad", "")
 
 
 def _always(trial: Trial, known: Ports) -> bool:
@@ -198,6 +208,10 @@ EXPLAINED = (
     ),
     Explained("Div", None, _of_itself, "a tensor by itself is one"),
     Explained(
+        "Mul", Reason.PRECISION, _zero_constant,
+        "behind a factor of zero anything may have been; the rule does not invent it",
+    ),
+    Explained(
         "Mul", Reason.CONFLICT, _of_itself,
         "a square would take the root of a scale, which no rule tries",
     ),
@@ -221,12 +235,13 @@ EXPLAINED = (
         "Pad", Reason.AXES, _always,
         "a change that varies along a padded axis: channels are not padded with each other",
     ),
-    *(
-        Explained(
-            op, Reason.PADDING, _always,
-            "the few positions of this size, or the zeros of this weight, do not show the border",
-        )
-        for op in ("Conv", "ConvTranspose")
+    Explained(
+        "Conv", Reason.PADDING, _padded,
+        "no window of this size, or no weight of this layer, reaches the zeros",
+    ),
+    Explained(
+        "ConvTranspose", Reason.PADDING, _always,
+        "the few positions of this size, or the zeros of this weight, do not show the border",
     ),
     Explained(
         "MatMul", Reason.AXES, _batched_weight,
@@ -255,6 +270,10 @@ EXPLAINED = (
 
 # Right, and not done yet: a rule that learns it loses its line here.
 LATER = (
+    Explained(
+        "Mul", Reason.AXES, _always,
+        "what comes back through a constant varies along a broadcast axis by rounding alone",
+    ),
     Explained(
         "ReduceSum", Reason.NO_SHIFT, _always,
         "a shift passes as the sum of what is summed, where the sizes of those axes are known",

@@ -211,7 +211,7 @@ def _solvable(trial: Trial, known: Ports) -> bool:
     except (NotRunnable, ValueError):
         return False
     matrix = np.array([np.broadcast_to(c, target.shape).reshape(-1) for c in columns]).T
-    return _solves(matrix, target.reshape(-1), trial.case.dtype)
+    return _solves(matrix, target.reshape(len(target), -1), trial.case.dtype)
 
 
 def _columns(
@@ -245,15 +245,17 @@ def _own_bias(trial: Trial, shape: Sequence[int]) -> Iterator[np.ndarray]:
 
 
 def _solves(matrix: np.ndarray, target: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether columns add up to a target, ``(samples, elements)``, within its variation."""
     if not (np.isfinite(matrix).all() and np.isfinite(target).all()):
         return False
+    spread = np.ptp(target, axis=0).min()
+    if spread <= 2.0**10 * tight(dtype) * np.abs(target).max():
+        return False  # what rounding does could hide anything
     norms = np.linalg.norm(matrix, axis=0)
     used = norms > 0
-    if np.ptp(np.log10(norms[used])) > 6 if used.any() else False:
-        return False  # what rounding does could hide anything
+    if not used.any() or np.ptp(np.log10(norms[used])) > 6:
+        return False
     matrix = matrix[:, used] / norms[used]
-    solution = np.linalg.lstsq(matrix, target, rcond=1e-9)[0] if used.any() else np.zeros(0)
-    error = np.abs(matrix @ solution - target)
-    least = np.abs(target)[target != 0].min(initial=np.inf)
-    bound = 2.0**6 * tight(dtype) * min(least, np.abs(target).max(initial=0))
-    return bool((error <= bound).all())
+    solution = np.linalg.lstsq(matrix, target.reshape(-1), rcond=1e-9)[0]
+    error = np.abs(matrix @ solution - target.reshape(-1))
+    return bool((error <= 2.0**6 * tight(dtype) * spread).all())

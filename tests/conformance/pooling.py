@@ -15,12 +15,18 @@ def windows(d: Draw, sizes: list[int], kernel: list[int]) -> dict[str, Any]:
     auto_pad = d.pick(None, None, None, "NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
     dilations = d.pick(None, d.integers(1, 3, spatial))
     extents = [(k - 1) * n + 1 for k, n in zip(kernel, dilations or [1] * spatial, strict=True)]
+    needed = [max(e - n, 0) for e, n in zip(extents, sizes, strict=True)]
     pads = None
-    if auto_pad in (None, "NOTSET") and d.chance(0.7):  # no kernel takes pads beyond the window
+    if auto_pad == "VALID" and any(needed):  # of a negative size onnxruntime makes one window
+        auto_pad = None
+    if auto_pad in (None, "NOTSET") and (any(needed) or d.chance(0.7)):
+        # No kernel takes pads beyond the window, and windows have to fit.
         pads = [d.integer(0, 2 if free else k - 1) for k in (*kernel, *kernel)]
-        for axis, (extent, size) in enumerate(zip(extents, sizes, strict=True)):
-            if size + pads[axis] + pads[axis + spatial] < extent and not free:
-                pads[axis] = pads[axis + spatial] = kernel[axis] - 1
+        for axis, (least, k) in enumerate(zip(needed, kernel, strict=True)):
+            if pads[axis] + pads[axis + spatial] < least:
+                pads[axis] = pads[axis + spatial] = k - 1
+                if dilations and 2 * (k - 1) < least:
+                    dilations[axis] = 1
     return {
         "kernel_shape": kernel,
         "strides": d.pick(None, d.integers(1, 3, spatial)),

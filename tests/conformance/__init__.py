@@ -1,0 +1,1 @@
+"""Conformance: every rule, layer and BatchNormalization against the operator itself; see README."""

@@ -1,0 +1,303 @@
+"""Refusals that are right although a change exists: where, and why.
+
+An entry is an operator (`"*"` for all), a reason code, a condition, and the explanation. Whatever a
+rule refuses without reason and without an entry here is a finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from onnx_bnfold.affine import VANISHED
+from onnx_bnfold.reasons import Reason, Refusal
+from onnx_bnfold.rules import OUT
+
+from .complete import influence
+from .engine import Ports, Trial
+
+Condition = Callable[[Trial, Ports], bool]
+
+
+class Explained(NamedTuple):
+    """Why an operator may refuse for a reason, None for any, under a condition."""
+
+    operator: str
+    reason: Reason | None
+    condition: Condition
+    why: str
+
+
+def _not_ordinary(trial: Trial, known: Ports) -> bool:
+    return any(not (c.is_invertible and c.is_ordinary) for c in known.values())
+
+
+def _dead(trial: Trial, known: Ports) -> bool:
+    return any(((c.scale == 0) | (np.abs(c.scale) >= VANISHED)).any() for c in known.values())
+
+
+def _attribute(name: str, *values: object) -> Condition:
+    """Whether an attribute has one of some values."""
+    return lambda trial, known: trial.case.attributes.get(name) in values
+
+
+def _spread(trial: Trial, known: Ports) -> bool:
+    """Whether windows may leave the image: dilated ones, and the last ones of a ceiling."""
+    attributes = trial.case.attributes
+    return max(attributes.get("dilations", [1])) > 1 or attributes.get("ceil_mode") == 1
+
+
+def _vector(trial: Trial, known: Ports) -> bool:
+    return len(trial.shape(0)) == 1
+
+
+def _given(name: str) -> Condition:
+    """Whether an input is given, and not false or zero throughout."""
+    return lambda trial, known: any(
+        o.name == name and o.value is not None and o.value.any() for o in trial.case.operands
+    )
+
+
+def _same_bounds(trial: Trial, known: Ports) -> bool:
+    given = {o.name: o.value for o in trial.case.operands if o.name}
+    low, high = (trial.case.attributes.get(name, given.get(name)) for name in ("min", "max"))
+    return (low is None and high is None) or (
+        low is not None and high is not None and float(low) >= float(high)
+    )
+
+
+def _single(trial: Trial, known: Ports) -> bool:
+    """Whether every element of the output is made of one element."""
+    reached = influence(trial, 0, [OUT])
+    names = {trial.case.key(slot) for slot, o in enumerate(trial.case.operands) if o.changes}
+    return len(names) == 1 and reached is not None and bool((reached.sum(axis=0) <= 1).all())
+
+
+def _repeated_axes(trial: Trial, known: Ports) -> bool:
+    given = {o.name: o.value for o in trial.case.operands if not o.changes and o.name}
+    axes = np.asarray(given.get("axes", trial.case.attributes.get("axes", [])))
+    return len(set((axes % len(trial.shape(0))).tolist())) < axes.size
+
+
+def _of_itself(trial: Trial, known: Ports) -> bool:
+    return trial.case.key(0) == trial.case.key(1)
+
+
+def _zero_constant(trial: Trial, known: Ports) -> bool:
+    values = (o.value for o in trial.case.operands if o.value is not None)
+    return any((value == 0).any() for value in values)
+
+
+def _constant_known(trial: Trial, known: Ports) -> bool:
+    return any(p >= 0 and not trial.case.operands[p].is_data for p in known)
+
+
+def _padded(trial: Trial, known: Ports) -> bool:
+    attributes = trial.case.attributes
+    return any(attributes.get("pads", ())) or "SAME" in attributes.get("auto_pad", "")
+
+
+def _always(trial: Trial, known: Ports) -> bool:
+    return True
+
+
+def _matrix_bias(trial: Trial, known: Ports) -> bool:
+    operands = trial.case.operands
+    return len(operands) > 2 and operands[2].value is not None and operands[2].value.ndim == 2
+
+
+def _over_positions(trial: Trial, known: Ports) -> bool:
+    return any(max(change.shape[2:], default=1) > 1 for change in known.values())
+
+
+def _along_reduced(trial: Trial, known: Ports) -> bool:
+    """Whether a change varies along an axis that does not come out as it went in."""
+    before, after = trial.shape(0), trial.shape(OUT)
+    kept = before == after
+    return not kept and any(max(change.shape, default=1) > 1 for change in known.values())
+
+
+def _batched_weight(trial: Trial, known: Ports) -> bool:
+    return any(o.value is not None and o.value.ndim > 2 for o in trial.case.operands)
+
+
+def _open(trial: Trial, known: Ports) -> bool:
+    operands = range(len(trial.case.operands))
+    return any(trial.open_axes(p) for p in (*operands, -1) if p < 0 or trial.samples[0][p].ndim)
+
+
+def _run_time(trial: Trial, known: Ports) -> bool:
+    return bool(trial.case.run_time)
+
+
+EXPLAINED = (
+    Explained(
+        "*", None, _dead,
+        "a scale of zero makes a constant, of which much holds that no other channel would take",
+    ),
+    Explained(
+        "MaxPool", Reason.OPAQUE, lambda trial, known: trial.case.outputs > 1,
+        "a positive scale leaves the indices alone; a model that unpools is not worth a rule",
+    ),
+    Explained(
+        "MaxPool", Reason.PADDING, _spread,
+        "whether a window may lie in its padding is decided without the sizes of the image",
+    ),
+    Explained(
+        "BatchNormalization", Reason.AXES, _vector,
+        "a vector has no channel axis; onnxruntime takes it for one channel",
+    ),
+    Explained(
+        "Dropout", Reason.OPAQUE, _given("training_mode"),
+        "in training mode with a ratio of zero nothing is dropped; no model is exported like that",
+    ),
+    Explained(
+        "Cast", Reason.UNSUPPORTED_TYPE, _always,
+        "a truth value survives a scale, an integer none but by chance: it holds no floats",
+    ),
+    Explained(
+        "Resize", Reason.OPAQUE, _attribute("coordinate_transformation_mode", "tf_crop_and_resize"),
+        "it fills with a constant only where the region exceeds the image; no exporter writes it "
+        "between layers",
+    ),
+    Explained(
+        "Clip", None, _same_bounds,
+        "without bounds it does nothing, with equal ones it is a constant; nobody exports either",
+    ),
+    Explained("LeakyRelu", None, _attribute("alpha", 1.0), "with a slope of 1 it does nothing"),
+    *(
+        Explained(
+            op, Reason.NEEDS_POSITIVE_SCALE, _single,
+            "the largest of one element is that element: no exporter writes it",
+        )
+        for op in ("GlobalMaxPool", "Max", "MaxPool", "Min", "ReduceMax", "ReduceMin")
+    ),
+    *(
+        Explained(
+            op, Reason.AXES, _over_positions,
+            "a change that varies over positions comes from no BatchNormalization",
+        )
+        for op in ("AveragePool", "Conv", "ConvTranspose", "GlobalAveragePool", "GlobalMaxPool",
+                   "MaxPool")
+    ),
+    *(
+        Explained(
+            op, Reason.AXES, _always,
+            "a change that varies along a resized axis, or over channels that become positions, "
+            "comes from no BatchNormalization or suits no layer behind",
+        )
+        for op in ("DepthToSpace", "Resize", "SpaceToDepth", "Upsample")
+    ),
+    *(
+        Explained(
+            op, Reason.AXES, _along_reduced,
+            "what varies along a reduced axis may be a shift, whose mean would do, but no norm "
+            "behind a layer makes one there",
+        )
+        for op in ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum")
+    ),
+    Explained(
+        "*", Reason.CONFLICT, _constant_known,
+        "a constant that has its change keeps it, though scale and shift of a constant are one",
+    ),
+    Explained(
+        "Sub", Reason.CONFLICT, _of_itself,
+        "a tensor less itself is zero, which takes any scale",
+    ),
+    Explained("Div", None, _of_itself, "a tensor by itself is one"),
+    Explained(
+        "Mul", Reason.PRECISION, _zero_constant,
+        "behind a factor of zero anything may have been; the rule does not invent it",
+    ),
+    Explained(
+        "Mul", Reason.CONFLICT, _of_itself,
+        "a square would take the root of a scale, which no rule tries",
+    ),
+    Explained(
+        "Squeeze", Reason.INCONSISTENT_SHAPES, _repeated_axes,
+        "an axis is named twice, of which onnx's own inference makes another rank",
+    ),
+    Explained(
+        "Pad", Reason.CONFLICT, _always,
+        "zeros that are added may have any scale; the rule gives them none",
+    ),
+    Explained(
+        "AveragePool", Reason.NO_SHIFT, _always,
+        "the zeros that are counted make another shift at the border, a picture that nothing takes",
+    ),
+    Explained(
+        "Gemm", Reason.AXES, _matrix_bias,
+        "its C has a value per row and could take a change per row; rows are the batch",
+    ),
+    Explained(
+        "Pad", Reason.AXES, _always,
+        "a change that varies along a padded axis: channels are not padded with each other",
+    ),
+    Explained(
+        "Conv", Reason.PADDING, _padded,
+        "no window of this size, or no weight of this layer, reaches the zeros",
+    ),
+    Explained(
+        "ConvTranspose", Reason.PADDING, _always,
+        "the few positions of this size, or the zeros of this weight, do not show the border",
+    ),
+    Explained(
+        "MatMul", Reason.AXES, _batched_weight,
+        "the summand would be a matrix per batch entry, which nothing behind it takes",
+    ),
+    Explained(
+        "Gemm", None, _attribute("alpha", 0.0),
+        "with an alpha of zero nothing of the input comes out",
+    ),
+    Explained(
+        "*", Reason.PRECISION, _not_ordinary,
+        "a scale of zero, or one that stands for its inverse, is divided by: the numbers would do, "
+        "but a constant or a weight cannot hold them",
+    ),
+    Explained(
+        "*", Reason.UNKNOWN_SHAPE, _open,
+        "the model leaves sizes open that decide where elements go; that the sizes of this run "
+        "would allow it says nothing of others",
+    ),
+    Explained(
+        "*", Reason.PARAMETERS_NOT_CONSTANT, _run_time,
+        "a parameter is computed at run time; what it is in this run says nothing of others",
+    ),
+)  # fmt: skip
+
+
+# Right, and not done yet: a rule that learns it loses its line here.
+LATER = (
+    Explained(
+        "Mul", Reason.AXES, _always,
+        "what comes back through a constant varies along a broadcast axis by rounding alone",
+    ),
+    Explained(
+        "ReduceSum", Reason.NO_SHIFT, _always,
+        "a shift passes as the sum of what is summed, where the sizes of those axes are known",
+    ),
+    Explained(
+        "Pad", Reason.NO_SHIFT, _always,
+        "zeros on several axes leave a shift that is none in the padding: a picture",
+    ),
+    Explained(
+        "Pad", Reason.OPAQUE, _always,
+        "a constant that is padded with is like a zero for a change that leaves it alone",
+    ),
+    Explained(
+        "Gather", Reason.AXES, _always,
+        "indices of any rank, or a scalar, move what varies along their axis as a list does",
+    ),
+)  # fmt: skip
+
+
+def explanation(trial: Trial, known: Ports, refusal: Refusal) -> str:
+    """Why a refusal is right; "" if nobody knows."""
+    for entry in (*EXPLAINED, *LATER):
+        if entry.operator in ("*", trial.case.op) and entry.reason in (None, refusal.reason):
+            with np.errstate(all="ignore"):
+                if entry.condition(trial, known):
+                    return entry.why
+    return ""

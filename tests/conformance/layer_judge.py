@@ -1,0 +1,261 @@
+"""Linear layers and BatchNormalization: what they take into their constants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from onnx_bnfold.affine import Affine
+from onnx_bnfold.new_constants import NewConstant, Unrepresentable, new_constants
+from onnx_bnfold.planner import GraphPlan
+from onnx_bnfold.reasons import Refusal, Refused
+from onnx_bnfold.rules import OUT
+
+from .cases import LAYOUTS, OPERATOR, Operand
+from .changes import draw_change
+from .complete import visible
+from .engine import Arrays, Kernel, NotRunnable, Ports, Trial, applied, rounding, tight, wide
+from .explained import explanation
+from .sound import COMPARED, differing_element, smallest
+from .verdict import Finding, Verdict, ports_text
+
+ABSORBERS = (*LAYOUTS, OPERATOR)
+MOST_UNKNOWNS = 120  # elements of constants that are solved for
+SOLVED = 6  # samples
+
+
+def judged(trial: Trial, count: int) -> Iterator[Verdict]:
+    """Yield the verdicts on some changes of the two sides of a layer."""
+    site = trial.site
+    try:
+        ports = site.ports(0)
+        if trial.case.op == OPERATOR:
+            site.norm(0)
+    except Refused as refused:
+        yield Verdict(False, refused.refusal, judged=False)
+        return
+    for _ in range(count):
+        known = {p: _change(trial, p) for p in ports if trial.rng.random() < 0.7}
+        if all(change.is_identity for change in known.values()):
+            continue
+        yield _ask(trial, known)
+
+
+def _change(trial: Trial, port: int) -> Affine:
+    """Mostly one value per channel, whichever axis that is."""
+    shape = trial.shape(port)
+    rng, itemsize = trial.rng, trial.narrowest.itemsize
+    if not shape or rng.random() < 0.2:
+        return draw_change(rng, shape, itemsize=itemsize)
+    axis = 1 if len(shape) > 2 and rng.random() < 0.7 else int(rng.integers(len(shape)))
+    change = draw_change(rng, shape[axis : axis + 1], itemsize=itemsize)
+    laid = (1,) * axis + (-1,) + (1,) * (len(shape) - axis - 1)
+    return change.map(lambda a: a.reshape(laid))
+
+
+def _ask(trial: Trial, known: Ports) -> Verdict:
+    site = trial.site
+    try:
+        with np.errstate(all="ignore"):
+            alternatives = site.step(0, known).alternatives
+            answers = [_constants(trial, {**known, **more}) for more in alternatives]
+    except Refused as refused:
+        return _of_refusal(trial, known, refused.refusal)
+    except Unrepresentable as failed:
+        (refusal,) = failed.failures.values()
+        return _of_refusal(trial, known, refusal)
+    except Exception as error:
+        detail = f"{type(error).__name__}: {error}"
+        topic = f"{trial.case.op} {type(error).__name__}"
+        return Verdict(True, finding=Finding("crash", topic, trial, known, detail))
+    finally:
+        site.total.clear()
+    for more, constants in zip(alternatives, answers, strict=True):
+        ports = {**known, **more}
+        difference = _wrong(trial, ports, constants)
+        if difference:
+            listed = ", ".join(f"{n.suffix}{list(n.dims)}" for n, _ in constants)
+            detail = f"new constants {listed or 'none'}; {ports_text(more)}\n  {difference}"
+            topic = f"{trial.case.op}-{trial.case.version} {_sides(known)}"
+            return Verdict(True, finding=Finding("unsound", topic, trial, known, detail))
+    return Verdict(True)
+
+
+def _sides(known: Ports) -> str:
+    return "output" if list(known) == [OUT] else ("both sides" if OUT in known else "input")
+
+
+def _constants(trial: Trial, ports: Ports) -> list[tuple[NewConstant, np.ndarray]]:
+    site = trial.site
+    site.total = {site.key(0, port): change for port, change in ports.items()}
+    found = new_constants(0, GraphPlan(site, touched={0: [0]}))
+    return [(new, np.asarray(new()).reshape(new.dims)) for new in found]
+
+
+class _Rewritten:
+    """The layer with its new constants."""
+
+    def __init__(self, trial: Trial, constants: Sequence[tuple[NewConstant, np.ndarray]]) -> None:
+        self.trial = trial
+        self.by_slot = {new.slot: value for new, value in constants}
+        self.summand = self.by_slot.pop(2, None) if trial.case.op == "MatMul" else None
+        gets_bias = 2 in self.by_slot and trial.case.op != OPERATOR
+        self.kernel = _with_bias(trial) if gets_bias else trial.kernel
+
+    def __call__(self, sample: Arrays, *, magnitudes: bool = False) -> np.ndarray:
+        count = max([len(sample), *(slot + 1 for slot in self.by_slot)])
+        values = [self.by_slot[s] if s in self.by_slot else sample[s] for s in range(count)]
+        summand = self.summand
+        if magnitudes:
+            values = [np.abs(v) for v in values]
+            summand = None if summand is None else np.abs(summand)
+        (y,) = self.kernel(values)
+        if magnitudes and len(values) == 3:  # alpha and beta may be of different signs
+            (z,) = self.kernel([*values[:2], -values[2]])
+            y = np.maximum(np.abs(wide(y)), np.abs(wide(z)))
+        if magnitudes:
+            y = np.abs(y)
+        return y if summand is None else y + summand
+
+
+def _with_bias(trial: Trial) -> Kernel:
+    """The layer with a third input, and with beta as it is by default."""
+    case = trial.case
+    bias = Operand("new_bias", np.zeros((), case.dtype))
+    replaced = {"beta": None} if "beta" in case.attributes else {}
+    return Kernel(replace(case, operands=(*case.operands[:2], bias)), **replaced)
+
+
+def _wrong(trial: Trial, ports: Ports, constants: Sequence[tuple[NewConstant, np.ndarray]]) -> str:
+    """Say where the layer with new constants does not give the changed output; "" if nowhere."""
+    dtype = trial.case.dtype
+    try:
+        rewritten = _Rewritten(trial, constants)
+        for sample, (y, *_) in list(zip(trial.samples, trial.outs, strict=True))[:COMPARED]:
+            moved = trial.changed(sample, {p: c for p, c in ports.items() if p >= 0})
+            got = rewritten(moved)
+            expected = applied(ports[OUT], y) if OUT in ports else wide(y)
+            if got.shape != expected.shape or expected.shape != y.shape:
+                return f"the output has shape {list(got.shape)} instead of {list(y.shape)}"
+            size = _size(trial, ports, rewritten, sample)
+            found = differing_element(
+                y, expected, wide(got), size, rounding(dtype), smallest([dtype])
+            )
+            if found:
+                return f"output{found}"
+    except (NotRunnable, ValueError) as error:
+        return f"the rewritten layer does not run: {str(error)[:120]}"
+    return ""
+
+
+def _size(trial: Trial, ports: Ports, rewritten: _Rewritten, sample: Arrays) -> np.ndarray:
+    """The size of the numbers that are summed, before and after."""
+    into = {p: Affine(np.abs(c.scale), np.abs(c.shift)) for p, c in ports.items() if p >= 0}
+    if trial.case.op == OPERATOR:
+        return _norm_size(trial, into, rewritten, sample, ports.get(OUT))
+    moved = trial.changed([np.abs(v) for v in sample], into)
+    after = np.abs(wide(rewritten(moved, magnitudes=True)))
+    before = wide(_Rewritten(trial, ())(sample, magnitudes=True))
+    return after + (np.abs(ports[OUT].scale) * before if OUT in ports else before)
+
+
+def _norm_size(
+    trial: Trial, into: Ports, rewritten: _Rewritten, sample: Arrays, out: Affine | None
+) -> np.ndarray:
+    """The same of a norm, whose mean is subtracted."""
+
+    def run(values: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
+        gamma, beta, mean, variance = values
+        (y,) = trial.kernel([np.abs(x), np.abs(gamma), np.abs(beta), -np.abs(mean), variance])
+        return np.abs(wide(y))
+
+    new = [rewritten.by_slot.get(s, sample[s]) for s in range(1, 5)]
+    after = run(new, trial.changed([np.abs(sample[0])], into)[0])
+    before = run(sample[1:], sample[0])
+    return after + (np.abs(out.scale) * before if out else before)
+
+
+def _of_refusal(trial: Trial, known: Ports, refusal: Refusal) -> Verdict:
+    if not visible(trial, known):
+        return Verdict(False, refusal, judged=False)
+    if not _solvable(trial, known):
+        return Verdict(False, refusal)
+    why = explanation(trial, known, refusal)
+    if why:
+        return Verdict(False, refusal, explained=why)
+    topic = f"{trial.case.op} {_sides(known)} {refusal.reason.value}: {refusal.sentence[:60]}"
+    detail = f"refused ({refusal.reason.value}: {refusal.sentence})\n  constants exist that take it"
+    return Verdict(False, refusal, Finding("incomplete", topic, trial, known, detail))
+
+
+def _solvable(trial: Trial, known: Ports) -> bool:
+    """Whether some weight and bias give the changed output of the changed input.
+
+    A layer is linear in its constants: the columns are what each element of them contributes.
+    """
+    constants = [s for s, o in enumerate(trial.case.operands) if o.name and not o.is_data][:2]
+    zeros = [np.zeros_like(v) for v in trial.samples[0]]
+    if trial.case.op == OPERATOR:
+        zeros[4] = np.ones_like(zeros[4])
+    unknowns = sum(zeros[s].size for s in constants)
+    if unknowns > MOST_UNKNOWNS or not trial.outs[0][0].size:
+        return False
+    try:
+        samples = [*trial.samples, *(trial.sample(0) for _ in range(SOLVED))]
+        outs = [trial.kernel(sample)[0] for sample in samples]
+        moved = [trial.changed(s, {p: c for p, c in known.items() if p >= 0}) for s in samples]
+        target = np.stack([applied(known[OUT], y) if OUT in known else wide(y) for y in outs])
+        columns = [*_columns(trial, moved, zeros, constants), *_own_bias(trial, target.shape[1:])]
+    except (NotRunnable, ValueError):
+        return False
+    matrix = np.array([np.broadcast_to(c, target.shape).reshape(-1) for c in columns]).T
+    return _solves(matrix, target.reshape(len(target), -1), trial.case.dtype)
+
+
+def _columns(
+    trial: Trial, moved: Sequence[Arrays], zeros: Arrays, constants: Sequence[int]
+) -> Iterator[np.ndarray]:
+    for slot in constants:
+        for element in range(zeros[slot].size):
+            unit = zeros[slot].copy()
+            unit.reshape(-1)[element] = 1
+            yield np.stack([
+                wide(trial.kernel([unit if s == slot else z if s else x[s]
+                                   for s, z in enumerate(zeros)])[0])
+                if trial.case.operands[0].is_data else
+                wide(trial.kernel([unit if s == slot else x[s] for s in range(len(zeros))])[0])
+                for x in moved
+            ])  # fmt: skip
+
+
+def _own_bias(trial: Trial, shape: Sequence[int]) -> Iterator[np.ndarray]:
+    """What a new bias would add: one value per output channel, where the layer has none."""
+    case = trial.case
+    if len(case.operands) > 2 or not shape:
+        return
+    axis = 1
+    if case.op == "MatMul":
+        axis = len(shape) - 1 if case.operands[0].is_data else len(shape) - 2
+    for channel in range(shape[axis] if 0 <= axis < len(shape) else 0):
+        picture = np.zeros(shape)
+        picture[(slice(None),) * axis + (channel,)] = 1
+        yield picture[None]
+
+
+def _solves(matrix: np.ndarray, target: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether columns add up to a target, ``(samples, elements)``, within its variation."""
+    if not (np.isfinite(matrix).all() and np.isfinite(target).all()):
+        return False
+    spread = np.ptp(target, axis=0).min()
+    if spread <= 2.0**10 * tight(dtype) * np.abs(target).max():
+        return False  # what rounding does could hide anything
+    norms = np.linalg.norm(matrix, axis=0)
+    used = norms > 0
+    if not used.any() or np.ptp(np.log10(norms[used])) > 6:
+        return False
+    matrix = matrix[:, used] / norms[used]
+    solution = np.linalg.lstsq(matrix, target.reshape(-1), rcond=1e-9)[0]
+    error = np.abs(matrix @ solution - target.reshape(-1))
+    return bool((error <= 2.0**6 * tight(dtype) * spread).all())

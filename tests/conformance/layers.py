@@ -1,0 +1,112 @@
+"""Generators of the linear layers and of BatchNormalization, which take changes into constants."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .cases import Case, Draw, Operand, generator
+from .pooling import windows
+
+
+@generator("Conv")
+def conv(d: Draw) -> Case:
+    spatial, group = d.pick(1, 2, 2, 3), d.pick(1, 1, 2, 3)
+    inner, outer = d.integer(1, 2), d.integer(1, 2)
+    kernel = d.integers(1, 3 if spatial < 3 else 2, spatial)
+    sizes = [d.integer(1, 5 if spatial < 3 else 3) for _ in range(spatial)]
+    settings = windows(d, sizes, kernel)
+    settings["kernel_shape"] = d.pick(None, kernel)
+    bias = [d.constant([outer * group])] if d.chance(0.6) else []
+    return d.node(
+        d.data([d.integer(1, 2), inner * group, *sizes]),
+        d.constant([outer * group, inner, *kernel]),
+        *bias,
+        group=group if group > 1 else d.pick(None, 1),
+        **settings,
+    )
+
+
+@generator("ConvTranspose")
+def conv_transpose(d: Draw) -> Case:
+    spatial, group = d.pick(1, 2, 2, 3), d.pick(1, 1, 2, 3)
+    inner, outer = d.integer(1, 2), d.integer(1, 2)
+    kernel = d.integers(1, 3 if spatial < 3 else 2, spatial)
+    if d.chance(0.3):
+        kernel = [1] * spatial
+    sizes = [d.integer(1, 3) for _ in range(spatial)]
+    settings = windows(d, sizes, kernel)
+    settings["kernel_shape"] = d.pick(None, kernel)
+    bias = [d.constant([outer * group])] if d.chance(0.6) else []
+    strides = settings["strides"] or [1] * spatial
+    room = settings["dilations"] or strides if d.chance(0.1) else strides
+    exact = [s * n + d.integer(0, 1) for s, n in zip(strides, sizes, strict=True)]
+    return d.node(
+        d.data([d.integer(1, 2), inner * group, *sizes]),
+        d.constant([inner * group, outer, *kernel]),
+        *bias,
+        group=group if group > 1 else d.pick(None, 1),
+        output_padding=d.pick(None, None, [d.integer(0, n - 1) for n in room]),
+        output_shape=d.pick(None, None, None, None, exact),
+        **settings,
+    )
+
+
+def _sizes(d: Draw) -> list[int]:
+    """Rows, inner size and columns; often equal, so that one may be taken for another."""
+    return [d.integer(2, 4)] * 3 if d.chance(0.4) else d.integers(1, 4, 3)
+
+
+@generator("Gemm")
+def gemm(d: Draw) -> Case:
+    rows, inner, columns = _sizes(d)
+    flip_a, flip_b = d.pick(None, 0, 1), d.pick(None, 0, 1)
+    shapes: list[list[int]] = [[], [1], [columns], [1, columns], [rows, 1], [rows, columns]]
+    bias = [d.constant(d.pick(*shapes))] if d.since < 11 or d.chance(0.75) else []
+    return d.node(
+        d.data([inner, rows] if flip_a else [rows, inner]),
+        d.constant([columns, inner] if flip_b else [inner, columns]),
+        *bias,
+        transA=flip_a,
+        transB=flip_b,
+        alpha=d.pick(None, 1.0, 0.5, -2.0, 0.0),
+        beta=d.pick(None, 1.0, 0.25, -1.5, 0.0),
+    )
+
+
+@generator("MatMul")
+def matmul(d: Draw) -> Case:
+    rows, inner, columns = _sizes(d)
+    batch = d.shape(0, 2, sizes=(1, 2))
+    other = d.operand_shape(batch) if d.chance(0.25) else []
+    left, right = [*batch, rows, inner], [*other, inner, columns]
+    if d.chance(0.08):
+        left = [inner]
+    if d.chance(0.08):
+        right = [inner]
+    if d.chance(0.5):
+        return d.node(d.data(left), d.constant(right))
+    left, right = [*other, rows, inner], [*batch, inner, columns]
+    return d.node(d.constant(left), d.data(right))
+
+
+@generator("BatchNormalization")
+def batch_normalization(d: Draw) -> Case:
+    shape = d.shape(d.pick(1, 2, 2, 2), 5)
+    spatial = d.pick(None, None, None, 0, 1)
+    channels = shape[1:] if d.has("spatial") and spatial == 0 else [*shape[1:2], 1][:1]
+
+    def parameter(name: str, values: np.ndarray) -> Operand:
+        return Operand(name, np.asarray(values, d.dtype))
+
+    variance = d.rng.uniform(0.1, 2, channels) * 10.0 ** d.pick(0, 0, 0, -6, 4)
+    return d.node(
+        d.data(shape),
+        parameter("gamma", d.rng.standard_normal(channels)),
+        parameter("beta", d.rng.standard_normal(channels)),
+        parameter("mean", d.rng.standard_normal(channels)),
+        parameter("variance", variance),
+        epsilon=d.pick(None, 1e-3, 0.1, 0.0),
+        momentum=d.pick(None, 0.5),
+        spatial=spatial,
+        training_mode=d.pick(None, None, 0),
+    )

@@ -1,0 +1,114 @@
+"""The rules, the layers and BatchNormalization hold what onnxruntime says of the operators.
+
+A short, seeded run of the campaign of ``python -m tests.conformance``, and what keeps it whole:
+every entry of the tables has a generator, and the generators draw every setting of every version.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnx_bnfold import site
+from onnx_bnfold.affine import Affine
+from onnx_bnfold.layers import LinearLayer
+from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.rules import OUT, RULES, Step
+
+from . import changes
+from .campaign import Campaign, schedule
+from .cases import GENERATORS, OPERATORS, draw_case, schema, spans
+from .complete import affine_map
+
+LEAST_CASES = 14  # of an operator
+LEAST_JUDGED = 8  # draws of each version of it
+MOST_CASES = 60  # of a version
+
+
+def test_every_entry_of_the_tables_has_a_generator():
+    assert set(OPERATORS) == set(GENERATORS)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_a_generator_draws_every_setting(op):
+    """Whatever attribute or optional input a version has, some case gives it and some does not."""
+    for first, _ in spans(op):
+        cases = [draw_case(op, first, seed, np.float64) for seed in range(300)]
+        given = [case.attributes.keys() for case in cases]
+        for name, attribute in schema(op, first).attributes.items():
+            assert any(name in names for names in given), f"{op}-{first} never gives {name}"
+            if not attribute.required:
+                assert any(name not in names for names in given), (
+                    f"{op}-{first} always gives {name}"
+                )
+        inputs = [{s for s, o in enumerate(case.operands) if o.name} for case in cases]
+        for slot, formal in enumerate(schema(op, first).inputs):
+            assert any(slot in slots for slots in inputs), f"{op}-{first} never gives {formal.name}"
+            if formal.option == formal.option.Optional:
+                assert not all(slot in slots for slots in inputs), (op, first, formal.name)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_answers_and_refusals_hold(op):
+    campaign = judged(op)
+    assert not campaign.found, "\n\n".join(f.text() for _, f in campaign.found.values())
+
+
+def judged(op: str) -> Campaign:
+    """A campaign in which each version of an operator is judged some times."""
+    campaign, versions = Campaign(), spans(op)
+    wanted = {schema(op, first).since_version for first, _ in versions}
+    for number, (_, opset, seed) in enumerate(schedule([op], seed=0)):
+        enough = campaign.tallies and all(
+            campaign.tallies[op].versions[version] >= LEAST_JUDGED for version in wanted
+        )
+        if number >= LEAST_CASES and enough:
+            return campaign
+        assert number < MOST_CASES * len(versions), f"{op}: onnxruntime runs hardly any case"
+        campaign.draw(op, opset, seed)
+    raise AssertionError
+
+
+def refuses(view, known):
+    raise Refused(Reason.OPAQUE, "", "whatever it is")
+
+
+def swaps(view, known):
+    """A wrong answer: the change of the other side has a scale twice as large."""
+    source, change = next(iter(known.changes.items()))
+    other = Affine.of(change.scale * 2, change.shift)
+    return Step(({source: change, (0 if source == OUT else OUT): other},))
+
+
+@pytest.mark.parametrize(("rule", "kind"), [(refuses, "incomplete"), (swaps, "unsound")])
+@pytest.mark.parametrize("op", ["Identity", "MaxPool", "Transpose", "Relu"])
+def test_a_broken_rule_is_found(op, rule, kind, monkeypatch):
+    broken = {**RULES, op: RULES[op]._replace(rule=rule)}
+    monkeypatch.setattr(site, "RULES", broken)
+    assert kind in {found for found, _ in judged(op).found}
+
+
+def test_a_broken_layer_is_found(monkeypatch):
+    honest = LinearLayer.weight_factor
+    monkeypatch.setattr(LinearLayer, "weight_factor", lambda *args: honest(*args) * 2)
+    assert "unsound" in {kind for kind, _ in judged("Conv").found}
+
+
+def test_affine_maps_are_told_from_others(rng):
+    y = rng.standard_normal((30, 2, 3))
+    per_element = rng.standard_normal((2, 3))
+    assert affine_map(y, y * per_element + 1, [], y.dtype)
+    assert affine_map(y, np.zeros_like(y), [], y.dtype)
+    assert not affine_map(y, np.abs(y), [], y.dtype)
+    assert not affine_map(y, y * per_element + 1, [1], y.dtype)
+    assert affine_map(y, y * per_element[:, :1] + 1, [1], y.dtype)
+
+
+def test_changes_of_every_structure_are_drawn(rng):
+    drawn = [changes.draw_change(rng, (2, 3, 4), itemsize=8) for _ in range(300)]
+    assert {c.shape for c in drawn} >= {(1, 1, 1), (1, 3, 1), (2, 1, 1), (1, 1, 4), (2, 3, 4)}
+    assert any((c.scale == 0).any() for c in drawn)
+    assert any((c.scale < 0).any() and (c.scale > 0).any() for c in drawn)
+    assert any(np.ptp(np.log10(np.abs(c.scale))) > 8 for c in drawn if c.scale.all())
+    assert any(c.has_shift and not c.has_scale for c in drawn)
+    assert any(c.has_scale and not c.has_shift for c in drawn)

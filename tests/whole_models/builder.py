@@ -5,7 +5,6 @@ tensor really has, a BatchNormalization can be given the statistics that its inp
 a node that onnxruntime refuses is taken back at once (``Unfit``) instead of spoiling the graph.
 """
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +14,8 @@ import onnx
 from onnx import FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 
 from .draw import Draw
-from .interpreter import BFLOAT16, FLOATS, Interpreter, Tensor
+from .floats import BFLOAT16, FLOATS, allowed
+from .interpreter import Interpreter, Tensor
 
 # A tensor beyond these makes the graph slow, or overflows before anything is folded.
 _MOST_ELEMENTS = 3000
@@ -156,7 +156,7 @@ class Builder:
             self.scope.nodes.append(node)
         else:
             self.scope.initializers.append(numpy_helper.from_array(array, name))
-        self.env[name] = self._interpreter().held(array)
+        self.env[name] = self._interpreter().written(array)
         return name
 
     def integers(self, *values: int) -> str:
@@ -209,30 +209,12 @@ class Builder:
                 raise Unfit("too large")
 
     def _allowed(self, op: str, inputs: list[str]) -> None:
-        allowed = _types(op, self.opset)
+        try:
+            known = allowed(op, self.opset)
+        except onnx.defs.SchemaError as error:
+            raise Unfit(str(error)) from error
         for i, name in enumerate(inputs):
             if name and self.type(name) in FLOATS:
-                kinds = allowed[min(i, len(allowed) - 1)] if allowed else frozenset()
+                kinds = known[min(i, len(known) - 1)] if known else frozenset()
                 if self.type(name) not in kinds:
                     raise Unfit(f"{op} of {self.type(name)} in opset {self.opset}")
-
-
-_STRINGS = dict(
-    zip(
-        FLOATS,
-        ("tensor(float16)", "tensor(bfloat16)", "tensor(float)", "tensor(double)"),
-        strict=True,
-    )
-)
-
-
-@functools.cache
-def _types(op: str, opset: int) -> tuple[frozenset[np.dtype], ...]:
-    """Return the float types that each input of an operator may have in an opset."""
-    try:
-        schema = onnx.defs.get_schema(op, opset, "")
-    except onnx.defs.SchemaError as error:
-        raise Unfit(f"no {op} in opset {opset}") from error
-    if schema.deprecated:
-        raise Unfit(f"{op} is deprecated")
-    return tuple(frozenset(t for t in FLOATS if _STRINGS[t] in i.types) for i in schema.inputs)

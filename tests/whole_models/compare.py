@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto
 
-from .interpreter import FLOATS, TINY, UNIT, Interpreter
+from .floats import FLOATS, TINY, UNIT
+from .interpreter import Interpreter
 
 _QUICK = 24  # units, of the smallest slice's largest value
 _UNITS = 8  # units that any result may be off by
@@ -97,12 +98,10 @@ def _of_one(i, a, b, true, spread, approximate) -> tuple[float, Doubt] | None:
     x, y = a.astype(np.float64), b.astype(np.float64)
     steady = np.isfinite(true) & np.all([np.isfinite(s) for s in spread], axis=0)
     with np.errstate(invalid="ignore"):
-        # Where the original itself is finite, or gives what float64 gives, its kind of value counts.
+        # Where the original overflows and float64 does not, its inf is nothing to be kept.
         firm = np.isfinite(x) == np.isfinite(true)
-        apart = firm & (np.isfinite(x) != np.isfinite(y))
-        apart |= (
-            ~np.isfinite(x) & ~np.isfinite(y) & ~((x == y) | (np.isnan(x) & np.isnan(y))) & firm
-        )
+        alike = (np.isfinite(x) & np.isfinite(y)) | (x == y) | (np.isnan(x) & np.isnan(y))
+        apart = firm & ~alike
         if apart.any():
             at = tuple(int(k) for k in np.argwhere(apart)[0])
             return np.inf, Doubt(
@@ -121,9 +120,10 @@ def _of_one(i, a, b, true, spread, approximate) -> tuple[float, Doubt] | None:
         return None
     at = np.unravel_index(int(ratio.argmax()), ratio.shape)
     detail = (
-        f"at {tuple(int(k) for k in at)}: {x[at]:.9g} became {y[at]:.9g}, float64 says {true[at]:.9g}; "
-        f"error {error[at]:.3g}, {ratio[at]:.3g} times the bound, of which the original's own error "
-        f"is {own[at]:.3g} and the largest of {_DRAWS} draws {drawn[at]:.3g}; slice {size[at]:.3g}"
+        f"at {tuple(int(k) for k in at)}: {x[at]:.9g} became {y[at]:.9g}, float64 says "
+        f"{true[at]:.9g}; error {error[at]:.3g}, {ratio[at]:.3g} times the bound; the original's "
+        f"own error is {own[at]:.3g}, the largest of {len(spread)} draws {drawn[at]:.3g}, the "
+        f"slice's peak {size[at]:.3g}"
     )
     return float(ratio[at]), Doubt("precision" if ratio[at] < _GROSS else "wrong", i, detail)
 

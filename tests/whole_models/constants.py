@@ -4,7 +4,7 @@ import numpy as np
 from onnx import helper, numpy_helper
 
 from .builder import Builder, Unfit
-from .interpreter import BFLOAT16
+from .floats import BFLOAT16
 
 
 def constant(b: Builder, values, dtype: np.dtype, role: str = "") -> str:

@@ -18,7 +18,12 @@ def label(verdict: Verdict) -> str:
 
 def write(folder: Path, seed: int, case: Case, verdict: Verdict, seconds: float) -> Path:
     """Shrink a finding and write it as .onnx, .npz (the feeds) and .txt; return the last."""
-    small = shrink(case, lambda c: judge(c).kind == verdict.kind, seconds)
+
+    def persists(candidate: Case) -> bool:
+        found = judge(candidate)
+        return found.kind == verdict.kind and (found.skipped is None) == (verdict.skipped is None)
+
+    small = shrink(case, persists, seconds)
     last = judge(small)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{label(verdict)}_{seed}.txt"

@@ -93,7 +93,7 @@ def binary(b: Builder, x: str) -> str:
     pair = d.shuffled([x, y])
     if op in ("Max", "Min", "Sum", "Mean"):
         number = d.pick([1, 2, 2, 3])
-        pair = (pair + [d.pick([x, y])])[:number]
+        pair = [*pair, d.pick([x, y])][:number]
     return b.one(op, pair)
 
 

@@ -130,7 +130,7 @@ def _alpha(default: float, function: Callable) -> Callable:
 
 def _clip(node, inputs, single):
     a = attributes(node)
-    low, high = (inputs[1:] + [None, None])[:2]
+    low, high = [*inputs[1:], None, None][:2]
     x = inputs[0]
     low = a.get("min") if low is None else low
     high = a.get("max") if high is None else high

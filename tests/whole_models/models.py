@@ -11,7 +11,8 @@ from onnx_bnfold import Options
 
 from .builder import Builder, Unfit
 from .draw import Draw
-from .interpreter import BFLOAT16, FLOATS, reads
+from .floats import BFLOAT16, FLOATS
+from .interpreter import reads
 from .joins import JOINS
 from .layers import layer
 from .movement import MOVEMENTS

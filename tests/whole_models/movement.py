@@ -5,7 +5,7 @@ from onnx import helper
 
 from .builder import Builder
 from .constants import constant
-from .interpreter import FLOATS
+from .floats import FLOATS
 
 
 def _listed(b: Builder, op: str, x: str, since: int, values: list[int], name: str, **extra) -> str:

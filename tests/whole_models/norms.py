@@ -4,7 +4,7 @@ import numpy as np
 
 from .builder import Builder
 from .constants import constant
-from .interpreter import BFLOAT16
+from .floats import BFLOAT16
 
 _HALVES = (np.dtype(np.float16), BFLOAT16)
 

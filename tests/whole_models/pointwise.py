@@ -56,10 +56,29 @@ def bounded(b: Builder, x: str) -> str:
 
 RECTIFIERS = {relu: 6, leaky_relu: 3, p_relu: 3, clip: 2, sign_free: 2, bounded: 1.5}
 
-_PLAIN = (
-    "Sigmoid Tanh Erf Softplus Softsign HardSigmoid Elu Selu HardSwish Gelu Mish Sin Cos Softmax "
-    "LogSoftmax ThresholdedRelu MeanVarianceNormalization LpNormalization Exp Swish Celu"
-).split()
+_PLAIN = [
+    "Sigmoid",
+    "Tanh",
+    "Erf",
+    "Softplus",
+    "Softsign",
+    "HardSigmoid",
+    "Elu",
+    "Selu",
+    "HardSwish",
+    "Gelu",
+    "Mish",
+    "Sin",
+    "Cos",
+    "Softmax",
+    "LogSoftmax",
+    "ThresholdedRelu",
+    "MeanVarianceNormalization",
+    "LpNormalization",
+    "Exp",
+    "Swish",
+    "Celu",
+]
 
 
 def plain(b: Builder, x: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 
 import numpy as np
-from onnx import GraphProto, ModelProto
+from onnx import GraphProto, ModelProto, NodeProto
 
 from onnx_bnfold import Options
 
@@ -40,7 +40,7 @@ def _candidates(case: Case) -> Iterator[Case]:
     if values is not None:
         yield from _cut_behind(case, values)
         yield from _cut_in_front(case, values)
-    yield from _bypassed(case)
+    yield from _bypassed(case, values or {})
     yield from _stripped(case)
 
 
@@ -106,17 +106,25 @@ def _reached(case: Case) -> set[str]:
     return found
 
 
-def _bypassed(case: Case) -> Iterator[Case]:
-    """Let the readers of a node read its first input instead, in any graph."""
+def _bypassed(case: Case, values: dict[str, Tensor]) -> Iterator[Case]:
+    """Let the readers of a node read its first input instead, if it has the same shape."""
     for at, graph in enumerate(_graphs(case.model)):
         for k, node in enumerate(graph.node):
-            if node.input and node.input[0] and len(node.output) == 1:
+            if len(node.output) == 1 and node.input and _alike(values, node):
                 model = _copied(case.model)
                 inner = _graphs(model)[at]
                 del inner.node[k]
                 _renamed(inner, node.output[0], node.input[0])
                 if node.output[0] not in {o.name for o in inner.output}:
                     yield _swept(replace(case, model=model))
+
+
+def _alike(values: dict[str, Tensor], node: NodeProto) -> bool:
+    """Whether a node's output may stand for its first input; unknown in a body."""
+    one, other = values.get(node.input[0]), values.get(node.output[0])
+    if one is None or other is None:
+        return bool(node.input[0])
+    return one.dtype == other.dtype and one.array.shape == other.array.shape
 
 
 def _stripped(case: Case) -> Iterator[Case]:

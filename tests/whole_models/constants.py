@@ -21,6 +21,10 @@ def constant(b: Builder, values, dtype: np.dtype, role: str = "") -> str:
     pool = b.scope.shared.setdefault((role, dtype, array.shape), []) if role else []
     if pool and b.draw.chance(0.06):
         return b.draw.pick(pool)
+    if role and b.scope.outer is not None and b.draw.chance(0.25):
+        captured = b.scope.outer.shared.get((role, dtype, array.shape))
+        if captured:
+            return b.draw.pick(captured)
     name = _disguised(b, array) if b.draw.chance(b.guises) else b.initializer(array)
     pool.append(name)
     return name

@@ -7,7 +7,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
 from .interpreter import Interpreter
-from .runtime import session
+from .runtime import NoKernel, session
 
 
 class NotRunnable(Exception):
@@ -61,8 +61,10 @@ def engine_of(model: ModelProto, like: Engine | None = None) -> Engine:
     try:
         return Runtime(model)
     except Exception as error:
-        if like is None and "NOT_IMPLEMENTED" in str(error):
-            return Emulation(model)
+        if "NOT_IMPLEMENTED" in str(error):
+            if like is None:
+                return Emulation(model)
+            raise NoKernel(str(error)) from error
         raise NotRunnable(str(error)) from error
 
 

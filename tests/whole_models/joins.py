@@ -130,4 +130,20 @@ def chosen(b: Builder, x: str) -> str:
     return b.one("Where", [mask, x, y])
 
 
-JOINS = {residual: 6, parallel: 5, binary: 6, concat: 5, product: 0.7, chosen: 0.5}
+def with_constant(b: Builder, x: str) -> str:
+    """Add a BatchNormalization, or a layer, of what depends on constants alone."""
+    b.need(b.rank(x) >= 2)
+    start = constant(b, b.draw.normal(*b.shape(x)), b.type(x))
+    y = batch_normalization(b, b.one("Identity", [start]))
+    return b.one(b.draw.pick(["Add", "Mul"]), [x, y])
+
+
+JOINS = {
+    residual: 6,
+    parallel: 5,
+    binary: 6,
+    concat: 5,
+    product: 0.7,
+    chosen: 0.5,
+    with_constant: 0.4,
+}

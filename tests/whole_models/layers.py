@@ -12,8 +12,8 @@ def _weight(b: Builder, x: str, shape: Sequence[int], fan_in: int) -> str:
     values = b.draw.normal(*shape) / np.sqrt(max(fan_in, 1))
     if b.draw.chance(0.05):
         values = values * (b.draw.uniform(0, 1, *shape[:1], *[1] * (len(shape) - 1)) > 0.3)
-    if b.draw.chance(0.02):
-        return b.input(b.fresh("w"), values.astype(b.type(x))) if b.scope.outer is None else x
+    if b.draw.chance(0.02) and b.scope is b.main:
+        return b.input(b.fresh("w"), values.astype(b.type(x)))
     return constant(b, values, b.type(x), "weight")
 
 

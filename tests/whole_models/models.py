@@ -32,7 +32,7 @@ _STEPS = {
     "rectifier": 2.5,
     "join": 3.5,
     "opaque": 0.8,
-    "nest": 0.8,
+    "nest": 1.5,
 }
 
 
@@ -158,7 +158,7 @@ def _finished(b: Builder, symbolic: bool) -> ModelProto:
     d, scope = b.draw, b.scope
     outputs = _outputs(b)
     nodes = scope.nodes if d.chance(0.1) else _alive(scope.nodes, outputs)
-    if d.chance(0.06):
+    if d.chance(0.03):
         nodes = d.shuffled(nodes)
     used = set(outputs).union(*(reads(n) for n in nodes))
     initializers = [t for t in scope.initializers if t.name in used]
@@ -169,6 +169,8 @@ def _finished(b: Builder, symbolic: bool) -> ModelProto:
     inputs += [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in listed]
     told = not symbolic and d.chance(0.25)
     made = [o for n in nodes for o in n.output if o in b.env and o not in outputs]
+    if initializers and d.chance(0.02):  # a constant that is an output, too
+        outputs.append(d.pick(initializers).name)
     graph = helper.make_graph(
         nodes,
         "whole",

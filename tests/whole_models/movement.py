@@ -243,7 +243,10 @@ def split(b: Builder, x: str) -> str:
 
 
 def depth_to_space(b: Builder, x: str) -> str:
-    b.need(b.rank(x) == 4 and b.channels(x) % 4 == 0)
+    b.need(b.rank(x) == 4)
+    if b.channels(x) % 4:
+        weight = b.draw.normal(4 * b.draw.between(1, 2), b.channels(x), 1, 1)
+        x = b.one("Conv", [x, constant(b, weight, b.type(x), "weight")])
     extra = {"mode": b.draw.pick(["DCR", "CRD"])} if b.opset >= 11 and b.draw.chance(0.7) else {}
     return b.one("DepthToSpace", [x], blocksize=2, **extra)
 
@@ -271,6 +274,6 @@ MOVEMENTS = {
     gather: 4,
     pad: 4,
     split: 4,
-    depth_to_space: 1.5,
-    space_to_depth: 1.5,
+    depth_to_space: 2.5,
+    space_to_depth: 3,
 }

@@ -49,7 +49,7 @@ def _finish(b: Builder, node: NodeProto, results: list[str]) -> None:
 def if_(b: Builder, x: str, grow: Grow) -> None:
     """Append an If whose branches capture tensors of the graph around it."""
     d = b.draw
-    if b.scope.outer is None and d.chance(0.8):
+    if b.scope is b.main and d.chance(0.8):
         condition = b.input(b.fresh("cond"), np.array(d.chance(0.5)))
     else:
         condition = b.initializer(np.array(d.chance(0.5)))
@@ -164,7 +164,10 @@ def function(b: Builder, x: str, grow: Grow) -> None:
         given = _by_reference(scope.nodes) if d.chance(0.15) else {}
         imports = [helper.make_opsetid("", b.opset), helper.make_opsetid("local", 1)]
         imports.append(helper.make_opsetid("com.microsoft", 1))
-        name = b.fresh("Block")
+        name = (
+            d.pick(["BatchNormalization", "Conv", "Relu"]) if d.chance(0.08) else b.fresh("Block")
+        )
+        b.need(name not in {f.name for f in b.functions})
         b.functions.append(
             helper.make_function(
                 "local", name, formals, [out], scope.nodes, imports, attributes=list(given)

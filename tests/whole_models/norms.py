@@ -28,6 +28,8 @@ def batch_normalization(b: Builder, x: str) -> str:
         roles["mean"], roles["B"] = np.zeros(channels), np.zeros(channels)
     kinds = _types(b, dtype)
     inputs = [constant(b, v, kinds[r], f"norm {r}") for r, v in roles.items()]
+    if d.chance(0.015) and b.scope is b.main:
+        inputs[-1] = b.input(b.fresh("v"), d.uniform(0.5, 2, channels).astype(kinds["var"]))
     attributes = {"epsilon": epsilon}
     if b.opset < 9 and d.chance(0.5):
         attributes["spatial"] = 1
@@ -129,6 +131,8 @@ def affine(b: Builder, x: str) -> str:
     d = b.draw
     op = d.weighted({"Mul": 4, "Add": 4, "Sub": 2, "Div": 2})
     shape = operand_shape(b, x)
+    if b.strange and d.chance(0.1):
+        shape = (0,)
     values = d.uniform(0.3, 2, *shape)
     kind = d.weighted({"positive": 5, "mixed": 4, "zeros": 0.5, "neutral": 0.7, "far": 0.4})
     if kind != "positive":

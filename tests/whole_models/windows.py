@@ -130,8 +130,8 @@ def resize(b: Builder, x: str) -> str:
 WINDOWS = {
     max_pool: 4,
     average_pool: 4,
-    global_pool: 2,
-    reduce: 4,
-    upsample: 3,
+    global_pool: 3,
+    reduce: 5,
+    upsample: 8,
     resize: 4,
 }

@@ -75,7 +75,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _one(seed: int, tally: Tally, options: argparse.Namespace) -> float:
     """Draw and judge one model; return the seconds that went into making a finding small."""
-    case = draw_case(seed)
+    try:
+        case = draw_case(seed)
+    except Exception as error:  # the generator's own fault, which must not end a long run
+        tally.add(seed, Verdict(kind="not drawn", detail=repr(error), skipped=repr(error)))
+        return 0.0
     verdict = judge(case)
     tally.add(seed, verdict)
     if verdict.kind is None:

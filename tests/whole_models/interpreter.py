@@ -55,6 +55,10 @@ _EXACT = frozenset(
 )
 
 
+# Their float constants are settings, which nothing rounds.
+_SETTINGS = frozenset({"Dropout", "Resize", "Upsample"})
+
+
 class Tensor(NamedTuple):
     """An array, the type that the tensor has in the model, and whether it is written there."""
 
@@ -116,7 +120,7 @@ class Interpreter:
             if self.double and dtype in FLOATS:
                 if kinds and len(kinds[min(i, len(kinds) - 1)]) == 1:
                     array = array.astype(np.float32)
-                elif written:
+                elif written and node.op_type not in _SETTINGS:
                     array = self._moved(array, dtype)
             found[name] = array
         return found

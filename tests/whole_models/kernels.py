@@ -35,8 +35,8 @@ def _window(node: NodeProto, kernel: Sequence[int], into: Sequence[int], out: Se
     return strides, dilations, pads
 
 
-def _taps(node, kernel, x, out):
-    """Yield each position of the kernel with what lies under it, zeros in the padding."""
+def _taps(node, kernel, x, out, padding=0.0):
+    """Yield each position of the kernel with what lies under it."""
     strides, dilations, pads = _window(node, kernel, x.shape[2:], out)
     ends = [
         max((n - 1) * s + (k - 1) * d + 1 - p - size, 0)
@@ -44,7 +44,8 @@ def _taps(node, kernel, x, out):
             out, strides, kernel, dilations, pads, x.shape[2:], strict=True
         )
     ]
-    padded = np.pad(x, [(0, 0), (0, 0), *zip(pads, ends, strict=True)])
+    around = [(0, 0), (0, 0), *zip(pads, ends, strict=True)]
+    padded = np.pad(x, around, constant_values=padding)
     for position in itertools.product(*map(range, kernel)):
         starts = [k * d for k, d in zip(position, dilations, strict=True)]
         cut = [
@@ -111,6 +112,12 @@ def _average_pool(node, inputs, single):
     return sum(taps) / sum(ones)
 
 
+def _max_pool(node, inputs, single):
+    (x,) = inputs
+    kernel = attributes(node)["kernel_shape"]
+    return np.max([t for _, t in _taps(node, kernel, x, single.shape[2:], -np.inf)], axis=0)
+
+
 def _p_relu(node, inputs, single):
     x, slope = inputs
     if slope.shape and slope.ndim == 1 and slope.size > 1 and x.ndim > 2 and _opset_6(x, slope):
@@ -158,6 +165,8 @@ KERNELS: dict[str, Callable] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "AveragePool": _average_pool,
+    "MaxPool": _max_pool,
+    "GlobalMaxPool": lambda n, i, s: i[0].max(_space_axes(i[0]), keepdims=True),
     "GlobalAveragePool": lambda n, i, s: i[0].mean(_space_axes(i[0]), keepdims=True),
     "PRelu": _p_relu,
     "LeakyRelu": _alpha(0.01, lambda x, a: np.where(x < 0, x * float(a), x)),

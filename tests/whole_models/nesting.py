@@ -108,7 +108,7 @@ def _retype(b: Builder, scope: Scope, name: str, like: str) -> None:
 def scan(b: Builder, x: str, grow: Grow) -> None:
     """Append a Scan over one axis of a tensor."""
     d = b.draw
-    b.need(b.opset >= 9 and b.rank(x) >= 2)
+    b.need(b.opset >= 9 and b.rank(x) >= 2 and b.array(x).size > 0)
     axis = d.pick([0, 0, 1])
     extra: dict = {}
     if axis:

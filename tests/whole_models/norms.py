@@ -13,7 +13,11 @@ def batch_normalization(b: Builder, x: str) -> str:
     """Append a BatchNormalization of every kind."""
     d, channels, dtype = b.draw, b.channels(x), b.type(x)
     epsilon = d.weighted({None: 5, 1e-3: 3, 1e-5: 1, 0.0: 0.4, 1e-12: 0.5, 0.7: 0.5, 1.0: 0.3})
-    mean, var = _statistics(b, x, channels)
+    b.need(b.array(x).size > 0)
+    dead = d.chance(0.12)
+    if dead and not d.chance(0.1):  # without an epsilon nothing but rounding would come out
+        epsilon = d.pick([None, 1e-3])
+    mean, var = _statistics(b, x, channels, dead)
     gamma = _gamma(b, channels)
     beta = d.weighted({"normal": 6, "zero": 3, "far": 0.6, "clean": 3})
     shift = {
@@ -70,11 +74,10 @@ def _gamma(b: Builder, channels: int) -> np.ndarray:
     return size
 
 
-def _statistics(b: Builder, x: str, channels: int) -> tuple[np.ndarray, np.ndarray]:
+def _statistics(b: Builder, x: str, channels: int, dead: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and variance: those that the tensor really has, or odd ones."""
     d = b.draw
     kind = d.weighted({"true": 10, "odd": 6, "far": 0.6, "plain": 1.5})
-    dead = d.chance(0.12)
     if kind == "true":
         data = b.array(x).astype(np.float64)
         over = tuple(i for i in range(data.ndim) if i != 1)
@@ -150,6 +153,7 @@ def affine(b: Builder, x: str) -> str:
 
 def decomposed(b: Builder, x: str) -> str:
     """Append a whole BatchNormalization as Sub, Div, Mul and Add."""
+    b.need(b.array(x).size > 0)
     shape = operand_shape(b, x)
     data = b.array(x).astype(np.float64)
     values = {

@@ -17,7 +17,7 @@ from .joins import JOINS
 from .layers import layer
 from .movement import MOVEMENTS
 from .nesting import NESTS
-from .norms import affine, batch_normalization, decomposed, equal_norms
+from .norms import affine, batch_normalization, decomposed, equal_norms, odd_norm
 from .pointwise import OPAQUE, RECTIFIERS
 from .runtime import newest_ir_version, newest_opset, typed
 from .windows import WINDOWS
@@ -94,7 +94,7 @@ def _step(b: Builder, kind: str, depth: int) -> None:
     if kind == "layer":
         layer(b, x)
     elif kind == "norm":
-        d.weighted({batch_normalization: 9, equal_norms: 0.6})(b, x)
+        d.weighted({batch_normalization: 9, equal_norms: 0.6, odd_norm: 0.25})(b, x)
     elif kind == "layer and norm":
         batch_normalization(b, layer(b, x))
     elif kind == "affine":

@@ -32,7 +32,7 @@ def batch_normalization(b: Builder, x: str) -> str:
         roles["mean"], roles["B"] = np.zeros(channels), np.zeros(channels)
     kinds = _types(b, dtype)
     inputs = [constant(b, v, kinds[r], f"norm {r}") for r, v in roles.items()]
-    if d.chance(0.015) and b.scope is b.main:
+    if d.chance(0.008) and b.scope is b.main:
         inputs[-1] = b.input(b.fresh("v"), d.uniform(0.5, 2, channels).astype(kinds["var"]))
     attributes = {"epsilon": epsilon}
     if b.opset < 9 and d.chance(0.5):
@@ -42,6 +42,31 @@ def batch_normalization(b: Builder, x: str) -> str:
     if b.opset >= 14 and d.chance(0.2):
         attributes["training_mode"] = 0
     return b.one("BatchNormalization", [x, *inputs], **attributes)
+
+
+def odd_norm(b: Builder, x: str) -> str:
+    """Append a BatchNormalization that nobody may fold: it is no map per channel, or broken."""
+    d, dtype, channels = b.draw, b.type(x), b.channels(x)
+    kind = d.pick(["training", "outputs", "spatial", "variance", "scale"])
+    shape, outputs, extra = (channels,), 1, {}
+    if kind == "training":
+        b.need(b.opset >= 14)
+        outputs, extra = 3, {"training_mode": 1}
+    if kind == "outputs":
+        b.need(b.opset < 14)
+        outputs = 5
+    if kind == "spatial":
+        b.need(b.opset < 9)
+        shape, extra = b.shape(x)[1:], {"spatial": 0}
+    values = [d.normal(*shape), d.normal(*shape), d.normal(*shape), d.uniform(0.5, 2, *shape)]
+    if kind == "variance":
+        values[3] = values[3] * d.signs(channels)
+    if kind == "scale":
+        values[0] = np.where(d.arrays.random(channels) < 0.3, np.inf, values[0])
+    inputs = [constant(b, v, dtype) for v in values]
+    y = b.add("BatchNormalization", [x, *inputs], outputs=outputs, **extra)[0]
+    b.scope.pool.append(y)
+    return y
 
 
 def equal_norms(b: Builder, x: str) -> str:

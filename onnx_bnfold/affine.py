@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
 
-# Two changes that reach one tensor on two paths agree if they differ by no more than the
-# float64 rounding of a few operations.
+# Two changes that reach one tensor on two paths agree if no element differs by more than the
+# float64 rounding of a few operations, relative to that very element: channels of one tensor may
+# be 300 orders of magnitude apart.
 AGREEMENT = 1e-12
+# A sum that is smaller than this share of its terms is their rounding: they have cancelled.
+CANCELLED = 2.0**-50
 
 # Smallest scale that is divided by: below it 1/scale or scale*weight leaves the normal floats.
 SMALLEST_SCALE = 2.0**-100
@@ -117,7 +120,7 @@ class Affine:
         """Return ``after ∘ self``: first this change, then ``after``."""
         with np.errstate(over="ignore", invalid="ignore"):
             scale = after.scale * self.scale
-            shift = after.scale * self.shift + after.shift
+            shift = summed(after.scale * self.shift, after.shift)
             if (np.abs(scale) >= VANISHED).any():
                 # Keep shift / scale, the constant that the channel was.
                 size = np.where(np.abs(scale) >= VANISHED, np.abs(scale) * VANISHING, 1.0)
@@ -137,10 +140,10 @@ class Affine:
         return Affine.of(function(self.scale), function(self.shift))
 
     def agrees_with(self, other: Affine) -> bool:
-        """Whether the two are the same change up to float64 rounding."""
+        """Whether the two are the same change up to float64 rounding, in every element."""
         if self is other:
             return True
-        return _close(self.scale, other.scale) and _close(self.shift, other.shift)
+        return close(self.scale, other.scale) and close(self.shift, other.shift)
 
     def vector(self, axis: int, size: int) -> tuple[Float64, Float64] | None:
         """Return scale and shift as ``(size,)`` vectors along ``axis``.
@@ -278,12 +281,24 @@ def _joined(
     return whole
 
 
-def _close(a: Float64, b: Float64) -> bool:
+def close(a: Float64, b: Float64) -> bool:
+    """Whether two arrays agree up to float64 rounding, each element relative to itself."""
     if a.shape == b.shape and (a == b).all():
         return True
     try:
         difference = np.abs(a - b)
     except ValueError:
         return False
-    bound = AGREEMENT * np.maximum(np.abs(a), np.abs(b))
-    return bool((difference <= bound + AGREEMENT * np.abs(b).max(initial=0) * 1e-3).all())
+    return bool((difference <= AGREEMENT * np.maximum(np.abs(a), np.abs(b))).all())
+
+
+def summed(*terms: Float64) -> Float64:
+    """Add arrays; an element in which the terms have cancelled is zero, not their rounding.
+
+    A shift of 1e-17 where there is none would not agree with 0, and no ReLU would take it.
+    """
+    total = sum(terms[1:], terms[0])
+    if sum(bool(term.any()) for term in terms) < 2:
+        return total
+    size = sum(map(np.abs, terms[1:]), np.abs(terms[0]))
+    return np.where(np.abs(total) <= CANCELLED * size, 0.0, total)

@@ -21,6 +21,7 @@ from onnx_bnfold.view import FLOATS, NodeView, overridable
 Array = np.ndarray[Any, Any]
 
 OPERATOR = "BatchNormalization"
+VERSION = 15  # the newest of the operator that is known here
 # In the ``doc_string`` of a node whose ``input_var`` holds what ``scale`` was: see ``Norm.evened``.
 EVENED = "onnx_bnfold: input_var holds the sizes of scale, not the variance of the input"
 PARAMETERS = ("scale", "B", "input_mean", "input_var")
@@ -254,6 +255,7 @@ def _unusable(view: NodeView, parameters: Array, epsilon: float) -> Refusal:
 
 
 def _require_inference(view: NodeView) -> None:
+    view.require_version(VERSION)
     if view.opset < 7:
         training = not view.attribute("is_test", 0)
     else:

@@ -20,6 +20,7 @@ from onnx import NodeProto, SparseTensorProto, TensorProto, TypeProto, helper, n
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor
 from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.squeezes import has_misread_axes
 from onnx_bnfold.storage.tensors import SmallTensors
 
 # No constant larger than this is computed (256 MiB in float32): a hostile ConstantOfShape of
@@ -281,6 +282,8 @@ class Constants:
             plain = NodeProto()
             plain.CopyFrom(node)
             plain.domain = ""
+            if has_misread_axes(plain, self.graph.opset):
+                return None
             outputs = onnx.shape_inference.infer_node_outputs(
                 schema, plain, types, data, opset_imports=imports
             )
@@ -304,7 +307,22 @@ class Constants:
         node = self.graph.nodes[index]
         feeds = {n: self._feed(node, s, n) for s, n in enumerate(node.input) if n}
         found = _held(node, self._read)
-        self._values.update(_run(self.graph, index, feeds) if found is None else found)
+        self._values.update(self._run(index, feeds) if found is None else found)
+
+    def _run(
+        self, index: int, feeds: Mapping[str, np.ndarray[Any, Any]]
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        results = _run(self.graph, index, feeds)
+        for name, value in results.items():
+            info = self._infos.get(name)
+            if info is not None and info.dims != value.shape:
+                raise Refused(
+                    Reason.PARAMETERS_NOT_CONSTANT,
+                    self.graph.label(index),
+                    f"it cannot be evaluated (its result has shape {list(value.shape)}, not "
+                    f"{list(info.dims)}); repair the model",
+                )
+        return results
 
     def _feed(self, node: NodeProto, slot: int, name: str) -> np.ndarray[Any, Any]:
         if (node.op_type, slot) in TYPE_ONLY | DIMS_ONLY:

@@ -178,6 +178,23 @@ class LinearLayer(NamedTuple):
             c = c * scale + shift
         return c
 
+    def bias_size(self, weight: Array | None, into: Affine | None, out: Affine | None) -> Float64:
+        """Return the sum of the magnitudes of what ``fold_bias`` adds up where there was no bias.
+
+        A bias that is much smaller is the rounding of its terms, which cancel.
+        """
+        size: Float64 = np.zeros(())
+        if into is not None and into.has_shift:
+            assert weight is not None
+            scale, shift = self.input_vectors(into)
+            grouped = np.abs(weight.astype(np.float64)).reshape(self.grouped)
+            ratio = self._laid(np.abs(shift / scale), "i")
+            size = abs(self.alpha) * self._summed(grouped * ratio)
+        if out is not None:
+            scale, shift = self.output_vectors(out)
+            size = size * np.abs(scale) + np.abs(shift)
+        return size
+
     def _summed(self, product: Float64) -> Float64:
         return np.asarray(product.sum(axis=self.summed_axes).reshape(-1))
 
@@ -326,11 +343,18 @@ def _require(view: NodeView, holds: bool) -> None:
         )
 
 
-LAYOUTS: Mapping[str, Callable[[NodeView], LinearLayer]] = {
-    "Conv": partial(_convolution, transposed=False),
-    "ConvTranspose": partial(_convolution, transposed=True),
-    "Gemm": _gemm,
-    "MatMul": _matmul,
+class Layout(NamedTuple):
+    """How to read a layer, and the newest version of its operator for which that is right."""
+
+    read: Callable[[NodeView], LinearLayer]
+    version: int
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "Conv": Layout(partial(_convolution, transposed=False), 22),
+    "ConvTranspose": Layout(partial(_convolution, transposed=True), 22),
+    "Gemm": Layout(_gemm, 13),
+    "MatMul": Layout(_matmul, 13),
 }
 
 
@@ -338,10 +362,13 @@ def linear_layer(view: NodeView) -> LinearLayer:
     """Return the linear layer a node is.
 
     Raises:
-        Refused: its weight or bias is not constant, not a float, or of disagreeing shape.
+        Refused: its weight or bias is not constant, not a float, or of disagreeing shape, or its
+            operator is of an unknown version.
     """
     assert view.op is not None
-    layer = LAYOUTS[view.op](view)
+    read, version = LAYOUTS[view.op]
+    view.require_version(version)
+    layer = read(view)
     if layer.weight.data_type not in FLOATS:
         raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its weight is not of a float type")
     if 0 in layer.weight.dims:

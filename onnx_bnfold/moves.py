@@ -7,6 +7,7 @@ back. It returns the change on the other side, or raises ``Refused`` where the c
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -102,20 +103,52 @@ def windowed(view: NodeView, change: Affine, forward: bool) -> Affine:
     return change
 
 
-def kept(view: NodeView, change: Affine, forward: bool) -> Affine:
-    """Operators that keep every axis on which the change varies as it is."""
-    before, after = view.dims_in(0), view.dims_out(0)
+def resized(view: NodeView, change: Affine, forward: bool) -> Affine:
+    """Resize and Upsample, where they leave the axes on which the change varies as they are.
+
+    Their weights sum to one at every position, those of the cubic filter too, unless what lies
+    outside is a constant.
+    """
+    mode = view.attribute("coordinate_transformation_mode", "half_pixel")
+    if mode == "tf_crop_and_resize":
+        raise Refused(Reason.OPAQUE, view.label, "it crops and may fill with a constant")
     for axis in varying(change):
-        if size(view, before, axis) != size(view, after, axis):
+        # One of the modes reads half an element farther on even where the scale is 1.
+        if mode == "tf_half_pixel_for_nn" or not _keeps_axis(view, axis, change.rank):
             raise _refuse_axis(view, axis)
     return change
 
 
-def resized(view: NodeView, change: Affine, forward: bool) -> Affine:
-    """Resize: its weights sum to one unless it extrapolates with a constant."""
-    if view.attribute("coordinate_transformation_mode", "") == "tf_crop_and_resize":
-        raise Refused(Reason.OPAQUE, view.label, "it crops and may fill with a constant")
-    return kept(view, change, forward)
+def _keeps_axis(view: NodeView, axis: int, rank: int) -> bool:
+    """Whether a Resize scales an axis by exactly 1; that its size stays is not enough."""
+    listed = view.attribute("axes", list(range(rank)))
+    axes = [axis_of(view, each, rank) for each in listed]
+    if axis not in axes:
+        return True
+    scales = _scales(view)
+    if scales:
+        return len(scales) == len(axes) and scales[axes.index(axis)] == 1
+    # By sizes: what the policy makes of them may be another scale that ends in the same size.
+    return view.attribute("keep_aspect_ratio_policy", "stretch") == "stretch" and size(
+        view, view.dims_in(0), axis
+    ) == size(view, view.dims_out(0), axis)
+
+
+def _scales(view: NodeView) -> list[float]:
+    """Return the scales of a Resize or Upsample, none where it is given sizes instead.
+
+    Raises:
+        Refused: they are computed at run time.
+    """
+    if view.opset < 9:
+        sides = [view.attribute("height_scale", 1.0), view.attribute("width_scale", 1.0)]
+        return view.attribute("scales", [1.0, 1.0, *sides])
+    slot = 1 if view.op == "Upsample" or view.opset < 11 else 2
+    sized = view.constant(3)
+    if view.name_in(3) and (sized is None or sized.size):
+        return []
+    value = view.value(slot)
+    return [] if value is None else [float(each) for each in value.reshape(-1)]
 
 
 def expanded(view: NodeView, change: Affine, forward: bool) -> Affine:
@@ -152,6 +185,8 @@ def squeezed(view: NodeView, change: Affine, forward: bool) -> Affine:
     """Squeeze."""
     dims = view.dims_in(0)
     axes = _listed_axes(view, len(dims))
+    if axes == ():  # all of size 1 in onnxruntime, none in onnx
+        raise Refused(Reason.OPAQUE, view.label, "its list of axes is empty; leave it out")
     if axes is None:
         axes = tuple(a for a in range(len(dims)) if size(view, dims, a) == 1)
     return _with_axes(change, axes, added=not forward)
@@ -159,11 +194,13 @@ def squeezed(view: NodeView, change: Affine, forward: bool) -> Affine:
 
 def unsqueezed(view: NodeView, change: Affine, forward: bool) -> Affine:
     """Unsqueeze."""
-    axes = _listed_axes(view, len(view.dims_out(0)))
-    return _with_axes(change, axes or (), added=forward)
+    listed = view.integers(1, view.attribute("axes", None)) or ()
+    rank = len(view.dims_in(0)) + len(listed)
+    return _with_axes(change, tuple(axis_of(view, a, rank) for a in listed), added=forward)
 
 
 def _with_axes(change: Affine, axes: tuple[int, ...], *, added: bool) -> Affine:
+    axes = tuple(dict.fromkeys(axes))  # a Squeeze or Reduce may name one twice
     if added:
         return change.map(lambda a: np.expand_dims(a, axes))
     return change.map(lambda a: np.squeeze(a, axes))
@@ -172,10 +209,12 @@ def _with_axes(change: Affine, axes: tuple[int, ...], *, added: bool) -> Affine:
 def reduced(view: NodeView, change: Affine, forward: bool) -> Affine:
     """ReduceMean, ReduceMax and the like, over axes on which the change does not vary."""
     rank = len(view.dims_in(0))
-    axes = _listed_axes(view, rank)
+    dims, axes = view.dims_in(0), _listed_axes(view, rank)
     if not axes:
         noop = view.attribute("noop_with_empty_axes", 0)
         axes = () if noop else tuple(range(rank))
+    if any(dims[axis] == 0 for axis in axes):  # 0 or not a number, the lowest number or infinite
+        raise Refused(Reason.OPAQUE, view.label, "it reduces an axis without elements")
     keep = bool(view.attribute("keepdims", 1))
     wide = change if forward or keep else _with_axes(change, axes, added=True)
     for axis in varying(wide):
@@ -284,7 +323,8 @@ def depth_to_space(view: NodeView, change: Affine, forward: bool) -> Affine:
 def space_to_depth(view: NodeView, change: Affine, forward: bool) -> Affine:
     """SpaceToDepth: blocks of positions become blocks of channels."""
     block = view.attribute("blocksize", 1) ** 2
-    return _depth(view, change, block, interleaved=False, narrow=not forward)
+    interleaved = view.attribute("mode", "DCR") == "CRD"
+    return _depth(view, change, block, interleaved, narrow=not forward)
 
 
 def _depth(
@@ -327,50 +367,52 @@ def _pads(view: NodeView) -> list[int]:
     if axes is None:
         return listed
     whole = [0] * (2 * rank)
-    for i, axis in enumerate(axes):
-        whole[axis_of(view, axis, rank)] = listed[i]
-        whole[axis_of(view, axis, rank) + rank] = listed[i + len(axes)]
+    placed = [axis_of(view, axis, rank) for axis in axes]
+    _require_distinct(view, placed)
+    for i, axis in enumerate(placed):
+        whole[axis] = listed[i]
+        whole[axis + rank] = listed[i + len(axes)]
     return whole
+
+
+def _require_distinct(view: NodeView, axes: Collection[int]) -> None:
+    """Refuse a node that names an axis twice, of which the specification leaves the effect open."""
+    if len(set(axes)) < len(axes):
+        raise Refused(
+            Reason.INCONSISTENT_SHAPES, view.label, "it names an axis twice; repair the model"
+        )
 
 
 def padded(view: NodeView, change: Affine, forward: bool) -> Affine:
     """Pad; zeros let every scale pass, and a shift only where it can stop at the zeros."""
     pads = _pads(view)
     rank = change.rank
-    repeats = view.attribute("mode", "constant") != "constant"
-    for axis in varying(change):
-        if min(pads[axis], pads[axis + rank]) < 0 or (repeats and max(pads[axis::rank]) > 0):
-            raise _refuse_axis(view, axis)
-    grown = [axis for axis in range(rank) if max(pads[axis::rank]) > 0]
-    if repeats or not grown:
-        return change
-    fill: Any = view.value(2) if view.opset >= 11 else view.attribute("value", 0.0)
-    if fill is not None and np.any(np.asarray(fill) != 0):
-        raise Refused(Reason.OPAQUE, view.label, "it pads with a constant that is not zero")
-    if change.has_shift and len(grown) > 1:
-        raise Refused(Reason.NO_SHIFT, view.label, "a scale passes it but a shift does not")
-    for axis in grown:
-        if change.has_shift or axis in varying(change):
-            change = _beside_zeros(view, change, axis, (pads[axis], pads[axis + rank]), forward)
+    around = {axis: (pads[axis], pads[axis + rank]) for axis in range(rank)}
+    grown = [axis for axis, sides in around.items() if max(sides) > 0]
+    if view.attribute("mode", "constant") != "constant":
+        for axis in varying(change):
+            if axis in grown:
+                raise _refuse_axis(view, axis)
+        grown = []  # every element is one of the input
+    elif grown:
+        _require_zeros(view)
+        if change.has_shift and len(grown) > 1:
+            raise Refused(Reason.NO_SHIFT, view.label, "a scale passes it but a shift does not")
+    for axis, (front, back) in around.items():
+        concerned = axis in varying(change) or (axis in grown and change.has_shift)
+        if concerned and (front or back):
+            count = size(view, view.dims_in(0), axis)
+            bounded(view, max(front, 0) + count + max(back, 0))
+            positions = np.arange(-front, count + back)
+            chosen = np.where(positions < count, positions, -1)
+            change = _picked(view, change, axis, chosen, count, forward)
     return change
 
 
-def _beside_zeros(
-    view: NodeView, change: Affine, axis: int, pads: tuple[int, int], forward: bool
-) -> Affine:
-    """Extend a change along an axis by elements that stay zero, or take those off again."""
-    inner = size(view, view.dims_in(0), axis)
-    one, still = Affine.identity(change.rank), (pads[0], inner, pads[1])
-    bounded(view, sum(still))
-    if forward:
-        return joined([one, change, one], axis, still)
-    kept = change.map(lambda a: cut(a, axis, slice(pads[0], pads[0] + inner)))
-    zeros = (
-        cut(change.shift, axis, part) for part in (slice(pads[0]), slice(sum(still[:2]), None))
-    )
-    if any(z.any() for z in zeros if z.size):
-        raise Refused(Reason.NO_SHIFT, view.label, "the zeros it adds cannot be shifted")
-    return kept
+def _require_zeros(view: NodeView) -> None:
+    fill: Any = view.value(2) if view.opset >= 11 else view.attribute("value", 0.0)
+    if fill is not None and np.any(np.asarray(fill) != 0):
+        raise Refused(Reason.OPAQUE, view.label, "it pads with a constant that is not zero")
 
 
 def tiled(view: NodeView, change: Affine, forward: bool) -> Affine:
@@ -378,6 +420,8 @@ def tiled(view: NodeView, change: Affine, forward: bool) -> Affine:
     before, after = view.dims_in(0), view.dims_out(0)
     for axis in varying(change):
         inner, outer = size(view, before, axis), size(view, after, axis)
+        if not outer:
+            raise _refuse_axis(view, axis)
         repeats = outer // inner
         if forward:
             change = joined([change] * repeats, axis, [inner] * repeats)
@@ -399,51 +443,86 @@ def sliced(view: NodeView, change: Affine, forward: bool) -> Affine:
     parts = _slices(view, len(dims))
     for axis in varying(change):
         if axis in parts:
-            change = _picked(view, change, axis, np.arange(size(view, dims, axis))[parts[axis]],
-                             size(view, dims, axis), forward)  # fmt: skip
+            count = size(view, dims, axis)
+            change = _picked(view, change, axis, _sliced(parts[axis], count), count, forward)
     return change
 
 
-def _slices(view: NodeView, rank: int) -> dict[int, slice]:
+def _slices(view: NodeView, rank: int) -> dict[int, tuple[int, int, int]]:
+    """Return start, end and step by axis, as they are written."""
     starts = view.integers(1, view.attribute("starts", None))
     ends = view.integers(2, view.attribute("ends", None))
     if starts is None or ends is None:
         raise Refused(Reason.PARAMETERS_NOT_CONSTANT, view.label, "its bounds are not constant")
     axes = view.integers(3, view.attribute("axes", None)) or list(range(len(starts)))
     steps = (view.integers(4, None) if view.opset >= 10 else None) or [1] * len(starts)
-    return {
-        axis_of(view, axis, rank): _python_slice(start, end, step)
-        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True)
-    }
+    placed = [axis_of(view, axis, rank) for axis in axes]
+    _require_distinct(view, placed)
+    return dict(zip(placed, zip(starts, ends, steps, strict=True), strict=True))
 
 
-def _python_slice(start: int, end: int, step: int) -> slice:
-    # ONNX writes "to the very beginning" of a backward slice as an end far below zero.
-    return slice(start, None if step < 0 and end < -(2**30) else end, step)
+def _sliced(part: tuple[int, int, int], count: int) -> Positions:
+    """Return the positions that a Slice takes of ``count`` elements.
+
+    A start is moved to the nearest element, and an end to one past the last or in front of the
+    first (ONNX Slice-13): a backward slice that starts in front of the first element takes that.
+    """
+    start, end, step = part
+    start, end = start + count * (start < 0), end + count * (end < 0)
+    low, high = (0, count) if step > 0 else (-1, count - 1)
+    return np.arange(min(max(start, 0), high), min(max(end, low), high), step)
+
+
+# For each element along an axis the position of the one that it is, -1 for a constant zero.
+Positions = np.ndarray[Any, Any]
 
 
 def _picked(
-    view: NodeView, change: Affine, axis: int, chosen: np.ndarray[Any, Any], count: int,
-    forward: bool,
-) -> Affine:  # fmt: skip
+    view: NodeView, change: Affine, axis: int, chosen: Positions, count: int, forward: bool
+) -> Affine:
     """Take elements along an axis, or put them back where they came from."""
     if forward:
-        return change.map(lambda a: a if a.shape[axis] == 1 else np.take(a, chosen, axis))
+        return Affine.of(
+            _taken(change.scale, 1.0, axis, chosen), _taken(change.shift, 0.0, axis, chosen)
+        )
     back = Affine(
         _scattered(change.scale, 1.0, axis, chosen, count),
         _scattered(change.shift, 0.0, axis, chosen, count),
     )
-    again = back.map(lambda a: np.take(a, chosen, axis))
-    if not again.agrees_with(change):
+    if _wide(change.shift, axis, len(chosen))[_along(axis, chosen < 0)].any():
+        raise Refused(Reason.NO_SHIFT, view.label, "the zeros it adds cannot be shifted")
+    kept = _along(axis, chosen >= 0)
+    again = back.map(lambda a: _taken(a, 0.0, axis, chosen)[kept])
+    if not again.agrees_with(change.map(lambda a: _wide(a, axis, len(chosen))[kept])):
         raise Refused(Reason.CONFLICT, view.label, "it reads one channel twice")
     return Affine.of(back.scale, back.shift)
 
 
-def _scattered(
-    array: Float64, rest: float, axis: int, chosen: np.ndarray[Any, Any], count: int
-) -> Float64:
+def _along(axis: int, index: Any) -> tuple[Any, ...]:
+    """Return what selects elements along an axis."""
+    return (*(slice(None),) * axis, index)
+
+
+def _wide(array: Float64, axis: int, count: int) -> Float64:
+    """Return an array of ``count`` elements along an axis."""
+    return array if array.shape[axis] == count else np.repeat(array, count, axis)
+
+
+def _taken(array: Float64, rest: float, axis: int, chosen: Positions) -> Float64:
+    """Take elements along an axis, and ``rest`` for the constants."""
+    constant = chosen < 0
+    if array.shape[axis] == 1 and not constant.any():
+        return array
+    taken = _wide(array, axis, max(chosen.max(initial=0) + 1, array.shape[axis]))
+    taken = taken.take(chosen, axis)
+    taken[_along(axis, constant)] = rest
+    return taken
+
+
+def _scattered(array: Float64, rest: float, axis: int, chosen: Positions, count: int) -> Float64:
     whole = np.full((*array.shape[:axis], count, *array.shape[axis + 1 :]), rest)
-    whole[(slice(None),) * axis + (chosen,)] = array
+    kept = chosen >= 0
+    whole[_along(axis, chosen[kept])] = _wide(array, axis, len(chosen))[_along(axis, kept)]
     return whole
 
 
@@ -461,9 +540,14 @@ def gathered(view: NodeView, change: Affine, forward: bool) -> Affine:
     indices = view.value(1)
     if indices is None or count != 1:
         raise _refuse_axis(view, axis)
-    return _picked(view, change, axis, indices, size(view, dims, axis), forward)
+    taken = size(view, dims, axis)
+    if not ((indices >= -taken) & (indices < taken)).all():
+        raise Refused(
+            Reason.INCONSISTENT_SHAPES, view.label, "an index is out of range; repair the model"
+        )
+    return _picked(view, change, axis, indices % taken, taken, forward)
 
 
 # Moves whose way back leaves elements of the input undecided: they keep their values unless
 # another reader says otherwise.
-PARTIAL = (sliced, gathered)
+PARTIAL = (sliced, gathered, padded)

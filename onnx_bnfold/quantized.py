@@ -20,6 +20,7 @@ from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.view import NodeView
 
 OPERATOR = "DequantizeLinear"
+VERSION = 28  # the newest of the operator that is known here
 Array = np.ndarray[Any, Any]
 
 _RANGES: dict[int, tuple[int, int]] = {
@@ -126,11 +127,14 @@ def quantized_weight(view: NodeView, out_axis: int) -> QuantizedWeight:
     Raises:
         Refused: it varies along another axis, has other readers, or is not made of constants.
     """
+    view.require_version(VERSION)
     integers, scale = view.constant(0), view.constant(1)
     if integers is None or scale is None or (view.name_in(2) and view.constant(2) is None):
         raise _refused(view, "its operands are computed at run time")
     if integers.data_type not in _RANGES or not view.graph.only_reader(view.writes[0]):
         raise _refused(view, "its weight is of another type, or read by several nodes")
+    if view.attribute("output_dtype", 0) not in (0, scale.data_type):
+        raise _refused(view, "its weight is of another type than its scale")
     axis = view.attribute("axis", 1) % max(len(integers.dims), 1)
     per_axis = len(scale.dims) == 1 and scale.size > 1
     blocked = len(scale.dims) > 1

@@ -39,6 +39,7 @@ class Reason(str, Enum):
     EXCLUDED = "excluded"
     FUNCTION_ATTRIBUTE = "function_attribute"
     EQUALIZED = "equalized"
+    UNKNOWN_VERSION = "unknown_version"
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,23 @@ it: the changes of all its data ports. A port is an input slot (0, 1, …) or, f
 (-1 is output 0). A rule that has no choice, whatever becomes known later, says so with ``certain``;
 the planner leaves the others for last. A rule refuses by raising ``Refused``.
 
-To support an operator, add one entry to ``RULES`` and its must-fold and must-refuse tests.
+To support an operator, add one entry to ``RULES`` and its must-fold and must-refuse tests. An entry
+speaks for the versions of its operator up to the one that it names: read what a newer one changes
+before you raise it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from onnx_bnfold import moves
-from onnx_bnfold.affine import Affine, Float64, joined
+from onnx_bnfold import moves, windows
+from onnx_bnfold.affine import AGREEMENT, CANCELLED, Affine, Float64, close, joined, summed
 from onnx_bnfold.reasons import Reason, Refusal, Refused
+from onnx_bnfold.rounding import FORMATS
 from onnx_bnfold.view import NodeView
 
 OUT = ~0
@@ -53,6 +56,15 @@ class Known:
 
 
 Rule = Callable[[NodeView, Known], Step]
+
+
+class Entry(NamedTuple):
+    """A rule, and the newest version of its operator for which it was read."""
+
+    rule: Rule
+    version: int
+
+
 Move = Callable[[NodeView, Affine, bool], Affine]
 
 
@@ -159,9 +171,11 @@ def _completions(view: NodeView, proposals: list[dict[int, Affine]], *, certain:
             found.append(_complete(view, proposal))
         except Refused as refused:
             refusal = refusal or refused.refusal
-    if not found and refusal is not None:
+    if found:
+        return Step(tuple(found), certain)
+    if refusal is not None:
         raise Refused.again(refusal)
-    return Step(tuple(found), certain)
+    raise Refused(Reason.CONFLICT, view.label, "none of its operands can take the shift")
 
 
 def _handy(view: NodeView, port: int) -> tuple[int, int]:
@@ -186,15 +200,18 @@ def sums(*signs: int) -> Rule:
         lifted = {p: c for p, c in lifted.items() if p in weight}
         scale = next(iter(lifted.values())).scale
         _same_scales(view, lifted, scale)
-        zero = np.zeros((1,) * rank)
-        left = -sum((weight[p] * c.shift for p, c in lifted.items()), zero)
+        terms = [-weight[p] * c.shift for p, c in lifted.items()]
+        left = summed(*terms)
         free = sorted((p for p in weight if p not in lifted), key=lambda p: _handy(view, p))
         if not free:
-            _balanced(view, lifted, left)
+            _balanced(view, terms, left)
             return Step((known.changes,))
-        still = {p: Affine.of(scale, zero) for p in free}
-        takers = [p for p in free if weight[p]] if left.any() else free[:1]
-        proposals = [{**lifted, **still, p: Affine.of(scale, left / weight[p])} for p in takers]
+        still = {p: Affine.of(scale, np.zeros((1,) * rank)) for p in free}
+        proposals = [{**lifted, **still}]
+        if left.any():
+            # A tensor that is subtracted from itself takes no shift.
+            takers = [p for p in free if weight[p]]
+            proposals = [{**lifted, **still, p: Affine.of(scale, left / weight[p])} for p in takers]
         whole = [{**p, **{slot: p[rep] for slot, rep in first.items()}} for p in proposals]
         return _completions(view, whole, certain=len(free) == 1)
 
@@ -218,15 +235,13 @@ def _weights(view: NodeView, signs: tuple[int, ...]) -> tuple[dict[int, int], di
 
 
 def _same_scales(view: NodeView, lifted: Ports, scale: Float64) -> None:
-    zero = np.zeros((1,) * scale.ndim)
-    first = Affine(scale, zero)
-    if not all(first.agrees_with(Affine(c.scale, zero)) for c in lifted.values()):
+    if not all(close(scale, c.scale) for c in lifted.values()):
         raise Refused(Reason.CONFLICT, view.label, "its operands would need different scales")
 
 
-def _balanced(view: NodeView, lifted: Ports, left: Float64) -> None:
-    largest = max(float(np.abs(c.shift).max(initial=0)) for c in lifted.values())
-    if np.abs(left).max(initial=0) > 1e-12 * largest:
+def _balanced(view: NodeView, terms: Sequence[Float64], left: Float64) -> None:
+    size = sum(map(np.abs, terms[1:]), np.abs(terms[0]))
+    if (np.abs(left) > AGREEMENT * size).any():
         raise Refused(Reason.CONFLICT, view.label, "the shifts of its operands do not add up")
 
 
@@ -238,19 +253,22 @@ def products(power: int) -> Rule:
 
     def rule(view: NodeView, known: Known) -> Step:
         rank, lifted = _operands(view, known)
+        if power < 0 and view.constant(1) is not None:
+            require_divisor(view, known.constant(1))
         powers = {0: 1, 1: power, OUT: -1}
         for change in lifted.values():
             _divisible(view, change)
         scales = {p: c.scale for p, c in lifted.items()}
         free = sorted((p for p in powers if p not in lifted), key=lambda p: _handy(view, p))
-        left = np.ones((1,) * rank)
+        left = one = np.ones((1,) * rank)
         for port, scale in scales.items():
             left = left * scale ** powers[port]
-        if not free and not np.allclose(left, 1, rtol=1e-12, atol=0):
+        left = np.where(np.abs(left - 1) <= CANCELLED, 1.0, left)
+        if not free and not close(left, np.broadcast_to(one, left.shape)):
             raise Refused(Reason.CONFLICT, view.label, "the scales of its operands disagree")
-        one = {p: np.ones((1,) * rank) for p in free}
         takers = free if (left != 1).any() else free[:1]
-        proposals = [{**scales, **one, p: left ** -powers[p]} for p in takers] or [scales]
+        ones = dict.fromkeys(free, one)
+        proposals = [{**scales, **ones, p: left ** -powers[p]} for p in takers] or [scales]
         return _completions(
             view,
             [_with_shifts(view, known, lifted, proposal, power) for proposal in proposals],
@@ -258,6 +276,14 @@ def products(power: int) -> Rule:
         )
 
     return rule
+
+
+def require_divisor(view: NodeView, constant: Float64) -> None:
+    """Refuse a node that divides by a constant of which some element is zero."""
+    if not constant.all():
+        raise Refused(
+            Reason.OPAQUE, view.label, "the constant that it divides by is zero in some element"
+        )
 
 
 def _divisible(view: NodeView, change: Affine) -> None:
@@ -285,7 +311,7 @@ def _with_shifts(
     # With y = f * x and t' = s * (t + e) for both, e_y = f * e_x.
     if data in lifted:
         moved = scales[OUT] * factor * lifted[data].shift / scales[data]
-        if OUT in lifted and not Affine(zero, moved).agrees_with(Affine(zero, shifts[OUT])):
+        if OUT in lifted and not close(moved, shifts[OUT]):
             raise Refused(Reason.CONFLICT, view.label, "the shifts of its sides do not agree")
         shifts[OUT] = moved
     else:
@@ -355,16 +381,24 @@ def _cut(change: Affine, axis: int, start: int, stop: int) -> Affine:
 
 
 def _mean_takes_shift(view: NodeView) -> bool:
-    """Whether an AveragePool divides by the number of real elements at every position."""
+    """Whether an AveragePool divides by the number of real elements, one or more, everywhere."""
     pads = view.attribute("auto_pad", "NOTSET")
     padded = pads.startswith("SAME") or (pads == "NOTSET" and any(view.attribute("pads", [])))
     counted = view.attribute("count_include_pad", 0) or view.opset < 7
-    return not counted or not (padded or view.attribute("ceil_mode", 0))
+    if counted and (padded or view.attribute("ceil_mode", 0)):
+        return False
+    return windows.are_filled(view)
 
 
 def _maxpool(view: NodeView, known: Known) -> Step:
     if len(view.writes) > 1 and view.graph.is_read(view.writes[1]):
         raise Refused(Reason.OPAQUE, view.label, "its indices output is used")
+    if not windows.are_filled(view):
+        raise Refused(
+            Reason.PADDING,
+            view.label,
+            "a window may lie wholly in its padding, where it gives the lowest number",
+        )
     return passes(moves.windowed, positive=True)(view, known)
 
 
@@ -380,14 +414,40 @@ def _dropout(view: NodeView, known: Known) -> Step:
 
 
 def _clip(view: NodeView, known: Known) -> Step:
-    """Clip to [0, ∞) is a ReLU; any other bound would have to move with the scale."""
-    low: Any = view.value(1) if view.opset >= 11 else view.attribute("min", None)
-    high: Any = view.value(2) if view.opset >= 11 else view.attribute("max", None)
-    if high is not None and float(high) < np.finfo(np.float32).max:
-        raise Refused(Reason.OPAQUE, view.label, "its upper bound does not scale along")
-    if low is None or float(low) != 0:
-        raise Refused(Reason.OPAQUE, view.label, "its lower bound does not scale along")
-    return passes(positive=True, shift=False)(view, known)
+    """Clip to [0, ∞) is a ReLU; a bound that is neither 0 nor beyond all numbers does not pass."""
+    bounded = [_is_bounded(view, 1, "min", -1.0), _is_bounded(view, 2, "max", 1.0)]
+    return passes(positive=any(bounded), shift=not any(bounded))(view, known)
+
+
+# Before opset 11 a bound that is left out is float32's largest number, whatever the tensor's type.
+_DEFAULT_BOUND = float(np.finfo(np.float32).max)
+
+
+def _is_bounded(view: NodeView, slot: int, name: str, sign: float) -> bool:
+    """Whether a side of Clip has the bound 0; otherwise no number of the tensor's type exceeds it.
+
+    Args:
+        view: the node.
+        slot, name: of the input (opset 11 on) or the attribute.
+        sign: 1 for the upper bound, -1 for the lower.
+
+    Raises:
+        Refused: it is another number, which a scale would have to move.
+    """
+    if view.opset >= 11:
+        given = view.value(slot)
+        if given is None:
+            return False
+        bound = float(given.astype(np.float64).reshape(()))
+    else:
+        bound = float(view.attribute(name, sign * _DEFAULT_BOUND))
+    known = FORMATS.get(view.type_of(view.name_in(0)))
+    if bound != 0 and known is None:
+        raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its input is not known to be a float")
+    if known is not None and bound != 0 and not sign * bound >= known[0]:
+        which = "upper" if sign > 0 else "lower"
+        raise Refused(Reason.OPAQUE, view.label, f"its {which} bound does not scale along")
+    return bound == 0
 
 
 def _abs(view: NodeView, known: Known) -> Step:
@@ -413,45 +473,45 @@ SYMMETRIC = frozenset(("Add", "Concat", "Div", "Max", "Min", "Mul", "Sub", "Sum"
 
 _rectifier = passes(positive=True, shift=False)
 
-RULES: Mapping[str, Rule] = {
-    "Abs": _abs,
-    "Add": sums(1, 1),
-    "AveragePool": passes(moves.windowed, shift=_mean_takes_shift),
-    "Cast": passes(moves.cast),
-    "Clip": _clip,
-    "Concat": _concat,
-    "DepthToSpace": passes(moves.depth_to_space),
-    "Div": products(-1),
-    "Dropout": _dropout,
-    "Expand": passes(moves.expanded),
-    "Flatten": passes(moves.reshaped),
-    "Gather": passes(moves.gathered),
-    "GlobalAveragePool": passes(moves.windowed),
-    "GlobalMaxPool": passes(moves.windowed, positive=True),
-    "Identity": passes(),
-    "LeakyRelu": _rectifier,
-    "Max": _extremum,
-    "MaxPool": _maxpool,
-    "Min": _extremum,
-    "Mul": products(1),
-    "Neg": _neg,
-    "PRelu": _rectifier,
-    "Pad": passes(moves.padded),
-    "ReduceMax": passes(moves.reduced, positive=True),
-    "ReduceMean": passes(moves.reduced),
-    "ReduceMin": passes(moves.reduced, positive=True),
-    "ReduceSum": passes(moves.reduced, shift=False),
-    "Relu": _rectifier,
-    "Reshape": passes(moves.reshaped),
-    "Resize": passes(moves.resized),
-    "Slice": passes(moves.sliced),
-    "SpaceToDepth": passes(moves.space_to_depth),
-    "Split": _split,
-    "Squeeze": passes(moves.squeezed),
-    "Sub": sums(1, -1),
-    "Sum": sums(),
-    "Tile": passes(moves.tiled),
-    "Transpose": passes(moves.transposed),
-    "Unsqueeze": passes(moves.unsqueezed),
-    "Upsample": passes(moves.kept),
+RULES: Mapping[str, Entry] = {
+    "Abs": Entry(_abs, 13),
+    "Add": Entry(sums(1, 1), 14),
+    "AveragePool": Entry(passes(moves.windowed, shift=_mean_takes_shift), 22),
+    "Cast": Entry(passes(moves.cast), 28),
+    "Clip": Entry(_clip, 13),
+    "Concat": Entry(_concat, 13),
+    "DepthToSpace": Entry(passes(moves.depth_to_space), 28),
+    "Div": Entry(products(-1), 14),
+    "Dropout": Entry(_dropout, 22),
+    "Expand": Entry(passes(moves.expanded), 13),
+    "Flatten": Entry(passes(moves.reshaped), 25),
+    "Gather": Entry(passes(moves.gathered), 13),
+    "GlobalAveragePool": Entry(passes(moves.windowed), 22),
+    "GlobalMaxPool": Entry(passes(moves.windowed, positive=True), 22),
+    "Identity": Entry(passes(), 25),
+    "LeakyRelu": Entry(_rectifier, 16),
+    "Max": Entry(_extremum, 13),
+    "MaxPool": Entry(_maxpool, 22),
+    "Min": Entry(_extremum, 13),
+    "Mul": Entry(products(1), 14),
+    "Neg": Entry(_neg, 13),
+    "PRelu": Entry(_rectifier, 16),
+    "Pad": Entry(passes(moves.padded), 25),
+    "ReduceMax": Entry(passes(moves.reduced, positive=True), 20),
+    "ReduceMean": Entry(passes(moves.reduced), 18),
+    "ReduceMin": Entry(passes(moves.reduced, positive=True), 20),
+    "ReduceSum": Entry(passes(moves.reduced, shift=False), 13),
+    "Relu": Entry(_rectifier, 14),
+    "Reshape": Entry(passes(moves.reshaped), 25),
+    "Resize": Entry(passes(moves.resized), 19),
+    "Slice": Entry(passes(moves.sliced), 13),
+    "SpaceToDepth": Entry(passes(moves.space_to_depth), 28),
+    "Split": Entry(_split, 18),
+    "Squeeze": Entry(passes(moves.squeezed), 25),
+    "Sub": Entry(sums(1, -1), 14),
+    "Sum": Entry(sums(), 13),
+    "Tile": Entry(passes(moves.tiled), 13),
+    "Transpose": Entry(passes(moves.transposed), 25),
+    "Unsqueeze": Entry(passes(moves.unsqueezed), 25),
+    "Upsample": Entry(passes(moves.resized), 9),
 }

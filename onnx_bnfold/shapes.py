@@ -22,7 +22,8 @@ from onnx import (
 from onnx_bnfold.constants import Constants
 from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor, bodies_of, graphs_of
 from onnx_bnfold.reasons import Refused
-from onnx_bnfold.slices import hide_unsafe_slices
+from onnx_bnfold.slices import hide, hide_unsafe_slices
+from onnx_bnfold.squeezes import misread
 
 # Initializers up to this many elements keep their values: shapes may depend on them.
 LARGEST_KEPT = 1024
@@ -135,6 +136,7 @@ class Inference:
     def _run(self) -> list[dict[str, tuple[Dims | None, int]]]:
         light = without_weights(self._model)
         self._fix_parameters(light)
+        hide(light, misread(light))
         try:
             hide_unsafe_slices(light, data_prop=False)
             types = _inferred(light, data_prop=False)

@@ -14,7 +14,7 @@ from onnx_bnfold.graph import Graph
 from onnx_bnfold.groups import Groups
 from onnx_bnfold.layers import LAYOUTS, LinearLayer, linear_layer
 from onnx_bnfold.reasons import Reason, Refusal, Refused
-from onnx_bnfold.rules import OUT, RULES, Known, Step, data_slots
+from onnx_bnfold.rules import OUT, RULES, Known, Step, data_slots, require_divisor
 from onnx_bnfold.shapes import Shapes
 from onnx_bnfold.view import FLOATS, NodeView
 
@@ -189,6 +189,7 @@ class Site:
             return (self.data_slot(index), OUT)
         if op is None or op not in RULES:
             raise _opaque(view)
+        view.require_version(RULES[op].version)
         return (*data_slots(view), *(~slot for slot in range(len(view.writes))))
 
     def step(self, index: int, known: Mapping[int, Affine], *, deciding: bool = True) -> Step:
@@ -213,7 +214,7 @@ class Site:
             return self._absorb_in_layer(index, known)
         assert view.op is not None
         try:
-            return RULES[view.op](view, state)
+            return RULES[view.op].rule(view, state)
         except _MALFORMED as error:
             raise _malformed(view) from error
 
@@ -272,8 +273,8 @@ class Site:
             return True
         weight = self.constants.value(layer.weight.name) if shifted else None
         bias = layer.fold_bias(None, weight, into, out)
-        size = 0.0 if out is None else float(np.abs(out.shift).max())
-        return bool(np.abs(bias).max() > AGREEMENT * 1e3 * size)
+        size = layer.bias_size(weight, into, out)
+        return bool((np.abs(bias) > AGREEMENT * size).any())
 
     def _absorb_in_norm(self, index: int, known: Mapping[int, Affine]) -> Step:
         channels = self.norm(index).channels
@@ -428,6 +429,7 @@ def constant_map(site: Site, index: int) -> tuple[int, Affine]:
     slots = [s for s in (0, 1) if view.constant(s) is not None]
     if len(slots) != 1 or (view.op == "Div" and slots[0] == 0):
         raise Refused(Reason.OPAQUE, view.label, "it is not an affine map of one tensor")
+    view.require_version(RULES[str(view.op)].version)
     info = view.constant(slots[0])
     if info is None or info.data_type not in FLOATS:
         raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its constant is not of a float type")
@@ -436,14 +438,16 @@ def constant_map(site: Site, index: int) -> tuple[int, Affine]:
     rank = len(view.dims_in(data))
     dims = view.dims_in(data)
     if value.ndim > rank or any(
-        n > 1 and n != d for n, d in zip(value.shape[::-1], dims[::-1], strict=False)
+        n != 1 and n != d for n, d in zip(value.shape[::-1], dims[::-1], strict=False)
     ):
         raise Refused(Reason.AXES, view.label, "it broadcasts its data operand")
     value = value.reshape((1,) * (rank - value.ndim) + value.shape)
     one, zero = np.ones((1,) * rank), np.zeros((1,) * rank)
+    if view.op == "Div":
+        require_divisor(view, value)
+        return data, Affine.of(1 / value, zero)
     maps = {
         "Mul": (value, zero),
-        "Div": (1 / value if value.all() else zero, zero),
         "Add": (one, value),
         "Sub": (one, -value) if data == 0 else (-one, value),
     }

@@ -7,6 +7,7 @@ fails an assertion of the C++ library where a Slice reads that tensor.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
@@ -16,6 +17,14 @@ from onnx_bnfold.graph import STANDARD_DOMAINS, graphs_of, subgraphs
 MOST_LEVELS = 100  # of Slices behind one another; each costs a run of the inference
 
 _HIDDEN = "onnx_bnfold.hidden"  # a domain of which inference knows nothing
+
+
+def hide(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
+    """Hide nodes of a model from shape inference, in place: it leaves their outputs open."""
+    _set_domain(nodes, _HIDDEN)
+    for imports in (model.opset_import, *(f.opset_import for f in model.functions)):
+        if all(item.domain != _HIDDEN for item in imports):
+            imports.add(domain=_HIDDEN, version=1)
 
 
 def hide_unsafe_slices(model: ModelProto, *, data_prop: bool) -> None:
@@ -39,16 +48,8 @@ def hide_unsafe_slices(model: ModelProto, *, data_prop: bool) -> None:
     for function in model.functions:
         inside: list[list[NodeProto]] = []
         _sort_by_level(function, {}, inside)
-        if inside:
-            function.opset_import.add(domain=_HIDDEN, version=1)
-        for level in inside:
-            _set_domain(level, _HIDDEN)
-    if not levels:
-        return
-    if all(item.domain != _HIDDEN for item in model.opset_import):
-        model.opset_import.add(domain=_HIDDEN, version=1)
-    for level in levels:
-        _set_domain(level, _HIDDEN)
+        hide(model, chain.from_iterable(inside))
+    hide(model, chain.from_iterable(levels))
     for level in levels:
         _require_natural(onnx.shape_inference.infer_shapes(model, data_prop=data_prop))
         _set_domain(level, "")

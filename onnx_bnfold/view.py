@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import operator
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import numpy as np
+import onnx
 from onnx import NodeProto, TensorProto, helper
 
 from onnx_bnfold.constants import Constant, Constants
@@ -17,6 +19,15 @@ FLOATS = frozenset(
     (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 )
 T = TypeVar("T")
+
+
+@cache
+def version_of(operator: str, opset: int) -> int:
+    """Return the version of a standard operator that an opset holds, 0 if it holds none."""
+    try:
+        return int(onnx.defs.get_schema(operator, opset, "").since_version)
+    except onnx.defs.SchemaError:
+        return 0
 
 
 class NodeView:
@@ -70,6 +81,19 @@ class NodeView:
     def node(self) -> NodeProto:
         """The message."""
         return self.graph.nodes[self.index]
+
+    def require_version(self, newest: int) -> None:
+        """Refuse a version of the operator that is newer than those somebody has read."""
+        assert self.op is not None
+        version = version_of(self.op, self.opset)
+        if version > newest:
+            raise Refused(
+                Reason.UNKNOWN_VERSION,
+                self.label,
+                f"it is of version {version} of its operator, and no version after {newest} is "
+                "known here; use a newer release, or convert the model to an older opset with "
+                "onnx.version_converter",
+            )
 
     @property
     def opset(self) -> int:

@@ -1,10 +1,11 @@
 """Changes of tensors: many made at once are what each would be alone."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_bnfold.affine import Affine, all_along, along
+from onnx_bnfold.affine import VANISHING, Affine, all_along, along, close, summed
 
 PROPERTIES = ("has_scale", "has_shift", "is_identity", "is_finite", "is_ordinary", "is_invertible")
 VALUES = st.sampled_from(
@@ -37,3 +38,52 @@ def test_many_changes_at_once_are_what_each_is_alone(cases):
         assert change.shape == alone.shape
         for name in PROPERTIES:
             assert getattr(change, name) == getattr(alone, name), name
+
+
+def of_channels(scale, shift):
+    return Affine.of(along(np.array(scale, float), 1, 4), along(np.array(shift, float), 1, 4))
+
+
+AGREE = {
+    "rounding": (([1, 3], [5, 7]), ([1 + 1e-13, 3], [5, 7 - 1e-12])),
+    "a constant channel": (([1 / VANISHING, 3], [0, 7]), ([1 / VANISHING, 3], [0, 7])),
+    "uniform and per channel": (([2, 2], [1, 1]), ([2, 2 + 1e-13], [1, 1 - 1e-13])),
+}
+DISAGREE = {
+    "another scale": (([1, 3], [5, 7]), ([1, 3 + 1e-11], [5, 7])),
+    "another shift": (([1, 3], [5, 7]), ([1, 3], [5 + 1e-11, 7])),
+    "a scale beside that of a constant channel": (
+        ([1 / VANISHING, 3], [0, 0]), ([1 / VANISHING, 5], [0, 0]),
+    ),
+    "a scale beside one of 1e16": (([1e16, 1, 3], [0, 0, 0]), ([1e16, 3, 1], [0, 0, 0])),
+    "a shift beside one of 1e16": (([1, 1, 1], [1e16, 1, 3]), ([1, 1, 1], [1e16, 3, 1])),
+    "a shift and none": (([1, 1], [1e16, 1e-9]), ([1, 1], [1e16, 0])),
+    "other sizes": (([1, 2, 3], [0, 0, 0]), ([1, 2], [0, 0])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "agree"),
+    [
+        pytest.param(*pair, agree, id=id)
+        for agree, pairs in ((True, AGREE), (False, DISAGREE))
+        for id, pair in pairs.items()
+    ],
+)
+def test_changes_agree_in_every_element_or_not_at_all(one, other, agree):
+    assert of_channels(*one).agrees_with(of_channels(*other)) is agree
+    assert of_channels(*other).agrees_with(of_channels(*one)) is agree
+
+
+def test_what_cancels_is_zero_and_what_is_small_stays():
+    a, b = np.array([0.1, 1.0, 1e16, 1e-300]), np.array([0.2, 1e-14, 1.0, 0.0])
+    total = summed(a, b, np.array([-0.3, -1.0, -1e16, 0.0]))
+    np.testing.assert_array_equal(total == 0, [True, False, True, False])
+    assert close(total[[1, 3]], a[[1, 3]] + b[[1, 3]] - [1.0, 0.0])
+    np.testing.assert_array_equal(summed(a, np.zeros((3, 1))), np.broadcast_to(a, (3, 4)))
+
+
+def test_a_change_undone_leaves_no_shift():
+    change = of_channels([3.0, 0.7], [0.1, 1 / 3])
+    for both in (change.then(change.inverse()), change.inverse().then(change)):
+        assert not both.has_shift

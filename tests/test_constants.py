@@ -490,3 +490,20 @@ def test_bn_of_a_constant():
     folded, _ = onnx_bnfold.fold(model)
     onnx.checker.check_model(folded, full_check=True)
     support.assert_same_function(model, folded)
+
+
+def test_a_constant_of_which_onnx_infers_a_wrong_rank():
+    """Before opset 11 it leaves out the axes of a Squeeze that are not in ascending order."""
+    net = Net(("N", 3), opset=9)
+    constant = net.op("Squeeze", net.random(1, 1, 4), axes=[1, 0])
+    y = net.bn(net.op("Add", net.gemm("x", 4), constant), channels=4)
+    fold_checked(net.model(y), kept=1)
+
+
+def test_a_constant_that_onnx_evaluates_in_another_shape_than_it_infers():
+    """A backward Slice takes the first element where it starts in front of it; onnx's, none."""
+    net = Net(("N", 3))
+    bounds = (net.ints(bound) for bound in (-9, -(2**40), 0, -1))
+    constant = net.op("Slice", net.random(4), *bounds)
+    y = net.bn(net.op("Add", net.gemm("x", 4), constant), channels=4)
+    fold_checked(net.model(y), kept=1)

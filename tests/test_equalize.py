@@ -270,8 +270,12 @@ def test_a_square_has_other_factors_than_what_is_squared(rng):
 
 @pytest.mark.parametrize(
     ("gamma", "epsilon", "evened"),
-    [([0.1, 1, 1, 1], 0.0, True), ([3e-8, 1, 1, 2e10], 1000.0, False)],
-    ids=["no-epsilon", "too-wide"],
+    [
+        ([0.1, 1, 1, 1], 0.0, True),
+        ([0.1, -1, 10, 5], 50.0, True),
+        ([3e-8, 1, 1, 2e10], 1000.0, False),
+    ],
+    ids=["no-epsilon", "large-epsilon", "too-wide"],
 )
 def test_extreme_norms(gamma, epsilon, evened, rng):
     parts = bn("x", "y", 4, rng, epsilon=epsilon)

@@ -675,3 +675,28 @@ def test_dropout_with_its_training_input(training, rng):
     kept = int(training != "false")
     _, report = fold_checked(model, kept=kept, compare=not kept)
     assert not kept or "Dropout 'n_d'" in {r.culprit for _, r in report.kept[0].tried}
+
+
+@pytest.mark.parametrize("left", [0.0, 1e-10])
+def test_a_bias_that_nearly_cancels_is_made_and_one_that_cancels_is_not(left):
+    """The shift 1 of both features comes to ``left`` behind a MatMul that subtracts them."""
+    x, ones = ["N", 2], np.ones(2)
+    values = {"s": ones, "b": ones, "m": 0 * ones, "v": ones, "W": np.array([[1.0], [left - 1]])}
+    norm = node("BatchNormalization", ["x", "s", "b", "m", "v"], ["t"], epsilon=1e-5)
+    nodes = [*norm.nodes, *node("MatMul", ["t", "W"], ["y"]).nodes]
+    initializers = [tensor(name, value) for name, value in values.items()]
+    folded, _ = fold_checked(model_of(nodes, {"x": x}, ["y"], initializers, dtype=np.float64))
+    assert ops(folded) == (["Gemm"] if left else ["MatMul"])
+
+
+def test_an_add_behind_a_matmul_takes_the_whole_shift(rng):
+    """What the weights make of a shift is rounded on the way; that is no bias to be added."""
+    weight = tensor("W", rng.standard_normal((32, 64)).astype(np.float32))
+    parts = join(
+        bn("x", "t", 64, rng),
+        Parts(node("MatMul", ["W", "t"], ["m"]).nodes, [weight]),
+        constant_operand("Add", "m", "a", (32, 1), rng),
+        bn("a", "y", 32, rng),
+    )
+    folded, _ = fold_checked(model_of(parts.nodes, {"x": ["N", 64, 3]}, ["y"], parts.initializers))
+    assert ops(folded) == ["MatMul", "Add"]

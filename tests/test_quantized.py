@@ -1,7 +1,9 @@
 """A BatchNormalization behind a layer of quantised weights goes into their scale."""
 
+import ml_dtypes
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from support import bn, fold_checked, join, model_of, node, ops, reasons, tensor
 
 from onnx_bnfold import Reason
@@ -65,3 +67,105 @@ def test_a_norm_in_front_of_quantised_weights_stays(rng):
                      [*parts.initializers[:2], *front.initializers])  # fmt: skip
     _, report = fold_checked(model, kept=1)
     assert Reason.QUANTIZED in reasons(report)[0]
+
+
+KINDS = {
+    "int4": (ml_dtypes.int4, -8, 7),
+    "uint4": (ml_dtypes.uint4, 0, 15),
+    "int8": (np.int8, -128, 127),
+    "uint8": (np.uint8, 0, 255),
+}
+
+
+@pytest.mark.parametrize("beyond", [False, True])
+@pytest.mark.parametrize("end", ["low", "high"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_integer_is_mirrored_as_far_as_its_type_goes(kind, end, beyond, rng):
+    """A negative factor mirrors q at the zero point z: 2 * z - q may be the last integer."""
+    dtype, low, high = KINDS[kind]
+    zero = (low + high) // 2 + (-1 if end == "low" else 2)
+    farthest = 2 * zero - (low if end == "low" else high)
+    farthest += beyond * (1 if end == "low" else -1)
+    parts = quantised(rng, zero=0)
+    integers = np.full((5, 4, 3, 3), zero, np.int64)
+    integers[:, 0, 0, 0] = farthest
+    given = {"q": integers.astype(dtype), "z": np.full(5, zero).astype(dtype)}
+    initializers = [tensor(t.name, given[t.name]) if t.name in given else t
+                    for t in parts.initializers]  # fmt: skip
+    model = model_of(parts.nodes, X, ["y"], initializers, opset=21, ir_version=10)
+    _, report = fold_checked(model, kept=int(beyond))
+    assert not beyond or Reason.QUANTIZED in reasons(report)[0]
+
+
+@pytest.mark.parametrize(("opset", "kept"), [(12, 1), (13, 0)])
+@pytest.mark.parametrize("shape", [(), (1,)], ids=["scalar", "one element"])
+def test_one_scale_becomes_one_per_channel_where_the_operator_takes_them(shape, opset, kept, rng):
+    parts = quantised(rng, per_axis=False, zero=2, low=-100, high=100)
+    initializers = [tensor(t.name, numpy_helper.to_array(t).reshape(shape)) if t.name in "sz" else t
+                    for t in parts.initializers]  # fmt: skip
+    model = model_of(parts.nodes, X, ["y"], initializers, opset=opset)
+    _, report = fold_checked(model, kept=kept)
+    assert not kept or Reason.QUANTIZED in reasons(report)[0]
+
+
+def test_a_scale_of_another_length_than_the_channels_stays(rng):
+    parts = quantised(rng)
+    initializers = [tensor("s", np.ones(4, np.float32)) if t.name == "s" else t
+                    for t in parts.initializers]  # fmt: skip
+    model = model_of(parts.nodes, X, {"y": None}, initializers)
+    _, report = fold_checked(model, kept=1, compare=False)
+    assert Reason.INCONSISTENT_SHAPES in reasons(report)[0]
+
+
+def test_a_zero_point_at_run_time_stays(rng):
+    parts = quantised(rng, zero=3)
+    initializers = [t for t in parts.initializers if t.name != "z"]
+    model = model_of(parts.nodes, X | {"z": (np.int8, [5])}, ["y"], initializers)
+    _, report = fold_checked(model, kept=1)
+    assert Reason.QUANTIZED in reasons(report)[0]
+
+
+def test_a_weight_of_another_type_than_its_scale_stays(rng):
+    """Its scale is float32 and the weight float16."""
+    parts = quantised(rng)
+    parts.nodes[0].attribute.append(helper.make_attribute("output_dtype", TensorProto.FLOAT16))
+    norm = bn("c", "y", 5, rng, dtype=np.float16)
+    model = model_of(
+        [*parts.nodes[:2], *norm.nodes],
+        X,
+        ["y"],
+        [*parts.initializers[:2], *norm.initializers],
+        dtype=np.float16,
+        opset=23,
+        ir_version=11,
+    )
+    _, report = fold_checked(model, kept=1, compare=False)
+    assert Reason.QUANTIZED in reasons(report)[0]
+
+
+LAYERS = {
+    "ConvTranspose": ("ConvTranspose", X, (4, 5, 3, 3), 1, {}, 0),
+    "ConvTranspose of groups": ("ConvTranspose", X, (4, 3, 3, 3), 1, {"group": 2}, 1),
+    "Conv of groups": ("Conv", X, (6, 2, 3, 3), 0, {"group": 2}, 0),
+    "Gemm": ("Gemm", {"x": ["N", 4]}, (4, 6), 1, {}, 0),
+    "Gemm transposed": ("Gemm", {"x": ["N", 4]}, (6, 4), 0, {"transB": 1}, 0),
+    "MatMul": ("MatMul", {"x": ["N", 4]}, (4, 6), 1, {}, 0),
+}
+
+
+@pytest.mark.parametrize(
+    ("op", "x", "shape", "axis", "attributes", "kept"), LAYERS.values(), ids=LAYERS
+)
+def test_every_layer_finds_its_output_channels(op, x, shape, axis, attributes, kept, rng):
+    channels = 6 if kept else shape[axis]
+    initializers = [
+        tensor("q", rng.integers(-127, 128, shape).astype(np.int8)),
+        tensor("s", rng.uniform(0.001, 0.02, shape[axis]).astype(np.float32)),
+    ]
+    parts = join(
+        node("DequantizeLinear", ["q", "s"], ["w"], axis=axis)._replace(initializers=initializers),
+        node(op, ["x", "w"], ["c"], **attributes),
+        bn("c", "y", channels, rng),
+    )
+    _, report = fold_checked(model_of(parts.nodes, x, ["y"], parts.initializers), kept=kept)
+    assert not kept or Reason.QUANTIZED in reasons(report)[0]

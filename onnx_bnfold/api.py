@@ -38,7 +38,7 @@ class Outcome:
     Attributes:
         source: the file that was folded.
         path: the model: under a temporary path where it is inspected; None for a plan.
-        original: the model before the fold; large tensors carry no values.
+        original: the model before the fold, its nodes in order; large tensors carry no values.
         folding: how; the source is open while this is inspected, so that its tensors can be read.
         folded: the folded model; large tensors, and those that changed, carry no values.
     """
@@ -180,7 +180,7 @@ def write_folded(
             folding.plan()
             copy = ModelProto()
             copy.CopyFrom(folding.model)
-            outcome = Outcome(Path(source), Path(target), file.model, folding, copy)
+            outcome = Outcome(Path(source), Path(target), folding.original, folding, copy)
             try:
                 large = _fill_small(folding.apply(copy))
                 late = recorder.late(copy, folding.counts) if recorder and folding.alters else {}
@@ -227,7 +227,7 @@ def plan_file(
         copy = ModelProto()
         copy.CopyFrom(folding.model)
         folding.apply(copy)
-        outcome = Outcome(Path(source), None, file.model, folding, copy)
+        outcome = Outcome(Path(source), None, folding.original, folding, copy)
         inspect(outcome)
         return outcome.report
 

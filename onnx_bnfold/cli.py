@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from onnx_bnfold.errors import BnFoldError, CheckFailed
+from onnx_bnfold.errors import BnFoldError, CheckFailed, printable
 from onnx_bnfold.memory import collect_rarely, keep_freed_memory
 from onnx_bnfold.metadata import begin_hashing
 from onnx_bnfold.version import __version__
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None, *, keep: Callable[[object], None] | 
         print("onnx-bnfold: not enough memory; no model was written", file=sys.stderr)
         return 2
     except Exception as error:  # the last resort: whatever gets here is a bug of ours
-        what = " ".join(str(error).split())
+        what = printable(" ".join(str(error).split()))
         print(
             f"onnx-bnfold: internal error, please report it: {type(error).__name__}: {what}",
             file=sys.stderr,

@@ -177,6 +177,9 @@ def equalize(plan: GraphPlan, ranges: Ranges, limits: Limits, excluded: frozense
 
 def _present(site: Site, ranges: Ranges) -> Iterator[tuple[str, Range]]:
     for name, span in ranges.items():
+        # Who reads a constant has it for its own: a change of the tensor would not reach it.
+        if site.constants.get(name) is not None:
+            continue
         if name in site.graph.producer and span.channels > 1:
             now = span.changed(site.change(name, span.rank))
             if now is not None and np.isfinite([now.low, now.high, now.power]).all():

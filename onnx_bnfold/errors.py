@@ -27,3 +27,14 @@ class UsageError(BnFoldError):
 
 class CheckFailed(BnFoldError):
     """A check or gate did not hold; the sentence names it."""
+
+
+class BrokenResult(RuntimeError):
+    """A folded model is not sound. That is a bug of this package; the model is not written.
+
+    Args:
+        sentence: names what is wrong and where; names from a model may be in it as they are.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(printable(sentence))

@@ -19,6 +19,7 @@ from onnx_bnfold.errors import UsageError
 from onnx_bnfold.graph import Graph, ReadTensor, graphs_of
 from onnx_bnfold.limits import Limits, Profile
 from onnx_bnfold.new_constants import Unrepresentable, Whole, new_constants
+from onnx_bnfold.order import in_order
 from onnx_bnfold.planner import GraphPlan, Standalone, plan_graph
 from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.report import Record, Rescaled, records_of, rescaled_of
@@ -117,6 +118,10 @@ class Folding:
         options: what the user asked for.
         ranges: of the tensors of the main graph, if they were measured.
         open_tensor: tells where the elements of an initializer lie, if any may lie in a file.
+
+    Attributes:
+        original: the model, its nodes in order.
+        model: the same with its branches merged.
     """
 
     def __init__(
@@ -137,7 +142,10 @@ class Folding:
         self._unequal: set[tuple[int, str]] = set()
         self._plain: set[tuple[int, int]] = set()
         self._index()
-        require_sound(self._graphs)
+        if not require_sound(self._graphs):
+            self.model = in_order(model, self._graphs)
+            self._index()
+        self.original = self.model
         self.nodes_before = sum(len(graph.nodes) for graph in self._graphs)
         if options.merge_branches:
             self._merge()

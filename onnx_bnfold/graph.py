@@ -60,6 +60,17 @@ def carried(nodes: Iterable[NodeProto]) -> Iterator[GraphProto]:
             yield from subgraphs(node)
 
 
+def quantization_parameters(body: Body) -> list[str]:
+    """Return the names of the tensors that a body's annotations of other tensors refer to."""
+    if not isinstance(body, GraphProto):
+        return []
+    return [
+        parameter.value
+        for annotation in body.quantization_annotation
+        for parameter in annotation.quant_parameter_tensor_names
+    ]
+
+
 class Graph:
     """One body of a model, indexed.
 
@@ -67,6 +78,7 @@ class Graph:
         body: the protobuf message; never changed here.
         opset: version of the standard operator set in this body.
         parent: the graph whose node carries this body; None for the main graph and functions.
+        carrier: the index of that node, -1 for none.
         path: where the body is, e.g. ``""`` or ``"if_1/then_branch"``.
         nodes: its nodes; ``reads`` and ``writes`` are the names of their inputs and outputs, ``""``
             for those left out, ``ops`` their operators, None outside the standard domain, ``names``
@@ -74,10 +86,11 @@ class Graph:
         attributes: of the nodes that have any: index of the node → name → attribute.
         carriers: the indices of the nodes that carry bodies.
         producer: tensor name → index of the node that writes it.
-        uses: name → number of inputs of nodes that read it.
+        uses: name → number of inputs of nodes, and of annotations, that refer to it.
         readers: which these are, by (node index, input index), for names that are not those of
             initializers that nobody can override.
-        inputs, outputs: names of the body's formal inputs (initializers excluded) and outputs.
+        formal: names of the body's formal inputs, in order.
+        inputs, outputs: names of those that are no initializers, and of the outputs.
         captured: tensor name → label of a node whose subgraph reads it.
         initializers: name → tensor; always constant unless in ``overridable``.
         sparse: name → tensor, for sparse initializers; each is written dense if it has to change.
@@ -89,6 +102,7 @@ class Graph:
         self.body = body
         self.opset = opset
         self.parent = parent
+        self.carrier = -1
         self.path = path
         self.nodes: list[NodeProto] = list(body.node)
         # Protobuf copies a slice in half the time that it takes to hand out its elements.
@@ -106,6 +120,7 @@ class Graph:
         self.carriers: list[int] = []
         self.producer: dict[str, int] = {}
         self.uses = Counter(chain.from_iterable(self.reads))
+        self.uses.update(quantization_parameters(body))
         del self.uses[""]
         self.readers: dict[str, list[tuple[int, int]]] = {}
         self.initializers: dict[str, TensorProto] = {}
@@ -116,10 +131,11 @@ class Graph:
         if isinstance(body, GraphProto):
             self._index_initializers(body)
             self.outputs = frozenset(o.name for o in body.output)
-            formal = frozenset(i.name for i in body.input)
+            self.formal = [i.name for i in body.input]
         else:
             self.outputs = frozenset(body.output)
-            formal = frozenset(body.input)
+            self.formal = list(body.input)
+        formal = frozenset(self.formal)
         self.inputs = formal.difference(self.dims)
         self._index_nodes(formal)
 
@@ -287,6 +303,7 @@ def _with_subgraphs(root: Graph) -> list[Graph]:
             for role, body in inner:
                 path = graph.place(f"{graph.name(index)}.{role}")
                 graphs.append(Graph(body, graph.opset, graph, path))
+                graphs[-1].carrier = index
                 owners.append((position, index))
     if len(graphs) == 1:
         return graphs

@@ -79,15 +79,15 @@ class _Job:
             raise CheckFailed("; ".join(failures))
 
     def finish(self, *, written: bool) -> None:
-        """Write the reports, and print, when the model got its place or will not get it."""
+        """Print, and write the reports, when the model got its place or will not get it."""
+        if not self.args.quiet:
+            tell("\n".join(self.text))
         if self.report is not None:
             from onnx_bnfold.reports import write
 
             data = replace(self.report, written=written).to_dict()
             for path in self.args.report:
                 write(path, data)
-        if not self.args.quiet:
-            tell("\n".join(self.text))
 
     def _failures(self, outcome: Outcome) -> list[str]:
         failures = list(self._unmet(outcome))

@@ -18,10 +18,11 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Float64
-from onnx_bnfold.graph import Graph, bodies_below
+from onnx_bnfold.finished import Text, require_intact
+from onnx_bnfold.graph import Graph, counterparts
 from onnx_bnfold.layers import LinearLayer
 from onnx_bnfold.reasons import Refused
-from onnx_bnfold.rewrite import Names, drop_dead
+from onnx_bnfold.rewrite import Names, drop_dead, drop_descriptions, rename_shards
 from onnx_bnfold.rounding import as_type
 from onnx_bnfold.site import Site
 
@@ -290,8 +291,12 @@ def apply(
 
     Returns:
         For each new initializer, which has name, dims and type only, its elements in float64.
+
+    Raises:
+        BrokenResult: the model with merged branches is not sound.
     """
     graph = model.graph
+    bodies = counterparts(model, graphs)
     nodes = list(graph.node)
     names_taken = Names(graphs)
     loose = {name for m in found for i in m.branch.nodes for name in nodes[i].input}
@@ -313,10 +318,16 @@ def apply(
         gone |= merge.branch.nodes
         nodes[merge.branch.sums[-1]] = node
         gone.discard(merge.branch.sums[-1])
+    vanished = {name for i in gone for name in site.graph.writes[i]}
+    vanished -= {name for m in found for name in site.graph.writes[m.branch.sums[-1]]}
+    loose |= drop_descriptions(graph, vanished)
     del graph.node[:]
     graph.node.extend(n for i, n in enumerate(nodes) if i not in gone)
     given = [tensor.name for tensor in graph.initializer]
-    drop_dead(graph, given, [*bodies_below(graph)], site.constants.among(loose))
+    texts = [*map(Text, bodies)]
+    below = [text for text, each in zip(texts, graphs, strict=True) if each.parent is not None]
+    drop_dead(texts[0], given, below, site.constants.among(loose))
+    require_intact(graphs, texts, model.ir_version)
     return pending
 
 
@@ -346,3 +357,4 @@ def _write(node: NodeProto, merge: Merge, names: Sequence[str], output: str) -> 
     node.attribute.extend(helper.make_attribute(k, v) for k, v in values.items())
     node.input.extend([merge.branch.source, *names])
     node.output[0] = output
+    rename_shards(node, {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -22,7 +22,8 @@ from onnx import (
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.constants import EVALUATED
-from onnx_bnfold.graph import Body, Graph, counterparts
+from onnx_bnfold.finished import Text, require_intact
+from onnx_bnfold.graph import Body, Graph, counterparts, quantization_parameters
 from onnx_bnfold.new_constants import Compute, NewConstant, new_constants
 from onnx_bnfold.planner import GraphPlan, Standalone
 from onnx_bnfold.storage.tensors import clear_values, is_external
@@ -59,13 +60,15 @@ def rewrite(model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool) -> d
 
     Raises:
         Unrepresentable: a constant outside the main graph does not fit its type.
+        BrokenResult: the rewritten model is not sound.
     """
     graphs = [plan.site.graph for plan in plans]
     bodies = counterparts(model, graphs)
     names = Names(graphs)
     pending: dict[str, Pending] = {}
-    if freeze:
-        _drop_named(model.graph.input, {t.name for t in model.graph.initializer})
+    if freeze and model.ir_version >= 4:  # below, every initializer has to be an input
+        main = graphs[0]
+        _drop_named(model.graph.input, main.initializers.keys() | main.sparse.keys())
     loose: set[str] = set()
     given: dict[int, list[str]] = {}
     for position in reversed(range(len(plans))):
@@ -73,16 +76,18 @@ def rewrite(model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool) -> d
         loose |= editor.run()
         pending.update(editor.pending)
         given[position] = editor.given
-    below = _those_below(graphs, bodies)
-    dead = [drop_dead(body, given[i], below[i], loose) for i, body in enumerate(bodies)]
+    texts = [*map(Text, bodies)]
+    below = _those_below(graphs, texts)
+    dead = [drop_dead(text, given[i], below[i], loose) for i, text in enumerate(texts)]
     for name in dead[0].intersection(pending):
         del pending[name]
+    require_intact(graphs, texts, model.ir_version)
     return pending
 
 
-def _those_below(graphs: Sequence[Graph], bodies: Sequence[Body]) -> list[list[Body]]:
+def _those_below(graphs: Sequence[Graph], bodies: Sequence[Text]) -> list[list[Text]]:
     """Return for every body those that it holds, at any depth."""
-    below: dict[int, list[Body]] = {id(graph): [] for graph in graphs}
+    below: dict[int, list[Text]] = {id(graph): [] for graph in graphs}
     for graph, body in zip(graphs, bodies, strict=True):
         outer = graph.parent
         while outer is not None:
@@ -146,15 +151,18 @@ class _Editor:
         for index in self.plan.evened - forms.keys():
             node = self.nodes[index]
             node.doc_string = f"{node.doc_string} {batchnorm.EVENED}".lstrip()
-        if not self.site.removed and not self.after:
-            return self.loose
         self._rename(self._final_names())
         gone = self.site.removed | self.unmade
+        if gone or self.before or self.after:
+            self._arrange(gone)
+        return self.loose
+
+    def _arrange(self, gone: Set[int]) -> None:
+        """Take nodes out, and put the new ones in: constants in front, an Add behind its node."""
         places = [_GONE if index in gone else 2 * index for index in range(len(self.nodes))]
         self.body.node.extend((*self.before, *self.after.values()))
         places += [-1] * len(self.before) + [2 * index + 1 for index in self.after]
-        _arrange(self.body.node, places)
-        return self.loose
+        arrange(self.body.node, places)
 
     def _place(self, new: NewConstant) -> None:
         node, reads = self.nodes[new.node], self.site.graph.reads[new.node]
@@ -306,11 +314,48 @@ class _Editor:
         for add in self.after.values():
             if add.output[0] in mapping:
                 add.output[0] = mapping[add.output[0]]
-        _drop_named(self.body.value_info, mapping.keys() | self.reshaped)
-        if isinstance(self.body, GraphProto):
-            stale = [a for a in self.body.quantization_annotation if a.tensor_name in mapping]
-            for annotation in stale:
-                self.body.quantization_annotation.remove(annotation)
+        if self.model.configuration:  # of several devices, for which nodes name their tensors
+            for node in chain(self.nodes, self.after.values()):
+                rename_shards(node, mapping)
+        changed = {key for key in self.site.total if isinstance(key, str)}
+        self.loose |= self.site.constants.among(
+            drop_descriptions(self.body, mapping.keys() | self.reshaped, changed)
+        )
+
+
+def drop_descriptions(body: Body, gone: Set[str], changed: Set[str] = frozenset()) -> set[str]:
+    """Drop what a body says beside its nodes of tensors that are no more what they were.
+
+    Args:
+        body: loses it.
+        gone: names that nothing has any more, or that have another shape or type.
+        changed: names of tensors of other values; what is said of their type stays.
+
+    Returns:
+        The names of the quantization parameters that go with it.
+    """
+    _drop_named(body.value_info, gone)
+    if not isinstance(body, GraphProto) or not body.quantization_annotation:
+        return set()
+    annotations = body.quantization_annotation
+    stale = [a.tensor_name in gone or a.tensor_name in changed for a in annotations]
+    loose = {
+        parameter.value
+        for annotation, is_stale in zip(annotations, stale, strict=True)
+        for parameter in annotation.quant_parameter_tensor_names
+        if is_stale
+    }
+    _drop(annotations, stale)
+    return loose
+
+
+def rename_shards(node: NodeProto, mapping: Mapping[str, str]) -> None:
+    """Let what a node says of its tensors' devices follow the tensors that it has by now."""
+    for device in node.device_configurations:
+        for shard in device.sharding_spec:
+            shard.tensor_name = mapping.get(shard.tensor_name, shard.tensor_name)
+        known = {*node.input, *node.output}
+        _drop(device.sharding_spec, [s.tensor_name not in known for s in device.sharding_spec])
 
 
 def _exchange(field: Any, slot: int, old: str, new: str) -> None:
@@ -329,7 +374,7 @@ def _drop_attribute(node: NodeProto, name: str) -> None:
     node.attribute.extend(kept)
 
 
-def _arrange(field: Any, places: Sequence[int]) -> None:
+def arrange(field: Any, places: Sequence[int]) -> None:
     """Sort the messages of a repeated field, and take out those whose place is ``_GONE``.
 
     They are sorted to its end: those that stay, weights among them, are not copied.
@@ -346,7 +391,7 @@ def _arrange(field: Any, places: Sequence[int]) -> None:
 def _drop(field: Any, stale: Sequence[bool]) -> None:
     """Take messages out of a repeated field, those for which ``stale`` is true."""
     if any(stale):
-        _arrange(field, [_GONE if is_stale else 0 for is_stale in stale])
+        arrange(field, [_GONE if is_stale else 0 for is_stale in stale])
 
 
 def _drop_named(field: Any, names: Set[str]) -> None:
@@ -359,11 +404,11 @@ def _drop_sparse(body: GraphProto, names: Set[str]) -> None:
     _drop(fields, [sparse.values.name in names for sparse in fields])
 
 
-def drop_dead(body: Body, given: Sequence[str], below: Sequence[Body], loose: set[str]) -> set[str]:
+def drop_dead(text: Text, given: Sequence[str], below: Sequence[Text], loose: set[str]) -> set[str]:
     """Drop constants among ``loose``, and what only they needed, that nothing reads any more.
 
     Args:
-        body: loses them.
+        text: the body that loses them.
         given: the names of its initializers, in their order.
         below: the bodies that its nodes carry, at any depth.
         loose: names of constants.
@@ -371,12 +416,12 @@ def drop_dead(body: Body, given: Sequence[str], below: Sequence[Body], loose: se
     Returns:
         The names in this body that stand for nothing any more.
     """
-    nodes = list(body.node)
-    uses = Counter(chain.from_iterable(node.input[:] for node in nodes))
-    for inner in below:
-        uses.update(chain.from_iterable(node.input[:] for node in inner.node))
-    for each in (body, *below):
-        uses.update(o if isinstance(o, str) else o.name for o in each.output)
+    body, nodes = text.body, text.nodes
+    uses: Counter[str] = Counter()
+    for each in (text, *below):
+        uses.update(chain.from_iterable(each.reads))
+        uses.update(o if isinstance(o, str) else o.name for o in each.body.output)
+        uses.update(quantization_parameters(each.body))
     queue = [name for name in loose if name not in uses]
     makers = {
         name: index
@@ -399,7 +444,9 @@ def drop_dead(body: Body, given: Sequence[str], below: Sequence[Body], loose: se
             uses[other] -= 1
             if not uses[other]:
                 queue.append(other)
-    _drop(body.node, [index in dead_nodes for index in range(len(nodes))])
+    if dead_nodes:
+        _drop(body.node, [index in dead_nodes for index in range(len(nodes))])
+        text.reread()
     if isinstance(body, GraphProto):
         _drop_initializers(body, given, dead)
     return dead

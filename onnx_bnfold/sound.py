@@ -1,4 +1,4 @@
-"""What a model must hold before it is planned: every name is defined once and before it is read.
+"""What a model must hold before it is planned: every name that is read is defined, and once.
 
 onnx's checker would ask for more than a fold needs and takes the weights along; this looks at each
 name, count and attribute type once. Source: the ONNX IR specification, "Graphs" and "Nodes".
@@ -17,6 +17,7 @@ from onnx import AttributeProto
 
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.graph import Graph
+from onnx_bnfold.order import are_captures_in_order, captures_of
 
 _MOST_ELEMENTS = 2**62
 _SINGLE = onnx.defs.OpSchema.FormalParameterOption.Single
@@ -29,18 +30,22 @@ class _Signature(NamedTuple):
     attributes: dict[str, int]
 
 
-def require_sound(graphs: Sequence[Graph]) -> None:
+def require_sound(graphs: Sequence[Graph]) -> bool:
     """Check all graphs of a model.
 
     Args:
         graphs: as ``graph.graphs_of`` lists them.
 
+    Returns:
+        Whether their nodes are in an order in which they can be computed.
+
     Raises:
-        ModelError: a name is undefined, read too early or defined twice; a shape is impossible; a
-            node does not have the inputs, outputs and attributes of its operator; or the operator
-            set is newer than the installed onnx knows.
+        ModelError: a name is undefined or defined twice; a shape is impossible; a node does not
+            have the inputs, outputs and attributes of its operator; or the operator set is newer
+            than the installed onnx knows.
     """
     defined: dict[int, set[str]] = {}
+    in_order = True
     for graph in graphs:
         _require_text(graph)
         _require_version(graph)
@@ -48,7 +53,12 @@ def require_sound(graphs: Sequence[Graph]) -> None:
         _require_counts(graph)
         _require_types(graph)
         outer = set() if graph.parent is None else defined[id(graph.parent)]
-        defined[id(graph)] = _require_names(graph, outer)
+        defined[id(graph)], is_sorted = _require_names(graph, outer)
+        in_order &= is_sorted
+    if in_order and any(graph.carriers for graph in graphs):
+        captures = captures_of(graphs)
+        return all(map(are_captures_in_order, graphs, captures))
+    return in_order
 
 
 def _require_text(graph: Graph) -> None:
@@ -87,37 +97,30 @@ def _require_shapes(graph: Graph) -> None:
         )
 
 
-def _require_names(graph: Graph, outer: set[str]) -> set[str]:
-    """Check the order of the nodes; return the names that graphs below this one see."""
+def _require_names(graph: Graph, outer: set[str]) -> tuple[set[str], bool]:
+    """Check the names; return those that graphs below see, and whether none is read too early."""
     doubled = graph.inputs & graph.producer.keys()
     if doubled:
         raise ModelError(f"tensor {min(doubled)!r} is an input of the graph and the output of a "
                          "node; repair the model")  # fmt: skip
     defined = {"", *graph.inputs, *graph.initializers, *graph.sparse}
+    in_order = True
     for index, (read, written) in enumerate(zip(graph.reads, graph.writes, strict=True)):
         if not defined.issuperset(read):
             for name in read:
                 # What an outer graph calls the same is not what the nodes here mean.
-                if name not in defined and (name in graph.producer or name not in outer):
-                    raise _undefined(graph, index, name)
+                if name in graph.producer:
+                    in_order &= name in defined
+                elif name not in defined and name not in outer:
+                    raise ModelError(f"{graph.label(index)} reads {name!r}, which nothing defines; "
+                                     "repair the model")  # fmt: skip
         defined.update(written)
     defined.discard("")
     for name in graph.outputs:
         if name not in defined and name not in outer:
             raise ModelError(f"output {name!r} of the graph is computed by no node; repair the "
                              "model")  # fmt: skip
-    return outer | defined if outer else defined
-
-
-def _undefined(graph: Graph, index: int, name: str) -> ModelError:
-    reads = f"{graph.label(index)} reads {name!r}"
-    if name in graph.producer:
-        later = graph.label(graph.producer[name])
-        return ModelError(
-            f"{reads} before {later} computes it; the nodes form a cycle or are not in order, sort "
-            "them"
-        )
-    return ModelError(f"{reads}, which nothing defines; repair the model")
+    return (outer | defined if outer else defined), in_order
 
 
 def _number(kind: Any) -> int:

@@ -347,3 +347,32 @@ def test_ranges_that_cannot_be_used(saved, tmp_path):
     with pytest.raises(UsageError, match="ask for it"):
         Options(ranges="x.npz")
     assert not (folder / "o.onnx").exists()
+
+
+@pytest.mark.parametrize("op", ["Constant", "Identity", "Cast", "Transpose"])
+def test_a_constant_that_a_norm_reads_is_left_alone(op, rng):
+    """A reader of a constant has it for its own: a change of the tensor would not reach it."""
+    image = np.array([1.0, 2.0, 3.0, 400.0], np.float32).reshape(1, 2, 2, 1)
+    held = tensor("held", image)
+    made = {
+        "Constant": node("Constant", [], ["k"], value=held),
+        "Cast": Parts(node("Cast", ["held"], ["k"], to=int(TensorProto.FLOAT)).nodes, [held]),
+        "Transpose": Parts(node("Transpose", ["held"], ["k"], perm=[0, 1, 3, 2]).nodes, [held]),
+        "Identity": Parts(node("Identity", ["held"], ["k"]).nodes, [held]),
+    }[op]
+    values = {"scale": [1, 2], "B": [0.5, -0.5], "mean": [1, 2], "var": [1, 4]}
+    names = [f"n_{role}" for role in values]
+    norm = node("BatchNormalization", ["k", *names], ["n"])
+    parameters = [
+        tensor(name, np.array(value, np.float32))
+        for name, value in zip(names, values.values(), strict=True)
+    ]
+    parts = join(
+        made,
+        Parts(norm.nodes, parameters),
+        conv("n", "c", (3, 2, 1, 1), rng),
+        node("Relu", ["x"], ["y"]),
+    )
+    model = model_of(parts.nodes, {"x": (1, 2)}, ["c", "y"], parts.initializers)
+    folded, _ = onnx_bnfold.fold(model, Options(equalize=True))
+    assert_same_function(model, folded)

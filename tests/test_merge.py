@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support import bn, conv, fold_checked, join, model_of, node, ops
+from support import bn, conv, fold_checked, join, model_of, node, ops, tensor
 
 from onnx_bnfold import Options
 
@@ -51,6 +51,11 @@ BRANCHES = {
     "identity-off-centre": lambda rng: join(
         conv("x", "a", (4, 4, 3, 3), rng, pads=[2, 2, 0, 0]), add("a", "x")
     ),
+    "dilated-and-uneven": lambda rng: join(
+        conv("x", "a", (4, 4, 3, 3), rng, pads=[4, 3, 3, 4], dilations=[3, 3]),
+        one(rng, pads=[1, 0, 0, 1]),
+        add("a", "b"),
+    ),
     "dilated-and-pointwise": lambda rng: join(
         conv("x", "a", (4, 4, 3, 3), rng, pads=[2] * 4, dilations=[2, 2]), one(rng), add("a", "b")
     ),
@@ -64,6 +69,35 @@ def test_branches_become_one_conv(build, rng):
     folded, report = fold_checked(model, options=MERGE)
     assert ops(folded) == ["Conv"]
     assert not report.kept
+    assert len(folded.graph.initializer) == 2
+
+
+@pytest.mark.parametrize(("ir_version", "opset"), [(3, 8), (4, 9), (10, 17)], ids=str)
+def test_merged_constants_are_inputs_where_the_format_wants_it(ir_version, opset, rng):
+    """From IR version 4 on, an input could be overridden."""
+    parts = BRANCHES["repvgg"](rng)
+    model = model_of(
+        parts.nodes, X, {"y": X["x"]}, parts.initializers, ir_version=ir_version, opset=opset
+    )
+    folded, _ = fold_checked(model, options=MERGE)
+    constants = [t.name for t in folded.graph.initializer] if ir_version < 4 else []
+    assert sorted(i.name for i in folded.graph.input) == sorted(["x", *constants])
+
+
+def test_what_is_said_of_vanished_tensors_goes(rng):
+    parts = BRANCHES["repvgg"](rng)
+    steps = [tensor(f"{name}_step", np.ones(1, np.float32)) for name in ("an", "y")]
+    shapes = dict.fromkeys(["a", "an", "bn", "y"], X["x"])
+    model = model_of(
+        parts.nodes, X, {"y": X["x"]}, [*parts.initializers, *steps], value_info=shapes
+    )
+    for name in ("an", "y"):
+        annotation = model.graph.quantization_annotation.add(tensor_name=name)
+        annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value=f"{name}_step")
+    folded, _ = fold_checked(model, options=MERGE)
+    assert [v.name for v in folded.graph.value_info] == ["y"]
+    assert [a.tensor_name for a in folded.graph.quantization_annotation] == ["y"]
+    assert {t.name for t in folded.graph.initializer if "_step" in t.name} == {"y_step"}
 
 
 def test_the_merged_conv_keeps_a_name_and_nothing_dead_is_left(rng):
@@ -97,6 +131,14 @@ SEPARATE = {
         ),
         MERGE,
     ),
+    "no-whole-number-of-steps": (
+        lambda rng: join(
+            conv("x", "a", (4, 4, 3, 3), rng, pads=[4, 4, 3, 3], dilations=[3, 3]),
+            one(rng, pads=[0, 0, 1, 1]),
+            add("a", "b"),
+        ),
+        MERGE,
+    ),
     "other-groups": (lambda rng: join(three(rng, 2), one(rng), add("a", "b")), MERGE),
     "other-sources": (
         lambda rng: join(
@@ -118,6 +160,18 @@ def test_branches_stay_apart(build, options, rng):
     outputs = ["y", "z"] if any("z" in n.output for n in parts.nodes) else ["y"]
     model = model_of(parts.nodes, X, outputs, parts.initializers)
     folded, _ = fold_checked(model, options=options)
+    assert ops(folded) == ops(model)
+
+
+def test_a_branch_that_the_sum_broadcasts_stays_apart(rng):
+    """On one pixel, the dilated Conv gives two by two of them, and the other one."""
+    parts = join(
+        conv("x", "a", (4, 4, 3, 3), rng, pads=[3, 3, 4, 4], dilations=[3, 3]),
+        one(rng),
+        add("a", "b"),
+    )
+    model = model_of(parts.nodes, {"x": (2, 4, 1, 1)}, ["y"], parts.initializers)
+    folded, _ = fold_checked(model, options=MERGE)
     assert ops(folded) == ops(model)
 
 

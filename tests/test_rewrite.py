@@ -10,10 +10,12 @@ import pytest
 from onnx import helper
 from support import (
     Parts,
+    all_nodes,
     assert_same_function,
     bn,
     constant_operand,
     conv,
+    count,
     feeds_for,
     fold_checked,
     initializer,
@@ -357,6 +359,36 @@ def test_dead_initializers_of_ir_version_3_leave_the_inputs(rng):
         assert [d.dim_value for d in types[t.name].shape.dim] == list(t.dims)
 
 
+@pytest.mark.parametrize(("ir_version", "opset", "left"), [(3, 8, True), (4, 9, False)], ids=str)
+def test_frozen_initializers_stay_inputs_where_the_format_wants_it(ir_version, opset, left, rng):
+    model = conv_bn(rng, opset=opset, ir_version=ir_version)
+    if ir_version > 3:
+        model.graph.input.extend(
+            helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
+            for t in model.graph.initializer
+        )
+    folded, _ = fold_checked(model, options=onnx_bnfold.Options(freeze_initializers=True))
+    assert set(names(folded.graph.input)) == {"x", *(names(folded.graph.initializer) * left)}
+
+
+def test_a_frozen_sparse_initializer_is_no_input_any_more(rng):
+    model = conv_bn(rng)
+    dense = initializer(model, "c_W")
+    kept = [t for t in model.graph.initializer if t.name != "c_W"]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    model.graph.sparse_initializer.add(
+        values=tensor("c_W", dense.reshape(-1)),
+        indices=tensor("", np.arange(dense.size)),
+        dims=dense.shape,
+    )
+    model.graph.input.append(value_of("c_W", dense.shape))
+    options = onnx_bnfold.Options(freeze_initializers=True)
+    folded, report = onnx_bnfold.fold(model, options)
+    assert len(report.folded) == 1
+    assert names(folded.graph.input) == ["x"]
+
+
 def test_value_info_of_vanished_values_goes(rng):
     parts = join(
         conv("x", "c", (4, 3, 1, 1), rng), bn("c", "b", 4, rng), node("Relu", ["b"], ["y"])
@@ -474,6 +506,87 @@ def test_a_quantization_annotation_of_a_vanished_tensor_goes(rng):
         assert a.tensor_name in known
         for parameter in a.quant_parameter_tensor_names:
             assert parameter.value in names(folded.graph.initializer)
+
+
+def annotate(model, **scales):
+    """Give tensors quantization annotations, each with the initializer that has its scale."""
+    for name, scale in scales.items():
+        annotation = model.graph.quantization_annotation.add(tensor_name=name)
+        annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value=scale)
+
+
+def annotated_names(model) -> list[str]:
+    return [a.tensor_name for a in model.graph.quantization_annotation]
+
+
+def test_a_quantization_annotation_of_a_tensor_of_new_values_goes(rng):
+    """x -> Conv -> c -> Relu -> r -> BN -> Sigmoid: c and r take the scale, s keeps its values."""
+    norm = bn("r", "b", 4, rng, positive=True)
+    for t in norm.initializers:
+        if t.name in ("b_B", "b_mean"):
+            t.raw_data = bytes(16)
+    parts = join(
+        conv("x", "c", (4, 3, 1, 1), rng),
+        node("Relu", ["c"], ["r"]),
+        norm,
+        node("Sigmoid", ["b"], ["s"]),
+        node("Neg", ["s"], ["y"]),
+    )
+    model = model_of(parts.nodes, X, ["y"], parts.initializers)
+    for name in ("c_scale", "r_scale", "s_scale"):
+        model.graph.initializer.append(float_tensor(name, rng, 1))
+    annotate(model, c="c_scale", r="r_scale", s="s_scale", x="s_scale")
+    folded, report = fold_checked(model)
+    assert "'c'" in {r.name for r in report.rescaled}
+    assert annotated_names(folded) == ["s", "x"]
+    assert {"c_scale", "r_scale"}.isdisjoint(names(folded.graph.initializer))
+    assert "s_scale" in names(folded.graph.initializer)
+
+
+def test_a_quantization_annotation_of_a_constant_of_new_values_goes(rng):
+    model = conv_bn(rng)
+    model.graph.initializer.append(float_tensor("step", rng, 1))
+    annotate(model, c_W="step", x="step")
+    folded, _ = fold_checked(model)
+    assert annotated_names(folded) == ["x"]
+
+
+@pytest.mark.parametrize("name", ["c_W", "c_bias", "y_scale", "y_var"])
+def test_a_quantization_parameter_keeps_its_values(name, rng):
+    """What an annotation refers to is read, though no node may read it."""
+    model = conv_bn(rng)
+    annotate(model, x=name)
+    folded, _ = fold_checked(model)
+    assert annotated_names(folded) == ["x"]
+    np.testing.assert_array_equal(initializer(folded, name), initializer(model, name))
+
+
+def test_an_annotation_in_a_branch_refers_to_an_outer_parameter(rng):
+    model = conv_bn(rng)
+    inner = helper.make_graph(
+        node("Sigmoid", ["x"], ["inner"]).nodes, "b", [], [value_of("inner", X["x"])]
+    )
+    note = inner.quantization_annotation.add(tensor_name="inner")
+    note.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="c_bias")
+    choice = node("If", ["flag"], ["z"], then_branch=inner, else_branch=inner)
+    model.graph.node.extend(choice.nodes)
+    model.graph.initializer.append(tensor("flag", np.array(True)))
+    model.graph.output.append(value_of("z", X["x"]))
+    folded, _ = fold_checked(model)
+    np.testing.assert_array_equal(initializer(folded, "c_bias"), initializer(model, "c_bias"))
+
+
+def test_what_a_node_says_of_the_devices_of_its_tensors_follows_them(rng):
+    model = conv_bn(rng, ir_version=11, opset=17)
+    model.configuration.add(name="two", num_devices=2)
+    for n in model.graph.node:
+        device = n.device_configurations.add(configuration_id="two")
+        for name in [*n.input, *n.output]:
+            device.sharding_spec.add(tensor_name=name, device=[0])
+    folded, _ = fold_checked(model)
+    (only,) = folded.graph.node
+    shards = [s.tensor_name for s in only.device_configurations[0].sharding_spec]
+    assert shards == ["x", "c_W", "c_bias", "y"]
 
 
 def test_training_info_stays(rng):
@@ -619,3 +732,122 @@ def test_text_models(rng):
     )
     folded, _ = fold_checked(model, N=2, H=3, W=3)
     assert_same_function(model, folded, N=1, H=7, W=2)
+
+
+# --- a norm that is written anew, wherever its parameters come from -------------------------------
+
+PARAMETERS = {"scale": [0.01, 1.0, -2.0], "B": [1.0, 2.0, 3.0], "mean": [1.0, 0.5, 2.0],
+              "var": [1.0, 2.0, 0.5]}  # fmt: skip
+STAYING = {
+    "evened": onnx_bnfold.Options(equalize=True),
+    "mul-add": onnx_bnfold.Options(standalone="mul-add"),
+    "conv": onnx_bnfold.Options(standalone="conv"),
+    "evened-conv": onnx_bnfold.Options(equalize=True, standalone="conv"),
+}
+SOURCES = ("initializer", "Constant", "Cast", "Identity", "shared", "mixed")
+
+
+def norm_from(source: str, x: str, y: str) -> Parts:
+    """A BN whose parameters are initializers, or outputs of nodes over constants."""
+    norm = node("BatchNormalization", [x, *(f"{y}_{role}" for role in PARAMETERS)], [y])
+    made = []
+    for number, (role, values) in enumerate(PARAMETERS.items()):
+        kind = SOURCES[number] if source == "mixed" else source
+        name, array = f"{y}_{role}", np.array(values, np.float32)
+        if kind == "Constant":
+            made.append(node("Constant", [], [name], value=tensor("", array)))
+        elif kind == "Cast":
+            wide = tensor(f"{name}_wide", array.astype(np.float64))
+            cast = node("Cast", [wide.name], [name], to=int(onnx.TensorProto.FLOAT))
+            made.append(Parts(cast.nodes, [wide]))
+        elif kind == "Identity":
+            made.append(Parts(node("Identity", ["shared"], [name]).nodes, []))
+        elif kind == "shared":
+            norm.nodes[0].input[number + 1] = "shared"
+        else:
+            made.append(Parts([], [tensor(name, array)]))
+    shared = Parts([], [tensor("shared", np.array([2.0, 0.01, 1.0], np.float32))])
+    return join(*([shared] if source in ("Identity", "shared", "mixed") else []), *made, norm)
+
+
+def main_graph(parts, **options):
+    return model_of(parts.nodes, {"x": (2, 3, 4, 4)}, ["y"], parts.initializers, **options)
+
+
+def branches(parts, ir_version, **options):
+    """The same in both branches of an If; below IR version 4 their constants are nodes."""
+    shape = (2, 3, 4, 4)
+    nodes, initializers = parts.nodes, parts.initializers
+    if ir_version < 4:
+        held = [node("Constant", [], [t.name], value=t) for t in initializers]
+        nodes, initializers = [*join(*held).nodes, *nodes], []
+    graphs = [
+        helper.make_graph(
+            [_prefixed(n, way) for n in nodes],
+            way,
+            [],
+            [value_of(f"{way}_y", shape)],
+            [tensor(f"{way}_{t.name}", onnx.numpy_helper.to_array(t)) for t in initializers],
+        )
+        for way in ("then", "else")
+    ]
+    flag = tensor("flag", np.array(True))
+    choice = node("If", ["flag"], ["z"], then_branch=graphs[0], else_branch=graphs[1])
+    return model_of(choice.nodes, {"x": shape}, {"z": shape}, [flag],
+                    ir_version=ir_version, **options)  # fmt: skip
+
+
+def _prefixed(n, way):
+    copy = onnx.NodeProto()
+    copy.CopyFrom(n)
+    copy.name = f"{way}_{n.name}"
+    for field in (copy.input, copy.output):
+        field[:] = [name if name == "x" else f"{way}_{name}" for name in field]
+    return copy
+
+
+def function(parts, opset, ir_version, **options):
+    """The same in a local function, whose constants are nodes, behind a layer that stays as well.
+
+    Without the layer nothing says which rank the tensors of a function have.
+    """
+    weight = tensor("W", np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1))
+    held = [node("Constant", [], [t.name], value=t) for t in (weight, *parts.initializers)]
+    nodes = join(*held, node("Conv", ["v", "W"], ["x"]), parts).nodes
+    made = helper.make_function(
+        "own", "Norm", ["v"], ["y", "x"], nodes, [helper.make_opsetid("", opset)]
+    )
+    shape = (2, 3, 4, 4)
+    call = node("Norm", ["v"], ["z", "c"], domain="own")
+    return model_of(call.nodes, {"v": shape}, {"z": shape, "c": shape}, functions=[made],
+                    imports={"own": 1}, opset=opset, ir_version=ir_version, **options)  # fmt: skip
+
+
+BODIES = {
+    "main-3": lambda parts: main_graph(parts, opset=8, ir_version=3),
+    "main-10": lambda parts: main_graph(parts, ir_version=10),
+    "if-3": lambda parts: branches(parts, opset=8, ir_version=3),
+    "if-10": lambda parts: branches(parts, ir_version=10),
+    "function-10": lambda parts: function(parts, opset=17, ir_version=10),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("build", BODIES.values(), ids=BODIES)
+@pytest.mark.parametrize("options", STAYING.values(), ids=STAYING)
+def test_a_norm_that_stays_is_written_whole(options, build, source):
+    """Each name once, each constant in the shape that its new reader takes."""
+    parts = join(norm_from(source, "x", "b"), node("Sigmoid", ["b"], ["y"]))
+    model = build(parts)
+    folded, report = onnx_bnfold.fold(model, options)
+    assert report.kept
+    assert not report.folded
+    onnx.checker.check_model(folded, full_check=True)
+    assert folded.SerializeToString() != model.SerializeToString(), "nothing was written anew"
+    assert_same_function(model, folded)
+    form = "BatchNormalization" if options.standalone == "keep" else None
+    assert count(folded) == (count(model) if form else 0)
+    again, _ = onnx_bnfold.fold(folded, options)
+    assert again.SerializeToString() == folded.SerializeToString()
+    made = [o for n in all_nodes(folded) for o in n.output]
+    assert len(made) == len(set(made))

@@ -7,7 +7,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from mmap import mmap
@@ -180,14 +180,16 @@ class OutputFile:
 
     def fill(self, place: int, parts: Iterable[bytes | memoryview]) -> None:
         """Writes what room was left for; several threads may do so at a time."""
-        for part in parts:
-            view = memoryview(part)
-            try:
+        try:
+            for part in parts:
+                view = memoryview(part)
                 while view:
-                    done = _write_at(self._fd, view, place)
+                    done = self._write_at(view, place)
                     view, place = view[done:], place + done
-            except OSError as error:
-                raise self._unwritable(error) from error
+        finally:
+            # What is computed is ended where it began: the rest of it may hold a thread's settings.
+            if isinstance(parts, Generator):
+                parts.close()
 
     def copy(self, place: int, source: InputFile, offset: int, length: int) -> None:
         """Copies what room was left for; several threads may do so at a time.
@@ -269,6 +271,12 @@ class OutputFile:
         with self._writing():
             while view:
                 view = view[os.write(self._fd, view) :]
+
+    def _write_at(self, view: memoryview, place: int) -> int:
+        try:
+            return _write_at(self._fd, view, place)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -63,11 +63,12 @@ def run(args: argparse.Namespace, options: Options) -> int:
     except KeyboardInterrupt:
         print("onnx-bnfold: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
+    code = _tell(report, args)
     if args.report is not None:
         with OutputFile(Path(args.report)) as file:
             file.write(report.to_json().encode())
             file.commit(Path(args.report))
-    return _tell(report, args)
+    return code
 
 
 def _check_report(path: str) -> None:

@@ -64,7 +64,8 @@ class LocalPlace:
     def sweep(self) -> None:
         """See `places.Place`."""
         for key in {name.partition(".")[0] for name in os.listdir(self._unfinished)}:
-            with hold(self._lock(key), wait=False) as held:
+            # On a full disk, no lock can be made; the next run sweeps.
+            with suppress(OSError), hold(self._lock(key), wait=False) as held:
                 if held:
                     for path in self._unfinished.glob(f"{key}.*/"):
                         shutil.rmtree(path, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 from onnx_bnfold.errors import UsageError
@@ -69,9 +70,15 @@ def fold_store(
         others = {name: size for name, size in listing.files.items() if name not in taken}
         outcomes += [*_all(run, "copy", others), *_lay_out(listing, output)]
     report = StoreReport(_sorted(outcomes), settings_of(options))
-    with output.claim("report") as scratch:
-        (scratch / REPORT).write_text(report.to_json(), encoding="ascii")
-        output.save(scratch / REPORT, REPORT)
+    try:
+        with output.claim("report") as scratch:
+            (scratch / REPORT).write_text(report.to_json(), encoding="ascii")
+            output.save(scratch / REPORT, REPORT)
+    except (OSError, UsageError) as error:  # what became of the files is said all the same
+        why = error.strerror if isinstance(error, OSError) else error
+        unsaved = UsageError(f"{output.state}/{REPORT}: cannot be written: {why}")
+        outcomes.append(failed(Task("copy", REPORT), unsaved))
+        return replace(report, outcomes=_sorted(outcomes))
     return report
 
 

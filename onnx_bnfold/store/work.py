@@ -91,8 +91,11 @@ def failed(task: Task, error: BaseException) -> FileOutcome:
         text = str(error)
     elif isinstance(error, OSError) and error.strerror:
         text = f"{task.name}: {error.strerror}"
+    elif isinstance(error, MemoryError):
+        text = f"{task.name}: not enough memory"
     else:
-        text = f"{task.name}: {type(error).__name__}: {error}"
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        text = f"{task.name}: internal error, please report it: {what}"
     return FileOutcome(task.name, "failed", error=text)
 
 

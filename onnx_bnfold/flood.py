@@ -7,7 +7,7 @@ taken back first, within a limit on the work.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from onnx_bnfold.affine import Affine
@@ -41,52 +41,80 @@ class _Branch:
         return _Branch(dict(self.changes), dict(self.forced), dict(self.open), decided)
 
 
-def flood(site: Site, origin: int | None, seeds: Mapping[Key, Affine]) -> dict[Key, Affine]:
+Judge = Callable[[dict[Key, Affine]], None]
+
+
+def flood(
+    site: Site,
+    origin: int | None,
+    seeds: Mapping[Key, Affine],
+    judge: Judge | None = None,
+    asked: set[int] | None = None,
+) -> dict[Key, Affine]:
     """Complete changes of some tensors, such as those that turn a node into an identity.
 
     Args:
         site: the graph as it is by now; it is not changed.
         origin: index of a node to be removed, which is passed over, or None.
         seeds: the changes of its two sides, or of any tensors.
+        judge: refuses an outcome, and the search goes on for another one.
+        asked: gets the nodes whose rules were asked; as long as nothing changes at these, the
+            outcome stays the same.
 
     Returns:
         Every key that changes, with its change relative to now.
 
     Raises:
-        Refused: no way was found; the refusal is the first that was met.
+        Refused: no way was found; the refusal is the first that was met, unless the search was
+            given up.
     """
-    return _Flood(site, origin).run(seeds)
+    return _Flood(site, origin, judge, set() if asked is None else asked).run(seeds)
+
+
+class _GivenUp(Refused):
+    """The limit on the work is reached: nothing was proven."""
 
 
 class _Flood:
-    def __init__(self, site: Site, origin: int | None) -> None:
+    def __init__(
+        self, site: Site, origin: int | None, judge: Judge | None, asked: set[int]
+    ) -> None:
         self._site = site
         self._origin = origin
+        self._judge = judge
+        self._asked = asked
         self._budget = MOST_SETTLED_PER_NODE * len(site.graph.nodes) + 1000
-        self._first: Refusal | None = None
 
     def run(self, seeds: Mapping[Key, Affine]) -> dict[Key, Affine]:
         start = _Branch()
         for key, change in seeds.items():
             self._assign(start, key, change)
+        first: Refusal | None = None
         stack, tried = [start], 0
         while stack:
             branch = stack.pop()
             tried += 1
+            if tried > MOST_BRANCHES:
+                raise self._given_up()
             try:
-                if tried > MOST_BRANCHES:
-                    raise self._limit()
                 further = self._settle(branch)
+                if further is None:
+                    return self._outcome(branch)
+            except _GivenUp:
+                raise
             except Refused as refused:
-                self._first = self._first or refused.refusal
-                if tried > MOST_BRANCHES:
-                    break
+                first = first or refused.refusal
                 continue
-            if further is None:
-                return {k: c for k, c in branch.changes.items() if not c.is_identity}
             stack.extend(reversed(further))
-        assert self._first is not None
-        raise Refused.again(self._first)
+        assert first is not None  # a branch ends in an outcome, in others, or in a refusal
+        raise Refused.again(first)
+
+    def _outcome(self, branch: _Branch) -> dict[Key, Affine]:
+        """Return the changes of a branch that is complete, if they are not refused as a whole."""
+        changes = {k: c for k, c in branch.changes.items() if not c.is_identity}
+        if self._judge is not None:
+            self._judge(changes)
+        return changes
 
     def _settle(self, branch: _Branch) -> list[_Branch] | None:
         """Settle what is forced, then make the next choice; None when nothing is left."""
@@ -99,13 +127,20 @@ class _Flood:
             chosen = queue is branch.open
             self._budget -= 1
             if self._budget < 0:
-                raise self._limit()
+                raise self._given_up()
+            self._asked.add(index)
             known = self._known(branch, index)
             step = self._site.step(index, known, deciding=chosen)
             if not step.certain and not chosen:
                 branch.open[index] = None
             elif len(step.alternatives) == 1:
                 self._take(branch, index, step.alternatives[0])
+            elif not step.alternatives:
+                raise Refused(
+                    Reason.CONFLICT,
+                    self._site.view(index).label,
+                    "no change of its other tensors makes up for that of one",
+                )
             else:
                 return [branch.fork(index, alternative) for alternative in step.alternatives]
         return None
@@ -148,9 +183,9 @@ class _Flood:
     def _name(self, key: Key) -> str:
         return repr(key if isinstance(key, str) else self._site.graph.reads[key[0]][key[1]])
 
-    def _limit(self) -> Refused:
+    def _given_up(self) -> _GivenUp:
         origin = self._origin
-        return Refused(
+        return _GivenUp(
             Reason.SEARCH_LIMIT,
             "the graph" if origin is None else self._site.view(origin).label,
             "the search for a place for its scale and shift was given up after too many steps",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -32,9 +33,6 @@ Standalone = Literal["keep", "mul-add", "conv"]
 
 # Refusals that say that new constants do not fit their type.
 UNFIT = (Reason.OVERFLOW, Reason.PRECISION, Reason.NOT_FINITE)
-
-# Refusals that the removal of another node may cure.
-CURABLE = {Reason.PRECISION, Reason.NOT_SMALLER, Reason.RANGE}
 
 AFFINE_OPERATORS = frozenset(("Add", "Div", "Mul", "Sub"))
 
@@ -132,7 +130,10 @@ class _Planner:
         self.excluded = excluded
         self.decisions: dict[int, Decision] = {}
         self.touched: dict[int, list[int]] = {}
-        self._tried: dict[int, set[Reason]] = {}
+        # For each node that stayed when it was tried: when that was, counted in removals, and the
+        # nodes that were asked. For each node: at which removal something last changed there.
+        self._tried: dict[int, tuple[int, set[int]]] = {}
+        self._moved: dict[int, int] = {}
 
     def run(self) -> None:
         norms, affine = _candidates(self.site)
@@ -145,12 +146,19 @@ class _Planner:
             others.sort(key=lambda i: -_elements(self.site, i))
         queue = [*direct, *others, *affine]
         while queue:
-            before = len(self.site.removed)
             for index in queue:
                 self._decide(index)
-            if len(self.site.removed) == before:
-                break
-            queue = [i for i in queue if self._tried.get(i, set()) & CURABLE]
+            queue = [index for index in queue if self._may_go_now(index)]
+
+    def _may_go_now(self, index: int) -> bool:
+        """Whether something changed where a node that stayed was refused: then it is tried again.
+
+        Else a second fold, of what the first has left, would find more to do.
+        """
+        if index not in self._tried:
+            return False
+        when, asked = self._tried[index]
+        return any(self._moved.get(other, 0) > when for other in asked)
 
     def _is_usable(self, index: int) -> bool:
         view = self.site.view(index)
@@ -177,14 +185,15 @@ class _Planner:
             return
         best: tuple[tuple[int, ...], str, dict[Key, Affine]] | None = None
         tried: list[tuple[str, Refusal]] = []
+        asked = {index}
         try:
             for number, (way, seeds) in enumerate(self._ways(index)):
                 try:
-                    changes = flood(site, index, seeds)
-                    added = self._admit(index, changes, way, is_norm)
+                    changes = flood(site, index, seeds, partial(self._admit, index), asked)
                 except Refused as refused:
                     tried.append((way, refused.refusal))
                     continue
+                added = _added(site, changes)
                 cost = (added, _disturbed(site, index, way, changes), number)
                 if best is None or cost < best[0]:
                     best = (cost, way, changes)
@@ -192,12 +201,13 @@ class _Planner:
                     break
         except Refused as refused:
             tried.append(("", refused.refusal))
-        self._tried[index] = set() if best else {refusal.reason for _, refusal in tried}
         if best is not None:
             least, way, changes = best
             self._commit(index, way, changes, least[0], self._absorbing(index, changes))
-        elif is_norm:
-            self.decisions[index] = Decision(index, refusal=tried[0][1], tried=tuple(tried))
+            return
+        self._tried[index] = len(site.removed), asked
+        if is_norm:
+            self.decisions[index] = Decision(index, refusal=_why(tried), tried=tuple(tried))
 
     def _fold_directly(self, index: int) -> bool:
         """Put a norm into the layer that it alone reads, where nothing else has changed yet.
@@ -220,7 +230,6 @@ class _Planner:
             self.limits.check_rounding(site, index)
         except Refused:
             return False
-        self._tried[index] = set()
         if present.is_identity:
             self._commit(index, UPSTREAM, {}, 0, ())
         else:
@@ -238,9 +247,10 @@ class _Planner:
         for way, upstream, downstream in _splits(present):
             yield way, {x: upstream, y: downstream}
 
-    def _admit(self, index: int, changes: dict[Key, Affine], way: str, is_norm: bool) -> int:
-        """Check the outcome of a flood; return how many Add nodes it needs."""
+    def _admit(self, index: int, changes: dict[Key, Affine]) -> None:
+        """Refuse the outcome of a flood that costs more than it saves."""
         site = self.site
+        is_norm = site.graph.ops[index] == batchnorm.OPERATOR
         self.limits.check(site, index, changes)
         require_totals(site, index, changes)
         x, y = site.sides(index)
@@ -252,14 +262,12 @@ class _Planner:
                 site.view(index).label,
                 "it is part of an activation that runtimes recognise as a whole",
             )
-        added = _added(site, changes)
-        if added > (1 if is_norm else 0):
+        if _added(site, changes) > (1 if is_norm else 0):
             raise Refused(
                 Reason.NOT_SMALLER,
                 site.view(index).label,
                 "its shift would need as many new Add nodes as it saves",
             )
-        return added
 
     def _commit(
         self,
@@ -277,6 +285,10 @@ class _Planner:
                 touched.append(origin)
         commit(site, changes)
         site.remove(origin)
+        self._tried.pop(origin, None)
+        if self._tried:
+            near = (index for key in changes for index in site.neighbours(key))
+            self._moved.update(dict.fromkeys((origin, *near), len(site.removed)))
         scale = {index for index, change in absorbing if change.has_scale}
         shift = {index for index, change in absorbing if change.has_shift}
         self.decisions[origin] = Decision(
@@ -303,6 +315,12 @@ def commit(site: Site, changes: Mapping[Key, Affine]) -> None:
             site.total.pop(key, None)
         else:
             site.total[key] = after
+
+
+def _why(tried: Sequence[tuple[str, Refusal]]) -> Refusal:
+    """Return the refusal to report: the first, unless a search was given up and nothing is sure."""
+    refusals = [refusal for _, refusal in tried]
+    return next((r for r in refusals if r.reason is Reason.SEARCH_LIMIT), refusals[0])
 
 
 UPSTREAM = "upstream"

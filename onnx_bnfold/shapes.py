@@ -6,7 +6,7 @@ layers directly never needs it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
 from onnx import (
@@ -84,27 +84,32 @@ class Shapes:
     def _rank_hints(self) -> dict[str, int]:
         """Ranks that the layers themselves fix, where the graph's inputs have no shape."""
         if self._ranks is None:
-            self._ranks = _ranks_by_layers(self._graph)
+            self._ranks = _ranks_by_layers(self._graph, self._inference.types(self._position))
         return self._ranks
 
 
-def _ranks_by_layers(graph: Graph) -> dict[str, int]:
+Types = Mapping[str, tuple[Dims | None, int]]
+
+
+def _ranks_by_layers(graph: Graph, types: Types) -> dict[str, int]:
     ranks: dict[str, int] = {}
     for nodes in (graph.nodes, list(reversed(graph.nodes))):
         for node in nodes:
             if node.domain in STANDARD_DOMAINS and node.input and node.output:
-                _note_rank(graph, node, ranks)
+                _note_rank(graph, types, node, ranks)
     return ranks
 
 
-def _note_rank(graph: Graph, node: NodeProto, ranks: dict[str, int]) -> None:
+def _note_rank(graph: Graph, types: Types, node: NodeProto, ranks: dict[str, int]) -> None:
     ends = (node.input[0], node.output[0])
     rank: int | None = None
     if node.op_type == "Gemm":
         rank = 2
     elif node.op_type in ("Conv", "ConvTranspose"):
+        # A weight may be made by nodes: once it is folded it is an initializer like the others.
         found = graph.find_initializer(node.input[1])
-        rank = None if found is None else len(found[1].dims)
+        dims = types.get(node.input[1], (None, 0))[0] if found is None else found[1].dims
+        rank = None if dims is None else len(dims)
     elif node.op_type in SAME_RANK:
         rank = next((ranks[e] for e in ends if e in ranks), None)
     if rank is not None:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import IMAGE, Case, Cases, Net
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from support import assert_same_function, fold_checked, ops, reasons
 
 import onnx_bnfold
@@ -1077,3 +1077,48 @@ def test_bn_that_stays_is_written_otherwise_on_request(standalone):
     assert_same_function(model, folded)
     written = {"mul-add": ["Mul", "Add"], "conv": ["Conv"]}[standalone]
     assert ops(folded) == ["Sigmoid", *written, "Tanh"]
+
+
+# --- a second fold changes nothing: `fold_checked` asserts it ----------------------------------
+
+
+@pytest.mark.parametrize("norms", [2, 3])
+@pytest.mark.parametrize("fixed", [False, True], ids=["free", "outputs"])
+def test_equal_bns_on_one_tensor(norms, fixed):
+    """When the first has gone upstream the others are identities, and go where a name is free."""
+    net = Net(IMAGE)
+    t = net.conv("x", 64)
+    made = [net.bn(t)]
+    for _ in range(norms - 1):
+        made.append(net.op("BatchNormalization", *net.nodes[-1].input))
+        net.nodes[-1].attribute.extend(net.nodes[-2].attribute)
+    outputs = made if fixed else [net.op("Relu", y) for y in made]
+    folded, report = fold_checked(net.model(*outputs), kept=norms - 1 if fixed else 0)
+    assert {r.refusal.reason for r in report.kept} <= {Reason.GRAPH_OUTPUT}
+    assert ops(folded).count("BatchNormalization") == len(report.kept)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_mul_by_one_between_tensors_that_change_alike(bias):
+    """Both sides get one change; their quotient is 1 only up to rounding."""
+    net = Net(IMAGE)
+    x = net.bn("x", signs="positive")
+    d = net.conv(x, 4, bias=bias)
+    u = net.op("Mul", d, net.const(np.float32(1)))
+    y, z = (net.conv(net.op("Max", x, each), 2) for each in (u, d))
+    folded, _ = fold_checked(net.model(y, z))
+    assert sorted(ops(folded)) == ["Conv", "Conv", "Conv", "Max", "Max"]
+
+
+def test_rank_of_a_convolution_whose_weight_is_a_node():
+    """A folded weight is an initializer; what its shape tells must have been known before."""
+    net = Net(None)
+    net.input("x", None)
+    value = numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float32))
+    weight = net.op("Constant", value=value)
+    y = net.bn(net.op("Conv", "x", weight), channels=4)
+    model = net.model(net.op("Sigmoid", net.op("Mul", y, net.const(np.ones(1)))), y)
+    once, _ = onnx_bnfold.fold(model)
+    twice, _ = onnx_bnfold.fold(once)
+    assert once.SerializeToString() == twice.SerializeToString()
+    assert "Mul" not in ops(once)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 
-from .draw import Draw
+from .draw import Draw, Unfit
 from .floats import BFLOAT16, FLOATS, allowed
 from .interpreter import Interpreter, Tensor
 
@@ -25,10 +25,6 @@ _PEAK = {
     np.dtype(np.float32): 1e8,
     np.dtype(np.float64): 1e30,
 }
-
-
-class Unfit(Exception):
-    """What was drawn cannot be built here."""
 
 
 @dataclass

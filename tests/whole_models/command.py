@@ -64,8 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
     for seed in range(options.seed, options.seed + options.graphs):
         if options.seconds is not None and time.monotonic() - started - spent > options.seconds:
             break
-        verdict = _one(seed, tally, options)
-        spent += verdict
+        try:
+            spent += _one(seed, tally, options)
+        except KeyboardInterrupt:
+            break
         done = seed - options.seed + 1
         if done % 200 == 0 or (done % 20 == 0 and sys.stderr.isatty()):
             _progress(done, options.graphs, tally, time.monotonic() - started - spent)

@@ -3,7 +3,8 @@
 import numpy as np
 from onnx import helper, numpy_helper
 
-from .builder import Builder, Unfit
+from .builder import Builder
+from .draw import Unfit
 from .floats import BFLOAT16
 
 

@@ -9,6 +9,10 @@ import numpy as np
 T = TypeVar("T")
 
 
+class Unfit(Exception):
+    """What was drawn cannot be built here."""
+
+
 class Draw:
     """A source of choices and arrays that is the same for the same seed."""
 
@@ -20,6 +24,8 @@ class Draw:
         return self._choices.random() < probability
 
     def pick(self, options: Sequence[T]) -> T:
+        if not options:
+            raise Unfit("nothing to pick from")
         return self._choices.choice(options)
 
     def weighted(self, weights: Mapping[T, float]) -> T:
@@ -27,6 +33,8 @@ class Draw:
 
     def between(self, low: int, high: int) -> int:
         """Return an integer, both ends included."""
+        if low > high:
+            raise Unfit(f"nothing between {low} and {high}")
         return self._choices.randint(low, high)
 
     def some(self, options: Sequence[T], number: int) -> list[T]:

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from .builder import Builder, Unfit
+from .builder import Builder
 from .constants import constant
+from .draw import Unfit
 from .norms import affine, batch_normalization
 from .pointwise import relu
 

@@ -9,8 +9,8 @@ from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
 from onnx_bnfold import Options
 
-from .builder import Builder, Unfit
-from .draw import Draw
+from .builder import Builder
+from .draw import Draw, Unfit
 from .floats import BFLOAT16, FLOATS
 from .interpreter import reads
 from .joins import JOINS

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 
 from onnx_bnfold import Options
 
@@ -40,6 +40,7 @@ def _candidates(case: Case) -> Iterator[Case]:
     if values is not None:
         yield from _cut_behind(case, values)
         yield from _cut_in_front(case, values)
+        yield from _written(case, values)
     yield from _bypassed(case, values or {})
     yield from _stripped(case)
 
@@ -95,6 +96,25 @@ def _cut_in_front(case: Case, values: dict[str, Tensor]) -> Iterator[Case]:
         model.graph.input.append(typed(name, t.dtype, t.array.shape))
         feed = {**case.feeds[0], name: t.array.astype(t.dtype)}
         yield _swept(replace(case, model=model, feeds=(feed,)))
+
+
+def _written(case: Case, values: dict[str, Tensor]) -> Iterator[Case]:
+    """Write what depends on constants alone as an initializer: all of it, or one tensor."""
+    fed = _reached(case)
+    computed = [
+        n.output[0]
+        for n in case.model.graph.node
+        if len(n.output) == 1 and n.output[0] not in fed and not reads(n) & fed
+    ]
+    for names in [computed, *([name] for name in computed)] if computed else []:
+        model = _copied(case.model)
+        _replace(model.graph.node, [n for n in model.graph.node if n.output[0] not in names])
+        for name in names:
+            array, dtype, _ = values[name]
+            model.graph.initializer.append(numpy_helper.from_array(array.astype(dtype), name))
+            if model.ir_version < 4:
+                model.graph.input.append(typed(name, dtype, array.shape))
+        yield _swept(replace(case, model=model))
 
 
 def _reached(case: Case) -> set[str]:

@@ -6,17 +6,15 @@ no kernels for it. ``noise`` moves whatever is rounded by one unit of its own ty
 spread of several evaluations is the rounding error that a model has by its very nature.
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from .floats import BFLOAT16, FLOATS, TINY, UNIT, allowed
-from .kernels import KERNELS, MOVEMENTS, attributes, thirds
-from .runtime import NoKernel, _single, run_node
+from .kernels import attributes, widened
+from .runtime import NoKernel, run_node
 
 # These round nothing: their results are values that were there before, but for a sign.
 _EXACT = frozenset(
@@ -174,15 +172,9 @@ class Interpreter:
             pass
         narrow = {n: a.astype(np.float32) if a.dtype in FLOATS else a for n, a in inputs.items()}
         single = run_node(node, narrow, self.opset)
-        for way in (_by_numpy, _by_parts, _by_reference):
-            try:
-                with np.errstate(all="ignore"):
-                    wide = way(node, inputs, single, self.opset)
-            except Exception:
-                continue
-            size = functools.partial(_size, way, node, inputs, single, self.opset)
-            if wide is not None and _agree(wide[0], single[0], size):
-                return [np.asarray(wide[0], np.float64), *single[1:]]
+        wide = widened(node, inputs, single, self.opset)
+        if wide is not None:
+            return wide
         self.approximate = True
         return single
 
@@ -312,42 +304,3 @@ def reads(node: NodeProto) -> set[str]:
             names |= set().union(*(reads(n) for n in graph.node)) - inner if graph.node else set()
             names |= {o.name for o in graph.output} - inner
     return names
-
-
-def _by_numpy(node, inputs, single, opset):
-    kernel = KERNELS.get(node.op_type)
-    ordered = [inputs[n] if n else None for n in node.input]
-    return None if kernel is None else [kernel(node, ordered, single[0])]
-
-
-def _by_parts(node, inputs, single, opset):
-    first = node.input[0]
-    if (
-        node.op_type not in MOVEMENTS
-        or len([a for a in inputs.values() if a.dtype.kind == "f"]) > 1
-    ):
-        return None
-    return [
-        sum(
-            run_node(node, {**inputs, first: part}, opset)[0].astype(np.float64)
-            for part in thirds(inputs[first])
-        )
-    ]
-
-
-def _by_reference(node, inputs, single, opset):
-    return ReferenceEvaluator(_single(node, inputs, opset, 10)).run(None, dict(inputs))
-
-
-def _size(way, node, inputs, single, opset) -> float:
-    """Return what the terms that are added up may reach, beside which rounding is judged."""
-    sizes = {n: np.abs(a) if a.dtype.kind == "f" else a for n, a in inputs.items()}
-    return float(np.abs(way(node, sizes, single, opset)[0]).max(initial=0))
-
-
-def _agree(wide: np.ndarray, single: np.ndarray, size: Callable[[], float]) -> bool:
-    wide = np.asarray(wide)
-    if wide.shape != single.shape or not np.isfinite(single).all():
-        return False
-    off, peak = np.abs(wide - single).max(initial=0), np.abs(single).max(initial=0)
-    return bool(off <= 1e-4 * peak or off <= 1e-5 * size())

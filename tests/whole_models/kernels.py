@@ -1,15 +1,19 @@
 """Float64 kernels in numpy for the operators that onnxruntime has for float32 alone.
 
-``compute(node, inputs, single)`` gets the node's inputs in float64 and what onnxruntime made of
-them in float32 (``single``), which says the shape of the output; the caller compares the two.
+A kernel gets the inputs in float64 and what onnxruntime made of them in float32 (``single``), which
+says the shape of the output; ``widened`` compares the two.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from onnx import NodeProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from .runtime import run_node, single_node
 
 
 def attributes(node: NodeProto) -> dict:
@@ -161,7 +165,7 @@ def _space_axes(x: np.ndarray) -> tuple[int, ...]:
     return tuple(range(2, x.ndim))
 
 
-KERNELS: dict[str, Callable] = {
+_KERNELS: dict[str, Callable] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "AveragePool": _average_pool,
@@ -183,13 +187,68 @@ KERNELS: dict[str, Callable] = {
     "Mean": lambda n, i, s: sum(i) / len(i),
 }
 # What only moves values is exact in float32 on each of three parts that add up to the value.
-MOVEMENTS = frozenset({"DepthToSpace", "SpaceToDepth", "Upsample", "Pad"})
+_MOVEMENTS = frozenset({"DepthToSpace", "SpaceToDepth", "Upsample", "Pad"})
 
 
-def thirds(x: np.ndarray) -> list[np.ndarray]:
+def _thirds(x: np.ndarray) -> list[np.ndarray]:
     """Split a float64 array into three of float32 that add up to it (to 2^-72)."""
     parts = []
     for _ in range(3):
         parts.append(x.astype(np.float32))
         x = x - parts[-1]
     return parts
+
+
+def widened(
+    node: NodeProto, inputs: Mapping[str, np.ndarray], single: list[np.ndarray], opset: int
+) -> list[np.ndarray] | None:
+    """Return what a node makes in float64, or None where no way agrees with onnxruntime."""
+    for way in (_by_numpy, _by_parts, _by_reference):
+        try:
+            with np.errstate(all="ignore"):
+                wide = way(node, inputs, single, opset)
+        except Exception:
+            continue
+        size = functools.partial(_size, way, node, inputs, single, opset)
+        if wide is not None and _agree(wide[0], single[0], size):
+            return [np.asarray(wide[0], np.float64), *single[1:]]
+    return None
+
+
+def _by_numpy(node, inputs, single, opset):
+    kernel = _KERNELS.get(node.op_type)
+    ordered = [inputs[n] if n else None for n in node.input]
+    return None if kernel is None else [kernel(node, ordered, single[0])]
+
+
+def _by_parts(node, inputs, single, opset):
+    first = node.input[0]
+    if (
+        node.op_type not in _MOVEMENTS
+        or len([a for a in inputs.values() if a.dtype.kind == "f"]) > 1
+    ):
+        return None
+    return [
+        sum(
+            run_node(node, {**inputs, first: part}, opset)[0].astype(np.float64)
+            for part in _thirds(inputs[first])
+        )
+    ]
+
+
+def _by_reference(node, inputs, single, opset):
+    return ReferenceEvaluator(single_node(node, inputs, opset, 10)).run(None, dict(inputs))
+
+
+def _size(way, node, inputs, single, opset) -> float:
+    """Return what the terms that are added up may reach, beside which rounding is judged."""
+    sizes = {n: np.abs(a) if a.dtype.kind == "f" else a for n, a in inputs.items()}
+    return float(np.abs(way(node, sizes, single, opset)[0]).max(initial=0))
+
+
+def _agree(wide: np.ndarray, single: np.ndarray, size: Callable[[], float]) -> bool:
+    wide = np.asarray(wide)
+    if wide.shape != single.shape or not np.isfinite(single).all():
+        return False
+    off, peak = np.abs(wide - single).max(initial=0), np.abs(single).max(initial=0)
+    return bool(off <= 1e-4 * peak or off <= 1e-5 * size())

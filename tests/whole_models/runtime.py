@@ -41,7 +41,7 @@ def newest_opset() -> int:
     for opset in range(onnx.defs.onnx_opset_version(), 6, -1):
         node = helper.make_node("Relu", ["x"], ["y"])
         try:
-            session(_single(node, {"x": np.zeros(1, np.float32)}, opset, 10))
+            session(single_node(node, {"x": np.zeros(1, np.float32)}, opset, 10))
         except Exception:
             continue
         return opset
@@ -54,7 +54,7 @@ def newest_ir_version() -> int:
     for version in range(int(onnx.IR_VERSION), 3, -1):
         node = helper.make_node("Relu", ["x"], ["y"])
         try:
-            session(_single(node, {"x": np.zeros(1, np.float32)}, 13, version))
+            session(single_node(node, {"x": np.zeros(1, np.float32)}, 13, version))
         except Exception:
             continue
         return version
@@ -78,7 +78,7 @@ def run_node(node: NodeProto, inputs: Mapping[str, np.ndarray], opset: int) -> l
         if len(_sessions) >= _KEPT_SESSIONS:
             _sessions.clear()
         try:
-            _sessions[key] = session(_single(node, feeds, opset, 10, fixed))
+            _sessions[key] = session(single_node(node, feeds, opset, 10, fixed))
         except Exception as error:
             if "NOT_IMPLEMENTED" not in str(error):
                 raise
@@ -89,13 +89,14 @@ def run_node(node: NodeProto, inputs: Mapping[str, np.ndarray], opset: int) -> l
     return found.run(None, feeds)
 
 
-def _single(
+def single_node(
     node: NodeProto,
     feeds: Mapping[str, np.ndarray],
     opset: int,
     ir_version: int,
     fixed: Mapping[str, np.ndarray] | None = None,
 ) -> ModelProto:
+    """Return a model of one node; `fixed` are initializers."""
     graph = helper.make_graph(
         [node],
         "single",

@@ -36,7 +36,7 @@ def test_nothing_is_found(start: int) -> None:
 
 def test_the_models_are_worth_folding() -> None:
     """Most lose a norm, and what keeps the others is not always the same."""
-    folded, reasons, operators, number = 0, Counter(), Counter(), 250
+    folded, reasons, operators, number = 0, Counter(), Counter(), 200
     for seed in range(1000, 1000 + number):
         case = draw_case(seed)
         operators.update({n.op_type for n in every_node(case.model)})
@@ -47,7 +47,7 @@ def test_the_models_are_worth_folding() -> None:
         folded += bool(report.folded)
         reasons.update(r.refusal.reason for r in report.kept)
     assert folded > 0.55 * number
-    assert len(reasons) >= 12
+    assert len(reasons) >= 10
     assert max(reasons.values()) < 0.4 * reasons.total()
     rare = {"DepthToSpace", "SpaceToDepth", "Upsample"}
     assert {*RULES, *LAYOUTS} - rare <= operators.keys()
@@ -204,7 +204,7 @@ def test_float64_agrees_with_onnxruntime(op: str, attributes: dict, weight) -> N
 def test_the_interpreter_agrees_with_onnxruntime() -> None:
     """Bodies and functions included: the same nodes, one by one and as a whole."""
     compared = 0
-    for seed in range(2000, 2150):
+    for seed in range(2000, 2080):
         case = draw_case(seed)
         if holds_type(case.model, 10) or holds_type(case.model, 16):
             continue
@@ -216,7 +216,7 @@ def test_the_interpreter_agrees_with_onnxruntime() -> None:
         interpreter = Interpreter(case.model.opset_import[0].version, case.model.functions)
         found = [t.array for t in interpreter.model(case.model, case.feeds[0])]
         assert difference(case.model, case.model, case.feeds[0], expected, found) is None, seed
-    assert compared >= 5
+    assert compared >= 3
 
 
 def _is_nested(case: Case) -> bool:

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from .findings import write
+from .findings import read, write
 from .judge import Verdict, judge
 from .models import draw_case
 
@@ -59,7 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--findings", type=Path, metavar="DIR", help="write shrunk findings here")
     parser.add_argument("--per-kind", type=int, default=3, help="how many of a kind to shrink")
     parser.add_argument("--shrink", type=float, default=10, help="seconds to shrink each")
+    parser.add_argument("--replay", type=Path, metavar="DIR", help="judge these findings again")
     options = parser.parse_args(arguments)
+    if options.replay is not None:
+        return _replayed(options.replay)
     tally, started, spent = Tally(), time.monotonic(), 0.0
     for seed in range(options.seed, options.seed + options.graphs):
         if options.seconds is not None and time.monotonic() - started - spent > options.seconds:
@@ -73,6 +76,17 @@ def main(arguments: list[str] | None = None) -> int:
             _progress(done, options.graphs, tally, time.monotonic() - started - spent)
     print(tally.table())
     return 1 if tally.kinds else 0
+
+
+def _replayed(folder: Path) -> int:
+    """Judge findings again; return the exit code."""
+    still = 0
+    for name, case in read(folder):
+        verdict = judge(case)
+        still += verdict.kind is not None
+        told = "nothing" if verdict.kind is None else f"{verdict.kind}: {verdict.detail[:160]!r}"
+        print(f"{name:45} {told}")
+    return 1 if still else 0
 
 
 def _one(seed: int, tally: Tally, options: argparse.Namespace) -> float:

@@ -1,23 +1,23 @@
-"""Writes a finding: the smallest model that shows it, what to feed it, and how to see it."""
+"""Writes a finding, made small, and reads it again: the model, what to feed it, the options."""
 
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import printer
+from onnx import helper, printer
+
+from onnx_bnfold import Options
 
 from .judge import Verdict, judge
 from .models import Case
 from .shrink import shrink
 
 
-def label(verdict: Verdict) -> str:
-    """Return a finding's kind as a file name, with what tells one of its kind from another."""
-    return (verdict.kind or "none").replace(" ", "_")
-
-
 def write(folder: Path, seed: int, case: Case, verdict: Verdict, seconds: float) -> Path:
-    """Shrink a finding and write it as .onnx, .npz (the feeds) and .txt; return the last."""
+    """Shrink a finding and write it as .onnx, .npz (the feeds), .json and .txt; return the last."""
 
     def persists(candidate: Case) -> bool:
         found = judge(candidate)
@@ -26,17 +26,33 @@ def write(folder: Path, seed: int, case: Case, verdict: Verdict, seconds: float)
     small = shrink(case, persists, seconds)
     last = judge(small)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{label(verdict)}_{seed}.txt"
+    path = folder / f"{str(verdict.kind).replace(' ', '_')}_{seed}.txt"
     onnx.save(small.model, path.with_suffix(".onnx"))
-    for k, feed in enumerate(small.feeds):
-        arrays = {f"{k}:{name}": _plain(array) for name, array in feed.items()}
-        np.savez(path.with_name(f"{path.stem}_{k}.npz"), **arrays)
+    path.with_suffix(".json").write_text(json.dumps(asdict(small.options)))
+    arrays = {f"{k}:{n}": _plain(a) for k, feed in enumerate(small.feeds) for n, a in feed.items()}
+    np.savez(path.with_suffix(".npz"), **arrays)
     path.write_text(
         f"{verdict.kind}, seed {seed}\n{small.options}\n\n{last.detail}\n\n"
         f"before shrinking: {verdict.detail}\n\n{printer.to_text(small.model)}\n"
         + ("\nfolded:\n" + printer.to_text(last.model) + "\n" if last.model is not None else "")
     )
     return path
+
+
+def read(folder: Path) -> Iterator[tuple[str, Case]]:
+    """Yield the findings in a folder, each with its name."""
+    for path in sorted(folder.glob("*.onnx")):
+        model = onnx.load(path)
+        kinds = {
+            i.name: helper.tensor_dtype_to_np_dtype(i.type.tensor_type.elem_type)
+            for i in model.graph.input
+        }
+        feeds: dict[int, dict[str, np.ndarray]] = {0: {}}
+        for key, array in np.load(path.with_suffix(".npz")).items():
+            number, name = key.split(":", 1)
+            feeds.setdefault(int(number), {})[name] = array.astype(kinds[name])
+        options = Options(**json.loads(path.with_suffix(".json").read_text()))
+        yield path.stem, Case(model, options, tuple(feeds.values()))
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

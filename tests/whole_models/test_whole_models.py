@@ -13,6 +13,7 @@ from onnx_bnfold.rules import RULES
 
 from .compare import difference
 from .engine import every_node, holds_type
+from .findings import read, write
 from .interpreter import Interpreter
 from .judge import judge
 from .known import FAILS_TODAY
@@ -160,6 +161,16 @@ def test_a_finding_becomes_small() -> None:
     assert [n.op_type for n in small.model.graph.node] == ["Relu"]
     assert small.options == onnx_bnfold.Options()
     session(small.model).run(None, dict(small.feeds[0]))
+
+
+def test_a_finding_is_read_again(monkeypatch, tmp_path) -> None:
+    case = _case(CONV_NORM, 2, 2, 3, 3)
+    _sabotaged(monkeypatch, _scaled("w", 1.01))
+    write(tmp_path, 7, case, judge(case), seconds=1)
+    ((name, again),) = read(tmp_path)
+    assert name == "wrong_7"
+    assert again.options == case.options
+    assert judge(again).kind == "wrong"
 
 
 @pytest.mark.parametrize(

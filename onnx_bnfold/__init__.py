@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from onnx_bnfold.version import __version__
 
+TYPE_CHECKING = False  # that of `typing` is the same to type checkers, and has to be imported
 if TYPE_CHECKING:
+    from typing import Any
+
     from onnx_bnfold.api import fold, fold_file, plan, plan_file
     from onnx_bnfold.errors import BnFoldError, CheckFailed, ModelError, UsageError
     from onnx_bnfold.folding import Options

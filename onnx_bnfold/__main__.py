@@ -1,15 +1,34 @@
 """``python -m onnx_bnfold``."""
 
-import sys
-from typing import NoReturn
+from __future__ import annotations
 
-from onnx_bnfold.cli import main
-from onnx_bnfold.memory import keep_to_the_end
+import os
+import sys
+
+TYPE_CHECKING = False  # see `onnx_bnfold`
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+INTERRUPTED = 130  # see `interrupts`, which is imported later
 
 
 def run() -> NoReturn:
     """Run the command line in a process that has nothing else to do."""
-    sys.exit(main(keep=keep_to_the_end))
+    try:
+        # Imported here, so that an interrupt meanwhile is one like any other.
+        from onnx_bnfold.cli import main
+        from onnx_bnfold.memory import keep_to_the_end
+
+        code = main(keep=keep_to_the_end)
+    except KeyboardInterrupt:
+        print("onnx-bnfold: interrupted; an output is written whole or not at all", file=sys.stderr)
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        # At once: on its way out, Python would say what a second interrupt, or a thread, met.
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

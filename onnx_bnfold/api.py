@@ -21,6 +21,7 @@ from onnx_bnfold.report import Report
 from onnx_bnfold.rewrite import Pending
 from onnx_bnfold.storage import ModelFile, read_tensor
 from onnx_bnfold.storage.tensors import fill, is_external
+from onnx_bnfold.validation import require_at_least, require_value
 
 if TYPE_CHECKING:
     from onnx_bnfold.ranges import Ranges
@@ -79,7 +80,7 @@ def plan(
         >>> for line in plan(onnx.load("model.onnx")).lines():
         ...     print(line)
     """
-    _require_file_for(options)
+    _require_in_memory(model, options, base_dir)
     folding = Folding(model, lambda tensor: read_tensor(tensor, base_dir), options)
     folding.planned()
     return _report(folding)
@@ -107,7 +108,7 @@ def fold(
         >>> folded, report = fold(onnx.load("model.onnx"))
         >>> onnx.save(folded, "folded.onnx")
     """
-    _require_file_for(options)
+    _require_in_memory(model, options, base_dir)
     folding = Folding(model, lambda tensor: read_tensor(tensor, base_dir), options)
     while True:
         folding.plan()
@@ -173,6 +174,10 @@ def write_folded(
     Returns:
         The outcome, in its place.
     """
+    _require_call(source, options)
+    require_value("target", target, str | os.PathLike[str])
+    require_value("threads", threads, int | None)
+    require_at_least("threads", threads, 1)
     with ModelFile.open(source) as file:
         recorder = Recorder(source) if options.metadata else None
         folding = Folding(file.model, file.read, options, _measured(source, options), file.stored)
@@ -219,6 +224,7 @@ def plan_file(
         ModelError: the model is unusable.
         UsageError: ``options.ranges`` cannot be read or does not fit.
     """
+    _require_call(source, options)
     with ModelFile.open(source) as file:
         folding = Folding(file.model, file.read, options, _measured(source, options))
         folding.planned()
@@ -232,7 +238,21 @@ def plan_file(
         return outcome.report
 
 
-def _require_file_for(options: Options) -> None:
+def _require_call(source: PathLike, options: Options) -> None:
+    if isinstance(source, ModelProto):
+        raise UsageError("the source is a ModelProto; use fold or plan, or give the path of a file")
+    require_value("source", source, str | os.PathLike[str])
+    require_value("options", options, Options)
+
+
+def _require_in_memory(model: ModelProto, options: Options, base_dir: PathLike | None) -> None:
+    if not isinstance(model, ModelProto):
+        raise UsageError(
+            f"the model is of type {type(model).__name__}, no ModelProto; use fold_file or "
+            "plan_file for the path of a file"
+        )
+    require_value("options", options, Options)
+    require_value("base_dir", base_dir, str | os.PathLike[str] | None)
     if options.ranges is not None:
         raise UsageError("ranges are measured on models in files: use fold_file or plan_file")
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from onnx_bnfold.errors import BnFoldError, CheckFailed, printable
+from onnx_bnfold.interrupts import EXIT_CODE, held_back
 from onnx_bnfold.memory import collect_rarely, keep_freed_memory
 from onnx_bnfold.metadata import begin_hashing
 from onnx_bnfold.version import __version__
@@ -122,7 +123,8 @@ def main(argv: Sequence[str] | None = None, *, keep: Callable[[object], None] | 
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words[:1] == ["check"]:
-            from onnx_bnfold.check.cli import main as check
+            with held_back():
+                from onnx_bnfold.check.cli import main as check
 
             return check(words[1:])
         return _fold(words, keep)
@@ -133,8 +135,8 @@ def main(argv: Sequence[str] | None = None, *, keep: Callable[[object], None] | 
         print(f"onnx-bnfold: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("onnx-bnfold: interrupted; no model was written", file=sys.stderr)
-        return 130  # what shells report for a process that SIGINT ended
+        print("onnx-bnfold: interrupted; an output is written whole or not at all", file=sys.stderr)
+        return EXIT_CODE
     except MemoryError:
         print("onnx-bnfold: not enough memory; no model was written", file=sys.stderr)
         return 2
@@ -150,8 +152,9 @@ def main(argv: Sequence[str] | None = None, *, keep: Callable[[object], None] | 
 def _fold(words: Sequence[str], keep: Callable[[object], None] | None) -> int:
     args = _arguments(words)
     _begin(args)
-    from onnx_bnfold.folding import Options
-    from onnx_bnfold.job import run
+    with held_back():
+        from onnx_bnfold.folding import Options
+        from onnx_bnfold.job import run
 
     options = Options(
         freeze_initializers=args.freeze_initializers,
@@ -164,7 +167,8 @@ def _fold(words: Sequence[str], keep: Callable[[object], None] | None) -> int:
         ranges=args.ranges,
     )
     if _is_store(args.model):
-        from onnx_bnfold.store.cli import run as run_store
+        with held_back():
+            from onnx_bnfold.store.cli import run as run_store
 
         return run_store(args, options)
     outcome = run(args, options)

@@ -27,6 +27,7 @@ from onnx_bnfold.rewrite import Pending, rewrite
 from onnx_bnfold.shapes import Inference, Shapes
 from onnx_bnfold.site import Site
 from onnx_bnfold.sound import require_sound
+from onnx_bnfold.validation import require_at_least, require_types
 
 if TYPE_CHECKING:
     from onnx_bnfold.ranges import Ranges
@@ -66,8 +67,8 @@ class Options:
     ranges: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_rescale is not None and not self.max_rescale >= 1:
-            raise UsageError(f"max_rescale is {self.max_rescale:g}; it must be at least 1")
+        require_types(self)
+        require_at_least("max_rescale", self.max_rescale, 1)
         if self.ranges is not None and not self.equalize:
             raise UsageError("ranges are used by equalize alone; ask for it, too")
 

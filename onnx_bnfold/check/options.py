@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from onnx_bnfold.errors import UsageError
+from onnx_bnfold.validation import require_types
 
 Mode = Literal["disabled", "enabled"]
 """onnxruntime's graph optimisations: all off, or all on."""
@@ -64,6 +65,7 @@ class CheckOptions:
     max_snr_drop: float | None = None
 
     def __post_init__(self) -> None:
+        require_types(self)
         for name in ("sets", "draws", "runs"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -86,6 +88,10 @@ class CheckOptions:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UsageError(f"{name} is {value}; it must be zero or more")
+        for name in ("max_accuracy_drop", "min_agreement"):
+            value = getattr(self, name)
+            if value is not None and value > 1:
+                raise UsageError(f"{name} is {value}; it is a fraction, give at most 1")
 
     def _check_gates_have_data(self) -> None:
         for name in ("max_accuracy_drop", "min_agreement"):
@@ -95,7 +101,5 @@ class CheckOptions:
             raise UsageError("min_speedup needs a latency measurement; add --latency")
         if self.max_snr_drop is not None and not self.quantize:
             raise UsageError("max_snr_drop needs quantised models; add --quantize")
-        if unknown := [mode for mode in self.modes if mode not in MODES]:
-            raise UsageError(f"there is no mode {unknown[0]!r}; choose from {', '.join(MODES)}")
         if not self.modes:
             raise UsageError(f"no latency mode is given; choose from {', '.join(MODES)}")

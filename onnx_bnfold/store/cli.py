@@ -13,11 +13,10 @@ from threading import current_thread, main_thread
 from onnx_bnfold.console import tell
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.folding import Options
+from onnx_bnfold.interrupts import EXIT_CODE
 from onnx_bnfold.storage.files import OutputFile
 from onnx_bnfold.store.report import StoreReport
 from onnx_bnfold.store.run import fold_store, plan_store
-
-INTERRUPTED = 130  # the exit code that shells give Ctrl-C
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,14 +54,18 @@ def run(args: argparse.Namespace, options: Options) -> int:
     Raises:
         UsageError: input or output cannot be used.
     """
-    if args.report is not None:
-        _check_report(args.report)
     try:
-        with _terminated_like_interrupted():
-            report = _report(args, options)
+        return _run(args, options)
     except KeyboardInterrupt:
         print("onnx-bnfold: interrupted; the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
+        return EXIT_CODE
+
+
+def _run(args: argparse.Namespace, options: Options) -> int:
+    if args.report is not None:
+        _check_report(args.report)
+    with _terminated_like_interrupted():
+        report = _report(args, options)
     code = _tell(report, args)
     if args.report is not None:
         with OutputFile(Path(args.report)) as file:

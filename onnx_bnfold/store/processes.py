@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from threading import Thread
 from typing import TypeVar
 
+from onnx_bnfold.interrupts import held_back
 from onnx_bnfold.memory import collect_rarely, keep_freed_memory
 
 Item = TypeVar("Item")
@@ -56,7 +57,8 @@ def in_processes(
             with _pool(min(jobs, len(waiting)), start_method) as pool:
                 while waiting or begun:
                     while waiting and len(begun) < _AHEAD * jobs:
-                        future = pool.submit(work, waiting[0])
+                        with held_back():  # it may start a process
+                            future = pool.submit(work, waiting[0])
                         begun[future] = waiting.popleft()
                     for future in wait(begun, return_when=FIRST_COMPLETED).done:
                         result = future.result()
@@ -76,7 +78,9 @@ def _alone(
 ) -> Result:
     try:
         with _pool(1, start_method) as pool:
-            return pool.submit(work, item).result()
+            with held_back():
+                future = pool.submit(work, item)
+            return future.result()
     except BrokenProcessPool:
         return died(item)
 

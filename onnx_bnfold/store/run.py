@@ -17,6 +17,7 @@ from onnx_bnfold.store.processes import in_processes, thread_safe_start
 from onnx_bnfold.store.records import settings_of
 from onnx_bnfold.store.report import StoreReport
 from onnx_bnfold.store.work import Action, Job, Task, failed, perform
+from onnx_bnfold.validation import require_at_least, require_value
 
 REPORT = "report.json"  # in the state
 _DEFAULT = Options()
@@ -53,6 +54,9 @@ def fold_store(
     Raises:
         UsageError: source or target cannot be used, or there is no model.
     """
+    _require_call(source, options, jobs, dask, require_all)
+    require_value("target", target, str | os.PathLike[str])
+    require_value("state", state, str | os.PathLike[str] | None)
     job = Job(
         _absolute(source),
         _absolute(target),
@@ -91,11 +95,23 @@ def plan_store(
     require_all: bool = False,
 ) -> StoreReport:
     """Do what ``fold_store`` does for models, but write nothing."""
+    _require_call(source, options, jobs, dask, require_all)
     job = Job(_absolute(source), "", None, options, require_all)
     listing, models = _listed(place_at(job.source))
     with _runner(job, jobs, dask) as run:
         outcomes = [*_problems(listing), *_all(run, "plan", models)]
     return StoreReport(_sorted(outcomes), settings_of(options))
+
+
+def _require_call(
+    source: object, options: object, jobs: int | None, dask: object, require_all: object
+) -> None:
+    require_value("source", source, str | os.PathLike[str])
+    require_value("options", options, Options)
+    require_value("jobs", jobs, int | None)
+    require_at_least("jobs", jobs, 1)
+    require_value("dask", dask, str | None)
+    require_value("require_all", require_all, bool)
 
 
 def _absolute(where: str | os.PathLike[str]) -> str:

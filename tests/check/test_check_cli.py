@@ -58,7 +58,7 @@ def test_wrong_fold(files, tmp_path, capsys):
         (["{0}", "{1}", "--draws", "0"], "draws is 0"),
         (["{0}", "{1}", "--atol=-1"], "atol is -1"),
         (["{0}", "{1}", "--range=2,1"], "is empty"),
-        (["{0}", "{1}", "--latency", "--modes", "warp"], "no mode 'warp'"),
+        (["{0}", "{1}", "--latency", "--modes", "warp"], "'warp'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

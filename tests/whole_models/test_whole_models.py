@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 
@@ -22,6 +23,11 @@ from .runtime import run_node, session
 from .shrink import shrink
 
 SHARE, CHUNK = 480, 60
+
+pytestmark = pytest.mark.skipif(
+    tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 32),
+    reason="onnxruntime 1.23 ends the process on some of these models; 1.32 does not",
+)
 
 
 @pytest.mark.parametrize("start", range(0, SHARE, CHUNK))

@@ -1,0 +1,306 @@
+"""Evaluates a model node by node, with its own arithmetic types or all in float64.
+
+Each tensor is held with the type it has in the model. ``double`` holds every float in float64;
+else a bfloat16 is held as a float32 that is rounded after each node, since onnxruntime has next to
+no kernels for it. ``noise`` moves whatever is rounded by one unit of its own type, so that the
+spread of several evaluations is the rounding error that a model has by its very nature.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
+
+from .floats import BFLOAT16, FLOATS, TINY, UNIT, allowed
+from .kernels import attributes, widened
+from .runtime import NoKernel, run_node
+
+# These round nothing: their results are values that were there before, but for a sign.
+_EXACT = frozenset(
+    {
+        "Identity",
+        "Reshape",
+        "Transpose",
+        "Relu",
+        "MaxPool",
+        "Slice",
+        "Gather",
+        "Concat",
+        "Split",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Expand",
+        "Tile",
+        "Pad",
+        "Max",
+        "Min",
+        "Neg",
+        "Abs",
+        "Clip",
+        "DepthToSpace",
+        "SpaceToDepth",
+        "Dropout",
+        "ReduceMax",
+        "ReduceMin",
+        "GlobalMaxPool",
+        "Where",
+        "GatherElements",
+        "TopK",
+        "Trilu",
+    }
+)
+
+
+# Their float constants are settings, which nothing rounds.
+_SETTINGS = frozenset({"Dropout", "Resize", "Upsample"})
+
+
+class Tensor(NamedTuple):
+    """An array, the type that the tensor has in the model, and whether it is written there."""
+
+    array: np.ndarray
+    dtype: np.dtype
+    written: bool = False
+
+
+class Interpreter:
+    """An evaluation of one model.
+
+    Attributes:
+        approximate: whether a node was computed in float32 although float64 was asked for.
+    """
+
+    def __init__(
+        self,
+        opset: int,
+        functions: Sequence[FunctionProto] = (),
+        *,
+        double: bool = False,
+        noise: np.random.Generator | None = None,
+    ) -> None:
+        self.opset, self.double, self.noise = opset, double, noise
+        self.functions = {(f.domain, f.name): f for f in functions}
+        self.approximate = False
+
+    def held(self, array: np.ndarray, dtype: np.dtype | None = None, exact: bool = False) -> Tensor:
+        """Return an array as this evaluation holds it."""
+        array = np.asarray(array)
+        dtype = array.dtype if dtype is None else dtype
+        if dtype not in FLOATS:
+            return Tensor(array, dtype)
+        if not self.double:
+            with np.errstate(over="ignore", invalid="ignore"):
+                rounded = array.astype(dtype)
+            return Tensor(rounded.astype(np.float32) if dtype == BFLOAT16 else rounded, dtype)
+        array = array.astype(np.float64)
+        return Tensor(array if exact else self._moved(array, dtype), dtype)
+
+    def written(self, array: np.ndarray) -> Tensor:
+        """Return a constant; noise moves it where it is read, unless it only says a size."""
+        return self.held(array, exact=True)._replace(written=True)
+
+    def _moved(self, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        if self.noise is None:
+            return array
+        signs = self.noise.choice([-1.0, 1.0], array.shape)
+        return np.asarray(array + signs * (UNIT[dtype] * np.abs(array) + TINY[dtype]))
+
+    def _read(self, node: NodeProto, env: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """Return a node's inputs; in float32 what can be nothing else (a Resize's scales)."""
+        kinds = () if node.domain else allowed(node.op_type, self.opset)
+        found = {}
+        for i, name in enumerate(node.input):
+            if not name:
+                continue
+            array, dtype, written = env[name]
+            if self.double and dtype in FLOATS:
+                if kinds and len(kinds[min(i, len(kinds) - 1)]) == 1:
+                    array = array.astype(np.float32)
+                elif written and node.op_type not in _SETTINGS:
+                    array = self._moved(array, dtype)
+            found[name] = array
+        return found
+
+    def model(self, model: ModelProto, feeds: Mapping[str, np.ndarray]) -> list[Tensor]:
+        """Evaluate a whole model."""
+        env = {name: self.held(array, exact=True) for name, array in feeds.items()}
+        return self.graph(model.graph, env)
+
+    def graph(self, graph: GraphProto, env: dict[str, Tensor]) -> list[Tensor]:
+        """Evaluate a graph; `env` holds its inputs and what it may capture, and is filled."""
+        for t in graph.initializer:
+            if t.name not in env:
+                env[t.name] = self.written(numpy_helper.to_array(t))
+        self.nodes(graph.node, env)
+        return [env[o.name] for o in graph.output]
+
+    def nodes(self, nodes: Sequence[NodeProto], env: dict[str, Tensor]) -> None:
+        """Evaluate nodes in whatever order they can be."""
+        waiting = list(nodes)
+        while waiting:
+            late = []
+            for node in waiting:
+                if all(name in env for name in reads(node)):
+                    found = self.node(node, env)
+                    env.update((n, t) for n, t in zip(node.output, found, strict=False) if n)
+                else:
+                    late.append(node)
+            if len(late) == len(waiting):
+                raise ValueError(f"nothing makes an input of {late[0].op_type} {late[0].name}")
+            waiting = late
+
+    def node(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
+        """Evaluate one node."""
+        if (node.domain, node.op_type) in self.functions:
+            return self._call(node, env)
+        special = getattr(self, f"_{node.op_type.lower()}", None)
+        if special is not None and not node.domain:
+            return special(node, env)
+        inputs = {n: env[n] for n in node.input if n}
+        dtype = next((t.dtype for t in inputs.values() if t.dtype in FLOATS), None)
+        exact = node.op_type in _EXACT
+        results = self._computed(node, self._read(node, env))
+        kinds = [dtype if r.dtype in FLOATS and dtype is not None else r.dtype for r in results]
+        return [self.held(r, k, exact) for r, k in zip(results, kinds, strict=True)]
+
+    def _computed(self, node: NodeProto, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        try:
+            return run_node(node, inputs, self.opset)
+        except NoKernel:
+            pass
+        narrow = {n: a.astype(np.float32) if a.dtype in FLOATS else a for n, a in inputs.items()}
+        single = run_node(node, narrow, self.opset)
+        wide = widened(node, inputs, single, self.opset)
+        if wide is not None:
+            return wide
+        self.approximate = True
+        return single
+
+    def _constant(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
+        ((name, value),) = attributes(node).items()
+        if name == "value":
+            return [self.written(numpy_helper.to_array(value))]
+        kind = np.float32 if name.startswith("value_float") else np.int64
+        return [self.written(np.asarray(value, kind))]
+
+    def _cast(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
+        to = np.dtype(helper.tensor_dtype_to_np_dtype(attributes(node)["to"]))
+        return [self._converted(env[node.input[0]], to)]
+
+    def _castlike(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
+        return [self._converted(env[node.input[0]], env[node.input[1]].dtype)]
+
+    def _converted(self, x: Tensor, to: np.dtype) -> Tensor:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self.held(x.array if to in FLOATS else x.array.astype(to), to)
+
+    def _quantizelinear(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
+        inputs = {n: env[n].array for n in node.input if n}
+        narrow = {n: a.astype(np.float32) if a.dtype in FLOATS else a for n, a in inputs.items()}
+        return [self.held(r) for r in run_node(node, narrow, self.opset)]
+
+    def _dequantizelinear(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
+        x, scale, *zero = [env[n] for n in node.input if n]
+        axis = attributes(node).get("axis", 1)
+        shape = [1] * x.array.ndim
+        if scale.array.ndim:
+            shape[axis] = -1
+        moved = x.array.astype(np.float64)
+        if zero:
+            moved = moved - zero[0].array.astype(np.float64).reshape(shape)
+        factor = scale.array.astype(np.float64).reshape(shape if scale.array.ndim else ())
+        return [self.held(moved * factor, scale.dtype)]
+
+    def _if(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
+        branch = "then_branch" if env[node.input[0]].array.reshape(()) else "else_branch"
+        return self.graph(attributes(node)[branch], dict(env))
+
+    def _loop(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
+        body = attributes(node)["body"]
+        trips = int(env[node.input[0]].array.reshape(())) if node.input[0] else 1 << 30
+        go = (
+            bool(env[node.input[1]].array.reshape(()))
+            if len(node.input) > 1 and node.input[1]
+            else True
+        )
+        carried = [env[n] for n in node.input[2:]]
+        scans: list[list[Tensor]] = []
+        turn = 0
+        while turn < trips and go:
+            turn_tensor, go_tensor = self.held(np.asarray(turn)), self.held(np.asarray(go))
+            names = [i.name for i in body.input]
+            inner = dict(env) | dict(zip(names, [turn_tensor, go_tensor, *carried], strict=True))
+            out = self.graph(body, inner)
+            go, turn = bool(out[0].array.reshape(())), turn + 1
+            carried = out[1 : 1 + len(carried)]
+            scans.append(out[1 + len(carried) :])
+        stacked = [
+            Tensor(np.stack([t.array for t in column]), column[0].dtype)
+            for column in zip(*scans, strict=True)
+        ]
+        return [*carried, *stacked]
+
+    def _scan(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
+        a = attributes(node)
+        body, number = a["body"], a["num_scan_inputs"]
+        given = [env[n] for n in node.input]
+        states, streams = given[:-number], given[-number:]
+        axes = a.get("scan_input_axes") or [0] * number
+        back = a.get("scan_input_directions") or [0] * number
+        length = streams[0].array.shape[axes[0]]
+        rows: list[list[Tensor]] = []
+        for i in range(length):
+            parts = [
+                Tensor(np.take(t.array, length - 1 - i if b else i, axis), t.dtype)
+                for t, axis, b in zip(streams, axes, back, strict=True)
+            ]
+            inner = dict(env)
+            inner.update(zip([v.name for v in body.input], [*states, *parts], strict=True))
+            out = self.graph(body, inner)
+            states = out[: len(states)]
+            rows.append(out[len(states) :])
+        outs = list(zip(*rows, strict=True))
+        out_axes = a.get("scan_output_axes") or [0] * len(outs)
+        out_back = a.get("scan_output_directions") or [0] * len(outs)
+        stacked = [
+            Tensor(np.stack([t.array for t in (c[::-1] if b else c)], axis), c[0].dtype)
+            for c, axis, b in zip(outs, out_axes, out_back, strict=True)
+        ]
+        return [*states, *stacked]
+
+    def _call(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
+        function = self.functions[node.domain, node.op_type]
+        given = {a.name: a for a in node.attribute}
+        inner = {f: env[n] for f, n in zip(function.input, node.input, strict=False) if n}
+        self.nodes([_bound(n, given) for n in function.node], inner)
+        return [inner[name] for name in function.output]
+
+
+def _bound(node: NodeProto, given: Mapping) -> NodeProto:
+    """Return a node of a function with the attributes of the call."""
+    if not any(a.ref_attr_name for a in node.attribute):
+        return node
+    bound = NodeProto()
+    bound.CopyFrom(node)
+    del bound.attribute[:]
+    for a in node.attribute:
+        if a.ref_attr_name and a.ref_attr_name in given:
+            bound.attribute.add().CopyFrom(given[a.ref_attr_name])
+            bound.attribute[-1].name = a.name
+        elif not a.ref_attr_name:
+            bound.attribute.add().CopyFrom(a)
+    return bound
+
+
+def reads(node: NodeProto) -> set[str]:
+    """Return the names that a node reads, those that its bodies capture included."""
+    names = {n for n in node.input if n}
+    for a in node.attribute:
+        for graph in [a.g] if a.HasField("g") else list(a.graphs):
+            inner = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+            inner |= {o for n in graph.node for o in n.output}
+            names |= set().union(*(reads(n) for n in graph.node)) - inner if graph.node else set()
+            names |= {o.name for o in graph.output} - inner
+    return names

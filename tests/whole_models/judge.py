@@ -1,0 +1,227 @@
+"""Judges a fold: is the result the same function, a sound model, and what the report says of it?"""
+
+import difflib
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import ModelProto, printer
+
+import onnx_bnfold
+
+from .compare import Doubt, difference, suspect
+from .engine import Emulation, Engine, NoKernel, NotRunnable, attempt, engine_of, every_node
+from .models import Case
+
+_SLOW = 2.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found out about a case.
+
+    Attributes:
+        skipped: why it could not be judged, or None.
+        kind: of the finding, or None if nothing is wrong; ``detail`` says more.
+        norms, folded: how many BatchNormalizations there were, and how many went.
+        affine: how many nodes that are none went.
+        reasons: the codes of those that stay.
+        suspects: whether float64 had to decide.
+    """
+
+    kind: str | None = None
+    detail: str = ""
+    skipped: str | None = None
+    norms: int = 0
+    folded: int = 0
+    affine: int = 0
+    reasons: tuple[str, ...] = ()
+    suspects: int = 0
+    seconds: float = 0.0
+    model: ModelProto | None = field(default=None, repr=False)
+
+
+class _Finding(Exception):
+    """Something is wrong: its kind, and what."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind, self.detail = kind, detail
+
+
+def judge(case: Case) -> Verdict:
+    """Fold a case and judge what comes out."""
+    known: dict = {}
+    try:
+        original = engine_of(case.model)
+        first, *others = case.feeds
+        expected = [original.run(first), *(attempt(original, feed) for feed in others)]
+    except NotRunnable as error:
+        known["skipped"] = str(error)
+        expected, original = [], None
+    try:  # the worst first, lest a lesser finding hide it
+        folded, report = _folded(case, known)
+        _signatures(case, folded)
+        if original is not None:
+            _values(case, folded, original, expected, known)
+        _counts(case, folded, report)
+        _validity(case, folded)
+        _again(case, folded)
+    except _Finding as finding:
+        return Verdict(finding.kind, finding.detail, **known)
+    return Verdict(**known)
+
+
+def _folded(case: Case, known: dict) -> tuple[ModelProto, onnx_bnfold.Report]:
+    before = _bytes(case.model)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        started = time.process_time()
+        try:
+            folded, report = onnx_bnfold.fold(case.model, case.options)
+        except onnx_bnfold.BnFoldError as error:
+            raise _Finding("refused", str(error)) from error
+        except Exception as error:
+            raise _Finding(f"exception {type(error).__name__}", traceback.format_exc()) from error
+        known["seconds"] = time.process_time() - started
+    known["model"] = folded
+    known["norms"], known["folded"] = len(report.norms), len(report.folded)
+    known["affine"] = sum(not r.is_norm for r in report.records if r.folded)
+    known["reasons"] = tuple(r.refusal.reason.value for r in report.kept if r.refusal)
+    _require(not warned, "warning", lambda: str(warned[0].message))
+    _require(known["seconds"] < _SLOW, "slow", lambda: f"{known['seconds']:.1f} s")
+    _require(before == _bytes(case.model), "input model modified", lambda: "")
+    return folded, report
+
+
+def _counts(case: Case, folded: ModelProto, report: onnx_bnfold.Report) -> None:
+    """See that what the report says is true."""
+    before, after = _norms(case.model), _norms(folded)
+    _require(after <= before, "more norms", lambda: f"{before}, {after}")
+    told = len(report.folded) + len(report.kept)
+    _require(told == before, "report", lambda: f"{told} told of, {before} there")
+    if case.options.standalone == "keep":
+        kept = len(report.kept)
+        _require(kept == after, "report", lambda: f"{kept} kept, {after} there")
+
+
+def _signatures(case: Case, folded: ModelProto) -> None:
+    one, other = (_signature(m, case.options.freeze_initializers) for m in (case.model, folded))
+    _require(one == other, "signature", lambda: f"{one} became {other}")
+
+
+def _validity(case: Case, folded: ModelProto) -> None:
+    if _complaint(case.model) is None:
+        complaint = _complaint(folded)
+        _require(complaint is None, "invalid", lambda: str(complaint))
+
+
+def _again(case: Case, folded: ModelProto) -> None:
+    """See that a second fold changes nothing, and, of some, that the first comes out the same."""
+    if len(_bytes(case.model)) % 5 == 0:
+        other, _ = onnx_bnfold.fold(case.model, case.options)
+        _require(_bytes(folded) == _bytes(other), "not deterministic", lambda: "")
+    try:
+        second, twice = onnx_bnfold.fold(folded, case.options)
+    except Exception as error:
+        raise _Finding("second fold fails", str(error)) from error
+    if _bytes(folded) != _bytes(second):
+        raise _Finding(_changed(twice), _changes(folded, second, twice))
+
+
+def _values(
+    case: Case,
+    folded: ModelProto,
+    original: Engine,
+    expected: Sequence[list[np.ndarray] | None],
+    known: dict,
+) -> None:
+    try:
+        engine = engine_of(folded, like=original)
+    except NoKernel:
+        # onnxruntime has no float64 Conv: whoever asks for one gets it.
+        _require(case.options.standalone == "conv", "no kernel", lambda: "")
+        engine = Emulation(folded)
+    except NotRunnable as error:
+        raise _Finding("unloadable", str(error)) from error
+    for feed, wanted in zip(case.feeds, expected, strict=True):
+        if wanted is None:
+            continue
+        try:
+            found = engine.run(feed)
+        except NotRunnable as error:
+            raise _Finding("fails at run time", str(error)) from error
+        for name, a, b in zip(_outputs(case.model), wanted, found, strict=True):
+            _require(
+                a.dtype == b.dtype and a.shape == b.shape,
+                "type or shape",
+                lambda: f"{name}: {a.dtype} {a.shape} became {b.dtype} {b.shape}",  # noqa: B023
+            )
+        if any(suspect(a, b) for a, b in zip(wanted, found, strict=True)):
+            known["suspects"] = known.get("suspects", 0) + 1
+            _decided(case, folded, feed, wanted, found)
+
+
+def _decided(case, folded, feed, wanted, found) -> None:
+    try:
+        doubt = difference(case.model, folded, feed, wanted, found)
+    except Exception as error:
+        raise _Finding("not decided", traceback.format_exc()) from error
+    if isinstance(doubt, Doubt):
+        raise _Finding(doubt.kind, f"output {_outputs(case.model)[doubt.output]}: {doubt.detail}")
+
+
+def _require(holds: bool, kind: str, detail) -> None:
+    if not holds:
+        raise _Finding(kind, detail())
+
+
+def _bytes(model: ModelProto) -> bytes:
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _outputs(model: ModelProto) -> list[str]:
+    return [o.name for o in model.graph.output]
+
+
+def _changed(report: onnx_bnfold.Report) -> str:
+    """Return the kind of what a second fold did."""
+    if report.folded:
+        return "second fold folds a norm"
+    folds = any(r.folded for r in report.records)
+    return "second fold folds an affine node" if folds else "second fold changes it"
+
+
+def _changes(one: ModelProto, other: ModelProto, report: onnx_bnfold.Report) -> str:
+    """Say what a second fold did."""
+    told = "; ".join(r.sentence() for r in report.records if r.folded)
+    texts = [printer.to_text(m).splitlines() for m in (one, other)]
+    lines = difflib.unified_diff(*texts, "folded once", "folded twice", n=0, lineterm="")
+    return told + "\n" + "\n".join(line[:300] for line in lines)
+
+
+def _signature(model: ModelProto, freeze: bool) -> tuple:
+    given = {t.name for t in model.graph.initializer}
+    optional = [] if freeze else [i for i in model.graph.input if i.name in given]
+    inputs = [i for i in model.graph.input if i.name not in given]
+    needed = [i.SerializeToString() for i in inputs]
+    # Below IR version 4 every initializer is listed among the inputs: a fold may change which.
+    overridable = sorted(i.name for i in optional) if model.ir_version >= 4 else []
+    return needed, overridable, [o.SerializeToString() for o in model.graph.output]
+
+
+def _complaint(model: ModelProto) -> str | None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:
+        return str(error)
+    return None
+
+
+def _norms(model: ModelProto) -> int:
+    return Counter(n.op_type for n in every_node(model) if not n.domain)["BatchNormalization"]

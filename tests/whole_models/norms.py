@@ -1,0 +1,192 @@
+"""BatchNormalizations, and the Mul, Add, Sub and Div by constants that say the same."""
+
+import numpy as np
+
+from .builder import Builder
+from .constants import constant
+from .floats import BFLOAT16
+
+_HALVES = (np.dtype(np.float16), BFLOAT16)
+
+
+def batch_normalization(b: Builder, x: str) -> str:
+    """Append a BatchNormalization of every kind."""
+    d, channels, dtype = b.draw, b.channels(x), b.type(x)
+    epsilon = d.weighted({None: 5, 1e-3: 3, 1e-5: 1, 0.0: 0.4, 1e-12: 0.5, 0.7: 0.5, 1.0: 0.3})
+    b.need(b.array(x).size > 0)
+    dead = d.chance(0.12)
+    if dead and not d.chance(0.1):  # without an epsilon nothing but rounding would come out
+        epsilon = d.pick([None, 1e-3])
+    mean, var = _statistics(b, x, channels, dead)
+    gamma = _gamma(b, channels)
+    beta = d.weighted({"normal": 6, "zero": 3, "far": 0.6, "clean": 3})
+    shift = {
+        "normal": lambda: d.normal(channels),
+        "zero": lambda: np.zeros(channels),
+        "far": lambda: d.normal(channels) * 50,
+        "clean": lambda: gamma * mean / np.sqrt(var + (1e-5 if epsilon is None else epsilon)),
+    }[beta]
+    with np.errstate(all="ignore"):
+        roles = {"scale": gamma, "B": shift(), "mean": mean, "var": var}
+    if beta == "clean" and d.chance(0.7):
+        roles["mean"], roles["B"] = np.zeros(channels), np.zeros(channels)
+    kinds = _types(b, dtype)
+    inputs = [constant(b, v, kinds[r], f"norm {r}") for r, v in roles.items()]
+    if d.chance(0.008) and b.scope is b.main:
+        inputs[-1] = b.input(b.fresh("v"), d.uniform(0.5, 2, channels).astype(kinds["var"]))
+    attributes = {"epsilon": epsilon}
+    if b.opset < 9 and d.chance(0.5):
+        attributes["spatial"] = 1
+    if d.chance(0.3):
+        attributes["momentum"] = d.pick([0.9, 0.1, 0.99])
+    if b.opset >= 14 and d.chance(0.2):
+        attributes["training_mode"] = 0
+    return b.one("BatchNormalization", [x, *inputs], **attributes)
+
+
+def odd_norm(b: Builder, x: str) -> str:
+    """Append a BatchNormalization that nobody may fold: it is no map per channel, or broken."""
+    d, dtype, channels = b.draw, b.type(x), b.channels(x)
+    kind = d.pick(["training", "outputs", "spatial", "variance", "scale"])
+    shape, outputs, extra = (channels,), 1, {}
+    if kind == "training":
+        b.need(b.opset >= 14)
+        outputs, extra = 3, {"training_mode": 1}
+    if kind == "outputs":
+        b.need(b.opset < 14)
+        outputs = 5
+    if kind == "spatial":
+        b.need(b.opset < 9)
+        shape, extra = b.shape(x)[1:], {"spatial": 0}
+    values = [d.normal(*shape), d.normal(*shape), d.normal(*shape), d.uniform(0.5, 2, *shape)]
+    if kind == "variance":
+        values[3] = values[3] * d.signs(channels)
+    if kind == "scale":
+        values[0] = np.where(d.arrays.random(channels) < 0.3, np.inf, values[0])
+    inputs = [constant(b, v, dtype) for v in values]
+    y = b.add("BatchNormalization", [x, *inputs], outputs=outputs, **extra)[0]
+    b.scope.pool.append(y)
+    return y
+
+
+def equal_norms(b: Builder, x: str) -> str:
+    """Append two BatchNormalizations of the same parameters, on one tensor or in a row."""
+    y = batch_normalization(b, x)
+    node = b.scope.nodes[-1]
+    b.need(node.op_type == "BatchNormalization")
+    second = b.draw.pick([x, y])
+    attributes = {a.name: a.f if a.type == 1 else a.i for a in node.attribute}
+    b.one("BatchNormalization", [second, *node.input[1:]], **attributes)
+    return b.scope.pool[-1]
+
+
+def _gamma(b: Builder, channels: int) -> np.ndarray:
+    d = b.draw
+    size = d.uniform(0.5, 2, channels)
+    kind = d.weighted(
+        {"positive": 9, "mixed": 5, "negative": 1, "zeros": 1.5, "ones": 2, "wide": 1}
+    )
+    if kind == "mixed":
+        return size * d.signs(channels)
+    if kind == "negative":
+        return -size
+    if kind == "zeros":
+        return size * d.arrays.integers(0, 2, channels)
+    if kind == "ones":
+        return np.ones(channels)
+    if kind == "wide":
+        return size * 10.0 ** d.arrays.integers(-4, 3, channels)
+    return size
+
+
+def _statistics(b: Builder, x: str, channels: int, dead: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance: those that the tensor really has, or odd ones."""
+    d = b.draw
+    kind = d.weighted({"true": 10, "odd": 6, "far": 0.6, "plain": 1.5})
+    if kind == "true":
+        data = b.array(x).astype(np.float64)
+        over = tuple(i for i in range(data.ndim) if i != 1)
+        with np.errstate(all="ignore"):
+            mean, var = data.mean(over), data.var(over)
+        b.need(bool(np.isfinite(mean).all() and np.isfinite(var).all()))
+        floor = 1e-36 if dead else 1e-2
+        return mean, np.maximum(var, floor)
+    mean, var = d.normal(channels), d.uniform(0.1, 3, channels)
+    if kind == "far":
+        mean = mean * 10.0 ** d.between(2, 5)
+    if kind == "plain":
+        mean, var = np.zeros(channels), np.ones(channels)
+    if dead:
+        var = np.where(d.arrays.random(channels) < 0.3, 1e-36, var)
+    if b.type(x) in _HALVES:
+        var = np.maximum(var, 1e-3)
+    return mean, var
+
+
+def _types(b: Builder, dtype: np.dtype) -> dict[str, np.dtype]:
+    """Return the type of each parameter; from opset 15 on they may differ from the data's."""
+    wide = np.dtype(np.float32)
+    kinds = dict.fromkeys(("scale", "B", "mean", "var"), dtype)
+    if dtype in _HALVES and b.opset >= 14 and b.draw.chance(0.4):
+        kinds["mean"] = kinds["var"] = wide
+        if b.opset >= 15 and b.draw.chance(0.5):
+            kinds["scale"] = kinds["B"] = wide
+    return kinds
+
+
+def operand_shape(b: Builder, x: str) -> tuple[int, ...]:
+    """Return a shape that broadcasts against a tensor without changing its shape."""
+    shape, d = b.shape(x), b.draw
+    kind = d.weighted(
+        {"channel": 8, "full channel": 5, "one": 2, "scalar": 2, "some": 3, "all": 0.7}
+    )
+    if kind == "scalar":
+        return ()
+    if kind == "one":
+        return (1,) * d.between(1, len(shape))
+    if kind == "all":
+        return shape
+    if kind == "some":
+        kept = [n if d.chance(0.4) else 1 for n in shape]
+        return tuple(kept[d.between(0, len(kept)) :])
+    b.need(len(shape) > 1)
+    per_channel = (shape[1], *[1] * (len(shape) - 2))
+    return per_channel if kind == "channel" else (1, *per_channel)
+
+
+def affine(b: Builder, x: str) -> str:
+    """Append one Mul, Add, Sub or Div by a constant."""
+    d = b.draw
+    op = d.weighted({"Mul": 4, "Add": 4, "Sub": 2, "Div": 2})
+    shape = operand_shape(b, x)
+    if b.strange and d.chance(0.1):
+        shape = (0,)
+    values = d.uniform(0.3, 2, *shape)
+    kind = d.weighted({"positive": 5, "mixed": 4, "zeros": 0.5, "neutral": 0.7, "far": 0.4})
+    if kind != "positive":
+        values = values * d.signs(*shape)
+    if kind == "zeros":
+        values = values * d.arrays.integers(0, 2, shape)
+    if kind == "neutral":
+        values = np.full(shape, 1.0 if op in ("Mul", "Div") else 0.0)
+    if kind == "far" and op in ("Add", "Sub"):
+        values = values * 10.0 ** d.between(1, 4)
+    other = constant(b, values, b.type(x), "operand")
+    left = d.chance(0.35) if op != "Div" else d.chance(0.08)
+    return b.one(op, [other, x] if left else [x, other])
+
+
+def decomposed(b: Builder, x: str) -> str:
+    """Append a whole BatchNormalization as Sub, Div, Mul and Add."""
+    b.need(b.array(x).size > 0)
+    shape = operand_shape(b, x)
+    data = b.array(x).astype(np.float64)
+    values = {
+        "Sub": np.broadcast_to(data.mean(), shape),
+        "Div": np.broadcast_to(data.std() + 0.1, shape),
+        "Mul": b.draw.uniform(0.5, 1.5, *shape),
+        "Add": b.draw.normal(*shape),
+    }
+    for op in b.draw.pick([["Sub", "Div", "Mul", "Add"], ["Sub", "Mul", "Add"], ["Mul", "Add"]]):
+        x = b.one(op, [x, constant(b, values[op], b.type(x))])
+    return x

@@ -1,0 +1,241 @@
+"""A share of the models in every run of the suite, and the judge's own tests."""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+
+import onnx_bnfold
+from onnx_bnfold.layers import LAYOUTS
+from onnx_bnfold.rules import RULES
+
+from .compare import difference
+from .engine import every_node, holds_type
+from .findings import read, write
+from .interpreter import Interpreter
+from .judge import judge
+from .known import FAILS_TODAY
+from .models import Case, draw_case
+from .runtime import run_node, session
+from .shrink import shrink
+
+SHARE, CHUNK = 480, 60
+
+pytestmark = pytest.mark.skipif(
+    tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 32),
+    reason="onnxruntime 1.23 ends the process on some of these models; 1.32 does not",
+)
+
+
+@pytest.mark.parametrize("start", range(0, SHARE, CHUNK))
+def test_nothing_is_found(start: int) -> None:
+    found = {}
+    for seed in range(start, start + CHUNK):
+        if seed not in FAILS_TODAY:
+            verdict = judge(draw_case(seed))
+            if verdict.kind is not None:
+                found[seed] = f"{verdict.kind}: {verdict.detail[:300]}"
+    assert not found
+
+
+def test_the_models_are_worth_folding() -> None:
+    """Most lose a norm, and what keeps the others is not always the same."""
+    folded, reasons, operators, number = 0, Counter(), Counter(), 200
+    for seed in range(1000, 1000 + number):
+        case = draw_case(seed)
+        operators.update({n.op_type for n in every_node(case.model)})
+        try:
+            report = onnx_bnfold.plan(case.model, case.options)
+        except onnx_bnfold.BnFoldError:
+            continue
+        folded += bool(report.folded)
+        reasons.update(r.refusal.reason for r in report.kept)
+    assert folded > 0.55 * number
+    assert len(reasons) >= 10
+    assert max(reasons.values()) < 0.4 * reasons.total()
+    rare = {"DepthToSpace", "SpaceToDepth", "Upsample"}
+    assert {*RULES, *LAYOUTS} - rare <= operators.keys()
+
+
+def test_a_seed_is_a_model() -> None:
+    for seed in (1, 2, 3):
+        one, other = draw_case(seed), draw_case(seed)
+        assert one.model.SerializeToString() == other.model.SerializeToString()
+        assert one.options == other.options
+        for a, b in zip(one.feeds, other.feeds, strict=True):
+            assert all(np.array_equal(a[n], b[n]) for n in a)
+
+
+def _case(text: str, *shape: int) -> Case:
+    model = onnx.parser.parse_model(text)
+    feed = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    return Case(model, onnx_bnfold.Options(), (feed,))
+
+
+CONV_NORM = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[2,2,3,3] x) => (float[2,2,3,3] y)
+    <float[2,2,1,1] w = {1.0, 2.0, 3.0, 4.0}, float[2] s = {1.5, 0.5}, float[2] b = {0.0, 1.0},
+     float[2] m = {0.1, 0.2}, float[2] v = {1.0, 2.0}>
+    { t = Conv (x, w) y = BatchNormalization (t, s, b, m, v) }
+"""
+
+
+def _sabotaged(monkeypatch, change) -> None:
+    fold = onnx_bnfold.fold
+
+    def folded(model, options):
+        made, report = fold(model, options)
+        return change(model, made, report) or made, report
+
+    monkeypatch.setattr(onnx_bnfold, "fold", folded)
+
+
+def _scaled(name: str, factor: float, channel: int = 0):
+    def change(_, made, __):
+        tensor = next(t for t in made.graph.initializer if t.name == name)
+        array = numpy_helper.to_array(tensor).copy()
+        array[channel] *= factor
+        tensor.CopyFrom(numpy_helper.from_array(array, name))
+
+    return change
+
+
+def _added_norm(model, made, _):
+    made.graph.node.insert(0, model.graph.node[1])
+    made.graph.node[0].output[0] = "unread"
+    made.graph.node[0].input[0] = "x"
+    made.graph.initializer.extend(t for t in model.graph.initializer if t.name in "sbmv")
+
+
+def _renamed_output(_, made, __):
+    made.graph.output[0].name = made.graph.node[-1].output[0] = "z"
+
+
+def _touched_input(model, _, __):
+    model.doc_string = "touched"
+
+
+def _unsorted(_, made, __):
+    made.graph.node.add(op_type="Relu", input=["nothing"], output=["unread"])
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (_scaled("w", 1.01), "wrong"),
+        (_scaled("w", 1 + 2e-5, 1), "precision"),
+        (_scaled("w", np.inf), "not finite in other places"),
+        (_added_norm, "report"),
+        (_renamed_output, "signature"),
+        (_touched_input, "input model modified"),
+        (_unsorted, "unloadable"),
+    ],
+)
+def test_the_judge_finds(monkeypatch, change, kind: str) -> None:
+    case = _case(CONV_NORM, 2, 2, 3, 3)
+    assert judge(case).kind is None
+    _sabotaged(monkeypatch, change)
+    assert judge(case).kind == kind
+
+
+def test_the_judge_finds_an_exception(monkeypatch) -> None:
+    def broken(model, options):
+        raise AssertionError
+
+    monkeypatch.setattr(onnx_bnfold, "fold", broken)
+    assert judge(_case(CONV_NORM, 2, 2, 3, 3)).kind == "exception AssertionError"
+
+
+def test_a_small_channel_does_not_hide_beside_a_large_one(monkeypatch) -> None:
+    text = CONV_NORM.replace("{1.5, 0.5}", "{1e4, 1e-3}").replace("{0.0, 1.0}", "{0.0, 0.0}")
+    _sabotaged(monkeypatch, _scaled("w", 1.001, 1))
+    assert judge(_case(text, 2, 2, 3, 3)).kind == "wrong"
+
+
+def test_a_finding_becomes_small() -> None:
+    """What is asked for is a model with a Relu: nothing else stays."""
+    case = next(
+        c
+        for c in (draw_case(seed) for seed in range(100))
+        if len(c.model.graph.node) > 5 and any(n.op_type == "Relu" for n in c.model.graph.node)
+    )
+    small = shrink(case, lambda c: any(n.op_type == "Relu" for n in c.model.graph.node), seconds=20)
+    assert [n.op_type for n in small.model.graph.node] == ["Relu"]
+    assert small.options == onnx_bnfold.Options()
+    session(small.model).run(None, dict(small.feeds[0]))
+
+
+def test_a_finding_is_read_again(monkeypatch, tmp_path) -> None:
+    case = _case(CONV_NORM, 2, 2, 3, 3)
+    _sabotaged(monkeypatch, _scaled("w", 1.01))
+    write(tmp_path, 7, case, judge(case), seconds=1)
+    ((name, again),) = read(tmp_path)
+    assert name == "wrong_7"
+    assert again.options == case.options
+    assert judge(again).kind == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "weight"),
+    [
+        ("Conv", {"pads": [1, 0, 0, 1], "strides": [2, 1], "group": 2}, (4, 2, 2, 2)),
+        ("Conv", {"auto_pad": "SAME_LOWER", "dilations": [1, 1]}, (3, 4, 2, 3)),
+        ("ConvTranspose", {"pads": [1, 0, 0, 1], "strides": [2, 1], "group": 2}, (4, 2, 3, 2)),
+        ("ConvTranspose", {"output_shape": [9, 6], "strides": [2, 1]}, (4, 3, 3, 2)),
+        ("AveragePool", {"kernel_shape": [2, 3], "pads": [1, 1, 0, 1], "ceil_mode": 1}, None),
+        ("GlobalAveragePool", {}, None),
+        ("MaxPool", {"kernel_shape": [2, 2], "pads": [1, 1, 0, 0], "strides": [2, 2]}, None),
+        ("LeakyRelu", {"alpha": -0.3}, None),
+        ("PRelu", {}, (4, 1, 1)),
+        ("Selu", {}, None),
+        ("HardSwish", {}, None),
+        ("Erf", {}, None),
+        ("Resize", {"mode": "linear"}, None),
+    ],
+)
+def test_float64_agrees_with_onnxruntime(op: str, attributes: dict, weight) -> None:
+    """Where onnxruntime has float32 alone, the interpreter has float64: the two agree."""
+    rng = np.random.default_rng(0)
+    feeds = {"x": rng.standard_normal((2, 4, 5, 5)).astype(np.float32)}
+    inputs = ["x"]
+    if weight is not None:
+        feeds["w"] = rng.standard_normal(weight).astype(np.float32)
+        inputs.append("w")
+    if op == "Resize":
+        feeds["scales"] = np.array([1, 1, 2, 1.5], np.float32)
+        inputs += ["", "scales"]
+    node = onnx.helper.make_node(op, inputs, ["y"], **attributes)
+    (single,) = run_node(node, feeds, 18)
+    interpreter = Interpreter(18, double=True)
+    env = {n: interpreter.held(a, exact=True) for n, a in feeds.items()}
+    (double,) = interpreter.node(node, env)
+    assert not interpreter.approximate
+    np.testing.assert_allclose(double.array, single, rtol=1e-5, atol=1e-5)
+    assert not np.array_equal(double.array, single) or op in ("MaxPool",)
+
+
+def test_the_interpreter_agrees_with_onnxruntime() -> None:
+    """Bodies and functions included: the same nodes, one by one and as a whole."""
+    compared = 0
+    for seed in range(2000, 2080):
+        case = draw_case(seed)
+        if holds_type(case.model, 10) or holds_type(case.model, 16):
+            continue
+        try:
+            expected = session(case.model).run(None, dict(case.feeds[0]))
+        except Exception:
+            continue
+        compared += _is_nested(case)
+        interpreter = Interpreter(case.model.opset_import[0].version, case.model.functions)
+        found = [t.array for t in interpreter.model(case.model, case.feeds[0])]
+        assert difference(case.model, case.model, case.feeds[0], expected, found) is None, seed
+    assert compared >= 3
+
+
+def _is_nested(case: Case) -> bool:
+    kinds = {n.op_type for n in every_node(case.model)}
+    return bool(kinds & {"If", "Loop", "Scan"} or case.model.functions)

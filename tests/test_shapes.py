@@ -1,4 +1,4 @@
-"""Shapes: what inference does not say, what it is not shown, and what is said of the nodes there."""
+"""Shapes: what inference does not say, what it is not shown, and what is said of nodes there."""
 
 import numpy as np
 import pytest

@@ -74,8 +74,8 @@ def test_a_limit_does_not_hide_behind_a_branch_that_was_refused(monkeypatch, lim
 
 @pytest.mark.parametrize("certain", [True, False])
 def test_a_rule_that_finds_no_way_refuses(monkeypatch, certain):
-    rule = lambda view, known: Step((), certain)  # noqa: E731
-    monkeypatch.setattr(rules, "RULES", rules.RULES | {"Relu": rule})
+    entry = rules.Entry(lambda view, known: Step((), certain), 14)
+    monkeypatch.setattr(rules, "RULES", rules.RULES | {"Relu": entry})
     monkeypatch.setattr("onnx_bnfold.site.RULES", rules.RULES)
     net = Net(IMAGE)
     record = stays(net, net.op("Relu", net.bn(net.op("Relu", "x"))))

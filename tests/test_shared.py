@@ -147,13 +147,16 @@ def test_a_constant_grows_to_one_value_per_channel(dims):
     assert max(sizes) <= 64
 
 
-@pytest.mark.parametrize("dims", [(4, 1), (1, 4), (1, 1, 4, 1)], ids=str)
-def test_a_constant_does_not_grow_to_one_value_per_element(dims):
-    net = Net(IMAGE)
-    t = net.op("Add", net.conv("x", 4), net.random(*dims))
+@pytest.mark.parametrize("long", [256, 257])
+@pytest.mark.parametrize("dims", [("L", 1), (1, "L"), (1, 1, "L", 1)], ids=str)
+def test_a_constant_grows_along_several_axes_only_if_it_stays_small(dims, long):
+    """Its four channels and a long axis are 1,024 values, or more."""
+    sizes = [long if d == "L" else d for d in dims]
+    net = Net(("N", 4, *sizes[-2:]))
+    t = net.op("Add", net.conv("x", 4), net.random(*sizes))
     model = net.model(net.op("Sigmoid", net.bn(t)))
-    _, report = fold_checked(model, kept=1)
-    assert report.kept[0].refusal.reason is Reason.NOT_SMALLER
+    _, report = fold_checked(model, kept=int(long > 256))
+    assert all(record.refusal.reason is Reason.NOT_SMALLER for record in report.kept)
 
 
 def test_the_option_is_one_of_the_command_line(tmp_path):

@@ -47,7 +47,8 @@ def suspect(expected: np.ndarray, found: np.ndarray) -> bool:
 def _yardstick(values: np.ndarray) -> np.ndarray:
     """Return for each element the smallest peak of the slices that it lies in.
 
-    A slice of very few elements says little of its size (behind a Relu, nothing): none of those.
+    A slice of very few elements says little of its size (behind a Relu, nothing), and one of zeros
+    as little (rows of padding): none of those.
     """
     size = np.abs(values)
     if size.size == 0:
@@ -56,7 +57,8 @@ def _yardstick(values: np.ndarray) -> np.ndarray:
     for axis in range(size.ndim):
         if size.size >= _FEW * size.shape[axis]:
             others = tuple(i for i in range(size.ndim) if i != axis)
-            found = np.minimum(found, size.max(axis=others, keepdims=True))
+            peak = size.max(axis=others, keepdims=True)
+            found = np.minimum(found, np.where(peak > 0, peak, np.inf))
     return found
 
 

@@ -44,10 +44,11 @@ def suspect(expected: np.ndarray, found: np.ndarray) -> bool:
     return not bool((off <= limit + 2 * TINY[expected.dtype]).all())
 
 
-def _yardstick(values: np.ndarray) -> np.ndarray:
+def _yardstick(values: np.ndarray, zeros: bool = False) -> np.ndarray:
     """Return for each element the smallest peak of the slices that it lies in.
 
-    A slice of very few elements says little of its size (behind a Relu, nothing): none of those.
+    A slice of very few elements says little of its size (behind a Relu, nothing), and one of zeros
+    as little (rows of padding): none of those, but `zeros` where it is errors that are measured.
     """
     size = np.abs(values)
     if size.size == 0:
@@ -56,7 +57,8 @@ def _yardstick(values: np.ndarray) -> np.ndarray:
     for axis in range(size.ndim):
         if size.size >= _FEW * size.shape[axis]:
             others = tuple(i for i in range(size.ndim) if i != axis)
-            found = np.minimum(found, size.max(axis=others, keepdims=True))
+            peak = size.max(axis=others, keepdims=True)
+            found = np.minimum(found, np.where((peak > 0) | zeros, peak, np.inf))
     return found
 
 
@@ -114,7 +116,7 @@ def _of_one(i, a, b, true, spread, approximate) -> tuple[float, Doubt] | None:
         own = np.where(usable, np.abs(x - true), zeros)
         drawn = np.max([np.where(usable, np.abs(s - true), zeros) for s in spread], axis=0)
         size = _yardstick(np.where(usable, true, zeros))
-    noise = np.maximum(_yardstick(own), _yardstick(drawn))
+    noise = np.maximum(_yardstick(own, zeros=True), _yardstick(drawn, zeros=True))
     limit = _TIMES * noise + _UNITS * UNIT[a.dtype] * size + 4 * TINY[a.dtype]
     if rough:
         limit = limit + 1e-3 * size

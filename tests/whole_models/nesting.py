@@ -38,6 +38,7 @@ def _body(b: Builder, outputs: list[str]) -> GraphProto:
         scope.inputs,
         [typed(n, b.type(n), None) for n in outputs],
         scope.initializers,
+        sparse_initializer=scope.sparse,
     )
 
 

@@ -1,21 +1,22 @@
 """Runs both models on the same inputs, without onnxruntime's optimisations, and compares them."""
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Sequence
 
-from onnx_bnfold.check.compare import compare
+from onnx_bnfold.check.compare import Comparison
 from onnx_bnfold.check.inputs import describe, make_feeds
 from onnx_bnfold.check.locate import Changes, first_difference
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.noise import RoundedWeights
 from onnx_bnfold.check.options import CheckOptions
 from onnx_bnfold.check.results import Difference, FirstDifference, Numerics
-from onnx_bnfold.check.sessions import Array, Feed, Session, Stopwatch, join
+from onnx_bnfold.check.sessions import Feed, Session, Stopwatch, join
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.progress import progress
 from onnx_bnfold.storage import ModelFile
 
+_STAGES = (16, 64)  # draws, if the first few leave it open
+_HOPELESS = 10  # times the limit, where more draws change nothing
 _NOISE_VALUES = 16  # noise values per output, see `compare`
 _UNSTABLE_DB = 40.0  # noise at 1 % of the signal
 
@@ -50,14 +51,12 @@ def check_numerics(
         return None, (f"load: {error}",)
     lost = set(session.overridable) - set(other.overridable)
     del session, other  # the noisy evaluations need the memory
-    options = replace(options, draws=_enough_draws(options.draws, reference))
     with ModelFile.open(original.path) as file:
         weights = RoundedWeights(file, options.seed)
-        draws = list(_draws(original, weights, feeds, options, watch))
-        outputs = tuple(
-            compare(name, reference[name], result[name], [draw[name] for draw in draws], options)
-            for name in reference
-        )
+        noisy = weights.session(original, watch=watch)
+        comparisons = [Comparison(name, reference[name], result[name]) for name in reference]
+        outputs, draws = _judged(comparisons, weights, noisy, feeds, options)
+        del noisy
         seconds = time.perf_counter() - start  # what follows happens on failure only
         failed = {output.name for output in outputs if not output.holds}
         first = None
@@ -67,7 +66,7 @@ def check_numerics(
         inputs=describe(feeds[0], options),
         sets=len(feeds),
         seed=options.seed,
-        draws=options.draws,
+        draws=draws,
         factor=options.factor,
         rtol=options.rtol,
         atol=options.atol,
@@ -80,24 +79,43 @@ def check_numerics(
     return numerics, tuple(_failures(outputs, first))
 
 
-def _enough_draws(draws: int, outputs: Mapping[str, Array]) -> int:
-    """As many that every output's noise is known from a number of values."""
-    sizes = [array.size for array in outputs.values() if array.dtype.kind == "f" and array.size]
-    return max([draws, *(-(-_NOISE_VALUES // size) for size in sizes)])
-
-
-def _draws(
-    original: CheckedModel,
+def _judged(
+    comparisons: Sequence[Comparison],
     weights: RoundedWeights,
+    session: Session,
     feeds: Sequence[Feed],
     options: CheckOptions,
-    watch: Stopwatch,
-) -> Iterator[Mapping[str, Array]]:
-    session = Session(original, prepack=False, weights=weights.arrays, watch=watch)
-    numbers = range(options.draws)
-    for draw in progress(numbers, total=options.draws, label="rounding noise"):
-        weights.draw(draw)
-        yield join(session.run(feed) for feed in feeds)
+) -> tuple[tuple[Difference, ...], int]:
+    """The verdict on every output, and the number of draws it took."""
+    statistics = sum(comparison.statistics for comparison in comparisons)
+    by_tolerance = options.rtol is not None or options.atol is not None
+    done, few = 0, max([options.draws, *(_fewest(c) for c in comparisons)])
+    outputs: tuple[Difference, ...] = ()
+    for wanted in (few, *(stage for stage in _STAGES if stage > few)):
+        numbers = range(done, wanted)
+        for draw in progress(numbers, total=len(numbers), label="rounding noise"):
+            weights.draw(draw)
+            values = join(session.run(feed) for feed in feeds)
+            for comparison in comparisons:
+                comparison.add(values[comparison.name])
+        done = wanted
+        outputs = tuple(comparison.judge(options, statistics) for comparison in comparisons)
+        if by_tolerance or not any(map(_is_open, comparisons, outputs)):
+            break
+    return outputs, done
+
+
+def _fewest(comparison: Comparison) -> int:
+    """So many draws that an output's noise is known from a number of values."""
+    size = comparison.size
+    return -(-_NOISE_VALUES // size) if size else 0
+
+
+def _is_open(comparison: Comparison, output: Difference) -> bool:
+    """Whether more draws may show that an output holds after all."""
+    if output.holds or not comparison.alike:
+        return False
+    return output.limit is None or output.times_noise < _HOPELESS * output.limit
 
 
 def _signature_failures(original: Session, folded: Session) -> tuple[str, ...]:

@@ -72,6 +72,7 @@ class Session:
         prepack: whether onnxruntime may keep copies of the weights in its kernels' own layout.
         weights: initializers to replace, by name, with arrays of the same shape and type. Without
             `prepack` the session sees what is written into them later.
+        rewritten: the graph to load in place of the file's, with its large tensors in files.
         extra_outputs: further tensors to return.
         watch: adds up the time spent in onnxruntime.
 
@@ -87,6 +88,7 @@ class Session:
         threads: int = 0,
         prepack: bool = True,
         weights: Mapping[str, Array] | None = None,
+        rewritten: onnx.ModelProto | None = None,
         extra_outputs: Sequence[str] = (),
         watch: Stopwatch | None = None,
     ) -> None:
@@ -104,8 +106,8 @@ class Session:
         for name, value in self._weights.items():
             options.add_initializer(name, value)
         source: str | bytes = str(model.path)
-        if extra_outputs:
-            source = with_outputs(model, extra_outputs).SerializeToString()
+        if extra_outputs or rewritten is not None:
+            source = with_outputs(model, rewritten, extra_outputs).SerializeToString()
             folder = str(model.path.resolve().parent)
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", folder
@@ -206,9 +208,15 @@ def optimised_graph(model: CheckedModel) -> onnx.ModelProto:
         return CheckedModel(path, model.label).skeleton
 
 
-def with_outputs(model: CheckedModel, names: Sequence[str]) -> onnx.ModelProto:
+def with_outputs(
+    model: CheckedModel, rewritten: onnx.ModelProto | None, names: Sequence[str]
+) -> onnx.ModelProto:
     """The model with further tensors as outputs; onnxruntime infers their types."""
-    proto = onnx.load(model.path, load_external_data=False)
+    if rewritten is None:
+        proto = onnx.load(model.path, load_external_data=False)
+    else:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(rewritten)
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     return proto
 

@@ -302,21 +302,6 @@ def test_outputs_of_few_elements_get_more_draws():
     assert result.numerics.draws >= 8
 
 
-def test_weights_in_constants_and_behind_transposes_are_moved():
-    from onnx_bnfold.check.noise import layer_weights
-
-    values = weights()
-    w = np.ascontiguousarray(values["fc"].T)
-    nodes = [
-        helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(w, "c")),
-        helper.make_node("Transpose", ["c"], ["ct"]),
-        helper.make_node("Gemm", ["x", "ct", "bias"], ["y"], transB=1),
-    ]
-    proto = finish(nodes, values, ("N", CLASSES))
-    assert set(layer_weights(proto)) == {"c", "bias"}
-    assert check(proto, proto).numerics.outputs[0].noise_rms > 0
-
-
 def test_resize_scales_are_not_moved():
     scales = np.array([1, 1, 2, 2], "float32")
     values = weights() | {"scales": scales}

@@ -69,6 +69,7 @@ class Comparison:
 
     Attributes:
         name: the tensor's name.
+        original: its value in the original model.
         alike: whether both models give it the same shape and type.
         size: how many elements can be measured.
     """
@@ -76,7 +77,7 @@ class Comparison:
     def __init__(self, name: str, original: Array, folded: Array) -> None:
         self.name = name
         self._base = Difference(name=name, dtype=str(original.dtype), shape=original.shape)
-        self._original = original
+        self.original = original
         self._folded = folded
         self.alike = folded.shape == original.shape and folded.dtype == original.dtype
         self._unstable = False  # whether a draw has another shape
@@ -97,12 +98,12 @@ class Comparison:
 
     def add(self, draw: Array) -> None:
         """Takes the tensor's value in one more noisy evaluation of the original."""
-        if draw.shape != self._original.shape:
+        if draw.shape != self.original.shape:
             self._unstable = True
         elif self._float:
             self._draws.append(self._evaluate(draw))
         else:
-            self._draws.append(_Evaluation({}, 0.0, int(np.count_nonzero(self._original != draw))))
+            self._draws.append(_Evaluation({}, 0.0, int(np.count_nonzero(self.original != draw))))
 
     def judge(self, options: CheckOptions, statistics: int = 1) -> Difference:
         """The verdict after the draws so far.
@@ -115,19 +116,19 @@ class Comparison:
             reason = "rounding alone changes its shape; it cannot be compared"
             return replace(self._base, reason=reason)
         if not self.alike:
-            was, now = (f"{a.dtype} {list(a.shape)}" for a in (self._original, self._folded))
+            was, now = (f"{a.dtype} {list(a.shape)}" for a in (self.original, self._folded))
             return replace(self._base, holds=False, reason=f"it is {now} instead of {was}")
         if not self._float:
             return self._judge_exactly(options)
         return self._judge_floats(options, _FALSE_ALARMS / statistics)
 
     def _evaluate(self, other: Array) -> "_Evaluation":
-        return _evaluation(self._difference(other), _mismatches(self._original, other))
+        return _evaluation(self._difference(other), _mismatches(self.original, other))
 
     def _judge_exactly(self, options: CheckOptions) -> Difference:
-        mismatched = int(np.count_nonzero(self._original != self._folded))
+        mismatched = int(np.count_nonzero(self.original != self._folded))
         noise = max(draw.mismatched for draw in self._draws)
-        size = self._original.size
+        size = self.original.size
         allowed = max(int(options.factor * noise), size // _FREE_MISMATCHES)
         return replace(
             self._base,
@@ -145,11 +146,11 @@ class Comparison:
             mismatched=self._fold.mismatched,
             noise_mismatched=flips,
             allowed_mismatches=int(options.factor * flips),
-            top1_agreement=_top1_agreement(self._original, self._folded),
+            top1_agreement=_top1_agreement(self.original, self._folded),
         )
         reasons = []
         if found.mismatched > found.allowed_mismatches:
-            size = self._original.size
+            size = self.original.size
             reasons.append(f"{found.mismatched} of {size} elements differ in being finite")
         times, limit, statistic = self._worst(options, rate)
         found = replace(found, times_noise=times, statistic=statistic)
@@ -165,14 +166,14 @@ class Comparison:
             found = replace(found, outside_tolerance=outside)
             if outside:
                 reasons.append(
-                    f"{outside} of {self._original.size} elements are outside atol "
+                    f"{outside} of {self.original.size} elements are outside atol "
                     f"{options.atol or 0:g} + rtol {options.rtol or 0:g}, "
                     f"the largest difference is {found.max_abs:.3g}"
                 )
         return replace(found, holds=not reasons, reason="; ".join(reasons))
 
     def _outside(self, options: CheckOptions) -> int:
-        r = _finite(self._original.astype(np.float64))
+        r = _finite(self.original.astype(np.float64))
         d = self._difference(self._folded)
         allowed = (options.atol or 0.0) + (options.rtol or 0.0) * np.abs(r)
         return int(np.count_nonzero(np.abs(d) > allowed))
@@ -180,10 +181,10 @@ class Comparison:
     def _difference(self, other: Array) -> Floats:
         """The difference to the original; 0 where one is not finite: that is counted."""
         with np.errstate(invalid="ignore", over="ignore"):
-            return _finite(other.astype(np.float64) - self._original.astype(np.float64))
+            return _finite(other.astype(np.float64) - self.original.astype(np.float64))
 
     def _measured(self) -> Difference:
-        r, d = _finite(self._original.astype(np.float64)), self._difference(self._folded)
+        r, d = _finite(self.original.astype(np.float64)), self._difference(self._folded)
         peak, max_abs = _peak(r), _peak(d)
         noise_rms = float(np.sqrt(np.mean([draw.powers[_ALL][0] for draw in self._draws])))
         worst = np.unravel_index(int(np.abs(d).argmax()), d.shape) if max_abs > 0 else None
@@ -282,6 +283,11 @@ def _exceeded_once(values: Sequence[float], rate: float) -> float:
         return 0.0
     deviation = float(np.std(values, ddof=1))
     return float(np.mean(values)) + deviation * math.sqrt(6) / math.pi * (-math.log(rate) - _EULER)
+
+
+def has_values(array: Array) -> bool:
+    """Whether there is anything in a tensor that two models could differ in."""
+    return bool(array.size and (not is_float(array) or np.isfinite(array).any()))
 
 
 def is_float(array: Array) -> bool:

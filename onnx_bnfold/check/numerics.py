@@ -1,23 +1,26 @@
 """Runs both models on the same inputs, without onnxruntime's optimisations, and compares them."""
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from onnx_bnfold.check.compare import Comparison
+import numpy as np
+
+from onnx_bnfold.check.compare import Comparison, has_values
 from onnx_bnfold.check.inputs import describe, make_feeds
 from onnx_bnfold.check.locate import Changes, first_difference
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.noise import RoundedWeights
 from onnx_bnfold.check.options import CheckOptions
 from onnx_bnfold.check.results import Difference, FirstDifference, Numerics
-from onnx_bnfold.check.sessions import Feed, Session, Stopwatch, join
-from onnx_bnfold.errors import ModelError
+from onnx_bnfold.check.sessions import Array, Feed, Session, Stopwatch, join
+from onnx_bnfold.errors import ModelError, UsageError
 from onnx_bnfold.progress import progress
 from onnx_bnfold.storage import ModelFile
 
 _STAGES = (16, 64)  # draws, if the first few leave it open
 _HOPELESS = 10  # times the limit, where more draws change nothing
 _NOISE_VALUES = 16  # noise values per output, see `compare`
+_ABSENT = np.empty(0, "V1")  # for an element of a sequence that is shorter than the original's
 _UNSTABLE_DB = 40.0  # noise at 1 % of the signal
 
 
@@ -36,12 +39,13 @@ def check_numerics(
 
     Raises:
         ModelError: the original does not load or run.
-        UsageError: the inputs cannot be made.
+        UsageError: the inputs cannot be made, or on them there is nothing to compare.
     """
     start, watch = time.perf_counter(), Stopwatch()
     session = Session(original, prepack=False, watch=watch)
     feeds = make_feeds(session.inputs, options)
     reference = join(session.run(feed) for feed in feeds)
+    _require_values(original, reference, feeds)
     try:
         other = Session(folded, prepack=False, watch=watch)
         if failures := _signature_failures(session, other):
@@ -54,9 +58,12 @@ def check_numerics(
     with ModelFile.open(original.path) as file:
         weights = RoundedWeights(file, options.seed)
         noisy = weights.session(original, watch=watch)
-        comparisons = [Comparison(name, reference[name], result[name]) for name in reference]
+        comparisons = [
+            Comparison(name, array, result.get(name, _ABSENT)) for name, array in reference.items()
+        ]
         outputs, draws = _judged(comparisons, weights, noisy, feeds, options)
         del noisy
+        _require_verdict(original, comparisons, outputs)
         seconds = time.perf_counter() - start  # what follows happens on failure only
         failed = {output.name for output in outputs if not output.holds}
         first = None
@@ -79,6 +86,31 @@ def check_numerics(
     return numerics, tuple(_failures(outputs, first))
 
 
+def _require_values(
+    original: CheckedModel, outputs: Mapping[str, Array], feeds: Sequence[Feed]
+) -> None:
+    """Raises UsageError unless some output holds a value: of nothing, every model is the same."""
+    fed = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds[0].items())
+    advice = f"on {fed or 'no inputs'}, so nothing is compared; give others (--shape, --inputs)"
+    if not any(array.size for array in outputs.values()):
+        raise UsageError(f"{original.label} computes no element {advice}")
+    if not any(has_values(array) for array in outputs.values()):
+        raise UsageError(f"{original.label} computes nothing but NaN and infinity {advice}")
+
+
+def _require_verdict(
+    original: CheckedModel, comparisons: Sequence[Comparison], outputs: Sequence[Difference]
+) -> None:
+    """Raises UsageError if all that could be compared changes its shape by rounding alone."""
+    left = [o for o, c in zip(outputs, comparisons, strict=True) if has_values(c.original)]
+    if all(output.holds and output.reason for output in left):
+        names = ", ".join(output.name for output in left)
+        raise UsageError(
+            f"{original.label}: rounding alone changes the shape of {names}, so nothing is "
+            "compared; give other inputs (--inputs), or make an earlier tensor an output of both"
+        )
+
+
 def _judged(
     comparisons: Sequence[Comparison],
     weights: RoundedWeights,
@@ -97,7 +129,7 @@ def _judged(
             weights.draw(draw)
             values = join(session.run(feed) for feed in feeds)
             for comparison in comparisons:
-                comparison.add(values[comparison.name])
+                comparison.add(values.get(comparison.name, _ABSENT))
         done = wanted
         outputs = tuple(comparison.judge(options, statistics) for comparison in comparisons)
         if by_tolerance or not any(map(_is_open, comparisons, outputs)):
@@ -148,6 +180,8 @@ def _notes(
     if not weights.arrays:
         yield "no layer or BN has constant weights: the noise is half a unit in the last place"
     for output in outputs:
+        if 0 in output.shape:
+            yield f"output {output.name!r} is empty: {list(output.shape)}; give other inputs"
         if output.holds and output.reason:
             yield f"output {output.name!r}: {output.reason}"
         if output.noise_snr_db is not None and output.noise_snr_db < _UNSTABLE_DB:

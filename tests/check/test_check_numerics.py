@@ -342,7 +342,7 @@ def test_output_whose_shape_depends_on_rounding_is_noted(tmp_path):
     proto.graph.initializer.append(constant)
     proto.graph.node.append(helper.make_node("GreaterOrEqual", ["y", "t"], ["m"]))
     proto.graph.node.append(helper.make_node("NonZero", ["m"], ["found"]))
-    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("found", 7, [2, None]))
+    proto.graph.output.append(helper.make_tensor_value_info("found", 7, [2, None]))
     x = np.random.default_rng(0).standard_normal((2, 3, 12, 12))
     path = tmp_path / "x.npy"
     np.save(path, x)
@@ -350,6 +350,59 @@ def test_output_whose_shape_depends_on_rounding_is_noted(tmp_path):
     assert result.holds
     assert "cannot be compared" in result.numerics.notes[0]
     assert "not compared" in render_text(result)
+    del proto.graph.output[0]
+    with pytest.raises(UsageError, match="so nothing is compared"):
+        check(proto, proto, CheckOptions(inputs=path))
+
+
+def test_a_check_that_compares_nothing_is_an_error(tmp_path):
+    values = weights()
+    broken = fold(values)
+    _transpose(broken)
+    models = model(values), model(broken)
+    with pytest.raises(UsageError, match=r"computes no element on x \[0, 3, 12, 12\]"):
+        check(*models, CheckOptions(shapes={"x": (0, 3, 12, 12)}))
+    path = tmp_path / "x.npy"
+    np.save(path, np.empty((0, 3, 12, 12), "float32"))
+    with pytest.raises(UsageError, match="computes no element"):
+        check(*models, CheckOptions(inputs=path, atol=1.0))
+    np.save(path, np.full((1, 3, 12, 12), np.nan, "float32"))
+    with pytest.raises(UsageError, match="nothing but NaN"):
+        check(*models, CheckOptions(inputs=path))
+
+
+def test_an_empty_output_beside_others_is_noted():
+    original, folded = pair()
+    for proto in (original, folded):
+        none = numpy_helper.from_array(np.array([], np.int64), "none")
+        proto.graph.initializer.append(none)
+        proto.graph.node.append(helper.make_node("Gather", ["y", "none"], ["e"], axis=1))
+        proto.graph.output.append(helper.make_tensor_value_info("e", 1, ["N", 0]))
+    result = check(original, folded)
+    assert result.holds
+    assert "output 'e' is empty: [4, 0]" in result.numerics.notes[0]
+
+
+@pytest.mark.parametrize("kind", ["sabotaged", "right"])
+def test_numbers_without_axes(kind):
+    # An output, and a tensor in front of the fault: (2, 3, 12, 12) -> () by ReduceMean.
+    values = weights()
+    folded = fold(values)
+    if kind == "sabotaged":
+        _swap_channels(folded)
+    models = []
+    for proto in (model(values), model(folded)):
+        mean = helper.make_node("ReduceMean", ["x"], ["m"], keepdims=0)
+        proto.graph.node.insert(0, helper.make_node("Sub", ["x", "m"], ["centred"]))
+        proto.graph.node.insert(0, mean)
+        proto.graph.node[2].input[0] = "centred"
+        proto.graph.node.append(helper.make_node("ReduceSum", ["y"], ["s"], keepdims=0))
+        proto.graph.output.append(helper.make_tensor_value_info("s", 1, []))
+        models.append(proto)
+    result = check(*models)
+    assert result.holds is (kind == "right")
+    if kind == "sabotaged":
+        assert result.numerics.first_difference.tensor == "bn0"
 
 
 def test_text_has_no_control_characters():

@@ -118,8 +118,8 @@ KINDS: dict[str, Callable[[np.random.Generator, type], onnx.ModelProto]] = {
 }
 
 
-def rounded_anew(path: Path, seed: int, *, divide: bool) -> onnx.ModelProto:
-    """Return a model with other roundings, as the check itself draws them.
+def rounded_anew(path: Path, seed: int, *, divide: bool) -> Path:
+    """Write a model with other roundings, as the check itself draws them, beside the model.
 
     Args:
         path: the model.
@@ -129,7 +129,9 @@ def rounded_anew(path: Path, seed: int, *, divide: bool) -> onnx.ModelProto:
     with ModelFile.open(path) as file:
         weights = RoundedWeights(file, seed, divide=divide)
         weights.draw(0)
-        return weights.frozen()
+        target = path.with_suffix(f".divided-{divide}.onnx")
+        onnx.save(weights.frozen(), target)
+        return target
 
 
 def verdicts(path: Path, options: CheckOptions) -> Iterator[tuple[str, str, float, int]]:

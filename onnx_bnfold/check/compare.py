@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 
 from onnx_bnfold.check.options import CheckOptions
 from onnx_bnfold.check.results import Difference
-from onnx_bnfold.check.sessions import Array
+from onnx_bnfold.check.sessions import Array, is_float
 
 _MIN_SLICE = 64  # elements; fewer give a ratio that scatters too much
 _QUIET_SLICE = 0.01  # of the median slice's noise power
@@ -81,7 +81,7 @@ class Comparison:
         self._folded = folded
         self.alike = folded.shape == original.shape and folded.dtype == original.dtype
         self._unstable = False  # whether a draw has another shape
-        self._float = is_float(original)
+        self._float = is_float(original.dtype)
         self.size = original.size if self._float else 0
         self._draws: list[_Evaluation] = []
         if self._float:
@@ -287,12 +287,7 @@ def _exceeded_once(values: Sequence[float], rate: float) -> float:
 
 def has_values(array: Array) -> bool:
     """Whether there is anything in a tensor that two models could differ in."""
-    return bool(array.size and (not is_float(array) or np.isfinite(array).any()))
-
-
-def is_float(array: Array) -> bool:
-    """Whether differences can be measured: bfloat16 is a float too, which numpy does not know."""
-    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+    return bool(array.size and (not is_float(array.dtype) or np.isfinite(array).any()))
 
 
 def _half_ulp(array: Array) -> Floats:

@@ -14,13 +14,15 @@ changes: one that ends up in a shape (a Resize scale, say) must stay exact.
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_bnfold.check.evaluators import Evaluator
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.rescaled import rescaled
-from onnx_bnfold.check.sessions import Array, Session, Stopwatch
+from onnx_bnfold.check.sessions import Array, Session
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.graph import subgraphs
 from onnx_bnfold.storage import ModelFile
@@ -74,31 +76,22 @@ class RoundedWeights:
         self.model = found.model
 
     def session(
-        self,
-        original: CheckedModel,
-        *,
-        extra_outputs: Sequence[str] = (),
-        watch: Stopwatch | None = None,
+        self, evaluator: Evaluator, original: CheckedModel, *, extra_outputs: Sequence[str] = ()
     ) -> Session:
         """A session of the original that sees every draw.
 
         Args:
+            evaluator: makes it.
             original: the model that the weights are of.
             extra_outputs: further tensors to return.
-            watch: adds up the time spent in onnxruntime.
 
         Raises:
-            ModelError: onnxruntime does not load the model.
+            ModelError: the model does not load.
         """
 
         def opened() -> Session:
-            return Session(
-                original,
-                prepack=False,
-                weights=self.arrays,
-                rewritten=self.model,
-                extra_outputs=extra_outputs,
-                watch=watch,
+            return evaluator.session(
+                original, weights=self.arrays, rewritten=self.model, extra_outputs=extra_outputs
             )
 
         try:
@@ -161,7 +154,8 @@ def _copy(tensor: TensorProto) -> TensorProto:
 
 def _steps(table: Array, dtype: np.dtype) -> Array:
     wide = np.promote_types(dtype, np.float32)
-    return np.asarray(table * np.finfo(dtype).eps, wide)
+    eps = float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+    return np.asarray(table * eps, wide)
 
 
 def _move(exact: Array, steps: Array, moved: Array) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import numpy as np
 
 from onnx_bnfold.check.compare import Comparison, has_values
+from onnx_bnfold.check.evaluators import Evaluator, evaluator_of
 from onnx_bnfold.check.inputs import describe, make_feeds
 from onnx_bnfold.check.locate import Changes, first_difference
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.noise import RoundedWeights
 from onnx_bnfold.check.options import CheckOptions
 from onnx_bnfold.check.results import Difference, FirstDifference, Numerics
-from onnx_bnfold.check.sessions import Array, Feed, Session, Stopwatch, join
+from onnx_bnfold.check.sessions import Array, Feed, Session, join
 from onnx_bnfold.errors import ModelError, UsageError
 from onnx_bnfold.progress import progress
 from onnx_bnfold.storage import ModelFile
@@ -41,13 +42,13 @@ def check_numerics(
         ModelError: the original does not load or run.
         UsageError: the inputs cannot be made, or on them there is nothing to compare.
     """
-    start, watch = time.perf_counter(), Stopwatch()
-    session = Session(original, prepack=False, watch=watch)
+    start = time.perf_counter()
+    evaluator, session = evaluator_of(original)
     feeds = make_feeds(session.inputs, options)
     reference = join(session.run(feed) for feed in feeds)
     _require_values(original, reference, feeds)
     try:
-        other = Session(folded, prepack=False, watch=watch)
+        other = evaluator.session(folded)
         if failures := _signature_failures(session, other):
             return None, failures
         result = join(other.run(feed) for feed in feeds)
@@ -57,7 +58,7 @@ def check_numerics(
     del session, other  # the noisy evaluations need the memory
     with ModelFile.open(original.path) as file:
         weights = RoundedWeights(file, options.seed)
-        noisy = weights.session(original, watch=watch)
+        noisy = weights.session(evaluator, original)
         comparisons = [
             Comparison(name, array, result.get(name, _ABSENT)) for name, array in reference.items()
         ]
@@ -68,7 +69,9 @@ def check_numerics(
         failed = {output.name for output in outputs if not output.holds}
         first = None
         if failed:
-            first = first_difference(original, folded, feeds, weights, failed, changes, options)
+            first = first_difference(
+                original, folded, evaluator, feeds, weights, failed, changes, options
+            )
     numerics = Numerics(
         inputs=describe(feeds[0], options),
         sets=len(feeds),
@@ -79,9 +82,10 @@ def check_numerics(
         atol=options.atol,
         outputs=outputs,
         first_difference=first,
-        notes=tuple(_notes(outputs, weights, lost)),
+        notes=tuple(_notes(evaluator, outputs, weights, lost)),
         seconds=seconds,
-        onnxruntime_seconds=watch.seconds,
+        evaluator=evaluator.name,
+        onnxruntime_seconds=evaluator.watch.seconds,
     )
     return numerics, tuple(_failures(outputs, first))
 
@@ -173,8 +177,13 @@ def _signature_failures(original: Session, folded: Session) -> tuple[str, ...]:
 
 
 def _notes(
-    outputs: Sequence[Difference], weights: RoundedWeights, lost: Collection[str]
+    evaluator: Evaluator,
+    outputs: Sequence[Difference],
+    weights: RoundedWeights,
+    lost: Collection[str],
 ) -> Iterator[str]:
+    if evaluator.reason:
+        yield f"judged by {evaluator.name}, since {evaluator.reason}"
     for name in sorted(lost):
         yield f"initializer {name!r} can no longer be overridden by an input"
     if not weights.arrays:

@@ -56,14 +56,16 @@ def _numerics(numerics: Record) -> Element:
     limit = (
         f"The limit is atol {numerics['atol'] or 0:g} + rtol {numerics['rtol'] or 0:g}."
         if by_tolerance
-        else "Rounding noise is what the original itself changes by when its weights are rounded "
-        f"anew; a difference of up to {numerics['factor']:g} times that is no fault."
+        else "Rounding noise is what the original itself changes by when everything in it is "
+        f"rounded anew; a difference of up to {numerics['factor']:g} times that is no fault, nor "
+        "is one that the original itself would show once in a thousand checks."
     )
     fed = ", ".join(f"{i['name']} {i['dtype']} {i['shape']}" for i in numerics["inputs"])
     source = numerics["inputs"][0]["source"] if numerics["inputs"] else "none"
     origin = f"random inputs, seed {numerics['seed']}" if source == "random" else source
     about = (
-        f"{numerics['sets']} input sets ({fed}; {origin}), onnxruntime's optimisations disabled."
+        f"{numerics['sets']} input sets ({fed}; {origin}), run by {numerics['evaluator']} with "
+        "optimisations disabled."
     )
     measured = [o for o in numerics["outputs"] if o["dtype"].startswith("float")]
     parts = [el("p", f"{limit} {about}", class_="lead")]

@@ -10,10 +10,13 @@ import pytest
 from onnx import numpy_helper
 from pairs import model, weights
 
+from onnx_bnfold.check.evaluators import Evaluator
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.noise import RoundedWeights, all_nodes
-from onnx_bnfold.check.sessions import Session
+from onnx_bnfold.check.sessions import Session, Stopwatch
 from onnx_bnfold.storage import ModelFile
+
+EVALUATOR = Evaluator("onnxruntime", Stopwatch())
 
 
 def saved(folder: Path, dtype: str) -> Path:
@@ -76,12 +79,12 @@ def test_a_session_sees_every_draw(tmp_path):
     feed = {"x": np.random.default_rng(0).standard_normal((2, 3, 12, 12)).astype("float32")}
     with ModelFile.open(path) as file:
         rounded = RoundedWeights(file, seed=0)
-        session = rounded.session(checked)
+        session = rounded.session(EVALUATOR, checked)
         seen = []
         for number in range(3):
             rounded.draw(number)
             seen.append(session.run(feed)["y"])
-            anew = rounded.session(checked).run(feed)["y"]
+            anew = rounded.session(EVALUATOR, checked).run(feed)["y"]
             np.testing.assert_array_equal(seen[-1], anew)
     assert not np.array_equal(seen[0], seen[1])
 
@@ -187,7 +190,7 @@ def test_a_divided_model_is_the_same_function(tmp_path, entry, nodes, shapes, di
     }
     with ModelFile.open(path) as file:
         rounded = RoundedWeights(file, seed=0)
-        session = rounded.session(checked)
+        session = rounded.session(EVALUATOR, checked)
         rounded.draw(0)
         found = {name for group in rounded.groups for name in group.weights}
         frozen = rounded.frozen()
@@ -226,7 +229,7 @@ def test_norms_of_other_types_than_their_data_are_moved(tmp_path):
     onnx.save(model, path)
     with ModelFile.open(path) as file:
         rounded = RoundedWeights(file, seed=0)
-        rounded.session(CheckedModel(path, "the model"))
+        rounded.session(EVALUATOR, CheckedModel(path, "the model"))
         assert [group.weights for group in rounded.groups] == [("w",)]
         assert {"s", "b", "m", "v"} < set(rounded.arrays)
 
@@ -247,7 +250,7 @@ def test_large_weights_stay_in_the_file(tmp_path, external, linked):
     with ModelFile.open(path) as file:
         rounded = RoundedWeights(file, seed=0)
         assert rounded.model.ByteSize() < 100_000
-        session = rounded.session(CheckedModel(path, "the model"))
+        session = rounded.session(EVALUATOR, CheckedModel(path, "the model"))
         rounded.draw(0)
         assert np.isfinite(session.run(feed)["y"]).all()
 

@@ -21,6 +21,7 @@ from tools.mnist.data import Part, load
 from tools.trained_zoo.networks import NETWORKS, Segmenter
 
 BATCH = 64
+WEIGHT_DECAY = 0.02  # as much that channels die within a few hundred steps
 INK = 0.5  # of the pixels that a segmentation is to find
 
 
@@ -38,7 +39,9 @@ def trained(name: str, part: Part, *, steps: int, seed: int) -> nn.Module:
     """
     torch.manual_seed(seed)
     network = NETWORKS[name]()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-3)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.1, momentum=0.9, weight_decay=WEIGHT_DECAY
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)
     for _ in range(steps):
         picked = torch.randint(len(part.labels), (BATCH,)).numpy()

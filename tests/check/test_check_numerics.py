@@ -302,6 +302,28 @@ def test_outputs_of_few_elements_get_more_draws():
     assert result.numerics.draws >= 8
 
 
+@pytest.mark.parametrize(
+    ("times", "draws", "holds"), [(0.5, 4, True), (8, 64, False), (1e6, 4, False)]
+)
+def test_draws_go_on_only_where_they_leave_it_open(times, draws, holds):
+    original, folded = pair()
+    noise = check(original, folded).numerics.outputs[0].noise_rms
+    for proto in (original, folded):
+        proto.graph.node.append(helper.make_node("Add", ["y", "fault"], ["z"]))
+        proto.graph.output[0].name = "z"
+    step = np.float32(times * noise) * np.ones(CLASSES, "float32")
+    original.graph.initializer.append(numpy_helper.from_array(0 * step, "fault"))
+    folded.graph.initializer.append(numpy_helper.from_array(step, "fault"))
+    result = check(original, folded)
+    assert result.numerics.draws == draws
+    assert result.holds is holds
+
+
+def test_models_that_are_equal_but_for_rounding_hold_either_way():
+    # The roles of the original and of its fold are one.
+    assert check(*reversed(pair())).holds
+
+
 def test_resize_scales_are_not_moved():
     scales = np.array([1, 1, 2, 2], "float32")
     values = weights() | {"scales": scales}

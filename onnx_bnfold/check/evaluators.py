@@ -33,12 +33,13 @@ class Evaluator:
         weights: Mapping[str, Array] | None = None,
         rewritten: onnx.ModelProto | None = None,
         extra_outputs: Sequence[str] = (),
+        prepack: bool = False,
     ) -> Session:
         """A session; see `Session`, whose arguments these are."""
         if not self.reason:
             return Session(
                 model,
-                prepack=False,
+                prepack=prepack,
                 weights=weights,
                 rewritten=rewritten,
                 extra_outputs=extra_outputs,
@@ -56,15 +57,19 @@ class Evaluator:
         )
 
 
-def evaluator_of(model: CheckedModel) -> tuple[Evaluator, Session]:
+def evaluator_of(model: CheckedModel, *, prepack: bool = False) -> tuple[Evaluator, Session]:
     """What runs a model, and a session of it.
+
+    Args:
+        model: the model file.
+        prepack: see `Session`.
 
     Raises:
         ModelError: nothing does.
     """
     runtime = Evaluator("onnxruntime", Stopwatch())
     try:
-        return runtime, runtime.session(model)
+        return runtime, runtime.session(model, prepack=prepack)
     except NoKernelError as error:
         reason = str(error)
     except ModelError as error:

@@ -273,6 +273,7 @@ class _Edit:
         self._main = main
         self._taken = {name for graph in _graphs(main) for name in _defined(graph)}
         self._muls: dict[str, NodeProto] = {}  # by the output of the layer
+        self._numbers: Counter[str] = Counter()
 
     def factor(self, kind: int) -> str:
         """Add an initializer that holds 1 and return its name."""
@@ -299,9 +300,10 @@ class _Edit:
                     graph.node.append(self._muls[node.output[0]])
 
     def _fresh(self, wanted: str) -> str:
-        name, number = wanted, 0
+        name = wanted
         while name in self._taken:
-            name, number = f"{wanted}_{number}", number + 1
+            self._numbers[wanted] += 1
+            name = f"{wanted}_{self._numbers[wanted]}"
         self._taken.add(name)
         return name
 

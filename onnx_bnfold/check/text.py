@@ -66,7 +66,7 @@ def _row(found: Difference) -> tuple[str, ...]:
     verdict = "ok" if found.holds else "FAILED"
     if found.holds and found.reason:
         verdict = "not compared"
-    if not found.dtype.startswith("float"):
+    if "float" not in found.dtype:
         equal = f"{found.mismatched} differ"
         return (found.name, equal, "", "", "", "", verdict)
     return (

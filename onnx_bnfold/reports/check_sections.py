@@ -67,7 +67,7 @@ def _numerics(numerics: Record) -> Element:
         f"{numerics['sets']} input sets ({fed}; {origin}), run by {numerics['evaluator']} with "
         "optimisations disabled."
     )
-    measured = [o for o in numerics["outputs"] if o["dtype"].startswith("float")]
+    measured = [o for o in numerics["outputs"] if "float" in o["dtype"]]
     parts = [el("p", f"{limit} {about}", class_="lead")]
     if measured and not by_tolerance:
         parts.append(el("div", noise_chart(measured, numerics["factor"]), class_="scroll"))
@@ -84,7 +84,7 @@ def _outputs(outputs: Sequence[Record]) -> Element:
 
 def _output(found: Record) -> list[Element | str]:
     verdict = pill("ok", "good") if found["holds"] else pill("failed", "bad")
-    if not found["dtype"].startswith("float"):
+    if "float" not in found["dtype"]:
         return [el("code", found["name"]), f"{found['mismatched']} differ", *[""] * 5, verdict]
     return [
         el("code", found["name"]),

@@ -27,7 +27,9 @@ a thousand checks, divided by the number of statistics of all outputs (Bonferron
 of many values, or nearly normal, so a Gumbel distribution with the mean and the standard deviation
 of the T_k does not fall off too fast for it (Gumbel, Statistics of Extremes, 1958, chapter 5):
 
-    limit = max(factor, mean T_k + sd T_k · (sqrt 6/pi) · (-ln p - 0.5772))
+    limit = max(factor, 1.25 · (mean T_k + sd T_k · (sqrt 6/pi) · (-ln p - 0.5772)))
+
+The quarter covers what the deviation of 64 such values is itself off by (its standard error: 13 %).
 
 The draws come in stages: an output that holds after the first few is not drawn for again, one that
 does not is judged after 16 and after 64. `factor` stays the least limit because folds are only
@@ -51,6 +53,7 @@ _DEAD_SLICE = 1e-12  # of the loudest slice's noise power; such slices are left 
 _TINY = 1e-140  # its square is still a normal float64
 _FREE_MISMATCHES = 1000  # one in so many integers may differ
 _FALSE_ALARMS = 1e-3  # of all checks of right folds
+_MARGIN = 1.25  # for what is not known of the scatter
 _ENOUGH = 8  # draws from which the scatter of a statistic is estimated
 _EULER = 0.5772156649015329
 _BFLOAT16_DIGITS, _BFLOAT16_LEAST = 8, -125  # frexp's exponent of the smallest normal number
@@ -278,11 +281,15 @@ def _statistics(
 
 
 def _exceeded_once(values: Sequence[float], rate: float) -> float:
-    """What a Gumbel variable with the moments of `values` exceeds at a rate; 0 without values."""
+    """What a Gumbel variable with the moments of `values` exceeds at a rate, and a margin.
+
+    Zero without values.
+    """
     if not values:
         return 0.0
     deviation = float(np.std(values, ddof=1))
-    return float(np.mean(values)) + deviation * math.sqrt(6) / math.pi * (-math.log(rate) - _EULER)
+    reach = deviation * math.sqrt(6) / math.pi * (-math.log(rate) - _EULER)
+    return _MARGIN * (float(np.mean(values)) + reach)
 
 
 def has_values(array: Array) -> bool:

@@ -125,6 +125,7 @@ class RoundedWeights:
             for name in group.factors.values():
                 self.arrays[name][...] = r
         table = np.tile(rng.random(_TABLE) - 0.5, 2)
+        steps = {dtype: _steps(table, dtype) for dtype in {a.dtype for a in self.arrays.values()}}
         # Read again for every draw: that costs less than the memory to keep them all.
         for name, tensor in self._weights.items():
             exact, moved = self._file.read(tensor), self.arrays[name]
@@ -132,8 +133,7 @@ class RoundedWeights:
                 np.divide(exact, self.arrays[self._divisors[name]].astype(moved.dtype), out=moved)
                 continue
             start = int(rng.integers(_TABLE))
-            steps = _steps(table[start : start + _TABLE], moved.dtype)
-            _move(exact.reshape(-1), steps, moved.reshape(-1))
+            _move(exact.reshape(-1), steps[moved.dtype][start : start + _TABLE], moved.reshape(-1))
 
 
 def _arrays(weights: Mapping[str, TensorProto]) -> Iterator[tuple[str, Array]]:
@@ -160,7 +160,7 @@ def _steps(table: Array, dtype: np.dtype) -> Array:
 
 def _move(exact: Array, steps: Array, moved: Array) -> None:
     # float16 has no room for 1 + u·eps; w + w·(u·eps) is exact enough in float32 and above.
-    change = np.empty_like(steps)
+    change = np.empty_like(steps[: exact.size])
     for begin in range(0, exact.size, _TABLE):
         block = exact[begin : begin + _TABLE]
         part = change[: block.size]

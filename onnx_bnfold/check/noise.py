@@ -7,8 +7,9 @@ once. For any r that is the same function and as legal a model as the original; 
 power of two changes how everything is rounded. It has so few digits that every float type holds it.
 
 A weight that cannot be divided, because something else reads it too, is moved by at most half a
-unit in the last place instead, and so are the mean and the variance of a BN. No other constant
-changes: one that ends up in a shape (a Resize scale, say) must stay exact.
+unit in the last place instead, and so are the mean and the variance of a BN; variance and epsilon
+are stretched, so that their sum is rounded otherwise, too. No other constant changes: one that ends
+up in a shape (a Resize scale, say) must stay exact.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,6 +65,7 @@ class RoundedWeights:
         found = rescaled(self._file, divide=divide)
         self._weights = {name: _copy(tensor) for name, tensor in found.weights.items()}
         self.groups = found.groups
+        self._stretched = found.stretched
         factors = {name for group in found.groups for name in group.factors.values()}
         numbers = {t.name: t for t in found.model.graph.initializer if t.name in factors}
         self.arrays = dict(_arrays({**self._weights, **numbers}))
@@ -129,8 +131,11 @@ class RoundedWeights:
         # Read again for every draw: that costs less than the memory to keep them all.
         for name, tensor in self._weights.items():
             exact, moved = self._file.read(tensor), self.arrays[name]
+            if name in self._stretched:
+                exact = np.multiply(exact, self._stretched[name], dtype=np.float64)
             if name in self._divisors:
-                np.divide(exact, self.arrays[self._divisors[name]].astype(moved.dtype), out=moved)
+                divisor = self.arrays[self._divisors[name]].astype(exact.dtype)
+                np.divide(exact, divisor, out=moved, casting="same_kind")
                 continue
             start = int(rng.integers(_TABLE))
             _move(exact.reshape(-1), steps[moved.dtype][start : start + _TABLE], moved.reshape(-1))

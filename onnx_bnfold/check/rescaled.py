@@ -46,6 +46,8 @@ _CARRIERS = dict.fromkeys(
 _CARRIERS |= {"CastLike": 0, "DequantizeLinear": 1}
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 _FIRST_OPSET = 7  # in which a Mul broadcasts
+_EPSILON = 1e-5  # of a BN that does not say it
+_STEPS, _STEP = 512, 197  # of numbers from 1 to 1.5, and from that of one BN to that of the next
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,13 @@ class Rescaled:
             left out are left out here, too.
         weights: the weights by name, divided or moved.
         groups: what is divided together; the weights of none are to be moved.
+        stretched: what scales and variances of BNs are to be multiplied with on top of that.
     """
 
     model: onnx.ModelProto
     weights: dict[str, TensorProto]
     groups: tuple[Group, ...]
+    stretched: dict[str, float]
 
 
 def rescaled(file: ModelFile, *, divide: bool = True) -> Rescaled:
@@ -91,16 +95,39 @@ def rescaled(file: ModelFile, *, divide: bool = True) -> Rescaled:
     _hoist_constants(model.graph)
     uses = _Uses(model)
     edit = _Edit(model.graph)
-    groups = []
+    groups: list[Group] = []
+    stretched: dict[str, float] = {}
     for names, layers in uses.groups() if divide and uses.opset >= _FIRST_OPSET else ():
         factors = {kind: edit.factor(kind) for kind in sorted({*layers.values()})}
         for number, kind in layers.items():
             edit.rescale(uses.nodes[number], factors[kind])
         groups.append(Group(tuple(names), factors))
+        for number in layers:
+            stretched |= _stretch(uses, number)
     edit.finish()
     divided = {name for group in groups for name in group.weights}
     weights = {n: t for n, t in uses.constants.items() if n in divided or uses.may_move(n)}
-    return Rescaled(model, weights, tuple(groups))
+    return Rescaled(model, weights, tuple(groups), stretched)
+
+
+def _stretch(uses: _Uses, number: int) -> dict[str, float]:
+    """Multiply the epsilon of a BN by q², and return the same for its variance and q for its scale.
+
+    Variance and epsilon are of few values in a model, so that their sum is rounded alike in all
+    layers and draws. The number is another for every BN.
+    """
+    node = uses.nodes[number]
+    if operator(node) != "BatchNormalization":
+        return {}
+    scale, variance = node.input[1], node.input[4]
+    if not all(uses.is_own(name, number) for name in (scale, variance)):
+        return {}
+    q = 1 + (number * _STEP % _STEPS + 1) / (2 * _STEPS)
+    epsilon = next((a for a in node.attribute if a.name == "epsilon"), None)
+    if epsilon is None:
+        epsilon = node.attribute.add(name="epsilon", type=onnx.AttributeProto.FLOAT, f=_EPSILON)
+    epsilon.f *= q * q
+    return {scale: q, variance: q * q}
 
 
 def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -209,6 +236,17 @@ class _Uses:
         return any(
             use is not None and use.position in _WEIGHTS.get(operator(self.nodes[use.node]), ())
             for use in self._uses.get(name, ())
+        )
+
+    def is_own(self, name: str, number: int) -> bool:
+        """Whether a constant of full precision is read by one node alone, once and directly."""
+        readers = self._readers.get(name, [])
+        tensor = self.constants.get(name)
+        return (
+            [reader for reader, _ in readers] == [number]
+            and name not in self._results
+            and tensor is not None
+            and tensor.data_type in (TensorProto.FLOAT, TensorProto.DOUBLE)
         )
 
     def groups(self) -> Iterator[tuple[list[str], dict[int, int]]]:

@@ -34,6 +34,23 @@ The quarter covers what the deviation of 64 such values is itself off by (its st
 The draws come in stages: an output that holds after the first few is not drawn for again, one that
 does not is judged after 16 and after 64. `factor` stays the least limit because folds are only
 nearly exchangeable: they may round once more or once less than the original does.
+
+How often it errs (`tools.check_calibration`): of 1,500 small networks of Convs and as many of Gemms
+with BNs (float32 and float16) no right fold failed, nor did the original against itself, rounded
+otherwise or not; the largest statistic of a fold was 0.91 of its limit. Nor did nine networks
+trained on MNIST fail with real inputs, a trained text detector, a recogniser and a classifier.
+
+What it sees (`tools.check_sensitivity`, a ResNet-18 and a MobileNetV2 with random weights at 64x64,
+each fault in one of 12 layers): two channels swapped, 12 and 2 of 12; the largest weight of a layer
+changed by 1 %, 10 and 1; a weight drawn at random, 7 and 1; epsilon (1e-5) left out of every BN,
+always; of one BN, 1 and 1. The rest moves the output by less than rounding does, and no check of the
+outputs can see it.
+
+Values that are not finite must agree in place and kind; integers, booleans and strings must be
+equal. Both may differ in as many elements as `factor` times the noisiest draw does; of at least
+a thousand integers one in a thousand may differ, because a tie between two classes is rarely
+seen in a few draws. An output whose shape changes under rounding alone (NonMaxSuppression) cannot
+be compared and is reported as such.
 """
 
 import math

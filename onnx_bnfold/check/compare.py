@@ -43,14 +43,14 @@ trained on MNIST fail with real inputs, a trained text detector, a recogniser an
 What it sees (`tools.check_sensitivity`, a ResNet-18 and a MobileNetV2 with random weights at 64x64,
 each fault in one of 12 layers): two channels swapped, 12 and 2 of 12; the largest weight of a layer
 changed by 1 %, 10 and 1; a weight drawn at random, 7 and 1; epsilon (1e-5) left out of every BN,
-always; of one BN, 1 and 1. The rest moves the output by less than rounding does, and no check of the
-outputs can see it.
+always; of one BN, 1 and 1. The rest moves the output by less than rounding does, and no check of
+the outputs can see it.
 
 Values that are not finite must agree in place and kind; integers, booleans and strings must be
 equal. Both may differ in as many elements as `factor` times the noisiest draw does; of at least
-a thousand integers one in a thousand may differ, because a tie between two classes is rarely
-seen in a few draws. An output whose shape changes under rounding alone (NonMaxSuppression) cannot
-be compared and is reported as such.
+a thousand integers one in a thousand may differ, because few draws see a tie between two classes.
+An output whose shape changes under rounding alone (NonMaxSuppression) cannot be compared and is
+reported as such.
 """
 
 import math

@@ -119,6 +119,8 @@ def _standalone_form(site: Site, index: int, wanted: Standalone) -> Standalone:
         known = not too_flat and site.affine_of(index).vector(1, channels) is not None
     except Refused:
         return "keep"
+    # onnxruntime infers shapes too, and loads no node that does not fit what it has misread.
+    known = known and site.shapes.why_unknown(site.sides(index)) is None
     return wanted if known and site.graph.opset >= 7 else "keep"
 
 

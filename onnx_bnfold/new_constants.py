@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
-from onnx import TensorProto
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Affine
@@ -375,11 +374,7 @@ def _of_standalone(site: Site, index: int, form: Standalone) -> Iterator[NewCons
     view, rank, count = site.view(index), site.rank(index), site.norm(index).channels
     vectors = present.vector(1, count)
     assert vectors is not None
-    data_type = view.type_of(view.name_in(0))
-    if data_type == TensorProto.UNDEFINED:
-        scale = view.constant(1)
-        assert scale is not None
-        data_type = scale.data_type
+    data_type = batchnorm.data_type(view)
     spread = (count,) + (1,) * (rank - 2)
     shapes = {"mul-add": (spread, spread), "conv": ((count, 1, *spread[1:]), (count,))}[form]
     for slot, (name, vector, dims) in enumerate(

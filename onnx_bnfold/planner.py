@@ -27,6 +27,7 @@ from onnx_bnfold.limits import Limits
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.shared import SharedConstants
 from onnx_bnfold.site import AFFINE_OPERATORS, Key, Site, constant_map
+from onnx_bnfold.view import accepts
 
 # What a BatchNormalization that stays is written as, for compilers that have none: itself, two
 # nodes with constants of shape (C, 1, …), or a depthwise Conv with a kernel of ones.
@@ -111,6 +112,10 @@ class GraphPlan:
         return {i: form for i, form in forms.items() if form != "keep" and i not in self.plain}
 
 
+# What a BatchNormalization is written as.
+_WRITTEN: Mapping[Standalone, tuple[str, ...]] = {"mul-add": ("Mul", "Add"), "conv": ("Conv",)}
+
+
 def _standalone_form(site: Site, index: int, wanted: Standalone) -> Standalone:
     try:
         channels, rank = site.norm(index).channels, site.rank(index)
@@ -119,7 +124,11 @@ def _standalone_form(site: Site, index: int, wanted: Standalone) -> Standalone:
         known = not too_flat and site.affine_of(index).vector(1, channels) is not None
     except Refused:
         return "keep"
-    return wanted if known and site.graph.opset >= 7 else "keep"
+    # onnxruntime infers shapes too, and loads no node that does not fit what it has misread.
+    known = known and site.shapes.why_unknown(site.sides(index)) is None
+    kind, opset = batchnorm.data_type(site.view(index)), site.graph.opset
+    written = all(accepts(operator, opset, kind) for operator in _WRITTEN[wanted])
+    return wanted if known and written and opset >= 7 else "keep"
 
 
 def plan_graph(

@@ -155,8 +155,10 @@ class _Finished:
         lost = set(graph.overridable - listed)
         if ir_version < 4:  # every initializer has to be an input
             lost |= {name for name in given - listed if name in formal or name not in before}
-        elif not listed <= formal:
-            raise self.broken(f"{min(listed - formal)!r} has become an input")
+        elif not listed <= graph.overridable:
+            name = min(listed - graph.overridable)
+            what = "is still an input" if name in formal else "has become an input"
+            raise self.broken(f"the constant {name!r} {what}")
         if lost:
             raise self.broken(f"the input {min(lost)!r} is lost")
 

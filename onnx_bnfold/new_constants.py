@@ -18,7 +18,7 @@ from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Affine
 from onnx_bnfold.layers import LAYOUTS, LinearLayer
 from onnx_bnfold.numerics import ONE, Product, product, product_blocks, products
-from onnx_bnfold.planner import GraphPlan, Standalone
+from onnx_bnfold.planner import GraphPlan
 from onnx_bnfold.quantized import QuantizedWeight
 from onnx_bnfold.reasons import Refusal, Refused
 from onnx_bnfold.site import Site
@@ -179,13 +179,9 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
     """
     site = plan.site
     edges = sorted(key for key in site.total if isinstance(key, tuple))
-    forms = plan.standalone_forms()
-    wanted = plan.changed - site.removed | forms.keys()
-    for index in sorted(wanted):
+    for index in sorted(plan.changed - site.removed):
         op = site.graph.ops[index]
-        if index in forms:
-            found = _of_standalone(site, index, forms[index])
-        elif op in LAYOUTS:
+        if op in LAYOUTS:
             found = _of_layer(site, index)
         elif op == batchnorm.OPERATOR:
             found = _of_norm(site, index, even=index in plan.evened)
@@ -326,9 +322,9 @@ def _of_norm(site: Site, index: int, *, even: bool) -> Iterator[NewConstant]:
     ones, zeros = np.ones(count), np.zeros(count)
     s_in, h_in = (ones, zeros) if into is None else _vectors(into, count)
     s_out, h_out = (ones, zeros) if out is None else _vectors(out, count)
-    scale, variance = norm.a * norm.deviation, np.square(norm.deviation) - norm.epsilon
-    new_scale = scale * s_out / s_in
-    new_scale, new_variance = (even and norm.evened(new_scale)) or (new_scale, variance)
+    scale, variance, *_ = norm.between(ones, ones, batchnorm.parameter_type(view, 4))
+    scaled = norm.between(s_in, s_out, batchnorm.parameter_type(view, 4))
+    new_scale, new_variance = (even and scaled.evened()) or scaled[:2]
     table = (
         (1, scale, new_scale),
         (2, norm.bias, norm.bias * s_out + h_out),
@@ -366,20 +362,3 @@ def _of_edge(site: Site, index: int, slot: int) -> NewConstant:
         return Product(value, ONE, info.data_type, site.view(index), exact)
 
     return NewConstant(index, slot, "constant", dims, info.data_type, _Described(compute))
-
-
-def _of_standalone(site: Site, index: int, form: Standalone) -> Iterator[NewConstant]:
-    """Yield factor and summand of a BatchNormalization, in the shapes its new form reads."""
-    present = site.affine_of(index)
-    view, rank, count = site.view(index), site.rank(index), site.norm(index).channels
-    vectors = present.vector(1, count)
-    assert vectors is not None
-    data_type = batchnorm.data_type(view)
-    spread = (count,) + (1,) * (rank - 2)
-    shapes = {"mul-add": (spread, spread), "conv": ((count, 1, *spread[1:]), (count,))}[form]
-    for slot, (name, vector, dims) in enumerate(
-        zip(("factor", "summand"), vectors, shapes, strict=True), start=1
-    ):
-        values = np.ascontiguousarray(vector).reshape(dims)
-        compute = partial(Product, values, ONE, data_type, view)
-        yield NewConstant(index, slot, name, dims, data_type, _Described(compute))

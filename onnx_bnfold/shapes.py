@@ -6,6 +6,7 @@ layers directly never needs it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
@@ -24,6 +25,7 @@ from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor, bodies_
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.slices import MOST_LEVELS, behind, hide, hide_unsafe_slices
 from onnx_bnfold.squeezes import misread
+from onnx_bnfold.storage.tensors import elsewhere, fill, is_external, tensors
 
 # Initializers up to this many elements keep their values: shapes may depend on them.
 LARGEST_KEPT = 1024
@@ -163,6 +165,7 @@ class Inference:
 
     def _run(self) -> list[dict[str, tuple[Dims | None, int]]]:
         light = without_weights(self._model)
+        self._read_parameters(light)
         self._fix_parameters(light)
         skipped = misread(light)
         hide(light, skipped)
@@ -177,6 +180,15 @@ class Inference:
         except Exception:  # an inconsistent model has no shapes; the rules then refuse
             types = [_types_of(graph) for graph in graphs_of(light)]
         return types
+
+    def _read_parameters(self, light: ModelProto) -> None:
+        """Fetch the axes, shapes and the like whose values lie in another file."""
+        for _, tensor in tensors(light, elsewhere()):
+            if _may_be_parameter(tensor):
+                values = self._read(tensor)
+                tensor.ClearField("data_location")
+                tensor.ClearField("external_data")
+                fill(tensor, values)
 
     def _fix_parameters(self, light: ModelProto) -> None:
         """Replace computed axes, shapes and the like by their values.
@@ -280,9 +292,15 @@ def _open_negative_sizes(graph: GraphProto) -> None:
 
 
 def _shape_only(tensor: TensorProto) -> TensorProto:
-    size = 1
-    for dim in tensor.dims:
-        size *= dim
-    if size <= LARGEST_KEPT and tensor.data_location != TensorProto.EXTERNAL:
+    is_kept = _may_be_parameter(tensor) if is_external(tensor) else _is_small(tensor)
+    if is_kept:
         return tensor
     return TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+
+
+def _may_be_parameter(tensor: TensorProto) -> bool:
+    return tensor.data_type == TensorProto.INT64 and _is_small(tensor)
+
+
+def _is_small(tensor: TensorProto) -> bool:
+    return bool(math.prod(tensor.dims) <= LARGEST_KEPT)

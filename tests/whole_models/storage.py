@@ -53,6 +53,6 @@ def _save(model: ModelProto, path: Path, storage: str) -> None:
         save_as_external_data=True,
         all_tensors_to_one_file=storage == "external",
         location="weights.bin" if storage == "external" else None,
-        size_threshold=0 if storage == "external" else 64,
+        size_threshold=0 if storage == "external" else 200,
         convert_attribute=storage == "external",
     )

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
+from onnx import TensorProto
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import VANISHING, Affine
@@ -112,14 +113,19 @@ class GraphPlan:
 
 
 def _standalone_form(site: Site, index: int, wanted: Standalone) -> Standalone:
+    view = site.view(index)
     try:
         channels, rank = site.norm(index).channels, site.rank(index)
-        too_flat = rank < 2 or (wanted == "conv" and rank < 3)
+        dims = view.dims_in(0)
+        # No runtime computes a Conv of empty pictures.
+        unfit = rank < 2 or (wanted == "conv" and (rank < 3 or 0 in dims[2:]))
         # Where layers around it contradict each other on ranks, it has no such map.
-        known = not too_flat and site.affine_of(index).vector(1, channels) is not None
+        known = not unfit and site.affine_of(index).vector(1, channels) is not None
     except Refused:
         return "keep"
-    return wanted if known and site.graph.opset >= 7 else "keep"
+    # From BatchNormalization-15 on its parameters do not say which type the data have.
+    typed = site.graph.opset < 15 or view.type_of(view.name_in(0)) != TensorProto.UNDEFINED
+    return wanted if known and typed and site.graph.opset >= 7 else "keep"
 
 
 def plan_graph(

@@ -7,13 +7,12 @@ layers directly never needs it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import onnx
 from onnx import (
     GraphProto,
     ModelProto,
-    NodeProto,
     TensorProto,
     ValueInfoProto,
     helper,
@@ -22,6 +21,7 @@ from onnx import (
 
 from onnx_bnfold.constants import Constants
 from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor, bodies_of, graphs_of
+from onnx_bnfold.hints import ranks_by_layers, types_by_constants
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.slices import MOST_LEVELS, behind, hide, hide_unsafe_slices
 from onnx_bnfold.squeezes import misread
@@ -44,13 +44,6 @@ _MISREAD = (
     "the model to opset 13 or later, and leave out empty lists of axes",
 )
 
-SAME_RANK = frozenset(
-    {
-        *("AveragePool", "BatchNormalization", "Cast", "Clip", "Dropout", "Elu", "Identity"),
-        *("LeakyRelu", "MaxPool", "Relu", "Sigmoid", "Softmax", "Tanh"),
-    }
-)
-
 
 class Shapes:
     """Known dims and element types of one graph's tensors.
@@ -70,6 +63,7 @@ class Shapes:
         self._inference = inference
         self._position = position
         self._ranks: dict[str, int] | None = None
+        self._kinds: dict[str, int] | None = None
 
     def __contains__(self, name: object) -> bool:
         scope = self._scope_of(name)
@@ -94,6 +88,14 @@ class Shapes:
         rank = scope._rank_hints().get(name)
         return None if rank is None else (None,) * rank
 
+    def type_of(self, name: str) -> int:
+        """Return a computed tensor's element type, UNDEFINED where it is not known."""
+        scope = self._scope_of(name)
+        found = scope._inference.types(scope._position).get(name)
+        if found is not None and found[1]:
+            return found[1]
+        return scope._type_hints().get(name, TensorProto.UNDEFINED)
+
     def why_unknown(self, names: Iterable[str]) -> tuple[Reason, str] | None:
         """Return why nothing is inferred where one of some tensors lies, if that is so."""
         return self._inference.why_unknown(names)
@@ -101,37 +103,14 @@ class Shapes:
     def _rank_hints(self) -> dict[str, int]:
         """Ranks that the layers themselves fix, where the graph's inputs have no shape."""
         if self._ranks is None:
-            self._ranks = _ranks_by_layers(self._graph, self._inference.types(self._position))
+            self._ranks = ranks_by_layers(self._graph, self._inference.types(self._position))
         return self._ranks
 
-
-Types = Mapping[str, tuple[Dims | None, int]]
-
-
-def _ranks_by_layers(graph: Graph, types: Types) -> dict[str, int]:
-    ranks: dict[str, int] = {}
-    for nodes in (graph.nodes, list(reversed(graph.nodes))):
-        for node in nodes:
-            if node.domain in STANDARD_DOMAINS and node.input and node.output:
-                _note_rank(graph, types, node, ranks)
-    return ranks
-
-
-def _note_rank(graph: Graph, types: Types, node: NodeProto, ranks: dict[str, int]) -> None:
-    ends = (node.input[0], node.output[0])
-    rank: int | None = None
-    if node.op_type == "Gemm":
-        rank = 2
-    elif node.op_type in ("Conv", "ConvTranspose"):
-        # A weight may be made by nodes: once it is folded it is an initializer like the others.
-        found = graph.find_initializer(node.input[1])
-        dims = types.get(node.input[1], (None, 0))[0] if found is None else found[1].dims
-        rank = None if dims is None else len(dims)
-    elif node.op_type in SAME_RANK:
-        rank = next((ranks[e] for e in ends if e in ranks), None)
-    if rank is not None:
-        for end in ends:
-            ranks.setdefault(end, rank)
+    def _type_hints(self) -> dict[str, int]:
+        """Types that the constants fix that tensors are computed with."""
+        if self._kinds is None:
+            self._kinds = types_by_constants(self._graph)
+        return self._kinds
 
 
 class Inference:

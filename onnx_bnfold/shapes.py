@@ -30,6 +30,9 @@ from onnx_bnfold.storage.tensors import elsewhere, fill, is_external, tensors
 # Initializers up to this many elements keep their values: shapes may depend on them.
 LARGEST_KEPT = 1024
 
+# Floats that lie in another file are read up to this many.
+_LARGEST_SCALES = 16
+
 # Longest vector that may be there when values are propagated.
 LONGEST_PROPAGATED = 2**16
 
@@ -278,8 +281,10 @@ def _shape_only(tensor: TensorProto) -> TensorProto:
 
 
 def _may_be_parameter(tensor: TensorProto) -> bool:
-    return tensor.data_type == TensorProto.INT64 and _is_small(tensor)
+    """Whether a tensor may be an axis, a size or the like, or the scales of a Resize."""
+    integers = tensor.data_type == TensorProto.INT64
+    return _is_small(tensor, LARGEST_KEPT if integers else _LARGEST_SCALES)
 
 
-def _is_small(tensor: TensorProto) -> bool:
-    return bool(math.prod(tensor.dims) <= LARGEST_KEPT)
+def _is_small(tensor: TensorProto, limit: int = LARGEST_KEPT) -> bool:
+    return bool(math.prod(tensor.dims) <= limit)

@@ -48,10 +48,14 @@ def test_behind_axes_that_are_misread(opset, axes):
 
 
 @pytest.mark.parametrize("made_by", ["initializer", "Constant"])
-def test_a_shape_that_lies_in_another_file_is_read(made_by, tmp_path):
-    """Without it nobody knows the rank behind the Reshape."""
-    net = Net((2, 4, 3, 3))
-    y = net.op("Reshape", net.conv("x", 4), net.ints(2, 2, 2, 9))
+@pytest.mark.parametrize("upsampled", [False, True])
+def test_a_shape_that_lies_in_another_file_is_read(upsampled, made_by, tmp_path):
+    """Without it nobody knows the rank behind the Reshape, nor anything behind the Upsample."""
+    net = Net((2, 4, 3, 3), opset=9 if upsampled else 17)
+    y = net.conv("x", 4)
+    if upsampled:
+        y = net.op("Upsample", y, net.const(np.ones(4)))
+    y = net.op("Reshape", y, net.ints(2, 2, 2, 9))
     model = net.model(net.bn(net.op("Reshape", y, net.ints(2, 4, 3, 3)), channels=4))
     if made_by == "Constant":
         shapes = [t for t in model.graph.initializer if t.data_type == TensorProto.INT64]

@@ -334,6 +334,7 @@ def reads(node: NodeProto) -> set[str]:
         for graph in [a.g] if a.HasField("g") else list(a.graphs):
             inner = {i.name for i in graph.input} | {t.name for t in graph.initializer}
             inner |= {o for n in graph.node for o in n.output}
+            inner |= {s.values.name for s in graph.sparse_initializer}
             names |= set().union(*(reads(n) for n in graph.node)) - inner if graph.node else set()
             names |= {o.name for o in graph.output} - inner
     return names

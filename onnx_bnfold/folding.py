@@ -10,17 +10,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
 from onnx_bnfold.affine import Float64
-from onnx_bnfold.batchnorm import OPERATOR
 from onnx_bnfold.constants import Constants, OpenTensor, Stored
 from onnx_bnfold.errors import UsageError
-from onnx_bnfold.graph import Graph, ReadTensor, graphs_of
+from onnx_bnfold.graph import Body, Graph, ReadTensor, bodies_of, graphs_of
 from onnx_bnfold.limits import Limits, Profile
 from onnx_bnfold.new_constants import Unrepresentable, Whole, new_constants
 from onnx_bnfold.order import in_order
-from onnx_bnfold.planner import GraphPlan, Standalone, plan_graph
+from onnx_bnfold.planner import Decision, GraphPlan, Standalone, plan_graph
 from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.report import Record, Rescaled, records_of, rescaled_of
 from onnx_bnfold.rewrite import Pending, rewrite
@@ -94,8 +93,8 @@ class _Source:
         self._open = open_tensor
 
     def with_merged(self, merged: Mapping[str, Callable[[], Float64]]) -> _Source:
-        """Return one that has initializers, too, which are not rounded to their type yet."""
-        return _Source(self._read, self._open, merged)
+        """Return one that has more constants, which are not rounded to their type yet."""
+        return _Source(self._read, self._open, {**self.merged, **merged})
 
     def read(self, tensor: TensorProto) -> np.ndarray[Any, Any]:
         compute = self.merged.get(tensor.name) if self.merged else None
@@ -113,6 +112,15 @@ def _has_values(tensor: TensorProto) -> bool:
     return bool(tensor.ByteSize() != declared.ByteSize())
 
 
+def _tensors(body: Body) -> Iterator[TensorProto]:
+    """Yield the initializers of a body, and what its Constant nodes hold."""
+    if isinstance(body, GraphProto):
+        yield from body.initializer
+    for node in body.node:
+        if node.op_type == "Constant":
+            yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
+
+
 class Folding:
     """The planning of one model, and what was learnt from failed attempts.
 
@@ -125,7 +133,7 @@ class Folding:
 
     Attributes:
         original: the model, its nodes in order.
-        model: the same with its branches merged.
+        model: the same with its branches merged, and with what else was put in a node's place.
     """
 
     def __init__(
@@ -144,7 +152,8 @@ class Folding:
         self._excluded: dict[tuple[int, int], Refusal] = {}
         self._ranges = ranges
         self._unequal: set[tuple[int, str]] = set()
-        self._plain: set[tuple[int, int]] = set()
+        self._restated: dict[tuple[int, int], Decision] = {}
+        self._unread: set[str] = set()
         self._index()
         if not require_sound(self._graphs):
             self.model = in_order(model, self._graphs)
@@ -194,26 +203,58 @@ class Folding:
 
     def plan(self) -> Sequence[GraphPlan]:
         """Plan every graph of the model, leaving out what turned out not to be representable."""
-        known: dict[int, Site] = {}
-        self.plans = []
         with np.errstate(all="ignore"):  # what is no finite number is refused, not warned of
-            for position in range(len(self._graphs)):
-                self.plans.append(self._plan_graph(position, known))
+            self._plan_graphs()
+            while self._restate():
+                self._plan_graphs()
+            for position, plan in enumerate(self.plans):
+                here = [d for (p, _), d in self._restated.items() if p == position]
+                plan.decisions = sorted((*here, *plan.decisions), key=lambda d: d.node)
+                if self.options.equalize:
+                    self._equalize(position, plan)
         return self.plans
+
+    @property
+    def _limits(self) -> Limits:
+        return Limits(self.options.max_rescale, self.options.profile)
+
+    def _plan_graphs(self) -> None:
+        known: dict[int, Site] = {}
+        self.plans = [self._plan_graph(position, known) for position in range(len(self._graphs))]
 
     def _plan_graph(self, position: int, known: dict[int, Site]) -> GraphPlan:
         excluded = {n: r for (p, n), r in self._excluded.items() if p == position}
-        limits = Limits(self.options.max_rescale, self.options.profile)
         keep = self.options.keep_shared_weights
         site = self._site(position, known)
-        plan = plan_graph(site, limits, excluded, keep_shared_weights=keep)
-        plan.plain = {n for p, n in self._plain if p == position}
-        plan.restate(self.options.standalone, limits)
-        if self.options.equalize:
-            self._equalize(position, plan, limits)
-        return plan
+        return plan_graph(site, self._limits, excluded, keep_shared_weights=keep)
 
-    def _equalize(self, position: int, plan: GraphPlan, limits: Limits) -> None:
+    def _restate(self) -> bool:
+        """Go on with a copy of the model in which nodes that stay have another form, if any do."""
+        form = self.options.standalone
+        if form == "keep":
+            return False
+        from onnx_bnfold import standalone
+
+        found = []
+        for position, plan in enumerate(self.plans):
+            excluded = {n for p, n in self._excluded if p == position}
+            found.append(standalone.to_restate(plan, form, self._limits, excluded))
+        if not any(found):
+            return False
+        copy = ModelProto()
+        copy.CopyFrom(self.model)
+        copied = standalone.apply(copy, self.plans, found, form)
+        moved = copied.moved
+        self._source = self._source.with_merged(copied.made)
+        self._unread |= copied.unread
+        self._excluded = {(p, moved[p, n]): r for (p, n), r in self._excluded.items()}
+        earlier = [(p, d._replace(node=moved[p, n])) for (p, n), d in self._restated.items()]
+        self._restated = copied.decisions | {(p, d.node): d for p, d in earlier}
+        self.model = copy
+        self._index()
+        return True
+
+    def _equalize(self, position: int, plan: GraphPlan) -> None:
         from onnx_bnfold.equalize import equalize
         from onnx_bnfold.ranges import from_statistics
 
@@ -222,7 +263,7 @@ class Folding:
         else:
             ranges = self._ranges if position == 0 else {}
         excluded = frozenset(root for p, root in self._unequal if p == position)
-        equalize(plan, ranges, limits, excluded)
+        equalize(plan, ranges, self._limits, excluded)
 
     def exclude(self, failures: Mapping[tuple[int, int], Refusal]) -> None:
         """Keep, from the next plan on, the nodes that caused constants which do not fit.
@@ -234,7 +275,7 @@ class Folding:
         Raises:
             RuntimeError: they would be met again, without end.
         """
-        excluded, plain, unequal = set(self._excluded), set(self._plain), set(self._unequal)
+        excluded, unequal = set(self._excluded), set(self._unequal)
         for (position, index), refusal in failures.items():
             plan = self.plans[position]
             if index in plan.equalized:  # what is not needed goes first
@@ -242,9 +283,7 @@ class Folding:
                 continue
             cause = position, plan.touched.get(index, [index])[-1]
             self._excluded[cause] = refusal
-            if cause in excluded:  # it stays already, and cannot be written otherwise
-                self._plain.add(cause)
-        if (excluded, plain, unequal) == (set(self._excluded), self._plain, self._unequal):
+        if (excluded, unequal) == (set(self._excluded), self._unequal):
             culprits = {refusal.culprit for refusal in failures.values()}
             raise RuntimeError(f"{min(culprits)} fails whatever is left out")
 
@@ -278,27 +317,35 @@ class Folding:
 
     def apply(self, copy: ModelProto) -> dict[str, Pending]:
         """Rewrite a copy of the model by the present plan; see ``rewrite.rewrite``."""
-        pending = rewrite(copy, self.plans, freeze=self.options.freeze_initializers)
+        freeze, unread = self.options.freeze_initializers, self._unread
+        pending = rewrite(copy, self.plans, freeze=freeze, unread=unread)
         if self._source.merged:
             pending.update(self._merged_constants(copy, pending.keys()))
         return pending
 
     def _merged_constants(self, copy: ModelProto, known: Set[str]) -> Iterator[tuple[str, Pending]]:
-        """Yield what the merged branches need and the plan does not change."""
+        """Yield constants that were new before the planning and have not changed by it.
+
+        Those outside the main graph are completed.
+        """
         from onnx_bnfold.merge import rounded
 
-        for tensor in copy.graph.initializer:
-            compute = self._source.merged.get(tensor.name)
-            if compute is not None and tensor.name not in known:
-                whole = Whole(partial(rounded, compute, tensor.data_type))
-                yield tensor.name, Pending(tensor, math.prod(tensor.dims), whole)
+        merged = self._source.merged
+        for body in bodies_of(copy):
+            for tensor in _tensors(body):
+                if tensor.name not in merged or tensor.name in known or _has_values(tensor):
+                    continue
+                compute = partial(rounded, merged[tensor.name], tensor.data_type)
+                if body is copy.graph:
+                    yield tensor.name, Pending(tensor, math.prod(tensor.dims), Whole(compute))
+                else:
+                    tensor.CopyFrom(numpy_helper.from_array(compute(), tensor.name))
 
     @property
     def alters(self) -> bool:
         """Whether anything changes by the present plan."""
-        return bool(self.merged) or any(
-            any((plan.site.removed, plan.equalized, plan.evened, plan.standalone_forms()))
-            for plan in self.plans
+        return bool(self.merged or self._restated) or any(
+            any((plan.site.removed, plan.equalized, plan.evened)) for plan in self.plans
         )
 
     @property
@@ -308,7 +355,7 @@ class Folding:
             decision.folded
             for plan in self.plans
             for decision in plan.decisions
-            if plan.site.graph.ops[decision.node] == OPERATOR
+            if plan.is_norm(decision)
         ]
         return sum(fates) + len(self.merged), len(fates) - sum(fates)
 

@@ -312,7 +312,7 @@ def apply(
         layer = site.layer(merge.conv)
         dims = ((*layer.weight.dims[:2], *merge.geometry.kernel), (layer.channels_out,))
         for name, shape, compute in zip(names, dims, (weight, bias), strict=True):
-            _declare(model.ir_version, graph, name, shape, layer.weight.data_type)
+            declare(model.ir_version, graph, name, shape, layer.weight.data_type)
             pending[name] = partial(compute, site, merge)
         _write(node, merge, names, nodes[merge.branch.sums[-1]].output[0])
         gone |= merge.branch.nodes
@@ -332,13 +332,14 @@ def apply(
 
 
 def rounded(compute: Callable[[], Float64], data_type: int) -> np.ndarray[Any, Any]:
-    """Round a merged constant that the fold left as it is."""
+    """Round a constant that was computed before the fold, which has left it as it is."""
     return as_type(compute(), data_type)
 
 
-def _declare(
+def declare(
     ir_version: int, graph: GraphProto, name: str, dims: tuple[int, ...], data_type: int
 ) -> None:
+    """Add an initializer that has name, dims and type, and no values yet."""
     graph.initializer.append(TensorProto(name=name, dims=dims, data_type=data_type))
     if ir_version < 4:
         graph.input.append(helper.make_tensor_value_info(name, data_type, dims))

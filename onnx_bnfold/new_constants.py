@@ -13,13 +13,12 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
-from onnx import TensorProto
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Affine
 from onnx_bnfold.layers import LAYOUTS, LinearLayer
 from onnx_bnfold.numerics import ONE, Product, product, product_blocks, products
-from onnx_bnfold.planner import GraphPlan, Standalone
+from onnx_bnfold.planner import GraphPlan
 from onnx_bnfold.quantized import QuantizedWeight
 from onnx_bnfold.reasons import Refusal, Refused
 from onnx_bnfold.site import Site
@@ -180,13 +179,9 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
     """
     site = plan.site
     edges = sorted(key for key in site.total if isinstance(key, tuple))
-    forms = plan.standalone_forms()
-    wanted = plan.changed - site.removed | forms.keys()
-    for index in sorted(wanted):
+    for index in sorted(plan.changed - site.removed):
         op = site.graph.ops[index]
-        if index in forms:
-            found = _of_standalone(site, index, forms[index])
-        elif op in LAYOUTS:
+        if op in LAYOUTS:
             found = _of_layer(site, index)
         elif op == batchnorm.OPERATOR:
             found = _of_norm(site, index, even=index in plan.evened)
@@ -367,24 +362,3 @@ def _of_edge(site: Site, index: int, slot: int) -> NewConstant:
         return Product(value, ONE, info.data_type, site.view(index), exact)
 
     return NewConstant(index, slot, "constant", dims, info.data_type, _Described(compute))
-
-
-def _of_standalone(site: Site, index: int, form: Standalone) -> Iterator[NewConstant]:
-    """Yield factor and summand of a BatchNormalization, in the shapes its new form reads."""
-    present = site.affine_of(index)
-    view, rank, count = site.view(index), site.rank(index), site.norm(index).channels
-    vectors = present.vector(1, count)
-    assert vectors is not None
-    data_type = view.type_of(view.name_in(0))
-    if data_type == TensorProto.UNDEFINED:
-        scale = view.constant(1)
-        assert scale is not None
-        data_type = scale.data_type
-    spread = (count,) + (1,) * (rank - 2)
-    shapes = {"mul-add": (spread, spread), "conv": ((count, 1, *spread[1:]), (count,))}[form]
-    for slot, (name, vector, dims) in enumerate(
-        zip(("factor", "summand"), vectors, shapes, strict=True), start=1
-    ):
-        values = np.ascontiguousarray(vector).reshape(dims)
-        compute = partial(Product, values, ONE, data_type, view)
-        yield NewConstant(index, slot, name, dims, data_type, _Described(compute))

@@ -13,13 +13,12 @@ from anybody), then those with the most elements, so that most work is saved.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
-from onnx import TensorProto
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import VANISHING, Affine
@@ -33,8 +32,19 @@ from onnx_bnfold.site import AFFINE_OPERATORS, Key, Site, constant_map
 # nodes with constants of shape (C, 1, …), or a depthwise Conv with a kernel of ones.
 Standalone = Literal["keep", "mul-add", "conv"]
 
-# Refusals that say that new constants do not fit their type.
-UNFIT = (Reason.OVERFLOW, Reason.PRECISION, Reason.NOT_FINITE)
+
+class Restated(NamedTuple):
+    """What was a BatchNormalization before it was written as something else.
+
+    Attributes:
+        form: what it is written as.
+        name: of the node it was.
+        output: name of the tensor it wrote.
+    """
+
+    form: Standalone
+    name: str
+    output: str
 
 
 class Decision(NamedTuple):
@@ -47,6 +57,7 @@ class Decision(NamedTuple):
         added: number of Add nodes that its shift needs (behind a MatMul of rank 3 and more).
         refusal: why it stays, or None if it is folded.
         tried: for each way that was tried, the refusal it met.
+        restated: what the node was if it stays as something else: the first of those in its place.
     """
 
     node: int
@@ -56,6 +67,7 @@ class Decision(NamedTuple):
     added: int = 0
     refusal: Refusal | None = None
     tried: tuple[tuple[str, Refusal], ...] = ()
+    restated: Restated | None = None
 
     @property
     def folded(self) -> bool:
@@ -70,32 +82,17 @@ class GraphPlan:
     Attributes:
         site: the graph with the total change of every key and the removed nodes.
         decisions: one per BatchNormalization and per removed affine node, in node order.
-        standalone: what a BatchNormalization that stays is written as.
         touched: for each node whose constants change, the removed nodes that caused it, in order.
         equalized: for each node whose constants change for it, the tensors whose channels are made
             alike (``equalize``).
         evened: the BatchNormalizations that stay and get scales of one size.
-        plain: the BatchNormalizations that nothing else can be written for.
     """
 
     site: Site
     decisions: list[Decision] = field(default_factory=list)
     touched: dict[int, list[int]] = field(default_factory=dict)
-    standalone: Standalone = "keep"
     equalized: dict[int, list[str]] = field(default_factory=dict)
     evened: set[int] = field(default_factory=set)
-    plain: Set[int] = frozenset()
-
-    def restate(self, form: Standalone, limits: Limits) -> None:
-        """Write what stays in another form, if that costs no precision; if it does, note it."""
-        self.standalone = form
-        forms = self.standalone_forms()
-        for position, decision in enumerate(self.decisions):
-            if decision.node in forms:
-                try:
-                    limits.check_product(self.site, decision.node)
-                except Refused as refused:
-                    self.decisions[position] = decision._replace(refusal=refused.refusal)
 
     @property
     def changed(self) -> set[int]:
@@ -103,29 +100,10 @@ class GraphPlan:
         edges = (key[0] for key in self.site.total if isinstance(key, tuple))
         return {*self.touched, *self.equalized, *self.evened, *edges}
 
-    def standalone_forms(self) -> dict[int, Standalone]:
-        """Return the BatchNormalizations that stay and are written as something else."""
-        if self.standalone == "keep":
-            return {}
-        kept = (d.node for d in self.decisions if d.refusal and d.refusal.reason not in UNFIT)
-        forms = {i: _standalone_form(self.site, i, self.standalone) for i in kept}
-        return {i: form for i, form in forms.items() if form != "keep" and i not in self.plain}
-
-
-def _standalone_form(site: Site, index: int, wanted: Standalone) -> Standalone:
-    view = site.view(index)
-    try:
-        channels, rank = site.norm(index).channels, site.rank(index)
-        dims = view.dims_in(0)
-        # No runtime computes a Conv of empty pictures.
-        unfit = rank < 2 or (wanted == "conv" and (rank < 3 or 0 in dims[2:]))
-        # Where layers around it contradict each other on ranks, it has no such map.
-        known = not unfit and site.affine_of(index).vector(1, channels) is not None
-    except Refused:
-        return "keep"
-    # From BatchNormalization-15 on its parameters do not say which type the data have.
-    typed = site.graph.opset < 15 or view.type_of(view.name_in(0)) != TensorProto.UNDEFINED
-    return wanted if known and typed and site.graph.opset >= 7 else "keep"
+    def is_norm(self, decision: Decision) -> bool:
+        """Whether a decision is about a BatchNormalization."""
+        op = self.site.graph.ops[decision.node]
+        return decision.restated is not None or op == batchnorm.OPERATOR
 
 
 def plan_graph(

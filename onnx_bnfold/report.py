@@ -196,9 +196,12 @@ def records_of(plans: Sequence[GraphPlan]) -> tuple[Record, ...]:
 
 
 def _record(plan: GraphPlan, decision: Decision) -> Record:
+    place, was = plan.site.place(decision.node), decision.restated
+    if was is not None:
+        place = plan.site.graph.place(f"{batchnorm.OPERATOR} {was.name!r}")
     return Record(
-        plan.site.place(decision.node),
-        plan.site.graph.ops[decision.node] == batchnorm.OPERATOR,
+        place,
+        plan.is_norm(decision),
         decision.way,
         tuple(map(plan.site.place, decision.scale_to)),
         tuple(map(plan.site.place, decision.shift_to)),

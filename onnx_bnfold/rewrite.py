@@ -25,7 +25,7 @@ from onnx_bnfold.constants import EVALUATED
 from onnx_bnfold.finished import Text, require_intact
 from onnx_bnfold.graph import Body, Graph, counterparts, quantization_parameters
 from onnx_bnfold.new_constants import Compute, NewConstant, new_constants
-from onnx_bnfold.planner import GraphPlan, Standalone
+from onnx_bnfold.planner import GraphPlan
 from onnx_bnfold.storage.tensors import clear_values, is_external
 
 _GONE = 1 << 29  # the place of what goes; more than any other
@@ -47,13 +47,16 @@ class Pending(NamedTuple):
     compute: Compute
 
 
-def rewrite(model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool) -> dict[str, Pending]:
+def rewrite(
+    model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool, unread: Set[str] = frozenset()
+) -> dict[str, Pending]:
     """Apply plans to a model in place.
 
     Args:
         model: a copy of the model that was planned, whose bodies are in the same order.
         plans: one per body.
         freeze: take initializers that are graph inputs out of the inputs.
+        unread: constants that may have lost their readers before, and go, too.
 
     Returns:
         The new initializers of the main graph, by name. Constants of other bodies are complete.
@@ -69,7 +72,7 @@ def rewrite(model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool) -> d
     if freeze and model.ir_version >= 4:  # below, every initializer has to be an input
         main = graphs[0]
         _drop_named(model.graph.input, main.initializers.keys() | main.sparse.keys())
-    loose: set[str] = set()
+    loose = set(unread)
     given: dict[int, list[str]] = {}
     for position in reversed(range(len(plans))):
         editor = _Editor(model, bodies[position], plans[position], position, names)
@@ -145,10 +148,7 @@ class _Editor:
             self._place(new)
         reads = (self.site.graph.reads[index] for index in self.site.removed)
         self.loose |= self.site.constants.among(set(chain.from_iterable(reads)))
-        forms = self.plan.standalone_forms()
-        for index, form in forms.items():
-            self._restate(index, form)
-        for index in self.plan.evened - forms.keys():
+        for index in self.plan.evened:
             node = self.nodes[index]
             node.doc_string = f"{node.doc_string} {batchnorm.EVENED}".lstrip()
         self._rename(self._final_names())
@@ -255,22 +255,6 @@ class _Editor:
                 node.attribute.append(helper.make_attribute("broadcast", 1))
             return
         self._append_add(node, new.node, name)
-
-    def _restate(self, index: int, form: Standalone) -> None:
-        """Write a BatchNormalization, whose inputs 1 and 2 are in place, as something else."""
-        node = self.nodes[index]
-        self.loose.update(node.input[3:])
-        x, factor, summand = node.input[:3]
-        del node.attribute[:], node.input[:], node.output[1:]
-        if form == "conv":
-            node.op_type = "Conv"
-            node.input.extend([x, factor, summand])
-            group = helper.make_attribute("group", self.site.norm(index).channels)
-            node.attribute.append(group)
-            return
-        node.op_type = "Mul"
-        node.input.extend([x, factor])
-        self._append_add(node, index, summand)
 
     def _append_add(self, node: NodeProto, index: int, summand: str) -> None:
         """Let an Add of a constant follow a node."""

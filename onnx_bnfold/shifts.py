@@ -70,7 +70,8 @@ class Shifts:
                 continue
             self._check_means(key, change)
             total = self._total(key)
-            if total is not None and total.has_shift:
+            # A scale alone leaves a shift of before as large as it was beside the tensor.
+            if change.has_shift and total is not None and total.has_shift:
                 self._check_bias(key, total)
                 self._check_tensor(key, total)
 

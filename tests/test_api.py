@@ -341,7 +341,6 @@ def test_what_fails_whatever_is_left_out_has_an_end(rng):
     folding.plan()
     failure = {(0, 0): Refused(Reason.PRECISION, "Conv 'c'", "it is refused").refusal}
     folding.exclude(failure)
-    folding.exclude(failure)
     with pytest.raises(RuntimeError, match="Conv 'c' fails whatever"):
         folding.exclude(failure)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from onnx import ModelProto
 
+from onnx_bnfold import batchnorm
 from onnx_bnfold.graph import Graph, graphs_of, operator
 from onnx_bnfold.planner import Decision, GraphPlan
 from onnx_bnfold.report import Record
@@ -125,7 +126,6 @@ class _Recorder:
     def __init__(self, plan: GraphPlan, layers: Mapping[int, int]) -> None:
         self.site = plan.site
         self.layers = layers
-        self.forms = plan.standalone_forms()
         self.touched: dict[int, list[int]] = {}
         for index, causes in plan.touched.items():
             for cause in causes:
@@ -137,10 +137,13 @@ class _Recorder:
             x, y = self.site.sides(index)
         else:
             x, y = graph.nodes[index].input[0], graph.nodes[index].output[0]
-        form = self.forms.get(index, "keep")
-        return _record(graph, (index, x, y), decision, tuple(self._takers(decision)), form)
+        if decision.restated is not None:
+            y = decision.restated.output
+        return _record(graph, (index, x, y), decision, tuple(self._takers(decision)))
 
     def _takers(self, decision: Decision) -> Iterator[Taker]:
+        if not decision.folded:
+            return
         for index in sorted(self.touched.get(decision.node, ())):
             yield Taker(
                 *_names(self.site.graph, index),
@@ -156,19 +159,21 @@ def _record(
     where: tuple[int, str, str],
     decision: Decision,
     takers: tuple[Taker, ...],
-    form: str = "keep",
 ) -> NodeRecord:
     """Return a record; ``where`` is the node's index, its data input and its output."""
     index, x, y = where
-    producer, refusal = graph.producer.get(x), decision.refusal
+    producer, refusal, was = graph.producer.get(x), decision.refusal, decision.restated
+    names = _names(graph, index)
+    if was is not None:
+        names = batchnorm.OPERATOR, was.name, graph.path
     readers = dict.fromkeys(reader for reader, _ in graph.readers.get(y, ()))
     return NodeRecord(
-        *_names(graph, index),
+        *names,
         status="folded" if refusal is None else "kept",
         way=decision.way,
         taken_by=takers,
         added_nodes=decision.added,
-        written_as=None if refusal is None else form,
+        written_as=None if refusal is None else "keep" if was is None else was.form,
         reason=None if refusal is None else refusal.reason.value,
         culprit=None if refusal is None else refusal.culprit,
         sentence=None if refusal is None else refusal.sentence,

@@ -1,0 +1,234 @@
+"""BatchNormalizations that stay, written as a Mul and an Add, or as a depthwise Conv.
+
+They are replaced in a copy of the model, which is planned again: each half may find a place where
+the whole has found none, and a fold of the result finds nothing that this one has left. The new
+constants are float64 until the plan is made, so that they are rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, defs, helper
+
+from onnx_bnfold.affine import Float64
+from onnx_bnfold.finished import Text, require_intact
+from onnx_bnfold.graph import Body, counterparts
+from onnx_bnfold.limits import Limits
+from onnx_bnfold.merge import declare
+from onnx_bnfold.numerics import ONE, product
+from onnx_bnfold.planner import Decision, GraphPlan, Restated, Standalone
+from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.rewrite import Names
+from onnx_bnfold.site import Site
+from onnx_bnfold.view import FLOATS
+
+# The first takes the place, the attributes aside, and the name of the BatchNormalization.
+_OPERATORS: Mapping[Standalone, Sequence[str]] = {"mul-add": ("Mul", "Add"), "conv": ("Conv",)}
+_SUFFIXES = ("factor", "summand")
+
+# (position of the graph, index of the node)
+Place = tuple[int, int]
+
+
+def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[int]) -> list[int]:
+    """Return the nodes that are to be written in another form.
+
+    Args:
+        plan: of one graph; where precision forbids the form, it says so from now on.
+        form: what BatchNormalizations that stay are to be written as.
+        limits: say what costs precision.
+        excluded: nodes whose constants, or those around them, do not fit their type.
+    """
+    found = []
+    for position, decision in enumerate(plan.decisions):
+        index = decision.node
+        if decision.folded or index in excluded or not _can_be(plan.site, index, form):
+            continue
+        if _is_not_to_be_disturbed(plan.site, decision, limits):
+            continue
+        try:
+            limits.check_product(plan.site, index)
+            for values in _constants(plan.site, index, form):
+                product(values, ONE, _data_type(plan.site, index), plan.site.view(index))
+        except Refused as refused:
+            plan.decisions[position] = decision._replace(refusal=refused.refusal)
+        else:
+            found.append(index)
+    return found
+
+
+def _is_not_to_be_disturbed(site: Site, decision: Decision, limits: Limits) -> bool:
+    """Whether a node stays because it, or one beside it, reads little more than rounding errors."""
+    if decision.refusal is None or decision.refusal.reason is not Reason.PRECISION:
+        return False
+    try:
+        limits.check_rounding(site, decision.node)
+    except Refused:
+        return True
+    return False
+
+
+def _can_be(site: Site, index: int, form: Standalone) -> bool:
+    try:
+        channels, rank = site.norm(index).channels, site.rank(index)
+        too_flat = rank < 2 or (form == "conv" and rank < 3)
+        # Where layers around it contradict each other on ranks, it has no such map.
+        if too_flat or site.affine_of(index).vector(1, channels) is None:
+            return False
+        is_empty = 0 in site.view(index).dims_in(0)[2:]
+    except Refused:
+        return False
+    opset, kind = site.graph.opset, _data_type(site, index)
+    if form == "conv" and is_empty:  # which no runtime computes
+        return False
+    return (
+        kind != TensorProto.UNDEFINED
+        and opset >= 7
+        and all(_takes(op, opset, kind) for op in _OPERATORS[form])
+    )
+
+
+def _takes(operator: str, opset: int, data_type: int) -> bool:
+    """Whether a version of an operator takes a float type; what others are is judged elsewhere."""
+    allowed = defs.get_schema(operator, opset, "").type_constraints[0].allowed_type_strs
+    name = TensorProto.DataType.Name(data_type).lower()
+    return data_type not in FLOATS or f"tensor({name})" in allowed
+
+
+def _data_type(site: Site, index: int) -> int:
+    """Return the type of a node's data, UNDEFINED where nothing says it."""
+    view = site.view(index)
+    data_type = view.type_of(view.name_in(0))
+    if data_type == TensorProto.UNDEFINED and view.opset < 15:  # from then on they may differ
+        scale = view.constant(1)
+        assert scale is not None
+        data_type = scale.data_type
+    return data_type
+
+
+def _constants(site: Site, index: int, form: Standalone) -> tuple[Float64, Float64]:
+    """Return factor and summand in the shapes that the new nodes read."""
+    norm, spread = site.norm(index), (1,) * (site.rank(index) - 2)
+    if form == "conv":
+        return norm.a.reshape(-1, 1, *spread), norm.b
+    return norm.a.reshape(-1, *spread), norm.b.reshape(-1, *spread)
+
+
+@dataclass
+class Copied:
+    """What is in a copy of a model in which nodes have another form.
+
+    Attributes:
+        made: for each new constant, which has name, dims and type only, its elements in float64.
+        moved: for each node of the graphs as they were its index by now.
+        decisions: of the nodes that were replaced, by their index by now.
+        unread: the constants that these have read.
+    """
+
+    made: dict[str, Callable[[], Float64]] = field(default_factory=dict)
+    moved: dict[Place, int] = field(default_factory=dict)
+    decisions: dict[Place, Decision] = field(default_factory=dict)
+    unread: set[str] = field(default_factory=set)
+
+
+def apply(
+    model: ModelProto, plans: Sequence[GraphPlan], found: Sequence[Sequence[int]], form: Standalone
+) -> Copied:
+    """Replace BatchNormalizations in a copy of the model, in place.
+
+    Args:
+        model: the copy.
+        plans: of its graphs as they were.
+        found: for each graph the nodes to be replaced.
+        form: what by.
+
+    Raises:
+        BrokenResult: the new model is not sound.
+    """
+    graphs = [plan.site.graph for plan in plans]
+    bodies, names, copied = counterparts(model, graphs), Names(graphs), Copied()
+    for position, (plan, nodes) in enumerate(zip(plans, found, strict=True)):
+        graph, wanted = plan.site.graph, frozenset(nodes)
+        editor = _Editor(model, bodies[position], plan.site, form, names)
+        for index in nodes:
+            copied.unread |= editor.replace(index)
+        copied.made |= editor.made
+        now = editor.finish()
+        copied.moved |= {(position, index): place for index, place in enumerate(now)}
+        for decision in plan.decisions:
+            index = decision.node
+            if index in wanted:
+                was = Restated(form, graph.name(index), graph.writes[index][0])
+                again = decision._replace(node=now[index], restated=was)
+                copied.decisions[position, now[index]] = again
+    require_intact(graphs, [*map(Text, bodies)], model.ir_version)
+    return copied
+
+
+class _Editor:
+    """Replaces nodes of one body."""
+
+    def __init__(
+        self, model: ModelProto, body: Body, site: Site, form: Standalone, names: Names
+    ) -> None:
+        self.made: dict[str, Callable[[], Float64]] = {}
+        self._model = model
+        self._body = body
+        self._site = site
+        self._form = form
+        self._names = names
+        self._front: list[NodeProto] = []
+        self._behind: dict[int, NodeProto] = {}
+
+    def replace(self, index: int) -> set[str]:
+        """Write a node as something else; return the names of the constants that it has read."""
+        node, site = self._body.node[index], self._site
+        x, *parameters = node.input
+        values, kind = _constants(site, index, self._form), _data_type(site, index)
+        label = site.graph.name(index)
+        new = [
+            self._declare(self._names.fresh(f"{label}_{suffix}"), array, kind)
+            for suffix, array in zip(_SUFFIXES, values, strict=True)
+        ]
+        del node.attribute[:], node.input[:], node.output[1:]
+        node.op_type = _OPERATORS[self._form][0]
+        if self._form == "conv":
+            node.input.extend([x, *new])
+            node.attribute.append(helper.make_attribute("group", site.norm(index).channels))
+        else:
+            between = self._names.fresh(f"{node.output[0]}_product")
+            name = self._names.fresh(f"{node.name}_bias") if node.name else ""
+            self._behind[index] = helper.make_node("Add", [between, new[1]], node.output, name=name)
+            node.input.extend([x, new[0]])
+            node.output[0] = between
+        return set(parameters)
+
+    def _declare(self, name: str, values: Float64, data_type: int) -> str:
+        self.made[name] = values.copy
+        body, version = self._body, self._model.ir_version
+        if isinstance(body, GraphProto) and (version >= 4 or body is self._model.graph):
+            declare(version, body, name, values.shape, data_type)
+        else:
+            value = TensorProto(name=name, dims=values.shape, data_type=data_type)
+            self._front.append(helper.make_node("Constant", [], [name], value=value))
+        return name
+
+    def finish(self) -> list[int]:
+        """Put the new nodes in their places; return where each of the old ones is by now."""
+        count = len(self._body.node)
+        steps = (1 + (index in self._behind) for index in range(count))
+        *now, _ = accumulate(steps, initial=len(self._front))
+        if self._front or self._behind:
+            nodes = [*self._front, *self._in_order()]
+            del self._body.node[:]
+            self._body.node.extend(nodes)
+        return now
+
+    def _in_order(self) -> Iterator[NodeProto]:
+        for index, node in enumerate(self._body.node):
+            yield node
+            if index in self._behind:
+                yield self._behind[index]

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import helper
 
 from onnx_bnfold.affine import AGREEMENT, Float64
 from onnx_bnfold.reasons import Reason, Refusal, Refused
-from onnx_bnfold.rounding import FORMATS
+from onnx_bnfold.rounding import FORMATS, as_type
 from onnx_bnfold.view import FLOATS, NodeView, overridable
 
 Array = np.ndarray[Any, Any]
 
 OPERATOR = "BatchNormalization"
 VERSION = 15  # the newest of the operator that is known here
-# In the ``doc_string`` of a node whose ``input_var`` holds what ``scale`` was: see ``Norm.evened``.
+# In the ``doc_string`` of a node whose ``input_var`` holds what ``scale`` was: ``Scaled.evened``.
 EVENED = "onnx_bnfold: input_var holds the sizes of scale, not the variance of the input"
 PARAMETERS = ("scale", "B", "input_mean", "input_var")
 # The specification's default, as the float32 an attribute holds.
@@ -95,18 +95,50 @@ class Norm:
         row: Float64 = self._table[index]
         return row
 
-    def evened(self, scale: Float64) -> tuple[Float64, Float64] | None:
-        """Move the sizes of a ``scale`` into the variance, which nobody rounds to int8.
+    def between(self, into: Float64, out: Float64, data_type: int) -> Scaled:
+        """Return what it becomes where its input and its output get other scales.
+
+        The variance is scaled along, so that it goes on to say how the input is spread, unless its
+        type does not hold that. The scale makes up for how it is rounded.
 
         Args:
-            scale: ``(C,)``, to be used in place of the norm's own.
+            into, out: factors, ``(C,)`` each.
+            data_type: of the new variance.
+        """
+        # A variance is known to more digits by its root than beside a large epsilon.
+        given, beside = np.square(self.spread), np.square(self.deviation) - self.epsilon
+        negative = np.where(beside < -AGREEMENT * np.square(self.deviation), beside, 0)
+        before = np.where(given > 0, given, negative)
+        after = as_type(np.square(into) * before, data_type).astype(np.float64)
+        holds = (np.abs(into) != 1) & (before > 0) & (after > 0) & np.isfinite(after)
+        variance = np.where(holds, after, before)
+        deviation = np.where(holds, np.sqrt(variance + self.epsilon), self.deviation)
+        return Scaled(self.a * out / into * deviation, variance, deviation, self.epsilon)
+
+
+class Scaled(NamedTuple):
+    """The parts of a BatchNormalization that a scale of its input or its output changes.
+
+    Attributes:
+        scale, variance: its parameters, ``(C,)``.
+        deviation: ``sqrt(variance + epsilon)``.
+        epsilon: the attribute.
+    """
+
+    scale: Float64
+    variance: Float64
+    deviation: Float64
+    epsilon: float
+
+    def evened(self) -> tuple[Float64, Float64] | None:
+        """Move the sizes of the scale into the variance, which nobody rounds to int8.
 
         Returns:
             ``scale`` and ``input_var`` of the same function, the scales being of one size or zero;
             None if they are so already, or if it takes numbers beyond all use.
         """
-        used = scale != 0
-        size = np.abs(scale[used])
+        used = self.scale != 0
+        size = np.abs(self.scale[used])
         if not size.size or size.max() - size.min() <= AGREEMENT * size.max():
             return None
         wanted = np.square(self.deviation[used] / size)
@@ -115,11 +147,11 @@ class Norm:
         least = 2 * math.sqrt(max(self.epsilon, 0) / wanted.min())
         # A power of two, so that no variance becomes negative.
         factor = 2.0 ** math.ceil(math.log2(least)) if least > 1 else 1.0
-        variance = np.square(self.deviation) - self.epsilon
+        variance = self.variance.copy()
         variance[used] = factor**2 * wanted - self.epsilon
         if not (variance <= 1 / _LEAST).all():
             return None
-        return factor * np.sign(scale), variance
+        return factor * np.sign(self.scale), variance
 
 
 def read_norms(views: Sequence[NodeView]) -> list[Norm | Refusal]:

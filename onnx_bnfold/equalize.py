@@ -310,4 +310,4 @@ def _is_to_be_evened(site: Site, index: int) -> bool:
         return False
     infos = (view.constant(1), view.constant(4))
     wide = all(info is not None and info.data_type in _WIDE for info in infos)
-    return wide and norm.evened(norm.a * norm.deviation * r / p) is not None
+    return wide and norm.between(p, r, batchnorm.parameter_type(view, 4)).evened() is not None

@@ -322,9 +322,9 @@ def _of_norm(site: Site, index: int, *, even: bool) -> Iterator[NewConstant]:
     ones, zeros = np.ones(count), np.zeros(count)
     s_in, h_in = (ones, zeros) if into is None else _vectors(into, count)
     s_out, h_out = (ones, zeros) if out is None else _vectors(out, count)
-    scale, variance = norm.a * norm.deviation, np.square(norm.deviation) - norm.epsilon
-    new_scale = scale * s_out / s_in
-    new_scale, new_variance = (even and norm.evened(new_scale)) or (new_scale, variance)
+    scale, variance, *_ = norm.between(ones, ones, batchnorm.parameter_type(view, 4))
+    scaled = norm.between(s_in, s_out, batchnorm.parameter_type(view, 4))
+    new_scale, new_variance = (even and scaled.evened()) or scaled[:2]
     table = (
         (1, scale, new_scale),
         (2, norm.bias, norm.bias * s_out + h_out),

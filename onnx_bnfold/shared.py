@@ -134,6 +134,8 @@ class SharedConstants:
                 yield index, 2
             if into is not None:
                 yield index, 3
+            if into is not None and into.has_scale:
+                yield index, 4
         else:
             slots = range(len(site.graph.reads[index]))
             yield from (

@@ -7,7 +7,7 @@ constants are float64 until the plan is made, so that they are rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -21,7 +21,7 @@ from onnx_bnfold.merge import declare
 from onnx_bnfold.numerics import ONE, product
 from onnx_bnfold.planner import Decision, GraphPlan, Restated, Standalone
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.rewrite import Names
+from onnx_bnfold.rewrite import Names, arrange
 from onnx_bnfold.site import Site
 from onnx_bnfold.view import FLOATS
 
@@ -33,7 +33,7 @@ _SUFFIXES = ("factor", "summand")
 Place = tuple[int, int]
 
 
-def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[int]) -> list[int]:
+def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[int]) -> set[int]:
     """Return the nodes that are to be written in another form.
 
     Args:
@@ -42,7 +42,7 @@ def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[
         limits: say what costs precision.
         excluded: nodes whose constants, or those around them, do not fit their type.
     """
-    found = []
+    found = set()
     for position, decision in enumerate(plan.decisions):
         index = decision.node
         if decision.folded or index in excluded or not _can_be(plan.site, index, form):
@@ -56,7 +56,7 @@ def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[
         except Refused as refused:
             plan.decisions[position] = decision._replace(refusal=refused.refusal)
         else:
-            found.append(index)
+            found.add(index)
     return found
 
 
@@ -135,7 +135,7 @@ class Copied:
 
 
 def apply(
-    model: ModelProto, plans: Sequence[GraphPlan], found: Sequence[Sequence[int]], form: Standalone
+    model: ModelProto, plans: Sequence[GraphPlan], found: Sequence[Set[int]], form: Standalone
 ) -> Copied:
     """Replace BatchNormalizations in a copy of the model, in place.
 
@@ -150,17 +150,17 @@ def apply(
     """
     graphs = [plan.site.graph for plan in plans]
     bodies, names, copied = counterparts(model, graphs), Names(graphs), Copied()
-    for position, (plan, nodes) in enumerate(zip(plans, found, strict=True)):
-        graph, wanted = plan.site.graph, frozenset(nodes)
+    for position, plan in reversed([*enumerate(plans)]):  # a body before the one that holds it
+        graph, nodes = plan.site.graph, found[position]
         editor = _Editor(model, bodies[position], plan.site, form, names)
-        for index in nodes:
+        for index in sorted(nodes):
             copied.unread |= editor.replace(index)
         copied.made |= editor.made
         now = editor.finish()
         copied.moved |= {(position, index): place for index, place in enumerate(now)}
         for decision in plan.decisions:
             index = decision.node
-            if index in wanted:
+            if index in nodes:
                 was = Restated(form, graph.name(index), graph.writes[index][0])
                 again = decision._replace(node=now[index], restated=was)
                 copied.decisions[position, now[index]] = again
@@ -221,14 +221,7 @@ class _Editor:
         count = len(self._body.node)
         steps = (1 + (index in self._behind) for index in range(count))
         *now, _ = accumulate(steps, initial=len(self._front))
-        if self._front or self._behind:
-            nodes = [*self._front, *self._in_order()]
-            del self._body.node[:]
-            self._body.node.extend(nodes)
+        places = [*range(0, 2 * count, 2), *(2 * index + 1 for index in self._behind)]
+        self._body.node.extend((*self._behind.values(), *self._front))
+        arrange(self._body.node, [*places, *(-1 for _ in self._front)])
         return now
-
-    def _in_order(self) -> Iterator[NodeProto]:
-        for index, node in enumerate(self._body.node):
-            yield node
-            if index in self._behind:
-                yield self._behind[index]

@@ -28,7 +28,7 @@ from support import (
 )
 
 import onnx_bnfold
-from onnx_bnfold import Options, Reason
+from onnx_bnfold import Options, Reason, batchnorm
 
 X = {"x": (2, 3, 5, 6)}
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
@@ -437,6 +437,47 @@ def test_what_goes_into_a_norm_of_narrow_parameters_keeps_its_digits(
     kinds = [initializer(folded, name).dtype for name in folded.graph.node[0].input[1:]]
     assert kinds[0] == kinds[1]
     assert kinds[2] == kinds[3]
+
+
+@pytest.mark.parametrize("statistics", [np.float32, np.float16], ids=named)
+@pytest.mark.parametrize(
+    ("variance", "factor", "expected"),
+    [
+        (2.0, 3.0, 18.0),
+        (2.0, -3.0, 18.0),
+        (1e-3, 100.0, 10.0),
+        (0.0, 3.0, 0.0),
+        (2.0, 1.0, 2.0),
+        (-0.005, 3.0, -0.005),
+    ],
+)
+def test_the_variance_goes_on_to_say_how_the_input_is_spread(
+    variance, factor, expected, statistics, rng
+):
+    """It is scaled along with the input, as far as its type holds that."""
+    front = constant_operand("Mul", "x", "m", (3, 1, 1), rng)
+    norm = bn("m", "y", 3, rng, statistics_dtype=statistics, epsilon=0.01)
+    parts = join(front, norm)
+    model = model_of(parts.nodes, {"x": (2, 3, 2, 2)}, ["y"], parts.initializers, opset=14)
+    with_parameter(model, "var", np.array([1, variance, 2], statistics))
+    factors = np.array([2, 1 / factor, 4], np.float32).reshape(3, 1, 1)
+    next(t for t in model.graph.initializer if t.name == "m_const").CopyFrom(
+        tensor("m_const", factors)
+    )
+    folded, _ = fold_checked(model, kept=1, engine=evaluate, tolerance=1e-6)
+    assert ops(folded) == ["BatchNormalization"]
+    found = initializer(folded, folded.graph.node[0].input[4])
+    np.testing.assert_allclose(found, [0.25, expected, 0.125], rtol=1e-3, atol=1e-12)
+
+
+@pytest.mark.parametrize("factor", [2.0**-8, 2.0**14])
+def test_a_variance_that_its_type_does_not_hold_stays(factor):
+    """The scale takes all of it then."""
+    norm = batchnorm.Norm(np.array([[1.0], [0], [0], [2], [2], [0]]), 0.0, 0.0)
+    scaled = norm.between(np.array([factor]), np.ones(1), onnx.TensorProto.FLOAT16)
+    held = factor < 1
+    assert (scaled.variance != 4) == held
+    assert scaled.scale / scaled.deviation == 1 / factor
 
 
 @pytest.mark.parametrize(

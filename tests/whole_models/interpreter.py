@@ -199,6 +199,13 @@ class Interpreter:
         self.approximate = True
         return single
 
+    def _concat(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
+        """Join what is not empty, as onnxruntime does, whatever the shape of what is."""
+        parts = [env[name] for name in node.input]
+        full = [t.array for t in parts if t.array.size] or [t.array for t in parts]
+        joined = np.concatenate(full, attributes(node)["axis"])
+        return [self.held(joined, parts[0].dtype, exact=True)]
+
     def _constant(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
         ((name, value),) = attributes(node).items()
         if name == "value":

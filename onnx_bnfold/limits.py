@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from onnx import TensorProto
@@ -148,8 +148,8 @@ class Limits:
         if not suspects and not hidden:
             return  # without asking for the data type, which takes shape inference
         unit = unit_roundoff(self._type(site, site.sides(origin)[1]))
-        for index, size in suspects:
-            if _is_noise(site, index, size, unit):
+        for index, front in suspects:
+            if _is_noise(site, index, front, unit):
                 raise Refused(
                     Reason.PRECISION,
                     site.view(index).label,
@@ -168,25 +168,68 @@ class Limits:
 
 def _inputs(
     site: Site, origin: int, pairs: Sequence[tuple[int, int]]
-) -> Iterator[tuple[int, Float64]]:
-    """Yield a norm, and of its pairs the one behind, each with the size of what it reads."""
+) -> Iterator[tuple[int, int | None]]:
+    """Yield a norm, and of its pairs the one behind with that in front, by which it is judged."""
     norm = site.norm(origin)
     if norm.cancellation > 1:
-        yield origin, np.abs(norm.mean)
+        yield origin, None
     for first, second in pairs:
         if len(site.norm(first).a) == len(site.norm(second).a):
-            yield second, _size(site.norm(first))
+            yield second, first
 
 
-def _size(norm: batchnorm.Norm) -> Float64:
-    """Return how large a norm's output is, per channel."""
-    return np.asarray(np.abs(norm.bias) + 2 * np.abs(norm.a) * norm.spread)
+class _Statistics(NamedTuple):
+    """What a norm says of its input and its output, ``(C,)`` each."""
+
+    a: Float64
+    bias: Float64
+    mean: Float64
+    spread: Float64
+
+    @property
+    def size(self) -> Float64:
+        """How large its output is."""
+        return np.asarray(np.abs(self.bias) + 2 * np.abs(self.a) * self.spread)
 
 
-def _is_noise(site: Site, index: int, size: Float64, unit: float) -> bool:
-    """Whether rounding values of a size, per channel, moves a norm's output visibly."""
+def _statistics(site: Site, index: int) -> Iterator[_Statistics]:
+    """Yield the statistics of a norm as they were, and as they are by now."""
     norm = site.norm(index)
-    peak = _size(norm).max(initial=0)
+    yield _Statistics(norm.a, norm.bias, norm.mean, norm.spread)
+    sides = [site.total.get(name) for name in site.sides(index)]
+    pairs = [None if side is None else side.vector(1, norm.channels) for side in sides]
+    if any(pair is not None for pair in pairs):
+        same = np.ones(norm.channels), np.zeros(norm.channels)
+        (scale, shift), (factor, summand) = (same if pair is None else pair for pair in pairs)
+        yield _Statistics(
+            norm.a * factor / scale,
+            norm.bias * factor + summand,
+            norm.mean * scale + shift,
+            norm.spread * np.abs(scale),
+        )
+
+
+def _is_noise(site: Site, index: int, front: int | None, unit: float) -> bool:
+    """Whether rounding what a norm reads moves its output visibly, before and after all changes.
+
+    What changes have made of it is what another fold would see: that must not find more to do.
+
+    Args:
+        site: the graph.
+        index: the norm.
+        front: a norm whose output it reads; else its own mean says how large its input is.
+        unit: of the rounding.
+    """
+    behind = [*_statistics(site, index)]
+    if front is None:
+        sizes = [np.abs(norm.mean) for norm in behind]
+    else:
+        sizes = [norm.size for norm in _statistics(site, front)]
+    return all(_is_seen(behind[time], sizes[time], unit) for time in (0, -1))
+
+
+def _is_seen(norm: _Statistics, size: Float64, unit: float) -> bool:
+    peak = norm.size.max(initial=0)
     return bool((unit * size * np.abs(norm.a) > _NOISE * peak).any())
 
 

@@ -41,7 +41,8 @@ class Site:
         total: the change decided so far for each key; a key that is missing is unchanged.
         removed: indices of the nodes that go; each is an identity by now.
         groups: the tensors that have become one by that.
-        sizes: of original tensors, as far as they were asked for; see ``sizes.sizes``.
+        sizes: of original tensors, as far as they were asked for, and how many nodes had gone by
+            then; see ``sizes.sizes``.
     """
 
     def __init__(self, graph: Graph, constants: Constants, shapes: Shapes) -> None:
@@ -51,7 +52,7 @@ class Site:
         self.total: dict[Key, Affine] = {}
         self.removed: set[int] = set()
         self.groups = Groups(graph)
-        self.sizes: dict[str, tuple[Affine, ...]] = {}
+        self.sizes: dict[str, tuple[int, tuple[Affine, ...]]] = {}
         self._ports: dict[int, tuple[int, ...]] = {}
         self._views: dict[int, NodeView] = {}
         self._layers: dict[int, LinearLayer | Refusal] = {}

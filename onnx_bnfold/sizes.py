@@ -13,6 +13,7 @@ from functools import reduce
 
 import numpy as np
 
+from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Affine, along
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.rules import OUT, RULES, SYMMETRIC
@@ -42,9 +43,13 @@ def sizes(site: Site, name: str) -> Known:
         Nothing if none says anything. Else the statistics that it holds, and these around a mean of
         zero of its input, since data may be others than those it was trained on.
     """
-    if name not in site.sizes:
-        site.sizes[name] = _around(site, name, _of_norm, set())
-    return site.sizes[name]
+    when, found = site.sizes.get(name, (-1, ()))
+    if when != len(site.removed):
+        # Those that stay first: what a removed one has said of it no later fold will know.
+        found = _around(site, name, _of_staying_norm, set())
+        found = found or _around(site, name, _of_norm, set())
+        site.sizes[name] = len(site.removed), found
+    return found
 
 
 def usual_sizes(site: Site, name: str) -> Known:
@@ -93,11 +98,19 @@ def _sum(one: Spread, other: Spread) -> Spread:
 
 
 def _of_norm(site: Site, name: str) -> Known:
+    return _said_by_norms(site, name, lambda index: True)
+
+
+def _of_staying_norm(site: Site, name: str) -> Known:
+    return _said_by_norms(site, name, lambda index: index not in site.removed)
+
+
+def _said_by_norms(site: Site, name: str, counts: Callable[[int], bool]) -> Known:
     graph = site.graph
     readers = [index for index, slot in graph.readers.get(name, ()) if slot == 0]
     producer = graph.producer.get(name)
     for index in readers if producer is None else (*readers, producer):
-        if site.is_norm(index):
+        if counts(index) and site.is_norm(index):
             norm = site.norm(index)
             spread = norm.spread if index in readers else abs(norm.a) * norm.spread
             means = (norm.mean, 0 * norm.mean) if index in readers else (norm.bias, norm.b)
@@ -140,7 +153,7 @@ def _links(site: Site, name: str) -> Iterator[tuple[int, int, str]]:
 def _ends(site: Site, index: int) -> tuple[str, str] | None:
     """Return input and output of a node that has one of each, constants aside."""
     op, graph = site.graph.ops[index], site.graph
-    if op in AFFINE_OPERATORS:
+    if op in AFFINE_OPERATORS or (op == batchnorm.OPERATOR and index in site.removed):
         try:
             return site.sides(index) if graph.opset >= 7 else None
         except Refused:
@@ -156,7 +169,7 @@ def _carried(site: Site, index: int, here: int, spread: Spread) -> Spread:
     Raises:
         Refused: it cannot be told.
     """
-    if site.graph.ops[index] not in AFFINE_OPERATORS:
+    if site.graph.ops[index] not in (*AFFINE_OPERATORS, batchnorm.OPERATOR):
         there = 0 if here == OUT else OUT
         return site.step(index, {there: spread}).alternatives[0][here]
     change = site.original_map(index)

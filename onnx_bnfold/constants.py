@@ -19,8 +19,8 @@ from onnx import NodeProto, SparseTensorProto, TensorProto, TypeProto, helper, n
 
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor
+from onnx_bnfold.misread import is_misread
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.squeezes import has_misread_axes
 from onnx_bnfold.storage.tensors import SmallTensors, is_external
 
 # No constant larger than this is computed (256 MiB in float32): a hostile ConstantOfShape of
@@ -301,7 +301,7 @@ class Constants:
             plain = NodeProto()
             plain.CopyFrom(node)
             plain.domain = ""
-            if has_misread_axes(plain, self.graph.opset):
+            if is_misread(plain, self.graph.opset, lambda n: _integers(data.get(n))):
                 return None
             outputs = onnx.shape_inference.infer_node_outputs(
                 schema, plain, types, data, opset_imports=imports
@@ -377,6 +377,13 @@ def _sparse_constant(graph: Graph, name: str) -> Constant | None:
     sparse = graph.sparse[name]
     info = Constant(name, graph.dims[name], sparse.values.data_type)
     return None if name in graph.overridable or info.size > LARGEST_COMPUTED else info
+
+
+def _integers(tensor: TensorProto | None) -> list[int] | None:
+    if tensor is None:
+        return None
+    value = numpy_helper.to_array(tensor)
+    return [*map(int, value.reshape(-1))] if value.dtype.kind == "i" else None
 
 
 def _as_constant(name: str, kind: TypeProto | None) -> Constant | None:

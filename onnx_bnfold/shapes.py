@@ -22,9 +22,9 @@ from onnx import (
 from onnx_bnfold.constants import Constants
 from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor, bodies_of, graphs_of
 from onnx_bnfold.hints import ranks_by_layers, types_by_constants
+from onnx_bnfold.misread import MISREAD, Suspects, Types, leave_open
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.slices import MOST_LEVELS, behind, hide, hide_unsafe_slices
-from onnx_bnfold.squeezes import misread
+from onnx_bnfold.slices import MOST_LEVELS, behind, hide_unsafe_slices
 from onnx_bnfold.storage.tensors import elsewhere, fill, is_external, tensors
 
 # Initializers up to this many elements keep their values: shapes may depend on them.
@@ -40,11 +40,6 @@ LONGEST_PROPAGATED = 2**16
 _DEEP = (
     Reason.SEARCH_LIMIT,
     f"it lies behind more than {MOST_LEVELS} Slices, where shapes are not inferred",
-)
-_MISREAD = (
-    Reason.UNKNOWN_SHAPE,
-    "it lies behind a Squeeze or Unsqueeze with axes that onnx's shape inference misreads; convert "
-    "the model to opset 13 or later, and leave out empty lists of axes",
 )
 
 
@@ -129,36 +124,33 @@ class Inference:
         self._model = model
         self._main = main
         self._read = read
-        self._types: list[dict[str, tuple[Dims | None, int]]] | None = None
+        self._types: list[Types] | None = None
         self._blind: dict[tuple[Reason, str], frozenset[str]] = {}
 
     def why_unknown(self, names: Iterable[str]) -> tuple[Reason, str] | None:
         """Return why nothing is inferred where one of some tensors lies, if that is so."""
         names = tuple(names)
+        self.types(0)  # which finds out
         return next(
             (why for why, there in self._blind.items() if not there.isdisjoint(names)), None
         )
 
-    def types(self, position: int) -> dict[str, tuple[Dims | None, int]]:
+    def types(self, position: int) -> Types:
         """Return name → (dims, element type) for the graph at a position of ``graphs_of``."""
         if self._types is None:
             self._types = self._run()
         return self._types[position] if position < len(self._types) else {}
 
-    def _run(self) -> list[dict[str, tuple[Dims | None, int]]]:
+    def _run(self) -> list[Types]:
         light = without_weights(self._model)
         self._read_parameters(light)
         self._fix_parameters(light)
-        skipped = misread(light)
-        hide(light, skipped)
-        self._blind[_MISREAD] = behind(light, skipped)
+        suspects = Suspects(light)
+        self._leave_open(light, suspects, None)
         try:
-            deep = hide_unsafe_slices(light, data_prop=False)
-            self._blind[_DEEP] = behind(light, deep)
-            types = _inferred(light, data_prop=False)
+            types = self._inferred(light, suspects, data_prop=False)
             if not any(_is_long(kind) for found in types for kind in found.values()):
-                hide_unsafe_slices(light, data_prop=True)
-                types = _inferred(light, data_prop=True)
+                types = self._inferred(light, suspects, data_prop=True)
         except Exception:  # an inconsistent model has no shapes; the rules then refuse
             types = [_types_of(graph) for graph in graphs_of(light)]
         return types
@@ -171,6 +163,26 @@ class Inference:
                 tensor.ClearField("data_location")
                 tensor.ClearField("external_data")
                 fill(tensor, values)
+
+    def _inferred(self, light: ModelProto, suspects: Suspects, *, data_prop: bool) -> list[Types]:
+        """Infer, again and again until no node is misread by the sizes that come out."""
+        while True:
+            deep = hide_unsafe_slices(light, data_prop=data_prop)
+            self._blind[_DEEP] = self._blind.get(_DEEP, frozenset()) | behind(light, deep)
+            types = _inferred(light, data_prop=data_prop)
+            if not self._leave_open(light, suspects, types):
+                return types
+
+    def _leave_open(
+        self, light: ModelProto, suspects: Suspects, types: Sequence[Types] | None
+    ) -> bool:
+        """Take what inference misreads from it; return whether there was any."""
+        found = [*suspects.take(types)]
+        for op, node in found:
+            why = Reason.UNKNOWN_SHAPE, f"it lies behind a node of {op} {MISREAD[op].what}"
+            self._blind[why] = self._blind.get(why, frozenset()) | behind(light, [node])
+        leave_open(node for _, node in found)
+        return bool(found)
 
     def _fix_parameters(self, light: ModelProto) -> None:
         """Replace computed axes, shapes and the like by their values.
@@ -195,7 +207,7 @@ class Inference:
                     light.graph.node[index].CopyFrom(made)
 
 
-def _inferred(model: ModelProto, *, data_prop: bool) -> list[dict[str, tuple[Dims | None, int]]]:
+def _inferred(model: ModelProto, *, data_prop: bool) -> list[Types]:
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=data_prop)
     return [_types_of(graph) for graph in graphs_of(inferred)]
 
@@ -214,7 +226,7 @@ def _is_long(kind: tuple[Dims | None, int]) -> bool:
     )
 
 
-def _types_of(graph: Graph) -> dict[str, tuple[Dims | None, int]]:
+def _types_of(graph: Graph) -> Types:
     body = graph.body
     if not isinstance(body, GraphProto):
         return {}

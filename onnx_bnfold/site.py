@@ -15,7 +15,7 @@ from onnx_bnfold.graph import Graph
 from onnx_bnfold.groups import Groups
 from onnx_bnfold.layers import LAYOUTS, LinearLayer, linear_layer
 from onnx_bnfold.reasons import Reason, Refusal, Refused
-from onnx_bnfold.rules import OUT, RULES, Known, Step, data_slots, require_divisor
+from onnx_bnfold.rules import OUT, RULES, Known, Step, data_outputs, data_slots, require_divisor
 from onnx_bnfold.shapes import Shapes
 from onnx_bnfold.view import FLOATS, NodeView
 
@@ -204,7 +204,7 @@ class Site:
         if op is None or op not in RULES:
             raise _opaque(view)
         view.require_version(RULES[op].version)
-        return (*data_slots(view), *(~slot for slot in range(len(view.writes))))
+        return (*data_slots(view), *(~slot for slot in data_outputs(view)))
 
     def step(self, index: int, known: Mapping[int, Affine], *, deciding: bool = True) -> Step:
         """Ask a node how the changes of some of its ports can be completed.
@@ -324,9 +324,8 @@ class Site:
     def _with_port(self, index: int, port: int) -> int:
         if port not in self.ports(index):
             view = self.view(index)
-            raise Refused(
-                Reason.OPAQUE, view.label, "it uses the tensor as a parameter, not as data"
-            )
+            what = "uses the tensor as a parameter" if port >= 0 else "writes the tensor as a mask"
+            raise Refused(Reason.OPAQUE, view.label, f"it {what}, not as data")
         return index
 
     def _require_free(self, name: str) -> None:

@@ -84,6 +84,9 @@ def _can_be(site: Site, index: int, form: Standalone) -> bool:
     opset, kind = site.graph.opset, _data_type(site, index)
     if form == "conv" and is_empty:  # which no runtime computes
         return False
+    # onnxruntime infers shapes too, and loads no node that does not fit what it has misread.
+    if site.shapes.why_unknown(site.sides(index)) is not None:
+        return False
     return (
         kind != TensorProto.UNDEFINED
         and opset >= 7

@@ -21,7 +21,7 @@ from onnx_bnfold.errors import ModelError
 from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor
 from onnx_bnfold.misread import is_misread
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.storage.tensors import SmallTensors
+from onnx_bnfold.storage.tensors import SmallTensors, is_external
 
 # No constant larger than this is computed (256 MiB in float32): a hostile ConstantOfShape of
 # 10^12 elements must not take the machine with it. Initializers are not bound by it.
@@ -331,7 +331,7 @@ class Constants:
     def _run(
         self, index: int, feeds: Mapping[str, np.ndarray[Any, Any]]
     ) -> dict[str, np.ndarray[Any, Any]]:
-        results = _run(self.graph, index, feeds)
+        results = _run(self.graph, index, feeds, self._read)
         for name, value in results.items():
             info = self._infos.get(name)
             if info is not None and info.dims != value.shape:
@@ -422,13 +422,16 @@ def _read_named(tensor: TensorProto, name: str, read: ReadTensor) -> np.ndarray[
 
 
 def _run(
-    graph: Graph, index: int, feeds: Mapping[str, np.ndarray[Any, Any]]
+    graph: Graph, index: int, feeds: Mapping[str, np.ndarray[Any, Any]], read: ReadTensor
 ) -> dict[str, np.ndarray[Any, Any]]:
     from onnx.reference import ReferenceEvaluator  # 0.3 s, needed by few models
 
     plain = NodeProto()
     plain.CopyFrom(graph.nodes[index])
     plain.domain = ""
+    for held in plain.attribute:
+        if held.HasField("t") and is_external(held.t):
+            held.t.CopyFrom(numpy_helper.from_array(read(held.t)))
     names = [n for n in plain.output if n]
     alone = helper.make_graph(
         [plain],

@@ -167,8 +167,7 @@ class Site:
 
     def type_of(self, name: str) -> int:
         """Return the element type of a computed tensor, float32 where it is not known."""
-        found = self.shapes[name][1] if name in self.shapes else TensorProto.UNDEFINED
-        return found or int(TensorProto.FLOAT)
+        return self.shapes.type_of(name) or int(TensorProto.FLOAT)
 
     def change(self, key: Key, rank: int) -> Affine:
         """Return the change decided so far for a key."""

@@ -80,7 +80,10 @@ def _can_be(site: Site, index: int, form: Standalone) -> bool:
         # Where layers around it contradict each other on ranks, it has no such map.
         if too_flat or site.affine_of(index).vector(1, channels) is None:
             return False
+        is_empty = 0 in site.view(index).dims_in(0)[2:]
     except Refused:
+        return False
+    if form == "conv" and is_empty:  # which no runtime computes
         return False
     # onnxruntime infers shapes too, and loads no node that does not fit what it has misread.
     if site.shapes.why_unknown(site.sides(index)) is not None:

@@ -182,7 +182,7 @@ class NodeView:
         info = self.constants.get(name)
         if info is not None:
             return info.data_type
-        return self._shapes[name][1] if name in self._shapes else TensorProto.UNDEFINED
+        return self._shapes.type_of(name)
 
     def weight(self, slot: int) -> Constant:
         """Return a constant weight.

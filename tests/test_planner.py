@@ -9,7 +9,7 @@ import onnx
 import pytest
 from graphs import IMAGE, Case, Cases, Net
 from onnx import TensorProto, helper, numpy_helper
-from support import assert_same_function, fold_checked, ops, reasons
+from support import assert_same_function, fold_checked, ops, reasons, run
 
 import onnx_bnfold
 from onnx_bnfold import Reason
@@ -1113,8 +1113,61 @@ def test_a_form_is_one_that_takes_the_type_of_the_data(standalone, kind, opset, 
     if kind is not None:
         onnx.checker.check_model(folded, full_check=True)
     if written:
-        kinds = {tensor.data_type for tensor in folded.graph.initializer[:-2]}
+        new = [t for t in folded.graph.initializer if t.name.endswith(("_factor", "_summand"))]
+        kinds = {tensor.data_type for tensor in new}
         assert kinds == {kind or TensorProto.FLOAT}
+
+
+def test_no_conv_of_empty_pictures():
+    """onnxruntime computes a BatchNormalization of them, but no Conv."""
+    net = Net((1, 4, 0, 2))
+    model = net.model(net.op("Tanh", net.bn(net.op("Sigmoid", "x"))))
+    folded, _ = onnx_bnfold.fold(model, onnx_bnfold.Options(standalone="conv"))
+    assert ops(folded) == ["Sigmoid", "BatchNormalization", "Tanh"]
+
+
+def function_of_norm(front, rng):
+    """A float16 model that calls a function with a BatchNormalization of wider parameters.
+
+    Args:
+        front: what stands before it in the function.
+        rng: of the values.
+    """
+    constants = {f"b_{i}": rng.uniform(0.5, 2, 4).astype(np.float32) for i in range(4)}
+    constants["w"] = rng.standard_normal((4, 4, 1, 1)).astype(np.float16)
+    nodes = [
+        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))
+        for name, value in constants.items()
+    ]
+    nodes += [
+        helper.make_node(front, ["f", "w"][: 1 + (front == "Conv")], ["t"], name="front"),
+        helper.make_node("Sigmoid", ["t"], ["s"]),
+        helper.make_node("BatchNormalization", ["s", *constants][:5], ["n"], name="norm"),
+        helper.make_node("Tanh", ["n"], ["y"]),
+    ]
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    function = helper.make_function("local", "Block", ["f"], ["y"], nodes, imports)
+    graph = helper.make_graph(
+        [helper.make_node("Block", ["x"], ["y"], domain="local")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT16, (2, 4, 3, 3))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT16, (2, 4, 3, 3))],
+    )
+    return helper.make_model(graph, opset_imports=imports, ir_version=10, functions=[function])
+
+
+@pytest.mark.parametrize(
+    ("front", "written"), [("Conv", ["Mul", "Add"]), ("Softmax", ["BatchNormalization"])]
+)
+def test_bn_in_a_function_is_written_otherwise_where_its_type_is_known(front, written, rng):
+    """A Conv's weight says it; the parameters of the BatchNormalization do not."""
+    model = function_of_norm(front, rng)
+    folded, _ = onnx_bnfold.fold(model, onnx_bnfold.Options(standalone="mul-add"))
+    computed = [n.op_type for n in folded.functions[0].node if n.op_type != "Constant"]
+    assert computed == [front, "Sigmoid", *written, "Tanh"]
+    x = rng.standard_normal((2, 4, 3, 3)).astype(np.float16)
+    (a,), (b,) = (run(m, {"x": x}) for m in (model, folded))
+    np.testing.assert_allclose(a, b, atol=2e-3)
 
 
 # --- a second fold changes nothing: `fold_checked` asserts it ----------------------------------

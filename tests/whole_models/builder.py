@@ -56,6 +56,7 @@ class Builder:
         env: every tensor made so far, of all scopes, as the interpreter holds it.
         main: the main graph; ``scope`` is the graph that grows now.
         strange: let a node through whose values are not finite, or that has no elements.
+        symbolic: whether the sizes of some inputs are open.
         uncertain: whether the rank of a tensor depends on which branch of an If runs.
     """
 
@@ -67,7 +68,7 @@ class Builder:
         self.strange = draw.chance(0.05)
         self.named = draw.weighted({"all": 3, "some": 2, "none": 1})
         self.guises = draw.weighted({0.0: 4, 0.1: 4, 0.4: 1.5, 1.0: 0.2})
-        self.uncertain = False
+        self.symbolic = self.uncertain = False
         self._count = 0
 
     # What is known of a tensor.

@@ -117,7 +117,7 @@ def _quantized(b: Builder, array: np.ndarray) -> str:
     """Write integers of 4, 8 or 16 bits and a DequantizeLinear, or the QuantizeLinear as well."""
     halves = b.opset >= 19 and array.dtype == np.float16
     b.need(array.ndim > 0 and array.size > 0 and b.opset >= 13)
-    b.need(array.dtype == np.float32 or halves)
+    b.need((array.dtype == np.float32 or halves) and bool(np.isfinite(array).all()))
     kind = np.dtype(b.draw.pick(_INTEGERS if b.opset >= 21 else _INTEGERS[:2]))
     axis = b.draw.between(0, array.ndim - 1)
     granularity = b.draw.weighted({"axis": 4, "tensor": 3, "block": 2 if b.opset >= 21 else 0})

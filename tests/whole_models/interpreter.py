@@ -199,6 +199,13 @@ class Interpreter:
         self.approximate = True
         return single
 
+    def _concat(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
+        """Join what is not empty, as onnxruntime does, whatever the shape of what is."""
+        parts = [env[name] for name in node.input]
+        full = [t.array for t in parts if t.array.size] or [t.array for t in parts]
+        joined = np.concatenate(full, attributes(node)["axis"])
+        return [self.held(joined, parts[0].dtype, exact=True)]
+
     def _constant(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
         ((name, value),) = attributes(node).items()
         if name == "value":
@@ -334,6 +341,7 @@ def reads(node: NodeProto) -> set[str]:
         for graph in [a.g] if a.HasField("g") else list(a.graphs):
             inner = {i.name for i in graph.input} | {t.name for t in graph.initializer}
             inner |= {o for n in graph.node for o in n.output}
+            inner |= {s.values.name for s in graph.sparse_initializer}
             names |= set().union(*(reads(n) for n in graph.node)) - inner if graph.node else set()
             names |= {o.name for o in graph.output} - inner
     return names

@@ -177,6 +177,8 @@ def _values(
         try:
             found = engine.run(feed)
         except NotRunnable as error:
+            if case.options.standalone == "conv" and not all(a.size for a in wanted):
+                continue  # a Conv of empty pictures, whose size nobody knew
             raise _Finding("fails at run time", str(error)) from error
         for name, a, b in zip(_outputs(case.model), wanted, found, strict=True):
             _require(
@@ -218,6 +220,8 @@ def _decided(case, folded, feed, wanted, found) -> None:
     try:
         doubt = difference(case.model, folded, feed, wanted, found)
     except Exception as error:
+        if feed is not case.feeds[0]:
+            return  # of other sizes it is ill-formed, which onnxruntime did not notice
         raise _Finding("not decided", traceback.format_exc()) from error
     if isinstance(doubt, Doubt):
         raise _Finding(doubt.kind, f"output {_outputs(case.model)[doubt.output]}: {doubt.detail}")

@@ -64,6 +64,7 @@ def draw_case(seed: int) -> Case:
     ir_version = d.between(3, newest_ir_version())
     b = Builder(d, opset, ir_version, dtype)
     symbols = _inputs(b)
+    b.symbolic = bool(symbols)
     if d.chance(0.65):
         _begin(b)
     grow(b, d.between(2, 9))
@@ -73,7 +74,7 @@ def draw_case(seed: int) -> Case:
                 _step(b, kind, depth=2)
     if not b.scope.nodes:
         b.one("Identity", [b.scope.pool[0]])
-    model = _finished(b, bool(symbols))
+    model = _finished(b)
     options, feeds = _options(d), _feeds(b, model, symbols)
     storage = d.weighted({"memory": 16, "file": 1, "external": 1, "scattered": 1})
     examples = all(np.isfinite(a).all() and a.size for a in feeds[0].values())
@@ -169,7 +170,7 @@ def _feeds(b: Builder, model: ModelProto, symbols: Mapping) -> tuple[dict[str, n
     return first, second
 
 
-def _finished(b: Builder, symbolic: bool) -> ModelProto:
+def _finished(b: Builder) -> ModelProto:
     d, scope = b.draw, b.scope
     outputs = _outputs(b)
     nodes = scope.nodes if d.chance(0.1) else _alive(scope.nodes, outputs)
@@ -183,7 +184,7 @@ def _finished(b: Builder, symbolic: bool) -> ModelProto:
     if b.ir_version >= 4 and d.chance(0.12):
         listed = [t for t in initializers if d.chance(0.2)]
     inputs += [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in listed]
-    told = not symbolic and d.chance(0.25)
+    told = not b.symbolic and d.chance(0.25)
     made = [o for n in nodes for o in n.output if o in b.env and o not in outputs]
     if initializers and d.chance(0.02):  # a constant that is an output, too
         outputs.append(d.pick(initializers).name)
@@ -191,7 +192,7 @@ def _finished(b: Builder, symbolic: bool) -> ModelProto:
         nodes,
         "whole",
         inputs,
-        [_output(b, n, symbolic) for n in outputs],
+        [_output(b, n) for n in outputs],
         initializers,
         value_info=[_declared(b, n) for n in made if d.chance(0.5)] if told else [],
         sparse_initializer=sparse,
@@ -252,10 +253,10 @@ def _declared(b: Builder, name: str) -> ValueInfoProto:
     return typed(name, b.type(name), b.shape(name))
 
 
-def _output(b: Builder, name: str, symbolic: bool) -> ValueInfoProto:
+def _output(b: Builder, name: str) -> ValueInfoProto:
     """Declare an output: its shape, its rank alone, or nothing where that depends on the run."""
     branches = any(n.op_type == "If" for n in b.scope.nodes)
-    if not symbolic and not branches and b.draw.chance(0.7):
+    if not b.symbolic and not branches and b.draw.chance(0.7):
         return _declared(b, name)
     return typed(name, b.type(name), None if b.uncertain else [None] * b.rank(name))
 

@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 import onnx_bnfold
 
-from .engine import graphs
+from .engine import every_node, graphs
 from .models import Case
 
 _EXAMPLES = "examples.npz"
@@ -34,10 +34,10 @@ def fold(case: Case, model: ModelProto) -> tuple[ModelProto, onnx_bnfold.Report]
 
 def _loaded(path: Path) -> ModelProto:
     model = onnx.load(path)
-    for graph in graphs(model):
-        held = [a.t for n in graph.node for a in n.attribute if a.HasField("t")]
-        for tensor in [*graph.initializer, *held]:
-            tensor.ClearField("data_location")  # as a tensor is that was never elsewhere
+    given = [t for graph in graphs(model) for t in graph.initializer]
+    held = [a.t for node in every_node(model) for a in node.attribute if a.HasField("t")]
+    for tensor in (*given, *held):
+        tensor.ClearField("data_location")  # as a tensor is that was never elsewhere
     return model
 
 
@@ -53,6 +53,6 @@ def _save(model: ModelProto, path: Path, storage: str) -> None:
         save_as_external_data=True,
         all_tensors_to_one_file=storage == "external",
         location="weights.bin" if storage == "external" else None,
-        size_threshold=0 if storage == "external" else 64,
+        size_threshold=0 if storage == "external" else 200,
         convert_attribute=storage == "external",
     )

@@ -175,7 +175,7 @@ def test_the_judge_finds_what_files_alone_do(monkeypatch, storage: str) -> None:
 
 def test_a_small_channel_does_not_hide_beside_a_large_one(monkeypatch) -> None:
     text = CONV_NORM.replace("{1.5, 0.5}", "{1e4, 1e-3}").replace("{0.0, 1.0}", "{0.0, 0.0}")
-    _sabotaged(monkeypatch, _scaled("w", 1.001, 1))
+    _sabotaged(monkeypatch, _scaled("w", 1.01, 1))
     assert judge(_case(text, 2, 2, 3, 3)).kind == "wrong"
 
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from onnx import (
     AttributeProto,
-    FunctionProto,
     GraphProto,
     ModelProto,
     NodeProto,
@@ -256,7 +255,7 @@ class Suspects:
     ) -> bool:
         known = MISREAD[str(graph.ops[index])]
         if types is None:
-            inside = _is_of_function(graph) and (known.may(node) or node.is_open)
+            inside = graph.is_of_function and (known.may(node) or node.is_open)
             return inside or known.settings(node)
         if not known.may(node):
             return False
@@ -289,12 +288,6 @@ def _is_suspect(node: NodeProto) -> bool:
         return False
     settings = Settings(node, 1, lambda name: None)
     return known.by_values or settings.is_open or known.settings(settings) or known.may(settings)
-
-
-def _is_of_function(graph: Graph) -> bool:
-    while graph.parent is not None:
-        graph = graph.parent
-    return isinstance(graph.body, FunctionProto)
 
 
 def _differ(branches: Iterable[Graph], types: Mapping[int, Types]) -> bool:

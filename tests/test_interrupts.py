@@ -40,6 +40,8 @@ MOMENTS = [
     ("store", "onnx_bnfold.cli"),
     ("store", "onnx"),
     ("store", "onnx_bnfold.store.work"),
+    ("checked", "onnx"),
+    ("checked", ONNXRUNTIME),
     ("check", "onnx"),
     ("check", "onnx_bnfold.check.results"),
     ("check", ONNXRUNTIME),
@@ -63,6 +65,7 @@ def test_an_interrupt_while_modules_are_imported(kind, module, model, tmp_path):
     words = {
         "file": [model, "-o", folder / "folded.onnx"],
         "store": [model.parent, "-o", folder / "folded"],
+        "checked": [model, "-o", folder / "folded.onnx", "--check"],
         "check": ["check", model, model],
     }[kind]
     script = INTERRUPTING.format(module=module, extension=module in (*EXTENSIONS, ONNXRUNTIME))

@@ -35,8 +35,14 @@ VANISHING = 2.0**-500
 VANISHED = 2.0**400
 
 
-def _compressed(array: Float64) -> Float64:
-    """Give every axis along which all values are equal the size 1."""
+def _compressed(array: Float64, neutral: float) -> Float64:
+    """Give every axis along which all values are equal the size 1.
+
+    Of a tensor without elements any change is right: it gets the ``neutral`` value, so that no
+    change without elements comes to a tensor that has some.
+    """
+    if not array.size:
+        return np.full((1,) * array.ndim, neutral)
     for axis, size in enumerate(array.shape):
         if size > 1:
             first = array[(slice(None),) * axis + (slice(1),)]
@@ -50,7 +56,7 @@ class Affine:
     """A per-element map ``t' = scale * t + shift``, constant along most axes.
 
     Attributes:
-        scale: float64, rank of the tensor, each axis 1 or the tensor's size.
+        scale: float64, rank of the tensor, each axis 1 or the tensor's size; never empty.
         shift: like ``scale``; the two may differ in which axes have size 1.
     """
 
@@ -63,7 +69,7 @@ class Affine:
     @classmethod
     def of(cls, scale: Float64, shift: Float64) -> Affine:
         """Make a change whose axes along which nothing varies have size 1."""
-        return cls(_compressed(scale), _compressed(shift))
+        return cls(_compressed(scale, 1.0), _compressed(shift, 0.0))
 
     @classmethod
     def identity(cls, rank: int) -> Affine:
@@ -207,15 +213,17 @@ def all_along(maps: Sequence[Float64], axis: int, ranks: Sequence[int]) -> list[
 
 def _all_along(block: Float64, axis: int, ranks: Sequence[int]) -> Iterator[Affine]:
     """Do it for maps of one size, ``(maps, 2, C)``."""
-    extremes = _Extremes(block.min(axis=2, initial=np.inf), block.max(axis=2, initial=-np.inf))
+    if not block.shape[2]:  # of no channels
+        yield from map(Affine.identity, ranks)
+        return
+    extremes = _Extremes(block.min(axis=2), block.max(axis=2))
     same = (extremes.least == extremes.most).tolist()
     for (a, b), rank, (same_scale, same_shift), facts in zip(
         block, ranks, same, extremes.facts(), strict=True
     ):
         scale, shift = a[:1] if same_scale else a, b[:1] if same_shift else b
         change = Affine(along(scale, axis, rank), along(shift, axis, rank))
-        if len(a):  # of no elements anything holds
-            vars(change).update(facts)
+        vars(change).update(facts)
         if not same_scale and not same_shift:
             change._vectors[axis, len(a)] = a, b
         yield change

@@ -19,9 +19,9 @@ from onnx import NodeProto, SparseTensorProto, TensorProto, TypeProto, helper, n
 
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor
+from onnx_bnfold.misread import is_misread
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.squeezes import has_misread_axes
-from onnx_bnfold.storage.tensors import SmallTensors
+from onnx_bnfold.storage.tensors import SmallTensors, is_external
 
 # No constant larger than this is computed (256 MiB in float32): a hostile ConstantOfShape of
 # 10^12 elements must not take the machine with it. Initializers are not bound by it.
@@ -301,7 +301,7 @@ class Constants:
             plain = NodeProto()
             plain.CopyFrom(node)
             plain.domain = ""
-            if has_misread_axes(plain, self.graph.opset):
+            if is_misread(plain, self.graph.opset, lambda n: _integers(data.get(n))):
                 return None
             outputs = onnx.shape_inference.infer_node_outputs(
                 schema, plain, types, data, opset_imports=imports
@@ -331,7 +331,7 @@ class Constants:
     def _run(
         self, index: int, feeds: Mapping[str, np.ndarray[Any, Any]]
     ) -> dict[str, np.ndarray[Any, Any]]:
-        results = _run(self.graph, index, feeds)
+        results = _run(self.graph, index, feeds, self._read)
         for name, value in results.items():
             info = self._infos.get(name)
             if info is not None and info.dims != value.shape:
@@ -379,6 +379,13 @@ def _sparse_constant(graph: Graph, name: str) -> Constant | None:
     return None if name in graph.overridable or info.size > LARGEST_COMPUTED else info
 
 
+def _integers(tensor: TensorProto | None) -> list[int] | None:
+    if tensor is None:
+        return None
+    value = numpy_helper.to_array(tensor)
+    return [*map(int, value.reshape(-1))] if value.dtype.kind == "i" else None
+
+
 def _as_constant(name: str, kind: TypeProto | None) -> Constant | None:
     if kind is None or not kind.HasField("tensor_type"):
         return None
@@ -415,13 +422,16 @@ def _read_named(tensor: TensorProto, name: str, read: ReadTensor) -> np.ndarray[
 
 
 def _run(
-    graph: Graph, index: int, feeds: Mapping[str, np.ndarray[Any, Any]]
+    graph: Graph, index: int, feeds: Mapping[str, np.ndarray[Any, Any]], read: ReadTensor
 ) -> dict[str, np.ndarray[Any, Any]]:
     from onnx.reference import ReferenceEvaluator  # 0.3 s, needed by few models
 
     plain = NodeProto()
     plain.CopyFrom(graph.nodes[index])
     plain.domain = ""
+    for held in plain.attribute:
+        if held.HasField("t") and is_external(held.t):
+            held.t.CopyFrom(numpy_helper.from_array(read(held.t)))
     names = [n for n in plain.output if n]
     alone = helper.make_graph(
         [plain],

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from onnx_bnfold.affine import Affine, Float64, joined
+from onnx_bnfold.affine import Affine, Float64, close, joined
+from onnx_bnfold.misread import runs_to_the_front
 from onnx_bnfold.moves import axis_of, bounded, cut, refuse_axis, size, varying
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.view import NodeView
@@ -66,7 +67,7 @@ def padded(view: NodeView, change: Affine, forward: bool) -> Affine:
             count = size(view, view.dims_in(0), axis)
             bounded(view, max(front, 0) + count + max(back, 0))
             positions = np.arange(-front, count + back)
-            chosen = np.where(positions < count, positions, -1)
+            chosen = np.where((positions >= 0) & (positions < count), positions, -1)
             change = _picked(view, change, axis, chosen, count, forward)
     return change
 
@@ -120,6 +121,13 @@ def _slices(view: NodeView, rank: int) -> dict[int, tuple[int, int, int]]:
     steps = (view.integers(4, None) if view.opset >= 10 else None) or [1] * len(starts)
     placed = [axis_of(view, axis, rank) for axis in axes]
     _require_distinct(view, placed)
+    if any(runs_to_the_front(*each) for each in zip(ends, steps, strict=True)):
+        raise Refused(
+            Reason.OPAQUE,
+            view.label,
+            "it runs backwards to an end behind its input, where onnxruntime takes what the "
+            f"specification leaves out; write that end as {-(2**31)}",
+        )
     return dict(zip(placed, zip(starts, ends, steps, strict=True), strict=True))
 
 
@@ -149,10 +157,11 @@ def _picked(
     )
     if _wide(change.shift, axis, len(chosen))[_along(axis, chosen < 0)].any():
         raise Refused(Reason.NO_SHIFT, view.label, "the zeros it adds cannot be shifted")
-    kept = _along(axis, chosen >= 0)
-    again = back.map(lambda a: _taken(a, 0.0, axis, chosen)[kept])
-    if not again.agrees_with(change.map(lambda a: _wide(a, axis, len(chosen))[kept])):
-        raise Refused(Reason.CONFLICT, view.label, "it reads one channel twice")
+    kept, count = _along(axis, chosen >= 0), len(chosen)
+    for before, after in ((change.scale, back.scale), (change.shift, back.shift)):
+        again = _wide(_taken(after, 0.0, axis, chosen), axis, count)
+        if not close(again[kept], _wide(before, axis, count)[kept]):
+            raise Refused(Reason.CONFLICT, view.label, "it reads one channel twice")
     return Affine.of(back.scale, back.shift)
 
 

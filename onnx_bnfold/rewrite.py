@@ -230,9 +230,10 @@ class _Editor:
         else:
             tensor = body.initializer[position]
             clear_values(tensor)
+            if tensor.data_type == new.data_type and self.site.graph.dims[name] == new.dims:
+                return tensor  # it is declared as before
             tensor.data_type = new.data_type
-            if self.site.graph.dims[name] != new.dims:
-                tensor.dims[:] = new.dims
+            tensor.dims[:] = new.dims
         if name in self.inputs:
             self.inputs[name].CopyFrom(_declaration(tensor))
         elif position is None and self.model.ir_version < 4 and body is self.main:
@@ -319,18 +320,11 @@ def drop_descriptions(body: Body, gone: Set[str], changed: Set[str] = frozenset(
         The names of the quantization parameters that go with it.
     """
     _drop_named(body.value_info, gone)
-    if not isinstance(body, GraphProto) or not body.quantization_annotation:
-        return set()
-    annotations = body.quantization_annotation
-    stale = [a.tensor_name in gone or a.tensor_name in changed for a in annotations]
-    loose = {
-        parameter.value
-        for annotation, is_stale in zip(annotations, stale, strict=True)
-        for parameter in annotation.quant_parameter_tensor_names
-        if is_stale
-    }
-    _drop(annotations, stale)
-    return loose
+    described = _described(body)
+    stale = described.keys() & (gone | changed)
+    if stale and isinstance(body, GraphProto):
+        _drop_annotations(body, stale)
+    return {parameter for name in stale for parameter in described[name]}
 
 
 def rename_shards(node: NodeProto, mapping: Mapping[str, str]) -> None:
@@ -413,18 +407,18 @@ def drop_dead(text: Text, given: Sequence[str], below: Sequence[Text], loose: se
         if node.op_type in EVALUATED
         for name in node.output
     }
+    described = _described(body)
     dead_nodes: set[int] = set()
     dead: set[str] = set()
     while queue:
         name = queue.pop()
         dead.add(name)
+        needed = described.get(name, [])
         index = makers.get(name)
-        if index is None or index in dead_nodes:
-            continue
-        if any(uses[output] for output in nodes[index].output):
-            continue
-        dead_nodes.add(index)
-        for other in nodes[index].input:
+        if index is not None and not any(uses[output] for output in nodes[index].output):
+            needed = [*needed, *(() if index in dead_nodes else nodes[index].input)]
+            dead_nodes.add(index)
+        for other in needed:
             uses[other] -= 1
             if not uses[other]:
                 queue.append(other)
@@ -433,7 +427,24 @@ def drop_dead(text: Text, given: Sequence[str], below: Sequence[Text], loose: se
         text.reread()
     if isinstance(body, GraphProto):
         _drop_initializers(body, given, dead)
+        if described:
+            _drop_annotations(body, dead)
     return dead
+
+
+def _described(body: Body) -> dict[str, list[str]]:
+    """Return the names of the quantization parameters of each tensor that has some in a body."""
+    if not isinstance(body, GraphProto):
+        return {}
+    return {
+        annotation.tensor_name: [p.value for p in annotation.quant_parameter_tensor_names]
+        for annotation in body.quantization_annotation
+    }
+
+
+def _drop_annotations(body: GraphProto, names: Set[str]) -> None:
+    fields = body.quantization_annotation
+    _drop(fields, [annotation.tensor_name in names for annotation in fields])
 
 
 def _drop_initializers(body: GraphProto, given: Sequence[str], dead: set[str]) -> None:

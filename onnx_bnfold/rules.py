@@ -480,6 +480,16 @@ def data_slots(view: NodeView) -> tuple[int, ...]:
     return tuple(_inputs(view)) if view.op in SYMMETRIC else (0,)
 
 
+def data_outputs(view: NodeView) -> tuple[int, ...]:
+    """Return the outputs of a transparent node that carry data.
+
+    The others tell of its data, as a mask or indices do, and stay as they are.
+    """
+    return tuple(range(len(view.writes))) if view.op in PARTED else (0,)
+
+
+# Operators all of whose outputs are data.
+PARTED = frozenset(("Split",))
 # Operators all of whose inputs are data.
 SYMMETRIC = frozenset(("Add", "Concat", "Div", "Max", "Min", "Mul", "Sub", "Sum"))
 

@@ -6,13 +6,13 @@ layers directly never needs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import onnx
 from onnx import (
     GraphProto,
     ModelProto,
-    NodeProto,
     TensorProto,
     ValueInfoProto,
     helper,
@@ -21,12 +21,17 @@ from onnx import (
 
 from onnx_bnfold.constants import Constants
 from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor, bodies_of, graphs_of
+from onnx_bnfold.hints import ranks_by_layers, types_by_constants
+from onnx_bnfold.misread import MISREAD, Suspects, Types, leave_open
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.slices import MOST_LEVELS, behind, hide, hide_unsafe_slices
-from onnx_bnfold.squeezes import misread
+from onnx_bnfold.slices import MOST_LEVELS, behind, hide_unsafe_slices
+from onnx_bnfold.storage.tensors import elsewhere, fill, is_external, tensors
 
 # Initializers up to this many elements keep their values: shapes may depend on them.
 LARGEST_KEPT = 1024
+
+# Floats that lie in another file are read up to this many.
+_LARGEST_SCALES = 16
 
 # Longest vector that may be there when values are propagated.
 LONGEST_PROPAGATED = 2**16
@@ -35,18 +40,6 @@ LONGEST_PROPAGATED = 2**16
 _DEEP = (
     Reason.SEARCH_LIMIT,
     f"it lies behind more than {MOST_LEVELS} Slices, where shapes are not inferred",
-)
-_MISREAD = (
-    Reason.UNKNOWN_SHAPE,
-    "it lies behind a Squeeze or Unsqueeze with axes that onnx's shape inference misreads; convert "
-    "the model to opset 13 or later, and leave out empty lists of axes",
-)
-
-SAME_RANK = frozenset(
-    {
-        *("AveragePool", "BatchNormalization", "Cast", "Clip", "Dropout", "Elu", "Identity"),
-        *("LeakyRelu", "MaxPool", "Relu", "Sigmoid", "Softmax", "Tanh"),
-    }
 )
 
 
@@ -68,6 +61,7 @@ class Shapes:
         self._inference = inference
         self._position = position
         self._ranks: dict[str, int] | None = None
+        self._kinds: dict[str, int] | None = None
 
     def __contains__(self, name: object) -> bool:
         scope = self._scope_of(name)
@@ -92,6 +86,14 @@ class Shapes:
         rank = scope._rank_hints().get(name)
         return None if rank is None else (None,) * rank
 
+    def type_of(self, name: str) -> int:
+        """Return a computed tensor's element type, UNDEFINED where it is not known."""
+        scope = self._scope_of(name)
+        found = scope._inference.types(scope._position).get(name)
+        if found is not None and found[1]:
+            return found[1]
+        return scope._type_hints().get(name, TensorProto.UNDEFINED)
+
     def why_unknown(self, names: Iterable[str]) -> tuple[Reason, str] | None:
         """Return why nothing is inferred where one of some tensors lies, if that is so."""
         return self._inference.why_unknown(names)
@@ -99,37 +101,14 @@ class Shapes:
     def _rank_hints(self) -> dict[str, int]:
         """Ranks that the layers themselves fix, where the graph's inputs have no shape."""
         if self._ranks is None:
-            self._ranks = _ranks_by_layers(self._graph, self._inference.types(self._position))
+            self._ranks = ranks_by_layers(self._graph, self._inference.types(self._position))
         return self._ranks
 
-
-Types = Mapping[str, tuple[Dims | None, int]]
-
-
-def _ranks_by_layers(graph: Graph, types: Types) -> dict[str, int]:
-    ranks: dict[str, int] = {}
-    for nodes in (graph.nodes, list(reversed(graph.nodes))):
-        for node in nodes:
-            if node.domain in STANDARD_DOMAINS and node.input and node.output:
-                _note_rank(graph, types, node, ranks)
-    return ranks
-
-
-def _note_rank(graph: Graph, types: Types, node: NodeProto, ranks: dict[str, int]) -> None:
-    ends = (node.input[0], node.output[0])
-    rank: int | None = None
-    if node.op_type == "Gemm":
-        rank = 2
-    elif node.op_type in ("Conv", "ConvTranspose"):
-        # A weight may be made by nodes: once it is folded it is an initializer like the others.
-        found = graph.find_initializer(node.input[1])
-        dims = types.get(node.input[1], (None, 0))[0] if found is None else found[1].dims
-        rank = None if dims is None else len(dims)
-    elif node.op_type in SAME_RANK:
-        rank = next((ranks[e] for e in ends if e in ranks), None)
-    if rank is not None:
-        for end in ends:
-            ranks.setdefault(end, rank)
+    def _type_hints(self) -> dict[str, int]:
+        """Types that the constants fix that tensors are computed with."""
+        if self._kinds is None:
+            self._kinds = types_by_constants(self._graph)
+        return self._kinds
 
 
 class Inference:
@@ -145,38 +124,65 @@ class Inference:
         self._model = model
         self._main = main
         self._read = read
-        self._types: list[dict[str, tuple[Dims | None, int]]] | None = None
+        self._types: list[Types] | None = None
         self._blind: dict[tuple[Reason, str], frozenset[str]] = {}
 
     def why_unknown(self, names: Iterable[str]) -> tuple[Reason, str] | None:
         """Return why nothing is inferred where one of some tensors lies, if that is so."""
         names = tuple(names)
+        self.types(0)  # which finds out
         return next(
             (why for why, there in self._blind.items() if not there.isdisjoint(names)), None
         )
 
-    def types(self, position: int) -> dict[str, tuple[Dims | None, int]]:
+    def types(self, position: int) -> Types:
         """Return name → (dims, element type) for the graph at a position of ``graphs_of``."""
         if self._types is None:
             self._types = self._run()
         return self._types[position] if position < len(self._types) else {}
 
-    def _run(self) -> list[dict[str, tuple[Dims | None, int]]]:
+    def _run(self) -> list[Types]:
         light = without_weights(self._model)
+        self._read_parameters(light)
         self._fix_parameters(light)
-        skipped = misread(light)
-        hide(light, skipped)
-        self._blind[_MISREAD] = behind(light, skipped)
+        suspects = Suspects(light)
+        self._leave_open(light, suspects, None)
         try:
-            deep = hide_unsafe_slices(light, data_prop=False)
-            self._blind[_DEEP] = behind(light, deep)
-            types = _inferred(light, data_prop=False)
+            types = self._inferred(light, suspects, data_prop=False)
             if not any(_is_long(kind) for found in types for kind in found.values()):
-                hide_unsafe_slices(light, data_prop=True)
-                types = _inferred(light, data_prop=True)
+                types = self._inferred(light, suspects, data_prop=True)
         except Exception:  # an inconsistent model has no shapes; the rules then refuse
             types = [_types_of(graph) for graph in graphs_of(light)]
         return types
+
+    def _read_parameters(self, light: ModelProto) -> None:
+        """Fetch the axes, shapes and the like whose values lie in another file."""
+        for _, tensor in tensors(light, elsewhere()):
+            if _may_be_parameter(tensor):
+                values = self._read(tensor)
+                tensor.ClearField("data_location")
+                tensor.ClearField("external_data")
+                fill(tensor, values)
+
+    def _inferred(self, light: ModelProto, suspects: Suspects, *, data_prop: bool) -> list[Types]:
+        """Infer, again and again until no node is misread by the sizes that come out."""
+        while True:
+            deep = hide_unsafe_slices(light, data_prop=data_prop)
+            self._blind[_DEEP] = self._blind.get(_DEEP, frozenset()) | behind(light, deep)
+            types = _inferred(light, data_prop=data_prop)
+            if not self._leave_open(light, suspects, types):
+                return types
+
+    def _leave_open(
+        self, light: ModelProto, suspects: Suspects, types: Sequence[Types] | None
+    ) -> bool:
+        """Take what inference misreads from it; return whether there was any."""
+        found = [*suspects.take(types)]
+        for op, node in found:
+            why = Reason.UNKNOWN_SHAPE, f"it lies behind a node of {op} {MISREAD[op].what}"
+            self._blind[why] = self._blind.get(why, frozenset()) | behind(light, [node])
+        leave_open(node for _, node in found)
+        return bool(found)
 
     def _fix_parameters(self, light: ModelProto) -> None:
         """Replace computed axes, shapes and the like by their values.
@@ -201,7 +207,7 @@ class Inference:
                     light.graph.node[index].CopyFrom(made)
 
 
-def _inferred(model: ModelProto, *, data_prop: bool) -> list[dict[str, tuple[Dims | None, int]]]:
+def _inferred(model: ModelProto, *, data_prop: bool) -> list[Types]:
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=data_prop)
     return [_types_of(graph) for graph in graphs_of(inferred)]
 
@@ -220,7 +226,7 @@ def _is_long(kind: tuple[Dims | None, int]) -> bool:
     )
 
 
-def _types_of(graph: Graph) -> dict[str, tuple[Dims | None, int]]:
+def _types_of(graph: Graph) -> Types:
     body = graph.body
     if not isinstance(body, GraphProto):
         return {}
@@ -280,9 +286,17 @@ def _open_negative_sizes(graph: GraphProto) -> None:
 
 
 def _shape_only(tensor: TensorProto) -> TensorProto:
-    size = 1
-    for dim in tensor.dims:
-        size *= dim
-    if size <= LARGEST_KEPT and tensor.data_location != TensorProto.EXTERNAL:
+    is_kept = _may_be_parameter(tensor) if is_external(tensor) else _is_small(tensor)
+    if is_kept:
         return tensor
     return TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+
+
+def _may_be_parameter(tensor: TensorProto) -> bool:
+    """Whether a tensor may be an axis, a size or the like, or the scales of a Resize."""
+    integers = tensor.data_type == TensorProto.INT64
+    return _is_small(tensor, LARGEST_KEPT if integers else _LARGEST_SCALES)
+
+
+def _is_small(tensor: TensorProto, limit: int = LARGEST_KEPT) -> bool:
+    return bool(math.prod(tensor.dims) <= limit)

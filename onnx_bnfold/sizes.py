@@ -1,13 +1,15 @@
 """How large the values of a tensor are, as the constants around it say.
 
 A BatchNormalization says it of its input and of its output. It holds for what is the same tensor
-but for constants, or a movement of it. And who subtracts a constant and multiplies by another, as
-images are normalised, makes values of about the size 1.
+but for constants, or a movement of it. What is added to other tensors is a part of the sum, which
+is taken to be of the size of the parts that are known. And who subtracts a constant and multiplies
+by another, as images are normalised, makes values of about the size 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import reduce
 
 import numpy as np
 
@@ -24,6 +26,7 @@ Spread = Affine
 Known = tuple[Spread, ...]
 _Source = Callable[[Site, str], Known]
 
+_SUMS_OF_COMPUTED = frozenset(("Add", "Sub", "Sum"))
 SUMS, PRODUCTS = frozenset(("Add", "Sub")), frozenset(("Div", "Mul"))
 # Tensors that are looked at, around one that nothing is known of, before that is given up.
 _MOST = 32
@@ -69,7 +72,29 @@ def _around(site: Site, name: str, source: _Source, seen: set[str]) -> Known:
                 return tuple(_carried(site, index, here, spread) for spread in found)
         except Refused:
             continue
-    return ()
+    return _of_summands(site, name, source, seen)
+
+
+def _of_summands(site: Site, name: str, source: _Source, seen: set[str]) -> Known:
+    """Return the size of a sum of computed tensors, as far as that of its parts is known."""
+    index = site.graph.producer.get(name)
+    if index is None or site.graph.ops[index] not in _SUMS_OF_COMPUTED:
+        return ()
+    parts = [part for part in dict.fromkeys(site.graph.reads[index]) if part not in seen]
+    found = [known for part in parts if (known := _around(site, part, source, seen))]
+    try:
+        rank = len(site.view(index).dims_out(0))
+    except Refused:
+        return ()
+    if not found or any(spread.rank != rank for known in found for spread in known):
+        return ()
+    return tuple(reduce(_sum, spreads) for spreads in zip(*found, strict=False))
+
+
+def _sum(one: Spread, other: Spread) -> Spread:
+    """Return the spread of a sum of independent numbers, wherever their means point."""
+    scale = np.hypot(one.scale, other.scale)
+    return Affine.of(scale, np.abs(one.shift) + np.abs(other.shift))
 
 
 def _of_norm(site: Site, name: str) -> Known:

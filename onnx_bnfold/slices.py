@@ -19,7 +19,7 @@ MOST_LEVELS = 100  # of Slices behind one another; each costs a run of the infer
 _HIDDEN = "onnx_bnfold.hidden"  # a domain of which inference knows nothing
 
 
-def hide(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
+def _hide(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
     """Hide nodes of a model from shape inference, in place: it leaves their outputs open."""
     _set_domain(nodes, _HIDDEN)
     for imports in (model.opset_import, *(f.opset_import for f in model.functions)):
@@ -49,8 +49,8 @@ def hide_unsafe_slices(model: ModelProto, *, data_prop: bool) -> list[NodeProto]
     for function in model.functions:
         inside: list[list[NodeProto]] = []
         _sort_by_level(function, {}, inside)
-        hide(model, chain.from_iterable(inside))
-    hide(model, chain.from_iterable(levels))
+        _hide(model, chain.from_iterable(inside))
+    _hide(model, chain.from_iterable(levels))
     for level in levels[:MOST_LEVELS]:
         _require_natural(onnx.shape_inference.infer_shapes(model, data_prop=data_prop))
         _set_domain(level, "")

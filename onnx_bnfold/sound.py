@@ -19,6 +19,7 @@ from onnx_bnfold.errors import ModelError
 from onnx_bnfold.graph import Graph
 from onnx_bnfold.order import are_captures_in_order, captures_of
 
+_BODIES = frozenset((AttributeProto.GRAPH, AttributeProto.GRAPHS))
 _MOST_ELEMENTS = 2**62
 _SINGLE = onnx.defs.OpSchema.FormalParameterOption.Single
 
@@ -185,6 +186,9 @@ def _require_types(graph: Graph) -> None:
             continue
         for name, item in attributes.items():
             expected = signature.attributes.get(name)
+            if expected is None and item.type in _BODIES:  # it would be lost with its node
+                raise ModelError(f"{graph.label(index)} carries a graph as attribute {name!r}, "
+                                 "which its operator does not have; repair the model")  # fmt: skip
             if expected is not None and item.type != expected and not item.ref_attr_name:
                 wanted = AttributeProto.AttributeType.Name(expected)
                 raise ModelError(f"{graph.label(index)}: its attribute {name!r} is not of the type "

@@ -30,6 +30,15 @@ def version_of(operator: str, opset: int) -> int:
         return 0
 
 
+@cache
+def accepts(operator: str, opset: int, data_type: int) -> bool:
+    """Whether a standard operator takes data of some type in the version that an opset holds."""
+    if not version_of(operator, opset):
+        return False
+    name = TensorProto.DataType.Name(data_type).lower()
+    return f"tensor({name})" in onnx.defs.get_schema(operator, opset, "").inputs[0].types
+
+
 class NodeView:
     """A node in its graph.
 
@@ -173,7 +182,7 @@ class NodeView:
         info = self.constants.get(name)
         if info is not None:
             return info.data_type
-        return self._shapes[name][1] if name in self._shapes else TensorProto.UNDEFINED
+        return self._shapes.type_of(name)
 
     def weight(self, slot: int) -> Constant:
         """Return a constant weight.

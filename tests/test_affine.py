@@ -87,3 +87,13 @@ def test_a_change_undone_leaves_no_shift():
     change = of_channels([3.0, 0.7], [0.1, 1 / 3])
     for both in (change.then(change.inverse()), change.inverse().then(change)):
         assert not both.has_shift
+
+
+def test_of_no_elements_a_change_is_none():
+    """It would else come to a tensor that has some, behind an operator that drops an axis."""
+    change = Affine.of(np.empty((3, 0)), np.empty((0, 1)))
+    assert change.shape == (1, 1)
+    assert change.is_identity
+    assert Affine.of(np.full((3, 1), 2.0), np.empty((3, 0))).agrees_with(
+        Affine.of(np.full((1, 1), 2.0), np.zeros((1, 1)))
+    )

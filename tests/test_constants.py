@@ -280,6 +280,21 @@ def test_constant_of_shape(value):
     fold_checked(net.model(net.op("BatchNormalization", t, *parameters)))
 
 
+def test_a_value_that_lies_in_another_file(tmp_path):
+    """Of a node that is computed: it holds a tensor as a Constant does."""
+    net = Net(IMAGE)
+    value = helper.make_tensor("value", TensorProto.FLOAT, [1], np.float32([2]).tobytes(), raw=True)
+    filled = net.op("ConstantOfShape", net.ints(4), value=value)
+    parameters = [net.random(4), net.random(4), filled, net.const(np.full(4, 0.5))]
+    model = net.model(net.op("BatchNormalization", net.conv("x", 4), *parameters))
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path, save_as_external_data=True, size_threshold=0, convert_attribute=True)
+    unloaded = onnx.load(path, load_external_data=False)
+    folded, report = onnx_bnfold.fold(unloaded, base_dir=tmp_path)
+    assert not report.kept
+    assert ops(folded) == ["Conv"]
+
+
 def missing_bias(net, x):
     """What PyTorch's dynamo exporter, unoptimised, writes for the bias of a Conv without one."""
     weight = net.random(4, 4, 3, 3)

@@ -15,8 +15,8 @@ from onnx_bnfold import Options, Reason
 X = {"x": ["N", 4, 6, 6]}
 
 
-def stream(rng, scale):
-    """A residual stream that a BN, a ReLU and a Conv read, and that goes on."""
+def branch(rng, scale):
+    """A tensor that a BN, a ReLU and a Conv read; gamma is smaller in the first channel."""
     norm = bn("a", "n", 4, rng, positive=True)
     values = norm.initializers[0]
     factor = np.array([scale, 1, 1, 1])
@@ -25,8 +25,13 @@ def stream(rng, scale):
     return join(
         conv("x", "a", (4, 4, 1, 1), rng), norm, node("Relu", ["n"], ["r"]),
         conv("r", "c", (4, 4, 1, 1), rng),
-        conv("a", "d", (4, 4, 1, 1), rng), node("Add", ["c", "d"], ["y"]),
     )  # fmt: skip
+
+
+def stream(rng, scale):
+    """A residual stream that a branch reads, and that goes on."""
+    onward = conv("a", "d", (4, 4, 1, 1), rng)
+    return join(branch(rng, scale), onward, node("Add", ["c", "d"], ["y"]))
 
 
 def model(rng, scale=1.0):
@@ -56,6 +61,16 @@ def test_int8_folds_what_makes_no_new_range(rng):
 def test_a_gamma_close_to_zero_is_not_divided_into_a_stream(rng):
     _, report = fold_checked(model(rng, scale=1e-5), kept=1)
     assert Reason.PRECISION in reasons(report)[0]
+
+
+@pytest.mark.parametrize(("scale", "kept"), [(1, 0), (1e-3, 1)])
+@pytest.mark.parametrize("op", ["Add", "Sum"])
+def test_a_sum_is_of_the_size_of_its_parts(op, scale, kept, rng):
+    """What reads the sum of stream and branch would take the shift back."""
+    behind = conv("s", "y", (4, 4, 1, 1), rng)
+    parts = join(branch(rng, scale), node(op, ["c", "a"], ["s"]), behind)
+    _, report = fold_checked(model_of(parts.nodes, X, ["y"], parts.initializers), kept=kept)
+    assert not kept or Reason.PRECISION in reasons(report)[0]
 
 
 @pytest.mark.parametrize(("bound", "kept"), [(1.01, 1), (1e6, 0)])

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 from graphs import IMAGE, Case, Cases, Net
-from onnx import TensorProto, numpy_helper
-from support import assert_same_function, fold_checked, ops, reasons
+from onnx import TensorProto, helper, numpy_helper
+from support import assert_same_function, fold_checked, ops, reasons, run
 
 import onnx_bnfold
 from onnx_bnfold import Reason
@@ -1082,6 +1082,92 @@ def test_bn_that_stays_is_written_otherwise_on_request(standalone):
     assert_same_function(model, folded)
     written = {"mul-add": ["Mul", "Add"], "conv": ["Conv"]}[standalone]
     assert ops(folded) == ["Sigmoid", *written, "Tanh"]
+
+
+TYPED = [
+    ("conv", TensorProto.BFLOAT16, 21, False),  # no Conv of bfloat16 before opset 22
+    ("conv", TensorProto.BFLOAT16, 22, True),
+    ("mul-add", TensorProto.BFLOAT16, 15, True),
+    ("conv", TensorProto.FLOAT16, 15, True),
+    ("conv", None, 14, True),  # of the type of its scale
+    ("conv", None, 15, False),  # of any
+    ("mul-add", None, 15, False),
+]
+
+
+@pytest.mark.parametrize(("standalone", "kind", "opset", "written"), TYPED)
+def test_a_form_is_one_that_takes_the_type_of_the_data(standalone, kind, opset, written):
+    """The parameters are of float32; of what an unknown operator writes nobody knows the type."""
+    net = Net(opset=opset)
+    t = net.input("x", IMAGE, kind or TensorProto.FLOAT)
+    if kind is None:
+        t = net.op("Strange", t, domain="strange")
+    y = net.op("Cast", net.op("Sigmoid", net.bn(t, channels=4)), to=TensorProto.FLOAT)
+    y = net.conv(y, 2, channels=4, rank=4)
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("strange", 1)]
+    model = helper.make_model(net.graph(y), ir_version=8, opset_imports=imports)
+    output = helper.make_tensor_value_info(y, TensorProto.FLOAT, [None] * 4)
+    model.graph.output[0].CopyFrom(output)
+    folded, _ = onnx_bnfold.fold(model, onnx_bnfold.Options(standalone=standalone))
+    assert ("BatchNormalization" not in ops(folded)) is written
+    if kind is not None:
+        onnx.checker.check_model(folded, full_check=True)
+    if written:
+        new = [t for t in folded.graph.initializer if t.name.endswith(("_factor", "_summand"))]
+        kinds = {tensor.data_type for tensor in new}
+        assert kinds == {kind or TensorProto.FLOAT}
+
+
+def test_no_conv_of_empty_pictures():
+    """onnxruntime computes a BatchNormalization of them, but no Conv."""
+    net = Net((1, 4, 0, 2))
+    model = net.model(net.op("Tanh", net.bn(net.op("Sigmoid", "x"))))
+    folded, _ = onnx_bnfold.fold(model, onnx_bnfold.Options(standalone="conv"))
+    assert ops(folded) == ["Sigmoid", "BatchNormalization", "Tanh"]
+
+
+def function_of_norm(front, rng):
+    """A float16 model that calls a function with a BatchNormalization of wider parameters.
+
+    Args:
+        front: what stands before it in the function.
+        rng: of the values.
+    """
+    constants = {f"b_{i}": rng.uniform(0.5, 2, 4).astype(np.float32) for i in range(4)}
+    constants["w"] = rng.standard_normal((4, 4, 1, 1)).astype(np.float16)
+    nodes = [
+        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))
+        for name, value in constants.items()
+    ]
+    nodes += [
+        helper.make_node(front, ["f", "w"][: 1 + (front == "Conv")], ["t"], name="front"),
+        helper.make_node("Sigmoid", ["t"], ["s"]),
+        helper.make_node("BatchNormalization", ["s", *constants][:5], ["n"], name="norm"),
+        helper.make_node("Tanh", ["n"], ["y"]),
+    ]
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    function = helper.make_function("local", "Block", ["f"], ["y"], nodes, imports)
+    graph = helper.make_graph(
+        [helper.make_node("Block", ["x"], ["y"], domain="local")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT16, (2, 4, 3, 3))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT16, (2, 4, 3, 3))],
+    )
+    return helper.make_model(graph, opset_imports=imports, ir_version=10, functions=[function])
+
+
+@pytest.mark.parametrize(
+    ("front", "written"), [("Conv", ["Mul", "Add"]), ("Softmax", ["BatchNormalization"])]
+)
+def test_bn_in_a_function_is_written_otherwise_where_its_type_is_known(front, written, rng):
+    """A Conv's weight says it; the parameters of the BatchNormalization do not."""
+    model = function_of_norm(front, rng)
+    folded, _ = onnx_bnfold.fold(model, onnx_bnfold.Options(standalone="mul-add"))
+    computed = [n.op_type for n in folded.functions[0].node if n.op_type != "Constant"]
+    assert computed == [front, "Sigmoid", *written, "Tanh"]
+    x = rng.standard_normal((2, 4, 3, 3)).astype(np.float16)
+    (a,), (b,) = (run(m, {"x": x}) for m in (model, folded))
+    np.testing.assert_allclose(a, b, atol=2e-3)
 
 
 # --- a second fold changes nothing: `fold_checked` asserts it ----------------------------------

@@ -508,6 +508,25 @@ def test_a_quantization_annotation_of_a_vanished_tensor_goes(rng):
             assert parameter.value in names(folded.graph.initializer)
 
 
+@pytest.mark.parametrize("kind", ["initializer", "node"])
+def test_a_quantization_annotation_of_a_dropped_constant_goes(kind, rng):
+    """The parameters of a BatchNormalization that is gone, and what is said of them."""
+    model = conv_bn(rng)
+    mean = model.graph.node[1].input[3]
+    for name in ("mean_step", "y_step"):
+        model.graph.initializer.append(float_tensor(name, rng, 1))
+    annotate(model, **{mean: "mean_step", "y": "y_step"})
+    if kind == "node":
+        tensor = next(t for t in model.graph.initializer if t.name == mean)
+        model.graph.initializer.remove(tensor)
+        model.graph.node.insert(0, helper.make_node("Constant", [], [mean], value=tensor))
+    folded, report = onnx_bnfold.fold(model)
+    assert len(report.folded) == 1
+    assert annotated_names(folded) == ["y"]
+    assert "mean_step" not in names(folded.graph.initializer)
+    assert "y_step" in names(folded.graph.initializer)
+
+
 def annotate(model, **scales):
     """Give tensors quantization annotations, each with the initializer that has its scale."""
     for name, scale in scales.items():

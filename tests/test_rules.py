@@ -584,10 +584,23 @@ RESIZES = [
             absent,
             absent,
             ints(8, 9),
+            axes=[2, 3],
+            keep_aspect_ratio_policy="not_larger",
+        ),
+        opset=18,
+    ),
+    Rule(
+        "resize-18-aspect-ratio-of-axes-from-the-back",
+        simple(
+            "Resize",
+            absent,
+            absent,
+            ints(8, 9),
             axes=[-2, 3],
             keep_aspect_ratio_policy="not_larger",
         ),
         opset=18,
+        up=Reason.UNKNOWN_SHAPE,
     ),
     Rule(
         "resize-18-axes-with-channels",
@@ -619,6 +632,11 @@ RESIZES = [
 ]
 
 PADS = [
+    Rule(
+        "pad-zeros-more-than-there-are",
+        simple("Pad", ints(0, 5, 0, 0, 0, 6, 0, 0)),
+        norm=SCALE,
+    ),
     Rule("pad-2-reflect", simple("Pad", pads=[0, 0, 1, 1, 0, 0, 1, 1], mode="reflect"), opset=9),
     Rule("pad-2-zero", simple("Pad", pads=[0, 0, 1, 1, 0, 0, 1, 1]), opset=9, norm=SCALE),
     Rule(
@@ -1306,3 +1324,32 @@ def test_a_constant_that_changes_the_shape_is_no_identity(op, shape):
     model = net.model(net.relu(net.op(op, net.relu("x"), net.const(neutral))))
     folded, _ = fold_checked(model)
     assert ops(folded) == ops(model)
+
+
+@pytest.mark.parametrize("opset", [7, 9])
+def test_a_mask_of_floats_takes_no_change(opset):
+    """Before opset 10 a Dropout writes its mask in the type of its data."""
+    net = Net(IMAGE, opset=opset)
+    _, mask = net.op("Dropout", net.conv("x", 4), outputs=2)
+    y = net.op("Sigmoid", net.bn(mask, channels=4))
+    _, report = fold_checked(net.model(net.conv(y, 2, channels=4, rank=4)), kept=1)
+    assert "writes the tensor as a mask" in report.lines()[0]
+
+
+def test_beside_a_mask_that_is_read_the_data_changes():
+    net = Net(IMAGE, opset=9)
+    y, mask = net.op("Dropout", net.conv("x", 4), outputs=2)
+    fold_checked(net.model(net.bn(y, channels=4), mask))
+
+
+@pytest.mark.parametrize("op", ["Slice", "Split"])
+def test_a_part_without_elements_changes_nothing(op):
+    """Its change, of no elements, once came to the tensor that it is a part of."""
+    net = Net((2, 4, 3, 3))
+    t = net.conv("x", 4)
+    if op == "Slice":
+        part = net.op("Slice", t, net.ints(4), net.ints(4), net.ints(1))
+    else:
+        _, part = net.op("Split", t, net.ints(4, 0), outputs=2, axis=1)
+    joined = net.op("Concat", part, net.conv("x", 4), axis=1)
+    fold_checked(net.model(net.conv(net.bn(joined, channels=4), 2, channels=4, rank=4)))

@@ -1,10 +1,13 @@
 """Shapes: what inference does not say, what it is not shown, and what is said of nodes there."""
 
 import numpy as np
+import onnx
 import pytest
 from graphs import Net
+from onnx import TensorProto, helper
 from support import count, fold_checked, ops
 
+import onnx_bnfold
 from onnx_bnfold import Reason, slices
 
 WINDOW = {"kernel_shape": [2, 2]}
@@ -42,6 +45,32 @@ def test_behind_axes_that_are_misread(opset, axes):
     _, report = fold_checked(net.model(y), kept=1)
     assert report.kept[0].refusal.reason is Reason.UNKNOWN_SHAPE
     assert "misreads" in report.kept[0].refusal.sentence
+
+
+@pytest.mark.parametrize("made_by", ["initializer", "Constant"])
+@pytest.mark.parametrize("upsampled", [False, True])
+def test_a_shape_that_lies_in_another_file_is_read(upsampled, made_by, tmp_path):
+    """Without it nobody knows the rank behind the Reshape, nor anything behind the Upsample."""
+    net = Net((2, 4, 3, 3), opset=9 if upsampled else 17)
+    y = net.conv("x", 4)
+    if upsampled:
+        y = net.op("Upsample", y, net.const(np.ones(4)))
+    y = net.op("Reshape", y, net.ints(2, 2, 2, 9))
+    model = net.model(net.bn(net.op("Reshape", y, net.ints(2, 4, 3, 3)), channels=4))
+    if made_by == "Constant":
+        shapes = [t for t in model.graph.initializer if t.data_type == TensorProto.INT64]
+        for tensor in shapes:
+            made = helper.make_node("Constant", [], [tensor.name], value=tensor)
+            model.graph.node.insert(0, made)
+            model.graph.initializer.remove(tensor)
+    expected, _ = fold_checked(model)
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path, save_as_external_data=True, size_threshold=0, convert_attribute=True)
+    unloaded = onnx.load(path, load_external_data=False)
+    assert all(t.data_location == TensorProto.EXTERNAL for t in unloaded.graph.initializer)
+    folded, report = onnx_bnfold.fold(unloaded, base_dir=tmp_path)
+    assert not report.kept
+    assert ops(folded) == ops(expected)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_bnfold.check.data import Batch, Dataset
+from onnx_bnfold.check.evaluators import evaluator_of
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.options import CheckOptions
 from onnx_bnfold.check.results import Accuracy
-from onnx_bnfold.check.sessions import Array, InputSpec, Session
+from onnx_bnfold.check.sessions import Array, InputSpec
 from onnx_bnfold.errors import ModelError, UsageError
 from onnx_bnfold.progress import progress
 
@@ -22,7 +23,7 @@ _TOP = 5
 def check_accuracy(
     original: CheckedModel, folded: CheckedModel, options: CheckOptions
 ) -> tuple[Accuracy, tuple[str, ...]]:
-    """Compares the predicted classes of two models, onnxruntime's optimisations disabled.
+    """Compares the predicted classes of two models, optimisations disabled.
 
     The first output that is a float matrix (examples, classes) is taken as the class scores, or
     else the first integer output with one class per example.
@@ -41,7 +42,8 @@ def check_accuracy(
     if options.data is None:
         raise UsageError("accuracy needs labelled data")
     start = time.perf_counter()
-    sessions = [Session(model) for model in (original, folded)]
+    evaluator, session = evaluator_of(original, prepack=True)
+    sessions = [session, evaluator.session(folded, prepack=True)]
     inputs = sessions[0].inputs
     fixed = fixed_batch(inputs)
     size = fixed or options.batch or _BATCH

@@ -42,7 +42,10 @@ def check(
         (True, ())
     """
     accuracy = latency = quantized = None
-    with open_model(original, "original") as before, open_model(folded, "folded") as after:
+    with (
+        open_model(original, "original", options.custom_ops) as before,
+        open_model(folded, "folded", options.custom_ops) as after,
+    ):
         numerics, failures = check_numerics(before, after, options, changes or {})
         if numerics is not None and options.data is not None:
             accuracy, failed = check_accuracy(before, after, options)

@@ -82,10 +82,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--inputs", metavar="FILE", help=".npz (arrays named like the inputs) or .npy to feed"
     )
     _add(group, "--sets", int, default.sets, "random input sets")
-    _add(group, "--draws", int, default.draws, "noisy evaluations of the original")
-    _add(group, "--factor", float, default.factor, "largest difference, in rounding noises")
+    _add(
+        group,
+        "--draws",
+        int,
+        default.draws,
+        "noisy evaluations of the original first, up to 64 later",
+    )
+    _add(
+        group, "--factor", float, default.factor, "least limit of a difference, in rounding noises"
+    )
     group.add_argument("--rtol", type=float, help="with --atol, replaces the noise limit")
     group.add_argument("--atol", type=float, help="see --rtol")
+    group.add_argument(
+        "--custom-ops",
+        action="append",
+        default=[],
+        metavar="LIBRARY",
+        help="shared library with custom operators, for onnxruntime; repeatable",
+    )
     group = parser.add_argument_group("accuracy")
     group.add_argument(
         "--data",
@@ -161,6 +176,7 @@ def options_from(args: argparse.Namespace) -> CheckOptions:
         min_speedup=args.min_speedup,
         quantize=args.quantize or args.max_snr_drop is not None,
         max_snr_drop=args.max_snr_drop,
+        custom_ops=tuple(args.custom_ops),
     )
 
 

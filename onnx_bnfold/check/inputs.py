@@ -9,7 +9,7 @@ import numpy as np
 
 from onnx_bnfold.check.options import CheckOptions
 from onnx_bnfold.check.results import InputUsed
-from onnx_bnfold.check.sessions import Array, Feed, InputSpec
+from onnx_bnfold.check.sessions import Array, Feed, InputSpec, is_float
 from onnx_bnfold.errors import UsageError
 
 # Sizes of dynamic axes: a batch of two shows a mix-up of examples, and 64 pixels survive the
@@ -158,7 +158,7 @@ def _random(
         raise UsageError(f"input {spec.name!r} takes strings; give them with --inputs file.npz")
     if dtype.kind == "b":
         return rng.integers(0, 2, shape).astype(bool)
-    if dtype.kind == "f":
+    if is_float(dtype):
         if value_range is None:
             return np.asarray(rng.standard_normal(shape)).astype(dtype)
         return np.asarray(rng.uniform(*value_range, shape)).astype(dtype)

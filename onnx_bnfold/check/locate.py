@@ -7,7 +7,8 @@ from typing import TypeAlias
 import numpy as np
 import onnx
 
-from onnx_bnfold.check.compare import compare
+from onnx_bnfold.check.compare import Comparison
+from onnx_bnfold.check.evaluators import Evaluator
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.noise import RoundedWeights
 from onnx_bnfold.check.options import CheckOptions
@@ -24,12 +25,13 @@ Values: TypeAlias = tuple[str, tuple[Array, Array, list[Array]]]
 _BUDGET = 512 * 2**20  # bytes of tensors held at a time
 _FIRST_BATCH = 8  # tensors
 _GROWTH = 4  # of the number of tensors from one batch to the next, at most
-_DRAWS = 2  # a place is easier to find than a verdict
+_DRAWS = 8  # a place is easier to find than a verdict
 
 
 def first_difference(
     original: CheckedModel,
     folded: CheckedModel,
+    evaluator: Evaluator,
     feeds: Sequence[Feed],
     weights: RoundedWeights,
     failed: Collection[str],
@@ -45,6 +47,7 @@ def first_difference(
 
     Args:
         original, folded: the models.
+        evaluator: runs them.
         feeds: the input sets.
         weights: what the noisy evaluations of the original round anew.
         failed: names of the outputs that differ.
@@ -55,19 +58,20 @@ def first_difference(
         The tensor with its producer; None if every shared tensor agrees.
     """
     shared = _shared_tensors(original.skeleton.graph, folded.skeleton.graph)
-    options = replace(options, draws=min(options.draws, _DRAWS))
-    values = _values(original, folded, feeds, weights, shared, options)
+    options = replace(options, draws=_DRAWS)
+    values = _values(original, folded, evaluator, feeds, weights, shared, options)
     found: dict[str, Difference] = {}
     for name, (reference, other, draws) in progress(values, total=len(shared), label="locating"):
         undone = _undo(other, changes.get(name), reference)
         if undone is not None:
-            found[name] = compare(name, reference, undone, draws, options)
+            found[name] = _judged(Comparison(name, reference, undone), draws, options)
     return _first_lasting(original.skeleton.graph, found, failed)
 
 
 def _values(
     original: CheckedModel,
     folded: CheckedModel,
+    evaluator: Evaluator,
     feeds: Sequence[Feed],
     weights: RoundedWeights,
     names: Sequence[str],
@@ -77,7 +81,7 @@ def _values(
     size, done = _FIRST_BATCH, 0
     while done < len(names):
         batch, held = names[done : done + size], 1
-        for name, arrays in _evaluate(original, folded, feeds, weights, batch, options):
+        for name, arrays in _evaluate(original, folded, evaluator, feeds, weights, batch, options):
             held += arrays[0].nbytes * (options.draws + 2)
             yield name, arrays
         done += len(batch)
@@ -92,20 +96,21 @@ def _shared_tensors(original: onnx.GraphProto, folded: onnx.GraphProto) -> list[
 def _evaluate(
     original: CheckedModel,
     folded: CheckedModel,
+    evaluator: Evaluator,
     feeds: Sequence[Feed],
     weights: RoundedWeights,
     names: Sequence[str],
     options: CheckOptions,
 ) -> Iterator[Values]:
     try:
-        reference = _tensors(_opened(original, names), names, feeds)
-        other = _tensors(_opened(folded, names), names, feeds)
+        reference = _tensors(_opened(evaluator, original, names), names, feeds)
+        other = _tensors(_opened(evaluator, folded, names), names, feeds)
     except ModelError:  # one of them cannot be an output, an optional tensor for example
         middle = len(names) // 2
         for half in (names[:middle], names[middle:]) if middle else ():
-            yield from _evaluate(original, folded, feeds, weights, half, options)
+            yield from _evaluate(original, folded, evaluator, feeds, weights, half, options)
         return
-    noisy, draws = _opened(original, names, weights.arrays), []
+    noisy, draws = weights.session(evaluator, original, extra_outputs=_extra(original, names)), []
     for draw in range(options.draws):
         weights.draw(draw)
         draws.append(_tensors(noisy, names, feeds))
@@ -114,12 +119,19 @@ def _evaluate(
             yield name, (reference[name], other[name], [draw[name] for draw in draws])
 
 
-def _opened(
-    model: CheckedModel, names: Sequence[str], weights: Mapping[str, Array] | None = None
-) -> Session:
+def _opened(evaluator: Evaluator, model: CheckedModel, names: Sequence[str]) -> Session:
+    return evaluator.session(model, extra_outputs=_extra(model, names))
+
+
+def _extra(model: CheckedModel, names: Sequence[str]) -> list[str]:
     present = {output.name for output in model.skeleton.graph.output}
-    extra = [name for name in names if name not in present]
-    return Session(model, extra_outputs=extra, prepack=False, weights=weights)
+    return [name for name in names if name not in present]
+
+
+def _judged(comparison: Comparison, draws: Sequence[Array], options: CheckOptions) -> Difference:
+    for draw in draws:
+        comparison.add(draw)
+    return comparison.judge(options)
 
 
 def _tensors(session: Session, names: Sequence[str], feeds: Sequence[Feed]) -> dict[str, Array]:

@@ -1,6 +1,6 @@
 """Peak memory of one model, measured in a process of its own.
 
-    python -m onnx_bnfold.check.memory_probe model.onnx inputs.npz enabled 1
+    python -m onnx_bnfold.check.memory_probe model.onnx inputs.npz enabled 1 [library ...]
 
 prints two integers: the process's peak resident bytes before the session and after one run.
 """
@@ -43,6 +43,7 @@ def peak_memory(
         # Without the names as keywords, which may be any string, `file` too.
         np.savez(inputs, *feed.values(), names=np.array(list(feed)))
         command = [sys.executable, "-m", __name__, str(model.path), str(inputs), mode, str(threads)]
+        command += [os.fspath(library) for library in model.custom_ops]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
@@ -69,13 +70,13 @@ def _peak_resident() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def main(model: str, inputs: str, mode: str, threads: str) -> None:
+def main(model: str, inputs: str, mode: str, threads: str, *custom_ops: str) -> None:
     """Prints the peak before the session and after one run."""
     onnxruntime_version()  # loads onnxruntime, whose own size is no part of the model's
     with np.load(inputs) as loaded:
         feed = {str(name): loaded[f"arr_{i}"] for i, name in enumerate(loaded["names"])}
     before = _peak_resident()
-    file = CheckedModel(Path(model), model)
+    file = CheckedModel(Path(model), model, custom_ops)
     Session(file, optimised=mode == "enabled", threads=int(threads)).run(feed)
     print(before, _peak_resident())
 

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,10 +22,17 @@ _PROTOBUF_LIMIT = 2**31 - 1  # bytes in one protobuf message
 
 @dataclass(frozen=True)
 class CheckedModel:
-    """A model on disk; `label` is how messages call it."""
+    """A model on disk.
+
+    Attributes:
+        path: of the file.
+        label: how messages call it.
+        custom_ops: libraries that onnxruntime needs for it.
+    """
 
     path: Path
     label: str
+    custom_ops: tuple[str | os.PathLike[str], ...] = ()
 
     @cached_property
     def skeleton(self) -> onnx.ModelProto:
@@ -35,12 +42,15 @@ class CheckedModel:
 
 
 @contextmanager
-def open_model(source: ModelSource, role: str) -> Iterator[CheckedModel]:
+def open_model(
+    source: ModelSource, role: str, custom_ops: Sequence[str | os.PathLike[str]] = ()
+) -> Iterator[CheckedModel]:
     """Yields a model as a file, since onnxruntime reads files with the least memory.
 
     Args:
         source: a path, or a ModelProto, which is written to a temporary folder.
         role: "original" or "folded", the label of a ModelProto.
+        custom_ops: libraries that onnxruntime needs for it.
 
     Raises:
         UsageError: there is no such file.
@@ -50,7 +60,7 @@ def open_model(source: ModelSource, role: str) -> Iterator[CheckedModel]:
         path = Path(source)
         if not path.is_file():
             raise UsageError(f"there is no file {path}; give the path of the {role} model")
-        yield CheckedModel(path, str(path))
+        yield CheckedModel(path, str(path), tuple(custom_ops))
         return
     if source.ByteSize() > _PROTOBUF_LIMIT:
         raise ModelError(f"the {role} model is larger than 2 GiB; save it and give its path")
@@ -61,4 +71,4 @@ def open_model(source: ModelSource, role: str) -> Iterator[CheckedModel]:
     with tempfile.TemporaryDirectory(prefix="onnx_bnfold-") as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(source.SerializeToString())
-        yield CheckedModel(path, f"the {role} model")
+        yield CheckedModel(path, f"the {role} model", tuple(custom_ops))

@@ -1,36 +1,36 @@
-"""The original's own rounding noise, found by rounding its weights anew.
+"""The original's own rounding noise, found from evaluations that round otherwise.
 
-A fold computes new weights and rounds them once. The same model with every weight of its linear
-layers and BNs moved by at most half a unit in the last place is therefore as legal as the model
-itself, and since other weights also round every sum differently, the spread between such
-evaluations holds the noise of the arithmetic too. Only these weights are moved: a constant that
-ends up in a shape (a Resize scale, say) must stay exact.
+A fold computes other weights and so rounds every weight, product and sum anew. To see what that
+does without folding, the original is rewritten once (see `rescaled`): a Mul by a number r goes
+behind every linear layer and norm, and `draw` gives their weights and biases divided by r, rounded
+once. For any r that is the same function and as legal a model as the original; an r that is no
+power of two changes how everything is rounded. It has so few digits that every float type holds it.
+
+A weight that cannot be divided, because something else reads it too, is moved by at most half a
+unit in the last place instead, and so are the mean and the variance of a BN; variance and epsilon
+are stretched, so that their sum is rounded otherwise, too. No other constant changes: one that ends
+up in a shape (a Resize scale, say) must stay exact.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 
+import ml_dtypes
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-from onnx_bnfold.check.sessions import Array
-from onnx_bnfold.graph import operator, subgraphs
+from onnx_bnfold.check.evaluators import Evaluator
+from onnx_bnfold.check.models import CheckedModel
+from onnx_bnfold.check.rescaled import rescaled
+from onnx_bnfold.check.sessions import Array, Session
+from onnx_bnfold.errors import ModelError
+from onnx_bnfold.graph import subgraphs
 from onnx_bnfold.storage import ModelFile
 from onnx_bnfold.storage.tensors import byte_length
 
-# Positions of the weights among the operator's inputs.
-_WEIGHTS = {
-    "Conv": (1, 2),
-    "ConvTranspose": (1, 2),
-    "Gemm": (0, 1, 2),
-    "MatMul": (0, 1),
-    "BatchNormalization": (1, 2, 3, 4),
-}
-# Operators that hand a weight on, as exporters place them in front of a layer.
-_CARRIERS = frozenset({"Cast", "CastLike", "Expand", "Flatten", "Identity", "Reshape"})
-_CARRIERS |= {"Squeeze", "Transpose", "Unsqueeze"}
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+# r is 1 + k/1024, or for bfloat16 1 + k/128. From 1 to 2 it makes no weight overflow.
+_DIGITS, _FEW_DIGITS = 1024, 128
 # Multipliers are taken from one table, cyclically: drawing 25 million of them would cost more
 # than running the model. The length is a prime, so that rows of a weight do not repeat.
 _TABLE = 65_521
@@ -38,64 +38,107 @@ _ALIGNMENT = 64  # bytes
 
 
 class RoundedWeights:
-    """The weights of a model's layers and BNs, each in an array that `draw` overwrites.
+    """A model rewritten so that its weights may be rounded anew, each in an array.
 
-    A session that was given the arrays sees every draw, without being created anew.
+    A session made by `session` sees every draw, without being created anew.
 
     Args:
         file: the original model, open as long as there are draws.
         seed: of the check.
+        divide: divide the weights that can be; otherwise all are moved.
 
     Attributes:
-        arrays: by tensor name; without meaning until the first draw.
+        model: the rewritten model; its large tensors refer to the file of the original.
+        groups: what is divided by one r.
+        arrays: the weights by name, and every r; without meaning until the first draw.
 
     Raises:
         ModelError: the weights cannot be read.
     """
 
-    def __init__(self, file: ModelFile, seed: int) -> None:
+    def __init__(self, file: ModelFile, seed: int, *, divide: bool = True) -> None:
         self._seed = seed
         self._file = file
-        self._weights = layer_weights(file.model)
-        self.arrays = dict(_arrays(self._weights))
+        self._rewrite(divide=divide)
+
+    def _rewrite(self, *, divide: bool) -> None:
+        found = rescaled(self._file, divide=divide)
+        self._weights = {name: _copy(tensor) for name, tensor in found.weights.items()}
+        self.groups = found.groups
+        self._stretched = found.stretched
+        factors = {name for group in found.groups for name in group.factors.values()}
+        numbers = {t.name: t for t in found.model.graph.initializer if t.name in factors}
+        self.arrays = dict(_arrays({**self._weights, **numbers}))
+        self._divisors = {
+            name: next(iter(group.factors.values()))
+            for group in found.groups
+            for name in group.weights
+        }
+        self._file.refer(found.model)
+        self.model = found.model
+
+    def session(
+        self, evaluator: Evaluator, original: CheckedModel, *, extra_outputs: Sequence[str] = ()
+    ) -> Session:
+        """A session of the original that sees every draw.
+
+        Args:
+            evaluator: makes it.
+            original: the model that the weights are of.
+            extra_outputs: further tensors to return.
+
+        Raises:
+            ModelError: the model does not load.
+        """
+
+        def opened() -> Session:
+            return evaluator.session(
+                original, weights=self.arrays, rewritten=self.model, extra_outputs=extra_outputs
+            )
+
+        try:
+            return opened()
+        except ModelError:
+            if not self.groups:
+                raise
+        # Where types are mixed in a way not seen here, a Mul does not fit: all weights are moved.
+        self._rewrite(divide=False)
+        return opened()
+
+    def frozen(self) -> onnx.ModelProto:
+        """The last draw as a model, which needs the file of the original."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        for tensor in model.graph.initializer:
+            if tensor.name in self.arrays:
+                tensor.CopyFrom(numpy_helper.from_array(self.arrays[tensor.name], tensor.name))
+        return model
 
     def draw(self, number: int) -> None:
-        """Makes every weight w·(1 + u·eps), u uniform in ±1/2, eps of the weight's own type.
+        """Divides every weight by its r, or makes it w·(1 + u·eps), u uniform in ±1/2.
 
         Args:
             number: of the draw; the same number gives the same weights.
         """
         rng = np.random.default_rng([self._seed, number, 1])
+        for group in self.groups:
+            digits = _FEW_DIGITS if TensorProto.BFLOAT16 in group.factors else _DIGITS
+            r = 1 + rng.integers(1, digits) / digits
+            for name in group.factors.values():
+                self.arrays[name][...] = r
         table = np.tile(rng.random(_TABLE) - 0.5, 2)
-        steps = {
-            dtype: (table * np.finfo(dtype).eps).astype(np.promote_types(dtype, np.float32))
-            for dtype in {array.dtype for array in self.arrays.values()}
-        }
+        steps = {dtype: _steps(table, dtype) for dtype in {a.dtype for a in self.arrays.values()}}
         # Read again for every draw: that costs less than the memory to keep them all.
         for name, tensor in self._weights.items():
             exact, moved = self._file.read(tensor), self.arrays[name]
+            if name in self._stretched:
+                exact = np.multiply(exact, self._stretched[name], dtype=np.float64)
+            if name in self._divisors:
+                divisor = self.arrays[self._divisors[name]].astype(exact.dtype)
+                np.divide(exact, divisor, out=moved, casting="same_kind")
+                continue
             start = int(rng.integers(_TABLE))
             _move(exact.reshape(-1), steps[moved.dtype][start : start + _TABLE], moved.reshape(-1))
-
-
-def layer_weights(proto: onnx.ModelProto) -> dict[str, TensorProto]:
-    """The float constants of the main graph that linear layers and BNs read as weights."""
-    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    carried: dict[str, str] = {}
-    for node in proto.graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            constants[node.output[0]] = node.attribute[0].t
-        elif node.op_type in _CARRIERS and node.input:
-            carried[node.output[0]] = node.input[0]
-    found = {}
-    for node in all_nodes(proto.graph):
-        for position in _WEIGHTS.get(operator(node), ()):
-            name = node.input[position] if position < len(node.input) else ""
-            while name in carried:
-                name = carried[name]
-            if name in constants and constants[name].data_type in _FLOATS:
-                found[name] = constants[name]
-    return found
 
 
 def _arrays(weights: Mapping[str, TensorProto]) -> Iterator[tuple[str, Array]]:
@@ -108,9 +151,21 @@ def _arrays(weights: Mapping[str, TensorProto]) -> Iterator[tuple[str, Array]]:
         yield name, block[start : start + length].view(dtype).reshape(tensor.dims)
 
 
+def _copy(tensor: TensorProto) -> TensorProto:
+    copy = TensorProto()
+    copy.CopyFrom(tensor)
+    return copy
+
+
+def _steps(table: Array, dtype: np.dtype) -> Array:
+    wide = np.promote_types(dtype, np.float32)
+    eps = float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+    return np.asarray(table * eps, wide)
+
+
 def _move(exact: Array, steps: Array, moved: Array) -> None:
     # float16 has no room for 1 + u·eps; w + w·(u·eps) is exact enough in float32 and above.
-    change = np.empty_like(steps)
+    change = np.empty_like(steps[: exact.size])
     for begin in range(0, exact.size, _TABLE):
         block = exact[begin : begin + _TABLE]
         part = change[: block.size]

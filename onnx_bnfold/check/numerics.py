@@ -2,21 +2,29 @@
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from itertools import repeat
 
-from onnx_bnfold.check.compare import compare
+import numpy as np
+
+from onnx_bnfold.check.compare import Comparison, has_values
+from onnx_bnfold.check.evaluators import Evaluator, evaluator_of
 from onnx_bnfold.check.inputs import describe, make_feeds
 from onnx_bnfold.check.locate import Changes, first_difference
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.noise import RoundedWeights
 from onnx_bnfold.check.options import CheckOptions
 from onnx_bnfold.check.results import Difference, FirstDifference, Numerics
-from onnx_bnfold.check.sessions import Array, Feed, Session, Stopwatch, join
-from onnx_bnfold.errors import ModelError
+from onnx_bnfold.check.sessions import Array, Feed, Session, join
+from onnx_bnfold.errors import ModelError, UsageError
 from onnx_bnfold.progress import progress
 from onnx_bnfold.storage import ModelFile
 
+_STAGES = (16, 64)  # draws, if the first few leave it open
+# Times the limit, over the number of draws, where more of them change nothing: of four draws one
+# number in 10 million exceeds that (Student's t), of 16 none.
+_HOPELESS = 400
 _NOISE_VALUES = 16  # noise values per output, see `compare`
+_ABSENT = np.empty(0, "V1")  # for an element of a sequence that is shorter than the original's
 _UNSTABLE_DB = 40.0  # noise at 1 % of the signal
 
 
@@ -35,14 +43,15 @@ def check_numerics(
 
     Raises:
         ModelError: the original does not load or run.
-        UsageError: the inputs cannot be made.
+        UsageError: the inputs cannot be made, or on them there is nothing to compare.
     """
-    start, watch = time.perf_counter(), Stopwatch()
-    session = Session(original, prepack=False, watch=watch)
+    start = time.perf_counter()
+    evaluator, session = evaluator_of(original)
     feeds = make_feeds(session.inputs, options)
     reference = join(session.run(feed) for feed in feeds)
+    _require_values(original, reference, feeds)
     try:
-        other = Session(folded, prepack=False, watch=watch)
+        other = evaluator.session(folded)
         if failures := _signature_failures(session, other):
             return None, failures
         result = join(other.run(feed) for feed in feeds)
@@ -50,54 +59,102 @@ def check_numerics(
         return None, (f"load: {error}",)
     lost = set(session.overridable) - set(other.overridable)
     del session, other  # the noisy evaluations need the memory
-    options = replace(options, draws=_enough_draws(options.draws, reference))
     with ModelFile.open(original.path) as file:
         weights = RoundedWeights(file, options.seed)
-        draws = list(_draws(original, weights, feeds, options, watch))
-        outputs = tuple(
-            compare(name, reference[name], result[name], [draw[name] for draw in draws], options)
-            for name in reference
-        )
+        noisy = weights.session(evaluator, original)
+        comparisons = [
+            Comparison(name, array, result.get(name, _ABSENT)) for name, array in reference.items()
+        ]
+        outputs, draws = _judged(comparisons, weights, noisy, feeds, options)
+        del noisy
+        _require_verdict(original, comparisons, outputs)
         seconds = time.perf_counter() - start  # what follows happens on failure only
         failed = {output.name for output in outputs if not output.holds}
         first = None
         if failed:
-            first = first_difference(original, folded, feeds, weights, failed, changes, options)
+            first = first_difference(
+                original, folded, evaluator, feeds, weights, failed, changes, options
+            )
     numerics = Numerics(
         inputs=describe(feeds[0], options),
         sets=len(feeds),
         seed=options.seed,
-        draws=options.draws,
+        draws=draws,
         factor=options.factor,
         rtol=options.rtol,
         atol=options.atol,
         outputs=outputs,
         first_difference=first,
-        notes=tuple(_notes(outputs, weights, lost)),
+        notes=tuple(_notes(evaluator, outputs, weights, lost)),
         seconds=seconds,
-        onnxruntime_seconds=watch.seconds,
+        evaluator=evaluator.name,
+        onnxruntime_seconds=evaluator.watch.seconds,
     )
     return numerics, tuple(_failures(outputs, first))
 
 
-def _enough_draws(draws: int, outputs: Mapping[str, Array]) -> int:
-    """As many that every output's noise is known from a number of values."""
-    sizes = [array.size for array in outputs.values() if array.dtype.kind == "f" and array.size]
-    return max([draws, *(-(-_NOISE_VALUES // size) for size in sizes)])
+def _require_values(
+    original: CheckedModel, outputs: Mapping[str, Array], feeds: Sequence[Feed]
+) -> None:
+    """Raises UsageError unless some output holds a value: of nothing, every model is the same."""
+    fed = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds[0].items())
+    advice = f"on {fed or 'no inputs'}, so nothing is compared; give others (--shape, --inputs)"
+    if not any(array.size for array in outputs.values()):
+        raise UsageError(f"{original.label} computes no element {advice}")
+    if not any(has_values(array) for array in outputs.values()):
+        raise UsageError(f"{original.label} computes nothing but NaN and infinity {advice}")
 
 
-def _draws(
-    original: CheckedModel,
+def _require_verdict(
+    original: CheckedModel, comparisons: Sequence[Comparison], outputs: Sequence[Difference]
+) -> None:
+    """Raises UsageError if all that could be compared changes its shape by rounding alone."""
+    left = [o for o, c in zip(outputs, comparisons, strict=True) if has_values(c.original)]
+    if all(output.holds and output.reason for output in left):
+        names = ", ".join(output.name for output in left)
+        raise UsageError(
+            f"{original.label}: rounding alone changes the shape of {names}, so nothing is "
+            "compared; give other inputs (--inputs), or make an earlier tensor an output of both"
+        )
+
+
+def _judged(
+    comparisons: Sequence[Comparison],
     weights: RoundedWeights,
+    session: Session,
     feeds: Sequence[Feed],
     options: CheckOptions,
-    watch: Stopwatch,
-) -> Iterator[Mapping[str, Array]]:
-    session = Session(original, prepack=False, weights=weights.arrays, watch=watch)
-    numbers = range(options.draws)
-    for draw in progress(numbers, total=options.draws, label="rounding noise"):
-        weights.draw(draw)
-        yield join(session.run(feed) for feed in feeds)
+) -> tuple[tuple[Difference, ...], int]:
+    """The verdict on every output, and the number of draws it took."""
+    statistics = sum(comparison.statistics for comparison in comparisons)
+    by_tolerance = options.rtol is not None or options.atol is not None
+    done, few = 0, max([options.draws, *(_fewest(c) for c in comparisons)])
+    outputs: tuple[Difference, ...] = ()
+    for wanted in (few, *(stage for stage in _STAGES if stage > few)):
+        numbers = range(done, wanted)
+        for draw in progress(numbers, total=len(numbers), label="rounding noise"):
+            weights.draw(draw)
+            values = join(session.run(feed) for feed in feeds)
+            for comparison in comparisons:
+                comparison.add(values.get(comparison.name, _ABSENT))
+        done = wanted
+        outputs = tuple(comparison.judge(options, statistics) for comparison in comparisons)
+        if by_tolerance or not any(map(_is_open, comparisons, outputs, repeat(done))):
+            break
+    return outputs, done
+
+
+def _fewest(comparison: Comparison) -> int:
+    """So many draws that an output's noise is known from a number of values."""
+    size = comparison.size
+    return -(-_NOISE_VALUES // size) if size else 0
+
+
+def _is_open(comparison: Comparison, output: Difference, draws: int) -> bool:
+    """Whether more draws may show that an output holds after all."""
+    if output.holds or not comparison.alike:
+        return False
+    return output.limit is None or output.times_noise < output.limit * _HOPELESS / draws
 
 
 def _signature_failures(original: Session, folded: Session) -> tuple[str, ...]:
@@ -123,13 +180,20 @@ def _signature_failures(original: Session, folded: Session) -> tuple[str, ...]:
 
 
 def _notes(
-    outputs: Sequence[Difference], weights: RoundedWeights, lost: Collection[str]
+    evaluator: Evaluator,
+    outputs: Sequence[Difference],
+    weights: RoundedWeights,
+    lost: Collection[str],
 ) -> Iterator[str]:
+    if evaluator.reason:
+        yield f"judged by {evaluator.name}, since {evaluator.reason}"
     for name in sorted(lost):
         yield f"initializer {name!r} can no longer be overridden by an input"
     if not weights.arrays:
         yield "no layer or BN has constant weights: the noise is half a unit in the last place"
     for output in outputs:
+        if 0 in output.shape:
+            yield f"output {output.name!r} is empty: {list(output.shape)}; give other inputs"
         if output.holds and output.reason:
             yield f"output {output.name!r}: {output.reason}"
         if output.noise_snr_db is not None and output.noise_snr_db < _UNSTABLE_DB:

@@ -1,7 +1,7 @@
 """The settings of a check."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -24,8 +24,10 @@ class CheckOptions:
         seed: of the random inputs, the noise and the bootstrap.
         inputs: .npz with arrays named like the inputs, or .npy, instead of random inputs.
         sets: number of random input sets.
-        draws: number of noisy evaluations of the original; more for outputs of a few elements.
-        factor: how many times the rounding noise a difference may be.
+        draws: number of noisy evaluations of the original; more for outputs of a few elements,
+            and up to 64 where the first leave it open.
+        factor: how many times the rounding noise a difference may be; more where the original
+            itself scatters more, see `compare`.
         rtol: with atol, replaces the noise limit: |difference| <= atol + rtol * |original|.
         atol: see rtol.
         data: .npz with arrays named like the inputs and `labels`, or a folder of IDX files.
@@ -40,6 +42,7 @@ class CheckOptions:
         min_speedup: smallest ratio of latencies, original over folded.
         quantize: quantise both models to int8 and compare what it costs them.
         max_snr_drop: largest loss of int8 signal-to-noise against the original's, in dB.
+        custom_ops: libraries with operators of other domains, for onnxruntime.
     """
 
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -63,6 +66,7 @@ class CheckOptions:
     min_speedup: float | None = None
     quantize: bool = False
     max_snr_drop: float | None = None
+    custom_ops: Sequence[str | os.PathLike[str]] = ()
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -77,6 +81,9 @@ class CheckOptions:
         if self.value_range is not None and not self.value_range[0] <= self.value_range[1]:
             low, high = self.value_range
             raise UsageError(f"the range {low},{high} is empty; give the lower value first")
+        for library in self.custom_ops:
+            if not os.path.isfile(library):
+                raise UsageError(f"there is no file {os.fspath(library)} with custom operators")
         self._check_limits()
         self._check_gates_have_data()
 

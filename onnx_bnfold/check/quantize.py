@@ -15,6 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnx_bnfold.check.accuracy import fixed_batch
+from onnx_bnfold.check.compare import has_values
 from onnx_bnfold.check.data import Dataset
 from onnx_bnfold.check.inputs import make_feeds
 from onnx_bnfold.check.latency import measure
@@ -52,7 +53,7 @@ def check_quantized(
 
     Raises:
         ModelError: onnxruntime cannot quantise or run a model.
-        UsageError: the inputs cannot be made.
+        UsageError: the inputs cannot be made, or there is nothing to quantise or compare.
     """
     for model in (original, folded):
         _require_opset(model)
@@ -70,8 +71,11 @@ def check_quantized(
     outputs = tuple(
         _output(name, array, *(result[name] for result in results))
         for name, array in reference.items()
-        if array.dtype.kind == "f" and all(_is_alike(array, result.get(name)) for result in results)
+        if array.dtype.kind == "f"
+        and has_values(array)
+        and all(_is_alike(array, result.get(name)) for result in results)
     )
+    _require_work(original, outputs, ranges)
     quantized = Quantized(
         source="random" if options.data is options.inputs is None else "data",
         calibration_sets=len(calibration),
@@ -81,6 +85,22 @@ def check_quantized(
         latency=latency,
     )
     return quantized, tuple(_failures(outputs, options))
+
+
+def _require_work(
+    original: CheckedModel, outputs: Sequence[Int8Output], ranges: Sequence[Mapping[str, object]]
+) -> None:
+    """Raises UsageError if nothing was quantised or nothing can be compared."""
+    if not any(ranges):
+        raise UsageError(
+            f"{original.label}: onnxruntime quantises nothing of it, so there is nothing to "
+            "compare; check it without --quantize"
+        )
+    if not outputs:
+        raise UsageError(
+            f"{original.label} has no float output with finite values of one shape to compare in "
+            "int8; give other inputs, or check it without --quantize"
+        )
 
 
 def _feeds(session: Session, options: CheckOptions) -> tuple[list[Feed], list[Feed]]:

@@ -90,7 +90,22 @@ class InputUsed:
 
 @dataclass(frozen=True)
 class Numerics:
-    """Both models on the same inputs, onnxruntime's optimisations disabled."""
+    """Both models on the same inputs, optimisations disabled.
+
+    Attributes:
+        inputs: as they were fed.
+        sets: number of input sets.
+        seed: of random inputs and of the noise.
+        draws: evaluations of the original with other roundings that it took.
+        factor: the least limit, in units of the noise.
+        rtol, atol: tolerances in the place of the noise; None without.
+        outputs: one comparison per output.
+        first_difference: where the models begin to differ; None if they do not.
+        notes: what a reader should know, one sentence each.
+        seconds: of the whole comparison.
+        evaluator: what ran the models: "onnxruntime" or "onnx's reference evaluator".
+        onnxruntime_seconds: the part of it that was spent in the evaluator.
+    """
 
     inputs: tuple[InputUsed, ...]
     sets: int
@@ -103,6 +118,7 @@ class Numerics:
     first_difference: FirstDifference | None
     notes: tuple[str, ...]
     seconds: float
+    evaluator: str
     onnxruntime_seconds: float
 
 

@@ -1,5 +1,6 @@
 """Model files and onnxruntime sessions; the only module of the check that loads onnxruntime."""
 
+import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
     "tensor(double)": "float64",
+    "tensor(bfloat16)": "bfloat16",
     "tensor(bool)": "bool",
     "tensor(string)": "object",
     **{
@@ -47,6 +49,11 @@ _DTYPES = {
         for bits in (8, 16, 32, 64)
     },
 }
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether it is a float type: bfloat16 is one too, which numpy does not know."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
 class Stopwatch:
@@ -72,6 +79,7 @@ class Session:
         prepack: whether onnxruntime may keep copies of the weights in its kernels' own layout.
         weights: initializers to replace, by name, with arrays of the same shape and type. Without
             `prepack` the session sees what is written into them later.
+        rewritten: the graph to load in place of the file's, with its large tensors in files.
         extra_outputs: further tensors to return.
         watch: adds up the time spent in onnxruntime.
 
@@ -87,6 +95,7 @@ class Session:
         threads: int = 0,
         prepack: bool = True,
         weights: Mapping[str, Array] | None = None,
+        rewritten: onnx.ModelProto | None = None,
         extra_outputs: Sequence[str] = (),
         watch: Stopwatch | None = None,
     ) -> None:
@@ -94,7 +103,7 @@ class Session:
 
         self._label = model.label
         self._watch = watch or Stopwatch()
-        options = session_options(optimised=optimised, threads=threads)
+        options = session_options(optimised=optimised, threads=threads, custom_ops=model.custom_ops)
         if not prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
         # onnxruntime does not copy these: the session must keep them alive.
@@ -104,8 +113,8 @@ class Session:
         for name, value in self._weights.items():
             options.add_initializer(name, value)
         source: str | bytes = str(model.path)
-        if extra_outputs:
-            source = with_outputs(model, extra_outputs).SerializeToString()
+        if extra_outputs or rewritten is not None:
+            source = with_outputs(model, rewritten, extra_outputs).SerializeToString()
             folder = str(model.path.resolve().parent)
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", folder
@@ -116,7 +125,8 @@ class Session:
                     source, options, providers=["CPUExecutionProvider"]
                 )
         except Exception as error:  # onnxruntime's errors share no base class
-            raise ModelError(f"onnxruntime does not load {self._label}: {_say(error)}") from error
+            kind = NoKernelError if _lacks_kernel(error) else ModelError
+            raise kind(f"onnxruntime does not load {self._label}: {_say(error)}") from error
         self.inputs = tuple(
             InputSpec(i.name, i.type, tuple(i.shape)) for i in self._session.get_inputs()
         )
@@ -147,7 +157,16 @@ class Session:
                 f"onnxruntime cannot run {self._label} on {shapes}: {_say(error)}; "
                 "set the shapes with --shape or give --inputs"
             ) from error
-        return dict(_arrays(names, values))
+        return named(names, values)
+
+
+class NoKernelError(ModelError):
+    """The model may be right, but onnxruntime has nothing to run it with."""
+
+
+def _lacks_kernel(error: Exception) -> bool:
+    words = ("NOT_IMPLEMENTED", "tensor(bfloat16)", "ValidateOpsetForDomain", "IR version")
+    return any(word in str(error) for word in words)
 
 
 def join(results: Iterable[Mapping[str, Array]]) -> dict[str, Array]:
@@ -167,8 +186,14 @@ def _joined(arrays: Sequence[Array]) -> Array:
     return np.concatenate([a.reshape(-1) for a in arrays])
 
 
-def session_options(*, optimised: bool, threads: int = 0) -> Any:
-    """SessionOptions of onnxruntime, quiet, with all graph optimisations or none."""
+def session_options(
+    *, optimised: bool, threads: int = 0, custom_ops: Sequence[str | os.PathLike[str]] = ()
+) -> Any:
+    """SessionOptions of onnxruntime, quiet, with all graph optimisations or none.
+
+    Raises:
+        UsageError: a library with custom operators cannot be loaded.
+    """
     ort = _onnxruntime()
 
     levels = ort.GraphOptimizationLevel
@@ -180,6 +205,13 @@ def session_options(*, optimised: bool, threads: int = 0) -> Any:
     options.log_severity_level = 4
     # A session whose threads keep spinning after a run would slow the next session's run.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    for library in custom_ops:
+        try:
+            options.register_custom_ops_library(os.fspath(library))
+        except Exception as error:
+            raise UsageError(
+                f"onnxruntime cannot load custom operators from {os.fspath(library)}: {_say(error)}"
+            ) from error
     return options
 
 
@@ -191,7 +223,7 @@ def optimised_graph(model: CheckedModel) -> onnx.ModelProto:
     """
     ort = _onnxruntime()
 
-    options = session_options(optimised=True)
+    options = session_options(optimised=True, custom_ops=model.custom_ops)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     weights = "session.optimized_model_external_initializers_"
     options.add_session_config_entry(weights + "file_name", "weights.bin")
@@ -206,9 +238,15 @@ def optimised_graph(model: CheckedModel) -> onnx.ModelProto:
         return CheckedModel(path, model.label).skeleton
 
 
-def with_outputs(model: CheckedModel, names: Sequence[str]) -> onnx.ModelProto:
+def with_outputs(
+    model: CheckedModel, rewritten: onnx.ModelProto | None, names: Sequence[str]
+) -> onnx.ModelProto:
     """The model with further tensors as outputs; onnxruntime infers their types."""
-    proto = onnx.load(model.path, load_external_data=False)
+    if rewritten is None:
+        proto = onnx.load(model.path, load_external_data=False)
+    else:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(rewritten)
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     return proto
 
@@ -220,12 +258,17 @@ def onnxruntime_version() -> str:
     return str(ort.__version__)
 
 
-def _arrays(names: Sequence[str], values: Sequence[Any]) -> Iterator[tuple[str, Array]]:
+def named(names: Sequence[str], values: Sequence[Any]) -> dict[str, Array]:
+    """Outputs by name; the elements of a sequence as `name[i]`."""
+    return dict(_named(names, values))
+
+
+def _named(names: Sequence[str], values: Sequence[Any]) -> Iterator[tuple[str, Array]]:
     for name, value in zip(names, values, strict=True):
         if isinstance(value, (list, tuple)):
-            yield from _arrays([f"{name}[{i}]" for i in range(len(value))], value)
+            yield from _named([f"{name}[{i}]" for i in range(len(value))], value)
         elif isinstance(value, dict):
-            yield from _arrays([f"{name}[{key!r}]" for key in value], list(value.values()))
+            yield from _named([f"{name}[{key!r}]" for key in value], list(value.values()))
         else:
             yield name, np.asarray(value)
 

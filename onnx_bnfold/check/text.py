@@ -36,11 +36,14 @@ def _numerics(numerics: Numerics) -> Iterator[str]:
     yield ""
     yield f"numerics  inputs: {fed or 'none'}"
     origin = f"random, seed {numerics.seed}" if source == "random" else source
-    yield f"          {numerics.sets} input set(s), {origin}; optimisations disabled"
+    yield (
+        f"          {numerics.sets} input set(s), {origin}; {numerics.evaluator}, "
+        "optimisations disabled"
+    )
     if numerics.rtol is None and numerics.atol is None:
         yield (
             f"          limit: {numerics.factor:g} times the original's own rounding noise, "
-            f"from {numerics.draws} evaluations with its weights rounded anew"
+            f"from {numerics.draws} evaluations that round otherwise"
         )
     else:
         yield f"          limit: atol {numerics.atol or 0:g} + rtol {numerics.rtol or 0:g}"
@@ -51,7 +54,10 @@ def _numerics(numerics: Numerics) -> Iterator[str]:
         node = f" node {first.node!r}" if first.node else ""
         yield f"  first tensor that differs: {first.tensor!r}, from {first.op_type}{node}:"
         yield f"    {first.difference.reason}"
-    yield f"  {numerics.seconds:.2f} s, of which onnxruntime {numerics.onnxruntime_seconds:.2f} s"
+    yield (
+        f"  {numerics.seconds:.2f} s, of which {numerics.evaluator} "
+        f"{numerics.onnxruntime_seconds:.2f} s"
+    )
     for note in numerics.notes:
         yield f"  note: {note}"
 
@@ -60,7 +66,7 @@ def _row(found: Difference) -> tuple[str, ...]:
     verdict = "ok" if found.holds else "FAILED"
     if found.holds and found.reason:
         verdict = "not compared"
-    if not found.dtype.startswith("float"):
+    if "float" not in found.dtype:
         equal = f"{found.mismatched} differ"
         return (found.name, equal, "", "", "", "", verdict)
     return (

@@ -56,16 +56,18 @@ def _numerics(numerics: Record) -> Element:
     limit = (
         f"The limit is atol {numerics['atol'] or 0:g} + rtol {numerics['rtol'] or 0:g}."
         if by_tolerance
-        else "Rounding noise is what the original itself changes by when its weights are rounded "
-        f"anew; a difference of up to {numerics['factor']:g} times that is no fault."
+        else "Rounding noise is what the original itself changes by when everything in it is "
+        f"rounded anew; a difference of up to {numerics['factor']:g} times that is no fault, nor "
+        "is one that the original itself would show once in a thousand checks."
     )
     fed = ", ".join(f"{i['name']} {i['dtype']} {i['shape']}" for i in numerics["inputs"])
     source = numerics["inputs"][0]["source"] if numerics["inputs"] else "none"
     origin = f"random inputs, seed {numerics['seed']}" if source == "random" else source
     about = (
-        f"{numerics['sets']} input sets ({fed}; {origin}), onnxruntime's optimisations disabled."
+        f"{numerics['sets']} input sets ({fed}; {origin}), run by {numerics['evaluator']} with "
+        "optimisations disabled."
     )
-    measured = [o for o in numerics["outputs"] if o["dtype"].startswith("float")]
+    measured = [o for o in numerics["outputs"] if "float" in o["dtype"]]
     parts = [el("p", f"{limit} {about}", class_="lead")]
     if measured and not by_tolerance:
         parts.append(el("div", noise_chart(measured, numerics["factor"]), class_="scroll"))
@@ -82,7 +84,7 @@ def _outputs(outputs: Sequence[Record]) -> Element:
 
 def _output(found: Record) -> list[Element | str]:
     verdict = pill("ok", "good") if found["holds"] else pill("failed", "bad")
-    if not found["dtype"].startswith("float"):
+    if "float" not in found["dtype"]:
         return [el("code", found["name"]), f"{found['mismatched']} differ", *[""] * 5, verdict]
     return [
         el("code", found["name"]),

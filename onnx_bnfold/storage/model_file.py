@@ -115,6 +115,20 @@ class ModelFile:
             tensors.require_length(span.length, tensor)
             return Stored(self._input(span.path), span.offset, tensor, self.path)
 
+    def refer(self, model: ModelProto) -> None:
+        """Makes a copy of the skeleton a model that any reader of ONNX files understands.
+
+        Args:
+            model: the copy; the values it lacks become external data in the model's own file, in
+                whose folder (that of the file itself, not of a link to it) it has to be loaded.
+        """
+        for _, tensor in self._tensors(model, tensors.elsewhere()):
+            reference = self._skeleton.restore(tensor)
+            if reference:
+                span = reference.span
+                name = os.path.basename(os.path.realpath(self.path))
+                tensors.set_external_range(tensor, name, span.offset, span.length)
+
     def write(
         self,
         model: ModelProto,

@@ -4,10 +4,17 @@ import numpy as np
 import pytest
 
 from onnx_bnfold.check import CheckOptions
-from onnx_bnfold.check.compare import compare
+from onnx_bnfold.check.compare import Comparison
 
 SHAPE = (2, 8, 20, 20)
 SIGMA = 1e-4  # far above float32's own unit in the last place
+
+
+def compare(name, original, folded, draws, options):
+    comparison = Comparison(name, np.asarray(original), np.asarray(folded))
+    for draw in draws:
+        comparison.add(np.asarray(draw))
+    return comparison.judge(options)
 
 
 def judge(original, folded, draws, **options):
@@ -151,6 +158,53 @@ def test_shape_that_noise_changes_cannot_be_compared(rng):
 def test_empty_tensors_agree():
     empty = np.zeros((0, 4))
     assert judge(empty, empty, [empty]).holds
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numbers_without_axes(dtype):
+    base = np.array(3, dtype)
+    draws = [np.nextafter(base, base + k) for k in (-1, 1)] * 8
+    assert compare("t", base, draws[0], draws, CheckOptions()).holds
+    found = compare("t", base, base + dtype_step(base, 100), draws, CheckOptions())
+    assert not found.holds
+    assert (found.shape, found.worst_index) == ((), ())
+
+
+def dtype_step(base, count):
+    return np.asarray(count * np.spacing(base), base.dtype)
+
+
+def correlated(rng, rows=400, width=80):
+    """Rows whose elements have one error in common, as those of a softmax do."""
+    return SIGMA * rng.standard_normal((rows, 1)) * np.ones((1, width))
+
+
+def test_worst_of_many_correlated_slices_is_no_fault(rng):
+    # 64 draws give each of 400 slices its noise from 64 numbers: the worst exceeds 4 now and then.
+    base = rng.standard_normal((400, 80))
+    failed, above = 0, 0
+    for _ in range(60):
+        folded, *draws = (base + correlated(rng) for _ in range(65))
+        found = judge(base, folded, draws)
+        failed += not found.holds
+        above += found.times_noise > 4
+    assert above > 2
+    assert failed == 0
+
+
+def test_limit_of_other_statistics_stays_where_slices_are_correlated(rng):
+    base = rng.standard_normal((400, 80))
+    draws = [base + correlated(rng) for _ in range(64)]
+    found = judge(base, base + 6 * SIGMA * rng.standard_normal(base.shape), draws)
+    assert not found.holds
+    assert found.times_noise > 5
+    assert found.limit == 4
+
+
+def test_few_draws_tell_no_scatter(rng):
+    base = rng.standard_normal((400, 80))
+    draws = [base + correlated(rng) for _ in range(4)]
+    assert judge(base, base + 10 * correlated(rng), draws).limit == 4
 
 
 def test_top1_counts_rows(rng):

@@ -302,19 +302,26 @@ def test_outputs_of_few_elements_get_more_draws():
     assert result.numerics.draws >= 8
 
 
-def test_weights_in_constants_and_behind_transposes_are_moved():
-    from onnx_bnfold.check.noise import layer_weights
+@pytest.mark.parametrize(
+    ("times", "draws", "holds"), [(0.5, 4, True), (8, 64, False), (1e6, 4, False)]
+)
+def test_draws_go_on_only_where_they_leave_it_open(times, draws, holds):
+    original, folded = pair()
+    noise = check(original, folded).numerics.outputs[0].noise_rms
+    for proto in (original, folded):
+        proto.graph.node.append(helper.make_node("Add", ["y", "fault"], ["z"]))
+        proto.graph.output[0].name = "z"
+    step = np.float32(times * noise) * np.ones(CLASSES, "float32")
+    original.graph.initializer.append(numpy_helper.from_array(0 * step, "fault"))
+    folded.graph.initializer.append(numpy_helper.from_array(step, "fault"))
+    result = check(original, folded)
+    assert result.numerics.draws == draws
+    assert result.holds is holds
 
-    values = weights()
-    w = np.ascontiguousarray(values["fc"].T)
-    nodes = [
-        helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(w, "c")),
-        helper.make_node("Transpose", ["c"], ["ct"]),
-        helper.make_node("Gemm", ["x", "ct", "bias"], ["y"], transB=1),
-    ]
-    proto = finish(nodes, values, ("N", CLASSES))
-    assert set(layer_weights(proto)) == {"c", "bias"}
-    assert check(proto, proto).numerics.outputs[0].noise_rms > 0
+
+def test_models_that_are_equal_but_for_rounding_hold_either_way():
+    # The roles of the original and of its fold are one.
+    assert check(*reversed(pair())).holds
 
 
 def test_resize_scales_are_not_moved():
@@ -357,7 +364,7 @@ def test_output_whose_shape_depends_on_rounding_is_noted(tmp_path):
     proto.graph.initializer.append(constant)
     proto.graph.node.append(helper.make_node("GreaterOrEqual", ["y", "t"], ["m"]))
     proto.graph.node.append(helper.make_node("NonZero", ["m"], ["found"]))
-    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("found", 7, [2, None]))
+    proto.graph.output.append(helper.make_tensor_value_info("found", 7, [2, None]))
     x = np.random.default_rng(0).standard_normal((2, 3, 12, 12))
     path = tmp_path / "x.npy"
     np.save(path, x)
@@ -365,6 +372,59 @@ def test_output_whose_shape_depends_on_rounding_is_noted(tmp_path):
     assert result.holds
     assert "cannot be compared" in result.numerics.notes[0]
     assert "not compared" in render_text(result)
+    del proto.graph.output[0]
+    with pytest.raises(UsageError, match="so nothing is compared"):
+        check(proto, proto, CheckOptions(inputs=path))
+
+
+def test_a_check_that_compares_nothing_is_an_error(tmp_path):
+    values = weights()
+    broken = fold(values)
+    _transpose(broken)
+    models = model(values), model(broken)
+    with pytest.raises(UsageError, match=r"computes no element on x \[0, 3, 12, 12\]"):
+        check(*models, CheckOptions(shapes={"x": (0, 3, 12, 12)}))
+    path = tmp_path / "x.npy"
+    np.save(path, np.empty((0, 3, 12, 12), "float32"))
+    with pytest.raises(UsageError, match="computes no element"):
+        check(*models, CheckOptions(inputs=path, atol=1.0))
+    np.save(path, np.full((1, 3, 12, 12), np.nan, "float32"))
+    with pytest.raises(UsageError, match="nothing but NaN"):
+        check(*models, CheckOptions(inputs=path))
+
+
+def test_an_empty_output_beside_others_is_noted():
+    original, folded = pair()
+    for proto in (original, folded):
+        none = numpy_helper.from_array(np.array([], np.int64), "none")
+        proto.graph.initializer.append(none)
+        proto.graph.node.append(helper.make_node("Gather", ["y", "none"], ["e"], axis=1))
+        proto.graph.output.append(helper.make_tensor_value_info("e", 1, ["N", 0]))
+    result = check(original, folded)
+    assert result.holds
+    assert "output 'e' is empty: [4, 0]" in result.numerics.notes[0]
+
+
+@pytest.mark.parametrize("kind", ["sabotaged", "right"])
+def test_numbers_without_axes(kind):
+    # An output, and a tensor in front of the fault: (2, 3, 12, 12) -> () by ReduceMean.
+    values = weights()
+    folded = fold(values)
+    if kind == "sabotaged":
+        _swap_channels(folded)
+    models = []
+    for proto in (model(values), model(folded)):
+        mean = helper.make_node("ReduceMean", ["x"], ["m"], keepdims=0)
+        proto.graph.node.insert(0, helper.make_node("Sub", ["x", "m"], ["centred"]))
+        proto.graph.node.insert(0, mean)
+        proto.graph.node[2].input[0] = "centred"
+        proto.graph.node.append(helper.make_node("ReduceSum", ["y"], ["s"], keepdims=0))
+        proto.graph.output.append(helper.make_tensor_value_info("s", 1, []))
+        models.append(proto)
+    result = check(*models)
+    assert result.holds is (kind == "right")
+    if kind == "sabotaged":
+        assert result.numerics.first_difference.tensor == "bn0"
 
 
 def test_text_has_no_control_characters():

@@ -6,7 +6,8 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
-from pairs import CLASSES, fold, model, pair, weights
+from onnx import helper
+from pairs import CLASSES, finish, fold, model, pair, weights
 
 from onnx_bnfold.check import CheckOptions, check, render_text
 from onnx_bnfold.check.cli import main
@@ -185,3 +186,15 @@ def test_command_and_schema(tmp_path, capsys):
     text = page.read_text()
     assert "Ranges of the activations" in text
     assert f"{record['quantized']['outputs'][0]['snr_folded_db']:.2f} dB" in text
+
+
+@pytest.mark.parametrize("gate", [None, 1.0])
+def test_nothing_to_quantise_or_to_compare_is_an_error(gate):
+    options = dataclasses.replace(QUICK, max_snr_drop=gate)
+    relu = finish([helper.make_node("Neg", ["x"], ["y"])], {}, ("N", 4))
+    with pytest.raises(UsageError, match="quantises nothing"):
+        check(relu, relu, options)
+    values = weights()
+    classes = model(values, head=("ArgMax",))
+    with pytest.raises(UsageError, match="no float output"):
+        check(classes, model(fold(values), head=("ArgMax",)), options)

@@ -13,7 +13,7 @@ from .explained import EXPLAINED, LATER
 
 COLUMNS = (
     *("cases", "skipped", "draws", "judged", "answered", "refused", "explained"),
-    *("unsound", "incomplete", "crash"),
+    *("unsound", "incomplete", "crash", "misread"),
 )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from . import elementwise, layer_judge, layers, movement, pooling, rule_judge  # noqa: F401  (they register generators)
 from .cases import Case, spans
 from .engine import NotRunnable, make_trial
+from .inferred import misread
 from .layer_judge import ABSORBERS
 from .verdict import Finding, Verdict
 
@@ -24,7 +25,7 @@ class Tally:
 
     Attributes:
         counts: "cases", "skipped" (cases that onnxruntime does not run), "draws", "judged",
-            "answered", "refused", "explained", "unsound", "incomplete", "crash".
+            "answered", "refused", "explained", "unsound", "incomplete", "crash", "misread" (cases).
         versions: judged draws per version of the operator.
         settings: attributes and inputs that judged cases gave, per version.
     """
@@ -79,6 +80,10 @@ class Campaign:
         judge = layer_judge.judged if op in ABSORBERS else rule_judge.judged
         with np.errstate(all="ignore"):
             verdicts = list(judge(trial, QUESTIONS))
+        finding = misread(trial)
+        if finding:
+            self._keep(finding)
+            tally.counts[finding.kind] += 1
         for verdict in verdicts:
             self._note(tally, trial.case, verdict)
         return len(verdicts)

@@ -228,7 +228,8 @@ class Draw:
         """A computed tensor; some of its sizes may be open, equal ones then have equal symbols."""
         declared: list[int | str | None] = list(shape)
         if self._symbolic:
-            declared = [f"s{n}" if self.chance(0.4) else n for n in shape]
+            # What a model is given at an open size has elements.
+            declared = [f"s{n}" if n and self.chance(0.4) else n for n in shape]
             declared = [None if d != n and self.chance(0.1) else d
                         for d, n in zip(declared, shape, strict=True)]  # fmt: skip
         self._count += 1

@@ -138,6 +138,10 @@ EXPLAINED = (
         "a scale of zero makes a constant, of which much holds that no other channel would take",
     ),
     Explained(
+        "Slice", Reason.OPAQUE, _always,
+        "onnxruntime's reading of an end behind the input is not the specification's",
+    ),
+    Explained(
         "MaxPool", Reason.OPAQUE, lambda trial, known: trial.case.outputs > 1,
         "a positive scale leaves the indices alone; a model that unpools is not worth a rule",
     ),
@@ -261,9 +265,12 @@ EXPLAINED = (
         "the model leaves sizes open that decide where elements go; that the sizes of this run "
         "would allow it says nothing of others",
     ),
-    Explained(
-        "*", Reason.PARAMETERS_NOT_CONSTANT, _run_time,
-        "a parameter is computed at run time; what it is in this run says nothing of others",
+    *(
+        Explained(
+            "*", reason, _run_time,
+            "a parameter is computed at run time; what it is in this run says nothing of others",
+        )
+        for reason in (Reason.PARAMETERS_NOT_CONSTANT, Reason.UNKNOWN_SHAPE)
     ),
 )  # fmt: skip
 

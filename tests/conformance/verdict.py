@@ -15,7 +15,7 @@ class Finding:
     """A question that a rule answers wrongly, or refuses though it could answer.
 
     Attributes:
-        kind: "unsound", "incomplete" or "crash".
+        kind: "unsound", "incomplete", "crash" or "misread".
         topic: what findings of one cause have in common.
         detail: what was answered, and what would have been right.
     """

@@ -158,6 +158,12 @@ def an_attribute_of_another_type(model):
     model.graph.node[0].attribute.append(helper.make_attribute("pads", 1))
 
 
+@refused("BatchNormalization 'n_y'", "a graph as attribute 'body'", "does not have")
+def a_graph_in_a_node_of_none(model):
+    body = helper.make_graph([helper.make_node("Neg", ["x"], ["z"])], "body", [], [])
+    model.graph.node[1].attribute.append(helper.make_attribute("body", body))
+
+
 @refused("Conv 'n_c'", "two attributes 'pads'")
 def an_attribute_twice(model):
     for pads in ([1, 1, 1, 1], [0, 0, 0, 0]):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import FunctionProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
 from .draw import Draw, Unfit
 from .floats import BFLOAT16, FLOATS, allowed
@@ -43,6 +43,7 @@ class Scope:
     bare: bool = False
     nodes: list[NodeProto] = field(default_factory=list)
     initializers: list[TensorProto] = field(default_factory=list)
+    sparse: list[SparseTensorProto] = field(default_factory=list)
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     pool: list[str] = field(default_factory=list)
     shared: dict[tuple, list[str]] = field(default_factory=dict)
@@ -55,6 +56,7 @@ class Builder:
         env: every tensor made so far, of all scopes, as the interpreter holds it.
         main: the main graph; ``scope`` is the graph that grows now.
         strange: let a node through whose values are not finite, or that has no elements.
+        symbolic: whether the sizes of some inputs are open.
         uncertain: whether the rank of a tensor depends on which branch of an If runs.
     """
 
@@ -66,7 +68,7 @@ class Builder:
         self.strange = draw.chance(0.05)
         self.named = draw.weighted({"all": 3, "some": 2, "none": 1})
         self.guises = draw.weighted({0.0: 4, 0.1: 4, 0.4: 1.5, 1.0: 0.2})
-        self.uncertain = False
+        self.symbolic = self.uncertain = False
         self._count = 0
 
     # What is known of a tensor.
@@ -156,6 +158,19 @@ class Builder:
         self.env[name] = self._interpreter().written(array)
         return name
 
+    def sparse(self, array: np.ndarray) -> str:
+        """Add a sparse initializer; one of more than one axis may count its elements either way."""
+        name, positions = self.fresh("c"), np.flatnonzero(array)
+        values = numpy_helper.from_array(array.reshape(-1)[positions], name)
+        if array.ndim > 1 and self.draw.chance(0.5):
+            positions = np.argwhere(array)
+        indices = numpy_helper.from_array(positions.astype(np.int64), self.fresh("i"))
+        self.scope.sparse.append(
+            SparseTensorProto(values=values, indices=indices, dims=array.shape)
+        )
+        self.env[name] = self._interpreter().written(array)
+        return name
+
     def integers(self, *values: int) -> str:
         """Return a constant of int64, for axes and shapes and the like."""
         array = np.array(values, np.int64)
@@ -172,12 +187,15 @@ class Builder:
         """Take back everything that was added when the draw is unfit."""
         scope = self.scope
         marks = len(scope.nodes), len(scope.initializers), len(scope.pool), len(self.functions)
+        sparse = len(scope.sparse)
         try:
             yield
         except Unfit:
             self.scope = scope
             made = {o for n in scope.nodes[marks[0] :] for o in n.output}
             made |= {t.name for t in scope.initializers[marks[1] :]}
+            made |= {t.values.name for t in scope.sparse[sparse:]}
+            del scope.sparse[sparse:]
             del scope.nodes[marks[0] :], scope.initializers[marks[1] :], scope.pool[marks[2] :]
             del self.functions[marks[3] :]
             for names in scope.shared.values():

@@ -1,5 +1,6 @@
 """Float constants, as exporters write them: plain, shared, or behind nodes that compute them."""
 
+import ml_dtypes
 import numpy as np
 from onnx import helper, numpy_helper
 
@@ -105,29 +106,58 @@ def _computed(b: Builder, array: np.ndarray) -> str:
     return b.add(b.draw.pick(["Mul", "Add", "Sub", "Div"]), [b.initializer(array), other])[0]
 
 
+def _sparse(b: Builder, array: np.ndarray) -> str:
+    b.need(not b.scope.bare and b.ir_version >= 5 and b.opset >= 11 and array.ndim > 0)
+    b.need(array.dtype in (np.float32, np.float64) and array.size > 1)
+    kept = b.draw.arrays.random(array.shape) < 0.6
+    return b.sparse(np.where(kept, array, 0).astype(array.dtype) if b.draw.chance(0.6) else array)
+
+
 def _quantized(b: Builder, array: np.ndarray) -> str:
-    b.need(array.ndim > 0 and array.size > 0 and b.opset >= 13 and array.dtype == np.float32)
+    """Write integers of 4, 8 or 16 bits and a DequantizeLinear, or the QuantizeLinear as well."""
+    halves = b.opset >= 19 and array.dtype == np.float16
+    b.need(array.ndim > 0 and array.size > 0 and b.opset >= 13)
+    b.need((array.dtype == np.float32 or halves) and bool(np.isfinite(array).all()))
+    kind = np.dtype(b.draw.pick(_INTEGERS if b.opset >= 21 else _INTEGERS[:2]))
     axis = b.draw.between(0, array.ndim - 1)
-    per_axis = b.draw.chance(0.6)
-    over = tuple(i for i in range(array.ndim) if i != axis) if per_axis else None
-    step = (np.abs(array).max(over) / 100 + 1e-3).astype(np.float32)
-    scale = b.initializer(step)
-    kind = b.draw.pick([np.int8, np.uint8])
-    middle = 0 if kind is np.int8 else 128
-    zero = b.initializer(np.full(step.shape, middle + b.draw.between(-3, 3), kind))
-    extra = {"axis": axis} if per_axis else {}
+    granularity = b.draw.weighted({"axis": 4, "tensor": 3, "block": 2 if b.opset >= 21 else 0})
+    extra = {"axis": b.axis(array.ndim, axis)} if granularity != "tensor" else {}
+    size = array.shape[axis] if granularity == "tensor" else 1
+    if granularity == "block":
+        size = extra["block_size"] = b.draw.between(1, array.shape[axis])
+    lowest, highest = int(ml_dtypes.iinfo(kind).min), int(ml_dtypes.iinfo(kind).max)
+    middle = (lowest + highest + 1) // 2 + b.draw.between(-2, 2)
+    step = _peaks(array, granularity, axis, size) / (0.45 * (highest - lowest)) + 1e-3
+    step = step.astype(array.dtype)
+    inputs = [b.initializer(step)]
     if b.draw.chance(0.3):
-        (whole,) = b.add("QuantizeLinear", [b.initializer(array), scale, zero], **extra)
+        middle = 0
     else:
-        shape = [-1 if i == axis else 1 for i in range(array.ndim)] if per_axis else []
-        whole = b.initializer(
-            np.clip(np.rint(array / step.reshape(shape)) + middle, *_bounds(kind)).astype(kind)
-        )
-    return b.add("DequantizeLinear", [whole, scale, zero], **extra)[0]
+        inputs.append(b.initializer(np.full(step.shape, middle).astype(kind)))
+    wide = step
+    if granularity == "axis":
+        wide = step.reshape([-1 if i == axis else 1 for i in range(array.ndim)])
+    if granularity == "block":
+        wide = np.repeat(step, size, axis).take(range(array.shape[axis]), axis)
+    if len(inputs) == 2 and granularity != "block" and b.draw.chance(0.3):
+        (whole,) = b.add("QuantizeLinear", [b.initializer(array), *inputs], **extra)
+    else:
+        codes = np.clip(np.rint(array / wide) + middle, lowest, highest)
+        whole = b.initializer(codes.astype(np.float32).astype(kind))
+    return b.add("DequantizeLinear", [whole, *inputs], **extra)[0]
 
 
-def _bounds(kind: type) -> tuple[int, int]:
-    return int(np.iinfo(kind).min), int(np.iinfo(kind).max)
+_INTEGERS = [np.int8, np.uint8, ml_dtypes.int4, ml_dtypes.uint4, np.int16, np.uint16]
+
+
+def _peaks(array: np.ndarray, granularity: str, axis: int, size: int) -> np.ndarray:
+    """Return the largest magnitude of the tensor, of each slice or of each block."""
+    magnitude = np.abs(array.astype(np.float64))
+    if granularity == "tensor":
+        return np.asarray(magnitude.max())
+    if granularity == "axis":
+        return magnitude.max(tuple(i for i in range(array.ndim) if i != axis))
+    return np.maximum.reduceat(magnitude, range(0, array.shape[axis], size), axis)
 
 
 _GUISES = {
@@ -142,5 +172,6 @@ _GUISES = {
     _unsqueeze: 1,
     _concat: 1,
     _computed: 1,
-    _quantized: 1.5,
+    _quantized: 2,
+    _sparse: 1.5,
 }

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from .interpreter import Interpreter
+from .interpreter import Interpreter, Tensor
 from .runtime import NoKernel, session
 
 
@@ -74,6 +74,25 @@ def attempt(engine: Engine, feed: Mapping[str, np.ndarray]) -> list[np.ndarray] 
         return engine.run(feed)
     except NotRunnable:
         return None
+
+
+def every_tensor(model: ModelProto, feed: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """Return all tensors of the main graph, in their own types."""
+    opset = next(i.version for i in model.opset_import if not i.domain)
+    interpreter = Interpreter(opset, model.functions)
+    env = {name: interpreter.held(array) for name, array in feed.items()}
+    with np.errstate(all="ignore"):
+        interpreter.graph(model.graph, env)
+    return env
+
+
+def graphs(model: ModelProto) -> list[GraphProto]:
+    """Return the main graph and all that are inside it."""
+    found = [model.graph]
+    for graph in found:
+        for node in graph.node:
+            found += [a.g for a in node.attribute if a.HasField("g")]
+    return found
 
 
 def every_node(model: ModelProto) -> Iterable[NodeProto]:

@@ -28,11 +28,13 @@ def write(folder: Path, seed: int, case: Case, verdict: Verdict, seconds: float)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{str(verdict.kind).replace(' ', '_')}_{seed}.txt"
     onnx.save(small.model, path.with_suffix(".onnx"))
-    path.with_suffix(".json").write_text(json.dumps(asdict(small.options)))
+    path.with_suffix(".json").write_text(
+        json.dumps({**asdict(small.options), "storage": small.storage, "measured": small.measured})
+    )
     arrays = {f"{k}:{n}": _plain(a) for k, feed in enumerate(small.feeds) for n, a in feed.items()}
     np.savez(path.with_suffix(".npz"), **arrays)
     path.write_text(
-        f"{verdict.kind}, seed {seed}\n{small.options}\n\n{last.detail}\n\n"
+        f"{verdict.kind}, seed {seed}\n{small.options}, {small.storage}\n\n{last.detail}\n\n"
         f"before shrinking: {verdict.detail}\n\n{printer.to_text(small.model)}\n"
         + ("\nfolded:\n" + printer.to_text(last.model) + "\n" if last.model is not None else "")
     )
@@ -51,8 +53,9 @@ def read(folder: Path) -> Iterator[tuple[str, Case]]:
         for key, array in np.load(path.with_suffix(".npz")).items():
             number, name = key.split(":", 1)
             feeds.setdefault(int(number), {})[name] = array.astype(kinds[name])
-        options = Options(**json.loads(path.with_suffix(".json").read_text()))
-        yield path.stem, Case(model, options, tuple(feeds.values()))
+        told = json.loads(path.with_suffix(".json").read_text())
+        where = {key: told.pop(key) for key in ("storage", "measured") if key in told}
+        yield path.stem, Case(model, Options(**told), tuple(feeds.values()), **where)
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import (
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    helper,
+    numpy_helper,
+)
 
 from .floats import BFLOAT16, FLOATS, TINY, UNIT, allowed
 from .kernels import attributes, widened
@@ -53,6 +61,9 @@ _EXACT = frozenset(
 )
 
 
+# Their kernels add up terms as large as these, and err by a unit of them however small the result.
+_SIZES = {"Sigmoid": 1.0, "Tanh": 1.0, "Erf": 1.0, "Softplus": 1.0, "Sin": 1.0, "Cos": 1.0}
+
 # Their float constants are settings, which nothing rounds.
 _SETTINGS = frozenset({"Dropout", "Resize", "Upsample"})
 
@@ -84,8 +95,14 @@ class Interpreter:
         self.functions = {(f.domain, f.name): f for f in functions}
         self.approximate = False
 
-    def held(self, array: np.ndarray, dtype: np.dtype | None = None, exact: bool = False) -> Tensor:
-        """Return an array as this evaluation holds it."""
+    def held(
+        self,
+        array: np.ndarray,
+        dtype: np.dtype | None = None,
+        exact: bool = False,
+        size: float = 0,
+    ) -> Tensor:
+        """Return an array as this evaluation holds it; rounding is that of a `size` at least."""
         array = np.asarray(array)
         dtype = array.dtype if dtype is None else dtype
         if dtype not in FLOATS:
@@ -95,17 +112,19 @@ class Interpreter:
                 rounded = array.astype(dtype)
             return Tensor(rounded.astype(np.float32) if dtype == BFLOAT16 else rounded, dtype)
         array = array.astype(np.float64)
-        return Tensor(array if exact else self._moved(array, dtype), dtype)
+        return Tensor(array if exact else self._moved(array, dtype, size), dtype)
 
     def written(self, array: np.ndarray) -> Tensor:
         """Return a constant; noise moves it where it is read, unless it only says a size."""
         return self.held(array, exact=True)._replace(written=True)
 
-    def _moved(self, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    def _moved(self, array: np.ndarray, dtype: np.dtype, size: float = 0) -> np.ndarray:
         if self.noise is None:
             return array
         signs = self.noise.choice([-1.0, 1.0], array.shape)
-        return np.asarray(array + signs * (UNIT[dtype] * np.abs(array) + TINY[dtype]))
+        return np.asarray(
+            array + signs * (UNIT[dtype] * np.maximum(np.abs(array), size) + TINY[dtype])
+        )
 
     def _read(self, node: NodeProto, env: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Return a node's inputs; in float32 what can be nothing else (a Resize's scales)."""
@@ -133,6 +152,8 @@ class Interpreter:
         for t in graph.initializer:
             if t.name not in env:
                 env[t.name] = self.written(numpy_helper.to_array(t))
+        for s in graph.sparse_initializer:
+            env[s.values.name] = self.written(_dense(s))
         self.nodes(graph.node, env)
         return [env[o.name] for o in graph.output]
 
@@ -160,10 +181,10 @@ class Interpreter:
             return special(node, env)
         inputs = {n: env[n] for n in node.input if n}
         dtype = next((t.dtype for t in inputs.values() if t.dtype in FLOATS), None)
-        exact = node.op_type in _EXACT
+        exact, size = node.op_type in _EXACT, _SIZES.get(node.op_type, 0)
         results = self._computed(node, self._read(node, env))
         kinds = [dtype if r.dtype in FLOATS and dtype is not None else r.dtype for r in results]
-        return [self.held(r, k, exact) for r, k in zip(results, kinds, strict=True)]
+        return [self.held(r, k, exact, size) for r, k in zip(results, kinds, strict=True)]
 
     def _computed(self, node: NodeProto, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         try:
@@ -177,6 +198,13 @@ class Interpreter:
             return wide
         self.approximate = True
         return single
+
+    def _concat(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
+        """Join what is not empty, as onnxruntime does, whatever the shape of what is."""
+        parts = [env[name] for name in node.input]
+        full = [t.array for t in parts if t.array.size] or [t.array for t in parts]
+        joined = np.concatenate(full, attributes(node)["axis"])
+        return [self.held(joined, parts[0].dtype, exact=True)]
 
     def _constant(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
         ((name, value),) = attributes(node).items()
@@ -203,15 +231,17 @@ class Interpreter:
 
     def _dequantizelinear(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
         x, scale, *zero = [env[n] for n in node.input if n]
-        axis = attributes(node).get("axis", 1)
-        shape = [1] * x.array.ndim
-        if scale.array.ndim:
-            shape[axis] = -1
-        moved = x.array.astype(np.float64)
-        if zero:
-            moved = moved - zero[0].array.astype(np.float64).reshape(shape)
-        factor = scale.array.astype(np.float64).reshape(shape if scale.array.ndim else ())
-        return [self.held(moved * factor, scale.dtype)]
+        axis, block = (attributes(node).get(k, d) for k, d in (("axis", 1), ("block_size", 0)))
+
+        def spread(parameter: np.ndarray) -> np.ndarray:
+            wide = parameter.astype(np.float64)
+            if block:
+                return np.repeat(wide, block, axis).take(range(x.array.shape[axis]), axis)
+            shape = [-1 if i == axis % x.array.ndim else 1 for i in range(x.array.ndim)]
+            return wide.reshape(shape) if wide.ndim else wide
+
+        moved = x.array.astype(np.float64) - sum(spread(z.array) for z in zero)
+        return [self.held(moved * spread(scale.array), scale.dtype)]
 
     def _if(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
         branch = "then_branch" if env[node.input[0]].array.reshape(()) else "else_branch"
@@ -294,6 +324,16 @@ def _bound(node: NodeProto, given: Mapping) -> NodeProto:
     return bound
 
 
+def _dense(sparse: SparseTensorProto) -> np.ndarray:
+    values, indices = (numpy_helper.to_array(t) for t in (sparse.values, sparse.indices))
+    array = np.zeros(tuple(sparse.dims), values.dtype)
+    if indices.ndim == 1:
+        array.reshape(-1)[indices] = values
+    else:
+        array[tuple(indices.T)] = values
+    return array
+
+
 def reads(node: NodeProto) -> set[str]:
     """Return the names that a node reads, those that its bodies capture included."""
     names = {n for n in node.input if n}
@@ -301,6 +341,7 @@ def reads(node: NodeProto) -> set[str]:
         for graph in [a.g] if a.HasField("g") else list(a.graphs):
             inner = {i.name for i in graph.input} | {t.name for t in graph.initializer}
             inner |= {o for n in graph.node for o in n.output}
+            inner |= {s.values.name for s in graph.sparse_initializer}
             names |= set().union(*(reads(n) for n in graph.node)) - inner if graph.node else set()
             names |= {o.name for o in graph.output} - inner
     return names

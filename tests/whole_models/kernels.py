@@ -243,12 +243,15 @@ def _by_reference(node, inputs, single, opset):
 def _size(way, node, inputs, single, opset) -> float:
     """Return what the terms that are added up may reach, beside which rounding is judged."""
     sizes = {n: np.abs(a) if a.dtype.kind == "f" else a for n, a in inputs.items()}
-    return float(np.abs(way(node, sizes, single, opset)[0]).max(initial=0))
+    found = np.abs(way(node, sizes, single, opset)[0])
+    return float(found.max(initial=0, where=np.isfinite(found)))
 
 
 def _agree(wide: np.ndarray, single: np.ndarray, size: Callable[[], float]) -> bool:
-    wide = np.asarray(wide)
-    if wide.shape != single.shape or not np.isfinite(single).all():
+    """Whether two results are one, as far as float32 can tell: not where it overflows."""
+    wide, firm = np.asarray(wide), np.isfinite(single)
+    if wide.shape != single.shape or (single.size and not firm.any()):
         return False
-    off, peak = np.abs(wide - single).max(initial=0), np.abs(single).max(initial=0)
+    off = np.abs(wide - single).max(initial=0, where=firm)
+    peak = np.abs(single).max(initial=0, where=firm)
     return bool(off <= 1e-4 * peak or off <= 1e-5 * size())

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from onnx import ModelProto, NodeProto, ValueInfoProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
 from onnx_bnfold import Options
 
@@ -38,11 +39,19 @@ _STEPS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model, the options of its fold, and what it is run on."""
+    """A model, the options of its fold, and what it is run on.
+
+    Attributes:
+        storage: where the model lies: in memory, in a file, or with its data in another (external)
+            or in one per tensor (scattered).
+        measured: whether the ranges of ``equalize`` are measured on the first feed.
+    """
 
     model: ModelProto
     options: Options
     feeds: tuple[Mapping[str, np.ndarray], ...]
+    storage: Literal["memory", "file", "external", "scattered"] = "memory"
+    measured: bool = False
 
 
 def draw_case(seed: int) -> Case:
@@ -55,6 +64,7 @@ def draw_case(seed: int) -> Case:
     ir_version = d.between(3, newest_ir_version())
     b = Builder(d, opset, ir_version, dtype)
     symbols = _inputs(b)
+    b.symbolic = bool(symbols)
     if d.chance(0.65):
         _begin(b)
     grow(b, d.between(2, 9))
@@ -64,8 +74,13 @@ def draw_case(seed: int) -> Case:
                 _step(b, kind, depth=2)
     if not b.scope.nodes:
         b.one("Identity", [b.scope.pool[0]])
-    model = _finished(b, bool(symbols))
-    return Case(model, _options(d), _feeds(b, model, symbols))
+    model = _finished(b)
+    options, feeds = _options(d), _feeds(b, model, symbols)
+    storage = d.weighted({"memory": 16, "file": 1, "external": 1, "scattered": 1})
+    examples = all(np.isfinite(a).all() and a.size for a in feeds[0].values())
+    # onnxruntime cannot infer shapes where an axis or a size lies in another file.
+    measured = options.equalize and examples and storage in ("file", "scattered")
+    return Case(model, options, feeds, storage, measured)
 
 
 def _begin(b: Builder) -> None:
@@ -142,7 +157,8 @@ def _feeds(b: Builder, model: ModelProto, symbols: Mapping) -> tuple[dict[str, n
     given = {t.name for t in model.graph.initializer}
     names = [i.name for i in model.graph.input if i.name not in given]
     first = {n: b.env[n].array.astype(b.env[n].dtype) for n in names}
-    sizes = {"N": b.draw.between(1, 4)} | {f"S{k}": b.draw.between(2, 6) for k in range(3)}
+    batch = 0 if b.draw.chance(0.06) else b.draw.between(1, 4)
+    sizes = {"N": batch} | {f"S{k}": b.draw.between(2, 6) for k in range(3)}
     second = {}
     for name, array in first.items():
         if array.dtype == bool:
@@ -154,7 +170,7 @@ def _feeds(b: Builder, model: ModelProto, symbols: Mapping) -> tuple[dict[str, n
     return first, second
 
 
-def _finished(b: Builder, symbolic: bool) -> ModelProto:
+def _finished(b: Builder) -> ModelProto:
     d, scope = b.draw, b.scope
     outputs = _outputs(b)
     nodes = scope.nodes if d.chance(0.1) else _alive(scope.nodes, outputs)
@@ -162,12 +178,13 @@ def _finished(b: Builder, symbolic: bool) -> ModelProto:
         nodes = d.shuffled(nodes)
     used = set(outputs).union(*(reads(n) for n in nodes))
     initializers = [t for t in scope.initializers if t.name in used]
+    sparse = [t for t in scope.sparse if t.values.name in used]
     inputs = [i for i in scope.inputs if i.name in used or i.type.tensor_type.elem_type != 9]
     listed = initializers if b.ir_version < 4 else []
     if b.ir_version >= 4 and d.chance(0.12):
         listed = [t for t in initializers if d.chance(0.2)]
     inputs += [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in listed]
-    told = not symbolic and d.chance(0.25)
+    told = not b.symbolic and d.chance(0.25)
     made = [o for n in nodes for o in n.output if o in b.env and o not in outputs]
     if initializers and d.chance(0.02):  # a constant that is an output, too
         outputs.append(d.pick(initializers).name)
@@ -175,10 +192,13 @@ def _finished(b: Builder, symbolic: bool) -> ModelProto:
         nodes,
         "whole",
         inputs,
-        [_output(b, n, symbolic) for n in outputs],
+        [_output(b, n) for n in outputs],
         initializers,
         value_info=[_declared(b, n) for n in made if d.chance(0.5)] if told else [],
+        sparse_initializer=sparse,
     )
+    if d.chance(0.06):
+        _annotate(b, graph, [*made, *(t.name for t in initializers)])
     imports = [helper.make_opsetid("", b.opset)]
     if b.functions:
         imports.append(helper.make_opsetid("local", 1))
@@ -187,6 +207,20 @@ def _finished(b: Builder, symbolic: bool) -> ModelProto:
     return helper.make_model(
         graph, opset_imports=imports, ir_version=b.ir_version, functions=b.functions
     )
+
+
+def _annotate(b: Builder, graph: GraphProto, names: list[str]) -> None:
+    """Say of a few tensors how they are quantised."""
+    for name in b.draw.some([n for n in names if b.type(n) == np.float32], 3):
+        scale, zero = f"{name}_scale", f"{name}_zero_point"
+        size = np.abs(b.array(name)).max(initial=1e-3) / 127
+        graph.initializer.append(numpy_helper.from_array(np.array(size, np.float32), scale))
+        graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), zero))
+        if b.ir_version < 4:
+            graph.input.extend(typed(n, k, ()) for n, k in ((scale, np.float32), (zero, np.int8)))
+        annotation = graph.quantization_annotation.add(tensor_name=name)
+        annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value=scale)
+        annotation.quant_parameter_tensor_names.add(key="ZERO_POINT_TENSOR", value=zero)
 
 
 def _nested(nodes: list[NodeProto]) -> bool:
@@ -219,10 +253,10 @@ def _declared(b: Builder, name: str) -> ValueInfoProto:
     return typed(name, b.type(name), b.shape(name))
 
 
-def _output(b: Builder, name: str, symbolic: bool) -> ValueInfoProto:
+def _output(b: Builder, name: str) -> ValueInfoProto:
     """Declare an output: its shape, its rank alone, or nothing where that depends on the run."""
     branches = any(n.op_type == "If" for n in b.scope.nodes)
-    if not symbolic and not branches and b.draw.chance(0.7):
+    if not b.symbolic and not branches and b.draw.chance(0.7):
         return _declared(b, name)
     return typed(name, b.type(name), None if b.uncertain else [None] * b.rank(name))
 
@@ -235,4 +269,5 @@ def _options(d: Draw) -> Options:
         merge_branches=d.chance(0.2),
         profile=d.weighted({"float": 6, "fp16": 1.5, "int8": 1.5}),
         equalize=d.chance(0.15),
+        keep_shared_weights=d.chance(0.15),
     )

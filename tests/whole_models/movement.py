@@ -191,6 +191,7 @@ def gather(b: Builder, x: str) -> str:
         chosen = np.array(d.shuffled(range(n)))[: d.between(max(1, n - 1), n)]
     else:
         size = {"any": (d.between(1, n + 1),), "scalar": (), "matrix": (2, d.between(1, 3))}[kind]
+        b.need(n > 0)
         chosen = d.arrays.integers(low, n, size)
     kind_of = d.pick([np.int64, np.int64, np.int32])
     indices = b.initializer(np.asarray(chosen, kind_of))

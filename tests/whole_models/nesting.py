@@ -38,6 +38,7 @@ def _body(b: Builder, outputs: list[str]) -> GraphProto:
         scope.inputs,
         [typed(n, b.type(n), None) for n in outputs],
         scope.initializers,
+        sparse_initializer=scope.sparse,
     )
 
 
@@ -101,7 +102,7 @@ def loop(b: Builder, x: str, grow: Grow) -> None:
 def _retype(b: Builder, scope: Scope, name: str, like: str) -> None:
     """Declare a body's input as what it is given, with or without its shape."""
     b.env[name] = b.env[like]
-    shape = b.shape(like) if b.draw.chance(0.5) else None
+    shape = b.shape(like) if b.draw.chance(0.5) and not b.symbolic else None
     scope.inputs[-1].CopyFrom(typed(name, b.type(like), shape))
 
 
@@ -116,17 +117,18 @@ def scan(b: Builder, x: str, grow: Grow) -> None:
     if d.chance(0.2):
         extra["scan_input_directions"] = [1]
     first = np.take(b.array(x), -1 if "scan_input_directions" in extra else 0, axis)
+    shape = None if b.symbolic else first.shape
     state = d.chance(0.4)
     start = constant(b, np.zeros(first.shape), b.type(x)) if state else ""
     with _inside(b, d.some(b.scope.pool, 1), bare=d.chance(0.3)) as scope:
         inputs = []
         if state:
             inputs.append(b.input(b.fresh("s"), np.zeros_like(first)))
-            scope.inputs[-1].CopyFrom(typed(inputs[-1], b.type(x), first.shape))
+            scope.inputs[-1].CopyFrom(typed(inputs[-1], b.type(x), shape))
             b.env[inputs[-1]] = b.env[start]
         part = b.input(b.fresh("p"), first)
         b.env[part] = b.env[x]._replace(array=first)
-        scope.inputs[-1].CopyFrom(typed(part, b.type(x), first.shape))
+        scope.inputs[-1].CopyFrom(typed(part, b.type(x), shape))
         scope.pool.append(part)
         grow(b, d.between(1, 4))
         out = _last(b, part)

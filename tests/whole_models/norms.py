@@ -100,22 +100,27 @@ def _gamma(b: Builder, channels: int) -> np.ndarray:
 
 
 def _statistics(b: Builder, x: str, channels: int, dead: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and variance: those that the tensor really has, or odd ones."""
+    """Return mean and variance: those that the tensor really has, or odd ones.
+
+    Even these do not say of a channel that it is far wider than it is: the package believes it.
+    """
     d = b.draw
+    data = b.array(x).astype(np.float64)
+    over = tuple(i for i in range(data.ndim) if i != 1)
+    with np.errstate(all="ignore"):
+        true_mean, true_var = data.mean(over), data.var(over)
+        floor = np.maximum(1e-6, 1e-4 * true_mean**2)
     kind = d.weighted({"true": 10, "odd": 6, "far": 0.6, "plain": 1.5})
     if kind == "true":
-        data = b.array(x).astype(np.float64)
-        over = tuple(i for i in range(data.ndim) if i != 1)
-        with np.errstate(all="ignore"):
-            mean, var = data.mean(over), data.var(over)
-        b.need(bool(np.isfinite(mean).all() and np.isfinite(var).all()))
-        floor = 1e-36 if dead else 1e-2
-        return mean, np.maximum(var, floor)
+        b.need(bool(np.isfinite(true_mean).all() and np.isfinite(true_var).all()))
+        return true_mean, np.maximum(true_var, 1e-36 if dead else floor)
     mean, var = d.normal(channels), d.uniform(0.1, 3, channels)
     if kind == "far":
         mean = mean * 10.0 ** d.between(2, 5)
     if kind == "plain":
         mean, var = np.zeros(channels), np.ones(channels)
+    with np.errstate(invalid="ignore"):
+        var = np.where(true_var < 0.05 * var, floor, var)
     if dead:
         var = np.where(d.arrays.random(channels) < 0.3, 1e-36, var)
     if b.type(x) in _HALVES:
@@ -177,16 +182,30 @@ def affine(b: Builder, x: str) -> str:
 
 
 def decomposed(b: Builder, x: str) -> str:
-    """Append a whole BatchNormalization as Sub, Div, Mul and Add."""
+    """Append a whole BatchNormalization as Sub, Div, Mul and Add, some with dead channels."""
     b.need(b.array(x).size > 0)
-    shape = operand_shape(b, x)
+    shape, d = operand_shape(b, x), b.draw
     data = b.array(x).astype(np.float64)
+    wide = (1,) * (data.ndim - len(shape)) + shape
+    over = tuple(i for i, n in enumerate(wide) if n == 1)
+    mean, var = data.mean(over).reshape(shape), data.var(over).reshape(shape)
+    gamma, epsilon = d.uniform(0.5, 1.5, *shape), d.pick([1e-5, 1e-3, 0.1])
+    if d.chance(0.2):
+        dead = d.arrays.random(shape) < 0.4
+        var = np.where(dead, 1e-36, var)
+        gamma = np.where(dead, d.pick([0.0, 1e-3, 1e-30]), gamma)
     values = {
-        "Sub": np.broadcast_to(data.mean(), shape),
-        "Div": np.broadcast_to(data.std() + 0.1, shape),
-        "Mul": b.draw.uniform(0.5, 1.5, *shape),
-        "Add": b.draw.normal(*shape),
+        "Sub": mean,
+        "Div": np.sqrt(var + epsilon),
+        "Mul": gamma,
+        "Add": d.normal(*shape),
     }
-    for op in b.draw.pick([["Sub", "Div", "Mul", "Add"], ["Sub", "Mul", "Add"], ["Mul", "Add"]]):
-        x = b.one(op, [x, constant(b, values[op], b.type(x))])
+    at_run_time = d.chance(0.15)
+    for op in d.pick([["Sub", "Div", "Mul", "Add"], ["Sub", "Mul", "Add"], ["Mul", "Add"]]):
+        if op == "Div" and at_run_time:
+            var_name, small = (constant(b, v, b.type(x)) for v in (var, epsilon))
+            (other,) = b.add("Sqrt", b.add("Add", [var_name, small]))
+        else:
+            other = constant(b, values[op], b.type(x))
+        x = b.one(op, [x, other])
     return x

@@ -4,12 +4,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 
-import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 
 from onnx_bnfold import Options
 
-from .interpreter import Interpreter, Tensor, reads
+from .engine import every_tensor, graphs
+from .interpreter import Tensor, reads
 from .models import Case
 from .runtime import typed
 
@@ -49,7 +49,12 @@ def _plainer_options(case: Case) -> Iterator[Case]:
     plain = Options()
     for f in fields(Options):
         if getattr(case.options, f.name) != getattr(plain, f.name):
-            yield replace(case, options=replace(case.options, **{f.name: getattr(plain, f.name)}))
+            options = replace(case.options, **{f.name: getattr(plain, f.name)})
+            yield replace(case, options=options, measured=case.measured and options.equalize)
+    if case.measured:
+        yield replace(case, measured=False)
+    elif case.storage != "memory":
+        yield replace(case, storage="memory")
 
 
 def _fewer_outputs(case: Case) -> Iterator[Case]:
@@ -61,15 +66,10 @@ def _fewer_outputs(case: Case) -> Iterator[Case]:
 
 def _values(case: Case) -> dict[str, Tensor] | None:
     """Return every tensor of the main graph on the first feed."""
-    opset = next(i.version for i in case.model.opset_import if not i.domain)
-    interpreter = Interpreter(opset, case.model.functions)
-    env = {name: interpreter.held(array) for name, array in case.feeds[0].items()}
     try:
-        with np.errstate(all="ignore"):
-            interpreter.graph(case.model.graph, env)
+        return every_tensor(case.model, case.feeds[0])
     except Exception:
         return None
-    return env
 
 
 def _cut_behind(case: Case, values: dict[str, Tensor]) -> Iterator[Case]:
@@ -128,11 +128,11 @@ def _reached(case: Case) -> set[str]:
 
 def _bypassed(case: Case, values: dict[str, Tensor]) -> Iterator[Case]:
     """Let the readers of a node read its first input instead, if it has the same shape."""
-    for at, graph in enumerate(_graphs(case.model)):
+    for at, graph in enumerate(graphs(case.model)):
         for k, node in enumerate(graph.node):
             if len(node.output) == 1 and node.input and _alike(values, node):
                 model = _copied(case.model)
-                inner = _graphs(model)[at]
+                inner = graphs(model)[at]
                 del inner.node[k]
                 _renamed(inner, node.output[0], node.input[0])
                 if node.output[0] not in {o.name for o in inner.output}:
@@ -153,14 +153,6 @@ def _stripped(case: Case) -> Iterator[Case]:
         model = _copied(case.model)
         del model.graph.value_info[:]
         yield replace(case, model=model)
-
-
-def _graphs(model: ModelProto) -> list[GraphProto]:
-    found = [model.graph]
-    for graph in found:
-        for node in graph.node:
-            found += [a.g for a in node.attribute if a.HasField("g")]
-    return found
 
 
 def _renamed(graph: GraphProto, old: str, new: str) -> None:
@@ -194,12 +186,17 @@ def _swept(case: Case) -> Case:
                 wanted |= reads(node)
                 grown = True
     _replace(graph.node, [n for k, n in enumerate(graph.node) if k in alive])
+    told = [a for a in graph.quantization_annotation if a.tensor_name in wanted]
+    wanted |= {p.value for a in told for p in a.quant_parameter_tensor_names}
+    _replace(graph.quantization_annotation, told)
     _replace(graph.initializer, [t for t in graph.initializer if t.name in wanted])
+    sparse = [t for t in graph.sparse_initializer if t.values.name in wanted]
+    _replace(graph.sparse_initializer, sparse)
     inputs = [i for i in graph.input if i.name in wanted]
     _replace(graph.input, inputs)
     names = {i.name for i in inputs}
     feeds = tuple({n: a for n, a in feed.items() if n in names} for feed in case.feeds)
-    called = {n.op_type for g in _graphs(case.model) for n in g.node}
+    called = {n.op_type for g in graphs(case.model) for n in g.node}
     called |= {n.op_type for f in case.model.functions for n in f.node}
     _replace(case.model.functions, [f for f in case.model.functions if f.name in called])
     return replace(case, feeds=feeds)

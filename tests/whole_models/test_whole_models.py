@@ -69,10 +69,10 @@ def test_a_seed_is_a_model() -> None:
             assert all(np.array_equal(a[n], b[n]) for n in a)
 
 
-def _case(text: str, *shape: int) -> Case:
+def _case(text: str, *shape: int, storage: str = "memory") -> Case:
     model = onnx.parser.parse_model(text)
     feed = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
-    return Case(model, onnx_bnfold.Options(), (feed,))
+    return Case(model, onnx_bnfold.Options(), (feed,), storage)
 
 
 CONV_NORM = """
@@ -119,6 +119,12 @@ def _touched_input(model, _, __):
     model.doc_string = "touched"
 
 
+def _annotated(_, made, __):
+    made.graph.initializer.append(numpy_helper.from_array(np.float32(0.1), "step"))
+    annotation = made.graph.quantization_annotation.add(tensor_name="w")
+    annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="step")
+
+
 def _unsorted(_, made, __):
     made.graph.node.add(op_type="Relu", input=["nothing"], output=["unread"])
 
@@ -150,9 +156,26 @@ def test_the_judge_finds_an_exception(monkeypatch) -> None:
     assert judge(_case(CONV_NORM, 2, 2, 3, 3)).kind == "exception AssertionError"
 
 
+def test_the_judge_finds_a_stale_annotation(monkeypatch) -> None:
+    case = _case(CONV_NORM, 2, 2, 3, 3)
+    _annotated(None, case.model, None)
+    assert judge(case).kind is None
+    _sabotaged(monkeypatch, _annotated)
+    assert judge(case).kind == "stale annotation"
+
+
+@pytest.mark.parametrize("storage", ["file", "external", "scattered"])
+def test_the_judge_finds_what_files_alone_do(monkeypatch, storage: str) -> None:
+    """Fold in memory is not what it should be, and fold from file to file is."""
+    case = _case(CONV_NORM, 2, 2, 3, 3, storage=storage)
+    assert judge(case).kind is None
+    _sabotaged(monkeypatch, _scaled("w", 1 + 1e-6))
+    assert judge(case).kind == "another in memory"
+
+
 def test_a_small_channel_does_not_hide_beside_a_large_one(monkeypatch) -> None:
     text = CONV_NORM.replace("{1.5, 0.5}", "{1e4, 1e-3}").replace("{0.0, 1.0}", "{0.0, 0.0}")
-    _sabotaged(monkeypatch, _scaled("w", 1.001, 1))
+    _sabotaged(monkeypatch, _scaled("w", 1.01, 1))
     assert judge(_case(text, 2, 2, 3, 3)).kind == "wrong"
 
 

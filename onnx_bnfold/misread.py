@@ -1,0 +1,337 @@
+"""Keeps onnx's shape inference from what it misreads: it gives other sizes than the kernels.
+
+Measured with onnx 1.23 and onnxruntime 1.32 over the conformance tests' nodes; what lies behind
+such a node is left as it is. Some settings are misread wherever they stand, others with some sizes
+only, which an inference has to tell first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    helper,
+    numpy_helper,
+)
+
+from onnx_bnfold.graph import (
+    STANDARD_DOMAINS,
+    Dims,
+    Graph,
+    bodies_of,
+    graphs_of,
+    operator,
+    subgraphs,
+)
+
+# What a backward Slice's end means in onnxruntime: in front of the first element. Elsewhere it is
+# an end behind the last one, and nothing is left.
+ENDLESS = (2**31 - 1, 2**63 - 1)
+COUNTED_FROM_THE_BACK = 11  # the first opset in which axes may be negative
+FIRST_STEPS = 10  # the opset whose Slice is said to leave open sizes alone
+_OPEN = "onnx_bnfold.open"  # the name of what nothing tells
+UNITED = 11  # the first opset whose If has the sizes that are those of both branches
+
+Types = Mapping[str, tuple[Dims | None, int]]
+
+
+class Settings:
+    """The attributes of a node, and the lists among its inputs.
+
+    Args:
+        node: the node.
+        opset: it is of.
+        values: returns the integers of a constant by its name, None where they are not known.
+    """
+
+    def __init__(
+        self, node: NodeProto, opset: int, values: Callable[[str], list[int] | None]
+    ) -> None:
+        self.node = node
+        self.opset = opset
+        self._values = values
+        self._given = {item.name: item for item in node.attribute}
+
+    def get(self, name: str, default: Any) -> Any:
+        """Return an attribute; one that refers to a function's parameter counts as left out."""
+        found = self._given.get(name)
+        return default if found is None else _value(found, default)
+
+    def listed(self, name: str, slot: int) -> list[int] | None:
+        """Return a list that old opsets hold in an attribute and new ones in an input."""
+        if name in self._given:
+            return [*self.get(name, [])]
+        read = self.node.input
+        return self._values(read[slot]) if slot < len(read) and read[slot] else None
+
+
+def _value(attribute: AttributeProto, default: Any) -> Any:
+    if attribute.ref_attr_name:
+        return default
+    value = helper.get_attribute_value(attribute)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _squeeze(node: Settings) -> bool:
+    """Axes of opset < 11 that do not ascend; an empty list, for onnxruntime all of size 1."""
+    axes = node.listed("axes", 1)
+    unsorted = axes is not None and node.opset < COUNTED_FROM_THE_BACK and axes != sorted(axes)
+    return axes == [] or unsorted or _unsqueeze(node)
+
+
+def _unsqueeze(node: Settings) -> bool:
+    """Axes that are counted from the back before they may be."""
+    axes = node.listed("axes", 1) or []
+    return node.opset < COUNTED_FROM_THE_BACK and any(axis < 0 for axis in axes)
+
+
+def _slice(node: Settings) -> bool:
+    ends, steps = node.listed("ends", 2) or [], node.listed("steps", 4) or []
+    return any(runs_to_the_front(*each) for each in zip(ends, steps, strict=False))
+
+
+def runs_to_the_front(end: int, step: int) -> bool:
+    """Whether onnxruntime takes a Slice's end for one in front of the first element."""
+    return step < 0 and end in ENDLESS
+
+
+def _resize(node: Settings) -> bool:
+    """Axes from the back where an aspect ratio is kept."""
+    keeps = node.get("keep_aspect_ratio_policy", "stretch") != "stretch"
+    return keeps and any(axis < 0 for axis in node.get("axes", []))
+
+
+def _is_same(node: Settings) -> bool:
+    return str(node.get("auto_pad", "NOTSET")).startswith("SAME")
+
+
+def _pool(node: Settings) -> bool:
+    return _is_same(node) and any(d > 1 for d in node.get("dilations", []))
+
+
+def _transposed(node: Settings) -> bool:
+    return _is_same(node) and any(node.get("output_padding", []))
+
+
+def _last_window_is_outside(node: Settings, before: Dims, after: Dims) -> bool:
+    """Whether a window that inference counts begins behind the image, where no kernel has one."""
+    spatial = len(node.get("kernel_shape", []))
+    strides, pads = node.get("strides", [1] * spatial), node.get("pads", [0] * 2 * spatial)
+    return any(
+        isinstance(n, int) and isinstance(m, int) and (m - 1) * stride >= n + front
+        for n, m, stride, front in zip(before[2:], after[2:], strides, pads, strict=False)
+    )
+
+
+def _loses_axes(node: Settings, before: Dims, after: Dims) -> bool:
+    """Whether inference has given up at an ``output_shape`` smaller than the image."""
+    return len(before) != len(after)
+
+
+def _keeps_symbols(node: Settings, before: Dims, after: Dims) -> bool:
+    """Whether an open size is said to be sliced and still the same."""
+    rank = len(after)
+    axes = node.listed("axes", 3) or range(rank)
+    return any(isinstance(after[axis], str) for axis in axes if -rank <= axis < rank)
+
+
+class Misreading(NamedTuple):
+    """What inference misreads of an operator.
+
+    Attributes:
+        what: it is, and what can be done.
+        settings: whether those of a node are misread.
+        may: whether they may be, with some sizes.
+        sizes: whether they are, with the sizes of input 0 and output 0.
+        by_values: whether settings may be inputs.
+    """
+
+    what: str
+    settings: Callable[[Settings], bool] = lambda node: False
+    may: Callable[[Settings], bool] = lambda node: False
+    sizes: Callable[[Settings, Dims, Dims], bool] = lambda node, before, after: False
+    by_values: bool = False
+
+
+_AXES = (
+    "with axes that onnx's shape inference misreads; convert the model to opset 13 or later, and "
+    "leave out empty lists of axes"
+)
+_POOLING = Misreading(
+    "whose windows onnx's shape inference misreads; write its padding as pads that fit",
+    _pool,
+    lambda node: bool(node.get("ceil_mode", 0)),
+    _last_window_is_outside,
+)
+
+MISREAD: Mapping[str, Misreading] = {
+    "AveragePool": _POOLING,
+    "ConvTranspose": Misreading(
+        "whose output onnx's shape inference misreads; write its padding as pads",
+        _transposed,
+        lambda node: bool(node.get("output_shape", [])),
+        _loses_axes,
+    ),
+    "If": Misreading(
+        "whose branches have other sizes, of which onnx's shape inference takes those of one; "
+        f"convert the model to opset {UNITED} or later",
+        may=lambda node: node.opset < UNITED,
+    ),
+    "MaxPool": _POOLING,
+    "Resize": Misreading(
+        "whose negative axes onnx's shape inference misreads; count them from the front",
+        _resize,
+    ),
+    "Slice": Misreading(
+        "whose bounds onnx's shape inference misreads; convert the model to opset 11 or later, and "
+        f"write an end that stands for the front as {-(2**31)}",
+        _slice,
+        lambda node: node.opset == FIRST_STEPS,
+        _keeps_symbols,
+        by_values=True,
+    ),
+    "Squeeze": Misreading(_AXES, _squeeze, by_values=True),
+    "Unsqueeze": Misreading(_AXES, _unsqueeze, by_values=True),
+}
+
+
+def is_misread(node: NodeProto, opset: int, values: Callable[[str], list[int] | None]) -> bool:
+    """Whether inference misreads a node, whatever its sizes."""
+    known = MISREAD.get(operator(node))
+    return known is not None and known.settings(Settings(node, opset, values))
+
+
+class Suspects:
+    """The nodes of a model that inference may misread.
+
+    Args:
+        model: the model, of which nothing but these nodes may change.
+    """
+
+    def __init__(self, model: ModelProto) -> None:
+        self._graphs: list[Graph] = []
+        self._left: list[tuple[Graph, int, Settings]] = []
+        # Few models have any: no other is indexed for it.
+        if any(_is_suspect(node) for body in bodies_of(model) for node in body.node):
+            self._graphs = graphs_of(model)
+            for graph in self._graphs:
+                for index, node in enumerate(graph.nodes):
+                    if graph.ops[index] in MISREAD:
+                        settings = Settings(node, graph.opset, partial(_integers, graph))
+                        self._left.append((graph, index, settings))
+
+    def take(self, types: Sequence[Types] | None = None) -> Iterator[tuple[str, NodeProto]]:
+        """Yield those that are misread, with their operators; each once.
+
+        Args:
+            types: what inference has said of the tensors of each graph; if left out, those are
+                yielded that are misread whatever it says. Nobody tells the sizes in a local
+                function: of its nodes those are yielded that may be misread.
+        """
+        by_graph = None
+        if types is not None and self._graphs:
+            by_graph = {id(g): found for g, found in zip(self._graphs, types, strict=True)}
+        left, self._left = self._left, []  # none where no graph is indexed
+        for graph, index, settings in left:
+            if self._is_misread(graph, index, settings, by_graph):
+                yield str(graph.ops[index]), graph.nodes[index]
+            else:
+                self._left.append((graph, index, settings))
+
+    def _is_misread(
+        self, graph: Graph, index: int, node: Settings, types: Mapping[int, Types] | None
+    ) -> bool:
+        known = MISREAD[str(graph.ops[index])]
+        if types is None:
+            return known.settings(node) or (_is_of_function(graph) and known.may(node))
+        if not known.may(node):
+            return False
+        if graph.ops[index] == "If":
+            branches = [b for b in self._graphs if b.parent is graph and b.carrier == index]
+            return _differ(branches, types)
+        before = _dims(graph, graph.reads[index][0], types)
+        after = _dims(graph, graph.writes[index][0], types)
+        return before is not None and after is not None and known.sizes(node, before, after)
+
+
+def leave_open(nodes: Iterable[NodeProto]) -> None:
+    """Let inference tell the types of some nodes' outputs, but not their sizes, in place.
+
+    A node becomes a Reshape to what nothing tells. The bodies of one that carries some are read as
+    before; its outputs get other names, and those that read them find nothing.
+    """
+    for node in nodes:
+        if any(subgraphs(node)):
+            node.output[:] = [name and f"{_OPEN}.{name}" for name in node.output]
+            continue
+        node.op_type = "Reshape"
+        del node.attribute[:]
+        node.input[1:] = [_OPEN]
+
+
+def _is_suspect(node: NodeProto) -> bool:
+    known = MISREAD.get(node.op_type)
+    if known is None or node.domain not in STANDARD_DOMAINS:
+        return False
+    settings = Settings(node, 1, lambda name: None)
+    return known.by_values or known.settings(settings) or known.may(settings)
+
+
+def _is_of_function(graph: Graph) -> bool:
+    while graph.parent is not None:
+        graph = graph.parent
+    return isinstance(graph.body, FunctionProto)
+
+
+def _differ(branches: Iterable[Graph], types: Mapping[int, Types]) -> bool:
+    """Whether some output has not the same, known sizes in all branches."""
+    sizes = [
+        [_dims(branch, value.name, types) for value in branch.body.output]
+        for branch in branches
+        if isinstance(branch.body, GraphProto)
+    ]
+    return any(each != sizes[0] or None in each for each in sizes)
+
+
+def _dims(graph: Graph | None, name: str, types: Mapping[int, Types]) -> Dims | None:
+    while graph is not None:
+        if name in graph.dims:
+            return graph.dims[name]
+        if graph.defines(name):
+            return types[id(graph)].get(name, (None, 0))[0]
+        graph = graph.parent
+    return None
+
+
+def _integers(graph: Graph, name: str) -> list[int] | None:
+    """Return the elements of a short list of integers, an initializer or a Constant's."""
+    found, index = graph.find_initializer(name), graph.producer.get(name)
+    if found is not None:
+        return _elements(found[1])
+    if index is None or graph.ops[index] != "Constant":
+        return None
+    for item in graph.nodes[index].attribute:
+        if item.HasField("t"):
+            return _elements(item.t)
+        if item.name == "value_ints":
+            return [*item.ints]
+    return None
+
+
+def _elements(tensor: TensorProto) -> list[int] | None:
+    kinds = (TensorProto.INT32, TensorProto.INT64)
+    if tensor.data_type not in kinds or tensor.data_location == TensorProto.EXTERNAL:
+        return None
+    try:
+        value = numpy_helper.to_array(tensor)
+    except ValueError:  # its elements are elsewhere
+        return None
+    return [*map(int, value.reshape(-1))]

@@ -22,7 +22,7 @@ from onnx_bnfold.order import in_order
 from onnx_bnfold.planner import Decision, GraphPlan, Standalone, plan_graph
 from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.report import Record, Rescaled, records_of, rescaled_of
-from onnx_bnfold.rewrite import Pending, rewrite
+from onnx_bnfold.rewrite import Pending, freeze_constants, rewrite
 from onnx_bnfold.shapes import Inference, Shapes
 from onnx_bnfold.site import Site
 from onnx_bnfold.sound import require_sound
@@ -158,6 +158,13 @@ class Folding:
         self._graphs = graphs_of(self.model, freeze_initializers=self.options.freeze_initializers)
         self._inference = Inference(self.model, self._graphs[0], self._source.read)
 
+    def _copy(self) -> ModelProto:
+        copy = ModelProto()
+        copy.CopyFrom(self.model)
+        if self.options.freeze_initializers:
+            freeze_constants(copy, self._graphs[0])
+        return copy
+
     def _merge(self) -> None:
         """Go on with a copy of the model in which parallel branches are one Conv."""
         from onnx_bnfold import merge
@@ -166,8 +173,7 @@ class Folding:
         found = [one for one in merge.merges(site) if merge.fits(site, one)]
         if not found:
             return
-        copy = ModelProto()
-        copy.CopyFrom(self.model)
+        copy = self._copy()
         self._source = self._source.with_merged(merge.apply(copy, self._graphs, site, found))
         self.merged = tuple(
             Record.of_merged(site.place(norm), site.place(m.conv))
@@ -232,8 +238,7 @@ class Folding:
             found.append(standalone.to_restate(plan, form, self._limits, excluded))
         if not any(found):
             return False
-        copy = ModelProto()
-        copy.CopyFrom(self.model)
+        copy = self._copy()
         copied = standalone.apply(copy, self.plans, found, form)
         moved = copied.moved
         self._unread |= copied.unread

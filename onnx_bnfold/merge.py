@@ -332,7 +332,7 @@ def apply(
 
 
 def rounded(compute: Callable[[], Float64], data_type: int) -> np.ndarray[Any, Any]:
-    """Round a constant that was computed before the fold, which has left it as it is."""
+    """Round a merged constant that the fold left as it is."""
     return as_type(compute(), data_type)
 
 

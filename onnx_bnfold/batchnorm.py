@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from onnx import helper
+from onnx import TensorProto, helper
 
 from onnx_bnfold.affine import AGREEMENT, Float64
 from onnx_bnfold.reasons import Reason, Refusal, Refused
@@ -191,6 +191,18 @@ def parameter_type(view: NodeView, slot: int) -> int:
         return info.data_type
     kinds = (info.data_type, view.type_of(view.name_in(0)))
     return min(kinds, key=lambda kind: FORMATS[kind][2] if kind in FORMATS else 1.0)
+
+
+def data_type(view: NodeView) -> int:
+    """Return the type of a norm's data, UNDEFINED where it is not known.
+
+    Before BatchNormalization-15 it is that of the scale.
+    """
+    for name in (view.name_in(0), view.writes[0]):
+        if kind := view.type_of(name):
+            return kind
+    scale = view.constant(1)
+    return scale.data_type if scale and view.opset < 15 else int(TensorProto.UNDEFINED)
 
 
 def _norms(parameters: Float64, epsilons: Sequence[float]) -> Iterator[Norm | None]:

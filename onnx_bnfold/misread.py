@@ -65,6 +65,11 @@ class Settings:
         found = self._given.get(name)
         return default if found is None else _value(found, default)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether an attribute is left to the calls of a local function."""
+        return any(item.ref_attr_name for item in self.node.attribute)
+
     def listed(self, name: str, slot: int) -> list[int] | None:
         """Return a list that old opsets hold in an attribute and new ones in an input."""
         if name in self._given:
@@ -251,7 +256,8 @@ class Suspects:
     ) -> bool:
         known = MISREAD[str(graph.ops[index])]
         if types is None:
-            return known.settings(node) or (_is_of_function(graph) and known.may(node))
+            inside = _is_of_function(graph) and (known.may(node) or node.is_open)
+            return inside or known.settings(node)
         if not known.may(node):
             return False
         if graph.ops[index] == "If":
@@ -282,7 +288,7 @@ def _is_suspect(node: NodeProto) -> bool:
     if known is None or node.domain not in STANDARD_DOMAINS:
         return False
     settings = Settings(node, 1, lambda name: None)
-    return known.by_values or known.settings(settings) or known.may(settings)
+    return known.by_values or settings.is_open or known.settings(settings) or known.may(settings)
 
 
 def _is_of_function(graph: Graph) -> bool:

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
+from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Float64
 from onnx_bnfold.finished import Text, require_intact
 from onnx_bnfold.graph import Body, counterparts
@@ -24,7 +25,7 @@ from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.rewrite import Names, arrange
 from onnx_bnfold.rounding import as_type
 from onnx_bnfold.site import Site
-from onnx_bnfold.view import FLOATS
+from onnx_bnfold.view import accepts
 
 # The first takes the place, the attributes aside, and the name of the BatchNormalization.
 _OPERATORS: Mapping[Standalone, Sequence[str]] = {"mul-add": ("Mul", "Add"), "conv": ("Conv",)}
@@ -53,7 +54,9 @@ def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[
         try:
             limits.check_product(plan.site, index)
             for values in _constants(plan.site, index, form):
-                product(values, ONE, _data_type(plan.site, index), plan.site.view(index))
+                product(
+                    values, ONE, batchnorm.data_type(plan.site.view(index)), plan.site.view(index)
+                )
         except Refused as refused:
             plan.decisions[position] = decision._replace(refusal=refused.refusal)
         else:
@@ -82,35 +85,13 @@ def _can_be(site: Site, index: int, form: Standalone) -> bool:
         is_empty = 0 in site.view(index).dims_in(0)[2:]
     except Refused:
         return False
-    opset, kind = site.graph.opset, _data_type(site, index)
+    opset, kind = site.graph.opset, batchnorm.data_type(site.view(index))
     if form == "conv" and is_empty:  # which no runtime computes
         return False
     # onnxruntime infers shapes too, and loads no node that does not fit what it has misread.
     if site.shapes.why_unknown(site.sides(index)) is not None:
         return False
-    return (
-        kind != TensorProto.UNDEFINED
-        and opset >= 7
-        and all(_takes(op, opset, kind) for op in _OPERATORS[form])
-    )
-
-
-def _takes(operator: str, opset: int, data_type: int) -> bool:
-    """Whether a version of an operator takes a float type; what others are is judged elsewhere."""
-    allowed = defs.get_schema(operator, opset, "").type_constraints[0].allowed_type_strs
-    name = TensorProto.DataType.Name(data_type).lower()
-    return data_type not in FLOATS or f"tensor({name})" in allowed
-
-
-def _data_type(site: Site, index: int) -> int:
-    """Return the type of a node's data, UNDEFINED where nothing says it."""
-    view = site.view(index)
-    data_type = view.type_of(view.name_in(0))
-    if data_type == TensorProto.UNDEFINED and view.opset < 15:  # from then on they may differ
-        scale = view.constant(1)
-        assert scale is not None
-        data_type = scale.data_type
-    return data_type
+    return opset >= 7 and all(accepts(op, opset, kind) for op in _OPERATORS[form])
 
 
 def _constants(site: Site, index: int, form: Standalone) -> tuple[Float64, Float64]:
@@ -187,7 +168,7 @@ class _Editor:
         """Write a node as something else; return the names of the constants that it has read."""
         node, site = self._body.node[index], self._site
         x, *parameters = node.input
-        values, kind = _constants(site, index, self._form), _data_type(site, index)
+        values, kind = _constants(site, index, self._form), batchnorm.data_type(site.view(index))
         label = site.graph.name(index)
         new = [
             self._define(self._names.fresh(f"{label}_{suffix}"), array, kind)

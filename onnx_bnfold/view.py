@@ -30,6 +30,15 @@ def version_of(operator: str, opset: int) -> int:
         return 0
 
 
+@cache
+def accepts(operator: str, opset: int, data_type: int) -> bool:
+    """Whether a standard operator takes data of some type in the version that an opset holds."""
+    if not version_of(operator, opset):
+        return False
+    name = TensorProto.DataType.Name(data_type).lower()
+    return f"tensor({name})" in onnx.defs.get_schema(operator, opset, "").inputs[0].types
+
+
 class NodeView:
     """A node in its graph.
 

@@ -20,7 +20,14 @@ from onnx_bnfold.new_constants import Unrepresentable, compute_all
 from onnx_bnfold.report import Report, copied_bytes
 from onnx_bnfold.rewrite import Pending
 from onnx_bnfold.storage import ModelFile, read_tensor
-from onnx_bnfold.storage.tensors import byte_length, elsewhere, fill, is_external, tensors
+from onnx_bnfold.storage.tensors import (
+    REFERENCE,
+    byte_length,
+    elsewhere,
+    fill,
+    is_external,
+    tensors,
+)
 from onnx_bnfold.validation import require_at_least, require_value
 
 if TYPE_CHECKING:
@@ -297,9 +304,11 @@ def _fill_small(pending: dict[str, Pending]) -> dict[str, Pending]:
 
 
 def data_files(model: ModelProto) -> list[str]:
-    """Return the locations of a model's data files."""
-    entries = (e for _, t in tensors(model, elsewhere()) for e in t.external_data)
-    return sorted({entry.value for entry in entries if entry.key == "location"})
+    """Return the locations of the data files of a model, whose large tensors carry no values."""
+    entries = [list(tensor.external_data) for _, tensor in tensors(model, elsewhere())]
+    # What lies in the model's own file may name another one without any use.
+    used = [e for of_one in entries if all(e.key != REFERENCE for e in of_one) for e in of_one]
+    return sorted({entry.value for entry in used if entry.key == "location"})
 
 
 def files_of(model: Path, others: Sequence[str] | None) -> list[Path]:

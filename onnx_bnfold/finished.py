@@ -155,8 +155,10 @@ class _Finished:
         lost = set(graph.overridable - listed)
         if ir_version < 4:  # every initializer has to be an input
             lost |= {name for name in given - listed if name in formal or name not in before}
-        elif not listed <= formal:
-            raise self.broken(f"{min(listed - formal)!r} has become an input")
+        elif not listed <= graph.overridable:
+            name = min(listed - graph.overridable)
+            what = "is still an input" if name in formal else "has become an input"
+            raise self.broken(f"the constant {name!r} {what}")
         if lost:
             raise self.broken(f"the input {min(lost)!r} is lost")
 
@@ -169,11 +171,14 @@ class _Finished:
         before, dims = self.graph.initializers, self.graph.dims
         changed: dict[str, TensorProto] = {}
         for tensor, name in zip(self.tensors, self.given, strict=False):
-            if name in declared:
-                old = before.get(name)
-                same = old is not None and old.data_type == tensor.data_type
-                if not same or dims[name] != tuple(tensor.dims[:]):
-                    changed[name] = tensor
+            if name in declared and (
+                dims.get(name) != tuple(tensor.dims[:])
+                or name not in before
+                or before[name].data_type != tensor.data_type
+            ):
+                changed[name] = tensor
+        if not changed:
+            return
         for names, values in ((self.formal, self.body.input), (infos, self.body.value_info)):
             for index, name in enumerate(names):
                 if name in changed and not _declares(values[index], changed[name]):

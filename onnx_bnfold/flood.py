@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 from onnx_bnfold.affine import Affine
 from onnx_bnfold.reasons import Reason, Refusal, Refused
+from onnx_bnfold.rules import Step
 from onnx_bnfold.site import Key, Site
 
 # Alternatives tried, and nodes settled, before a flood is given up.
@@ -84,6 +86,7 @@ class _Flood:
         self._judge = judge
         self._asked = asked
         self._budget = MOST_SETTLED_PER_NODE * len(site.graph.nodes) + 1000
+        self._answers: dict[tuple[int, ...], tuple[Mapping[int, Affine], Step | Refusal]] = {}
 
     def run(self, seeds: Mapping[Key, Affine]) -> dict[Key, Affine]:
         start = _Branch()
@@ -120,6 +123,7 @@ class _Flood:
         """Settle what is forced, then make the next choice; None when nothing is left."""
         if branch.decided is not None:
             self._take(branch, *branch.decided)
+        ask = self._site.step if branch.decided is None else self._ask
         while branch.forced or branch.open:
             queue = branch.forced or branch.open
             index = next(iter(queue))
@@ -130,7 +134,7 @@ class _Flood:
                 raise self._given_up()
             self._asked.add(index)
             known = self._known(branch, index)
-            step = self._site.step(index, known, deciding=chosen)
+            step = ask(index, known, deciding=chosen)
             if not step.certain and not chosen:
                 branch.open[index] = None
             elif len(step.alternatives) == 1:
@@ -152,6 +156,22 @@ class _Flood:
             if key is not None and key in branch.changes:
                 known[port] = branch.changes[key]
         return known
+
+    def _ask(self, index: int, known: Mapping[int, Affine], *, deciding: bool) -> Step:
+        """Do what ``Site.step`` does, once for all branches that know the same of a node."""
+        # The answer is kept with the changes, lest others get their ids.
+        question = (index, deciding, *chain.from_iterable((p, id(c)) for p, c in known.items()))
+        found = self._answers.get(question)
+        if found is None:
+            try:
+                found = known, self._site.step(index, known, deciding=deciding)
+            except Refused as refused:
+                found = known, refused.refusal
+            self._answers[question] = found
+        answer = found[1]
+        if isinstance(answer, Refusal):
+            raise Refused.again(answer)
+        return answer
 
     def _take(self, branch: _Branch, index: int, changes: Mapping[int, Affine]) -> None:
         for port, change in changes.items():

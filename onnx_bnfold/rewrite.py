@@ -230,9 +230,10 @@ class _Editor:
         else:
             tensor = body.initializer[position]
             clear_values(tensor)
+            if tensor.data_type == new.data_type and self.site.graph.dims[name] == new.dims:
+                return tensor  # it is declared as before
             tensor.data_type = new.data_type
-            if self.site.graph.dims[name] != new.dims:
-                tensor.dims[:] = new.dims
+            tensor.dims[:] = new.dims
         if name in self.inputs:
             self.inputs[name].CopyFrom(_declaration(tensor))
         elif position is None and self.model.ir_version < 4 and body is self.main:

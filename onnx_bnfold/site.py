@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from onnx import TensorProto
@@ -33,6 +34,14 @@ _ABSORBED = Step(({},))
 _MALFORMED = (ArithmeticError, IndexError, TypeError, ValueError)
 
 
+class _Operands(NamedTuple):
+    """The slots of the constant and of the data of an affine node, and the rank of its data."""
+
+    constant: int
+    data: int
+    rank: int
+
+
 class Site:
     """A graph with its decisions.
 
@@ -58,6 +67,7 @@ class Site:
         self._layers: dict[int, LinearLayer | Refusal] = {}
         self._norms: dict[int, batchnorm.Norm | Refusal] = {}
         self._maps: dict[int, Affine] = {}
+        self._operands: dict[int, _Operands] = {}
 
     def view(self, index: int) -> NodeView:
         """Return the view of a node."""
@@ -374,7 +384,18 @@ class Site:
         """Return the input of a removable node that is not a constant."""
         if self.graph.ops[index] == batchnorm.OPERATOR:
             return 0
-        return constant_map(self, index)[0]
+        return self.operands(index).data
+
+    def operands(self, index: int) -> _Operands:
+        """Return which operand of a Mul, Add, Sub or Div is its constant.
+
+        Raises:
+            Refused: see ``constant_map``.
+        """
+        found = self._operands.get(index)
+        if found is None:
+            found = self._operands[index] = _operands(self.view(index))
+        return found
 
     def sides(self, index: int) -> tuple[str, str]:
         """Return the names of the tensors that become one when a node is removed."""
@@ -447,24 +468,9 @@ def constant_map(site: Site, index: int, *, original: bool = False) -> tuple[int
     Raises:
         Refused: it is none, or it broadcasts its data operand.
     """
+    constant, data, rank = site.operands(index)
     view = site.view(index)
-    slots = [s for s in (0, 1) if view.constant(s) is not None]
-    if len(slots) != 1 or (view.op == "Div" and slots[0] == 0):
-        raise Refused(Reason.OPAQUE, view.label, "it is not an affine map of one tensor")
-    view.require_version(RULES[str(view.op)].version)
-    info = view.constant(slots[0])
-    if info is None or info.data_type not in FLOATS:
-        raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its constant is not of a float type")
-    data = 1 - slots[0]
-    value = site.original(index, slots[0]) if original else site.present(index, slots[0])
-    rank = len(view.dims_in(data))
-    dims = view.dims_in(data)
-    if value.ndim > rank or any(
-        n != 1 and n != d for n, d in zip(value.shape[::-1], dims[::-1], strict=False)
-    ):
-        raise Refused(
-            Reason.AXES, view.label, "it broadcasts its data operand, or may do so at some size"
-        )
+    value = site.original(index, constant) if original else site.present(index, constant)
     value = value.reshape((1,) * (rank - value.ndim) + value.shape)
     one, zero = np.ones((1,) * rank), np.zeros((1,) * rank)
     if view.op == "Div":
@@ -476,6 +482,25 @@ def constant_map(site: Site, index: int, *, original: bool = False) -> tuple[int
         "Sub": (one, -value) if data == 0 else (-one, value),
     }
     return data, Affine.of(*maps[str(view.op)])
+
+
+def _operands(view: NodeView) -> _Operands:
+    slots = [s for s in (0, 1) if view.constant(s) is not None]
+    if len(slots) != 1 or (view.op == "Div" and slots[0] == 0):
+        raise Refused(Reason.OPAQUE, view.label, "it is not an affine map of one tensor")
+    view.require_version(RULES[str(view.op)].version)
+    info = view.constant(slots[0])
+    if info is None or info.data_type not in FLOATS:
+        raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its constant is not of a float type")
+    data = 1 - slots[0]
+    dims = view.dims_in(data)
+    if len(info.dims) > len(dims) or any(
+        n != 1 and n != d for n, d in zip(info.dims[::-1], dims[::-1], strict=False)
+    ):
+        raise Refused(
+            Reason.AXES, view.label, "it broadcasts its data operand, or may do so at some size"
+        )
+    return _Operands(slots[0], data, len(dims))
 
 
 def _malformed(view: NodeView) -> Refused:

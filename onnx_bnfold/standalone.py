@@ -53,10 +53,9 @@ def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[
             continue
         try:
             limits.check_product(plan.site, index)
+            view = plan.site.view(index)
             for values in _constants(plan.site, index, form):
-                product(
-                    values, ONE, batchnorm.data_type(plan.site.view(index)), plan.site.view(index)
-                )
+                product(values, ONE, batchnorm.data_type(view), view)
         except Refused as refused:
             plan.decisions[position] = decision._replace(refusal=refused.refusal)
         else:
@@ -85,13 +84,13 @@ def _can_be(site: Site, index: int, form: Standalone) -> bool:
         is_empty = 0 in site.view(index).dims_in(0)[2:]
     except Refused:
         return False
-    opset, kind = site.graph.opset, batchnorm.data_type(site.view(index))
     if form == "conv" and is_empty:  # which no runtime computes
         return False
     # onnxruntime infers shapes too, and loads no node that does not fit what it has misread.
     if site.shapes.why_unknown(site.sides(index)) is not None:
         return False
-    return opset >= 7 and all(accepts(op, opset, kind) for op in _OPERATORS[form])
+    opset, kind = site.graph.opset, batchnorm.data_type(site.view(index))
+    return opset >= 7 and all(accepts(operator, opset, kind) for operator in _OPERATORS[form])
 
 
 def _constants(site: Site, index: int, form: Standalone) -> tuple[Float64, Float64]:

@@ -169,7 +169,7 @@ BROKEN = {
     ),
     "an-initializer-that-can-be-overridden": (
         lambda m: m.graph.input.append(value_of("c_W", (3, 3, 1, 1))),
-        "'c_W' has become an input",
+        "the constant 'c_W' has become an input",
     ),
     "a-lost-output": (lambda m: m.graph.output.pop(1), "the outputs are not those that it had"),
     "another-order-of-outputs": (
@@ -289,6 +289,8 @@ def test_what_may_change(change):
 
 def test_frozen_initializers_leave_the_inputs():
     checked(sample(), frozen, freeze=True)
+    with pytest.raises(BrokenResult, match="the constant 'spare' is still an input"):
+        checked(sample(), lambda m: None, freeze=True)
 
 
 def test_a_name_that_was_there_twice_before_is_no_break():

@@ -1084,6 +1084,40 @@ def test_bn_that_stays_is_written_otherwise_on_request(standalone):
     assert ops(folded) == ["Sigmoid", *written, "Tanh"]
 
 
+TYPED = [
+    ("conv", TensorProto.BFLOAT16, 21, False),  # no Conv of bfloat16 before opset 22
+    ("conv", TensorProto.BFLOAT16, 22, True),
+    ("mul-add", TensorProto.BFLOAT16, 15, True),
+    ("conv", TensorProto.FLOAT16, 15, True),
+    ("conv", None, 14, True),  # of the type of its scale
+    ("conv", None, 15, False),  # of any
+    ("mul-add", None, 15, False),
+]
+
+
+@pytest.mark.parametrize(("standalone", "kind", "opset", "written"), TYPED)
+def test_a_form_is_one_that_takes_the_type_of_the_data(standalone, kind, opset, written):
+    """The parameters are of float32; of what an unknown operator writes nobody knows the type."""
+    net = Net(opset=opset)
+    t = net.input("x", IMAGE, kind or TensorProto.FLOAT)
+    if kind is None:
+        t = net.op("Strange", t, domain="strange")
+    y = net.op("Cast", net.op("Sigmoid", net.bn(t, channels=4)), to=TensorProto.FLOAT)
+    y = net.conv(y, 2, channels=4, rank=4)
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("strange", 1)]
+    model = helper.make_model(net.graph(y), ir_version=8, opset_imports=imports)
+    output = helper.make_tensor_value_info(y, TensorProto.FLOAT, [None] * 4)
+    model.graph.output[0].CopyFrom(output)
+    folded, _ = onnx_bnfold.fold(model, onnx_bnfold.Options(standalone=standalone))
+    assert ("BatchNormalization" not in ops(folded)) is written
+    if kind is not None:
+        onnx.checker.check_model(folded, full_check=True)
+    if written:
+        new = [t for t in folded.graph.initializer if t.name.endswith(("_factor", "_summand"))]
+        kinds = {tensor.data_type for tensor in new}
+        assert kinds == {kind or TensorProto.FLOAT}
+
+
 def test_no_conv_of_empty_pictures():
     """onnxruntime computes a BatchNormalization of them, but no Conv."""
     net = Net((1, 4, 0, 2))
@@ -1134,41 +1168,6 @@ def test_bn_in_a_function_is_written_otherwise_where_its_type_is_known(front, wr
     x = rng.standard_normal((2, 4, 3, 3)).astype(np.float16)
     (a,), (b,) = (run(m, {"x": x}) for m in (model, folded))
     np.testing.assert_allclose(a, b, atol=2e-3)
-
-
-TYPED = [
-    ("conv", TensorProto.BFLOAT16, 21, False),  # no Conv of bfloat16 before opset 22
-    ("conv", TensorProto.BFLOAT16, 22, True),
-    ("mul-add", TensorProto.BFLOAT16, 15, True),
-    ("conv", TensorProto.FLOAT16, 15, True),
-    ("conv", None, 14, True),  # of the type of its scale
-    ("conv", None, 15, False),  # of any
-    ("mul-add", None, 15, False),
-]
-
-
-@pytest.mark.parametrize(("standalone", "kind", "opset", "written"), TYPED)
-def test_a_form_is_one_that_takes_the_type_of_the_data(standalone, kind, opset, written):
-    """The parameters are of float32; of what an unknown operator writes nobody knows the type."""
-    net = Net(opset=opset)
-    t = net.input("x", IMAGE, kind or TensorProto.FLOAT)
-    if kind is None:
-        t = net.op("Strange", t, domain="strange")
-    y = net.op("Cast", net.op("Sigmoid", net.bn(t, channels=4)), to=TensorProto.FLOAT)
-    y = net.conv(y, 2, channels=4, rank=4)
-    imports = [helper.make_opsetid("", opset), helper.make_opsetid("strange", 1)]
-    model = helper.make_model(net.graph(y), ir_version=8, opset_imports=imports)
-    output = helper.make_tensor_value_info(y, TensorProto.FLOAT, [None] * 4)
-    model.graph.output[0].CopyFrom(output)
-    folded, _ = onnx_bnfold.fold(model, onnx_bnfold.Options(standalone=standalone))
-    assert ("BatchNormalization" not in ops(folded)) is written
-    if kind is not None:
-        onnx.checker.check_model(folded, full_check=True)
-    if written:
-        nodes = folded.graph.node[: ops(folded).index("Sigmoid")]
-        read = {name for n in nodes for name in n.input}
-        kinds = {tensor.data_type for tensor in folded.graph.initializer if tensor.name in read}
-        assert kinds == {kind or TensorProto.FLOAT}
 
 
 # --- a second fold changes nothing: `fold_checked` asserts it ----------------------------------

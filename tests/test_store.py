@@ -480,10 +480,19 @@ def test_the_lines(store, output, capfd):
     code, out, err = run(capfd, store, "-o", output, "--jobs", 2)
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0].startswith("folded  kept.onnx: 1 of 2 BatchNormalization folded, 6 -> 5 nodes")
+    lengths = [(folder / "kept.onnx").stat().st_size for folder in (store, output)]
+    assert lines[0] == (
+        "folded  kept.onnx: 1 of 2 BatchNormalization folded, 6 -> 5 nodes, "
+        f"{lengths[0]:,} -> {lengths[1]:,} bytes"
+    )
     assert len(lines) == 7
+    totals = [
+        sum(p.stat().st_size for p in folder.rglob("*") if ".onnx" in p.name and p.is_file())
+        for folder in (store, output)
+    ]
     assert lines[-1] == (
-        "6 models: 6 folded; 11 of 12 BatchNormalization folded; other files: 2 copied"
+        "6 models: 6 folded; 11 of 12 BatchNormalization folded; "
+        f"{totals[0]:,} -> {totals[1]:,} bytes; other files: 2 copied"
     )
     assert run(capfd, store, "-o", output)[1].splitlines()[-1].startswith("6 models: 6 done before")
 

@@ -30,20 +30,24 @@ class Kept:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a fold did: numbers of BatchNormalizations, and of nodes (None for a plan)."""
+    """What a fold did: numbers of BatchNormalizations, nodes and bytes (no latter for a plan)."""
 
     norms: int
     folded: int
     nodes_before: int | None
     nodes_after: int | None
     kept: tuple[Kept, ...]
+    bytes_before: int | None = None
+    bytes_after: int | None = None
 
     def summary(self) -> str:
         """Returns them as text."""
-        text = f"{self.folded} of {self.norms} BatchNormalization folded"
-        if self.nodes_before is None:
-            return text
-        return f"{text}, {self.nodes_before} -> {self.nodes_after} nodes"
+        parts = [f"{self.folded} of {self.norms} BatchNormalization folded"]
+        if self.nodes_before is not None:
+            parts.append(f"{self.nodes_before} -> {self.nodes_after} nodes")
+        if self.bytes_before is not None:
+            parts.append(f"{self.bytes_before:,} -> {self.bytes_after:,} bytes")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -102,5 +106,11 @@ def counts_of(report: Report) -> Counts:
         if (why := record.refusal)
     )
     return Counts(
-        len(report.norms), len(report.folded), report.nodes_before, report.nodes_after, kept
+        len(report.norms),
+        len(report.folded),
+        report.nodes_before,
+        report.nodes_after,
+        kept,
+        report.bytes_before,
+        report.bytes_after,
     )

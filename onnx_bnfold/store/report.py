@@ -57,6 +57,8 @@ class StoreReport:
             f"{sum(c.folded for c in counts)} of {sum(c.norms for c in counts)} "
             "BatchNormalization folded",
         ]
+        if before := sum(c.bytes_before or 0 for c in counts):
+            parts.append(f"{before:,} -> {sum(c.bytes_after or 0 for c in counts):,} bytes")
         if others:
             parts.append(f"other files: {_listed(others)}")
         return "; ".join(parts)

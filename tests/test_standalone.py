@@ -44,7 +44,7 @@ def folded_twice(model, options):
 def test_neither_an_addition_of_zero_nor_a_product_by_one_is_written(scale, shift, written):
     net = Net(IMAGE)
     channels = net.shape("x")[1]
-    given = [net.const(np.full(channels, value)) for value in (scale, shift, 0, 1)]
+    given = [net.const(np.full(channels, float(value))) for value in (scale, shift, 0, 1)]
     y = net.op("BatchNormalization", net.op("Sigmoid", "x"), *given, epsilon=0.0)
     folded, report = folded_twice(net.model(net.op("Tanh", y)), MUL_ADD)
     assert ops(folded) == ["Sigmoid", *written, "Tanh"]

@@ -327,7 +327,7 @@ def apply(
     texts = [*map(Text, bodies)]
     below = [text for text, each in zip(texts, graphs, strict=True) if each.parent is not None]
     drop_dead(texts[0], given, below, site.constants.among(loose))
-    require_intact(graphs, texts, model.ir_version)
+    require_intact(graphs, texts, model.ir_version, halfway=True)
     return pending
 
 

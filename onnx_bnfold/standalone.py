@@ -145,7 +145,7 @@ def apply(
                 was = Restated(form, graph.name(index), graph.writes[index][0])
                 again = decision._replace(node=now[index], restated=was)
                 copied.decisions[position, now[index]] = again
-    require_intact(graphs, [*map(Text, bodies)], model.ir_version)
+    require_intact(graphs, [*map(Text, bodies)], model.ir_version, halfway=True)
     return copied
 
 

@@ -53,7 +53,7 @@ class Term:
     Attributes:
         conv: index of the Conv, or None for the identity.
         geometry: its geometry.
-        norms: indices of the BatchNormalizations behind it, in order.
+        norms: indices of the BatchNormalizations behind it.
         a, b: their composition, ``(C_out,)``.
     """
 
@@ -137,7 +137,7 @@ def _branch(site: Site, name: str) -> Branch | None:
         except Refused:
             return None
         a, b = a * norm.a, b + a * norm.b
-        norms.insert(0, index)
+        norms.append(index)
         source = graph.nodes[index].input[0]
         index = graph.producer.get(source)
     if index is not None and graph.only_reader(source) and site.graph.ops[index] == "Conv":

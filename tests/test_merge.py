@@ -57,6 +57,11 @@ BRANCHES = {
         one(rng, pads=[1, 0, 0, 1]),
         add("a", "b"),
     ),
+    "no-padding-by-name": lambda rng: join(
+        conv("x", "a", (4, 4, 3, 3), rng, auto_pad="VALID"),
+        conv("x", "b", (4, 4, 3, 3), rng),
+        add("a", "b"),
+    ),
     "dilated-and-pointwise": lambda rng: join(
         conv("x", "a", (4, 4, 3, 3), rng, pads=[2] * 4, dilations=[2, 2]), one(rng), add("a", "b")
     ),
@@ -152,6 +157,14 @@ SEPARATE = {
         MERGE,
     ),
     "other-groups": (lambda rng: join(three(rng, 2), one(rng), add("a", "b")), MERGE),
+    "padding-by-name": (
+        lambda rng: join(
+            conv("x", "a", (4, 4, 3, 3), rng, auto_pad="SAME_UPPER"),
+            conv("x", "b", (4, 4, 3, 3), rng, auto_pad="SAME_UPPER"),
+            add("a", "b"),
+        ),
+        MERGE,
+    ),
     "other-sources": (
         lambda rng: join(
             node("Relu", ["x"], ["r"]), three(rng),

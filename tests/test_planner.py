@@ -145,6 +145,12 @@ def gemm_behind_with_factors(n):
 
 
 @layers(shape=("N", 4))
+def gemm_behind_with_factors_and_no_shift(n):
+    """The bias stays as it is, and so does the factor before it."""
+    return n._layer("Gemm", n.bn("x", shift=False), (3, 4), [3], alpha=0.5, beta=2.0, transB=1)
+
+
+@layers(shape=("N", 4))
 def matmul_behind(n):
     return n.matmul(n.bn("x"), 3)
 

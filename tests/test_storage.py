@@ -181,7 +181,7 @@ def some_model(draw):
     return model
 
 
-DAMAGES = ["shortened", "external", "segment", "scalar", "huge", "deep"]
+DAMAGES = ["shortened", "external", "segment", "scalar", "huge", "deep", "unknown", "packed"]
 
 
 @given(st.data(), st.lists(st.sampled_from(DAMAGES), max_size=4))
@@ -200,6 +200,10 @@ def test_small_tensors_decoded_together_are_what_each_is_alone(data, damages):
             tensor.dims[:] = [2**61]
         elif damage == "deep":
             tensor.dims[:] = [1] * 33
+        elif damage == "unknown":
+            tensor.data_type = 99
+        elif damage == "packed":
+            tensor.data_type = TensorProto.INT4
         else:
             tensor.CopyFrom(numpy_helper.from_array(np.float32(3), tensor.name))
     together = tensors.SmallTensors(found, {n: tuple(t.dims) for n, t in found.items()})

@@ -644,6 +644,12 @@ def reduce_over_computed_axes(n):
     return n.bn(n.op("ReduceMean", n.conv("x", 4), axes), channels=4)
 
 
+@traps(1, Reason.PRECISION)
+def dead_channels_times_a_tensor(n):
+    """What was zero without them may overflow, and infinity times zero is no number."""
+    return n.conv(n.op("Mul", n.bn("x", signs="some zero", shift=False), n.op("Tanh", "x")), 2)
+
+
 @traps()
 def tensor_that_is_an_output_under_two_names(n):
     t = n.bn(n.conv("x", 4))
@@ -1231,6 +1237,16 @@ def test_a_direct_pair_whose_output_has_changed_already(matmul_first):
     layers = [lambda: net.op("MatMul", net.random(4, 4), "x"), lambda: net.conv("x", 4)]
     made = [net.bn(layer()) for layer in (layers if matmul_first else layers[::-1])]
     folded, _ = fold_checked(net.model(net.op("Sigmoid", net.op("Add", *made))))
+    assert sorted(ops(folded)) == ["Add", "Conv", "MatMul", "Sigmoid"]
+
+
+def test_a_shift_passes_a_matmul_whose_weight_has_changed_already():
+    """The Add behind it takes what the shift is by now; no further Add is made."""
+    net = Net(("N", 4, 6))
+    t = net.op("Sigmoid", "x")
+    one = net.bn(net.conv(t, 4))
+    other = net.bn(net.op("MatMul", net.random(4, 4), net.bn(t)))
+    folded, _ = fold_checked(net.model(net.op("Add", one, other)))
     assert sorted(ops(folded)) == ["Add", "Conv", "MatMul", "Sigmoid"]
 
 

@@ -108,6 +108,12 @@ def test_fields_behind_one_that_nobody_knows(unknown):
     assert found in ({}, {1001: b"some content"})
 
 
+@pytest.mark.parametrize("content", [b"\x02\x00", b"\x00\x01"], ids=["bytes", "number"])
+def test_a_field_of_number_zero_is_no_field(content):
+    with pytest.raises(wire.MalformedError, match="byte 3"):
+        [*wire.fields(wire.Blob(b"\x0a\x01a" + content), 0, 3 + len(content))]
+
+
 def scrambled(message, rng):
     """Serialises a message with its fields in any order, and with fields that nobody knows."""
     groups = []

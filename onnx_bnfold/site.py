@@ -177,8 +177,7 @@ class Site:
     def key(self, index: int, port: int) -> Key | None:
         """Return what a port of a node carries, None for a port that is left out."""
         if port < 0:
-            written = self.graph.writes[index]
-            return (written[~port] or None) if ~port < len(written) else None
+            return self.graph.writes[index][~port] or None
         name = self.graph.reads[index][port]
         if not name:
             return None

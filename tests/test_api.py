@@ -99,6 +99,28 @@ def test_the_reason_is_a_string_of_its_code(rng):
     assert len({r.value for r in Reason}) == len(Reason)
 
 
+@pytest.mark.parametrize("side", ["behind", "in front"])
+def test_the_report_says_how_far_tensors_are_rescaled(side, rng):
+    """A channel of zeros is not counted: it has no factor, or any."""
+    norm = bn("r" if side == "behind" else "s", "b", 4, rng)
+    for t, value in zip(norm.initializers, ([0.5, 8, 0, 2], 0, 0, 0.75), strict=True):
+        t.CopyFrom(tensor(t.name, np.full(4, value, np.float32)))
+    norm.nodes[0].attribute[0].f = 0.25
+    if side == "behind":
+        parts = join(conv("x", "c", (4, 4, 1, 1), rng), node("Relu", ["c"], ["r"]), norm,
+                     node("Sigmoid", ["b"], ["y"]))  # fmt: skip
+    else:
+        parts = join(node("Sigmoid", ["x"], ["s"]), norm, node("Relu", ["b"], ["r"]),
+                     conv("r", "y", (4, 4, 1, 1), rng))  # fmt: skip
+    _, report = fold(model_of(parts.nodes, {"x": (2, 4, 5, 6)}, ["y"], parts.initializers))
+    (found,) = report.rescaled
+    name, least, most = ("'c'", 0.5, 8) if side == "behind" else ("'r'", 0.125, 2)
+    assert (found.name, found.smallest, found.largest, found.shift) == (name, least, most, 0)
+    assert f"1 tensor rescaled (widest: {name}, its channels by {least} to {most})" in (
+        report.summary()
+    )
+
+
 def test_a_plan_changes_nothing(rng):
     model = half_folding(rng)
     before = model.SerializeToString()

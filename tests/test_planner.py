@@ -145,6 +145,12 @@ def gemm_behind_with_factors(n):
 
 
 @layers(shape=("N", 4))
+def gemm_behind_with_factors_and_no_shift(n):
+    """The bias stays as it is, and so does the factor before it."""
+    return n._layer("Gemm", n.bn("x", shift=False), (3, 4), [3], alpha=0.5, beta=2.0, transB=1)
+
+
+@layers(shape=("N", 4))
 def matmul_behind(n):
     return n.matmul(n.bn("x"), 3)
 
@@ -636,6 +642,12 @@ def integer_arithmetic(n):
 def reduce_over_computed_axes(n):
     axes = n.op("Add", n.op("Shape", n.input("i", ["A"], TensorProto.INT64)), n.ints(1))
     return n.bn(n.op("ReduceMean", n.conv("x", 4), axes), channels=4)
+
+
+@traps(1, Reason.PRECISION)
+def dead_channels_times_a_tensor(n):
+    """What was zero without them may overflow, and infinity times zero is no number."""
+    return n.conv(n.op("Mul", n.bn("x", signs="some zero", shift=False), n.op("Tanh", "x")), 2)
 
 
 @traps()
@@ -1225,6 +1237,16 @@ def test_a_direct_pair_whose_output_has_changed_already(matmul_first):
     layers = [lambda: net.op("MatMul", net.random(4, 4), "x"), lambda: net.conv("x", 4)]
     made = [net.bn(layer()) for layer in (layers if matmul_first else layers[::-1])]
     folded, _ = fold_checked(net.model(net.op("Sigmoid", net.op("Add", *made))))
+    assert sorted(ops(folded)) == ["Add", "Conv", "MatMul", "Sigmoid"]
+
+
+def test_a_shift_passes_a_matmul_whose_weight_has_changed_already():
+    """The Add behind it takes what the shift is by now; no further Add is made."""
+    net = Net(("N", 4, 6))
+    t = net.op("Sigmoid", "x")
+    one = net.bn(net.conv(t, 4))
+    other = net.bn(net.op("MatMul", net.random(4, 4), net.bn(t)))
+    folded, _ = fold_checked(net.model(net.op("Add", one, other)))
     assert sorted(ops(folded)) == ["Add", "Conv", "MatMul", "Sigmoid"]
 
 

@@ -56,3 +56,11 @@ def test_cleans_up_when_the_loop_is_left(monkeypatch):
     bar.close()
     assert stream.getvalue().split("\r")[-2].strip() == ""
     assert stream.getvalue().endswith("\r")
+
+
+def test_more_items_than_expected_fill_the_bar(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("onnx_bnfold.progress._INTERVAL", 0)
+    stream = Terminal()
+    list(progress("abc", total=1, label="letters", stream=stream))
+    assert f"[{'#' * 30}] 100% 2/1" in stream.getvalue()

@@ -1362,6 +1362,14 @@ def test_beside_a_mask_that_is_read_the_data_changes():
     fold_checked(net.model(net.bn(y, channels=4), mask))
 
 
+def test_zeros_that_a_pad_adds_are_as_they_were():
+    """Whatever the other channels are multiplied by."""
+    net = Net(IMAGE)
+    padded = net.op("Pad", net.bn("x", shift=False), net.ints(0, 0, 0, 0, 0, 4, 0, 0))
+    front, zeros = net.op("Split", padded, outputs=2, axis=1)
+    fold_checked(net.model(net.conv(front, 2, channels=4), net.op("Sigmoid", zeros)))
+
+
 @pytest.mark.parametrize("op", ["Slice", "Split"])
 def test_a_part_without_elements_changes_nothing(op):
     """Its change, of no elements, once came to the tensor that it is a part of."""

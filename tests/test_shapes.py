@@ -47,6 +47,14 @@ def test_behind_axes_that_are_misread(opset, axes):
     assert "misreads" in report.kept[0].refusal.sentence
 
 
+def test_axes_that_are_computed_from_constants():
+    """As PyTorch's exporter writes them; the other input of the node is one of the graph."""
+    net = Net(("N", 4, 3, 3), opset=18)
+    axes = net.op("Reshape", net.ints(2), net.ints(-1))
+    t = net.bn(net.op("ReduceMean", "x", axes, keepdims=0), channels=4)
+    fold_checked(net.model(net.conv(t, 2, channels=4, rank=3)))
+
+
 @pytest.mark.parametrize("made_by", ["initializer", "Constant"])
 @pytest.mark.parametrize("upsampled", [False, True])
 def test_a_shape_that_lies_in_another_file_is_read(upsampled, made_by, tmp_path):

@@ -40,6 +40,24 @@ def test_a_weight_is_not_copied_for_a_mul(kind, after):
     assert folded.SerializeToString() == model.SerializeToString(), report.lines()
 
 
+def test_an_operand_is_not_copied_for_a_mul():
+    net = Net(("N", BIG, 8, 8))
+    operand = net.random(BIG, 8, 8)
+    one, two = (net.op("Mul", net.op(kind, "x"), operand) for kind in ("Sigmoid", "Tanh"))
+    model = net.model(affine(net, "scalar", one), two)
+    folded, report = fold_checked(model)
+    assert folded.SerializeToString() == model.SerializeToString(), report.lines()
+
+
+def test_a_bias_is_copied_where_a_layer_of_a_computed_weight_reads_it():
+    net = Net(X)
+    one, two = layers_of_one_weight(net, 2)
+    net.nodes[-1].input[1] = net.input("w", (BIG, BIG, 1, 1))
+    net.nodes[-2].input[1] = net.random(BIG, BIG, 1, 1)
+    folded, report = fold_checked(net.model(net.bn(one), two), options=KEEP)
+    assert ops(folded) == ["Conv", "Conv"], report.lines()
+
+
 @pytest.mark.parametrize("kind", ["Conv", "Gemm"])
 def test_a_weight_is_copied_for_a_bn(kind):
     net = Net(X if kind == "Conv" else ("N", BIG))

@@ -108,6 +108,12 @@ def test_fields_behind_one_that_nobody_knows(unknown):
     assert found in ({}, {1001: b"some content"})
 
 
+@pytest.mark.parametrize("content", [b"\x02\x00", b"\x00\x01"], ids=["bytes", "number"])
+def test_a_field_of_number_zero_is_no_field(content):
+    with pytest.raises(wire.MalformedError, match="byte 3"):
+        [*wire.fields(wire.Blob(b"\x0a\x01a" + content), 0, 3 + len(content))]
+
+
 def scrambled(message, rng):
     """Serialises a message with its fields in any order, and with fields that nobody knows."""
     groups = []
@@ -181,7 +187,7 @@ def some_model(draw):
     return model
 
 
-DAMAGES = ["shortened", "external", "segment", "scalar", "huge", "deep"]
+DAMAGES = ["shortened", "external", "segment", "scalar", "huge", "deep", "unknown", "packed"]
 
 
 @given(st.data(), st.lists(st.sampled_from(DAMAGES), max_size=4))
@@ -200,6 +206,10 @@ def test_small_tensors_decoded_together_are_what_each_is_alone(data, damages):
             tensor.dims[:] = [2**61]
         elif damage == "deep":
             tensor.dims[:] = [1] * 33
+        elif damage == "unknown":
+            tensor.data_type = 99
+        elif damage == "packed":
+            tensor.data_type = TensorProto.INT4
         else:
             tensor.CopyFrom(numpy_helper.from_array(np.float32(3), tensor.name))
     together = tensors.SmallTensors(found, {n: tuple(t.dims) for n, t in found.items()})

@@ -195,15 +195,13 @@ def parameter_type(view: NodeView, slot: int) -> int:
 def data_type(view: NodeView) -> int:
     """Return the type of a norm's data, UNDEFINED where it is not known.
 
-    Before BatchNormalization-15 it is that of the scale. So it is taken to be in a local function,
-    of whose tensors nobody knows the types.
+    Before BatchNormalization-15 it is that of the scale.
     """
     for name in (view.name_in(0), view.writes[0]):
         if kind := view.type_of(name):
             return kind
     scale = view.constant(1)
-    of_scale = view.opset < 15 or view.graph.is_of_function
-    return scale.data_type if scale and of_scale else int(TensorProto.UNDEFINED)
+    return scale.data_type if scale and view.opset < 15 else int(TensorProto.UNDEFINED)
 
 
 def _norms(parameters: Float64, epsilons: Sequence[float]) -> Iterator[Norm | None]:

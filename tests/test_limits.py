@@ -73,17 +73,29 @@ def test_a_sum_is_of_the_size_of_its_parts(op, scale, kept, rng):
     assert not kept or Reason.PRECISION in reasons(report)[0]
 
 
-@pytest.mark.parametrize(("bound", "kept"), [(1.01, 1), (1e6, 0)])
-def test_max_rescale(bound, kept, rng):
-    """An identity BN beside a Conv can only go by rescaling what both add up to."""
+def beside_a_conv(norm, rng):
+    """A BN of r that can only go by rescaling what it and a Conv of r add up to."""
     parts = join(
         conv("x", "a", (4, 4, 1, 1), rng), node("Relu", ["a"], ["r"]),
-        conv("r", "b", (4, 4, 3, 3), rng, pads=[1] * 4), bn("r", "n", 4, rng, positive=True),
+        conv("r", "b", (4, 4, 3, 3), rng, pads=[1] * 4), norm,
         node("Add", ["b", "n"], ["s"]), node("Relu", ["s"], ["t"]),
         conv("t", "y", (4, 4, 3, 3), rng, pads=[1] * 4),
     )  # fmt: skip
-    m = model_of(parts.nodes, X, ["y"], parts.initializers)
+    return model_of(parts.nodes, X, ["y"], parts.initializers)
+
+
+@pytest.mark.parametrize(("bound", "kept"), [(1.01, 1), (1e6, 0)])
+def test_max_rescale(bound, kept, rng):
+    m = beside_a_conv(bn("r", "n", 4, rng, positive=True), rng)
     _, report = fold_checked(m, kept=kept, options=Options(max_rescale=bound))
+    if kept:
+        assert Reason.RANGE in reasons(report)[0]
+
+
+@pytest.mark.parametrize(("power", "kept"), [(40, 0), (41, 1), (-40, 0), (-41, 1)])
+def test_the_bound_of_float32(power, kept, rng):
+    norm = set_norm(bn("r", "n", 4, rng, epsilon=0.0), scale=2.0**power)
+    _, report = fold_checked(beside_a_conv(norm, rng), kept=kept)
     if kept:
         assert Reason.RANGE in reasons(report)[0]
 

@@ -7,7 +7,20 @@ import onnx
 import pytest
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
-from support import bn, conv, count, fold_checked, join, layer, model_of, node, ops, reasons, tensor
+from support import (
+    assert_same_function,
+    bn,
+    conv,
+    count,
+    fold_checked,
+    join,
+    layer,
+    model_of,
+    node,
+    ops,
+    reasons,
+    tensor,
+)
 
 import onnx_bnfold
 from onnx_bnfold import Options, Reason
@@ -88,6 +101,25 @@ def beside_a_conv(norm, rng):
 def test_max_rescale(bound, kept, rng):
     m = beside_a_conv(bn("r", "n", 4, rng, positive=True), rng)
     _, report = fold_checked(m, kept=kept, options=Options(max_rescale=bound))
+    if kept:
+        assert Reason.RANGE in reasons(report)[0]
+
+
+@pytest.mark.parametrize(("bound", "kept"), [(3, 1), (5, 0)])
+def test_two_norms_do_not_rescale_further_than_one_may(bound, kept, rng):
+    """Each has a scale of 2, and what the second writes would be a quarter of what it was."""
+    first, second = (
+        set_norm(bn(*names, 4, rng, epsilon=0.0), scale=2.0) for names in (("r", "n"), ("s", "m"))
+    )
+    parts = join(
+        conv("x", "a", (4, 4, 1, 1), rng), node("Sigmoid", ["a"], ["r"]),
+        conv("r", "b", (4, 4, 3, 3), rng, pads=[1] * 4), first,
+        node("Add", ["b", "n"], ["s"]), second, conv("m", "y", (4, 4, 3, 3), rng),
+    )  # fmt: skip
+    m = model_of(parts.nodes, X, ["y"], parts.initializers)
+    folded, report = onnx_bnfold.fold(m, Options(max_rescale=bound))
+    assert_same_function(m, folded)
+    assert len(report.kept) == kept
     if kept:
         assert Reason.RANGE in reasons(report)[0]
 

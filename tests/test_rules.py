@@ -146,6 +146,13 @@ MOVING = [
         down=Reason.UNKNOWN_SHAPE,
     ),
     Rule(
+        "reshape-batch-dynamic-splits-spatial",
+        simple("Reshape", ints(-1, 2, 3)),
+        ("N", 2, 6),
+        up=Reason.AXES,
+        down=Reason.UNKNOWN_SHAPE,
+    ),
+    Rule(
         "reshape-mixes-channel",
         simple("Reshape", ints(0, 3, 4)),
         ("N", 4, 3),

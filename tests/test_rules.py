@@ -421,6 +421,11 @@ POOLS = [
     Rule("reduce-mean-18-no-keepdims", simple("ReduceMean", ints(-1), keepdims=0), opset=18),
     Rule("reduce-mean-no-axes", simple("ReduceMean"), down=None),
     Rule(
+        "reduce-mean-no-axes-no-keepdims",
+        lambda n, t: n.op("Unsqueeze", n.op("ReduceMean", t, keepdims=0), n.ints(0, 1, 2, 3)),
+        down=None,
+    ),
+    Rule(
         "reduce-mean-without-elements",
         simple("ReduceMean", axes=[2], keepdims=0),
         (2, 4, 0),

@@ -626,6 +626,14 @@ def test_many_data_files(tmp_path, monkeypatch, count, few_files):
     np.testing.assert_equal(values_of(tmp_path / "out.onnx"), expected)
 
 
+def test_a_file_that_is_closed_can_be_closed_again(tmp_path):
+    path = tmp_path / "f"
+    path.write_bytes(b"")
+    file = files.InputFile(str(path))
+    file.close()
+    file.close()
+
+
 def test_a_file_has_its_size_before_it_is_filled(tmp_path):
     target = tmp_path / "f"
     with files.OutputFile(target) as out:

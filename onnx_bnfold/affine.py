@@ -264,7 +264,7 @@ def joined(
         parts: the changes; None stands for ``filler``.
         axis: along which none of them varies more than its part.
         sizes: one per part.
-        filler: does not vary along ``axis``.
+        filler: varies along no axis but those that parts vary along, and not along ``axis``.
     """
     whole = Affine.identity(0) if filler is None else filler
     some = [(i, part) for i, part in enumerate(parts) if part is not None]
@@ -279,7 +279,6 @@ def _joined(
     arrays: Mapping[int, Float64], axis: int, sizes: Sequence[int], filler: Float64
 ) -> Float64:
     shapes = {(*a.shape[:axis], 1, *a.shape[axis + 1 :]) for a in arrays.values()}
-    shapes.add(filler.shape or next(iter(shapes), ()))
     common = shapes.pop() if len(shapes) == 1 else np.broadcast_shapes(*shapes)
     whole = np.empty((*common[:axis], sum(sizes), *common[axis + 1 :]))
     whole[...] = filler

@@ -184,11 +184,10 @@ def parameter_type(view: NodeView, slot: int) -> int:
 
     From BatchNormalization-14 on the types of the statistics, and from 15 on those of scale and B,
     are free of that of the data: a narrower one would round the digits that come from elsewhere.
+    Before, all of them are of one type.
     """
     info = view.constant(slot)
     assert info is not None
-    if view.opset < (14 if slot in (3, 4) else 15):
-        return info.data_type
     kinds = (info.data_type, view.type_of(view.name_in(0)))
     return min(kinds, key=lambda kind: FORMATS[kind][2] if kind in FORMATS else 1.0)
 

@@ -205,13 +205,15 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     options = parser()
     args, unknown = options.parse_known_args(words)
     if args.check:
-        from onnx_bnfold.check.cli import add_arguments
+        with held_back():
+            from onnx_bnfold.check.cli import add_arguments
 
         add_arguments(options)
         args = options.parse_args(words)
     # The value of an option that is not known yet may have been taken for the model.
     elif any(map(_is_store, [args.model, *unknown])):
-        from onnx_bnfold.store.cli import add_arguments as add_store_arguments
+        with held_back():
+            from onnx_bnfold.store.cli import add_arguments as add_store_arguments
 
         add_store_arguments(options)
         args = options.parse_args(words)

@@ -306,9 +306,9 @@ class Constants:
             outputs = onnx.shape_inference.infer_node_outputs(
                 schema, plain, types, data, opset_imports=imports
             )
+            return _as_constant(name, outputs[name])
         except Exception:  # the C++ inference raises several types; no shape means not constant
             return None
-        return _as_constant(name, outputs.get(name))
 
     def _small_inputs(self, node: NodeProto) -> dict[str, TensorProto]:
         """Return the values that may decide the shape of a node's output."""
@@ -386,9 +386,7 @@ def _integers(tensor: TensorProto | None) -> list[int] | None:
     return [*map(int, value.reshape(-1))] if value.dtype.kind == "i" else None
 
 
-def _as_constant(name: str, kind: TypeProto | None) -> Constant | None:
-    if kind is None or not kind.HasField("tensor_type"):
-        return None
+def _as_constant(name: str, kind: TypeProto) -> Constant | None:
     tensor = kind.tensor_type
     if not tensor.HasField("shape") or not all(d.HasField("dim_value") for d in tensor.shape.dim):
         return None

@@ -36,13 +36,16 @@ class Text:
         self.reads: list[Sequence[str]] = [node.input[:] for node in self.nodes]
 
 
-def require_intact(graphs: Sequence[Graph], texts: Sequence[Text], ir_version: int) -> None:
+def require_intact(
+    graphs: Sequence[Graph], texts: Sequence[Text], ir_version: int, *, halfway: bool = False
+) -> None:
     """Check all bodies of a rewritten model.
 
     Args:
         graphs: of the model as it was, which was sound and in order.
         texts: of what they have become, in the same order.
         ir_version: of the model.
+        halfway: it is to be planned again, and frozen initializers may still be inputs.
 
     Raises:
         BrokenResult: a name is defined twice, undefined or read too early; the inputs or outputs
@@ -55,7 +58,7 @@ def require_intact(graphs: Sequence[Graph], texts: Sequence[Text], ir_version: i
             inner[id(each.graph.parent)].append(each)
     for each in reversed(finished):
         each.require_names(inner[id(each.graph)])
-        each.require_signature(ir_version)
+        each.require_signature(ir_version, halfway)
         each.require_declarations()
     if len(finished) > 1:
         _require_new_names(finished)
@@ -139,7 +142,7 @@ class _Finished:
             if times > max(before[name], 1):
                 raise self.broken(f"two nodes are named {name!r}")
 
-    def require_signature(self, ir_version: int) -> None:
+    def require_signature(self, ir_version: int, halfway: bool) -> None:
         """Check that inputs and outputs are what they were, but for those of initializers."""
         graph, body = self.graph, self.body
         if _described(graph.body.output) != _described(body.output):
@@ -155,7 +158,7 @@ class _Finished:
         lost = set(graph.overridable - listed)
         if ir_version < 4:  # every initializer has to be an input
             lost |= {name for name in given - listed if name in formal or name not in before}
-        elif not listed <= graph.overridable:
+        elif not listed <= graph.overridable | (formal if halfway else set()):
             name = min(listed - graph.overridable)
             what = "is still an input" if name in formal else "has become an input"
             raise self.broken(f"the constant {name!r} {what}")

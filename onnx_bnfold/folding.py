@@ -10,19 +10,19 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto
 
 from onnx_bnfold.affine import Float64
 from onnx_bnfold.constants import Constants, OpenTensor, Stored
 from onnx_bnfold.errors import UsageError
-from onnx_bnfold.graph import Body, Graph, ReadTensor, bodies_of, graphs_of
+from onnx_bnfold.graph import Graph, ReadTensor, graphs_of
 from onnx_bnfold.limits import Limits, Profile
 from onnx_bnfold.new_constants import Unrepresentable, Whole, new_constants
 from onnx_bnfold.order import in_order
 from onnx_bnfold.planner import Decision, GraphPlan, Standalone, plan_graph
 from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.report import Record, Rescaled, records_of, rescaled_of
-from onnx_bnfold.rewrite import Pending, rewrite
+from onnx_bnfold.rewrite import Pending, freeze_constants, rewrite
 from onnx_bnfold.shapes import Inference, Shapes
 from onnx_bnfold.site import Site
 from onnx_bnfold.sound import require_sound
@@ -93,7 +93,7 @@ class _Source:
         self._open = open_tensor
 
     def with_merged(self, merged: Mapping[str, Callable[[], Float64]]) -> _Source:
-        """Return one that has more constants, which are not rounded to their type yet."""
+        """Return one that has initializers, too, which are not rounded to their type yet."""
         return _Source(self._read, self._open, {**self.merged, **merged})
 
     def read(self, tensor: TensorProto) -> np.ndarray[Any, Any]:
@@ -110,15 +110,6 @@ def _has_values(tensor: TensorProto) -> bool:
     """Whether a tensor is more than declared: that of a node may have the name of a merged one."""
     declared = TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
     return bool(tensor.ByteSize() != declared.ByteSize())
-
-
-def _tensors(body: Body) -> Iterator[TensorProto]:
-    """Yield the initializers of a body, and what its Constant nodes hold."""
-    if isinstance(body, GraphProto):
-        yield from body.initializer
-    for node in body.node:
-        if node.op_type == "Constant":
-            yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
 
 
 class Folding:
@@ -167,6 +158,13 @@ class Folding:
         self._graphs = graphs_of(self.model, freeze_initializers=self.options.freeze_initializers)
         self._inference = Inference(self.model, self._graphs[0], self._source.read)
 
+    def _copy(self) -> ModelProto:
+        copy = ModelProto()
+        copy.CopyFrom(self.model)
+        if self.options.freeze_initializers:
+            freeze_constants(copy, self._graphs[0])
+        return copy
+
     def _merge(self) -> None:
         """Go on with a copy of the model in which parallel branches are one Conv."""
         from onnx_bnfold import merge
@@ -175,8 +173,7 @@ class Folding:
         found = [one for one in merge.merges(site) if merge.fits(site, one)]
         if not found:
             return
-        copy = ModelProto()
-        copy.CopyFrom(self.model)
+        copy = self._copy()
         self._source = self._source.with_merged(merge.apply(copy, self._graphs, site, found))
         self.merged = tuple(
             Record.of_merged(site.place(norm), site.place(m.conv))
@@ -241,11 +238,9 @@ class Folding:
             found.append(standalone.to_restate(plan, form, self._limits, excluded))
         if not any(found):
             return False
-        copy = ModelProto()
-        copy.CopyFrom(self.model)
+        copy = self._copy()
         copied = standalone.apply(copy, self.plans, found, form)
         moved = copied.moved
-        self._source = self._source.with_merged(copied.made)
         self._unread |= copied.unread
         self._excluded = {(p, moved[p, n]): r for (p, n), r in self._excluded.items()}
         earlier = [(p, d._replace(node=moved[p, n])) for (p, n), d in self._restated.items()]
@@ -324,22 +319,14 @@ class Folding:
         return pending
 
     def _merged_constants(self, copy: ModelProto, known: Set[str]) -> Iterator[tuple[str, Pending]]:
-        """Yield constants that were new before the planning and have not changed by it.
-
-        Those outside the main graph are completed.
-        """
+        """Yield what the merged branches need and the plan does not change."""
         from onnx_bnfold.merge import rounded
 
-        merged = self._source.merged
-        for body in bodies_of(copy):
-            for tensor in _tensors(body):
-                if tensor.name not in merged or tensor.name in known or _has_values(tensor):
-                    continue
-                compute = partial(rounded, merged[tensor.name], tensor.data_type)
-                if body is copy.graph:
-                    yield tensor.name, Pending(tensor, math.prod(tensor.dims), Whole(compute))
-                else:
-                    tensor.CopyFrom(numpy_helper.from_array(compute(), tensor.name))
+        for tensor in copy.graph.initializer:
+            compute = self._source.merged.get(tensor.name)
+            if compute is not None and tensor.name not in known:
+                whole = Whole(partial(rounded, compute, tensor.data_type))
+                yield tensor.name, Pending(tensor, math.prod(tensor.dims), whole)
 
     @property
     def alters(self) -> bool:

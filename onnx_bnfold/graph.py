@@ -188,6 +188,14 @@ class Graph:
         """Name a node for people: its operator and its name."""
         return f"{self.ops[index] or operator(self.nodes[index])} {self.name(index)!r}"
 
+    @property
+    def is_of_function(self) -> bool:
+        """Whether it is the body of a local function, or lies in one."""
+        root = self
+        while root.parent is not None:
+            root = root.parent
+        return isinstance(root.body, FunctionProto)
+
     def find_initializer(self, name: str) -> tuple[Graph, TensorProto] | None:
         """Return the initializer a name stands for here, looking through the outer scopes."""
         scope: Graph | None = self

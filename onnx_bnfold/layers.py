@@ -172,15 +172,15 @@ class LinearLayer(NamedTuple):
         if bias is None and out is not None and (into is None or not into.has_shift):
             return self.output_vectors(out)[1]
         c = np.zeros(()) if bias is None else bias.astype(np.float64) * self.beta
-        if into is not None and into.has_shift:
-            assert weight is not None
-            scale, shift = self.input_vectors(into)
-            grouped = weight.astype(np.float64).reshape(self.grouped)
-            with np.errstate(over="ignore", invalid="ignore"):  # it is judged when it is rounded
+        with np.errstate(over="ignore", invalid="ignore"):  # it is judged when it is rounded
+            if into is not None and into.has_shift:
+                assert weight is not None
+                scale, shift = self.input_vectors(into)
+                grouped = weight.astype(np.float64).reshape(self.grouped)
                 c = c - self.alpha * self._summed(grouped * self._laid(shift / scale, "i"))
-        if out is not None:
-            scale, shift = self.output_vectors(out)
-            c = c * scale + shift
+            if out is not None:
+                scale, shift = self.output_vectors(out)
+                c = c * scale + shift
         return c
 
     def bias_size(self, weight: Array | None, into: Affine | None, out: Affine | None) -> Float64:

@@ -53,7 +53,7 @@ class Term:
     Attributes:
         conv: index of the Conv, or None for the identity.
         geometry: its geometry.
-        norms: indices of the BatchNormalizations behind it, in order.
+        norms: indices of the BatchNormalizations behind it.
         a, b: their composition, ``(C_out,)``.
     """
 
@@ -137,7 +137,7 @@ def _branch(site: Site, name: str) -> Branch | None:
         except Refused:
             return None
         a, b = a * norm.a, b + a * norm.b
-        norms.insert(0, index)
+        norms.append(index)
         source = graph.nodes[index].input[0]
         index = graph.producer.get(source)
     if index is not None and graph.only_reader(source) and site.graph.ops[index] == "Conv":
@@ -327,12 +327,12 @@ def apply(
     texts = [*map(Text, bodies)]
     below = [text for text, each in zip(texts, graphs, strict=True) if each.parent is not None]
     drop_dead(texts[0], given, below, site.constants.among(loose))
-    require_intact(graphs, texts, model.ir_version)
+    require_intact(graphs, texts, model.ir_version, halfway=True)
     return pending
 
 
 def rounded(compute: Callable[[], Float64], data_type: int) -> np.ndarray[Any, Any]:
-    """Round a constant that was computed before the fold, which has left it as it is."""
+    """Round a merged constant that the fold left as it is."""
     return as_type(compute(), data_type)
 
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from onnx import (
     AttributeProto,
-    FunctionProto,
     GraphProto,
     ModelProto,
     NodeProto,
@@ -64,6 +63,11 @@ class Settings:
         """Return an attribute; one that refers to a function's parameter counts as left out."""
         found = self._given.get(name)
         return default if found is None else _value(found, default)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an attribute is left to the calls of a local function."""
+        return any(item.ref_attr_name for item in self.node.attribute)
 
     def listed(self, name: str, slot: int) -> list[int] | None:
         """Return a list that old opsets hold in an attribute and new ones in an input."""
@@ -251,7 +255,8 @@ class Suspects:
     ) -> bool:
         known = MISREAD[str(graph.ops[index])]
         if types is None:
-            return known.settings(node) or (_is_of_function(graph) and known.may(node))
+            inside = graph.is_of_function and (known.may(node) or node.is_open)
+            return inside or known.settings(node)
         if not known.may(node):
             return False
         if graph.ops[index] == "If":
@@ -282,13 +287,7 @@ def _is_suspect(node: NodeProto) -> bool:
     if known is None or node.domain not in STANDARD_DOMAINS:
         return False
     settings = Settings(node, 1, lambda name: None)
-    return known.by_values or known.settings(settings) or known.may(settings)
-
-
-def _is_of_function(graph: Graph) -> bool:
-    while graph.parent is not None:
-        graph = graph.parent
-    return isinstance(graph.body, FunctionProto)
+    return known.by_values or settings.is_open or known.settings(settings) or known.may(settings)
 
 
 def _differ(branches: Iterable[Graph], types: Mapping[int, Types]) -> bool:

@@ -7,6 +7,7 @@ back. It returns the change on the other side, or raises ``Refused`` where the c
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -197,8 +198,8 @@ def unsqueezed(view: NodeView, change: Affine, forward: bool) -> Affine:
     return _with_axes(change, tuple(axis_of(view, a, rank) for a in listed), added=forward)
 
 
-def _with_axes(change: Affine, axes: tuple[int, ...], *, added: bool) -> Affine:
-    axes = tuple(dict.fromkeys(axes))  # a Squeeze or Reduce may name one twice
+def _with_axes(change: Affine, axes: Iterable[int], *, added: bool) -> Affine:
+    axes = tuple(dict.fromkeys(axes))  # a Squeeze may name one twice
     if added:
         return change.map(lambda a: np.expand_dims(a, axes))
     return change.map(lambda a: np.squeeze(a, axes))
@@ -206,11 +207,7 @@ def _with_axes(change: Affine, axes: tuple[int, ...], *, added: bool) -> Affine:
 
 def reduced(view: NodeView, change: Affine, forward: bool) -> Affine:
     """ReduceMean, ReduceMax and the like, over axes on which the change does not vary."""
-    rank = len(view.dims_in(0))
-    dims, axes = view.dims_in(0), _listed_axes(view, rank)
-    if not axes:
-        noop = view.attribute("noop_with_empty_axes", 0)
-        axes = () if noop else tuple(range(rank))
+    axes, dims = _reduced_axes(view), view.dims_in(0)
     if any(dims[axis] == 0 for axis in axes):  # 0 or not a number, the lowest number or infinite
         raise Refused(Reason.OPAQUE, view.label, "it reduces an axis without elements")
     keep = bool(view.attribute("keepdims", 1))
@@ -219,6 +216,24 @@ def reduced(view: NodeView, change: Affine, forward: bool) -> Affine:
         if axis in axes:
             raise refuse_axis(view, axis)
     return _with_axes(change, axes, added=False) if forward and not keep else wide
+
+
+def summed(view: NodeView, change: Affine, forward: bool) -> Affine:
+    """ReduceSum: a shift comes as often as there are elements in a sum."""
+    moved = reduced(view, change, forward)
+    if not change.has_shift:
+        return moved
+    dims = view.dims_in(0)
+    count = math.prod(size(view, dims, axis) for axis in _reduced_axes(view))
+    return moved.with_shift(moved.shift * count if forward else moved.shift / count)
+
+
+def _reduced_axes(view: NodeView) -> set[int]:
+    rank = len(view.dims_in(0))
+    axes = _listed_axes(view, rank)
+    if axes:
+        return set(axes)
+    return set() if view.attribute("noop_with_empty_axes", 0) else set(range(rank))
 
 
 def reshaped(view: NodeView, change: Affine, forward: bool) -> Affine:

@@ -8,7 +8,6 @@ Source: the ONNX IR specification, "Graphs": nodes must be topologically sorted.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from heapq import heapify, heappop, heappush
 
 from onnx import ModelProto
 
@@ -65,6 +64,8 @@ def in_order(model: ModelProto, graphs: Sequence[Graph]) -> ModelProto:
 
 def _order(graph: Graph, captures: Captures) -> list[int]:
     """Return the indices of the nodes in an order that can be computed, the least first."""
+    from heapq import heapify, heappop, heappush  # few models need them
+
     producer = graph.producer
     needs = [
         {producer[name] for name in (*read, *captures.get(index, ())) if name in producer}

@@ -6,6 +6,7 @@ axis of the output the position of the one that it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -194,7 +195,7 @@ def _scattered(array: Float64, rest: float, axis: int, chosen: Positions, count:
 
 
 def gathered(view: NodeView, change: Affine, forward: bool) -> Affine:
-    """Gather; on the axis the change varies along, the indices must be a constant list."""
+    """Gather; on the axis the change varies along, the indices must be constant."""
     dims = view.dims_in(0)
     axis = axis_of(view, view.attribute("axis", 0), len(dims))
     count = len(view.dims_in(1))
@@ -205,14 +206,34 @@ def gathered(view: NodeView, change: Affine, forward: bool) -> Affine:
             return change.map(lambda a: np.expand_dims(a.take(0, axis), ones))
         return change.map(lambda a: np.expand_dims(np.squeeze(a, ones), axis))
     indices = view.value(1)
-    if indices is None or count != 1:
+    if indices is None:
         raise refuse_axis(view, axis)
     taken = size(view, dims, axis)
     if not ((indices >= -taken) & (indices < taken)).all():
         raise Refused(
             Reason.INCONSISTENT_SHAPES, view.label, "an index is out of range; repair the model"
         )
-    return _picked(view, change, axis, indices % taken, taken, forward)
+    shape, flat = indices.shape, indices.reshape(-1) % taken
+    bounded(view, len(flat))
+    if not forward:
+        change = change.map(lambda a: _flattened(a, axis, shape))
+        return _picked(view, change, axis, flat, taken, forward)
+    picked = _picked(view, change, axis, flat, taken, forward)
+    return picked.map(lambda a: _unflattened(a, axis, shape))
+
+
+def _flattened(array: Float64, axis: int, shape: tuple[int, ...]) -> Float64:
+    """Make one axis of those from ``axis`` on that the indices of a Gather have made."""
+    before, behind = array.shape[:axis], array.shape[axis + len(shape) :]
+    wide = np.broadcast_to(array, (*before, *shape, *behind))
+    return wide.reshape((*before, math.prod(shape), *behind))
+
+
+def _unflattened(array: Float64, axis: int, shape: tuple[int, ...]) -> Float64:
+    """Undo ``_flattened``."""
+    if array.shape[axis] == 1:
+        shape = (1,) * len(shape)
+    return array.reshape((*array.shape[:axis], *shape, *array.shape[axis + 1 :]))
 
 
 # Moves whose way back leaves elements of the input undecided: they keep their values unless

@@ -64,11 +64,13 @@ class QuantizedWeight:
     def fold_scale(self, factor: Float64) -> Float64:
         """Return the scale times the magnitude of a factor per output channel, float64."""
         scale = self.view.constants.value(self.scale.name).astype(np.float64)
+        shape = [-1]
         if self.is_blocked:
             shape = [1] * scale.ndim
             shape[self.out_axis] = -1
-            return scale * np.abs(factor).reshape(shape)
-        return np.broadcast_to(scale * np.abs(factor), self.scale_dims)
+        with np.errstate(over="ignore", invalid="ignore"):  # it is judged when it is rounded
+            product = scale * np.abs(factor).reshape(shape)
+        return np.broadcast_to(product, self.scale_dims)
 
     def fold_zero_point(self) -> Array:
         """Return the zero point in the shape of the new scale."""

@@ -136,10 +136,25 @@ def from_statistics(site: Site) -> dict[str, Range]:
     Args:
         site: the graph; ranges are of its tensors as they are without any change.
     """
+    # Those that stay go first: what the others say a later fold will not know.
+    found = _stated(site, removed=False)
+    for name, span in _stated(site, removed=True).items():
+        found.setdefault(name, span)
+    for index, node in enumerate(site.graph.nodes):
+        carry = _CARRY.get(site.graph.ops[index] or "")
+        if carry is not None and node.output[0] not in found:
+            output = _carried(carry, site.view(index), found)
+            if output is not None:
+                found[node.output[0]] = output
+    return found
+
+
+def _stated(site: Site, *, removed: bool) -> dict[str, Range]:
+    """Return the ranges of the tensors around those norms that are removed, or that are not."""
     found: dict[str, Range] = {}
     inputs: dict[str, Range] = {}
     for index, node in enumerate(site.graph.nodes):
-        if site.graph.ops[index] == batchnorm.OPERATOR:
+        if site.graph.ops[index] == batchnorm.OPERATOR and (index in site.removed) == removed:
             try:
                 norm, rank = site.norm(index), site.rank(index)
             except Refused:
@@ -148,12 +163,6 @@ def from_statistics(site: Site) -> dict[str, Range]:
             found[node.output[0]] = Range.of(norm.bias, np.abs(norm.a) * norm.spread, rank)
     for name, span in inputs.items():
         found.setdefault(name, span)
-    for index, node in enumerate(site.graph.nodes):
-        carry = _CARRY.get(site.graph.ops[index] or "")
-        if carry is not None and node.output[0] not in found:
-            output = _carried(carry, site.view(index), found)
-            if output is not None:
-                found[node.output[0]] = output
     return found
 
 

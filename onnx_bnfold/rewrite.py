@@ -69,9 +69,8 @@ def rewrite(
     bodies = counterparts(model, graphs)
     names = Names(graphs)
     pending: dict[str, Pending] = {}
-    if freeze and model.ir_version >= 4:  # below, every initializer has to be an input
-        main = graphs[0]
-        _drop_named(model.graph.input, main.initializers.keys() | main.sparse.keys())
+    if freeze:
+        freeze_constants(model, graphs[0])
     loose = set(unread)
     given: dict[int, list[str]] = {}
     for position in reversed(range(len(plans))):
@@ -86,6 +85,12 @@ def rewrite(
         del pending[name]
     require_intact(graphs, texts, model.ir_version)
     return pending
+
+
+def freeze_constants(model: ModelProto, main: Graph) -> None:
+    """Take initializers that are graph inputs out of the inputs."""
+    if model.ir_version >= 4:  # below, every initializer has to be an input
+        _drop_named(model.graph.input, main.initializers.keys() | main.sparse.keys())
 
 
 def _those_below(graphs: Sequence[Graph], bodies: Sequence[Text]) -> list[list[Text]]:

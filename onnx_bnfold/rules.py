@@ -522,7 +522,7 @@ RULES: Mapping[str, Entry] = {
     "ReduceMax": Entry(passes(moves.reduced, positive=True), 20),
     "ReduceMean": Entry(passes(moves.reduced), 18),
     "ReduceMin": Entry(passes(moves.reduced, positive=True), 20),
-    "ReduceSum": Entry(passes(moves.reduced, shift=False), 13),
+    "ReduceSum": Entry(passes(moves.summed), 13),
     "Relu": Entry(_rectifier, 14),
     "Reshape": Entry(passes(moves.reshaped), 25),
     "Resize": Entry(passes(moves.resized), 19),

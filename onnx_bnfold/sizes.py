@@ -2,8 +2,9 @@
 
 A BatchNormalization says it of its input and of its output. It holds for what is the same tensor
 but for constants, or a movement of it. What is added to other tensors is a part of the sum, which
-is taken to be of the size of the parts that are known. And who subtracts a constant and multiplies
-by another, as images are normalised, makes values of about the size 1.
+is taken to be of the size of the parts that are known, or they to be of its size. And who
+subtracts a constant and multiplies by another, as images are normalised, makes values of about the
+size 1.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Affine, along
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.rules import OUT, RULES, SYMMETRIC
+from onnx_bnfold.rules import OUT, RULES, SYMMETRIC, data_slots
 from onnx_bnfold.site import AFFINE_OPERATORS, Site
 
 # A tensor as an image of numbers of mean 0 and deviation 1: its scale is the deviation, its shift
@@ -45,9 +46,10 @@ def sizes(site: Site, name: str) -> Known:
     """
     when, found = site.sizes.get(name, (-1, ()))
     if when != len(site.removed):
-        # Those that stay first: what a removed one has said of it no later fold will know.
+        # Those that stay by themselves: what a removed one has said no later fold will know. Where
+        # they contradict each other, the smaller size is what matters.
         found = _around(site, name, _of_staying_norm, set())
-        found = found or _around(site, name, _of_norm, set())
+        found += _around(site, name, _of_norm, set())
         site.sizes[name] = len(site.removed), found
     return found
 
@@ -72,7 +74,27 @@ def _around(site: Site, name: str, source: _Source, seen: set[str]) -> Known:
                 return tuple(_carried(site, index, here, spread) for spread in found)
         except Refused:
             continue
-    return _of_summands(site, name, source, seen)
+    return _of_summands(site, name, source, seen) or _of_sum(site, name, source, seen)
+
+
+def _of_sum(site: Site, name: str, source: _Source, seen: set[str]) -> Known:
+    """Return the size of a sum that a tensor is a part of: it is hardly larger than the sum."""
+    for index, _ in site.graph.readers.get(name, ()):
+        if site.graph.ops[index] in _SUMS_OF_COMPUTED:
+            total = site.graph.writes[index][0]
+            found = () if total in seen else _around(site, total, source, seen)
+            if found and _is_of_rank(site, index, found):
+                return found
+    return ()
+
+
+def _is_of_rank(site: Site, index: int, known: Known) -> bool:
+    """Whether all inputs of a node are of the rank of some sizes."""
+    try:
+        ranks = {len(site.view(index).dims_in(slot)) for slot in data_slots(site.view(index))}
+    except Refused:
+        return False
+    return ranks == {spread.rank for spread in known}
 
 
 def _of_summands(site: Site, name: str, source: _Source, seen: set[str]) -> Known:
@@ -82,11 +104,7 @@ def _of_summands(site: Site, name: str, source: _Source, seen: set[str]) -> Know
         return ()
     parts = [part for part in dict.fromkeys(site.graph.reads[index]) if part not in seen]
     found = [known for part in parts if (known := _around(site, part, source, seen))]
-    try:
-        rank = len(site.view(index).dims_out(0))
-    except Refused:
-        return ()
-    if not found or any(spread.rank != rank for known in found for spread in known):
+    if not found or not all(_is_of_rank(site, index, known) for known in found):
         return ()
     return tuple(reduce(_sum, spreads) for spreads in zip(*found, strict=False))
 

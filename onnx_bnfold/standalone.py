@@ -1,17 +1,17 @@
 """BatchNormalizations that stay, written as a Mul and an Add, or as a depthwise Conv.
 
 They are replaced in a copy of the model, which is planned again: each half may find a place where
-the whole has found none, and a fold of the result finds nothing that this one has left. The new
-constants are float64 until the plan is made, so that they are rounded once.
+the whole has found none. The copy holds what is written where nothing more is found, constants that
+are rounded, so that a fold of the result makes up its mind from the same numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Float64
@@ -23,6 +23,7 @@ from onnx_bnfold.numerics import ONE, product
 from onnx_bnfold.planner import Decision, GraphPlan, Restated, Standalone
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.rewrite import Names, arrange
+from onnx_bnfold.rounding import as_type
 from onnx_bnfold.site import Site
 from onnx_bnfold.view import accepts
 
@@ -105,13 +106,11 @@ class Copied:
     """What is in a copy of a model in which nodes have another form.
 
     Attributes:
-        made: for each new constant, which has name, dims and type only, its elements in float64.
         moved: for each node of the graphs as they were its index by now.
         decisions: of the nodes that were replaced, by their index by now.
         unread: the constants that these have read.
     """
 
-    made: dict[str, Callable[[], Float64]] = field(default_factory=dict)
     moved: dict[Place, int] = field(default_factory=dict)
     decisions: dict[Place, Decision] = field(default_factory=dict)
     unread: set[str] = field(default_factory=set)
@@ -138,7 +137,6 @@ def apply(
         editor = _Editor(model, bodies[position], plan.site, form, names)
         for index in sorted(nodes):
             copied.unread |= editor.replace(index)
-        copied.made |= editor.made
         now = editor.finish()
         copied.moved |= {(position, index): place for index, place in enumerate(now)}
         for decision in plan.decisions:
@@ -147,7 +145,7 @@ def apply(
                 was = Restated(form, graph.name(index), graph.writes[index][0])
                 again = decision._replace(node=now[index], restated=was)
                 copied.decisions[position, now[index]] = again
-    require_intact(graphs, [*map(Text, bodies)], model.ir_version)
+    require_intact(graphs, [*map(Text, bodies)], model.ir_version, halfway=True)
     return copied
 
 
@@ -157,7 +155,6 @@ class _Editor:
     def __init__(
         self, model: ModelProto, body: Body, site: Site, form: Standalone, names: Names
     ) -> None:
-        self.made: dict[str, Callable[[], Float64]] = {}
         self._model = model
         self._body = body
         self._site = site
@@ -173,7 +170,7 @@ class _Editor:
         values, kind = _constants(site, index, self._form), batchnorm.data_type(site.view(index))
         label = site.graph.name(index)
         new = [
-            self._declare(self._names.fresh(f"{label}_{suffix}"), array, kind)
+            self._define(self._names.fresh(f"{label}_{suffix}"), array, kind)
             for suffix, array in zip(_SUFFIXES, values, strict=True)
         ]
         del node.attribute[:], node.input[:], node.output[1:]
@@ -189,13 +186,13 @@ class _Editor:
             node.output[0] = between
         return set(parameters)
 
-    def _declare(self, name: str, values: Float64, data_type: int) -> str:
-        self.made[name] = values.copy
+    def _define(self, name: str, values: Float64, data_type: int) -> str:
+        value = numpy_helper.from_array(as_type(values, data_type), name)
         body, version = self._body, self._model.ir_version
         if isinstance(body, GraphProto) and (version >= 4 or body is self._model.graph):
             declare(version, body, name, values.shape, data_type)
+            body.initializer[-1].CopyFrom(value)
         else:
-            value = TensorProto(name=name, dims=values.shape, data_type=data_type)
             self._front.append(helper.make_node("Constant", [], [name], value=value))
         return name
 

@@ -75,6 +75,17 @@ def test_changes_agree_in_every_element_or_not_at_all(one, other, agree):
     assert of_channels(*other).agrees_with(of_channels(*one)) is agree
 
 
+@pytest.mark.parametrize(
+    ("scale", "may"),
+    [
+        *((size, True) for size in (1, -1, 2.0**-100, 2.0**100, 1 / VANISHING, -1 / VANISHING)),
+        *((size, False) for size in (0, 2.0**-101, -(2.0**101), 1 / VANISHING**0.5, np.nan)),
+    ],
+)
+def test_a_scale_is_divided_by_where_that_keeps_its_precision(scale, may):
+    assert of_channels([1, scale, 2], [0, 0, 0]).is_invertible is may
+
+
 def test_what_cancels_is_zero_and_what_is_small_stays():
     a, b = np.array([0.1, 1.0, 1e16, 1e-300]), np.array([0.2, 1e-14, 1.0, 0.0])
     total = summed(a, b, np.array([-0.3, -1.0, -1e16, 0.0]))

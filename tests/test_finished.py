@@ -243,6 +243,14 @@ def test_each_break_is_named(name):
     assert str(failed.value).endswith("nothing was written")
 
 
+def test_the_name_of_a_body_does_not_steer_the_terminal():
+    model = sample()
+    node_of(model, "If").name = "\x1b[2J"
+    with pytest.raises(BrokenResult) as failed:
+        checked(model, lambda m: reorder(branch(m).node, 1, 0))
+    assert str(failed.value).isprintable()
+
+
 @pytest.mark.parametrize("name", BROKEN_OF_IR_3)
 def test_each_break_of_ir_version_3_is_named(name):
     damage, said = BROKEN_OF_IR_3[name]
@@ -273,6 +281,9 @@ INTACT = {
         m.graph.node[0].input.pop(),
     ),
     "outputs-that-are-left-out": lambda m: [node_of(m, "Relu").output.append("") for _ in "ab"],
+    "outputs-that-are-left-out-in-two-bodies": lambda m: [
+        each.output.append("") for each in (node_of(m, "Relu"), branch(m).node[0])
+    ],
     "a-shape-that-is-declared": late_type,
     "a-declaration-without-a-shape": lambda m: (
         named(m, "c_W").dims.append(1),

@@ -7,6 +7,17 @@ from support import tensor, value_of
 from onnx_bnfold.graph import Graph
 
 
+def test_readers_are_those_of_what_may_differ_from_run_to_run():
+    nodes = [
+        helper.make_node("Add", ["x", "fixed"], ["a"]),
+        helper.make_node("Clip", ["a", "", "given"], ["b"]),
+    ]
+    tensors = [tensor(name, np.zeros((), np.float32)) for name in ("fixed", "given")]
+    inputs = [value_of("x", [3]), value_of("given", [])]
+    graph = Graph(helper.make_graph(nodes, "g", inputs, [], tensors), 17, None, "")
+    assert graph.readers == {"x": [(0, 0)], "a": [(1, 0)], "given": [(1, 2)]}
+
+
 def test_an_initializer_of_an_outer_scope_is_hidden_by_an_input_or_an_output_of_that_name():
     weights = [tensor(name, np.zeros(3, np.float32)) for name in "abc"]
     outer = Graph(helper.make_graph([], "outer", [], [], weights), 17, None, "")

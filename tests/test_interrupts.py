@@ -14,27 +14,37 @@ from support import bn, conv, join, model_of
 from onnx_bnfold.cli import main
 from onnx_bnfold.interrupts import held_back
 
-# Sends SIGINT when a module begins to be imported; the command line is run then.
+# Sends SIGINT when a module begins to be imported; the command line is run then. An extension takes
+# an interrupt for a failed import.
 INTERRUPTING = """
 import os, signal, sys
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == {module!r}:
             sys.meta_path.remove(self)
-            os.kill(os.getpid(), signal.SIGINT)
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                if {extension!r}:
+                    raise ImportError("initialization failed") from None
+                raise
 sys.meta_path.insert(0, Finder())
 from onnx_bnfold.__main__ import run
 run()
 """
 EARLY = ("onnx_bnfold.cli", "argparse", "onnx_bnfold.metadata")
 EXTENSIONS = ("numpy", "google.protobuf", "onnx", "onnx.onnx_cpp2py_export", "ml_dtypes")
+ONNXRUNTIME = "onnxruntime.capi.onnxruntime_pybind11_state"
 MOMENTS = [
     *(("file", module) for module in (*EARLY, *EXTENSIONS, "onnx_bnfold.planner")),
     ("store", "onnx_bnfold.cli"),
     ("store", "onnx"),
     ("store", "onnx_bnfold.store.work"),
+    ("checked", "onnx"),
+    ("checked", ONNXRUNTIME),
     ("check", "onnx"),
     ("check", "onnx_bnfold.check.results"),
+    ("check", ONNXRUNTIME),
 ]
 
 
@@ -48,17 +58,19 @@ def model(tmp_path):
     return path
 
 
-@pytest.mark.parametrize(("kind", "module"), MOMENTS, ids="-".join)
+@pytest.mark.parametrize(("kind", "module"), MOMENTS)
 def test_an_interrupt_while_modules_are_imported(kind, module, model, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     words = {
         "file": [model, "-o", folder / "folded.onnx"],
         "store": [model.parent, "-o", folder / "folded"],
+        "checked": [model, "-o", folder / "folded.onnx", "--check"],
         "check": ["check", model, model],
     }[kind]
+    script = INTERRUPTING.format(module=module, extension=module in (*EXTENSIONS, ONNXRUNTIME))
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTING.format(module=module), *map(str, words)],
+        [sys.executable, "-c", script, *map(str, words)],
         capture_output=True,
         text=True,
     )

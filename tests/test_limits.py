@@ -64,6 +64,22 @@ def test_a_gamma_close_to_zero_is_not_divided_into_a_stream(rng):
 
 
 @pytest.mark.parametrize(("scale", "kept"), [(1, 0), (1e-3, 1)])
+def test_a_part_is_of_the_size_of_the_sum(scale, kept, rng):
+    """Both parts of a sum that is normalised are read by others, too."""
+    parts = join(
+        conv("x", "c", (4, 4, 1, 1), rng), conv("x", "d", (4, 4, 1, 1), rng),
+        node("Add", ["c", "d"], ["a"]), bn("a", "y", 4, rng, positive=True),
+        conv("c", "z", (4, 4, 1, 1), rng), conv("d", "w", (4, 4, 1, 1), rng),
+    )  # fmt: skip
+    gamma = next(t for t in parts.initializers if t.name == "y_scale")
+    factor = np.array([scale, 1, 1, 1])
+    gamma.raw_data = (np.frombuffer(gamma.raw_data, np.float32) * factor).astype("f4").tobytes()
+    outputs = ["y", "z", "w"]
+    _, report = fold_checked(model_of(parts.nodes, X, outputs, parts.initializers), kept=kept)
+    assert not kept or Reason.PRECISION in reasons(report)[0]
+
+
+@pytest.mark.parametrize(("scale", "kept"), [(1, 0), (1e-3, 1)])
 @pytest.mark.parametrize("op", ["Add", "Sum"])
 def test_a_sum_is_of_the_size_of_its_parts(op, scale, kept, rng):
     """What reads the sum of stream and branch would take the shift back."""

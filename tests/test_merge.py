@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from support import bn, conv, fold_checked, join, model_of, node, ops, tensor
 
+import onnx_bnfold
 from onnx_bnfold import Options
 
 MERGE = Options(merge_branches=True)
@@ -56,6 +57,11 @@ BRANCHES = {
         one(rng, pads=[1, 0, 0, 1]),
         add("a", "b"),
     ),
+    "no-padding-by-name": lambda rng: join(
+        conv("x", "a", (4, 4, 3, 3), rng, auto_pad="VALID"),
+        conv("x", "b", (4, 4, 3, 3), rng),
+        add("a", "b"),
+    ),
     "dilated-and-pointwise": lambda rng: join(
         conv("x", "a", (4, 4, 3, 3), rng, pads=[2] * 4, dilations=[2, 2]), one(rng), add("a", "b")
     ),
@@ -82,6 +88,17 @@ def test_merged_constants_are_inputs_where_the_format_wants_it(ir_version, opset
     folded, _ = fold_checked(model, options=MERGE)
     constants = [t.name for t in folded.graph.initializer] if ir_version < 4 else []
     assert sorted(i.name for i in folded.graph.input) == sorted(["x", *constants])
+
+
+@pytest.mark.parametrize("options", [{"merge_branches": True}, {"standalone": "mul-add"}])
+def test_frozen_initializers_are_inputs_until_all_is_planned(options, rng):
+    """Branches are merged, and BatchNormalizations written otherwise, in copies that keep them."""
+    parts = join(BRANCHES["repvgg"](rng), node("Tanh", ["y"], ["t"]), bn("t", "z", 4, rng))
+    listed = {t.name: list(t.dims) for t in parts.initializers}
+    model = model_of(parts.nodes, X | listed, ["z"], parts.initializers)
+    options = Options(freeze_initializers=True, **options)
+    folded, _ = onnx_bnfold.fold(model, options)
+    assert [i.name for i in folded.graph.input] == ["x"]
 
 
 def test_what_is_said_of_vanished_tensors_goes(rng):
@@ -140,6 +157,14 @@ SEPARATE = {
         MERGE,
     ),
     "other-groups": (lambda rng: join(three(rng, 2), one(rng), add("a", "b")), MERGE),
+    "padding-by-name": (
+        lambda rng: join(
+            conv("x", "a", (4, 4, 3, 3), rng, auto_pad="SAME_UPPER"),
+            conv("x", "b", (4, 4, 3, 3), rng, auto_pad="SAME_UPPER"),
+            add("a", "b"),
+        ),
+        MERGE,
+    ),
     "other-sources": (
         lambda rng: join(
             node("Relu", ["x"], ["r"]), three(rng),

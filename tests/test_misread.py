@@ -1,6 +1,7 @@
 """What onnx's shape inference misreads is left open: ranks and sizes are those of the kernels."""
 
 import numpy as np
+import onnx
 import pytest
 from graphs import Net
 from onnx import TensorProto, helper, numpy_helper
@@ -189,3 +190,21 @@ def test_the_bodies_of_such_an_if_are_known():
     y = if_node(net, lambda b: b.bn(b.conv("x", 4, channels=4, rank=4), channels=4), unknown)
     folded, _ = fold_checked(model_of(net, net.relu(y)), compare=False)
     assert ops(folded) == ["If", "Relu"]
+
+
+def test_in_a_local_function_no_sizes_tell():
+    """What some sizes of its input would mislead is left open for all."""
+    opset = helper.make_opsetid("", 12)
+    pool = helper.make_node("MaxPool", ["a"], ["b"], **ONES)
+    net = Net((1, 4, 2, 2), opset=12)
+    net.functions.append(helper.make_function("local", "Pool", ["a"], ["b"], [pool], [opset]))
+    y = net.op("Pool", "x", domain="local")
+    model = model_of(net, net.relu(y))
+    assert inferred(model, y) == (None, TensorProto.FLOAT)
+    node = model.functions[0].node[0]
+    (mode,) = (item for item in node.attribute if item.name == "ceil_mode")
+    mode.CopyFrom(onnx.AttributeProto(name="ceil_mode", ref_attr_name="m", type=mode.type))
+    assert inferred(model, y) == (None, TensorProto.FLOAT)
+    del node.attribute[:]
+    node.attribute.append(helper.make_attribute("kernel_shape", [1, 1]))
+    assert inferred(model, y) == ((1, 4, 2, 2), TensorProto.FLOAT)

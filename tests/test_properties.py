@@ -82,10 +82,14 @@ WAYS = {
 }
 
 
-# Not repeatable are a limit that counts from the model it is given (max_rescale), limits that read
-# the spread of a tensor from a BatchNormalization whose input was rescaled (fp16), nodes of which a
-# part may go alone (mul-add), and branches that have one source when what lay between has gone.
-REPEATABLE = {"plain": Options(), **{way: WAYS[way] for way in ("int8", "conv")}}
+# Not repeatable are a limit that counts from the model it is given (max_rescale), and branches that
+# have one source when what lay between has gone (merge_branches).
+REPEATABLE = {
+    "plain": Options(),
+    **{way: WAYS[way] for way in ("int8", "fp16", "equalize", "mul-add", "conv")},
+    "int8-mul-add": Options(profile="int8", equalize=True, standalone="mul-add"),
+    "equalize-conv": Options(equalize=True, standalone="conv"),
+}
 
 
 def assert_second_fold_changes_nothing(model, options: Options) -> None:

@@ -6,6 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support import bn, fold_checked, join, model_of, node, ops, reasons, tensor
 
+import onnx_bnfold
 from onnx_bnfold import Reason
 
 X = {"x": ["N", 4, 6, 6]}
@@ -46,6 +47,18 @@ def test_scale_goes_into_the_quantisation_scale(case, rng):
     assert ops(folded) == ["DequantizeLinear", "Conv"]
     kinds = {t.name: t.data_type for t in folded.graph.initializer}
     assert kinds["q"] == parts.initializers[0].data_type
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # numpy's
+def test_an_infinite_scale_of_a_dead_channel_stays(rng):
+    parts = quantised(rng)
+    scale, gamma = (next(t for t in parts.initializers if t.name == n) for n in ("s", "y_scale"))
+    for vector, first in ((scale, np.inf), (gamma, 0)):
+        values = numpy_helper.to_array(vector).copy()
+        values[0] = first
+        vector.CopyFrom(numpy_helper.from_array(values, vector.name))
+    model = model_of(parts.nodes, X, ["y"], parts.initializers)
+    assert reasons(onnx_bnfold.fold(model)[1]) == [{Reason.NOT_FINITE}]
 
 
 def test_a_negative_factor_of_the_lowest_integer_stays(rng):

@@ -233,6 +233,12 @@ SLICES = [
     Rule("gather-negative-axis", simple("Gather", const(np.int64(-1)), axis=-1)),
     Rule("gather-default-axis", simple("Gather", ints(1, 0, 1)), (2, 4, 3)),
     Rule("gather-channel", simple("Gather", ints(2, 0, 3), axis=1)),
+    Rule(
+        "gather-channel-matrix",
+        simple("Gather", const(np.array([[2, 0]])), axis=1),
+        (2, 4, 3),
+        down=Reason.AXES,
+    ),
     Rule("gather-channel-twice", simple("Gather", ints(2, 0, 2), axis=1), up=Reason.CONFLICT),
     Rule(
         "gather-computed-indices",
@@ -427,6 +433,20 @@ POOLS = [
         simple("ReduceMean", axes=[1], keepdims=0),
         up=None,
         down=Reason.AXES,
+    ),
+    Rule("reduce-sum-11", simple("ReduceSum", axes=[2, 3]), opset=11),
+    Rule("reduce-sum-13", simple("ReduceSum", ints(-1), keepdims=0)),
+    Rule("reduce-sum-13-one-axis-twice", simple("ReduceSum", ints(2, -2), keepdims=0), opset=13),
+    Rule("reduce-sum-13-noop", simple("ReduceSum", noop_with_empty_axes=1)),
+    Rule("reduce-sum-channel", simple("ReduceSum", ints(1)), up=None, down=Reason.AXES),
+    Rule(
+        "reduce-sum-of-any-number",
+        simple("ReduceSum", ints(2)),
+        ("N", 4, "H", 3),
+        **refused(Reason.UNKNOWN_SHAPE),
+    ),
+    Rule(
+        "reduce-sum-of-any-number-scale", simple("ReduceSum", ints(2)), ("N", 4, "H", 3), norm=SCALE
     ),
     Rule("reduce-mean-batch", simple("ReduceMean", axes=[0]), (2, 4, 3)),
 ]

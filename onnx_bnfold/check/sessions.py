@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.errors import ModelError, UsageError
+from onnx_bnfold.interrupts import held_back
 
 Array: TypeAlias = NDArray[Any]
 Feed: TypeAlias = dict[str, Array]
@@ -281,6 +282,7 @@ def _say(error: Exception) -> str:
 
 def _onnxruntime() -> Any:
     """The module, loaded when first needed."""
-    import onnxruntime  # type: ignore[import-untyped, unused-ignore]
+    with held_back():
+        import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 
     return onnxruntime

@@ -282,20 +282,12 @@ LATER = (
         "what comes back through a constant varies along a broadcast axis by rounding alone",
     ),
     Explained(
-        "ReduceSum", Reason.NO_SHIFT, _always,
-        "a shift passes as the sum of what is summed, where the sizes of those axes are known",
-    ),
-    Explained(
         "Pad", Reason.NO_SHIFT, _always,
         "zeros on several axes leave a shift that is none in the padding: a picture",
     ),
     Explained(
         "Pad", Reason.OPAQUE, _always,
         "a constant that is padded with is like a zero for a change that leaves it alone",
-    ),
-    Explained(
-        "Gather", Reason.AXES, _always,
-        "indices of any rank, or a scalar, move what varies along their axis as a list does",
     ),
 )  # fmt: skip
 

@@ -184,7 +184,8 @@ def _finished(b: Builder) -> ModelProto:
     if b.ir_version >= 4 and d.chance(0.12):
         listed = [t for t in initializers if d.chance(0.2)]
     inputs += [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in listed]
-    told = not b.symbolic and d.chance(0.25)
+    branches = any(n.op_type == "If" for n in scope.nodes)  # whose shapes may differ
+    told = not b.symbolic and d.chance(0.25) and not branches
     made = [o for n in nodes for o in n.output if o in b.env and o not in outputs]
     if initializers and d.chance(0.02):  # a constant that is an output, too
         outputs.append(d.pick(initializers).name)

@@ -74,7 +74,9 @@ def equal_norms(b: Builder, x: str) -> str:
     y = batch_normalization(b, x)
     node = b.scope.nodes[-1]
     b.need(node.op_type == "BatchNormalization")
-    second = b.draw.pick([x, y])
+    over = tuple(i for i in range(b.rank(y)) if i != 1)
+    fits = (b.array(y).astype(np.float64).var(over) >= 0.05 * b.array(node.input[4])).all()
+    second = b.draw.pick([x, y]) if fits else x
     attributes = {a.name: a.f if a.type == 1 else a.i for a in node.attribute}
     b.one("BatchNormalization", [second, *node.input[1:]], **attributes)
     return b.scope.pool[-1]

@@ -12,6 +12,7 @@ import json
 import os
 import pkgutil
 import resource
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -155,6 +156,8 @@ def main() -> None:
     os.dup2(quiet, 2)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     _without_shrinking()
+    # A campaign that was started in the background is deaf to interrupts; some tests send them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.argv[1] == "map":
         print(json.dumps(_map(sys.argv[2])), file=out, flush=True)
     else:

@@ -1,0 +1,114 @@
+"""BatchNormalizations that stay, written as Mul and Add or as a depthwise Conv."""
+
+from random import Random
+
+import numpy as np
+import onnx
+import pytest
+from graphs import IMAGE, Net
+from onnx import TensorProto, helper
+from random_graphs import random_model
+from support import (
+    BFLOAT16,
+    all_nodes,
+    assert_same_function,
+    bn,
+    join,
+    model_of,
+    node,
+    ops,
+    tensor,
+    value_of,
+)
+
+import onnx_bnfold
+from onnx_bnfold import Options, Reason
+
+FORMS = {"mul-add": Options(standalone="mul-add"), "conv": Options(standalone="conv")}
+MUL_ADD = FORMS["mul-add"]
+
+
+def folded_twice(model, options):
+    """Fold a model; see that it is the same function and that a second fold changes nothing."""
+    folded, report = onnx_bnfold.fold(model, options)
+    onnx.checker.check_model(folded, full_check=True)
+    assert_same_function(model, folded)
+    again, later = onnx_bnfold.fold(folded, options)
+    assert again.SerializeToString() == folded.SerializeToString(), later.lines()
+    return folded, report
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "written"), [(2, 0, ["Mul"]), (1, 3, ["Add"]), (2, 3, ["Mul", "Add"])]
+)
+def test_neither_an_addition_of_zero_nor_a_product_by_one_is_written(scale, shift, written):
+    net = Net(IMAGE)
+    channels = net.shape("x")[1]
+    given = [net.const(np.full(channels, float(value))) for value in (scale, shift, 0, 1)]
+    y = net.op("BatchNormalization", net.op("Sigmoid", "x"), *given, epsilon=0.0)
+    folded, report = folded_twice(net.model(net.op("Tanh", y)), MUL_ADD)
+    assert ops(folded) == ["Sigmoid", *written, "Tanh"]
+    assert len(report.kept) == 1
+    assert len(report.records) == 3 - len(written)
+
+
+def test_a_half_goes_where_the_whole_cannot():
+    """The Conv pads its input with zeros: it takes a scale, and no shift."""
+    net = Net(IMAGE)
+    y = net.bn(net.op("Sigmoid", "x"))
+    model = net.model(net.conv(y, 4, 3, pads=[1] * 4))
+    folded, report = folded_twice(model, MUL_ADD)
+    assert ops(folded) == ["Sigmoid", "Add", "Conv"]
+    kept, half = report.records
+    assert kept.is_norm
+    assert kept.refusal.reason is Reason.OPAQUE
+    assert kept.name.startswith("BatchNormalization")
+    assert not half.is_norm
+    assert half.name.startswith("Mul")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_in_a_body_and_in_the_graph_that_holds_it(form, rng):
+    """Nodes that move in one take those in the other along."""
+    shape = (2, 3, 4, 4)
+    inner = join(node("Sigmoid", ["a"], ["c"]), bn("c", "d", 3, rng), node("Tanh", ["d"], ["e"]))
+    body = helper.make_graph(inner.nodes, "then", [], [value_of("e", shape)], inner.initializers)
+    other = helper.make_graph(node("Neg", ["a"], ["f"]).nodes, "else", [], [value_of("f", shape)])
+    flag = tensor("flag", np.array(True))
+    parts = join(
+        node("Sigmoid", ["x"], ["s"]), bn("s", "a", 3, rng),
+        node("If", ["flag"], ["g"], then_branch=body, else_branch=other),
+        node("Sigmoid", ["g"], ["h"]), bn("h", "k", 3, rng), node("Tanh", ["k"], ["y"]),
+    )  # fmt: skip
+    model = model_of(parts.nodes, {"x": shape}, ["y"], [flag, *parts.initializers])
+    folded, report = folded_twice(model, FORMS[form])
+    written = [n.op_type for n in all_nodes(folded)]
+    assert "BatchNormalization" not in written
+    assert len(report.kept) == 3
+    assert len(report.records) == 3
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_norm_of_a_constant_is_written_otherwise_too(form, rng):
+    parts = join(bn("k", "m", 3, rng), node("Mul", ["x", "m"], ["y"]))
+    constant = tensor("k", rng.standard_normal((1, 3, 4, 4)).astype(np.float32))
+    model = model_of(parts.nodes, {"x": (2, 3, 4, 4)}, ["y"], [constant, *parts.initializers])
+    folded_twice(model, FORMS[form])
+
+
+@pytest.mark.parametrize(("opset", "written"), [(21, "BatchNormalization"), (22, "Conv")])
+def test_no_operator_is_written_in_a_type_that_it_does_not_take(opset, written, rng):
+    """Conv takes bfloat16 from opset 22 on."""
+    parts = join(node("Identity", ["x"], ["i"]), bn("i", "y", 3, rng, dtype=BFLOAT16))
+    model = model_of(
+        parts.nodes, {"x": (2, 3, 4, 4)}, ["y"], parts.initializers, dtype=BFLOAT16, opset=opset
+    )
+    assert model.graph.input[0].type.tensor_type.elem_type == TensorProto.BFLOAT16
+    folded, _ = onnx_bnfold.fold(model, FORMS["conv"])
+    assert ops(folded) == ["Identity", written]
+
+
+@pytest.mark.parametrize("seed", [48, 85, 101])
+def test_what_a_scale_leaves_is_not_judged_again(seed):
+    """A shift of before is as large beside a tensor that is scaled as it was."""
+    folded_twice(random_model(Random(seed), steps=(12, 24)[seed % 2]), MUL_ADD)

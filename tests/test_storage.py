@@ -114,6 +114,13 @@ def test_a_field_of_number_zero_is_no_field(content):
         [*wire.fields(wire.Blob(b"\x0a\x01a" + content), 0, 3 + len(content))]
 
 
+@pytest.mark.parametrize("least", [0, 64])
+def test_a_field_that_ends_behind_its_message_is_malformed(least):
+    content = b"\x0a\x01a\x0a\x02a" + bytes(64)
+    with pytest.raises(wire.MalformedError):
+        [*wire.fields(wire.Blob(content), 0, 6, least)]
+
+
 def scrambled(message, rng):
     """Serialises a message with its fields in any order, and with fields that nobody knows."""
     groups = []

@@ -5,13 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from graphs import Net
-from onnx import numpy_helper
 
-from onnx_bnfold.constants import Constants
-from onnx_bnfold.graph import graphs_of
 from onnx_bnfold.ranges import from_statistics
-from onnx_bnfold.shapes import Inference, Shapes
-from onnx_bnfold.site import Site
 
 
 def norm(net: Net, mean: list[float], deviation: list[float]) -> str:
@@ -22,10 +17,7 @@ def norm(net: Net, mean: list[float], deviation: list[float]) -> str:
 
 
 def ranges_of(net: Net, output: str):
-    model = net.model(output)
-    (main,) = graphs_of(model)
-    shapes = Shapes(main, Inference(model, main, numpy_helper.to_array), 0, None)
-    return from_statistics(Site(main, Constants(main, numpy_helper.to_array, shapes, None), shapes))
+    return from_statistics(net.site(output))
 
 
 def test_behind_a_relu():

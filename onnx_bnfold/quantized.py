@@ -40,7 +40,6 @@ class QuantizedWeight:
     Attributes:
         view: the DequantizeLinear node.
         integers, scale, zero_point: its constants; the last may be absent.
-        axis: the axis along which ``scale`` varies, or None if it is a scalar or blocked.
         out_axis: the axis of the weight that holds the output channels.
     """
 
@@ -48,7 +47,6 @@ class QuantizedWeight:
     integers: Constant
     scale: Constant
     zero_point: Constant | None
-    axis: int | None
     out_axis: int
 
     @property
@@ -112,11 +110,9 @@ class QuantizedWeight:
         return value.reshape(()) if value.size == 1 else self._blocks(value)
 
     def _blocks(self, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        for axis, (size, count) in enumerate(zip(self.integers.dims, value.shape, strict=True)):
-            if size != count:
-                value = np.repeat(value, -(-size // count), axis)
-                value = value.take(range(size), axis)
-        return value
+        """Return a value per block as one per element; the last block may be cut off."""
+        axis, size = _axis(self.view, value.ndim), self.view.attribute("block_size", 0)
+        return np.repeat(value, size, axis).take(range(self.integers.dims[axis]), axis)
 
 
 def quantized_weight(view: NodeView, out_axis: int) -> QuantizedWeight:
@@ -137,12 +133,12 @@ def quantized_weight(view: NodeView, out_axis: int) -> QuantizedWeight:
         raise _refused(view, "its weight is of another type, or read by several nodes")
     if view.attribute("output_dtype", 0) not in (0, scale.data_type):
         raise _refused(view, "its weight is of another type than its scale")
-    axis = view.attribute("axis", 1) % max(len(integers.dims), 1)
+    axis = _axis(view, len(integers.dims))
     per_axis = len(scale.dims) == 1 and scale.size > 1
     blocked = len(scale.dims) > 1
     if (per_axis and axis != out_axis) or (blocked and axis == out_axis):
         raise _refused(view, "its scale varies along another axis than the output channels")
-    if not _fit(integers, scale, view.constant(2), out_axis):
+    if not _fit(view, integers, scale, out_axis):
         raise Refused(
             Reason.INCONSISTENT_SHAPES,
             view.label,
@@ -150,18 +146,23 @@ def quantized_weight(view: NodeView, out_axis: int) -> QuantizedWeight:
         )
     if view.opset < 13 and not blocked:
         raise _refused(view, "before opset 13 it has one scale for all channels")
-    return QuantizedWeight(
-        view, integers, scale, view.constant(2), axis if per_axis else None, out_axis
-    )
+    return QuantizedWeight(view, integers, scale, view.constant(2), out_axis)
 
 
-def _fit(integers: Constant, scale: Constant, zero: Constant | None, out_axis: int) -> bool:
-    if not scale.size or out_axis >= len(integers.dims):
+def _axis(view: NodeView, rank: int) -> int:
+    return view.attribute("axis", 1) % max(rank, 1)
+
+
+def _fit(view: NodeView, integers: Constant, scale: Constant, out_axis: int) -> bool:
+    zero, rank = view.constant(2), len(integers.dims)
+    if not scale.size or out_axis >= rank:
         return False
     if zero is not None and zero.dims != scale.dims and not zero.size == scale.size == 1:
         return False
     if len(scale.dims) > 1:
-        return len(scale.dims) == len(integers.dims)
+        axis, size = _axis(view, rank), view.attribute("block_size", 0)
+        blocks = (-(-d // size) if i == axis else d for i, d in enumerate(integers.dims))
+        return size > 0 and scale.dims == tuple(blocks)
     return scale.size in (1, integers.dims[out_axis])
 
 

@@ -8,6 +8,7 @@ through the operators of ``_CARRY``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -102,11 +103,12 @@ def _concatenated(view: NodeView, parts: Sequence[Range]) -> Range | None:
 
 
 def _flattened(view: NodeView, parts: Sequence[Range]) -> Range | None:
-    """Repeat every channel for its positions, where the output has two axes."""
-    x, dims = parts[0], view.dims_out(0)
-    if len(dims) != 2 or not isinstance(dims[1], int) or dims[1] % x.channels:
+    """Repeat every channel for its positions, where an output row is one of the batch."""
+    x, (_, *sizes), after = parts[0], view.dims_in(0), view.dims_out(0)
+    known = [size for size in sizes if isinstance(size, int)]
+    if len(after) != 2 or len(known) < len(sizes) or math.prod(known) != after[1]:
         return None
-    times = dims[1] // x.channels
+    times = math.prod(known[1:])
     low, high, power = (np.repeat(values, times) for values in (x.low, x.high, x.power))
     return Range(low, high, power, 2)
 

@@ -66,7 +66,6 @@ class Refused(Exception):
     """
 
     def __init__(self, reason: Reason, culprit: str, sentence: str) -> None:
-        super().__init__(sentence)
         self.refusal = Refusal(reason, culprit, sentence)
 
     @classmethod

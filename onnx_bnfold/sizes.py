@@ -54,9 +54,27 @@ def sizes(site: Site, name: str) -> Known:
     return found
 
 
-def usual_sizes(site: Site, name: str) -> Known:
-    """Return the size that a tensor has if what is normalised by constants gets the size 1."""
-    return _around(site, name, _of_normalisation, set())
+def usual_sizes(site: Site, name: str, most: int = _MOST) -> Known:
+    """Return the size that a tensor has if what is normalised by constants gets the size 1.
+
+    That says something of what is made of the normalised tensor, and nothing of the tensor in
+    front, which others read, too: a constant may have all but removed one of its channels.
+
+    Args:
+        site: the graph; its changes do not matter.
+        name: of a computed tensor.
+        most: nodes to look through.
+    """
+    found = _of_normalisation(site, name)
+    index = site.graph.producer.get(name)
+    ends = None if index is None else _ends(site, index)
+    if found or index is None or ends is None or not most:
+        return found
+    try:
+        before = usual_sizes(site, ends[0], most - 1)
+        return tuple(_carried(site, index, OUT, spread) for spread in before)
+    except Refused:
+        return ()
 
 
 def _around(site: Site, name: str, source: _Source, seen: set[str]) -> Known:

@@ -38,7 +38,7 @@ class _Axis(NamedTuple):
         """
         reach = (self.kernel - 1) * self.dilation
         last = self._last_start(size, reach)
-        if last >= (0 if size is None else size) or self.front > reach:
+        if last >= (0 if size is None else size):
             return False
         starts = range(-self.front, min(last + 1, 0) if size is not None else 0, self.stride)
         return len(starts) <= MOST_STARTS and all(

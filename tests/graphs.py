@@ -10,10 +10,14 @@ import numpy as np
 import onnx
 import pytest
 import support
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 import onnx_bnfold
 from onnx_bnfold import Reason
+from onnx_bnfold.constants import Constants
+from onnx_bnfold.graph import graphs_of
+from onnx_bnfold.shapes import Inference, Shapes
+from onnx_bnfold.site import Site
 
 # Signs of a BatchNormalization's scales, repeated over its channels.
 SIGNS = {
@@ -177,6 +181,13 @@ class Net:
         del made.graph.output[:]
         made.graph.output.extend(inferred.graph.output)
         return made
+
+    def site(self, *outputs: str) -> Site:
+        """The model as a planner sees it."""
+        model = self.model(*outputs)
+        (main,) = graphs_of(model)
+        shapes = Shapes(main, Inference(model, main, numpy_helper.to_array), 0, None)
+        return Site(main, Constants(main, numpy_helper.to_array, shapes, None), shapes)
 
 
 def assert_report_names_nodes(model: ModelProto, report: onnx_bnfold.Report) -> None:

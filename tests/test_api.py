@@ -99,13 +99,18 @@ def test_the_reason_is_a_string_of_its_code(rng):
     assert len({r.value for r in Reason}) == len(Reason)
 
 
+def scaling(x, y, scale, rng):
+    """A BN that multiplies by its scale and does nothing else."""
+    norm = bn(x, y, len(scale), rng, epsilon=0.25)
+    for t, value in zip(norm.initializers, (scale, 0, 0, 0.75), strict=True):
+        t.CopyFrom(tensor(t.name, np.full(len(scale), value, np.float32)))
+    return norm
+
+
 @pytest.mark.parametrize("side", ["behind", "in front"])
 def test_the_report_says_how_far_tensors_are_rescaled(side, rng):
     """A channel of zeros is not counted: it has no factor, or any."""
-    norm = bn("r" if side == "behind" else "s", "b", 4, rng)
-    for t, value in zip(norm.initializers, ([0.5, 8, 0, 2], 0, 0, 0.75), strict=True):
-        t.CopyFrom(tensor(t.name, np.full(4, value, np.float32)))
-    norm.nodes[0].attribute[0].f = 0.25
+    norm = scaling("r" if side == "behind" else "s", "b", [0.5, 8, 0, 2], rng)
     if side == "behind":
         parts = join(conv("x", "c", (4, 4, 1, 1), rng), node("Relu", ["c"], ["r"]), norm,
                      node("Sigmoid", ["b"], ["y"]))  # fmt: skip
@@ -119,6 +124,20 @@ def test_the_report_says_how_far_tensors_are_rescaled(side, rng):
     assert f"1 tensor rescaled (widest: {name}, its channels by {least} to {most})" in (
         report.summary()
     )
+
+
+def test_the_report_begins_with_the_widest_factors(rng):
+    """Of a tensor without a channel that counts, they are 1."""
+    scales = {"w": [1, 4], "v": [8, 16], "u": [0, 0]}
+    parts = [
+        join(conv("x", c, (2, 3, 1, 1), rng), node("Relu", [c], [f"{c}r"]),
+             scaling(f"{c}r", f"{c}n", scale, rng), node("Sigmoid", [f"{c}n"], [f"{c}y"]))
+        for c, scale in scales.items()
+    ]  # fmt: skip
+    made = join(*parts)
+    _, report = fold(model_of(made.nodes, X, ["wy", "vy", "uy"], made.initializers))
+    found = [(r.name, r.smallest, r.largest) for r in report.rescaled]
+    assert found == [("'w'", 1, 4), ("'v'", 8, 16), ("'u'", 1, 1)]
 
 
 def test_a_plan_changes_nothing(rng):

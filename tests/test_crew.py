@@ -14,9 +14,15 @@ def processors(request, monkeypatch):
     return request.param
 
 
+def test_only_processors_that_are_ours_count(monkeypatch):
+    monkeypatch.setattr(crew.os, "sched_getaffinity", lambda pid: {2, 5, 7}, raising=False)
+    monkeypatch.setattr(crew.os, "cpu_count", lambda: 8)
+    assert crew._processors() == 3
+
+
 @pytest.mark.parametrize(("counted", "threads"), [(8, 8), (None, 1)])
 def test_a_system_that_does_not_say_which_processors_are_ours(counted, threads, monkeypatch):
-    monkeypatch.delattr(crew.os, "sched_getaffinity")
+    monkeypatch.delattr(crew.os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(crew.os, "cpu_count", lambda: counted)
     assert crew._processors() == threads
 

@@ -384,6 +384,27 @@ def test_a_sum_behind_a_product_that_is_rounded_costs_nothing_more(factor, rng):
     assert ops(folded) == (["Gemm"] if factor == 0.3 else ["Add", "Gemm"])
 
 
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_what_is_normalised_has_no_usual_size(factor, rng):
+    """What is made of it has the size 1, but another Conv reads it as it was."""
+    factors = np.array([factor, 1.2, 0.8, 1.1], np.float32).reshape(4, 1, 1)
+    summand, other = (rng.uniform(0.5, 1, (4, 1, 1)).astype(np.float32) for _ in range(2))
+    parts = join(
+        conv("x", "t", (4, 4, 1, 1), rng),
+        node("Mul", ["t", "f"], ["m"]),
+        node("Add", ["m", "s"], ["a"]),
+        node("Mul", ["a", "o"], ["b"]),
+        node("Sigmoid", ["b"], ["y"]),
+        conv("t", "z", (4, 4, 1, 1), rng),
+    )
+    constants = [tensor("f", factors), tensor("s", summand), tensor("o", other)]
+    model = model_of(parts.nodes, X, ["y", "z"], [*parts.initializers, *constants])
+    folded, _ = onnx_bnfold.fold(model)
+    assert_same_function(model, folded)
+    again, _ = onnx_bnfold.fold(folded)  # in which the channel is as small, or as large
+    assert_same_function(model, again)
+
+
 @pytest.mark.parametrize("between", ["", "Identity", "Transpose", "Reshape"])
 @pytest.mark.parametrize("norm", [True, False], ids=["norm", "no-norm"])
 @pytest.mark.parametrize("size", [1, 1e5])

@@ -1050,6 +1050,19 @@ def test_report_of_a_direct_pair():
     assert "1 of 1 BatchNormalization folded" in report.summary()
 
 
+def test_a_report_lists_nodes_in_their_order():
+    """As numbers, from 8 on, do not come out of a set."""
+    net = Net(IMAGE)
+    t = "x"
+    for _ in range(14):
+        t = net.op("Tanh", t)
+    t = net.bn(t)
+    model = net.model(net.conv(t, 2), net.conv(t, 3))
+    (record,) = onnx_bnfold.plan(model).records
+    convs = [f"Conv '{node.name}'" for node in model.graph.node if node.op_type == "Conv"]
+    assert list(record.scale_to) == list(record.shift_to) == convs
+
+
 def test_report_of_a_shift_and_a_scale_that_part():
     net = Net(IMAGE)
     t = net.conv("x", 4)

@@ -86,7 +86,7 @@ WAYS = {
 # have one source when what lay between has gone (merge_branches).
 REPEATABLE = {
     "plain": Options(),
-    **{way: WAYS[way] for way in ("int8", "fp16", "equalize", "mul-add", "conv")},
+    **{way: WAYS[way] for way in ("int8", "fp16", "mul-add", "conv")},
     "int8-mul-add": Options(profile="int8", equalize=True, standalone="mul-add"),
     "equalize-conv": Options(equalize=True, standalone="conv"),
 }

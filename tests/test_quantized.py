@@ -119,6 +119,35 @@ def test_an_integer_is_mirrored_as_far_as_its_type_goes(kind, end, beyond, rng):
     assert not beyond or Reason.QUANTIZED in reasons(report)[0]
 
 
+@pytest.mark.parametrize(("channels", "size"), [(4, 2), (5, 3), (5, 4)])
+def test_an_integer_is_mirrored_at_the_zero_point_of_its_block(channels, size, rng):
+    """Of five channels, the first block may have three or four, and the second has the rest."""
+    shape = 5, -(-channels // size), 3, 3
+    initializers = [
+        tensor("q", rng.integers(-50, 50, (5, channels, 3, 3)).astype(np.int8)),
+        tensor("s", rng.uniform(0.001, 0.02, shape).astype(np.float32)),
+        tensor("z", rng.integers(-9, 9, shape).astype(np.int8)),
+    ]
+    dequantize = node("DequantizeLinear", ["q", "s", "z"], ["w"], axis=1, block_size=size)
+    parts = join(dequantize, node("Conv", ["x", "w"], ["c"]), bn("c", "y", 5, rng))
+    x = {"x": ["N", channels, 6, 6]}
+    initializers += parts.initializers
+    fold_checked(model_of(parts.nodes, x, ["y"], initializers, opset=21, ir_version=10))
+
+
+@pytest.mark.parametrize("blocks", [(5, 3, 3, 3), (4, 2, 3, 3)], ids=str)
+def test_blocks_of_another_number_stay(blocks, rng):
+    parts = quantised(rng, zero=3)
+    parts.nodes[0].attribute.append(helper.make_attribute("block_size", 2))
+    parts.nodes[0].attribute[0].i = 1
+    given = {"s": np.ones(blocks, np.float32), "z": np.ones(blocks, np.int8)}
+    initializers = [tensor(t.name, given[t.name]) if t.name in given else t
+                    for t in parts.initializers]  # fmt: skip
+    model = model_of(parts.nodes, X, {"y": None}, initializers, opset=21, ir_version=10)
+    _, report = fold_checked(model, kept=1, compare=False)
+    assert Reason.INCONSISTENT_SHAPES in reasons(report)[0]
+
+
 @pytest.mark.parametrize(("opset", "kept"), [(12, 1), (13, 0)])
 @pytest.mark.parametrize("shape", [(), (1,)], ids=["scalar", "one element"])
 def test_one_scale_becomes_one_per_channel_where_the_operator_takes_them(shape, opset, kept, rng):

@@ -18,6 +18,7 @@ from graphs import IMAGE, Case, Cases, Net, assert_report_names_nodes
 from onnx import TensorProto, helper
 from support import feeds_for, fold_checked, ops, reasons, run
 
+import onnx_bnfold
 from onnx_bnfold import Reason
 
 FOLDS = "folds"
@@ -1372,6 +1373,13 @@ def test_beside_a_mask_that_is_read_the_data_changes():
     net = Net(IMAGE, opset=9)
     y, mask = net.op("Dropout", net.conv("x", 4), outputs=2)
     fold_checked(net.model(net.bn(y, channels=4), mask))
+
+
+def test_an_index_out_of_range_is_said():
+    net = Net(IMAGE)
+    t = net.op("Gather", net.conv("x", 4), net.ints(0, 4), axis=1)
+    report = onnx_bnfold.plan(net.model(net.bn(t, channels=2)))
+    assert Reason.INCONSISTENT_SHAPES in reasons(report)[0]
 
 
 def test_zeros_that_a_pad_adds_are_as_they_were():

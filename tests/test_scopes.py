@@ -87,9 +87,13 @@ def test_a_weight_of_a_branch_keeps_its_description():
         assert kept.metadata_props == weight.metadata_props
 
 
-def test_a_weight_of_a_branch_is_defined_once_before_ir_version_4():
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_a_weight_of_a_branch_is_defined_once_before_ir_version_4(bias):
+    def layer_and_norm(inner: Net) -> str:
+        return inner.bn(inner.conv("x", 3, channels=4, rank=4, bias=bias), channels=3)
+
     net = Net(IMAGE)
-    model = net.model(branch(net, conv_bn, conv_bn))
+    model = net.model(branch(net, layer_and_norm, layer_and_norm))
     model.ir_version = 3
     folded, report = onnx_bnfold.fold(model)
     assert len(report.folded) == 2
@@ -97,6 +101,7 @@ def test_a_weight_of_a_branch_is_defined_once_before_ir_version_4():
         defined = [t.name for t in item.g.initializer]
         defined += [name for node in item.g.node for name in node.output]
         assert len(defined) == len(set(defined))
+        assert [n.op_type for n in item.g.node] == ["Conv"] if bias else ["Constant", "Conv"]
 
 
 def test_bn_in_front_of_a_layer_in_a_branch():

@@ -37,14 +37,25 @@ def test_behind_too_many_slices_the_others_fold(number, kept, monkeypatch):
         assert "behind more than" in record.refusal.sentence
 
 
+@pytest.mark.parametrize("between", [None, "Tanh"])
 @pytest.mark.parametrize(("opset", "axes"), [(9, [3, 2]), (9, [-1])])
-def test_behind_axes_that_are_misread(opset, axes):
+def test_behind_axes_that_are_misread(opset, axes, between):
     """The rank that inference would give is another than the real one."""
     net = Net(("N", 4, 1, 1), opset=opset)
-    y = net.bn(net.op("Squeeze", net.conv("x", 4), axes=axes), channels=4)
-    _, report = fold_checked(net.model(y), kept=1)
+    y = net.op("Squeeze", net.conv("x", 4), axes=axes)
+    y = net.op(between, y) if between else y
+    _, report = fold_checked(net.model(net.bn(y, channels=4)), kept=1)
     assert report.kept[0].refusal.reason is Reason.UNKNOWN_SHAPE
     assert "misreads" in report.kept[0].refusal.sentence
+
+
+def test_what_is_beside_axes_that_are_misread_is_not_behind_them():
+    net = Net(("N", 4, 1, 1), opset=9)
+    beside = net.bn(net.op("Tanh", net.input("u", None)), channels=4)
+    report = onnx_bnfold.plan(net.model(net.op("Squeeze", "x", axes=[3, 2]), beside))
+    (refusal,) = (record.refusal for record in report.kept)
+    assert refusal.reason is Reason.UNKNOWN_SHAPE
+    assert "misreads" not in refusal.sentence
 
 
 def test_axes_that_are_computed_from_constants():
@@ -52,7 +63,8 @@ def test_axes_that_are_computed_from_constants():
     net = Net(("N", 4, 3, 3), opset=18)
     axes = net.op("Reshape", net.ints(2), net.ints(-1))
     t = net.bn(net.op("ReduceMean", "x", axes, keepdims=0), channels=4)
-    fold_checked(net.model(net.conv(t, 2, channels=4, rank=3)))
+    t = net.op("MatMul", net.random(2, 4), t)
+    fold_checked(net.model(net.op("Add", t, net.random(2, 1))))
 
 
 @pytest.mark.parametrize("made_by", ["initializer", "Constant"])

@@ -114,6 +114,13 @@ def test_a_field_of_number_zero_is_no_field(content):
         [*wire.fields(wire.Blob(b"\x0a\x01a" + content), 0, 3 + len(content))]
 
 
+@pytest.mark.parametrize("least", [0, 64])
+def test_a_field_that_ends_behind_its_message_is_malformed(least):
+    content = b"\x0a\x01a\x0a\x02a" + bytes(64)
+    with pytest.raises(wire.MalformedError):
+        [*wire.fields(wire.Blob(content), 0, 6, least)]
+
+
 def scrambled(message, rng):
     """Serialises a message with its fields in any order, and with fields that nobody knows."""
     groups = []
@@ -624,6 +631,14 @@ def test_many_data_files(tmp_path, monkeypatch, count, few_files):
     model = make_model(*[make_external(t, tmp_path, f"f{i}") for i, t in enumerate(weights)])
     copied(save(model, tmp_path / "m.onnx"), tmp_path / "out.onnx")
     np.testing.assert_equal(values_of(tmp_path / "out.onnx"), expected)
+
+
+def test_a_file_that_is_closed_can_be_closed_again(tmp_path):
+    path = tmp_path / "f"
+    path.write_bytes(b"")
+    file = files.InputFile(str(path))
+    file.close()
+    file.close()
 
 
 def test_a_file_has_its_size_before_it_is_filled(tmp_path):

@@ -67,6 +67,15 @@ def test_what_it_refuses_leaves_nothing(source, tmp_path):
     assert not contents(target.parent)
 
 
+def test_a_report_that_fails_leaves_nothing(source, tmp_path, monkeypatch):
+    target = tmp_path / "out" / "f.onnx"
+    target.parent.mkdir()
+    monkeypatch.setattr("onnx_bnfold.api._report", refuse)
+    with pytest.raises(TypeError):
+        fold_file(source, target)
+    assert not contents(target.parent)
+
+
 def test_what_it_refuses_leaves_the_old_output(source, tmp_path):
     target = tmp_path / "out" / "f.onnx"
     target.parent.mkdir()

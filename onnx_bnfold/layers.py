@@ -184,7 +184,7 @@ class LinearLayer(NamedTuple):
         return c
 
     def bias_size(self, weight: Array | None, into: Affine | None, out: Affine | None) -> Float64:
-        """Return the sum of the magnitudes of what ``fold_bias`` adds up where there was no bias.
+        """Return the sum of the magnitudes of what ``fold_bias`` adds up for a MatMul.
 
         A bias that is much smaller is the rounding of its terms, which cancel.
         """
@@ -194,7 +194,7 @@ class LinearLayer(NamedTuple):
             scale, shift = self.input_vectors(into)
             grouped = np.abs(weight.astype(np.float64)).reshape(self.grouped)
             ratio = self._laid(np.abs(shift / scale), "i")
-            size = abs(self.alpha) * self._summed(grouped * ratio)
+            size = self._summed(grouped * ratio)
         if out is not None:
             scale, shift = self.output_vectors(out)
             size = size * np.abs(scale) + np.abs(shift)

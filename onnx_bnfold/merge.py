@@ -112,8 +112,7 @@ def merges(site: Site) -> list[Merge]:
             continue
         parts = [found.get(name) or _branch(site, name) for name in node.input]
         whole = _joined(index, parts)
-        geometry = None if whole is None else _common(site, whole)
-        if whole is None or geometry is None:
+        if whole is None or (geometry := _common(site, whole)) is None:
             continue
         for name in node.input:
             merged.pop(name, None)

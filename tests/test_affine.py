@@ -94,6 +94,13 @@ def test_what_cancels_is_zero_and_what_is_small_stays():
     np.testing.assert_array_equal(summed(a, np.zeros((3, 1))), np.broadcast_to(a, (3, 4)))
 
 
+def test_a_scale_that_has_vanished_stays_what_it_stands_for():
+    """Its shift stands for the constant that the channel was."""
+    both = of_channels([2.0**200, 2.0**199], [0, 0]).then(of_channels([2.0**200] * 2, [3, 3]))
+    assert both.scale.reshape(-1).tolist() == [1 / VANISHING, 2.0**399]
+    assert both.shift.reshape(-1).tolist() == [3 * 2.0**100, 3]
+
+
 def test_a_change_undone_leaves_no_shift():
     change = of_channels([3.0, 0.7], [0.1, 1 / 3])
     for both in (change.then(change.inverse()), change.inverse().then(change)):

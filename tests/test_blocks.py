@@ -44,8 +44,8 @@ def test_a_size_is_near_the_peak_and_not_above_it(shape, axes, dtype, power, see
 
 
 def test_a_size_is_a_root_mean_square_where_that_is_faster():
-    result = np.array([[3, 4], [5, 12]], np.float32)
-    np.testing.assert_allclose(blocks.sizes_of(result, (1,)), np.sqrt([[12.5], [84.5]]))
+    result = np.array([[[3, 4]], [[5, 12]]], np.float32)
+    np.testing.assert_allclose(blocks.sizes_of(result, (1, 2)), np.sqrt([[[12.5]], [[84.5]]]))
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])

@@ -1,5 +1,7 @@
 """Equalisation: the free scales make channels alike, and the function stays."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -23,10 +25,11 @@ from support import (
 
 import onnx_bnfold
 from onnx_bnfold import Options, UsageError
+from onnx_bnfold.affine import Affine
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.quantize import quantised, snr
 from onnx_bnfold.check.sessions import Session
-from onnx_bnfold.equalize import _Group, _Member, _Reader
+from onnx_bnfold.equalize import _gain_of_norm, _Group, _Member, _Reader
 from onnx_bnfold.ranges import Range
 
 EQUALIZE = Options(profile="int8", equalize=True)
@@ -153,6 +156,18 @@ def test_the_noise_of_steps_of_one():
     assert reader.noise(np.array([2.0, 1]), gain) == pytest.approx(2 * 24 / 12)
 
 
+def test_noise_in_front_of_a_norm_counts_beside_what_the_norm_writes():
+    """Its input has got a factor of 2 and its output one of 8."""
+    norm = SimpleNamespace(channels=2, a=np.array([1.0, 3]), spread=np.array([2.0, 1]))
+    site = SimpleNamespace(
+        norm=lambda index: norm,
+        rank=lambda index: 4,
+        sides=lambda index: (2, 8),
+        change=lambda factor, rank: Affine.of(np.full((1,) * rank, factor), np.zeros((1,) * rank)),
+    )
+    np.testing.assert_allclose(_gain_of_norm(site, 0), np.array([1, 9]) / 4 / (2**2 + 3**2))
+
+
 def test_a_norm_that_stays_gets_scales_of_one_size(rng):
     """Their sizes go into the variance; signs, zeros and the function stay."""
     parts = join(node("Relu", ["x"], ["r"]), bn("r", "n", 4, rng), node("Tanh", ["n"], ["y"]))
@@ -167,11 +182,20 @@ def test_a_norm_that_stays_gets_scales_of_one_size(rng):
     assert variance[2] == initializer(model, "n_var")[2]
 
 
-@pytest.mark.parametrize("gamma", [[1, 1, -1, 1], [0, 0, 0, 0], [1e-30, 1, 1, 1]])
-def test_scales_of_one_size_or_beyond_use_are_left_alone(gamma, rng):
-    parts = join(node("Relu", ["x"], ["r"]), bn("r", "n", 4, rng), node("Tanh", ["n"], ["y"]))
-    parts.initializers[0].CopyFrom(tensor("n_scale", np.array(gamma, np.float32)))
-    model = model_of(parts.nodes, X, ["y"], parts.initializers)
+@pytest.mark.parametrize(
+    ("gamma", "dtype"),
+    [
+        ([1, 1, -1, 1], np.float32),
+        ([0, 0, 0, 0], np.float32),
+        ([1e-30, 1, 1, 1], np.float32),
+        ([0.5, 1, 1, 1], np.float16),
+    ],
+)
+def test_what_is_of_one_size_or_beyond_use_or_narrow_is_left_alone(gamma, dtype, rng):
+    norm = bn("r", "n", 4, rng, dtype=dtype)
+    parts = join(node("Relu", ["x"], ["r"]), norm, node("Tanh", ["n"], ["y"]))
+    parts.initializers[0].CopyFrom(tensor("n_scale", np.array(gamma, dtype)))
+    model = model_of(parts.nodes, X, ["y"], parts.initializers, dtype=dtype)
     folded, _ = onnx_bnfold.fold(model, EQUALIZE)
     assert folded.SerializeToString() == onnx_bnfold.fold(model, PLAIN)[0].SerializeToString()
 

@@ -7,7 +7,20 @@ import onnx
 import pytest
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
-from support import bn, conv, count, fold_checked, join, layer, model_of, node, ops, reasons, tensor
+from support import (
+    assert_same_function,
+    bn,
+    conv,
+    count,
+    fold_checked,
+    join,
+    layer,
+    model_of,
+    node,
+    ops,
+    reasons,
+    tensor,
+)
 
 import onnx_bnfold
 from onnx_bnfold import Options, Reason
@@ -89,17 +102,48 @@ def test_a_sum_is_of_the_size_of_its_parts(op, scale, kept, rng):
     assert not kept or Reason.PRECISION in reasons(report)[0]
 
 
-@pytest.mark.parametrize(("bound", "kept"), [(1.01, 1), (1e6, 0)])
-def test_max_rescale(bound, kept, rng):
-    """An identity BN beside a Conv can only go by rescaling what both add up to."""
+def beside_a_conv(norm, rng):
+    """A BN of r that can only go by rescaling what it and a Conv of r add up to."""
     parts = join(
         conv("x", "a", (4, 4, 1, 1), rng), node("Relu", ["a"], ["r"]),
-        conv("r", "b", (4, 4, 3, 3), rng, pads=[1] * 4), bn("r", "n", 4, rng, positive=True),
+        conv("r", "b", (4, 4, 3, 3), rng, pads=[1] * 4), norm,
         node("Add", ["b", "n"], ["s"]), node("Relu", ["s"], ["t"]),
         conv("t", "y", (4, 4, 3, 3), rng, pads=[1] * 4),
     )  # fmt: skip
-    m = model_of(parts.nodes, X, ["y"], parts.initializers)
+    return model_of(parts.nodes, X, ["y"], parts.initializers)
+
+
+@pytest.mark.parametrize(("bound", "kept"), [(1.01, 1), (1e6, 0)])
+def test_max_rescale(bound, kept, rng):
+    m = beside_a_conv(bn("r", "n", 4, rng, positive=True), rng)
     _, report = fold_checked(m, kept=kept, options=Options(max_rescale=bound))
+    if kept:
+        assert Reason.RANGE in reasons(report)[0]
+
+
+@pytest.mark.parametrize(("bound", "kept"), [(3, 1), (5, 0)])
+def test_two_norms_do_not_rescale_further_than_one_may(bound, kept, rng):
+    """Each has a scale of 2, and what the second writes would be a quarter of what it was."""
+    first, second = (
+        set_norm(bn(*names, 4, rng, epsilon=0.0), scale=2.0) for names in (("r", "n"), ("s", "m"))
+    )
+    parts = join(
+        conv("x", "a", (4, 4, 1, 1), rng), node("Sigmoid", ["a"], ["r"]),
+        conv("r", "b", (4, 4, 3, 3), rng, pads=[1] * 4), first,
+        node("Add", ["b", "n"], ["s"]), second, conv("m", "y", (4, 4, 3, 3), rng),
+    )  # fmt: skip
+    m = model_of(parts.nodes, X, ["y"], parts.initializers)
+    folded, report = onnx_bnfold.fold(m, Options(max_rescale=bound))
+    assert_same_function(m, folded)
+    assert len(report.kept) == kept
+    if kept:
+        assert Reason.RANGE in reasons(report)[0]
+
+
+@pytest.mark.parametrize(("power", "kept"), [(40, 0), (41, 1), (-40, 0), (-41, 1)])
+def test_the_bound_of_float32(power, kept, rng):
+    norm = set_norm(bn("r", "n", 4, rng, epsilon=0.0), scale=2.0**power)
+    _, report = fold_checked(beside_a_conv(norm, rng), kept=kept)
     if kept:
         assert Reason.RANGE in reasons(report)[0]
 

@@ -9,7 +9,7 @@ import pytest
 from support import bn, conv, join, model_of, node
 
 from onnx_bnfold import Options, fold, fold_file
-from onnx_bnfold.metadata import KEY, begin_hashing, sha256_of
+from onnx_bnfold.metadata import KEY, _hashing_of, begin_hashing, sha256_of
 from onnx_bnfold.version import __version__
 
 X = {"x": ("N", 3, 5, 6)}
@@ -46,6 +46,10 @@ def test_version_counts_and_source(half, tmp_path):
         "source_sha256": hashlib.sha256(half.read_bytes()).hexdigest(),
     }
     assert not found
+
+
+def test_a_process_does_not_wait_for_a_hash_before_it_ends(half):
+    assert _hashing_of(half)._thread.daemon
 
 
 def test_a_second_fold_changes_no_byte(half, tmp_path):

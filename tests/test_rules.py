@@ -147,6 +147,13 @@ MOVING = [
         down=Reason.UNKNOWN_SHAPE,
     ),
     Rule(
+        "reshape-batch-dynamic-splits-spatial",
+        simple("Reshape", ints(-1, 2, 3)),
+        ("N", 2, 6),
+        up=Reason.AXES,
+        down=Reason.UNKNOWN_SHAPE,
+    ),
+    Rule(
         "reshape-mixes-channel",
         simple("Reshape", ints(0, 3, 4)),
         ("N", 4, 3),
@@ -420,6 +427,11 @@ POOLS = [
     Rule("reduce-mean-18", simple("ReduceMean", ints(2, 3)), opset=18),
     Rule("reduce-mean-18-no-keepdims", simple("ReduceMean", ints(-1), keepdims=0), opset=18),
     Rule("reduce-mean-no-axes", simple("ReduceMean"), down=None),
+    Rule(
+        "reduce-mean-no-axes-no-keepdims",
+        lambda n, t: n.op("Unsqueeze", n.op("ReduceMean", t, keepdims=0), n.ints(0, 1, 2, 3)),
+        down=None,
+    ),
     Rule(
         "reduce-mean-without-elements",
         simple("ReduceMean", axes=[2], keepdims=0),

@@ -87,6 +87,21 @@ def test_an_interrupt_waits_for_the_threads_that_write(monkeypatch):
     assert done == [1]
 
 
+def test_after_an_interrupt_between_jobs_no_other_begins(monkeypatch):
+    start, begun, done = threading.Thread.start, [], []
+
+    def interrupted(thread):
+        if begun:
+            raise KeyboardInterrupt
+        begun.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(crew.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        crew.run([lambda: (time.sleep(0.02), done.append(1))] * 20, threads=3)
+    assert len(done) < 20
+
+
 def test_an_interrupt_goes_before_an_earlier_error(monkeypatch):
     monkeypatch.setattr(crew, "_processors", lambda: 2)
     main, begun = threading.main_thread(), threading.Barrier(2)

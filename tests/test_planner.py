@@ -795,6 +795,17 @@ def test_decomposed_bn_next_to_a_bn_is_merged_with_it(chain):
     assert len(ops(folded)) <= 2, report.lines()
 
 
+@pytest.mark.parametrize(("number", "left"), [(1, 1), (2, 2), (3, 2), (4, 2)])
+def test_two_nodes_behind_a_product_stay(number, left):
+    """They may be of a norm or an activation that a runtime takes as a whole; others are not."""
+    net = Net(IMAGE)
+    t = net.op("Div", net.op("Tanh", "x"), net.op("Exp", "x"))
+    for op in ("Mul", "Add", "Mul", "Add")[:number]:
+        t = net.op(op, t, net.random(4, 1, 1))
+    folded, _ = fold_checked(net.model(net.op("Sigmoid", t)))
+    assert len(folded.graph.node) == 4 + left
+
+
 @pytest.mark.parametrize("chain", CHAINS)
 def test_decomposed_bn_through_a_relu(chain):
     """The signs are mixed: none of them may pass the Relu."""

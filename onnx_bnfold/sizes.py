@@ -89,7 +89,10 @@ def _around(site: Site, name: str, source: _Source, seen: set[str]) -> Known:
         try:
             found = _around(site, other, source, seen)
             if found:
-                return tuple(_carried(site, index, here, spread) for spread in found)
+                return tuple(
+                    _carried(site, index, here, spread, alone=number % 2 == 1)
+                    for number, spread in enumerate(found)
+                )
         except Refused:
             continue
     return _of_summands(site, name, source, seen) or _of_sum(site, name, source, seen)
@@ -199,8 +202,16 @@ def _ends(site: Site, index: int) -> tuple[str, str] | None:
     return graph.reads[index][0], graph.writes[index][0]
 
 
-def _carried(site: Site, index: int, here: int, spread: Spread) -> Spread:
+def _carried(site: Site, index: int, here: int, spread: Spread, *, alone: bool = False) -> Spread:
     """Return the spread at one port of a node, given that at the other.
+
+    Args:
+        site: the graph.
+        index: the node.
+        here: the port.
+        spread: at the other port.
+        alone: of what is left beside a constant that the node adds: statistics that are odd may
+            make up for none of it.
 
     Raises:
         Refused: it cannot be told.
@@ -213,5 +224,7 @@ def _carried(site: Site, index: int, here: int, spread: Spread) -> Spread:
         if not change.is_invertible:
             raise Refused(Reason.PRECISION, site.view(index).label, "its factor is zero")
         change = change.inverse()
+    if alone and site.graph.ops[index] in SUMS:
+        change = change.with_shift(np.zeros_like(change.shift))
     carried = spread.then(change)
     return Affine.of(np.abs(carried.scale), carried.shift)

@@ -384,6 +384,23 @@ def test_a_sum_behind_a_product_that_is_rounded_costs_nothing_more(factor, rng):
     assert ops(folded) == (["Gemm"] if factor == 0.3 else ["Add", "Gemm"])
 
 
+@pytest.mark.parametrize("op", ["Add", "Sub"])
+def test_a_constant_says_nothing_of_what_it_is_added_to(op, rng):
+    """Statistics that do not know of it would make the tensor in front as large as it is."""
+    parts = join(
+        conv("x", "t", (4, 4, 1, 1), rng),
+        node("Mul", ["t", "f"], ["m"]),
+        node(op, ["m", "s"], ["a"]),
+        bn("a", "b", 4, rng, positive=True),
+        node("Sigmoid", ["b"], ["y"]),
+        conv("t", "z", (4, 4, 1, 1), rng),
+    )
+    constants = [tensor("f", np.float32(1e-3)), tensor("s", np.float32(1e5))]
+    model = model_of(parts.nodes, X, ["y", "z"], [*parts.initializers, *constants])
+    folded, _ = onnx_bnfold.fold(model)
+    assert_same_function(model, folded)
+
+
 @pytest.mark.parametrize("factor", [1e-30, 1e30])
 def test_what_is_normalised_has_no_usual_size(factor, rng):
     """What is made of it has the size 1, but another Conv reads it as it was."""

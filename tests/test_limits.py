@@ -395,7 +395,7 @@ def test_a_constant_says_nothing_of_what_it_is_added_to(op, rng):
         node("Sigmoid", ["b"], ["y"]),
         conv("t", "z", (4, 4, 1, 1), rng),
     )
-    constants = [tensor("f", np.float32(1e-3)), tensor("s", np.float32(1e5))]
+    constants = [tensor("f", np.float32(1.5)), tensor("s", np.float32(1e5))]
     model = model_of(parts.nodes, X, ["y", "z"], [*parts.initializers, *constants])
     folded, _ = onnx_bnfold.fold(model)
     assert_same_function(model, folded)

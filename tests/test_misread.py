@@ -5,7 +5,7 @@ import onnx
 import pytest
 from graphs import Net
 from onnx import TensorProto, helper, numpy_helper
-from support import feeds_for, fold_checked, ops, run
+from support import feeds_for, fold_checked, needs_kernels_as_read, ops, run
 
 import onnx_bnfold
 from onnx_bnfold import Reason
@@ -72,6 +72,7 @@ def single(opset, shape, op, lists, attributes):
     return net, y
 
 
+@needs_kernels_as_read
 @pytest.mark.parametrize("case", WRONG.values(), ids=WRONG)
 def test_what_is_misread_is_left_open(case):
     """But for its type."""

@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 from graphs import IMAGE, Case, Cases, Net, assert_report_names_nodes
 from onnx import TensorProto, helper
-from support import feeds_for, fold_checked, ops, reasons, run
+from support import KERNELS_AS_READ, feeds_for, fold_checked, ops, reasons, run
 
 import onnx_bnfold
 from onnx_bnfold import Reason
@@ -786,8 +786,20 @@ def check(net: Net, output: str, outcome: Outcome) -> None:
         assert outcome in reasons(report)[0], report.lines()
 
 
+# Cases that onnxruntime before 1.32 computes otherwise, or not at all.
+ODD = ("reduce-sum-13-noop", "resize-18-aspect-ratio-of-axes-from-the-back")
+ODD += ("pad-19-wrap-beyond-the-size", "split-18-into-more-parts-than-channels")
+
+
+def require_kernel(name: str) -> None:
+    """Skip a case that the installed onnxruntime does not compute as the specification says."""
+    if name in ODD and not KERNELS_AS_READ:
+        pytest.skip("onnxruntime before 1.32 computes it otherwise, or not at all")
+
+
 @pytest.mark.parametrize("rule", cases("up"))
 def test_bn_after_the_operator(rule: Rule):
+    require_kernel(rule.id)
     net = Net(rule.shape, opset=rule.opset)
     y = rule.build(net, net.head("x", rule.shape[1]))
     check(net, net.bn(y, **rule.norm), rule.up)
@@ -795,6 +807,7 @@ def test_bn_after_the_operator(rule: Rule):
 
 @pytest.mark.parametrize("rule", cases("down"))
 def test_bn_before_the_operator(rule: Rule):
+    require_kernel(rule.id)
     net = Net(rule.shape, opset=rule.opset)
     y = rule.build(net, net.bn("x", **rule.norm))
     check(net, net.head(y), rule.down)
@@ -1280,6 +1293,7 @@ def mul_by_a_constant_reached_from_both_sides_alike(n):
 
 @pytest.mark.parametrize("case", several)
 def test_several_tensors(case: Case):
+    require_kernel(case.build.__name__.replace("_", "-"))
     runs = case.build not in (reshape_by_a_graph_input, resize_by_a_graph_input)
     case.check(compare=runs)
 

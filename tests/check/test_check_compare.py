@@ -163,7 +163,7 @@ def test_empty_tensors_agree():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_numbers_without_axes(dtype):
     base = np.array(3, dtype)
-    draws = [np.nextafter(base, base + k) for k in (-1, 1)] * 8
+    draws = [np.nextafter(base, np.array(base + k, dtype)) for k in (-1, 1)] * 8
     assert compare("t", base, draws[0], draws, CheckOptions()).holds
     found = compare("t", base, base + dtype_step(base, 100), draws, CheckOptions())
     assert not found.holds

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support import needs_kernels_as_read
 
 from onnx_bnfold import site
 from onnx_bnfold.affine import Affine
@@ -48,6 +49,7 @@ def test_a_generator_draws_every_setting(op):
                 assert not all(slot in slots for slots in inputs), (op, first, formal.name)
 
 
+@needs_kernels_as_read
 @pytest.mark.parametrize("op", OPERATORS)
 def test_answers_and_refusals_hold(op):
     campaign = judged(op)

@@ -21,7 +21,7 @@ def run() -> NoReturn:
 
         code = main(keep=keep_to_the_end)
     except KeyboardInterrupt:
-        print("onnx-bnfold: interrupted; an output is written whole or not at all", file=sys.stderr)
+        print("onnx-bnfold: interrupted; no incomplete file was written", file=sys.stderr)
         code = INTERRUPTED
     if code == INTERRUPTED:
         # At once: on its way out, Python would say what a second interrupt, or a thread, met.

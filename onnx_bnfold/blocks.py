@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnx_bnfold.constants import Stored
+from onnx_bnfold.pages import PAGE
 from onnx_bnfold.rounding import as_type
 
 Array = np.ndarray[Any, Any]
@@ -20,7 +21,6 @@ Place = tuple[slice, ...]  # of a block in an array: slices of its leading axes
 # Elements of a large constant that are multiplied at once, 4 MiB of float32: the last cache holds
 # blocks of a few threads, and Python, for which these wait in turn, has little to do between them.
 BLOCK = 1 << 20
-_PAGE = 1 << 12  # bytes
 # Elements that numpy converts to float64 before it multiplies them: the first cache holds them.
 _CONVERTED = 1 << 10
 
@@ -109,13 +109,9 @@ def part_of(array: Array, where: Place) -> Array:
 
 
 def _on_a_page(count: int, dtype: np.dtype[Any]) -> Array:
-    """Allocate an array that begins on a page of memory.
-
-    Large arrays of numpy begin 16 bytes behind one. What lies at such a place in a file as well
-    is copied many times slower by systems whose ``rep movsb`` (AMD's) takes the two for one.
-    """
-    raw = np.empty(count * dtype.itemsize + _PAGE, np.uint8)
-    start = -raw.__array_interface__["data"][0] % _PAGE
+    """Allocate an array of ``count`` elements that begins on a page; see ``onnx_bnfold.pages``."""
+    raw = np.empty(count * dtype.itemsize + PAGE, np.uint8)
+    start = -raw.__array_interface__["data"][0] % PAGE
     return raw[start : start + count * dtype.itemsize].view(dtype)
 
 

@@ -190,7 +190,7 @@ def test_a_file_is_folded_as_a_model_in_memory_is(choose, block, external):
     note(sketch(model))
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr("onnx_bnfold.blocks.BLOCK", block)  # elements
-        patch.setattr(api, "SMALL", 0)
+        patch.setattr(api, "_MOST_AT_ONCE", 0)
         patch.setattr(skeleton, "SMALL", 64)  # bytes; shapes are smaller
         source, target = Path(folder, "m.onnx"), Path(folder, "f.onnx")
         outside = random.Random(block)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_bnfold import batchnorm
-from onnx_bnfold.api import Outcome, data_files, files_of
+from onnx_bnfold.api import Outcome
 from onnx_bnfold.check.results import CheckResult
 from onnx_bnfold.metadata import sha256_of
 from onnx_bnfold.report import Rescaled, copied_bytes
@@ -101,8 +101,8 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
     merged = merged_records(folding.merged, outcome.original)
     records = [*merged, *records_of(folding.plans, places)]
     norms = [record for record in records if record.op == batchnorm.OPERATOR]
-    source = _files(files_of(outcome.source, data_files(outcome.original)))
-    result = None if outcome.path is None else _files(files_of(outcome.path, None))
+    source = _files(outcome.source_files)
+    result = None if outcome.path is None else _files(outcome.files)
     return FoldReport(
         tool={"name": "onnx_bnfold", "version": __version__},
         packages=_packages(),

@@ -1,4 +1,4 @@
-"""The command line of the check."""
+"""The check command."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ exit codes: 0 all gates hold, 1 a gate does not (it is named), 2 bad usage or ba
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `check original.onnx folded.onnx [options]` and returns the exit code."""
+    """Run ``check original.onnx folded.onnx [options]``, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="onnx_bnfold check",
         description="Checks that a folded model computes the same function as its original, "
@@ -58,7 +58,7 @@ def _checked(args: argparse.Namespace) -> CheckResult:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of a check to a parser, in groups."""
+    """Add the options of a check to a parser, in groups."""
     default = CheckOptions()
     group = parser.add_argument_group("numerics (always checked)")
     group.add_argument(
@@ -153,7 +153,11 @@ def _add_int8(group: argparse._ArgumentGroup) -> None:
 
 
 def options_from(args: argparse.Namespace) -> CheckOptions:
-    """The options of parsed arguments; UsageError if they contradict each other."""
+    """Return the options of parsed arguments.
+
+    Raises:
+        UsageError: a value is invalid, or options contradict each other.
+    """
     return CheckOptions(
         shapes=dict(args.shape),
         value_range=args.value_range,

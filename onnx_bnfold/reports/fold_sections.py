@@ -138,7 +138,7 @@ def _reasons(norms: Sequence[Record]) -> Iterator[Element]:
 
 
 def _is_drawn(layer: Record) -> bool:
-    """Whether a layer is one that quantisation rounds, and its weights are not all zero."""
+    """Return whether a layer is one that quantisation rounds, and its weights are not all zero."""
     ends = ("quietest_before", "quietest_after")
     return layer["op"] in LAYOUTS and all(layer[end] is not None for end in ends)
 

@@ -16,6 +16,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnx_bnfold.errors import ModelError, UsageError
 from onnx_bnfold.storage import ModelFile, files, read_tensor, skeleton, tensors, wire, writer
+from onnx_bnfold.storage.data_files import data_files as used_data_files
+from onnx_bnfold.storage.data_files import data_files_of
 from onnx_bnfold.storage.small_tensors import SmallTensors
 
 ELEMENT_TYPES = [
@@ -226,6 +228,33 @@ def test_small_tensors_decoded_together_are_what_each_is_alone(data, damages):
         values, alone = together.get(name), tensors.decode_inline(found[name])
         assert (values.dtype, values.shape) == (alone.dtype, alone.shape)
         np.testing.assert_array_equal(values, alone)
+
+
+@given(some_model(), st.sets(st.integers(0, 30)))
+@settings(max_examples=100, deadline=None)
+def test_nodes_that_are_skipped_have_no_tensor_in_a_file(model, outside):
+    for number, (_, tensor) in enumerate(tensors.tensors(model)):
+        if number in outside:
+            tensors.set_external_range(tensor, "data.bin", 0, 4)
+    pick = tensors.elsewhere()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensors, "_may_refer", lambda node: True)
+        plain = [path for path, _ in tensors.tensors(model, pick)]
+    assert [path for path, _ in tensors.tensors(model, pick)] == plain
+
+
+def test_data_files_are_those_that_tensors_use(tmp_path):
+    model = make_model(floats("a", 2), floats("b", 2), floats("c", 2000))
+    used, stale, large = model.graph.initializer
+    tensors.set_external_range(used, "used.bin", 0, 8)
+    for tensor in (stale, large):  # they name a file, but have their values in the message
+        tensor.external_data.add(key="location", value="stale.bin")
+    assert used_data_files(model) == ["used.bin"]
+    path = save(model, tmp_path / "m.onnx")
+    assert data_files_of(path) == ["used.bin"]
+    (tmp_path / "m.onnx").write_bytes(b"no model")
+    with pytest.raises(ValueError, match="not an ONNX model"):
+        data_files_of(path)
 
 
 @given(st.data())

@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--require-folded",
         action="store_true",
-        help="exit 1 if there is anything to fold: for models that should be folded already",
+        help="exit 1 if there is anything to fold; for models that should be folded already",
     )
     add(
         "--freeze-initializers",
@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--check",
         action="store_true",
-        help="compare with the original first, and write no model if a gate does not hold; takes "
+        help="compare with the original first, and write no model if a gate does not hold; accepts "
         "the options of the check command (see check --help)",
     )
     add(
@@ -92,24 +92,24 @@ def parser() -> argparse.ArgumentParser:
         "--profile",
         choices=["float", "fp16", "int8"],
         default="float",
-        help="what the folded model will be run in: int8 leaves the ranges of remaining tensors "
-        "alone, fp16 bounds rescaling as float16 needs it (default: float)",
+        help="number format that the folded model will run in: int8 does not change the ranges of "
+        "remaining tensors, fp16 limits rescaling for float16 (default: float)",
     )
     add(
         "--equalize",
         action="store_true",
-        help="make the channels of tensors between linear layers alike, as far as int8 gains by it",
+        help="equalize the channel ranges of tensors between linear layers, where int8 gains by it",
     )
     add(
         "--ranges",
         metavar="FILE",
         help="for --equalize: an .npz with examples of each input, to measure ranges on "
-        "(default: what the BatchNormalizations say of their inputs and outputs)",
+        "(default: estimated from the BatchNormalizations)",
     )
     add(
         "--keep-shared-weights",
         action="store_true",
-        help="leave each BatchNormalization whose fold would copy a weight that others read, too",
+        help="keep each BatchNormalization whose fold would copy a weight that other nodes read",
     )
     add("-q", "--quiet", action="store_true", help="print nothing but errors")
     add("--version", action="version", version=f"%(prog)s {__version__}")

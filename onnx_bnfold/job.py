@@ -114,7 +114,7 @@ class _FoldCommand:
 
     def _unmet_requirements(self, outcome: Outcome) -> Iterator[str]:
         if self.args.require_all and outcome.report.kept:
-            yield f"--require-all: {len(outcome.report.kept)} BatchNormalization stay"
+            yield f"--require-all: BatchNormalizations that stay: {len(outcome.report.kept)}"
         if self.args.require_folded:
             folded = sum(record.folded for record in outcome.report.records)
             if folded:

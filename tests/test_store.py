@@ -507,7 +507,7 @@ def test_require_all(store, output, capfd):
     code, out, err = run(capfd, store, "-o", output, "--require-all")
     assert (code, err) == (
         1,
-        "onnx-bnfold: failed  kept.onnx: --require-all: 1 BatchNormalization stay\n",
+        "onnx-bnfold: failed  kept.onnx: --require-all: BatchNormalizations that stay: 1\n",
     )
     assert out.splitlines()[-1].startswith("6 models: 1 failed, 5 folded; ")
     assert digests(output).keys() == digests(store).keys() - {"kept.onnx"}

@@ -148,8 +148,8 @@ def _fold(batch: Batch, name: str, target: Location, key: str, scratch: Path) ->
 def _gate(batch: Batch, name: str) -> Inspect:
     def inspect(fold: Fold) -> None:
         if batch.require_all and fold.report.kept:
-            kept = f"{len(fold.report.kept)} BatchNormalization stay"
-            raise CheckFailed(f"{name}: --require-all: {kept}")
+            count = len(fold.report.kept)
+            raise CheckFailed(f"{name}: --require-all: BatchNormalizations that stay: {count}")
 
     return inspect
 

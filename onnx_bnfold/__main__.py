@@ -24,7 +24,7 @@ def run() -> NoReturn:
         print("onnx-bnfold: interrupted; no incomplete file was written", file=sys.stderr)
         code = INTERRUPTED
     if code == INTERRUPTED:
-        # At once: when Python shuts down, it would report errors of threads or of a second interrupt.
+        # At once: while it shuts down, Python would report errors of threads or another interrupt.
         for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()
         os._exit(code)

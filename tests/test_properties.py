@@ -20,7 +20,8 @@ from test_planner import networks
 
 import onnx_bnfold
 from onnx_bnfold import Options, api
-from onnx_bnfold.storage import skeleton, tensors
+from onnx_bnfold.storage import skeleton
+from onnx_bnfold.storage.external import set_external_range
 
 # Choices that hypothesis draws one by one, so that a failing graph shrinks, and whole seeds, whose
 # graphs are more varied.
@@ -198,7 +199,7 @@ def test_a_file_is_folded_as_a_model_in_memory_is(choose, block, external):
             if external and tensor.data_type == TensorProto.FLOAT and outside.random() < 0.5:
                 place = f"{tensor.name}.data"
                 Path(folder, place).write_bytes(tensor.raw_data)
-                tensors.set_external_range(tensor, place, 0, len(tensor.raw_data))
+                set_external_range(tensor, place, 0, len(tensor.raw_data))
         onnx.save(model, source)
         in_file = onnx_bnfold.fold_file(source, target, Options(metadata=False), threads=2)
         onnx.checker.check_model(target, full_check=True)

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnx_bnfold.errors import ModelError, UsageError
-from onnx_bnfold.storage import ModelFile, files, read_tensor, skeleton, tensors, wire, writer
+from onnx_bnfold.storage import (
+    ModelFile,
+    external,
+    files,
+    read_tensor,
+    skeleton,
+    tensors,
+    wire,
+    writer,
+)
 from onnx_bnfold.storage.data_files import data_files as used_data_files
 from onnx_bnfold.storage.data_files import data_files_of
 from onnx_bnfold.storage.small_tensors import SmallTensors
@@ -235,7 +244,7 @@ def test_small_tensors_decoded_together_are_what_each_is_alone(data, damages):
 def test_nodes_that_are_skipped_have_no_tensor_in_a_file(model, outside):
     for number, (_, tensor) in enumerate(tensors.tensors(model)):
         if number in outside:
-            tensors.set_external_range(tensor, "data.bin", 0, 4)
+            external.set_external_range(tensor, "data.bin", 0, 4)
     pick = tensors.elsewhere()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tensors, "_may_refer", lambda node: True)
@@ -246,7 +255,7 @@ def test_nodes_that_are_skipped_have_no_tensor_in_a_file(model, outside):
 def test_data_files_are_those_that_tensors_use(tmp_path):
     model = make_model(floats("a", 2), floats("b", 2), floats("c", 2000))
     used, stale, large = model.graph.initializer
-    tensors.set_external_range(used, "used.bin", 0, 8)
+    external.set_external_range(used, "used.bin", 0, 8)
     for tensor in (stale, large):  # they name a file, but have their values in the message
         tensor.external_data.add(key="location", value="stale.bin")
     assert used_data_files(model) == ["used.bin"]
@@ -337,7 +346,7 @@ def test_output_is_what_protobuf_writes(tmp_path, monkeypatch, model, rng, small
             array = read_tensor(places[path], tmp_path)
             wanted = new[tensor.name] if tensor.name in pending else read_tensor(tensor, tmp_path)
             np.testing.assert_array_equal(array, wanted)
-            tensors.set_external_range(tensor, *tensors.external_range(places[path]))
+            external.set_external_range(tensor, *external.external_range(places[path]))
     assert output == expected.SerializeToString(deterministic=True)
     assert not list(tmp_path.glob(".*"))
 
@@ -556,7 +565,9 @@ def data_files(folder, target="out.onnx"):
 def places(path):
     model = onnx.load(path, load_external_data=False)
     return {
-        t.name: tensors.external_range(t) for t in model.graph.initializer if tensors.is_external(t)
+        t.name: external.external_range(t)
+        for t in model.graph.initializer
+        if tensors.is_external(t)
     }
 
 

@@ -7,7 +7,7 @@ import os
 import numpy as np
 from onnx import TensorProto
 
-from onnx_bnfold.storage import tensors
+from onnx_bnfold.storage import external, tensors
 from onnx_bnfold.storage.files import InputFile
 from onnx_bnfold.storage.model_file import ModelFile, Pending
 
@@ -32,8 +32,8 @@ def read_tensor(tensor: TensorProto, base_dir: str | os.PathLike[str] | None) ->
             return tensors.decode_inline(tensor)
         if base_dir is None:
             raise ValueError("has its values in a file, and the model's folder is not known")
-        location, offset, length = tensors.external_range(tensor)
-        file = InputFile(tensors.resolve(os.fspath(base_dir), location), follow=False)
+        location, offset, length = external.external_range(tensor)
+        file = InputFile(external.resolve(os.fspath(base_dir), location), follow=False)
         try:
             return tensors.decode(file.read(offset, length), tensor)
         finally:

@@ -15,7 +15,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from onnx_bnfold.errors import ModelError
-from onnx_bnfold.storage import tensors, writer
+from onnx_bnfold.storage import external, tensors, writer
 from onnx_bnfold.storage.files import InputFile, Span
 from onnx_bnfold.storage.skeleton import Skeleton
 from onnx_bnfold.storage.writer import Computed, InspectFile, Slot
@@ -129,7 +129,7 @@ class ModelFile:
             if reference:
                 span = reference.span
                 name = os.path.basename(os.path.realpath(self.path))
-                tensors.set_external_range(tensor, name, span.offset, span.length)
+                external.set_external_range(tensor, name, span.offset, span.length)
 
     def write(
         self,
@@ -218,9 +218,9 @@ class ModelFile:
         if reference:
             return reference.span
         with tensors.naming(tensor, self.path):
-            location, offset, length = tensors.external_range(tensor)
+            location, offset, length = external.external_range(tensor)
             if location not in self._paths:
-                self._paths[location] = tensors.resolve(os.fspath(self.path.parent), location)
+                self._paths[location] = external.resolve(os.fspath(self.path.parent), location)
             path = self._paths[location]
             self._input(path).require(offset + length)
         return Span(path, offset, length)

@@ -32,7 +32,7 @@ from typing import Any, TypeAlias
 from onnx import ModelProto, StringStringEntryProto, TensorProto
 
 from onnx_bnfold.errors import ModelError, UsageError
-from onnx_bnfold.storage import skeleton, tensors, wire
+from onnx_bnfold.storage import external, skeleton, tensors, wire
 from onnx_bnfold.storage.crew import Job, run
 from onnx_bnfold.storage.files import InputFile, OutputFile, Span
 
@@ -129,7 +129,7 @@ class _Layout:
             self.offsets[slot.values] = -(-self.end // alignment) * alignment
             self.end = self.offsets[slot.values] + length
         offset = self.offsets[slot.values]
-        tensors.set_external_range(slot.tensor, location, offset, length)
+        external.set_external_range(slot.tensor, location, offset, length)
         self.external.append(slot.tensor)
 
 

@@ -152,11 +152,15 @@ class Affine:
         return close(self.scale, other.scale) and close(self.shift, other.shift)
 
     def vector(self, axis: int, size: int) -> tuple[Float64, Float64] | None:
-        """Return scale and shift as ``(size,)`` vectors along ``axis``.
+        """Return scale and shift as vectors along ``axis``.
+
+        Args:
+            axis: along which the change may vary.
+            size: of the tensor along that axis.
 
         Returns:
-            None if the change varies along another axis, or ``axis`` does not exist or has another
-            size.
+            Two arrays ``(size,)``; None if the change varies along another axis, or ``axis`` does
+            not exist or has another size.
         """
         try:  # cached: a layer needs it for its check, its weight and its bias
             return self._vectors[axis, size]
@@ -186,7 +190,13 @@ def _stretched(array: Float64, size: int) -> Float64:
 
 
 def along(vector: Float64, axis: int, rank: int) -> Float64:
-    """Return a ``(C,)`` vector reshaped to ``rank`` axes, with the values along ``axis``."""
+    """Return a vector as an array that varies along one axis.
+
+    Args:
+        vector: ``(C,)``.
+        axis: that gets the size ``C``; the others have size 1.
+        rank: number of axes.
+    """
     return vector.reshape((1,) * axis + (-1,) + (1,) * (rank - axis - 1))
 
 

@@ -196,10 +196,18 @@ def write_folded(
     *,
     report: bool = False,
 ) -> Outcome:
-    """Fold a model file as ``fold_file`` does, but compute the report only if ``report`` is set.
+    """Fold a model file as ``fold_file`` does, but compute the report only if it is asked for.
+
+    Args:
+        source, target, options, inspect, threads: see ``fold_file``.
+        report: compute the report before the model is moved to the target, so that an error in it
+            leaves the target as it was.
 
     Returns:
         The outcome; its path is the target.
+
+    Raises:
+        ModelError, UsageError: see ``fold_file``.
     """
     _require_call(source, options)
     require_value("target", target, str | os.PathLike[str])

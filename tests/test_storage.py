@@ -17,7 +17,6 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx_bnfold.errors import ModelError, UsageError
 from onnx_bnfold.storage import (
     ModelFile,
-    external,
     files,
     read_tensor,
     skeleton,
@@ -27,6 +26,7 @@ from onnx_bnfold.storage import (
 )
 from onnx_bnfold.storage.data_files import data_files as used_data_files
 from onnx_bnfold.storage.data_files import data_files_of
+from onnx_bnfold.storage.external import external_range, set_external_range
 from onnx_bnfold.storage.small_tensors import SmallTensors
 
 ELEMENT_TYPES = [
@@ -244,7 +244,7 @@ def test_small_tensors_decoded_together_are_what_each_is_alone(data, damages):
 def test_nodes_that_are_skipped_have_no_tensor_in_a_file(model, outside):
     for number, (_, tensor) in enumerate(tensors.tensors(model)):
         if number in outside:
-            external.set_external_range(tensor, "data.bin", 0, 4)
+            set_external_range(tensor, "data.bin", 0, 4)
     pick = tensors.elsewhere()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tensors, "_may_refer", lambda node: True)
@@ -255,7 +255,7 @@ def test_nodes_that_are_skipped_have_no_tensor_in_a_file(model, outside):
 def test_data_files_are_those_that_tensors_use(tmp_path):
     model = make_model(floats("a", 2), floats("b", 2), floats("c", 2000))
     used, stale, large = model.graph.initializer
-    external.set_external_range(used, "used.bin", 0, 8)
+    set_external_range(used, "used.bin", 0, 8)
     for tensor in (stale, large):  # they name a file, but have their values in the message
         tensor.external_data.add(key="location", value="stale.bin")
     assert used_data_files(model) == ["used.bin"]
@@ -346,7 +346,7 @@ def test_output_is_what_protobuf_writes(tmp_path, monkeypatch, model, rng, small
             array = read_tensor(places[path], tmp_path)
             wanted = new[tensor.name] if tensor.name in pending else read_tensor(tensor, tmp_path)
             np.testing.assert_array_equal(array, wanted)
-            external.set_external_range(tensor, *external.external_range(places[path]))
+            set_external_range(tensor, *external_range(places[path]))
     assert output == expected.SerializeToString(deterministic=True)
     assert not list(tmp_path.glob(".*"))
 
@@ -564,11 +564,7 @@ def data_files(folder, target="out.onnx"):
 
 def places(path):
     model = onnx.load(path, load_external_data=False)
-    return {
-        t.name: external.external_range(t)
-        for t in model.graph.initializer
-        if tensors.is_external(t)
-    }
+    return {t.name: external_range(t) for t in model.graph.initializer if tensors.is_external(t)}
 
 
 @pytest.fixture
@@ -1117,7 +1113,7 @@ def test_a_link_put_in_place_of_the_file_of_a_tensor_is_not_followed(tmp_path, m
     (tmp_path / "secret").write_bytes(bytes(40))
     (tmp_path / "a").unlink()
     (tmp_path / "a").symlink_to("secret")
-    monkeypatch.setattr(tensors, "resolve", os.path.join)
+    monkeypatch.setattr("onnx_bnfold.storage.external.resolve", os.path.join)
     with pytest.raises(ModelError, match="Too many levels of symbolic links"):
         read_tensor(tensor, tmp_path)
 

@@ -95,7 +95,21 @@ def plan_store(
     dask: str | None = None,
     require_all: bool = False,
 ) -> StoreReport:
-    """Plan every model below a folder, and write nothing; see ``fold_store``."""
+    """Plan every model below a folder, and write nothing; see ``fold_store``.
+
+    Args:
+        source: the folder, or a URL that fsspec can open.
+        options: see ``Options``.
+        jobs: number of processes; by default one per processor.
+        dask: address of a Dask scheduler, whose workers do the work instead.
+        require_all: a model with a BatchNormalization that is kept fails.
+
+    Returns:
+        The report, failures included.
+
+    Raises:
+        UsageError: the source cannot be used, or there is no model.
+    """
     _require_call(source, options, jobs, dask, require_all)
     batch = Batch(_absolute(source), "", None, options, require_all)
     listing, models = _listed(location_at(batch.source))

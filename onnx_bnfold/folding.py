@@ -342,7 +342,7 @@ class Folding:
     def counts(self) -> tuple[int, int]:
         """How many BatchNormalizations go, and how many stay, by the present plan."""
         fates = [
-            decision.folded
+            decision.refusal is None
             for plan in self.plans
             for decision in plan.decisions
             if plan.is_norm(decision)

@@ -386,7 +386,7 @@ def linear_layer(view: NodeView) -> LinearLayer:
         raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its weight is not of a float type")
     if 0 in layer.weight.dims:
         raise Refused(Reason.INCONSISTENT_SHAPES, view.label, "its weight has no elements")
-    if view.constant(layer.weight_slot) is not None:
+    if view.constants.get(layer.weight.name) is not None:
         return layer
     source = _dequantizer(view, layer.weight_slot)
     if source is None:

@@ -436,8 +436,8 @@ class Site:
     def remove(self, index: int) -> None:
         """Note that a node has become an identity and its two sides one tensor."""
         self.removed.add(index)
-        self._ports.pop(index, None)
-        self._keys.pop(index, None)
+        if self._ports.pop(index, None) is not None:
+            self._keys.pop(index, None)
         if self._neighbours:
             for name in (*self.graph.reads[index], *self.graph.writes[index]):
                 self._neighbours.pop(name, None)

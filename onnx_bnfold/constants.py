@@ -4,6 +4,8 @@ Exporters write weights as Constant, ConstantOfShape, Cast, Reshape, Expand and 
 Shapes and types of such constants come from onnx's inference of single nodes, so that nothing is
 computed before its size is known; values come from onnx's reference evaluator, node by node.
 
+``evaluate`` is imported where it is used, as many models compute no constant.
+
 The file has more than 350 lines: which tensors are constant and what they hold are found by the
 same walk over the graph, with the same caches.
 """
@@ -19,7 +21,6 @@ import numpy as np
 from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.evaluate import dense, held_by, infer_node, run_node
 from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.storage.small_tensors import SmallTensors
@@ -186,6 +187,8 @@ class Constants:
         if tensor is not None:
             return self._read(tensor)
         if name in self.graph.sparse:
+            from onnx_bnfold.evaluate import dense
+
             return dense(self.graph.sparse[name], self._read)
         if name not in self.graph.producer:
             assert self._outer is not None
@@ -298,6 +301,8 @@ class Constants:
                 return None
             types[other] = helper.make_tensor_type_proto(kind[1], kind[0])
         try:
+            from onnx_bnfold.evaluate import infer_node
+
             outputs = infer_node(node, self.graph.opset, types, self._small_inputs(node))
             return None if outputs is None else _as_constant(name, outputs[name])
         except Exception:  # the C++ inference raises several types; no shape means not constant
@@ -318,10 +323,14 @@ class Constants:
         index = self.graph.producer[name]
         node = self.graph.nodes[index]
         feeds = {n: self._feed(node, s, n) for s, n in enumerate(node.input) if n}
+        from onnx_bnfold.evaluate import held_by
+
         held = held_by(node, self._read)
         self._values.update(self._run(index, feeds) if held is None else held)
 
     def _run(self, index: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        from onnx_bnfold.evaluate import run_node
+
         results = run_node(self.graph, index, feeds, self._read)
         for name, value in results.items():
             info = self._infos.get(name)

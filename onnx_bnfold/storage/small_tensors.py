@@ -92,9 +92,14 @@ def _alike(
         if 0 < len(shape) < MOST_AXES and 0 < math.prod(shape) <= _TOGETHER
     }
     alike: dict[tuple[tuple[int, ...], int], tuple[list[str], list[bytes]]] = {}
+    has_field = TensorProto.HasField  # look the method up once: protobuf looks for a field first
     for name, tensor in tensors.items():
         shape = dims[name]
-        if shape in small and tensor.data_location != _EXTERNAL and not tensor.HasField("segment"):
+        if (
+            shape in small
+            and tensor.data_location != _EXTERNAL
+            and not has_field(tensor, "segment")
+        ):
             kind = shape, tensor.data_type
             if kind not in alike:
                 alike[kind] = [], []

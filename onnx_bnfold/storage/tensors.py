@@ -240,7 +240,8 @@ def fill(tensor: TensorProto, values: np.ndarray) -> None:
     """
     data_type, dims, shape = tensor.data_type, tuple(tensor.dims[:]), values.shape
     fits = shape == dims or shape == (math.prod(dims),)
-    if fits and values.dtype == element(data_type)[0] and is_plain_type(data_type):
+    dtype, bits = element(data_type)
+    if fits and values.dtype == dtype and bits >= 8 and sys.byteorder == "little":
         tensor.raw_data = values.tobytes()
     else:
         tensor.raw_data = b"".join(encode((values,), tensor))
@@ -273,8 +274,9 @@ def decode_inline(tensor: TensorProto) -> np.ndarray:
 
 def clear_values(tensor: TensorProto) -> None:
     """Drop the values that a tensor's message holds."""
+    clear = tensor.ClearField  # look the method up once: protobuf looks for a field first
     for name in _VALUE_FIELDS:
-        tensor.ClearField(name)
+        clear(name)
 
 
 class naming:  # noqa: N801 - a context manager; a generator function takes twice as long

@@ -71,16 +71,19 @@ def fields(data: Data, start: int, end: int, least: int = 0) -> Iterator[tuple[i
             does that.
     """
     window, base, position, groups = b"", 0, start, 0
-    shortest = min(least, _CONTINUED)
+    shortest, one_byte_tag = min(least, _CONTINUED), _ONE_BYTE_TAG
     while position < end:
         at = position - base
         if at + _HEADER > len(window):
             window, base = data.window(position)
             at = position - base
-        elif _ONE_BYTE_TAG[window[at]] and window[at + 1] < shortest:
-            # A short cut for most of a graph, nodes and small tensors: tag and length of a byte
-            # each. It spares the two calls of ``_read_varint`` below, which give the same.
-            position += 2 + window[at + 1]
+        # A short cut for most of a graph, nodes and small tensors, whose tag and length take a
+        # byte each. It spares the calls of ``_read_varint`` below, which give the same.
+        first, room = at, min(len(window) - _HEADER, end - base)
+        while at < room and one_byte_tag[window[at]] and (length := window[at + 1]) < shortest:
+            at += 2 + length
+        if at > first:
+            position = base + at
             continue
         tag, at = _read_varint(window, at)
         kind, number, head = tag & 7, tag >> 3, position

@@ -440,7 +440,7 @@ def _is_direct(site: Site, index: int) -> bool:
 
 
 def _elements(site: Site, index: int) -> int:
-    """Number of elements per batch entry that a node computes; unknown dims count as one."""
+    """Return the number of elements per example of an output; unknown dims count as one."""
     dims = site.shapes.dims(site.graph.writes[index][0]) or ()
     return math.prod(d for d in dims[1:] if isinstance(d, int))
 

@@ -97,9 +97,9 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
         The report, of a result that did not get its place yet.
     """
     folding = outcome.folding
-    layers, places = layers_of(folding.plans)
+    layers, places = layers_of([*folding.rounds])
     merged = merged_records(folding.merged, outcome.original)
-    records = [*merged, *records_of(folding.plans, places)]
+    records = [*merged, *records_of(folding, places)]
     norms = [record for record in records if record.op == batchnorm.OPERATOR]
     source = _files(files_of(outcome.source, data_files(outcome.original)))
     result = None if outcome.path is None else _files(files_of(outcome.path, None))
@@ -111,7 +111,7 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
         result=result,
         bytes_before=_length(source),
         bytes_after=None if result is None else _length(result),
-        copied_bytes=copied_bytes(folding.plans),
+        copied_bytes=sum(map(copied_bytes, folding.rounds)),
         written=False,
         input_shapes=input_shapes(outcome.original, sizes),
         before=figures_of(outcome.original, folding.read, sizes),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import ml_dtypes
@@ -46,25 +47,25 @@ class Layer(Node):
     range_used_after: float | None
 
 
-def layers_of(plans: Sequence[GraphPlan]) -> tuple[tuple[Layer, ...], Places]:
+def layers_of(rounds: Sequence[Sequence[GraphPlan]]) -> tuple[tuple[Layer, ...], Places]:
     """Measure the weights of all nodes that took something.
 
     Args:
-        plans: of all graphs; every new constant is computed once more, one at a time.
+        rounds: the plans of all graphs; every new constant is computed once more, one at a time.
 
     Returns:
-        The layers, and (position of the graph, node index) → position of the layer.
+        The layers, and (identity of the plan, node index) → position of the layer.
     """
     layers: list[Layer] = []
     places: dict[tuple[int, int], int] = {}
-    for position, plan in enumerate(plans):
+    for position, plan in chain.from_iterable(map(enumerate, rounds)):
         new = {(each.node, each.slot): each for each in new_constants(position, plan)}
         for index in sorted(
             (plan.touched.keys() | plan.equalized.keys() | plan.evened) - plan.site.removed
         ):
             slot = _factor_slot(plan.site, index)
             if slot is not None:
-                places[position, index] = len(layers)
+                places[id(plan), index] = len(layers)
                 layers.append(_layer(plan.site, index, slot, new.get((index, slot))))
     return tuple(layers), places
 

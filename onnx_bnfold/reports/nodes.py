@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from onnx import ModelProto
 
 from onnx_bnfold import batchnorm
+from onnx_bnfold.folding import Folding
 from onnx_bnfold.graph import Graph, graphs_of, operator
 from onnx_bnfold.planner import Decision, GraphPlan
 from onnx_bnfold.report import Record
@@ -91,17 +93,19 @@ class NodeRecord(Node):
     is_graph_output: bool
 
 
-def records_of(plans: Sequence[GraphPlan], places: Places) -> Iterator[NodeRecord]:
+def records_of(folding: Folding, places: Places) -> Iterator[NodeRecord]:
     """Yield the decisions of all graphs of a model.
 
     Args:
-        plans: of all graphs.
-        places: (position of the graph, node index) → position in the report's ``layers``.
+        folding: the fold.
+        places: (identity of the plan, node index) → position in the report's ``layers``.
     """
-    for position, plan in enumerate(plans):
-        layers = {node: layer for (graph, node), layer in places.items() if graph == position}
-        recorder = _Recorder(plan, layers)
-        yield from map(recorder.record, plan.decisions)
+    recorders = {
+        id(plan): _Recorder(plan, {n: layer for (p, n), layer in places.items() if p == id(plan)})
+        for plan in chain.from_iterable(folding.rounds)
+    }
+    for plan, decision in folding.decisions:
+        yield recorders[id(plan)].record(decision)
 
 
 def merged_records(merged: Sequence[Record], original: ModelProto) -> Iterator[NodeRecord]:
@@ -114,10 +118,12 @@ def merged_records(merged: Sequence[Record], original: ModelProto) -> Iterator[N
     graph = graphs_of(original)[0]
     found = {graph.label(index): index for index in range(len(graph.nodes))}
     for record in merged:
-        index, conv = found[record.name], found[record.scale_to[0]]
+        index, conv = found[record.name], found.get(record.scale_to[0])
         x, y = graph.nodes[index].input[0], graph.nodes[index].output[0]
-        taker = Taker(*_names(graph, conv), True, True, conv > index, None)
-        yield _record(graph, (index, x, y), Decision(index, record.way), (taker,))
+        takers: tuple[Taker, ...] = ()
+        if conv is not None:  # else it stands for another BatchNormalization
+            takers = (Taker(*_names(graph, conv), True, True, conv > index, None),)
+        yield _record(graph, (index, x, y), Decision(index, record.way), takers)
 
 
 class _Recorder:

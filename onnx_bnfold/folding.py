@@ -214,7 +214,7 @@ class Folding:
         options = self.options
         if options.equalize or options.merge_branches or options.standalone != "keep":
             return True
-        return any(plan.doubtful for plan in self.plans)
+        return any(plan.doubtful or plan.unsure for plan in self.plans)
 
     def _result(self) -> tuple[ModelProto, dict[str, Pending]]:
         """Return the result of the present plan, and those of its constants that lack values."""

@@ -34,6 +34,10 @@ from onnx_bnfold.site import AFFINE_OPERATORS, Key, Site, constant_map
 Standalone = Literal["keep", "mul-add", "conv"]
 
 
+# Reasons that have to do with other nodes than the one that refuses.
+_MAY_CHANGE = frozenset(
+    (Reason.CAPTURED, Reason.CONFLICT, Reason.SEARCH_LIMIT, Reason.UNKNOWN_SHAPE)
+)
 # (position of the graph, index of the node)
 Place = tuple[int, int]
 
@@ -94,6 +98,7 @@ class GraphPlan:
         evened: the BatchNormalizations that stay and get scales of one size.
         doubtful: nodes that stay though a place was found for what they do, and why: another fold
             may judge otherwise.
+        unsure: nodes that stay for reasons that may not hold where other nodes have gone.
         left: nodes that stay for good, and what for (``notes``).
     """
 
@@ -104,6 +109,7 @@ class GraphPlan:
     equalized: dict[int, list[str]] = field(default_factory=dict)
     evened: set[int] = field(default_factory=set)
     doubtful: dict[int, Refusal] = field(default_factory=dict)
+    unsure: set[int] = field(default_factory=set)
     left: dict[int, list[str]] = field(default_factory=dict)
 
     @property
@@ -140,7 +146,9 @@ def plan_graph(
     planner.run()
     decisions = sorted(planner.decisions.values(), key=lambda d: d.node)
     doubtful = planner.doubtful | excluded
-    return GraphPlan(site, limits, decisions, planner.touched, doubtful=doubtful)
+    return GraphPlan(
+        site, limits, decisions, planner.touched, doubtful=doubtful, unsure=planner.unsure
+    )
 
 
 class _Planner:
@@ -159,6 +167,7 @@ class _Planner:
         self.decisions: dict[int, Decision] = {}
         self.touched: dict[int, list[int]] = {}
         self.doubtful: dict[int, Refusal] = {}
+        self.unsure: set[int] = set()
         # For each node that stayed when it was tried: when that was, counted in removals, and the
         # nodes that were asked. For each node: at which removal something last changed there.
         self._tried: dict[int, tuple[int, set[int]]] = {}
@@ -221,13 +230,16 @@ class _Planner:
         if is_norm and self._fold_directly(index):
             return
         self.doubtful.pop(index, None)
+        self.unsure.discard(index)
         best: tuple[tuple[int, ...], str, dict[Key, Affine]] | None = None
         tried: list[tuple[str, Refusal]] = []
-        asked = {index}
+        asked, met = {index}, set[Reason]()
         try:
             for number, (way, seeds) in enumerate(self._ways(index)):
                 try:
-                    changes = flood(site, index, seeds, partial(self._admit, index, asked), asked)
+                    changes = flood(
+                        site, index, seeds, partial(self._admit, index, asked), asked, met
+                    )
                 except Refused as refused:
                     tried.append((way, refused.refusal))
                     continue
@@ -245,6 +257,9 @@ class _Planner:
             self._commit(index, way, changes, least[0], self._absorbing(index, changes))
             return
         self._tried[index] = len(site.removed), asked
+        met.update(refusal.reason for _, refusal in tried)
+        if not met.isdisjoint(_MAY_CHANGE):
+            self.unsure.add(index)
         if is_norm:
             self.decisions[index] = Decision(index, refusal=_why(tried), tried=tuple(tried))
 

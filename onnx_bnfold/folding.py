@@ -29,6 +29,7 @@ from onnx_bnfold.shapes import Inference, Shapes
 from onnx_bnfold.site import Site
 from onnx_bnfold.sound import require_sound
 from onnx_bnfold.source import Source, rounded
+from onnx_bnfold.storage.tensors import clear_place
 from onnx_bnfold.validation import require_at_least, require_types
 
 if TYPE_CHECKING:
@@ -199,13 +200,14 @@ class Folding:
 
         What it would find is done in another round, or left for good.
         """
+        gained = True
         while self.alters and self._may_be_judged_otherwise:
             copy, pending = self._result()
             source = self._source.with_computed({n: new.compute for n, new in pending.items()})
             again = Folding(copy, source.read, self.options, self._ranges, source.open)
             again._plan_once()
-            if again.merges or settle.finds_places(self.plans, again.plans):
-                self._go_on()
+            if gained and (again.merges or settle.finds_places(self.plans, again.plans)):
+                gained = self._go_on()
             elif not settle.leave(self.plans, again.plans, again._restated):
                 return
 
@@ -222,12 +224,15 @@ class Folding:
         copy.CopyFrom(self.model)
         pending = self.apply(copy)
         for tensor, _, _ in pending.values():
-            tensor.ClearField("data_location")
-            tensor.ClearField("external_data")
+            clear_place(tensor)
         return copy, pending
 
-    def _go_on(self) -> None:
-        """Plan the result of the present plan, its constants not rounded yet."""
+    def _go_on(self) -> bool:
+        """Plan the result of the present plan, its constants not rounded yet.
+
+        Returns:
+            Whether more goes.
+        """
         self.verify()
         self.model, pending = self._result()
         values = {name: partial(_exact, new) for name, new in pending.items()}
@@ -236,9 +241,11 @@ class Folding:
         self.earlier.append(self.plans)
         self._excluded, self._unequal, self._restated, self._unread = {}, set(), {}, set()
         self._index()
+        merges = self.merges
         if self.options.merge_branches:
             self._merge()
         self._plan_once()
+        return self.merges > merges or any(plan.site.removed for plan in self.plans)
 
     @property
     def _limits(self) -> Limits:

@@ -227,10 +227,10 @@ class _Planner:
         """Try all ways to remove a node and commit the one that disturbs least."""
         site = self.site
         is_norm = site.graph.ops[index] == batchnorm.OPERATOR
-        if is_norm and self._fold_directly(index):
-            return
         self.doubtful.pop(index, None)
         self.unsure.discard(index)
+        if is_norm and self._fold_directly(index):
+            return
         best: tuple[tuple[int, ...], str, dict[Key, Affine]] | None = None
         tried: list[tuple[str, Refusal]] = []
         asked, met = {index}, set[Reason]()

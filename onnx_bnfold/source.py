@@ -12,6 +12,7 @@ from onnx import TensorProto
 from onnx_bnfold.constants import OpenTensor, Stored
 from onnx_bnfold.graph import ReadTensor
 from onnx_bnfold.rounding import as_type
+from onnx_bnfold.storage.tensors import is_external
 
 Array = np.ndarray[Any, Any]
 
@@ -62,4 +63,6 @@ def rounded(compute: Callable[[], Array], data_type: int) -> Array:
 def _has_values(tensor: TensorProto) -> bool:
     """Whether a tensor is more than declared: that of a node may have the name of another."""
     declared = TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+    if is_external(tensor):
+        declared.data_location = tensor.data_location
     return bool(tensor.ByteSize() != declared.ByteSize())

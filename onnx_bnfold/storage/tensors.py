@@ -366,6 +366,13 @@ def clear_values(tensor: TensorProto) -> None:
         tensor.ClearField(name)
 
 
+def clear_place(tensor: TensorProto) -> None:
+    """Drops where the values of a tensor lie; what belongs into another file still does."""
+    if any(entry.key == REFERENCE for entry in tensor.external_data):
+        tensor.ClearField("data_location")
+    tensor.ClearField("external_data")
+
+
 def set_external_range(tensor: TensorProto, location: str, offset: int, length: int) -> None:
     """Makes a tensor's message refer to values in a file, and drops those it holds itself."""
     clear_values(tensor)

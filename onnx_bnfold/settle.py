@@ -96,7 +96,7 @@ def _removed(
             here = survivor(plan, again.site.graph.writes[index][0])
             if here is not None:
                 refusal = plan.doubtful.get(here)
-                why = Reason.EXCLUDED if refusal is None else refusal.reason
+                why = Reason.PRECISION if refusal is None else refusal.reason  # it was rounding
                 yield position, here, why.value
 
 

@@ -11,6 +11,7 @@ import re
 
 from onnx import NodeProto
 
+from onnx_bnfold.graph import Graph
 from onnx_bnfold.limits import Limits
 from onnx_bnfold.reasons import Reason, Refused
 
@@ -31,28 +32,35 @@ def note(node: NodeProto, why: str, limits: Limits) -> None:
         why: the value of a ``Reason``, ``EQUALIZE`` or ``STANDALONE``.
         limits: of the fold; others may judge otherwise.
     """
-    node.doc_string = f"{node.doc_string} {_START} {why} {_end(limits)}".lstrip()
+    node.doc_string = f"{_text(node)} {_START} {why} {_end(limits)}".lstrip()
 
 
 def is_noted(node: NodeProto, why: str, limits: Limits) -> bool:
     """Whether a fold with the same limits has left a node for a reason."""
-    return f"{_START} {why} {_end(limits)}" in node.doc_string
+    return f"{_START} {why} {_end(limits)}" in _text(node)
 
 
-def require_unnoted(node: NodeProto, label: str, limits: Limits) -> None:
+def require_unnoted(graph: Graph, index: int, limits: Limits) -> None:
     """Refuse to remove a node that a fold with the same limits has left.
 
     Raises:
         Refused: there is a note of a ``Reason``.
     """
-    text = node.doc_string
-    if not text or _START not in text:
+    text = _text(graph.nodes[index])
+    if _START not in text:
         return
     for why in re.findall(f"{_START} (\\w+) {re.escape(_end(limits))}", text):
         if why in {reason.value for reason in Reason}:
-            raise Refused(Reason(why), label, _SENTENCE)
+            raise Refused(Reason(why), graph.label(index), _SENTENCE)
+
+
+def _text(node: NodeProto) -> str:
+    """Return the ``doc_string`` of a node, which protobuf hands as bytes where it is no text."""
+    text: str | bytes = node.doc_string
+    return text if isinstance(text, str) else text.decode(errors="replace")
 
 
 def _end(limits: Limits) -> str:
-    rescaling = "as its type allows" if limits.max_rescale is None else str(limits.max_rescale)
+    most = limits.max_rescale
+    rescaling = "as its type allows" if most is None else repr(float(most))
     return f"(profile {limits.profile}, rescaling {rescaling})"

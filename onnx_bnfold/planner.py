@@ -205,7 +205,7 @@ class _Planner:
             if index in self.excluded:
                 raise Refused.again(self.excluded[index])
             self.site.norm(index)
-            require_unnoted(view.node, view.label, self.limits)
+            require_unnoted(self.site.graph, index, self.limits)
             if view.constant(0) is not None:
                 raise Refused(
                     Reason.OPAQUE, view.label, "its input is a constant; fold constants first"
@@ -218,7 +218,7 @@ class _Planner:
     def _may_go(self, index: int) -> bool:
         """Whether nothing forbids to remove a node that is no BatchNormalization."""
         try:
-            require_unnoted(self.site.graph.nodes[index], "", self.limits)
+            require_unnoted(self.site.graph, index, self.limits)
         except Refused:
             return False
         return index not in self.excluded

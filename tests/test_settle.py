@@ -21,7 +21,8 @@ def assert_settled(folded: ModelProto, options: Options) -> None:
 
 
 def notes(model: ModelProto) -> dict[str, str]:
-    return {n.op_type: n.doc_string for n in all_nodes(model) if "onnx_bnfold" in n.doc_string}
+    texts = {n.op_type: str(n.doc_string) for n in all_nodes(model)}
+    return {operator: text for operator, text in texts.items() if "onnx_bnfold" in text}
 
 
 def scaled_twice(*, norm: bool) -> ModelProto:
@@ -46,7 +47,7 @@ def test_what_a_limit_keeps_is_noted_and_stays(norm):
     assert_same_function(model, folded)
     assert len(notes(folded)) == 1
     (note,) = notes(folded).values()
-    assert note == "onnx_bnfold: left for range (profile float, rescaling 2)"
+    assert note == "onnx_bnfold: left for range (profile float, rescaling 2.0)"
     assert_settled(folded, NARROW)
     if norm:
         assert [r.refusal.reason for r in report.kept] == [Reason.RANGE]
@@ -68,6 +69,17 @@ def test_a_note_keeps_what_the_doc_string_says():
         node.doc_string = f"{node.op_type} of ours"
     folded, _ = onnx_bnfold.fold(model, NARROW)
     assert notes(folded)["Mul"].startswith("Mul of ours onnx_bnfold: left")
+
+
+def test_a_doc_string_may_be_no_text():
+    model = scaled_twice(norm=False)
+    for node in model.graph.node:
+        node.doc_string = "\N{PILE OF POO}"
+    content = model.SerializeToString().replace("\N{PILE OF POO}".encode(), b"\xff\xfe\xfd\xfc")
+    folded, _ = onnx_bnfold.fold(ModelProto.FromString(content), NARROW)
+    assert notes(folded)["Mul"].endswith(
+        "onnx_bnfold: left for range (profile float, rescaling 2.0)"
+    )
 
 
 def test_nothing_is_noted_where_nothing_goes():

@@ -129,7 +129,7 @@ class Folding:
 
     def _index(self) -> None:
         self._graphs = graphs_of(self.model, freeze_initializers=self.options.freeze_initializers)
-        self._inference = Inference(self.model, self._graphs[0], self._source.read)
+        self._inference = Inference(self.model, self._graphs[0], self._source.read_rounded)
         self._origins.label(self._graphs)
 
     def _copy(self) -> ModelProto:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -45,8 +46,13 @@ class Source:
         return Source(self._read, self._open, {**self.computed, **computed})
 
     def read(self, tensor: TensorProto) -> Array:
+        """Return the elements of an initializer, float64 if they are not rounded yet."""
         compute = self.computed.get(tensor.name) if self.computed else None
         return self._read(tensor) if compute is None or _has_values(tensor) else compute()
+
+    def read_rounded(self, tensor: TensorProto) -> Array:
+        """Return the elements of an initializer in its type."""
+        return rounded(partial(self.read, tensor), tensor.data_type)
 
     def open(self, tensor: TensorProto) -> Stored | None:
         if tensor.name in self.computed or self._open is None:

@@ -136,7 +136,8 @@ def test_two_rounds_from_file_to_file(tmp_path, monkeypatch, external):
     monkeypatch.setattr("onnx_bnfold.api.SMALL", 0)
     monkeypatch.setattr("onnx_bnfold.storage.skeleton.SMALL", 16)
     net = merged_when_folded()
-    model = net.model(net.nodes[-1].output[0])
+    sigmoid = net.op("Sigmoid", net.nodes[-1].output[0])
+    model = net.model(net.op("Mul", sigmoid, net.random(4, 1, 1)))  # of which shapes are asked
     in_memory, expected = onnx_bnfold.fold(model, MERGE)
     if external:
         convert_model_to_external_data(model, location="weights", size_threshold=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -17,6 +18,7 @@ from onnx_bnfold.new_constants import NewConstant, new_constants
 from onnx_bnfold.planner import GraphPlan
 from onnx_bnfold.reports.nodes import Node, Places
 from onnx_bnfold.site import Site
+from onnx_bnfold.source import rounded
 
 Array = np.ndarray[Any, Any]
 
@@ -85,8 +87,9 @@ def _factor_slot(site: Site, index: int) -> int | None:
 
 def _layer(site: Site, index: int, slot: int, new: NewConstant | None) -> Layer:
     view = site.view(index)
-    name = view.name_in(slot)
-    before = site.constants.value(name)
+    name, info = view.name_in(slot), view.constant(slot)
+    assert info is not None
+    before = rounded(partial(site.constants.value, name), info.data_type)
     measured = _measured(site, index, before)
     changed = measured if new is None else _measured(site, index, new())
     largest = float(ml_dtypes.finfo(before.dtype).max)  # type: ignore[no-untyped-call]

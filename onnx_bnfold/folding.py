@@ -204,7 +204,8 @@ class Folding:
         while self.alters and self._may_be_judged_otherwise:
             copy, pending = self._result()
             source = self._source.with_computed({n: new.compute for n, new in pending.items()})
-            again = Folding(copy, source.read, self.options, self._ranges, source.open)
+            ranges = self._ranges_of_result()
+            again = Folding(copy, source.read, self.options, ranges, source.open)
             again._plan_once()
             if gained and (again.merges or settle.finds_places(self.plans, again.plans)):
                 gained = self._go_on()
@@ -227,6 +228,13 @@ class Folding:
             clear_place(tensor)
         return copy, pending
 
+    def _ranges_of_result(self) -> Ranges | None:
+        if self._ranges is None:
+            return None
+        from onnx_bnfold.ranges import of_result
+
+        return of_result(self._ranges, self.plans[0].site)
+
     def _go_on(self) -> bool:
         """Plan the result of the present plan, its constants not rounded yet.
 
@@ -238,6 +246,7 @@ class Folding:
         values = {name: partial(_exact, new) for name, new in pending.items()}
         self._source = self._source.with_computed(values)
         self._origins.follow(self.plans)
+        self._ranges = self._ranges_of_result()
         self.earlier.append(self.plans)
         self._excluded, self._unequal, self._restated, self._unread = {}, set(), {}, set()
         self._index()

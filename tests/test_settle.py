@@ -4,9 +4,9 @@ import numpy as np
 import onnx
 import pytest
 from graphs import IMAGE, Net
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 from onnx.external_data_helper import convert_model_to_external_data
-from support import all_nodes, assert_same_function, initializer, ops
+from support import all_nodes, assert_same_function, initializer, ops, tensor
 
 import onnx_bnfold
 from onnx_bnfold import Options, Reason, folding
@@ -152,6 +152,25 @@ def test_two_rounds_from_file_to_file(tmp_path, monkeypatch, external):
     onnx_bnfold.fold_file(tmp_path / "f.onnx", tmp_path / "g.onnx", MERGE)
     again = onnx.load(tmp_path / "g.onnx")
     assert again.SerializeToString() == loaded.SerializeToString()
+
+
+def test_measured_ranges_go_along(tmp_path):
+    """Behind a BN that has gone a tensor has other values than the one of its name had."""
+    net = Net(IMAGE)
+    x = net.conv("x", 4)
+    norm = net.bn(x)
+    weight = net.initializers[0]
+    spread = numpy_helper.to_array(weight) * np.float32([9, 1, 0.1, 1]).reshape(4, 1, 1, 1)
+    weight.CopyFrom(tensor(weight.name, spread))
+    model = net.model(net.op("Sum", net.conv(norm, 4, 3, pads=[1] * 4), x))
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(8, 4, 4, 4)).astype("f4"))
+    options = Options(merge_branches=True, equalize=True, ranges=str(tmp_path / "x.npz"))
+    onnx.save(model, tmp_path / "0.onnx")
+    report = onnx_bnfold.fold_file(tmp_path / "0.onnx", tmp_path / "1.onnx", options)
+    assert report.equalized
+    onnx_bnfold.fold_file(tmp_path / "1.onnx", tmp_path / "2.onnx", options)
+    assert (tmp_path / "1.onnx").read_bytes() == (tmp_path / "2.onnx").read_bytes()
+    assert_same_function(model, onnx.load(tmp_path / "2.onnx"))
 
 
 def test_what_stays_for_good_by_its_neighbours_is_not_planned_twice(monkeypatch):

@@ -13,17 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import ModelProto
 
-from onnx_bnfold import settle
 from onnx_bnfold.affine import Float64
 from onnx_bnfold.constants import Constants, OpenTensor
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.graph import Graph, ReadTensor, graphs_of
 from onnx_bnfold.limits import Limits, Profile
 from onnx_bnfold.new_constants import Array, Unrepresentable, Whole, exact, new_constants
-from onnx_bnfold.order import in_order
 from onnx_bnfold.planner import Decision, GraphPlan, Place, Standalone, plan_graph
 from onnx_bnfold.reasons import Refusal
-from onnx_bnfold.report import Record, Rescaled, composed, record_of, rescaled_of
 from onnx_bnfold.rewrite import Pending, freeze_constants, rewrite
 from onnx_bnfold.shapes import Inference, Shapes
 from onnx_bnfold.site import Site
@@ -34,6 +31,8 @@ from onnx_bnfold.validation import require_at_least, require_types
 
 if TYPE_CHECKING:
     from onnx_bnfold.ranges import Ranges
+    from onnx_bnfold.report import Record, Rescaled
+    from onnx_bnfold.settle import Origins
 
 
 @dataclass(frozen=True)
@@ -116,10 +115,12 @@ class Folding:
         self._ranges = ranges
         self._unequal: set[tuple[int, str]] = set()
         self._restated: dict[Place, Decision] = {}
-        self._origins = settle.Origins()
+        self._origins: Origins | None = None
         self._unread: set[str] = set()
         self._index()
         if not require_sound(self._graphs):
+            from onnx_bnfold.order import in_order
+
             self.model = in_order(model, self._graphs)
             self._index()
         self.original = self.model
@@ -130,7 +131,8 @@ class Folding:
     def _index(self) -> None:
         self._graphs = graphs_of(self.model, freeze_initializers=self.options.freeze_initializers)
         self._inference = Inference(self.model, self._graphs[0], self._source.read_rounded)
-        self._origins.label(self._graphs)
+        if self._origins is not None:
+            self._origins.label(self._graphs)
 
     def _copy(self) -> ModelProto:
         copy = ModelProto()
@@ -142,6 +144,7 @@ class Folding:
     def _merge(self) -> None:
         """Go on with a copy of the model in which parallel branches are one Conv."""
         from onnx_bnfold import merge
+        from onnx_bnfold.report import Record
 
         site = self._site(0, {})
         found = [one for one in merge.merges(site) if merge.fits(site, one)]
@@ -191,7 +194,8 @@ class Folding:
             self._plan_graphs()
         for position, plan in enumerate(self.plans):
             here = [d for (p, _), d in self._restated.items() if p == position]
-            plan.decisions = sorted((*here, *plan.decisions), key=lambda d: d.node)
+            if here:
+                plan.decisions = sorted((*here, *plan.decisions), key=lambda d: d.node)
             if self.options.equalize:
                 self._equalize(position, plan)
 
@@ -200,8 +204,12 @@ class Folding:
 
         What it would find is done in another round, or left for good.
         """
+        if not self.alters or not self._may_be_judged_otherwise:
+            return
+        from onnx_bnfold import settle
+
         gained = True
-        while self.alters and self._may_be_judged_otherwise:
+        while True:
             copy, pending = self._result()
             source = self._source.with_computed({n: new.compute for n, new in pending.items()})
             ranges = self._ranges_of_result()
@@ -245,6 +253,9 @@ class Folding:
         self.model, pending = self._result()
         values = {name: partial(_exact, new) for name, new in pending.items()}
         self._source = self._source.with_computed(values)
+        from onnx_bnfold.settle import Origins
+
+        self._origins = self._origins or Origins()
         self._origins.follow(self.plans)
         self._ranges = self._ranges_of_result()
         self.earlier.append(self.plans)
@@ -387,6 +398,8 @@ class Folding:
     @property
     def decisions(self) -> list[tuple[GraphPlan, Decision]]:
         """What was decided on each node at last, and the plan that says it, in order."""
+        if self._origins is None:
+            return [(plan, decision) for plan in self.plans for decision in plan.decisions]
         found = []
         for number, plans in enumerate(self.rounds):
             is_last = plans is self.plans
@@ -415,10 +428,14 @@ class Folding:
     @property
     def rescaled(self) -> tuple[Rescaled, ...]:
         """The tensors that stay and are re-parametrised by the present plan."""
+        from onnx_bnfold.report import rescaled_of
+
         return rescaled_of([*self.rounds])
 
     def changes(self) -> dict[str, tuple[Float64, Float64]]:
         """Return scale and shift of every tensor of the main graph that changes, by name."""
+        from onnx_bnfold.report import composed
+
         total = composed([plans[0] for plans in self.rounds])
         return {name: (change.scale, change.shift) for name, change in total.items()}
 
@@ -434,6 +451,8 @@ class Folding:
 
     def records(self) -> tuple[Record, ...]:
         """Return what became of every node, by the present plan."""
+        from onnx_bnfold.report import record_of  # a quiet fold makes no report
+
         return self.merged + tuple([record_of(*decided) for decided in self.decisions])
 
 

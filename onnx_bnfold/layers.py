@@ -16,15 +16,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import cache, lru_cache, partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from onnx_bnfold.affine import Affine, Float64
 from onnx_bnfold.constants import Constant
-from onnx_bnfold.quantized import QuantizedWeight, dequantizer, quantized_weight
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.view import FLOATS, NodeView
+
+if TYPE_CHECKING:
+    from onnx_bnfold.quantized import QuantizedWeight
 
 Array = np.ndarray[Any, Any]
 
@@ -227,12 +229,18 @@ def _no_shift(view: NodeView, reason: Reason, sentence: str) -> Refusal:
     return Refusal(reason, view.label, sentence)
 
 
+def _dequantizer(view: NodeView, slot: int) -> NodeView | None:
+    from onnx_bnfold.quantized import dequantizer  # most weights are constants
+
+    return dequantizer(view, slot)
+
+
 def _weight(view: NodeView, slot: int) -> Constant:
     """Return a weight's shape and type; for a quantised one those it has in real numbers."""
     info = view.constant(slot)
     if info is not None:
         return info
-    source = dequantizer(view, slot)
+    source = _dequantizer(view, slot)
     if source is None or source.constant(0) is None or source.constant(1) is None:
         return view.weight(slot)  # which says why it is none
     integers, scale = source.weight(0), source.weight(1)
@@ -315,7 +323,7 @@ def _gemm(view: NodeView) -> LinearLayer:
 
 
 def _matmul(view: NodeView) -> LinearLayer:
-    right = view.constant(1) is not None or dequantizer(view, 1) is not None
+    right = view.constant(1) is not None or _dequantizer(view, 1) is not None
     weight_slot = 1 if right else 0
     weight = _weight(view, weight_slot)
     data_slot = 1 - weight_slot
@@ -378,9 +386,9 @@ def linear_layer(view: NodeView) -> LinearLayer:
         raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its weight is not of a float type")
     if 0 in layer.weight.dims:
         raise Refused(Reason.INCONSISTENT_SHAPES, view.label, "its weight has no elements")
-    if view.constant(layer.weight_slot) is not None:
+    if view.constants.get(layer.weight.name) is not None:
         return layer
-    source = dequantizer(view, layer.weight_slot)
+    source = _dequantizer(view, layer.weight_slot)
     if source is None:
         return layer
     if "g" in layer.layout and layer.layout.index("o") != 1 and layer.grouped[0] > 1:
@@ -388,4 +396,6 @@ def linear_layer(view: NodeView) -> LinearLayer:
             Reason.QUANTIZED, view.label, "its output channels are spread over groups and an axis"
         )
     plain = layer.layout.replace("g", "")
+    from onnx_bnfold.quantized import quantized_weight
+
     return layer._replace(quantized=quantized_weight(source, plain.index("o")))

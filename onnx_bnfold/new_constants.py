@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -19,9 +19,11 @@ from onnx_bnfold.affine import Affine
 from onnx_bnfold.layers import LAYOUTS, LinearLayer
 from onnx_bnfold.numerics import ONE, Product, product, product_blocks, products
 from onnx_bnfold.planner import GraphPlan
-from onnx_bnfold.quantized import QuantizedWeight
 from onnx_bnfold.reasons import Refusal, Refused
 from onnx_bnfold.site import Site
+
+if TYPE_CHECKING:
+    from onnx_bnfold.quantized import QuantizedWeight
 
 Array = np.ndarray[Any, Any]
 

@@ -347,7 +347,7 @@ def _report(
     before = after = None
     if folded is not None:
         before, after = folding.nodes_before, sum(len(body.node) for body in bodies_of(folded))
-    copied = copied_bytes(folding.plans)
+    copied = sum(map(copied_bytes, folding.rounds))
     return Report(
         folding.records(), before, after, folding.equalized, folding.rescaled, *sizes, copied
     )

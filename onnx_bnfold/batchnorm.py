@@ -264,7 +264,7 @@ def _epsilon(view: NodeView) -> float:
         Refused: it has none, whatever its parameters are.
     """
     _require_inference(view)
-    if str(view.node.doc_string).endswith(EVENED):
+    if EVENED in str(view.node.doc_string):
         raise Refused(
             Reason.EQUALIZED,
             view.label,

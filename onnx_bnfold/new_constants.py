@@ -109,6 +109,15 @@ def compute_all(wanted: Sequence[Compute]) -> Iterator[Array]:
         yield compute() if result is None else result
 
 
+def exact(compute: Compute) -> Array:
+    """Return the elements of a constant before they are rounded, float64 if they are."""
+    described = compute.product()
+    if described is None:
+        return compute()
+    with np.errstate(all="ignore"):
+        return np.asarray(described.values.astype(np.float64) * described.factor)
+
+
 class Unrepresentable(Exception):
     """New constants do not fit their data type.
 

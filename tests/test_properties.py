@@ -83,9 +83,12 @@ WAYS = {
 }
 
 
-# docs/what-is-folded.md says what a second fold may change with the others, where statistics
-# contradict each other most of all.
-REPEATABLE = {"plain": Options(), "int8": WAYS["int8"], "conv": WAYS["conv"]}
+REPEATABLE = {
+    "plain": Options(),
+    "shared": Options(keep_shared_weights=True),
+    "rescale-1": Options(max_rescale=1, equalize=True),
+    **WAYS,
+}
 
 
 def assert_second_fold_changes_nothing(model, options: Options) -> None:

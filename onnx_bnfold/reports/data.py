@@ -106,9 +106,9 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
         The report; its ``written`` is False, as the model is not in its place yet.
     """
     folding = outcome.folding
-    layers, places = layers_of(folding.plans)
+    layers, places = layers_of([*folding.rounds])
     merged = merged_records(folding.merged, outcome.original)
-    records = [*merged, *records_of(folding.plans, places)]
+    records = [*merged, *records_of(folding, places)]
     norms = [record for record in records if record.op == batchnorm.OPERATOR]
     source = _files(outcome.source_files)
     result = None if outcome.path is None else _files(outcome.files)
@@ -120,7 +120,7 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
         result=result,
         bytes_before=_length(source),
         bytes_after=None if result is None else _length(result),
-        copied_bytes=copied_bytes(folding.plans),
+        copied_bytes=sum(map(copied_bytes, folding.rounds)),
         written=False,
         input_shapes=input_shapes(outcome.original, sizes),
         before=figures_of(outcome.original, folding.read, sizes),

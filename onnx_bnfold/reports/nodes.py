@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from onnx import ModelProto
 
 from onnx_bnfold import batchnorm
+from onnx_bnfold.folding import Folding
 from onnx_bnfold.graph import Graph, graphs_of, operator
 from onnx_bnfold.planner import Decision, GraphPlan
 from onnx_bnfold.report import Record
@@ -92,17 +94,21 @@ class NodeRecord(Node):
     is_graph_output: bool
 
 
-def records_of(plans: Sequence[GraphPlan], positions: Places) -> Iterator[NodeRecord]:
-    """Yield the records of all planned nodes of a model.
+def records_of(folding: Folding, positions: Places) -> Iterator[NodeRecord]:
+    """Yield the decisions of all graphs of a model.
 
     Args:
-        plans: of all graphs.
-        positions: of layers in the report.
+        folding: the fold.
+        positions: (identity of the plan, node index) → position in the report's ``layers``.
     """
-    for position, plan in enumerate(plans):
-        layers = {node: layer for (graph, node), layer in positions.items() if graph == position}
-        recorder = _Recorder(plan, layers)
-        yield from map(recorder.record, plan.decisions)
+    recorders = {
+        id(plan): _Recorder(
+            plan, {n: layer for (p, n), layer in positions.items() if p == id(plan)}
+        )
+        for plan in chain.from_iterable(folding.rounds)
+    }
+    for plan, decision in folding.decisions:
+        yield recorders[id(plan)].record(decision)
 
 
 def merged_records(merged: Sequence[Record], original: ModelProto) -> Iterator[NodeRecord]:
@@ -115,10 +121,12 @@ def merged_records(merged: Sequence[Record], original: ModelProto) -> Iterator[N
     graph = graphs_of(original)[0]
     indices = {graph.label(index): index for index in range(len(graph.nodes))}
     for record in merged:
-        index, conv = indices[record.name], indices[record.scale_to[0]]
+        index, conv = indices[record.name], indices.get(record.scale_to[0])
         x, y = graph.nodes[index].input[0], graph.nodes[index].output[0]
-        taker = Taker(*_names(graph, conv), True, True, conv > index, None)
-        yield _record(graph, (index, x, y), Decision(index, record.way), (taker,))
+        takers: tuple[Taker, ...] = ()
+        if conv is not None:  # else it stands for another BatchNormalization
+            takers = (Taker(*_names(graph, conv), True, True, conv > index, None),)
+        yield _record(graph, (index, x, y), Decision(index, record.way), takers)
 
 
 class _Recorder:

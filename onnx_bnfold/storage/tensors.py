@@ -279,6 +279,13 @@ def clear_values(tensor: TensorProto) -> None:
         clear(name)
 
 
+def clear_place(tensor: TensorProto) -> None:
+    """Drop where the values of a tensor lie, but not that they belong into another file."""
+    if any(entry.key == REFERENCE for entry in tensor.external_data):
+        tensor.ClearField("data_location")
+    tensor.ClearField("external_data")
+
+
 class naming:  # noqa: N801 - a context manager; a generator function takes twice as long
     """Turn errors about a tensor into a ModelError that names it, and the model if given."""
 

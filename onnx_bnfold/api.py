@@ -18,9 +18,8 @@ from onnx_bnfold.graph import bodies_of
 from onnx_bnfold.metadata import Recorder
 from onnx_bnfold.new_constants import Unrepresentable, compute_all
 from onnx_bnfold.rewrite import Pending
-from onnx_bnfold.storage import ModelFile, read_tensor
-from onnx_bnfold.storage.data_files import data_files, data_files_of, files, total_bytes
-from onnx_bnfold.storage.tensors import byte_length, elsewhere, fill, is_external, tensors
+from onnx_bnfold.storage import ModelFile, data_files, read_tensor
+from onnx_bnfold.storage.tensors import fill, is_external
 from onnx_bnfold.validation import require_at_least, require_value
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class Outcome:
     @property
     def source_files(self) -> list[Path]:
         """The source and its data files."""
-        return files(self.source, data_files(self.original))
+        return data_files.files(self.source, data_files.data_files(self.original))
 
     @property
     def files(self) -> list[Path]:
@@ -63,8 +62,8 @@ class Outcome:
         if self.path is None:
             return []
         if self._data_files is None:
-            self._data_files = data_files_of(self.path)
-        return files(self.path, self._data_files)
+            self._data_files = data_files.data_files_of(self.path)
+        return data_files.files(self.path, self._data_files)
 
     def is_staged(self, path: Path) -> None:
         """Take note of the temporary path of the folded model, in a folder of its own."""
@@ -76,7 +75,7 @@ class Outcome:
         """What was folded; not computed before it is needed: it takes 5 % of the time of a fold."""
         if self.path is None:
             return _report(self.folding)
-        sizes = total_bytes(self.source_files), total_bytes(self.files)
+        sizes = data_files.total_bytes(self.source_files), data_files.total_bytes(self.files)
         return _report(self.folding, self.folded, sizes)
 
 
@@ -147,7 +146,8 @@ def fold(
         except Unrepresentable as failed:
             _learn(folding, failed)
         else:
-            return copy, _report(folding, copy, (_bytes_in_memory(model), _bytes_in_memory(copy)))
+            sizes = data_files.bytes_in_memory(model), data_files.bytes_in_memory(copy)
+            return copy, _report(folding, copy, sizes)
 
 
 def fold_file(
@@ -329,12 +329,6 @@ def _fill_small(pending: dict[str, Pending]) -> dict[str, Pending]:
     for new, values in zip(small, compute_all([new.compute for new in small]), strict=True):
         fill(new.tensor, values)
     return large
-
-
-def _bytes_in_memory(model: ModelProto) -> int:
-    """Return the bytes of a model, its values in files included."""
-    outside = sum(byte_length(tensor) for _, tensor in tensors(model, elsewhere()))
-    return int(model.ByteSize()) + outside
 
 
 def _report(

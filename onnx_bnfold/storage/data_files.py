@@ -1,4 +1,4 @@
-"""The data files that belong to a model."""
+"""The files that belong to a model, and their size."""
 
 from __future__ import annotations
 
@@ -50,3 +50,9 @@ def files(model: Path, names: Iterable[str]) -> list[Path]:
 def total_bytes(paths: Iterable[Path]) -> int:
     """Return the length of some files together."""
     return sum(path.stat().st_size for path in paths)
+
+
+def bytes_in_memory(model: ModelProto) -> int:
+    """Return the bytes of a model, its values in files included."""
+    outside = sum(tensors.byte_length(t) for _, t in tensors.tensors(model, tensors.elsewhere()))
+    return int(model.ByteSize()) + outside

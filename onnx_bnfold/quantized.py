@@ -7,21 +7,22 @@ the integer type. The integers are not rounded again, so nothing is lost.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 from onnx import TensorProto
 
 from onnx_bnfold.affine import Float64
 from onnx_bnfold.constants import Constant
+from onnx_bnfold.entries import Array, Computed, Exact, Revised
 from onnx_bnfold.graph import STANDARD_DOMAINS
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.view import NodeView
 
 OPERATOR = "DequantizeLinear"
 VERSION = 28  # the newest of the operator that is known here
-Array = np.ndarray[Any, Any]
 
 _RANGES: dict[int, tuple[int, int]] = {
     TensorProto.INT4: (-8, 7),
@@ -61,6 +62,21 @@ class QuantizedWeight:
             return self.scale.dims
         return (self.integers.dims[self.out_axis],)
 
+    def revised(self, factor: Float64) -> Iterator[Revised]:
+        """Yield what becomes of its constants by a factor per output channel."""
+        view, dims = self.view, self.scale_dims
+        if (factor < 0).any():
+            mirrored = Exact(partial(self.fold_integers, factor))
+            integers = self.integers
+            yield Revised(view, 0, "integers", integers.dims, integers.data_type, mirrored)
+        axis = () if self.is_blocked else (("axis", self.out_axis),)
+        scale = Computed(partial(self.fold_scale, factor), ())
+        yield Revised(view, 1, "scale", dims, self.scale.data_type, scale, axis)
+        zero = self.zero_point
+        if zero is not None and zero.dims != dims:
+            points = Exact(self.fold_zero_point)
+            yield Revised(view, 2, "zero_point", dims, zero.data_type, points)
+
     def fold_scale(self, factor: Float64) -> Float64:
         """Return the scale times the magnitude of a factor per output channel, float64."""
         scale = self.view.constants.value(self.scale.name).astype(np.float64)
@@ -99,7 +115,7 @@ class QuantizedWeight:
             )
         return mirrored.astype(q.dtype)
 
-    def _zero_points(self) -> np.ndarray[Any, Any]:
+    def _zero_points(self) -> Array:
         if self.zero_point is None:
             return np.zeros((), np.int64)
         value = self.view.constants.value(self.zero_point.name).astype(np.int64)
@@ -109,7 +125,7 @@ class QuantizedWeight:
             return value.reshape(shape)
         return value.reshape(()) if value.size == 1 else self._blocks(value)
 
-    def _blocks(self, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def _blocks(self, value: Array) -> Array:
         """Return a value per block as one per element; the last block may be cut off."""
         axis, size = _axis(self.view, value.ndim), self.view.attribute("block_size", 0)
         return np.repeat(value, size, axis).take(range(self.integers.dims[axis]), axis)

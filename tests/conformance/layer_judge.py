@@ -8,12 +8,15 @@ from dataclasses import replace
 import numpy as np
 
 from onnx_bnfold.affine import Affine
+from onnx_bnfold.batchnorm import OPERATOR
+from onnx_bnfold.entries import Absorbing, BiasPlace
 from onnx_bnfold.new_constants import NewConstant, Unrepresentable, new_constants
 from onnx_bnfold.planner import GraphPlan
 from onnx_bnfold.reasons import Refusal, Refused
 from onnx_bnfold.rules import OUT
+from onnx_bnfold.table import OPERATORS
 
-from .cases import LAYOUTS, OPERATOR, Operand
+from .cases import Operand
 from .changes import draw_change
 from .complete import visible
 from .engine import Arrays, Kernel, NotRunnable, Ports, Trial, applied, rounding, tight, wide
@@ -21,7 +24,7 @@ from .explained import explanation
 from .sound import COMPARED, differing_element, smallest
 from .verdict import Finding, Verdict, ports_text
 
-ABSORBERS = (*LAYOUTS, OPERATOR)
+ABSORBERS = [op for op, entry in OPERATORS.items() if isinstance(entry, Absorbing)]
 MOST_UNKNOWNS = 120  # elements of constants that are solved for
 SOLVED = 6  # samples
 
@@ -99,10 +102,11 @@ class _Rewritten:
 
     def __init__(self, trial: Trial, constants: Sequence[tuple[NewConstant, np.ndarray]]) -> None:
         self.trial = trial
-        self.by_slot = {new.slot: value for new, value in constants}
-        self.summand = self.by_slot.pop(2, None) if trial.case.op == "MatMul" else None
-        gets_bias = 2 in self.by_slot and trial.case.op != OPERATOR
-        self.kernel = _with_bias(trial) if gets_bias else trial.kernel
+        own = [(new, value) for new, value in constants if new.place is BiasPlace.INPUT]
+        self.by_slot = {new.slot: value for new, value in own}
+        behind = (value for new, value in constants if new.place is not BiasPlace.INPUT)
+        self.summand = next(behind, None)
+        self.kernel = _with_inputs(trial, [new for new, _ in own])
 
     def __call__(self, sample: Arrays, *, magnitudes: bool = False) -> np.ndarray:
         count = max([len(sample), *(slot + 1 for slot in self.by_slot)])
@@ -120,12 +124,19 @@ class _Rewritten:
         return y if summand is None else y + summand
 
 
-def _with_bias(trial: Trial) -> Kernel:
-    """The layer with a third input, and with beta as it is by default."""
+def _with_inputs(trial: Trial, constants: Sequence[NewConstant]) -> Kernel:
+    """The layer with the inputs and without the attributes that new constants say."""
     case = trial.case
-    bias = Operand("new_bias", np.zeros((), case.dtype))
-    replaced = {"beta": None} if "beta" in case.attributes else {}
-    return Kernel(replace(case, operands=(*case.operands[:2], bias)), **replaced)
+    voided = {name: None for new in constants for name, _ in new.attributes}
+    voided = {name: None for name in voided if name in case.attributes}
+    operands = list(case.operands)
+    for new in constants:
+        if new.slot >= len(operands) or not operands[new.slot].name:
+            operands.extend([Operand("")] * (new.slot + 1 - len(operands)))
+            operands[new.slot] = Operand(f"new_{new.suffix}", np.zeros((), case.dtype))
+    if len(operands) == len(case.operands) and not voided:
+        return trial.kernel
+    return Kernel(replace(case, operands=tuple(operands)), **voided)
 
 
 def _wrong(trial: Trial, ports: Ports, constants: Sequence[tuple[NewConstant, np.ndarray]]) -> str:
@@ -232,12 +243,10 @@ def _columns(
 
 def _own_bias(trial: Trial, shape: Sequence[int]) -> Iterator[np.ndarray]:
     """What a new bias would add: one value per output channel, where the layer has none."""
-    case = trial.case
-    if len(case.operands) > 2 or not shape:
+    layer = trial.site.layer_or_none(0)
+    if layer is None or layer.bias is not None or not shape:
         return
-    axis = 1
-    if case.op == "MatMul":
-        axis = len(shape) - 1 if case.operands[0].is_data else len(shape) - 2
+    axis = layer.out_axis
     for channel in range(shape[axis] if 0 <= axis < len(shape) else 0):
         picture = np.zeros(shape)
         picture[(slice(None),) * axis + (channel,)] = 1

@@ -9,7 +9,7 @@ import pytest
 from onnx import numpy_helper
 
 import onnx_bnfold
-from onnx_bnfold.layers import LAYOUTS
+from onnx_bnfold.layouts import LAYOUTS
 from onnx_bnfold.rules import RULES
 
 from .compare import difference

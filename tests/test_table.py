@@ -1,0 +1,68 @@
+"""The table of operators is the only place that knows an operator by its name."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import onnx_bnfold
+from onnx_bnfold import batchnorm
+from onnx_bnfold.entries import UNKNOWN, Absorbing
+from onnx_bnfold.layouts import LAYOUTS
+from onnx_bnfold.rules import RULES
+from onnx_bnfold.table import OPERATORS, entry_of
+
+PACKAGE = Path(onnx_bnfold.__file__).parent
+FAMILIES = {"batchnorm.py", "layouts.py", "rules.py"}  # where the entries stand
+# Modules that name operators that have an entry, and why they may.
+EXCEPTIONS = {
+    "check/reference.py": "what onnx's reference evaluator gets wrong",
+    "check/rescaled.py": "what hands a weight on in front of a layer; and it makes a Mul",
+    "constants.py": "what is evaluated where all inputs are constants",
+    "equalize.py": "what onnxruntime quantises together with the node in front",
+    "hints.py": "types and ranks where onnx's shape inference is not asked",
+    "merge.py": "sums of Convs, whose kernels are added up: their geometry is a Conv's",
+    "misread.py": "what onnx's shape inference gets wrong",
+    "moves.py": "the scales of a Resize are another input in an old version",
+    "ranges.py": "what is known of the spread of an operator's output",
+    "rewrite.py": "it makes a Gemm of a product of matrices, and an Add",
+    "slices.py": "what onnx's shape inference gets wrong of a Slice",
+    "standalone.py": "it makes a Mul, an Add, a Conv",
+}
+
+
+def modules() -> list[str]:
+    return sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def named(module: str) -> set[str]:
+    """The operators of the table that a module names in a string of its own."""
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    strings = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return {value for value in strings if isinstance(value, str) and value in OPERATORS}
+
+
+@pytest.mark.parametrize("module", sorted({*modules()} - FAMILIES - EXCEPTIONS.keys()))
+def test_no_operator_is_asked_for_by_name(module):
+    assert not named(module), "ask the operator's entry in `table.OPERATORS`"
+
+
+@pytest.mark.parametrize("module", sorted(FAMILIES | EXCEPTIONS.keys()))
+def test_the_exceptions_are_needed(module):
+    assert named(module)
+
+
+def test_every_operator_has_one_entry():
+    families = [*RULES, *LAYOUTS, batchnorm.OPERATOR]
+    assert sorted(families) == sorted(OPERATORS)
+    assert entry_of("NoSuchOperator") is entry_of(None) is UNKNOWN
+
+
+@pytest.mark.parametrize("op", [op for op, e in OPERATORS.items() if isinstance(e, Absorbing)])
+def test_the_weights_of_an_absorbing_operator_are_told(op):
+    entry = OPERATORS[op]
+    assert isinstance(entry, Absorbing)
+    assert entry.linear_in
+    assert {slot for choice in entry.linear_in for slot in choice} <= entry.weights

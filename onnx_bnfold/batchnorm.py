@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from onnx import TensorProto, helper
 
 from onnx_bnfold import costs
 from onnx_bnfold.affine import AGREEMENT, Affine, Float64
-from onnx_bnfold.entries import OUT, Absorbing, Array, Computed, Read, Revised, Sides
+from onnx_bnfold.entries import OUT, Absorbing, Array, Given, Read, Revised, Sides
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.rounding import FORMATS, as_type
 from onnx_bnfold.view import FLOATS, NodeView, overridable
@@ -174,7 +173,7 @@ class Norm:
             # Scale and B are of one type, and so are mean and variance: if one changes it, both do.
             partner = position ^ 1
             if altered[position] or (altered[partner] and info.data_type != kind):
-                values = Computed(partial(np.asarray, new), () if slot in (1, 4) else None)
+                values = Given(new, () if slot in (1, 4) else None)
                 yield Revised(view, slot, PARAMETERS[slot - 1], (count,), kind, values)
 
     def peaks(self, magnitude: Array) -> Array:

@@ -8,6 +8,7 @@ BatchNormalization (``batchnorm``). Nobody outside the table asks for an operato
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -168,32 +169,50 @@ class BiasPlace(Enum):
 # --- what becomes of a constant -------------------------------------------------------------
 
 
-class Multiplied(NamedTuple):
+class Multiplied(ABC):
     """A constant times a factor.
 
     Attributes:
         name: of the constant.
         shape: in which its elements are read.
-        factor: computes what they are multiplied by.
         sums_over: the axes of ``shape`` over which one output element sums.
     """
 
+    __slots__ = ()
     name: str
     shape: tuple[int, ...]
-    factor: Callable[[], Float64]
     sums_over: tuple[int, ...]
 
+    @abstractmethod
+    def factor(self) -> Float64:
+        """Compute what the elements are multiplied by; it broadcasts against ``shape``."""
 
-class Computed(NamedTuple):
+
+class Computed(ABC):
     """Values that are rounded to the constant's type.
 
     Attributes:
-        values: computes them.
         sums_over: for factors, the axes over which one output sums; None for summands.
     """
 
-    values: Callable[[], Float64]
+    __slots__ = ()
+    sums_over: tuple[int, ...] | None
+
+    @abstractmethod
+    def values(self) -> Float64:
+        """Compute them."""
+
+
+@dataclass(slots=True)
+class Given(Computed):
+    """Values that are there, or that a function computes."""
+
+    given: Float64 | Callable[[], Float64]
     sums_over: tuple[int, ...] | None = None
+
+    def values(self) -> Float64:
+        """Return them."""
+        return self.given() if callable(self.given) else self.given
 
 
 class Exact(NamedTuple):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -128,7 +128,7 @@ class LinearLayer(NamedTuple):
         if self.bias_slot is not None:
             return None
         factor = self.weight_factor(*sides)
-        value = self._weight_value().reshape(self.grouped)
+        value = self.weight_value().reshape(self.grouped)
         shift = -self.fold_bias(None, value * factor, into, None)
         laid = along(shift, self.out_axis, self.out_rank)
         return Affine.identity(self.out_rank).with_shift(laid)
@@ -155,7 +155,7 @@ class LinearLayer(NamedTuple):
             return self.bias is not None and out is not None and out.has_scale
         if self.bias_slot is not None:
             return True
-        weight = self._weight_value() if shifted else None
+        weight = self.weight_value() if shifted else None
         bias = self.fold_bias(None, weight, into, out)
         size = self.bias_size(weight, into, out)
         return bool((np.abs(bias) > AGREEMENT * size).any())
@@ -166,9 +166,8 @@ class LinearLayer(NamedTuple):
             if sides.out is not None and sides.out.has_scale:
                 yield from self.quantized.revised(self.output_vectors(sides.out)[0])
         elif sides.have_scale:
-            factor = partial(self.weight_factor, *sides)
-            values = Multiplied(self.weight.name, self.grouped, factor, self.summed_axes)
             dims, data_type = self.weight.dims, self.weight.data_type
+            values = _NewWeight(self, sides)
             yield Revised(self.view, self.weight_slot, "weight", dims, data_type, values)
         if self.needs_bias(sides):
             yield self._revised_bias(sides)
@@ -186,20 +185,13 @@ class LinearLayer(NamedTuple):
             "bias",
             dims,
             self.weight.data_type,
-            Computed(partial(self._new_bias, sides, dims)),
+            _NewBias(self, sides, dims),
             tuple((name, None) for name in self.voided),
             self.bias_place,
         )
 
-    def _new_bias(self, sides: Sides, dims: tuple[int, ...]) -> Float64:
-        old = None if self.bias is None else self.view.constants.value(self.bias.name)
-        shifted = sides.into is not None and sides.into.has_shift
-        folded = self.fold_bias(old, self._weight_value() if shifted else None, *sides)
-        if self.bias_slot is None:
-            folded = folded.reshape(dims)
-        return folded if folded.shape == dims else np.broadcast_to(folded, dims)
-
-    def _weight_value(self) -> Array:
+    def weight_value(self) -> Array:
+        """Return the elements of the weight."""
         return self.view.constants.value(self.weight.name)
 
     def peaks(self, magnitude: Array) -> Array:
@@ -327,6 +319,52 @@ class LinearLayer(NamedTuple):
 
     def _summed(self, product: Float64) -> Float64:
         return np.asarray(product.sum(axis=self.summed_axes).reshape(-1))
+
+
+class _NewWeight(Multiplied):
+    """What becomes of the weight of a layer by changes of its two sides."""
+
+    __slots__ = ("_layer", "_sides")
+
+    def __init__(self, layer: LinearLayer, sides: Sides) -> None:
+        self._layer = layer
+        self._sides = sides
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self._layer.weight.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self._layer.grouped
+
+    @property
+    def sums_over(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self._layer.summed_axes
+
+    def factor(self) -> Float64:
+        return self._layer.weight_factor(*self._sides)
+
+
+class _NewBias(Computed):
+    """What becomes of its bias, in the shape ``dims``."""
+
+    __slots__ = ("_dims", "_layer", "_sides")
+    sums_over = None
+
+    def __init__(self, layer: LinearLayer, sides: Sides, dims: tuple[int, ...]) -> None:
+        self._layer = layer
+        self._sides = sides
+        self._dims = dims
+
+    def values(self) -> Float64:
+        layer, (into, out), dims = self._layer, self._sides, self._dims
+        old = None if layer.bias is None else layer.view.constants.value(layer.bias.name)
+        shifted = into is not None and into.has_shift
+        folded = layer.fold_bias(old, layer.weight_value() if shifted else None, into, out)
+        if layer.bias_slot is None:
+            folded = folded.reshape(dims)
+        return folded if folded.shape == dims else np.broadcast_to(folded, dims)
 
 
 @cache

@@ -6,15 +6,14 @@ a time.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from onnx_bnfold.affine import Float64
-from onnx_bnfold.entries import BiasPlace, Combines, Computed, Multiplied, Revised
+from onnx_bnfold.constants import Stored
+from onnx_bnfold.entries import Combines, Computed, Exact, Given, Multiplied, Revised
 from onnx_bnfold.numerics import ONE, Product, product, product_blocks, products
 from onnx_bnfold.planner import GraphPlan
 from onnx_bnfold.reasons import Refusal, Refused
@@ -60,22 +59,6 @@ class Whole:
         """Return None: what a function returns may be anything."""
 
 
-class _Rounded(ABC):
-    """Rounds one product, or the values themselves."""
-
-    __slots__ = ()
-
-    def __call__(self) -> Array:
-        return product(*self.product())
-
-    def blocks(self) -> Iterable[Array]:
-        return (self(),)
-
-    @abstractmethod
-    def product(self) -> Product:
-        """Return the product."""
-
-
 def compute_all(wanted: Sequence[Compute]) -> Iterator[Array]:
     """Compute small constants, thousands of them as soon as one.
 
@@ -104,29 +87,39 @@ class Unrepresentable(Exception):
         self.failures = failures
 
 
-@dataclass(slots=True)
 class NewConstant:
     """A constant that replaces the one a node reads; computes itself.
 
     Attributes:
-        node, slot: the input that reads it; a slot past the node's last adds an input.
-        suffix: for its name, where it cannot keep the old one.
-        dims, data_type: of the new tensor.
-        elements: computes its elements in ``data_type``, or refuses.
-        attributes: of the node, to be set along with it; None takes one away.
-        place: who reads it, if it is a bias that the node has no input for.
+        revised: says what it holds and who reads it.
         cause: (position of the graph, index of the node) whose changes it compensates.
     """
 
-    node: int
-    slot: int
-    suffix: str
-    dims: tuple[int, ...]
-    data_type: int
-    elements: Compute
-    attributes: tuple[tuple[str, int | None], ...] = ()
-    place: BiasPlace = BiasPlace.INPUT
-    cause: tuple[int, int] = (0, 0)
+    __slots__ = ("cause", "revised")
+
+    def __init__(self, revised: Revised, cause: tuple[int, int]) -> None:
+        self.revised = revised
+        self.cause = cause
+
+    @property
+    def node(self) -> int:
+        """Index of the node that reads it."""
+        return self.revised.view.index
+
+    @property
+    def slot(self) -> int:
+        """The input that reads it; one past the node's last adds an input."""
+        return self.revised.slot
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.revised.dims
+
+    @property
+    def data_type(self) -> int:
+        """Its element type."""
+        return self.revised.data_type
 
     def __call__(self) -> Array:
         """Return the elements.
@@ -135,23 +128,50 @@ class NewConstant:
             Unrepresentable: they do not fit their type; so say the other methods.
         """
         try:
-            return self.elements()
+            values = self.revised.values
+            if isinstance(values, Exact):
+                return values.elements()
+            result = product(*self._product(values))
         except Refused as refused:
             raise self._failure(refused) from None
+        return result if result.shape == self.dims else result.reshape(self.dims)
 
     def blocks(self) -> Iterator[Array]:
         """Yield the elements in arrays one after another."""
+        values = self.revised.values
+        if isinstance(values, Multiplied):
+            stored = self.revised.view.constants.stored(values.name)
+            if stored is not None:
+                yield from self._in_blocks(stored, values)
+                return
+        yield self()
+
+    def _in_blocks(self, stored: Stored, values: Multiplied) -> Iterator[Array]:
+        view, data_type, sums_over = self.revised.view, self.data_type, values.sums_over
         try:
-            yield from self.elements.blocks()
+            factor = values.factor()
+            yield from product_blocks(
+                stored, values.shape, factor, data_type, view, sums_over=sums_over
+            )
         except Refused as refused:
             raise self._failure(refused) from None
 
     def product(self) -> Product | None:
         """Return the product that the elements are, None if they are none."""
+        values = self.revised.values
+        if isinstance(values, Exact):
+            return None
         try:
-            return self.elements.product()
+            return self._product(values)
         except Refused as refused:
             raise self._failure(refused) from None
+
+    def _product(self, values: Multiplied | Computed) -> Product:
+        view, data_type = self.revised.view, self.data_type
+        if isinstance(values, Computed):
+            return Product(values.values(), ONE, data_type, view, values.sums_over)
+        elements = view.constants.value(values.name).reshape(values.shape)
+        return Product(elements, values.factor(), data_type, view, values.sums_over)
 
     def _failure(self, refused: Refused) -> Unrepresentable:
         return Unrepresentable({self.cause: refused.refusal})
@@ -166,85 +186,24 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
     """
     site = plan.site
     edges = sorted(key for key in site.total if isinstance(key, tuple))
-    found: Iterable[NewConstant]
+    found: Iterable[Revised]
     for index in sorted(plan.changed - site.removed):
         absorber = site.absorber_or_none(index)
         if absorber is None:
             found = (_of_edge(site, *edge) for edge in edges if edge[0] == index)
         elif index in plan.evened:
-            found = map(_new, site.norm(index).revised(site.side_changes(index), even=True))
+            found = site.norm(index).revised(site.side_changes(index), even=True)
         else:
-            found = map(_new, absorber.revised(site.side_changes(index)))
+            found = absorber.revised(site.side_changes(index))
+        cause = position, index
         try:
-            for new in found:
-                new.cause = position, index
-                yield new
+            for revised in found:
+                yield NewConstant(revised, cause)
         except Refused as refused:  # changes that are fine one by one may not be so together
-            raise Unrepresentable({(position, index): refused.refusal}) from None
+            raise Unrepresentable({cause: refused.refusal}) from None
 
 
-def _new(revised: Revised) -> NewConstant:
-    view, values = revised.view, revised.values
-    elements: Compute
-    if isinstance(values, Multiplied):
-        elements = _Multiplied(revised, values)
-    elif isinstance(values, Computed):
-        elements = _Computed(revised, values)
-    else:
-        elements = Whole(values.elements)
-    return NewConstant(
-        view.index,
-        revised.slot,
-        revised.suffix,
-        revised.dims,
-        revised.data_type,
-        elements,
-        revised.attributes,
-        place=revised.place,
-    )
-
-
-class _Multiplied(_Rounded):
-    """Computes a constant times a factor."""
-
-    __slots__ = ("_revised", "_values")
-
-    def __init__(self, revised: Revised, values: Multiplied) -> None:
-        self._revised = revised
-        self._values = values
-
-    def __call__(self) -> Array:
-        return product(*self.product()).reshape(self._revised.dims)
-
-    def product(self) -> Product:
-        view, (name, shape, factor, sums_over) = self._revised.view, self._values
-        values = view.constants.value(name).reshape(shape)
-        return Product(values, factor(), self._revised.data_type, view, sums_over)
-
-    def blocks(self) -> Iterable[Array]:
-        view, (name, shape, factor, sums_over) = self._revised.view, self._values
-        stored = view.constants.stored(name)
-        if stored is None:
-            return (self(),)
-        data_type = self._revised.data_type
-        return product_blocks(stored, shape, factor(), data_type, view, sums_over=sums_over)
-
-
-class _Computed(_Rounded):
-    """Rounds values."""
-
-    __slots__ = ("_revised", "_values")
-
-    def __init__(self, revised: Revised, values: Computed) -> None:
-        self._revised = revised
-        self._values = values
-
-    def product(self) -> Product:
-        values, sums_over = self._values
-        return Product(values(), ONE, self._revised.data_type, self._revised.view, sums_over)
-
-
-def _of_edge(site: Site, index: int, slot: int) -> NewConstant:
+def _of_edge(site: Site, index: int, slot: int) -> Revised:
     view = site.view(index)
     info = view.constant(slot)
     assert info is not None
@@ -254,5 +213,5 @@ def _of_edge(site: Site, index: int, slot: int) -> NewConstant:
     def values() -> Float64:
         return np.broadcast_to(site.present(index, slot), dims)
 
-    computed = Computed(values, () if multiplies else None)
-    return _new(Revised(view, slot, "constant", dims, info.data_type, computed))
+    given = Given(values, () if multiplies else None)
+    return Revised(view, slot, "constant", dims, info.data_type, given)

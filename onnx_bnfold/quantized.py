@@ -16,7 +16,7 @@ from onnx import TensorProto
 
 from onnx_bnfold.affine import Float64
 from onnx_bnfold.constants import Constant
-from onnx_bnfold.entries import Array, Computed, Exact, Revised
+from onnx_bnfold.entries import Array, Exact, Given, Revised
 from onnx_bnfold.graph import STANDARD_DOMAINS
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.view import NodeView
@@ -70,7 +70,7 @@ class QuantizedWeight:
             integers = self.integers
             yield Revised(view, 0, "integers", integers.dims, integers.data_type, mirrored)
         axis = () if self.is_blocked else (("axis", self.out_axis),)
-        scale = Computed(partial(self.fold_scale, factor), ())
+        scale = Given(partial(self.fold_scale, factor), ())
         yield Revised(view, 1, "scale", dims, self.scale.data_type, scale, axis)
         zero = self.zero_point
         if zero is not None and zero.dims != dims:

@@ -175,16 +175,16 @@ class _Editor:
         old = reads[new.slot] if new.slot < len(reads) else ""
         name = self._name(old, new)
         self._define(name, old, new)
-        if new.place is BiasPlace.GEMM:
+        if new.revised.place is BiasPlace.GEMM:
             self._become_gemm(node, name)
             return
-        if new.place is BiasPlace.ADD:
+        if new.revised.place is BiasPlace.ADD:
             self._append_add(node, new.node, name)
             return
         if name != old:
             node.input.extend([""] * (new.slot + 1 - len(node.input)))
             node.input[new.slot] = name
-        for attribute, value in new.attributes:
+        for attribute, value in new.revised.attributes:
             _drop_attribute(node, attribute)
             if value is not None:
                 node.attribute.append(helper.make_attribute(attribute, value))
@@ -198,7 +198,7 @@ class _Editor:
         if old:
             self.loose.add(old)
             return self.names.fresh(f"{old}_folded")
-        return self.names.fresh(f"{graph.name(new.node)}_{new.suffix}")
+        return self.names.fresh(f"{graph.name(new.node)}_{new.revised.suffix}")
 
     def _define(self, name: str, old: str, new: NewConstant) -> None:
         replaces = name == old

@@ -79,7 +79,7 @@ def _ask(trial: Trial, known: Ports) -> Verdict:
         ports = {**known, **more}
         difference = _wrong(trial, ports, constants)
         if difference:
-            listed = ", ".join(f"{n.suffix}{list(n.dims)}" for n, _ in constants)
+            listed = ", ".join(f"{n.revised.suffix}{list(n.dims)}" for n, _ in constants)
             detail = f"new constants {listed or 'none'}; {ports_text(more)}\n  {difference}"
             topic = f"{trial.case.op}-{trial.case.version} {_sides(known)}"
             return Verdict(True, finding=Finding("unsound", topic, trial, known, detail))
@@ -102,9 +102,9 @@ class _Rewritten:
 
     def __init__(self, trial: Trial, constants: Sequence[tuple[NewConstant, np.ndarray]]) -> None:
         self.trial = trial
-        own = [(new, value) for new, value in constants if new.place is BiasPlace.INPUT]
+        own = [(new, value) for new, value in constants if new.revised.place is BiasPlace.INPUT]
         self.by_slot = {new.slot: value for new, value in own}
-        behind = (value for new, value in constants if new.place is not BiasPlace.INPUT)
+        behind = (value for new, value in constants if new.revised.place is not BiasPlace.INPUT)
         self.summand = next(behind, None)
         self.kernel = _with_inputs(trial, [new for new, _ in own])
 
@@ -127,13 +127,13 @@ class _Rewritten:
 def _with_inputs(trial: Trial, constants: Sequence[NewConstant]) -> Kernel:
     """The layer with the inputs and without the attributes that new constants say."""
     case = trial.case
-    voided = {name: None for new in constants for name, _ in new.attributes}
+    voided = {name: None for new in constants for name, _ in new.revised.attributes}
     voided = {name: None for name in voided if name in case.attributes}
     operands = list(case.operands)
     for new in constants:
         if new.slot >= len(operands) or not operands[new.slot].name:
             operands.extend([Operand("")] * (new.slot + 1 - len(operands)))
-            operands[new.slot] = Operand(f"new_{new.suffix}", np.zeros((), case.dtype))
+            operands[new.slot] = Operand(f"new_{new.revised.suffix}", np.zeros((), case.dtype))
     if len(operands) == len(case.operands) and not voided:
         return trial.kernel
     return Kernel(replace(case, operands=tuple(operands)), **voided)

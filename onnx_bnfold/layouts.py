@@ -5,6 +5,7 @@ To support another one, write what reads a node and add an entry to ``LAYOUTS``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -109,10 +110,15 @@ def _gemm(view: NodeView) -> LinearLayer:
     )
 
 
-def _matmul(view: NodeView) -> LinearLayer:
+def _constant_operand(view: NodeView) -> tuple[int, Constant]:
+    """Return which of two operands is the weight, and the weight."""
     right = view.constant(1) is not None or dequantizer(view, 1) is not None
-    weight_slot = 1 if right else 0
-    weight = _weight(view, weight_slot)
+    slot = 1 if right else 0
+    return slot, _weight(view, slot)
+
+
+def _matmul(view: NodeView) -> LinearLayer:
+    weight_slot, weight = _constant_operand(view)
     data_slot = 1 - weight_slot
     rank, depth = len(view.dims_in(data_slot)), len(weight.dims)
     if depth < 2 or depth > rank:
@@ -133,6 +139,91 @@ def _matmul(view: NodeView) -> LinearLayer:
         shift_in=shift_in,
         becomes_gemm=rank == 2 and weight_slot == 1,
     )
+
+
+def _einsum(view: NodeView) -> LinearLayer:
+    """Read an Einsum of data and a constant.
+
+    A letter of the constant is an input channel if the data has it and the output does not, an
+    output channel if the output has it and the data does not. Of several, the first may change.
+    """
+    terms, out = _equation(view)
+    if len(terms) != 2:
+        raise Refused(Reason.OPAQUE, view.label, "it is not a product of two operands")
+    slot, weight = _constant_operand(view)
+    data, own, dims = terms[1 - slot], terms[slot], view.dims_in(1 - slot)
+    if "..." in own:
+        raise Refused(Reason.AXES, view.label, "some axes of its constant have no letter")
+    count = len(dims) - len(data.replace("...", ""))
+    unnamed = "".join(map(chr, range(count)))  # a character that is no letter for each axis
+    data, out = data.replace("...", unnamed), out.replace("...", unnamed)
+    _require(view, len(data) == len(dims) and len(own) == len(weight.dims))
+    _require(view, {*out} <= {*data, *own})
+    if any(len({*letters}) < len(letters) for letters in (data, own, out)):
+        raise Refused(Reason.AXES, view.label, "a letter of its equation stands for a diagonal")
+    summed = [letter for letter in data if letter in own and letter not in out]
+    made = [letter for letter in out if letter in own and letter not in data]
+    shared = [letter for letter in out if letter in own and letter in data]
+    roles = {**dict.fromkeys(own, "k"), **dict.fromkeys((*made, *shared), "b")}
+    roles.update(dict.fromkeys(summed[:1], "i"))
+    channel = (made or shared)[:1]
+    roles.update(dict.fromkeys(channel, "o" if summed or made else "g"))
+    sizes = dict(zip(own, weight.dims, strict=True))
+    # Positions of the data that are added up without weights of their own, each with its shift.
+    counted = [
+        size
+        for letter, size in zip(data, dims, strict=True)
+        if letter not in out and sizes.get(letter, 1) == 1
+    ]
+    known = [size for size in counted if isinstance(size, int)]
+    shift_in = None
+    if len(known) < len(counted):
+        sentence = "it adds up positions of its data, a shift of each, and it is not known how many"
+        shift_in = _no_shift(view, Reason.UNKNOWN_SHAPE, sentence)
+    elif any(role == "b" and sizes[letter] > 1 for letter, role in roles.items()):
+        sentence = "a shift would need a bias that varies along several axes of its output"
+        shift_in = _no_shift(view, Reason.AXES, sentence)
+    return LinearLayer(
+        view,
+        "".join(roles[letter] for letter in own),
+        weight.dims,
+        weight,
+        None,
+        *(1 - slot, slot, None),
+        data.index((summed or channel)[0]) if summed or (not made and channel) else 0,
+        out.index(channel[0]) if channel else 0,
+        *(len(data), len(out)),
+        alpha=math.prod(known),
+        shift_in=shift_in,
+    )
+
+
+def _equation(view: NodeView) -> tuple[list[str], str]:
+    """Return the terms of an Einsum's operands, and that of its output."""
+    left, arrow, out = view.attribute("equation", "").replace(" ", "").partition("->")
+    if not arrow:
+        once = (letter for letter in sorted({*left}) if left.count(letter) == 1)
+        out = "..." * ("..." in left) + "".join(filter(str.isalpha, once))
+    return left.split(","), out
+
+
+def _einsum_count(view: NodeView) -> int:
+    """Count for an Einsum of two operands: an element for each letter that is summed."""
+    terms, out = _equation(view)
+    if len(terms) > 2:
+        raise costs.Unknown(f"{view.label}: its multiply-adds are not known")
+    sizes: dict[str, int] = {}
+    for slot, term in enumerate(terms):
+        for letter in {*term} - {*out, "."}:
+            ahead, _, behind = term.partition(letter)
+            axis = -1 - len(behind) if "..." in ahead else len(ahead)
+            size = costs.size(view, view.name_in(slot), slice(axis, axis + 1 or None))
+            sizes[letter] = max(size, sizes.get(letter, 1))
+    return costs.per_element(view) * math.prod(sizes.values()) if len(terms) > 1 else 0
+
+
+def _einsum_depth(view: NodeView, encrypted: set[str]) -> costs.Depth:
+    return len(view.reads) - 1, 0
 
 
 def _require(view: NodeView, holds: bool) -> None:
@@ -164,12 +255,27 @@ def linear_layer(view: NodeView, layout: Callable[[NodeView], LinearLayer]) -> L
     source = dequantizer(view, layer.weight_slot)
     if source is None:
         return layer
-    if "g" in layer.layout and layer.layout.index("o") != 1 and layer.grouped[0] > 1:
+    return layer._replace(quantized=quantized_weight(source, _out_axis(layer)))
+
+
+def _out_axis(layer: LinearLayer) -> int:
+    """Return the axis of the weight, with its groups not split off, that holds output channels."""
+    layout = layer.layout
+    if "o" in layout and "g" in layout and layout.index("o") != 1 and layer.grouped[0] > 1:
         raise Refused(
-            Reason.QUANTIZED, view.label, "its output channels are spread over groups and an axis"
+            Reason.QUANTIZED,
+            layer.view.label,
+            "its output channels are spread over groups and an axis",
         )
-    plain = layer.layout.replace("g", "")
-    return layer._replace(quantized=quantized_weight(source, plain.index("o")))
+    if "o" in layout:
+        return layout.replace("g", "").index("o")
+    if "g" not in layout:
+        raise Refused(
+            Reason.QUANTIZED,
+            layer.view.label,
+            "its quantised weight has no axis of output channels; fold before quantising",
+        )
+    return layout.index("g")
 
 
 def _entry(
@@ -177,6 +283,7 @@ def _entry(
     version: int,
     multiply_adds: costs.Count,
     *linear_in: tuple[int, ...],
+    depth: costs.Depth | costs.DepthOf = costs.ONE_LEVEL,
 ) -> Absorbing:
     """Make the entry of a linear layer: how it is read, up to which version, and what it costs."""
     return Absorbing(
@@ -184,7 +291,7 @@ def _entry(
         linear_in,
         version=version,
         multiply_adds=multiply_adds,
-        depth=costs.ONE_LEVEL,
+        depth=depth,
     )
 
 
@@ -194,6 +301,7 @@ _conv_transpose = partial(_convolution, transposed=True)
 LAYOUTS: Mapping[str, Absorbing] = {
     "Conv": _entry(_conv, 22, costs.convolution(1), (1, 2)),
     "ConvTranspose": _entry(_conv_transpose, 22, costs.transposed_convolution, (1, 2)),
+    "Einsum": _entry(_einsum, 28, _einsum_count, (1,), (0,), depth=_einsum_depth),
     "Gemm": _entry(_gemm, 13, costs.gemm, (1, 2), (0, 2)),
     "MatMul": _entry(_matmul, 13, costs.matmul, (1,), (0,)),
 }

@@ -278,6 +278,10 @@ EXPLAINED = (
 # Right, and not done yet: a rule that learns it loses its line here.
 LATER = (
     Explained(
+        "Einsum", Reason.AXES, _always,
+        "one letter stands for the channels of a side; a change or a bias along several would do",
+    ),
+    Explained(
         "Mul", Reason.AXES, _always,
         "what comes back through a constant varies along a broadcast axis by rounding alone",
     ),

@@ -11,11 +11,13 @@ import onnx_bnfold
 from onnx_bnfold import batchnorm
 from onnx_bnfold.entries import UNKNOWN, Absorbing
 from onnx_bnfold.layouts import LAYOUTS
+from onnx_bnfold.normalizations import NORMALIZATIONS
 from onnx_bnfold.rules import RULES
 from onnx_bnfold.table import OPERATORS, entry_of
 
 PACKAGE = Path(onnx_bnfold.__file__).parent
-FAMILIES = {"batchnorm.py", "layouts.py", "rules.py"}  # where the entries stand
+# Where the entries stand.
+FAMILIES = {"batchnorm.py", "layouts.py", "normalizations.py", "rules.py"}
 # Modules that name operators that have an entry, and why they may.
 EXCEPTIONS = {
     "check/reference.py": "what onnx's reference evaluator gets wrong",
@@ -55,7 +57,7 @@ def test_the_exceptions_are_needed(module):
 
 
 def test_every_operator_has_one_entry():
-    families = [*RULES, *LAYOUTS, batchnorm.OPERATOR]
+    families = [*RULES, *LAYOUTS, *NORMALIZATIONS, batchnorm.OPERATOR]
     assert sorted(families) == sorted(OPERATORS)
     assert entry_of("NoSuchOperator") is entry_of(None) is UNKNOWN
 

@@ -26,7 +26,6 @@ from onnx_bnfold.table import OPERATORS
 _LINEAR: dict[str | None, tuple[tuple[int, ...], ...]] = {
     **{op: entry.linear_in for op, entry in OPERATORS.items() if isinstance(entry, Absorbing)},
     "DeformConv": ((1, 3),),
-    "InstanceNormalization": ((1, 2),),
     "GroupNormalization": ((1, 2),),
     "LayerNormalization": ((1, 2),),
 }

@@ -16,7 +16,7 @@ from onnx_bnfold.reasons import Refusal, Refused
 from onnx_bnfold.rules import OUT
 from onnx_bnfold.table import OPERATORS
 
-from .cases import Operand
+from .cases import Operand, schema
 from .changes import draw_change
 from .complete import visible
 from .engine import Arrays, Kernel, NotRunnable, Ports, Trial, applied, rounding, tight, wide
@@ -166,6 +166,8 @@ def _size(trial: Trial, ports: Ports, rewritten: _Rewritten, sample: Arrays) -> 
     into = {p: Affine(np.abs(c.scale), np.abs(c.shift)) for p, c in ports.items() if p >= 0}
     if trial.case.op == OPERATOR:
         return _norm_size(trial, into, rewritten, sample, ports.get(OUT))
+    if trial.site.layer_or_none(0) is None:
+        return _normalized_size(trial, rewritten, ports[OUT], sample)
     moved = trial.changed([np.abs(v) for v in sample], into)
     after = np.abs(wide(rewritten(moved, magnitudes=True)))
     before = wide(_Rewritten(trial, ())(sample, magnitudes=True))
@@ -186,6 +188,33 @@ def _norm_size(
     after = run(new, trial.changed([np.abs(sample[0])], into)[0])
     before = run(sample[1:], sample[0])
     return after + (np.abs(out.scale) * before if out else before)
+
+
+def _normalized_size(
+    trial: Trial, rewritten: _Rewritten, out: Affine, sample: Arrays
+) -> np.ndarray:
+    """The same of what normalises by the data's own statistics: of a product and of its bias.
+
+    A kernel may multiply the data and their mean before it subtracts them.
+    """
+    x, scale, *rest = sample
+    case = trial.case
+    bias = Operand("bias", np.zeros((), case.dtype))
+    kernel = Kernel(replace(case, operands=(*case.operands[:2], bias), outputs=1))
+    has_axis = "axis" in schema(case.op, case.opset).attributes
+    axis = case.attributes.get("axis", -1 if has_axis else 2)
+    over = tuple(range(axis % x.ndim, x.ndim))
+    deviation = np.sqrt(wide(x).var(over, keepdims=True) + case.attributes.get("epsilon", 1e-5))
+    reach = np.abs(wide(x)).max(over, initial=0, keepdims=True) / deviation
+
+    def size(scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        terms = (kernel([x, np.zeros_like(scale), np.abs(each)])[0] for each in (scale, bias))
+        factor, summand = map(wide, terms)
+        return factor * reach + summand
+
+    old = [scale, *(rest or [np.zeros_like(scale)])]
+    new = [rewritten.by_slot.get(slot, old[slot - 1]) for slot in (1, 2)]
+    return size(*new) + np.abs(out.scale) * size(*old)
 
 
 def _of_refusal(trial: Trial, known: Ports, refusal: Refusal) -> Verdict:

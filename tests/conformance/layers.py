@@ -132,6 +132,18 @@ def einsum(d: Draw) -> Case:
     return d.node(*operands, equation=equation)
 
 
+@generator("InstanceNormalization")
+def instance_normalization(d: Draw) -> Case:
+    shape = d.integers(1, 3, d.integer(3, 5))  # onnxruntime does not survive one without elements
+    channels = shape[1:2]
+    return d.node(
+        d.data(shape),
+        d.constant(channels),
+        d.constant(channels),
+        epsilon=d.pick(None, 1e-3, 0.1),
+    )
+
+
 @generator("BatchNormalization")
 def batch_normalization(d: Draw) -> Case:
     shape = d.shape(d.pick(1, 2, 2, 2), 5)

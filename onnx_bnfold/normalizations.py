@@ -120,6 +120,28 @@ def _instance(view: NodeView) -> Normalization:
     return Normalization(view, (1,), scale, bias)
 
 
+def _layer(view: NodeView) -> Normalization:
+    """Read a LayerNormalization, whose mean and deviation, outputs too, do not change along."""
+    scale, dims = _scale(view), view.dims_in(0)
+    bias = view.bias(2, scale, None)
+    axis = view.attribute("axis", -1)
+    if not -len(dims) <= axis < len(dims):
+        raise _disagree(view)
+    axes = tuple(range(axis % len(dims), len(dims)))
+    for constant in (scale, bias):
+        own = () if constant is None else constant.dims
+        if len(own) > len(axes):
+            raise Refused(
+                Reason.AXES,
+                view.label,
+                "its scale or bias varies along axes that it does not normalise",
+            )
+        for n, size in zip(own[::-1], dims[::-1], strict=False):
+            if n != 1 and isinstance(size, int) and n != size:
+                raise _disagree(view)
+    return Normalization(view, axes, scale, bias)
+
+
 def _scale(view: NodeView) -> Constant:
     scale = view.weight(1)
     if scale.data_type not in FLOATS:
@@ -136,5 +158,6 @@ def _disagree(view: NodeView) -> Refused:
 
 
 NORMALIZATIONS: Mapping[str, Absorbing] = {
+    "LayerNormalization": Absorbing(_layer, ((1, 2),), version=17, depth=costs.NO_POLYNOMIAL),
     "InstanceNormalization": Absorbing(_instance, ((1, 2),), version=22, depth=costs.NO_POLYNOMIAL),
 }

@@ -101,3 +101,87 @@ def test_an_instance_normalization_of_other_types(dtype, kind, tolerance):
     folded, _ = fold_checked(net.model(y), tolerance=tolerance, compare=dtype is not np.float64)
     assert ops(folded) == ["InstanceNormalization"]
     assert {tensor.data_type for tensor in folded.graph.initializer} == {kind}
+
+
+def layer(net: Net, x: str, *shape: int, bias: bool = True, **attributes) -> str:
+    parameters = [net.random(*shape) for _ in range(1 + bias)]
+    return net.op("LayerNormalization", x, *parameters, **attributes)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "own", "attributes"),
+    [((2, 4), (4,), {}), ((2, 4, 5), (4, 5), {"axis": 1}), ((2, 4, 5), (4, 5), {"axis": -2})],
+)
+def test_a_norm_behind_a_layer_normalization_goes_into_it(shape, own, attributes, bias):
+    net = Net(shape)
+    folded, _ = fold_checked(net.model(net.bn(layer(net, "x", *own, bias=bias, **attributes))))
+    assert ops(folded) == ["LayerNormalization"]
+    assert initializer(folded, folded.graph.node[0].input[2]).shape == own
+
+
+def test_a_norm_behind_the_transposed_output():
+    net = Net((2, 5, 4))
+    y = net.op("Transpose", layer(net, "x", 4), perm=[0, 2, 1])
+    folded, _ = fold_checked(net.model(net.bn(y)))
+    assert ops(folded) == ["LayerNormalization", "Transpose"]
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_bias_is_made_for_a_shift_alone(shift):
+    net = Net((2, 4))
+    model = net.model(net.bn(layer(net, "x", 4, bias=False), shift=shift))
+    folded, _ = fold_checked(model)
+    assert len(folded.graph.node[0].input) == 2 + shift
+
+
+def test_mean_and_deviation_stay():
+    """They are of the input, whatever becomes of scale and bias."""
+    net = Net((2, 4))
+    y, mean, deviation = net.op(
+        "LayerNormalization", "x", net.random(4), net.random(4), outputs=3, stash_type=1
+    )
+    folded, _ = fold_checked(net.model(net.bn(y), mean, deviation))
+    assert ops(folded) == ["LayerNormalization"]
+    net = Net((2, 4, 5))
+    _, mean = net.op("LayerNormalization", "x", net.random(4, 5), outputs=2, axis=1)
+    _, report = fold_checked(net.model(net.bn(mean, channels=1)), kept=1)
+    assert Reason.OPAQUE in reasons(report)[0]
+
+
+def test_a_norm_over_what_is_not_normalised_stays():
+    net = Net((2, 5, 4))
+    _, report = fold_checked(net.model(net.bn(layer(net, "x", 4))), kept=1)
+    assert Reason.AXES in reasons(report)[0]
+
+
+def test_a_scale_over_what_is_not_normalised_refuses():
+    net = Net((2, 5, 4))
+    y = net.op("Transpose", layer(net, "x", 5, 1), perm=[0, 2, 1])
+    _, report = fold_checked(net.model(net.bn(y)), kept=1, compare=False)
+    assert Reason.AXES in reasons(report)[0]
+
+
+def test_a_scale_of_another_size_refuses():
+    net = Net((2, 4))
+    y = layer(net, "x", 3)
+    _, report = fold_checked(net.model(net.bn(y, channels=4)), kept=1, compare=False)
+    assert Reason.INCONSISTENT_SHAPES in reasons(report)[0]
+
+
+def test_a_norm_in_front_of_a_layer_normalization_stays():
+    net = Net((2, 4))
+    _, report = fold_checked(net.model(layer(net, net.bn("x"), 4)), kept=1)
+    assert Reason.OPAQUE in reasons(report)[0]
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE])
+def test_a_layer_normalization_of_other_types(kind):
+    net, dtype = Net(), onnx.helper.tensor_dtype_to_np_dtype(kind)
+    net.input("x", (2, 4), kind)
+    scale, bias = net.random(4, dtype=dtype), net.random(4, dtype=dtype)
+    y = net.op("LayerNormalization", "x", scale, bias, stash_type=1)
+    model = net.model(net.bn(y, dtype=dtype))
+    folded, _ = fold_checked(model, compare=kind == TensorProto.FLOAT16, tolerance=5e-3)
+    assert ops(folded) == ["LayerNormalization"]
+    assert {tensor.data_type for tensor in folded.graph.initializer} == {kind}

@@ -27,7 +27,6 @@ _LINEAR: dict[str | None, tuple[tuple[int, ...], ...]] = {
     **{op: entry.linear_in for op, entry in OPERATORS.items() if isinstance(entry, Absorbing)},
     "DeformConv": ((1, 3),),
     "GroupNormalization": ((1, 2),),
-    "LayerNormalization": ((1, 2),),
 }
 # Positions of all weights, of operators that are not linear in theirs too.
 _WEIGHTS: dict[str | None, Collection[int]] = {

@@ -115,7 +115,7 @@ class _Rewritten:
         if magnitudes:
             values = [np.abs(v) for v in values]
             summand = None if summand is None else np.abs(summand)
-        (y,) = self.kernel(values)
+        y, *_ = self.kernel(values)
         if magnitudes and len(values) == 3:  # alpha and beta may be of different signs
             (z,) = self.kernel([*values[:2], -values[2]])
             y = np.maximum(np.abs(wide(y)), np.abs(wide(z)))

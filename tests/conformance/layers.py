@@ -144,6 +144,23 @@ def instance_normalization(d: Draw) -> Case:
     )
 
 
+@generator("LayerNormalization")
+def layer_normalization(d: Draw) -> Case:
+    shape = d.integers(1, 4, d.integer(1, 4))
+    axis = d.pick(None, *range(-len(shape), len(shape)))
+    normalised = shape[-1 if axis is None else axis :]
+    bias = [d.constant(normalised)] if d.chance(0.6) else []
+    return d.node(
+        d.data(shape),
+        d.constant(normalised),
+        *bias,
+        outputs=d.pick(1, 1, 2, 3),
+        axis=axis,
+        epsilon=d.pick(None, 1e-3, 0.1),
+        stash_type=d.pick(None, 1),
+    )
+
+
 @generator("BatchNormalization")
 def batch_normalization(d: Draw) -> Case:
     shape = d.shape(d.pick(1, 2, 2, 2), 5)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -45,10 +45,27 @@ def _compressed(array: Float64, neutral: float) -> Float64:
         return np.full((1,) * array.ndim, neutral)
     for axis, size in enumerate(array.shape):
         if size > 1:
+            if size == array.size and array.item(0) != array.item(size - 1):
+                break  # a vector whose ends differ: no other axis can go, nothing to compare
             first = array[(slice(None),) * axis + (slice(1),)]
             if (array == first).all():
                 array = first
     return array
+
+
+class _Once:
+    """A fact that is found out when it is first asked for; ``cached_property`` takes a lock."""
+
+    def __init__(self, find: Callable[[Affine], bool]) -> None:
+        self._find = find
+        self.__doc__ = find.__doc__
+
+    def __set_name__(self, _: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, change: Affine, _: type | None = None) -> bool:
+        found = vars(change)[self._name] = self._find(change)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,34 +104,34 @@ class Affine:
         scale, shift = self.scale.shape, self.shift.shape
         return scale if scale == shift else np.broadcast_shapes(scale, shift)
 
-    @cached_property
+    @_Once
     def has_scale(self) -> bool:
         """Whether any scale differs from 1."""
         return bool((self.scale != 1).any())
 
-    @cached_property
+    @_Once
     def has_shift(self) -> bool:
         """Whether any shift differs from 0."""
-        return bool((self.shift != 0).any())
+        return bool(self.shift.any())
 
     @property
     def is_identity(self) -> bool:
         """Whether nothing changes."""
         return not self.has_scale and not self.has_shift
 
-    @cached_property
+    @_Once
     def is_finite(self) -> bool:
         """Whether every value is finite."""
         return bool(np.isfinite(self.scale).all() and np.isfinite(self.shift).all())
 
-    @cached_property
+    @_Once
     def is_invertible(self) -> bool:
         """Whether dividing by the scale keeps its precision."""
         magnitude = np.abs(self.scale)
         ordinary = (magnitude >= SMALLEST_SCALE) & (magnitude <= 1 / SMALLEST_SCALE)
         return bool((ordinary | (magnitude >= VANISHED)).all())
 
-    @cached_property
+    @_Once
     def is_ordinary(self) -> bool:
         """Whether scale and shift are of a size that constants can take."""
         return bool(
@@ -305,7 +322,7 @@ def summed(*terms: Float64) -> Float64:
     A shift of 1e-17 where there is none would not agree with 0, and no ReLU would take it.
     """
     total = sum(terms[1:], terms[0])
-    if sum(bool(term.any()) for term in terms) < 2:
+    if len([term for term in terms if term.any()]) < 2:
         return total
     size = sum(map(np.abs, terms[1:]), np.abs(terms[0]))
     return np.where(np.abs(total) <= CANCELLED * size, 0.0, total)

@@ -17,7 +17,6 @@ from onnx_bnfold.folding import Folding, Options
 from onnx_bnfold.graph import bodies_of
 from onnx_bnfold.metadata import Recorder
 from onnx_bnfold.new_constants import Unrepresentable, compute_all
-from onnx_bnfold.report import Report, copied_bytes
 from onnx_bnfold.rewrite import Pending
 from onnx_bnfold.storage import ModelFile, read_tensor
 from onnx_bnfold.storage.tensors import (
@@ -32,6 +31,7 @@ from onnx_bnfold.validation import require_at_least, require_value
 
 if TYPE_CHECKING:
     from onnx_bnfold.ranges import Ranges
+    from onnx_bnfold.report import Report
 
 PathLike = str | os.PathLike[str]
 _DEFAULT = Options()
@@ -334,6 +334,8 @@ def _report(
     folded: ModelProto | None = None,
     sizes: tuple[int | None, int | None] = (None, None),
 ) -> Report:
+    from onnx_bnfold.report import Report, copied_bytes  # a quiet fold makes none
+
     before = after = None
     if folded is not None:
         before, after = folding.nodes_before, sum(len(body.node) for body in bodies_of(folded))

@@ -19,7 +19,6 @@ from onnx import NodeProto, SparseTensorProto, TensorProto, TypeProto, helper, n
 
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor
-from onnx_bnfold.misread import is_misread
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.storage.tensors import SmallTensors, is_external
 
@@ -301,6 +300,8 @@ class Constants:
             plain = NodeProto()
             plain.CopyFrom(node)
             plain.domain = ""
+            from onnx_bnfold.misread import is_misread  # many models compute no constant
+
             if is_misread(plain, self.graph.opset, lambda n: _integers(data.get(n))):
                 return None
             outputs = onnx.shape_inference.infer_node_outputs(

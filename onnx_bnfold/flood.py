@@ -150,12 +150,8 @@ class _Flood:
         return None
 
     def _known(self, branch: _Branch, index: int) -> dict[int, Affine]:
-        known = {}
-        for port in self._site.ports(index):
-            key = self._site.key(index, port)
-            if key is not None and key in branch.changes:
-                known[port] = branch.changes[key]
-        return known
+        changes = branch.changes
+        return {port: changes[key] for port, key in self._site.keys(index) if key in changes}
 
     def _ask(self, index: int, known: Mapping[int, Affine], *, deciding: bool) -> Step:
         """Do what ``Site.step`` does, once for all branches that know the same of a node."""

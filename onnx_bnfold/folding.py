@@ -18,10 +18,8 @@ from onnx_bnfold.errors import UsageError
 from onnx_bnfold.graph import Graph, ReadTensor, graphs_of
 from onnx_bnfold.limits import Limits, Profile
 from onnx_bnfold.new_constants import Unrepresentable, Whole, new_constants
-from onnx_bnfold.order import in_order
 from onnx_bnfold.planner import Decision, GraphPlan, Standalone, plan_graph
 from onnx_bnfold.reasons import Refusal
-from onnx_bnfold.report import Record, Rescaled, records_of, rescaled_of
 from onnx_bnfold.rewrite import Pending, freeze_constants, rewrite
 from onnx_bnfold.shapes import Inference, Shapes
 from onnx_bnfold.site import Site
@@ -30,6 +28,7 @@ from onnx_bnfold.validation import require_at_least, require_types
 
 if TYPE_CHECKING:
     from onnx_bnfold.ranges import Ranges
+    from onnx_bnfold.report import Record, Rescaled
 
 
 @dataclass(frozen=True)
@@ -147,6 +146,8 @@ class Folding:
         self._unread: set[str] = set()
         self._index()
         if not require_sound(self._graphs):
+            from onnx_bnfold.order import in_order
+
             self.model = in_order(model, self._graphs)
             self._index()
         self.original = self.model
@@ -168,6 +169,7 @@ class Folding:
     def _merge(self) -> None:
         """Go on with a copy of the model in which parallel branches are one Conv."""
         from onnx_bnfold import merge
+        from onnx_bnfold.report import Record
 
         site = self._site(0, {})
         found = [one for one in merge.merges(site) if merge.fits(site, one)]
@@ -206,7 +208,8 @@ class Folding:
                 self._plan_graphs()
             for position, plan in enumerate(self.plans):
                 here = [d for (p, _), d in self._restated.items() if p == position]
-                plan.decisions = sorted((*here, *plan.decisions), key=lambda d: d.node)
+                if here:
+                    plan.decisions = sorted((*here, *plan.decisions), key=lambda d: d.node)
                 if self.options.equalize:
                     self._equalize(position, plan)
         return self.plans
@@ -339,7 +342,7 @@ class Folding:
     def counts(self) -> tuple[int, int]:
         """How many BatchNormalizations go, and how many stay, by the present plan."""
         fates = [
-            decision.folded
+            decision.refusal is None
             for plan in self.plans
             for decision in plan.decisions
             if plan.is_norm(decision)
@@ -355,6 +358,8 @@ class Folding:
     @property
     def rescaled(self) -> tuple[Rescaled, ...]:
         """The tensors that stay and are re-parametrised by the present plan."""
+        from onnx_bnfold.report import rescaled_of
+
         return rescaled_of(self.plans)
 
     def changes(self) -> dict[str, tuple[Float64, Float64]]:
@@ -374,4 +379,6 @@ class Folding:
 
     def records(self) -> tuple[Record, ...]:
         """Return what became of every node, by the present plan."""
+        from onnx_bnfold.report import records_of  # a quiet fold makes no report
+
         return self.merged + records_of(self.plans)

@@ -38,6 +38,11 @@ class Groups:
             self._members[root] = [*self._members.pop(old, [old]), *self._members.get(root, [root])]
             self._parents[old] = root
 
+    def fixed(self) -> set[str]:
+        """Return all names that are fixed."""
+        graph = self._graph
+        return (graph.uses.keys() - graph.producer.keys()) | graph.outputs | graph.captured.keys()
+
     def is_fixed(self, name: str) -> bool:
         """Whether this very name is fixed."""
         graph = self._graph

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -32,9 +32,11 @@ from onnx_bnfold.entries import (
     Revised,
     Sides,
 )
-from onnx_bnfold.quantized import QuantizedWeight
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.view import NodeView
+
+if TYPE_CHECKING:
+    from onnx_bnfold.quantized import QuantizedWeight
 
 
 class LinearLayer(NamedTuple):

@@ -13,7 +13,6 @@ from onnx_bnfold import costs
 from onnx_bnfold.constants import Constant
 from onnx_bnfold.entries import Absorbing
 from onnx_bnfold.layers import LinearLayer
-from onnx_bnfold.quantized import dequantizer, quantized_weight
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.view import FLOATS, NodeView
 
@@ -22,12 +21,18 @@ def _no_shift(view: NodeView, reason: Reason, sentence: str) -> Refusal:
     return Refusal(reason, view.label, sentence)
 
 
+def _dequantizer(view: NodeView, slot: int) -> NodeView | None:
+    from onnx_bnfold.quantized import dequantizer  # most weights are constants
+
+    return dequantizer(view, slot)
+
+
 def _weight(view: NodeView, slot: int) -> Constant:
     """Return a weight's shape and type; for a quantised one those it has in real numbers."""
     info = view.constant(slot)
     if info is not None:
         return info
-    source = dequantizer(view, slot)
+    source = _dequantizer(view, slot)
     if source is None or source.constant(0) is None or source.constant(1) is None:
         return view.weight(slot)  # which says why it is none
     integers, scale = source.weight(0), source.weight(1)
@@ -112,7 +117,7 @@ def _gemm(view: NodeView) -> LinearLayer:
 
 def _constant_operand(view: NodeView) -> tuple[int, Constant]:
     """Return which of two operands is the weight, and the weight."""
-    right = view.constant(1) is not None or dequantizer(view, 1) is not None
+    right = view.constant(1) is not None or _dequantizer(view, 1) is not None
     slot = 1 if right else 0
     return slot, _weight(view, slot)
 
@@ -250,11 +255,13 @@ def linear_layer(view: NodeView, layout: Callable[[NodeView], LinearLayer]) -> L
         raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its weight is not of a float type")
     if 0 in layer.weight.dims:
         raise Refused(Reason.INCONSISTENT_SHAPES, view.label, "its weight has no elements")
-    if view.constant(layer.weight_slot) is not None:
+    if view.constants.get(layer.weight.name) is not None:
         return layer
-    source = dequantizer(view, layer.weight_slot)
+    source = _dequantizer(view, layer.weight_slot)
     if source is None:
         return layer
+    from onnx_bnfold.quantized import quantized_weight
+
     return layer._replace(quantized=quantized_weight(source, _out_axis(layer)))
 
 

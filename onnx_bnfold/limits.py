@@ -22,7 +22,6 @@ from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import VANISHED, Affine, Float64
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.rounding import unit_roundoff
-from onnx_bnfold.shifts import Shifts, check_product
 from onnx_bnfold.site import Key, Site
 
 # Largest factor, up or down, by which a channel of a staying tensor may be rescaled.
@@ -38,6 +37,9 @@ _UNIT_64, _DIGITS_64 = 2.0**-53, 2.0**13
 _SAFE_CANCELLATION = 2.0**13  # of that kind in any type
 # Largest rounding error of what a norm reads, as it comes out, in units of its largest output.
 _NOISE = 0.25
+_COARSEST = unit_roundoff(TensorProto.BFLOAT16)
+# Below this cancellation no type rounds a norm's mean that far; half of it is room for rounding.
+_LEAST_CANCELLATION = _NOISE / _COARSEST / 2
 
 Profile = Literal["float", "fp16", "int8"]
 
@@ -71,6 +73,8 @@ class Limits:
             self.check_rounding(site, origin)
         else:
             self._check_neighbours(site, origin, changes)
+        from onnx_bnfold.shifts import Shifts  # few plain folds come here
+
         existing = _existing(site, origin, changes)
         staying = {k: c for k, c in changes.items() if isinstance(k, str) and k not in existing}
         if self.profile == "int8" and (staying or _seen_by_others(site, origin)):
@@ -124,6 +128,8 @@ class Limits:
         Raises:
             Refused: it would cost precision.
         """
+        from onnx_bnfold.shifts import check_product
+
         check_product(site, index, self._type(site, site.sides(index)[0]))
 
     def _type(self, site: Site, name: str) -> int:
@@ -136,14 +142,13 @@ class Limits:
         # A norm beside one that must not be disturbed stays too: it would go into that one, and a
         # second fold would find what the first has left.
         pairs = site.norm_pairs.get(origin, ())
-        if not pairs and site.norm(origin).cancellation <= 1:
+        if not pairs and site.norm(origin).cancellation <= _LEAST_CANCELLATION:
             return
         norms = [origin, *(behind if front == origin else front for front, behind in pairs)]
         inputs = [*_inputs(site, origin, pairs)]
         for index in norms[1:]:
             inputs += _inputs(site, index, site.norm_pairs.get(index, ()))
-        coarsest = unit_roundoff(TensorProto.BFLOAT16)
-        suspects = [found for found in inputs if _is_noise(site, *found, coarsest)]
+        suspects = [found for found in inputs if _is_noise(site, *found, _COARSEST)]
         hidden = [i for i in norms if site.norm(i).cancellation > _SAFE_CANCELLATION]
         if not suspects and not hidden:
             return  # without asking for the data type, which takes shape inference
@@ -171,7 +176,7 @@ def _inputs(
 ) -> Iterator[tuple[int, int | None]]:
     """Yield a norm, and of its pairs the one behind with that in front, by which it is judged."""
     norm = site.norm(origin)
-    if norm.cancellation > 1:
+    if norm.cancellation > _LEAST_CANCELLATION:
         yield origin, None
     for first, second in pairs:
         if len(site.norm(first).a) == len(site.norm(second).a):
@@ -192,21 +197,27 @@ class _Statistics(NamedTuple):
         return np.asarray(np.abs(self.bias) + 2 * np.abs(self.a) * self.spread)
 
 
-def _statistics(site: Site, index: int) -> Iterator[_Statistics]:
-    """Yield the statistics of a norm as they were, and as they are by now."""
+def _original(site: Site, index: int) -> _Statistics:
+    """Return the statistics of a norm as they were."""
     norm = site.norm(index)
-    yield _Statistics(norm.a, norm.bias, norm.mean, norm.spread)
+    return _Statistics(norm.a, norm.bias, norm.mean, norm.spread)
+
+
+def _present(site: Site, index: int) -> _Statistics:
+    """Return the statistics of a norm as they are by now."""
+    norm = site.norm(index)
     sides = [site.total.get(name) for name in site.sides(index)]
     pairs = [None if side is None else side.vector(1, norm.channels) for side in sides]
-    if any(pair is not None for pair in pairs):
-        same = np.ones(norm.channels), np.zeros(norm.channels)
-        (scale, shift), (factor, summand) = (same if pair is None else pair for pair in pairs)
-        yield _Statistics(
-            norm.a * factor / scale,
-            norm.bias * factor + summand,
-            norm.mean * scale + shift,
-            norm.spread * np.abs(scale),
-        )
+    if all(pair is None for pair in pairs):
+        return _original(site, index)
+    same = np.ones(norm.channels), np.zeros(norm.channels)
+    (scale, shift), (factor, summand) = (same if pair is None else pair for pair in pairs)
+    return _Statistics(
+        norm.a * factor / scale,
+        norm.bias * factor + summand,
+        norm.mean * scale + shift,
+        norm.spread * np.abs(scale),
+    )
 
 
 def _is_noise(site: Site, index: int, front: int | None, unit: float) -> bool:
@@ -220,12 +231,12 @@ def _is_noise(site: Site, index: int, front: int | None, unit: float) -> bool:
         front: a norm whose output it reads; else its own mean says how large its input is.
         unit: of the rounding.
     """
-    behind = [*_statistics(site, index)]
-    if front is None:
-        sizes = [np.abs(norm.mean) for norm in behind]
-    else:
-        sizes = [norm.size for norm in _statistics(site, front)]
-    return all(_is_seen(behind[time], sizes[time], unit) for time in (0, -1))
+    for statistics in (_original, _present):
+        norm = statistics(site, index)
+        size = np.abs(norm.mean) if front is None else statistics(site, front).size
+        if not _is_seen(norm, size, unit):
+            return False
+    return True
 
 
 def _is_seen(norm: _Statistics, size: Float64, unit: float) -> bool:

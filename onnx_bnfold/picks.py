@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from onnx_bnfold.affine import Affine, Float64, close, joined
-from onnx_bnfold.misread import runs_to_the_front
 from onnx_bnfold.moves import axis_of, bounded, cut, refuse_axis, size, varying
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.view import NodeView
@@ -122,6 +121,8 @@ def _slices(view: NodeView, rank: int) -> dict[int, tuple[int, int, int]]:
     steps = (view.integers(4, None) if view.opset >= 10 else None) or [1] * len(starts)
     placed = [axis_of(view, axis, rank) for axis in axes]
     _require_distinct(view, placed)
+    from onnx_bnfold.misread import runs_to_the_front
+
     if any(runs_to_the_front(*each) for each in zip(ends, steps, strict=True)):
         raise Refused(
             Reason.OPAQUE,

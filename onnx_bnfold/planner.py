@@ -15,8 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Literal, NamedTuple
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,10 @@ from onnx_bnfold.entries import BiasPlace, Combines
 from onnx_bnfold.flood import flood
 from onnx_bnfold.limits import Limits
 from onnx_bnfold.reasons import Reason, Refusal, Refused
-from onnx_bnfold.shared import SharedConstants
 from onnx_bnfold.site import Key, Site, constant_map
+
+if TYPE_CHECKING:
+    from onnx_bnfold.shared import SharedConstants
 
 # What a BatchNormalization that stays is written as, for compilers that have none: itself, two
 # nodes with constants of shape (C, 1, …), or a depthwise Conv with a kernel of ones.
@@ -142,7 +144,6 @@ class _Planner:
         self.site = site
         self.limits = limits
         self.excluded = excluded
-        self.shared = SharedConstants(site)
         self.keep_shared_weights = keep_shared_weights
         self.decisions: dict[int, Decision] = {}
         self.touched: dict[int, list[int]] = {}
@@ -164,15 +165,20 @@ class _Planner:
         while queue:
             for index in queue:
                 self._decide(index)
-            queue = [index for index in queue if self._may_go_now(index)]
+            queue = [i for i in queue if i in self._tried and self._may_go_now(i)]
+
+    @cached_property
+    def shared(self) -> SharedConstants:
+        """What copies of constants would add."""
+        from onnx_bnfold.shared import SharedConstants  # few plain folds ask
+
+        return SharedConstants(self.site)
 
     def _may_go_now(self, index: int) -> bool:
         """Whether something changed where a node that stayed was refused: then it is tried again.
 
         Else a second fold, of what the first has left, would find more to do.
         """
-        if index not in self._tried:
-            return False
         when, asked = self._tried[index]
         return any(self._moved.get(other, 0) > when for other in asked)
 
@@ -305,8 +311,8 @@ class _Planner:
                 touched.append(origin)
         commit(site, changes)
         site.remove(origin)
-        self._tried.pop(origin, None)
         if self._tried:
+            self._tried.pop(origin, None)
             near = (index for key in changes for index in site.neighbours(key))
             self._moved.update(dict.fromkeys((origin, *near), len(site.removed)))
         scale = {index for index, change in absorbing if change.has_scale}

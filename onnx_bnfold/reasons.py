@@ -36,7 +36,6 @@ class Reason(str, Enum):
     CONFLICT = "conflict"
     NOT_SMALLER = "not_smaller"
     SEARCH_LIMIT = "search_limit"
-    EXCLUDED = "excluded"
     FUNCTION_ATTRIBUTE = "function_attribute"
     EQUALIZED = "equalized"
     UNKNOWN_VERSION = "unknown_version"

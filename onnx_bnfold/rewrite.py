@@ -182,8 +182,9 @@ class _Editor:
             self._append_add(node, new.node, name)
             return
         if name != old:
-            node.input.extend([""] * (new.slot + 1 - len(node.input)))
-            node.input[new.slot] = name
+            inputs = node.input
+            inputs.extend([""] * (new.slot + 1 - len(inputs)))
+            inputs[new.slot] = name
         for attribute, value in new.revised.attributes:
             _drop_attribute(node, attribute)
             if value is not None:
@@ -282,10 +283,9 @@ class _Editor:
             x, y = site.sides(index)
             members = groups.setdefault(site.groups.root(y), {})
             members[x] = members[y] = None
-        mapping = {}
+        mapping, fixed = {}, site.groups.fixed()
         for root, members in groups.items():
-            fixed = [m for m in members if site.groups.is_fixed(m)]
-            same = fixed or [m for m in members if m not in site.total]
+            same = [m for m in members if m in fixed] or [m for m in members if m not in site.total]
             final = same[-1] if same else root
             for member in members:
                 if member != final:
@@ -406,13 +406,15 @@ def drop_dead(text: Text, given: Sequence[str], below: Sequence[Text], loose: se
         uses.update(o if isinstance(o, str) else o.name for o in each.body.output)
         uses.update(quantization_parameters(each.body))
     queue = [name for name in loose if name not in uses]
-    makers = {
-        name: index
-        for index, node in enumerate(nodes)
-        if node.op_type in EVALUATED
-        for name in node.output
-    }
     described = _described(body)
+    makers: dict[str, int] = {}
+    if described or not set(given).issuperset(queue):  # else no node makes what is not read
+        makers = {
+            name: index
+            for index, node in enumerate(nodes)
+            if node.op_type in EVALUATED
+            for name in node.output
+        }
     dead_nodes: set[int] = set()
     dead: set[str] = set()
     while queue:

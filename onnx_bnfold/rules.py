@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_bnfold import costs, moves, picks, windows
+from onnx_bnfold import costs, moves, picks
 from onnx_bnfold.affine import AGREEMENT, CANCELLED, Affine, Float64, close, joined, summed
 from onnx_bnfold.entries import OUT, Combines, ConstantOperand, Operator
 from onnx_bnfold.reasons import Reason, Refusal, Refused
@@ -126,7 +126,7 @@ def _inputs(view: NodeView) -> list[int]:
 def _lift(change: Affine, rank: int) -> Affine:
     """Write an operand's change in the rank of the broadcast result."""
     missing = rank - change.rank
-    return change.map(lambda a: a.reshape((1,) * missing + a.shape))
+    return change.map(lambda a: a.reshape((1,) * missing + a.shape)) if missing else change
 
 
 # Elements up to which a constant may grow along several axes: less than 5 kB for a whole node.
@@ -164,7 +164,7 @@ def _lower(view: NodeView, slot: int, change: Affine) -> Affine:
                 f"its operand {view.name_in(slot)!r} is broadcast, or of unknown size, along an "
                 "axis on which the change varies",
             )
-    return change.map(lambda a: a.reshape(a.shape[missing:]))
+    return change.map(lambda a: a.reshape(a.shape[missing:])) if missing else change
 
 
 def _operands(view: NodeView, known: Known) -> tuple[int, dict[int, Affine]]:
@@ -409,13 +409,19 @@ def _mean_takes_shift(view: NodeView) -> bool:
     counted = view.attribute("count_include_pad", 0) or view.opset < 7
     if counted and (padded or view.attribute("ceil_mode", 0)):
         return False
-    return windows.are_filled(view)
+    return _fills_windows(view)
+
+
+def _fills_windows(view: NodeView) -> bool:
+    from onnx_bnfold.windows import are_filled  # many models pool nothing
+
+    return are_filled(view)
 
 
 def _maxpool(view: NodeView, known: Known) -> Step:
     if len(view.writes) > 1 and view.graph.is_read(view.writes[1]):
         raise Refused(Reason.OPAQUE, view.label, "its indices output is used")
-    if not windows.are_filled(view):
+    if not _fills_windows(view):
         raise Refused(
             Reason.PADDING,
             view.label,

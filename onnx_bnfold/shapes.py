@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import onnx
 from onnx import (
@@ -21,11 +22,12 @@ from onnx import (
 
 from onnx_bnfold.constants import Constants
 from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor, bodies_of, graphs_of
-from onnx_bnfold.hints import ranks_by_layers, types_by_constants
-from onnx_bnfold.misread import MISREAD, Suspects, Types, leave_open
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.slices import MOST_LEVELS, behind, hide_unsafe_slices
 from onnx_bnfold.storage.tensors import elsewhere, fill, is_external, tensors
+
+if TYPE_CHECKING:
+    from onnx_bnfold.misread import Suspects, Types
 
 # Initializers up to this many elements keep their values: shapes may depend on them.
 LARGEST_KEPT = 1024
@@ -60,6 +62,7 @@ class Shapes:
         self._outer = outer
         self._inference = inference
         self._position = position
+        self._dims: dict[str, Dims | None] = {}
         self._ranks: dict[str, int] | None = None
         self._kinds: dict[str, int] | None = None
 
@@ -79,6 +82,11 @@ class Shapes:
 
     def dims(self, name: str) -> Dims | None:
         """Return a tensor's dims, all unknown where only the rank is known, or None."""
+        if name not in self._dims:  # rules ask again and again
+            self._dims[name] = self._find_dims(name)
+        return self._dims[name]
+
+    def _find_dims(self, name: str) -> Dims | None:
         scope = self._scope_of(name)
         found = scope._inference.types(scope._position).get(name)
         if found is not None and found[0] is not None:
@@ -101,12 +109,16 @@ class Shapes:
     def _rank_hints(self) -> dict[str, int]:
         """Ranks that the layers themselves fix, where the graph's inputs have no shape."""
         if self._ranks is None:
+            from onnx_bnfold.hints import ranks_by_layers
+
             self._ranks = ranks_by_layers(self._graph, self._inference.types(self._position))
         return self._ranks
 
     def _type_hints(self) -> dict[str, int]:
         """Types that the constants fix that tensors are computed with."""
         if self._kinds is None:
+            from onnx_bnfold.hints import types_by_constants
+
             self._kinds = types_by_constants(self._graph)
         return self._kinds
 
@@ -142,6 +154,8 @@ class Inference:
         return self._types[position] if position < len(self._types) else {}
 
     def _run(self) -> list[Types]:
+        from onnx_bnfold.misread import Suspects  # needed where shapes are
+
         light = without_weights(self._model)
         self._read_parameters(light)
         self._fix_parameters(light)
@@ -177,6 +191,8 @@ class Inference:
         self, light: ModelProto, suspects: Suspects, types: Sequence[Types] | None
     ) -> bool:
         """Take what inference misreads from it; return whether there was any."""
+        from onnx_bnfold.misread import MISREAD, leave_open
+
         found = [*suspects.take(types)]
         for op, node in found:
             why = Reason.UNKNOWN_SHAPE, f"it lies behind a node of {op} {MISREAD[op].what}"

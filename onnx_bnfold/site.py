@@ -63,6 +63,8 @@ class Site:
         self.groups = Groups(graph)
         self.sizes: dict[str, tuple[int, tuple[Affine, ...]]] = {}
         self._ports: dict[int, tuple[int, ...]] = {}
+        self._keys: dict[int, tuple[tuple[int, Key], ...]] = {}
+        self._neighbours: dict[str, tuple[int, ...]] = {}
         self._views: dict[int, NodeView] = {}
         self._absorbers: dict[int, Absorber | Refusal] = {}
         self._maps: dict[int, Affine] = {}
@@ -217,6 +219,14 @@ class Site:
             found = self._ports[index] = self._find_ports(index)
         return found
 
+    def keys(self, index: int) -> tuple[tuple[int, Key], ...]:
+        """Return the ports of a node that carry data, each with its key; see ``ports``."""
+        found = self._keys.get(index)
+        if found is None:
+            both = ((port, self.key(index, port)) for port in self.ports(index))
+            found = self._keys[index] = tuple((port, key) for port, key in both if key is not None)
+        return found
+
     def _find_ports(self, index: int) -> tuple[int, ...]:
         view, entry = self.view(index), self.entries[index]
         if isinstance(entry, Absorbing):
@@ -271,25 +281,32 @@ class Site:
         absorber = self.absorber_or_none(index)
         slot = self.ports(index)[0] if absorber is None else absorber.data_slot
         keys = (self.key(index, slot), self.key(index, OUT))
+        if not changes:
+            return Sides(*(None if key is None else self.total.get(key) for key in keys))
         return Sides(self._total_of(keys[0], changes), self._total_of(keys[1], changes))
 
-    def _total_of(self, key: Key | None, changes: Mapping[Key, Affine] | None) -> Affine | None:
+    def _total_of(self, key: Key | None, changes: Mapping[Key, Affine]) -> Affine | None:
         if key is None:
             return None
-        before, more = self.total.get(key), (changes or {}).get(key)
+        before, more = self.total.get(key), changes.get(key)
         if before is None or more is None:
             return before or more
         return before.then(more)
 
-    def neighbours(self, key: Key) -> Iterator[int]:
-        """Yield the nodes that write or read a key.
+    def neighbours(self, key: Key) -> tuple[int, ...]:
+        """Return the nodes that write or read a key.
 
         Raises:
             Refused: something other than a known data port of a node reads or writes it.
         """
         if isinstance(key, tuple):
-            yield key[0]
-            return
+            return (key[0],)
+        found = self._neighbours.get(key)
+        if found is None:
+            found = self._neighbours[key] = tuple(self._find_neighbours(key))
+        return found
+
+    def _find_neighbours(self, key: str) -> Iterator[int]:
         self._require_free(key)
         producer = self.graph.producer[key]
         yield self._with_port(producer, ~self.graph.writes[producer].index(key))
@@ -382,7 +399,11 @@ class Site:
     def remove(self, index: int) -> None:
         """Note that a node has become an identity and its two sides one tensor."""
         self.removed.add(index)
-        self._ports.pop(index, None)
+        if self._ports.pop(index, None) is not None:
+            self._keys.pop(index, None)
+        if self._neighbours:
+            for name in (*self.graph.reads[index], *self.graph.writes[index]):
+                self._neighbours.pop(name, None)
         self.groups.join(*self.sides(index))
 
     def are_untouched(self, x: str, y: str) -> bool:

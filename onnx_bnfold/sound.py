@@ -17,7 +17,6 @@ from onnx import AttributeProto
 
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.graph import Graph
-from onnx_bnfold.order import are_captures_in_order, captures_of
 
 _BODIES = frozenset((AttributeProto.GRAPH, AttributeProto.GRAPHS))
 _MOST_ELEMENTS = 2**62
@@ -57,6 +56,8 @@ def require_sound(graphs: Sequence[Graph]) -> bool:
         defined[id(graph)], is_sorted = _require_names(graph, outer)
         in_order &= is_sorted
     if in_order and any(graph.carriers for graph in graphs):
+        from onnx_bnfold.order import are_captures_in_order, captures_of
+
         captures = captures_of(graphs)
         return all(map(are_captures_in_order, graphs, captures))
     return in_order

@@ -94,7 +94,7 @@ class NodeView:
     def require_version(self, newest: int) -> None:
         """Refuse a version of the operator that is newer than those somebody has read."""
         assert self.op is not None
-        version = version_of(self.op, self.opset)
+        version = version_of(self.op, self.graph.opset)
         if version > newest:
             raise Refused(
                 Reason.UNKNOWN_VERSION,

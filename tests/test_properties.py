@@ -82,8 +82,8 @@ WAYS = {
 }
 
 
-# The README says what a second fold may change with the others, where statistics contradict each
-# other most of all.
+# docs/what-is-folded.md says what a second fold may change with the others, where statistics
+# contradict each other most of all.
 REPEATABLE = {"plain": Options(), "int8": WAYS["int8"], "conv": WAYS["conv"]}
 
 

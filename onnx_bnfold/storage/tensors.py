@@ -227,7 +227,8 @@ def fill(tensor: TensorProto, values: np.ndarray) -> None:
     """Puts values into a tensor's message; ValueError if they do not fit, see `encode`."""
     data_type, dims, shape = tensor.data_type, tuple(tensor.dims[:]), values.shape
     fits = shape == dims or shape == (math.prod(dims),)
-    if fits and values.dtype == _element(data_type)[0] and _is_plain(data_type):
+    dtype, bits = _element(data_type)
+    if fits and values.dtype == dtype and bits >= 8 and sys.byteorder == "little":
         tensor.raw_data = values.tobytes()
     else:
         tensor.raw_data = b"".join(encode((values,), tensor))
@@ -327,9 +328,14 @@ def _alike(
         if 0 < len(shape) < MOST_AXES and 0 < math.prod(shape) <= _TOGETHER
     }
     alike: dict[tuple[tuple[int, ...], int], tuple[list[str], list[bytes]]] = {}
+    has_field = TensorProto.HasField  # protobuf looks for a field of that name first, every time
     for name, tensor in tensors.items():
         shape = dims[name]
-        if shape in small and tensor.data_location != _EXTERNAL and not tensor.HasField("segment"):
+        if (
+            shape in small
+            and tensor.data_location != _EXTERNAL
+            and not has_field(tensor, "segment")
+        ):
             kind = shape, tensor.data_type
             if kind not in alike:
                 alike[kind] = [], []
@@ -362,8 +368,9 @@ def external_range(tensor: TensorProto) -> tuple[str, int, int]:
 
 def clear_values(tensor: TensorProto) -> None:
     """Drops the values that a tensor's message holds itself."""
+    clear = tensor.ClearField  # protobuf looks for a field of that name first, every time
     for name in _VALUE_FIELDS:
-        tensor.ClearField(name)
+        clear(name)
 
 
 def set_external_range(tensor: TensorProto, location: str, offset: int, length: int) -> None:

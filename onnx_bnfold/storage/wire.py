@@ -70,15 +70,18 @@ def fields(data: Data, start: int, end: int, least: int = 0) -> Iterator[tuple[i
         MalformedError: a field is broken or does not fit. Groups are left to protobuf to check.
     """
     window, base, position, groups = b"", 0, start, 0
-    shortest = min(least, _CONTINUED)
+    shortest, one_byte_tag = min(least, _CONTINUED), _ONE_BYTE_TAG
     while position < end:
         at = position - base
         if at + _HEADER > len(window):
             window, base = data.window(position)
             at = position - base
-        elif _ONE_BYTE_TAG[window[at]] and window[at + 1] < shortest:
-            # Most of what a graph has: nodes and small tensors, whose tag and length take a byte.
-            position += 2 + window[at + 1]
+        # Most of what a graph has: nodes and small tensors, whose tag and length take a byte.
+        first, room = at, min(len(window) - _HEADER, end - base)
+        while at < room and one_byte_tag[window[at]] and (length := window[at + 1]) < shortest:
+            at += 2 + length
+        if at > first:
+            position = base + at
             continue
         tag, at = _read_varint(window, at)
         kind, number, head = tag & 7, tag >> 3, position

@@ -75,6 +75,10 @@ def _single(trial: Trial, known: Ports) -> bool:
     return len(names) == 1 and reached is not None and bool((reached.sum(axis=0) <= 1).all())
 
 
+def _one_element(trial: Trial, known: Ports) -> bool:
+    return bool(np.prod(trial.shape(OUT)) == 1)
+
+
 def _repeated_axes(trial: Trial, known: Ports) -> bool:
     given = {o.name: o.value for o in trial.case.operands if not o.changes and o.name}
     axes = np.asarray(given.get("axes", trial.case.attributes.get("axes", [])))
@@ -177,6 +181,13 @@ EXPLAINED = (
             "the largest of one element is that element: no exporter writes it",
         )
         for op in ("GlobalMaxPool", "Max", "MaxPool", "Min", "ReduceMax", "ReduceMin")
+    ),
+    *(
+        Explained(
+            op, Reason.NEEDS_POSITIVE_SCALE, _one_element,
+            "the same operand wins in all samples of the one element; other values may let another",
+        )
+        for op in ("Max", "Min")
     ),
     *(
         Explained(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto
 
-from .floats import FLOATS, TINY, UNIT
+from .floats import FLOATS, LARGEST, TINY, UNIT
 from .interpreter import Interpreter
 
 _QUICK = 24  # units, of the smallest slice's largest value
@@ -103,25 +103,21 @@ def _of_one(i, a, b, true, spread, approximate) -> tuple[float, Doubt] | None:
     x, y = a.astype(np.float64), b.astype(np.float64)
     steady = np.isfinite(true) & np.all([np.isfinite(s) for s in spread], axis=0)
     with np.errstate(invalid="ignore"):
-        # Where the original overflows and float64 does not, its inf is nothing to be kept.
-        firm = np.isfinite(x) == np.isfinite(true)
-        alike = (np.isfinite(x) & np.isfinite(y)) | (x == y) | (np.isnan(x) & np.isnan(y))
-        apart = firm & ~alike
-        if apart.any():
-            at = tuple(int(k) for k in np.argwhere(apart)[0])
-            return np.inf, Doubt(
-                "not finite in other places", i, f"at {at}: {x[at]} became {y[at]}"
-            )
         usable = steady & np.isfinite(x) & np.isfinite(y)
         zeros = np.zeros_like(true)
         error = np.where(usable, np.abs(y - true), zeros)
-        own = np.where(usable, np.abs(x - true), zeros)
-        drawn = np.max([np.where(usable, np.abs(s - true), zeros) for s in spread], axis=0)
+        judged = steady & np.isfinite(x)
+        own = np.where(judged, np.abs(x - true), zeros)
+        drawn = np.max([np.where(judged, np.abs(s - true), zeros) for s in spread], axis=0)
         size = _yardstick(np.where(usable, true, zeros))
     noise = np.maximum(_yardstick(own, zeros=True), _yardstick(drawn, zeros=True))
     limit = _TIMES[a.dtype] * noise + _UNITS * UNIT[a.dtype] * size + 4 * TINY[a.dtype]
     if rough:
         limit = limit + 1e-3 * size
+    apart = _apart(x, y, true, limit, a.dtype)
+    if apart.any():
+        at = tuple(int(k) for k in np.argwhere(apart)[0])
+        return np.inf, Doubt("not finite in other places", i, f"at {at}: {x[at]} became {y[at]}")
     ratio = error / limit
     if not ratio.size or ratio.max() <= 1:
         return None
@@ -133,6 +129,17 @@ def _of_one(i, a, b, true, spread, approximate) -> tuple[float, Doubt] | None:
         f"slice's peak {size[at]:.3g}"
     )
     return float(ratio[at]), Doubt("precision" if ratio[at] < _GROSS else "wrong", i, detail)
+
+
+def _apart(x, y, true, limit, dtype) -> np.ndarray:
+    """Return where one result is finite and the other is not, or another infinity."""
+    with np.errstate(invalid="ignore"):
+        alike = (np.isfinite(x) & np.isfinite(y)) | (x == y) | (np.isnan(x) & np.isnan(y))
+        # Where the original overflows and float64 does not, its inf is nothing to be kept, nor is a
+        # number that the permitted error alone may carry beyond the end of its type.
+        firm = np.isfinite(x) == np.isfinite(true)
+        ends = np.isfinite(true) & (np.abs(true) + limit > LARGEST[dtype])
+    return firm & ~alike & ~ends
 
 
 def _close(original, folded, feed, output: int) -> bool:

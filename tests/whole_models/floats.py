@@ -10,6 +10,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = tuple(np.dtype(t) for t in (np.float16, BFLOAT16, np.float32, np.float64))
 UNIT = {t: float(ml_dtypes.finfo(t).eps) / 2 for t in FLOATS}
 TINY = {t: float(ml_dtypes.finfo(t).smallest_subnormal) for t in FLOATS}
+LARGEST = {t: float(ml_dtypes.finfo(t).max) for t in FLOATS}
 _STRINGS = dict(
     zip(
         FLOATS,

@@ -61,6 +61,7 @@ def conv(b: Builder, x: str) -> str:
 
 def conv_transpose(b: Builder, x: str) -> str:
     b.need(b.rank(x) >= 3)
+    b.need(0 not in b.shape(x))  # onnxruntime ends the process on an empty image
     d, into = b.draw, b.channels(x)
     kernel, extra = _windows(b, x, transposed=True)
     group = d.pick([g for g in range(1, into + 1) if into % g == 0]) if d.chance(0.35) else 1

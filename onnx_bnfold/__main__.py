@@ -5,26 +5,26 @@ from __future__ import annotations
 import os
 import sys
 
-TYPE_CHECKING = False  # see `onnx_bnfold`
+TYPE_CHECKING = False  # see ``onnx_bnfold``
 if TYPE_CHECKING:
     from typing import NoReturn
 
-INTERRUPTED = 130  # see `interrupts`, which is imported later
+INTERRUPTED = 130  # see ``interrupts``, which is imported later
 
 
 def run() -> NoReturn:
     """Run the command line in a process that has nothing else to do."""
     try:
-        # Imported here, so that an interrupt meanwhile is one like any other.
+        # Imported here, so that an interrupt of the import is handled, too.
         from onnx_bnfold.cli import main
         from onnx_bnfold.memory import keep_to_the_end
 
         code = main(keep=keep_to_the_end)
     except KeyboardInterrupt:
-        print("onnx-bnfold: interrupted; an output is written whole or not at all", file=sys.stderr)
+        print("onnx-bnfold: interrupted; no incomplete file was written", file=sys.stderr)
         code = INTERRUPTED
     if code == INTERRUPTED:
-        # At once: on its way out, Python would say what a second interrupt, or a thread, met.
+        # At once: while it shuts down, Python would report errors of threads or another interrupt.
         for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()
         os._exit(code)

@@ -1,8 +1,8 @@
-"""``Affine``: the re-parametrisation ``t' = scale * t + shift`` of a tensor, in float64.
+"""``Affine``: the change ``t' = scale * t + shift`` of a tensor, in float64.
 
 The arrays broadcast against the tensor: they have its rank, and every axis has size 1 (the change
-is the same along it) or the tensor's own size. A BatchNormalization over channels on axis 1 of a
-rank-4 tensor is held as two arrays of shape ``(1, C, 1, 1)``. No ONNX in here.
+is the same along it) or the tensor's own size. A BatchNormalization on axis 1 of a rank-4 tensor is
+two arrays of shape ``(1, C, 1, 1)``. This module does not depend on ONNX.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
 
-# Two changes that reach one tensor on two paths agree if no element differs by more than the
-# float64 rounding of a few operations, relative to that very element: channels of one tensor may
-# be 300 orders of magnitude apart.
+# Two changes that reach a tensor on two paths agree if they differ by no more than the float64
+# rounding of a few operations. The bound is relative to each element, since channels of one tensor
+# may be 300 orders of magnitude apart.
 AGREEMENT = 1e-12
-# A sum that is smaller than this share of its terms is their rounding: they have cancelled.
+# A sum below this share of its largest term consists of rounding errors: the terms have cancelled.
 CANCELLED = 2.0**-50
 
-# Smallest scale that is divided by: below it 1/scale or scale*weight leaves the normal floats.
+# Smallest scale to divide by; for smaller ones 1 / scale or scale * weight is not a normal float.
 SMALLEST_SCALE = 2.0**-100
-# Stands for a scale of zero where one has to be divided by: 1 / VANISHING is finite, and a weight
-# times VANISHING is zero in every type. A channel with the scale 1 / VANISHING was constant and may
-# now hold anything: the weights that read it become zero.
+# Used instead of a scale of zero where it has to be inverted: 1 / VANISHING is finite, and a weight
+# times VANISHING is zero in every type. A channel whose scale is 1 / VANISHING was constant; its
+# new values do not matter, since the weights that read them become zero.
 VANISHING = 2.0**-500
-# From here on a scale is of that kind, whatever it has been multiplied by on the way.
+# Scales from here on are of that kind, whatever they were multiplied by on the way.
 VANISHED = 2.0**400
 
 
 def _compressed(array: Float64, neutral: float) -> Float64:
-    """Give every axis along which all values are equal the size 1.
+    """Return an array whose axes have size 1 where all values along them are equal.
 
-    Of a tensor without elements any change is right: it gets the ``neutral`` value, so that no
-    change without elements comes to a tensor that has some.
+    For a tensor without elements any change is correct. It becomes a single ``neutral`` value, so
+    that a tensor with elements never gets a change without any.
     """
     if not array.size:
         return np.full((1,) * array.ndim, neutral)
@@ -54,7 +54,7 @@ def _compressed(array: Float64, neutral: float) -> Float64:
 
 
 class _Once:
-    """A fact that is found out when it is first asked for; ``cached_property`` takes a lock."""
+    """A property that is computed once; faster than ``cached_property``, which takes a lock."""
 
     def __init__(self, find: Callable[[Affine], bool]) -> None:
         self._find = find
@@ -64,8 +64,8 @@ class _Once:
         self._name = name
 
     def __get__(self, change: Affine, _: type | None = None) -> bool:
-        found = vars(change)[self._name] = self._find(change)
-        return found
+        fact = vars(change)[self._name] = self._find(change)
+        return fact
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +73,8 @@ class Affine:
     """A per-element map ``t' = scale * t + shift``, constant along most axes.
 
     Attributes:
-        scale: float64, rank of the tensor, each axis 1 or the tensor's size; never empty.
-        shift: like ``scale``; the two may differ in which axes have size 1.
+        scale: has the rank of the tensor; each axis has size 1 or the tensor's size; not empty.
+        shift: like ``scale``; other axes than those of ``scale`` may have size 1.
     """
 
     scale: Float64
@@ -85,12 +85,12 @@ class Affine:
 
     @classmethod
     def of(cls, scale: Float64, shift: Float64) -> Affine:
-        """Make a change whose axes along which nothing varies have size 1."""
+        """Return a change whose axes have size 1 wherever nothing varies along them."""
         return cls(_compressed(scale, 1.0), _compressed(shift, 0.0))
 
     @classmethod
     def identity(cls, rank: int) -> Affine:
-        """Return the change that changes nothing, for a tensor of ``rank`` axes."""
+        """Return the identity for a tensor of ``rank`` axes."""
         return _identity(rank)
 
     @property
@@ -100,7 +100,7 @@ class Affine:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Common shape of scale and shift: an axis larger than 1 is one the change varies along."""
+        """Common shape of scale and shift; the change varies along the axes larger than 1."""
         scale, shift = self.scale.shape, self.shift.shape
         return scale if scale == shift else np.broadcast_shapes(scale, shift)
 
@@ -126,14 +126,14 @@ class Affine:
 
     @_Once
     def is_invertible(self) -> bool:
-        """Whether dividing by the scale keeps its precision."""
+        """Whether the scale can be divided by without losing precision."""
         magnitude = np.abs(self.scale)
         ordinary = (magnitude >= SMALLEST_SCALE) & (magnitude <= 1 / SMALLEST_SCALE)
         return bool((ordinary | (magnitude >= VANISHED)).all())
 
     @_Once
     def is_ordinary(self) -> bool:
-        """Whether scale and shift are of a size that constants can take."""
+        """Whether no scale and no shift is too large for a constant."""
         return bool(
             (np.abs(self.scale) <= 1 / SMALLEST_SCALE).all()
             and (np.abs(self.shift) <= 1 / SMALLEST_SCALE).all()
@@ -145,13 +145,13 @@ class Affine:
             scale = after.scale * self.scale
             shift = summed(after.scale * self.shift, after.shift)
             if (np.abs(scale) >= VANISHED).any():
-                # Keep shift / scale, the constant that the channel was.
+                # Keep shift / scale, the former constant of the channel.
                 size = np.where(np.abs(scale) >= VANISHED, np.abs(scale) * VANISHING, 1.0)
                 scale, shift = scale / size, shift / size
         return Affine.of(scale, shift)
 
     def inverse(self) -> Affine:
-        """Return the change that undoes this one; the caller has seen ``is_invertible``."""
+        """Return the inverse; only valid if ``is_invertible``."""
         return Affine.of(1 / self.scale, -self.shift / self.scale)
 
     def with_shift(self, shift: Float64) -> Affine:
@@ -159,26 +159,31 @@ class Affine:
         return Affine.of(self.scale, shift)
 
     def map(self, function: Callable[[Float64], Float64]) -> Affine:
-        """Apply a movement of axes or elements to both arrays."""
+        """Return the change with ``function``, which moves axes or elements, applied to both."""
         return Affine.of(function(self.scale), function(self.shift))
 
     def agrees_with(self, other: Affine) -> bool:
-        """Whether the two are the same change up to float64 rounding, in every element."""
+        """Return whether the two are the same change up to float64 rounding, in every element."""
         if self is other:
             return True
         return close(self.scale, other.scale) and close(self.shift, other.shift)
 
     def vector(self, axis: int, size: int) -> tuple[Float64, Float64] | None:
-        """Return scale and shift as ``(size,)`` vectors along ``axis``.
+        """Return scale and shift as vectors along ``axis``.
+
+        Args:
+            axis: along which the change may vary.
+            size: of the tensor along that axis.
 
         Returns:
-            None where the change varies along another axis, or ``axis`` is none or of another size.
+            Two arrays ``(size,)``; None if the change varies along another axis, or ``axis`` does
+            not exist or has another size.
         """
-        try:  # a layer asks for its check, its weight, its bias
+        try:  # cached: a layer needs it for its check, its weight and its bias
             return self._vectors[axis, size]
         except KeyError:
-            found = self._vectors[axis, size] = self._vector(axis, size)
-            return found
+            vectors = self._vectors[axis, size] = self._vector(axis, size)
+            return vectors
 
     def _vector(self, axis: int, size: int) -> tuple[Float64, Float64] | None:
         shape = self.shape
@@ -196,41 +201,48 @@ def _identity(rank: int) -> Affine:
 
 
 def _stretched(array: Float64, size: int) -> Float64:
-    """Return the one value, or the ``size`` values, of an array as ``(size,)``."""
+    """Return an array of one or ``size`` values as ``(size,)``."""
     vector = array.reshape(-1)
     return vector if len(vector) == size else np.broadcast_to(vector, (size,))
 
 
 def along(vector: Float64, axis: int, rank: int) -> Float64:
-    """Lay a ``(C,)`` vector along ``axis`` of a tensor of ``rank`` axes."""
+    """Return a vector as an array that varies along one axis.
+
+    Args:
+        vector: ``(C,)``.
+        axis: that gets the size ``C``; the others have size 1.
+        rank: number of axes.
+    """
     return vector.reshape((1,) * axis + (-1,) + (1,) * (rank - axis - 1))
 
 
 def all_along(maps: Sequence[Float64], axis: int, ranks: Sequence[int]) -> list[Affine]:
-    """Make changes that vary along one axis; thousands of short ones at a time are as soon done.
+    """Return changes that vary along one axis: ``Affine.of`` of scale and shift ``along`` it.
+
+    A model may have thousands of short changes. A few numpy calls compress all those of one size
+    and compute their cached properties, instead of a dozen calls for each. The result is that of
+    the plain version, ``Affine.of`` change by change.
 
     Args:
-        maps: scale and shift of each, ``(2, C)``.
+        maps: scale and shift of each change, ``(2, C)``.
         axis: along which they vary.
         ranks: of the tensors.
-
-    Returns:
-        What ``Affine.of`` makes of scale and shift laid along ``axis``.
     """
-    alike: dict[int, list[int]] = {}
+    by_size: dict[int, list[int]] = {}
     for index, each in enumerate(maps):
-        alike.setdefault(each.shape[1], []).append(index)
-    found: dict[int, Affine] = {}
-    for indices in alike.values():
+        by_size.setdefault(each.shape[1], []).append(index)
+    changes: dict[int, Affine] = {}
+    for indices in by_size.values():
         block = np.array([maps[index] for index in indices])
-        changes = _all_along(block, axis, [ranks[index] for index in indices])
-        found.update(zip(indices, changes, strict=True))
-    return [found[index] for index in range(len(maps))]
+        of_one_size = _all_along(block, axis, [ranks[index] for index in indices])
+        changes.update(zip(indices, of_one_size, strict=True))
+    return [changes[index] for index in range(len(maps))]
 
 
 def _all_along(block: Float64, axis: int, ranks: Sequence[int]) -> Iterator[Affine]:
-    """Do it for maps of one size, ``(maps, 2, C)``."""
-    if not block.shape[2]:  # of no channels
+    """Yield the changes of maps of one size, ``(maps, 2, C)``."""
+    if not block.shape[2]:  # no channels
         yield from map(Affine.identity, ranks)
         return
     extremes = _Extremes(block.min(axis=2), block.max(axis=2))
@@ -240,20 +252,20 @@ def _all_along(block: Float64, axis: int, ranks: Sequence[int]) -> Iterator[Affi
     ):
         scale, shift = a[:1] if same_scale else a, b[:1] if same_shift else b
         change = Affine(along(scale, axis, rank), along(shift, axis, rank))
-        vars(change).update(facts)
+        vars(change).update(facts)  # where ``_Once`` keeps its values
         if not same_scale and not same_shift:
             change._vectors[axis, len(a)] = a, b
         yield change
 
 
 class _Extremes(NamedTuple):
-    """The least and the largest value of scales and shifts, ``(maps, 2)``; NaN where one is."""
+    """Minima and maxima of scales and shifts, ``(maps, 2)``; NaN if a value is NaN."""
 
     least: Float64
     most: Float64
 
     def facts(self) -> Iterator[dict[str, bool]]:
-        """Yield what the cached properties of each change would find out."""
+        """Yield name → value of the ``_Once`` properties of each change."""
         largest, ordinary = np.finfo(np.float64).max, 1 / SMALLEST_SCALE
         differs = (self.least != (1, 0)) | (self.most != (1, 0))
         columns = {
@@ -266,7 +278,7 @@ class _Extremes(NamedTuple):
             yield dict(zip(columns, row, strict=True))
 
     def _within(self, bound: float) -> NDArray[np.bool_]:
-        """Whether no magnitude exceeds a bound."""
+        """Return for each map whether no magnitude exceeds a bound, ``(maps,)``."""
         within = (self.least >= -bound) & (self.most <= bound)
         both: NDArray[np.bool_] = within[:, 0] & within[:, 1]
         return both
@@ -275,13 +287,14 @@ class _Extremes(NamedTuple):
 def joined(
     parts: Sequence[Affine | None], axis: int, sizes: Sequence[int], filler: Affine | None = None
 ) -> Affine:
-    """Concatenate changes along ``axis``, the part ``i`` being ``sizes[i]`` long there.
+    """Return changes concatenated along ``axis``.
 
     Args:
-        parts: the changes; None stands for ``filler``.
-        axis: along which none of them varies more than its part.
-        sizes: one per part.
-        filler: varies along no axis but those that parts vary along, and not along ``axis``.
+        parts: the changes, of size 1 or their part's size along ``axis``; None means ``filler``.
+        axis: of the concatenation.
+        sizes: of the parts along ``axis``.
+        filler: varies only along axes that other parts vary along, and not along ``axis``; the
+            identity by default.
     """
     whole = Affine.identity(0) if filler is None else filler
     some = [(i, part) for i, part in enumerate(parts) if part is not None]
@@ -306,7 +319,7 @@ def _joined(
 
 
 def close(a: Float64, b: Float64) -> bool:
-    """Whether two arrays agree up to float64 rounding, each element relative to itself."""
+    """Return whether two arrays agree up to float64 rounding, relative to each element."""
     if a.shape == b.shape and (a == b).all():
         return True
     try:
@@ -317,9 +330,9 @@ def close(a: Float64, b: Float64) -> bool:
 
 
 def summed(*terms: Float64) -> Float64:
-    """Add arrays; an element in which the terms have cancelled is zero, not their rounding.
+    """Return the sum of arrays, with zeros where terms cancel except for rounding errors.
 
-    A shift of 1e-17 where there is none would not agree with 0, and no ReLU would take it.
+    A shift of 1e-17 instead of 0 would not agree with 0, and could not pass a ReLU.
     """
     total = sum(terms[1:], terms[0])
     if len([term for term in terms if term.any()]) < 2:

@@ -1,10 +1,10 @@
-"""The public functions: ``plan``, ``fold`` and ``fold_file``."""
+"""The public functions: ``plan``, ``plan_file``, ``fold`` and ``fold_file``."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,14 +19,8 @@ from onnx_bnfold.metadata import Recorder
 from onnx_bnfold.new_constants import Unrepresentable, compute_all
 from onnx_bnfold.rewrite import Pending
 from onnx_bnfold.storage import ModelFile, read_tensor
-from onnx_bnfold.storage.tensors import (
-    REFERENCE,
-    byte_length,
-    elsewhere,
-    fill,
-    is_external,
-    tensors,
-)
+from onnx_bnfold.storage.data_files import data_files, data_files_of, files, total_bytes
+from onnx_bnfold.storage.tensors import byte_length, elsewhere, fill, is_external, tensors
 from onnx_bnfold.validation import require_at_least, require_value
 
 if TYPE_CHECKING:
@@ -35,19 +29,19 @@ if TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 _DEFAULT = Options()
-# Elements up to which a constant is held in memory until the model is written.
-SMALL = 1024
+# New constants of up to this many elements are computed together and held in memory.
+_MOST_AT_ONCE = 1024
 
 
 @dataclass
 class Outcome:
-    """A fold whose result is finished.
+    """A finished fold.
 
     Attributes:
         source: the file that was folded.
-        path: the model: under a temporary path where it is inspected; None for a plan.
+        path: the folded model; a temporary path while it is inspected, None for a plan.
         original: the model before the fold, its nodes in order; large tensors carry no values.
-        folding: how; the source is open while this is inspected, so that its tensors can be read.
+        folding: the plan and its records; it can read tensors of the source during the inspection.
         folded: the folded model; large tensors, and those that changed, carry no values.
     """
 
@@ -56,13 +50,33 @@ class Outcome:
     original: ModelProto
     folding: Folding
     folded: ModelProto
+    _data_files: list[str] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def source_files(self) -> list[Path]:
+        """The source and its data files."""
+        return files(self.source, data_files(self.original))
+
+    @property
+    def files(self) -> list[Path]:
+        """The folded model and its data files; empty for a plan."""
+        if self.path is None:
+            return []
+        if self._data_files is None:
+            self._data_files = data_files_of(self.path)
+        return files(self.path, self._data_files)
+
+    def is_staged(self, path: Path) -> None:
+        """Take note of the temporary path of the folded model, in a folder of its own."""
+        self.path = path
+        self._data_files = sorted(each.name for each in path.parent.iterdir() if each != path)
 
     @cached_property
     def report(self) -> Report:
-        """What was folded; who does not ask for it saves a twentieth of the time of a fold."""
+        """What was folded; not computed before it is needed: it takes 5 % of the time of a fold."""
         if self.path is None:
             return _report(self.folding)
-        sizes = bytes_of(self.source, data_files(self.original)), bytes_of(self.path, None)
+        sizes = total_bytes(self.source_files), total_bytes(self.files)
         return _report(self.folding, self.folded, sizes)
 
 
@@ -72,19 +86,19 @@ Inspect = Callable[[Outcome], None]
 def plan(
     model: ModelProto, options: Options = _DEFAULT, *, base_dir: PathLike | None = None
 ) -> Report:
-    """Say which BatchNormalizations would be folded and why the others stay.
+    """Report which BatchNormalizations would be folded and why the others stay.
 
     Args:
         model: any ONNX model; it is not changed.
         options: see ``Options``.
-        base_dir: folder of its external data, if it has any that is not loaded.
+        base_dir: folder of the model's external data, if any is not loaded.
 
     Returns:
         The report; its node counts are None.
 
     Raises:
-        ModelError: the model is unusable.
-        UsageError: ``options.ranges`` is given; a model in memory cannot be run.
+        ModelError: the model cannot be read or is invalid.
+        UsageError: ``options.ranges`` is given, which needs a model in a file.
 
     Example:
         >>> for line in plan(onnx.load("model.onnx")).lines():
@@ -104,15 +118,15 @@ def fold(
     Args:
         model: any ONNX model; it is not changed.
         options: see ``Options``.
-        base_dir: folder of its external data, if it has any that is not loaded; the new constants
-            are held in the result itself.
+        base_dir: folder of the model's external data, if any is not loaded. New constants are
+            stored in the folded model itself.
 
     Returns:
         The folded copy, and the report.
 
     Raises:
-        ModelError: the model is unusable.
-        UsageError: ``options.ranges`` is given; a model in memory cannot be run.
+        ModelError: the model cannot be read or is invalid.
+        UsageError: ``options.ranges`` is given, which needs a model in a file.
 
     Example:
         >>> folded, report = fold(onnx.load("model.onnx"))
@@ -146,25 +160,28 @@ def fold_file(
 ) -> Report:
     """Fold a model file of any size into another file.
 
-    Weights that do not change go from file to file; those that do are folded in blocks of about
-    4 MiB, in a few threads.
-    External data stays external, in a new file beside the target.
+    Weights that do not change are copied from file to file; the others are folded in blocks of
+    about 4 MiB, in a few threads. External data stays external, in a new file beside the target.
 
     Args:
         source: the model; it is not changed.
-        target: where the folded model goes; written whole or not at all.
+        target: the file to write or replace; it appears complete or not at all.
         options: see ``Options``.
-        inspect: called with the outcome when all is written but not yet in its place; an
-            exception it raises, ``CheckFailed`` for example, keeps it from there.
-        threads: that fold weights; by default one per processor, up to four.
+        inspect: called with the outcome when everything is written but not yet moved to the
+            target; an exception it raises, such as ``CheckFailed``, leaves the target as it was.
+        threads: number of threads that fold weights; by default one per processor, at most four.
 
     Returns:
         The report.
 
     Raises:
-        ModelError: the model is unusable.
-        UsageError: the target is the source, or cannot be written; or ``options.ranges`` cannot be
-            read or does not fit.
+        ModelError: the model cannot be read or is invalid.
+        UsageError: the target is the source or cannot be written, or ``options.ranges`` cannot be
+            read or does not fit the model.
+
+    Example:
+        >>> report = fold_file("model.onnx", "folded.onnx")
+        >>> print(report.summary())
     """
     outcome = write_folded(source, target, options, inspect, threads, report=True)
     return outcome.report
@@ -179,10 +196,18 @@ def write_folded(
     *,
     report: bool = False,
 ) -> Outcome:
-    """Do what ``fold_file`` does, and make a report only where one is asked for.
+    """Fold a model file as ``fold_file`` does, but compute the report only if it is asked for.
+
+    Args:
+        source, target, options, inspect, threads: see ``fold_file``.
+        report: compute the report before the model is moved to the target, so that an error in it
+            leaves the target as it was.
 
     Returns:
-        The outcome, in its place.
+        The outcome; its path is the target.
+
+    Raises:
+        ModelError, UsageError: see ``fold_file``.
     """
     _require_call(source, options)
     require_value("target", target, str | os.PathLike[str])
@@ -210,10 +235,10 @@ def write_folded(
 
 
 def _show(inspect: Inspect | None, outcome: Outcome, report: bool, path: Path) -> None:
-    """Let ``inspect`` see an outcome that is not in its place yet, and make the report of it."""
-    outcome.path = path
+    """Show ``inspect`` an outcome that is still at a temporary path, and compute its report."""
+    outcome.is_staged(path)
     if report:
-        _ = outcome.report  # what may fail fails before the file gets its place
+        _ = outcome.report  # a failure here leaves the target as it was
     if inspect is not None:
         inspect(outcome)
 
@@ -221,19 +246,19 @@ def _show(inspect: Inspect | None, outcome: Outcome, report: bool, path: Path) -
 def plan_file(
     source: PathLike, options: Options = _DEFAULT, *, inspect: Inspect | None = None
 ) -> Report:
-    """Do what ``plan`` does for a model file of any size.
+    """Report which BatchNormalizations of a model file would be folded; see ``plan``.
 
     Args:
-        source: the model.
+        source: the model, of any size.
         options: see ``Options``.
-        inspect: called with what would be the outcome; it has no path.
+        inspect: called with the outcome that a fold would have, without a path.
 
     Returns:
         The report; its node counts are None.
 
     Raises:
-        ModelError: the model is unusable.
-        UsageError: ``options.ranges`` cannot be read or does not fit.
+        ModelError: the model cannot be read or is invalid.
+        UsageError: ``options.ranges`` cannot be read or does not fit the model.
     """
     _require_call(source, options)
     with ModelFile.open(source) as file:
@@ -259,13 +284,13 @@ def _require_call(source: PathLike, options: Options) -> None:
 def _require_in_memory(model: ModelProto, options: Options, base_dir: PathLike | None) -> None:
     if not isinstance(model, ModelProto):
         raise UsageError(
-            f"the model is of type {type(model).__name__}, no ModelProto; use fold_file or "
+            f"the model is of type {type(model).__name__}, not ModelProto; use fold_file or "
             "plan_file for the path of a file"
         )
     require_value("options", options, Options)
     require_value("base_dir", base_dir, str | os.PathLike[str] | None)
     if options.ranges is not None:
-        raise UsageError("ranges are measured on models in files: use fold_file or plan_file")
+        raise UsageError("ranges need a model in a file; use fold_file or plan_file")
 
 
 def _measured(source: PathLike, options: Options) -> Ranges | None:
@@ -277,24 +302,27 @@ def _measured(source: PathLike, options: Options) -> Ranges | None:
 
 
 def _learn(folding: Folding, failed: Unrepresentable) -> None:
-    """Find everything that does not fit its type at once, not one constant an attempt."""
+    """Exclude from the plan what led to constants that do not fit their type.
+
+    All new constants are computed once more, so that one attempt finds all that do not fit.
+    """
     try:
         folding.verify()
-    except Unrepresentable as found:
-        folding.exclude(failed.failures | found.failures)
-    else:  # whatever the reason, no attempt is made twice
+    except Unrepresentable as others:
+        folding.exclude(failed.failures | others.failures)
+    else:  # exclude it all the same: the same attempt must not be made twice
         folding.exclude(failed.failures)
 
 
 def _fill_small(pending: dict[str, Pending]) -> dict[str, Pending]:
-    """Compute the small constants at once: to stream each would cost more than to hold all.
+    """Compute the small constants together, which costs less than streaming each of them.
 
     Returns:
-        The others.
+        The large ones.
     """
     small, large = [], {}
     for name, new in pending.items():
-        if new.size <= SMALL and not is_external(new.tensor):
+        if new.size <= _MOST_AT_ONCE and not is_external(new.tensor):
             small.append(new)
         else:
             large[name] = new
@@ -303,28 +331,8 @@ def _fill_small(pending: dict[str, Pending]) -> dict[str, Pending]:
     return large
 
 
-def data_files(model: ModelProto) -> list[str]:
-    """Return the locations of the data files of a model, whose large tensors carry no values."""
-    entries = [list(tensor.external_data) for _, tensor in tensors(model, elsewhere())]
-    # What lies in the model's own file may name another one without any use.
-    used = [e for of_one in entries if all(e.key != REFERENCE for e in of_one) for e in of_one]
-    return sorted({entry.value for entry in used if entry.key == "location"})
-
-
-def files_of(model: Path, others: Sequence[str] | None) -> list[Path]:
-    """Return a model's file and its data files: all others of its folder, if it has one alone."""
-    if others is None:
-        others = sorted(path.name for path in model.parent.iterdir() if path.name != model.name)
-    return [model, *(model.parent / name for name in others)]
-
-
-def bytes_of(model: Path, others: Sequence[str] | None) -> int:
-    """Return the length of these files together."""
-    return sum(path.stat().st_size for path in files_of(model, others))
-
-
 def _bytes_in_memory(model: ModelProto) -> int:
-    """Return the bytes of a model and of its values that lie in files."""
+    """Return the bytes of a model, its values in files included."""
     outside = sum(byte_length(tensor) for _, tensor in tensors(model, elsewhere()))
     return int(model.ByteSize()) + outside
 
@@ -339,7 +347,7 @@ def _report(
     before = after = None
     if folded is not None:
         before, after = folding.nodes_before, sum(len(body.node) for body in bodies_of(folded))
-    copied = copied_bytes(folding.plans)
+    copied = sum(map(copied_bytes, folding.rounds))
     return Report(
         folding.records(), before, after, folding.equalized, folding.rescaled, *sizes, copied
     )

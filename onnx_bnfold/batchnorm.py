@@ -16,7 +16,8 @@ from onnx import TensorProto, helper
 
 from onnx_bnfold import costs
 from onnx_bnfold.affine import AGREEMENT, Affine, Float64
-from onnx_bnfold.entries import OUT, Absorbing, Array, Given, Read, Revised, Sides
+from onnx_bnfold.arrays import Array
+from onnx_bnfold.entries import OUT, Absorbing, Given, Read, Revised, Sides
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.rounding import FORMATS, as_type
 from onnx_bnfold.view import FLOATS, NodeView, overridable
@@ -350,7 +351,7 @@ def _epsilon(view: NodeView) -> float:
         Refused: it has none, whatever its parameters are.
     """
     _require_inference(view)
-    if str(view.node.doc_string).endswith(EVENED):
+    if EVENED in str(view.node.doc_string):
         raise Refused(
             Reason.EQUALIZED,
             view.label,

@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from onnx_bnfold.arrays import Array
 from onnx_bnfold.constants import Stored
+from onnx_bnfold.pages import PAGE
 from onnx_bnfold.rounding import as_type
 
-Array = np.ndarray[Any, Any]
-Place = tuple[slice, ...]  # of a block in an array: slices of its leading axes
+BlockIndex = tuple[slice, ...]  # selects a block of an array: slices of its leading axes
 
 # Elements of a large constant that are multiplied at once, 4 MiB of float32: the last cache holds
 # blocks of a few threads, and Python, for which these wait in turn, has little to do between them.
 BLOCK = 1 << 20
-_PAGE = 1 << 12  # bytes
 # Elements that numpy converts to float64 before it multiplies them: the first cache holds them.
 _CONVERTED = 1 << 10
 
@@ -52,7 +52,7 @@ class Blocks:
         self._shape = shape
         self._dtype = dtype
 
-    def products(self, sizes: Array, axes: tuple[int, ...]) -> Iterator[tuple[Place, Array]]:
+    def products(self, sizes: Array, axes: tuple[int, ...]) -> Iterator[tuple[BlockIndex, Array]]:
         """Yield where each block belongs and its product; raise ``sizes`` to its ``sizes_of``."""
         dtype = helper.tensor_dtype_to_np_dtype(self.data_type)
         largest = min(BLOCK, math.prod(self._shape))
@@ -68,13 +68,13 @@ class Blocks:
                 np.maximum(part, sizes_of(block, axes), out=part)
                 yield where, block
 
-    def operands(self) -> Iterator[tuple[Place, Array, NDArray[np.float64]]]:
+    def operands(self) -> Iterator[tuple[BlockIndex, Array, NDArray[np.float64]]]:
         """Yield where each block belongs, its values and its factor."""
         buffer = _on_a_page(min(BLOCK, math.prod(self._shape)), self._dtype)
         factor = self.factor
         factor = factor.reshape((1,) * (len(self._shape) - factor.ndim) + factor.shape)
         start = 0
-        for where in _places(self._shape):
+        for where in _block_indices(self._shape):
             shape = tuple(s.stop - s.start for s in where) + self._shape[len(where) :]
             values = buffer[: math.prod(shape)]
             self._source.read_into(start, values)
@@ -100,7 +100,7 @@ class Blocks:
         return result, sizes
 
 
-def part_of(array: Array, where: Place) -> Array:
+def part_of(array: Array, where: BlockIndex) -> Array:
     """Return the part of an array that broadcasts against a block."""
     for axis, part in enumerate(where):
         if array.shape[axis] > 1:
@@ -109,17 +109,13 @@ def part_of(array: Array, where: Place) -> Array:
 
 
 def _on_a_page(count: int, dtype: np.dtype[Any]) -> Array:
-    """Allocate an array that begins on a page of memory.
-
-    Large arrays of numpy begin 16 bytes behind one. What lies at such a place in a file as well
-    is copied many times slower by systems whose ``rep movsb`` (AMD's) takes the two for one.
-    """
-    raw = np.empty(count * dtype.itemsize + _PAGE, np.uint8)
-    start = -raw.__array_interface__["data"][0] % _PAGE
+    """Allocate an array of ``count`` elements that begins on a page; see ``onnx_bnfold.pages``."""
+    raw = np.empty(count * dtype.itemsize + PAGE, np.uint8)
+    start = -raw.__array_interface__["data"][0] % PAGE
     return raw[start : start + count * dtype.itemsize].view(dtype)
 
 
-def _places(shape: tuple[int, ...]) -> Iterator[Place]:
+def _block_indices(shape: tuple[int, ...]) -> Iterator[BlockIndex]:
     """Divide a C-ordered array into runs of up to ``BLOCK`` elements."""
     if not shape:
         yield ()

@@ -1,4 +1,4 @@
-"""The command line: results on stdout, talk on stderr, exit code 0, 1, 2 or 130."""
+"""The command line: results go to stdout, messages to stderr; the exit code is 0, 1, 2 or 130."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--require-folded",
         action="store_true",
-        help="exit 1 if there is anything to fold: for models that should be folded already",
+        help="exit 1 if there is anything to fold; for models that should be folded already",
     )
     add(
         "--freeze-initializers",
@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--check",
         action="store_true",
-        help="compare with the original first, and write no model if a gate does not hold; takes "
+        help="compare with the original first, and write no model if a gate does not hold; accepts "
         "the options of the check command (see check --help)",
     )
     add(
@@ -92,24 +92,24 @@ def parser() -> argparse.ArgumentParser:
         "--profile",
         choices=["float", "fp16", "int8"],
         default="float",
-        help="what the folded model will be run in: int8 leaves the ranges of remaining tensors "
-        "alone, fp16 bounds rescaling as float16 needs it (default: float)",
+        help="number format that the folded model will run in: int8 does not change the ranges of "
+        "remaining tensors, fp16 limits rescaling for float16 (default: float)",
     )
     add(
         "--equalize",
         action="store_true",
-        help="make the channels of tensors between linear layers alike, as far as int8 gains by it",
+        help="equalize the channel ranges of tensors between linear layers, where int8 gains by it",
     )
     add(
         "--ranges",
         metavar="FILE",
         help="for --equalize: an .npz with examples of each input, to measure ranges on "
-        "(default: what the BatchNormalizations say of their inputs and outputs)",
+        "(default: estimated from the BatchNormalizations)",
     )
     add(
         "--keep-shared-weights",
         action="store_true",
-        help="leave each BatchNormalization whose fold would copy a weight that others read, too",
+        help="keep each BatchNormalization whose fold would copy a weight that other nodes read",
     )
     add("-q", "--quiet", action="store_true", help="print nothing but errors")
     add("--version", action="version", version=f"%(prog)s {__version__}")
@@ -120,8 +120,8 @@ def main(argv: Sequence[str] | None = None, *, keep: Callable[[object], None] | 
     """Run the command line.
 
     Args:
-        argv: its words; by default those of the process.
-        keep: called with what need not be freed if the process ends.
+        argv: the arguments; by default those of the process.
+        keep: called with an object that need not be freed if the process is about to end.
 
     Returns:
         The exit code.
@@ -141,12 +141,12 @@ def main(argv: Sequence[str] | None = None, *, keep: Callable[[object], None] | 
         print(f"onnx-bnfold: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("onnx-bnfold: interrupted; an output is written whole or not at all", file=sys.stderr)
+        print("onnx-bnfold: interrupted; no incomplete file was written", file=sys.stderr)
         return EXIT_CODE
     except MemoryError:
         print("onnx-bnfold: not enough memory; no model was written", file=sys.stderr)
         return 2
-    except Exception as error:  # the last resort: whatever gets here is a bug of ours
+    except Exception as error:  # the last resort: whatever gets here is a bug
         what = printable(" ".join(str(error).split()))
         print(
             f"onnx-bnfold: internal error, please report it: {type(error).__name__}: {what}",
@@ -185,11 +185,11 @@ def _fold(words: Sequence[str], keep: Callable[[object], None] | None) -> int:
 
 
 def _begin(args: argparse.Namespace) -> None:
-    """Do what goes better before numpy and onnx are imported."""
+    """Prepare the process, and start hashing the source, before numpy and onnx are imported."""
     keep_freed_memory()
     collect_rarely()
     if not args.check:
-        # A fold multiplies no matrices, only rows by themselves: OpenBLAS needs no threads for it.
+        # A fold multiplies no matrices, so starting OpenBLAS's threads would be wasted time.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     writes = args.output and not args.dry_run
     if writes and not args.no_metadata and not _is_store(args.model):
@@ -201,7 +201,7 @@ def _is_store(model: str) -> bool:
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line; options that only some folds take are loaded for those alone."""
+    """Parse the command line; load the options of a check or a store only where they apply."""
     options = parser()
     args, unknown = options.parse_known_args(words)
     if args.check:
@@ -210,7 +210,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
 
         add_arguments(options)
         args = options.parse_args(words)
-    # The value of an option that is not known yet may have been taken for the model.
+    # The parser may have taken the value of an option that it does not know yet for the model.
     elif any(map(_is_store, [args.model, *unknown])):
         with held_back():
             from onnx_bnfold.store.cli import add_arguments as add_store_arguments
@@ -218,18 +218,20 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
         add_store_arguments(options)
         args = options.parse_args(words)
     elif unknown:
-        options.error(f"unrecognized arguments: {' '.join(unknown)}; those of a check need --check")
-    _require_sense(args, options)
+        options.error(
+            f"unrecognized arguments: {' '.join(unknown)}; options of the check need --check"
+        )
+    _require_compatible(args, options)
     return args
 
 
-def _require_sense(args: argparse.Namespace, options: argparse.ArgumentParser) -> None:
+def _require_compatible(args: argparse.Namespace, options: argparse.ArgumentParser) -> None:
     if not args.dry_run and args.output is None:
         options.error("give -o FILE for the folded model, or --dry-run")
     if args.dry_run and args.check:
         options.error("a dry run makes no model to check; leave out --dry-run or --check")
     if args.ranges and not args.equalize:
-        options.error("--ranges is used by --equalize alone; give both")
+        options.error("--ranges has no effect without --equalize; give both")
     if _is_store(args.model):
         if args.check or args.require_folded or args.ranges or len(args.report) > 1:
             options.error(

@@ -12,15 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, NamedTuple, Protocol
-
-import numpy as np
+from typing import NamedTuple, Protocol
 
 from onnx_bnfold import costs
 from onnx_bnfold.affine import Affine, Float64
+from onnx_bnfold.arrays import Array
 from onnx_bnfold.view import NodeView
-
-Array = np.ndarray[Any, Any]
 
 OUT = ~0  # the port of a node's first output; its inputs are the ports 0, 1, …
 # A constant as one node reads it: (node index, input index).

@@ -35,6 +35,7 @@ from onnx_bnfold.affine import AGREEMENT, Affine, Float64, along
 from onnx_bnfold.flood import flood
 from onnx_bnfold.layers import LinearLayer
 from onnx_bnfold.limits import Limits
+from onnx_bnfold.notes import EQUALIZE, is_noted
 from onnx_bnfold.planner import GraphPlan, commit, require_totals
 from onnx_bnfold.ranges import Range, Ranges
 from onnx_bnfold.reasons import Refused
@@ -159,6 +160,8 @@ def equalize(plan: GraphPlan, ranges: Ranges, limits: Limits, excluded: frozense
         try:
             probe = flood(site, None, {root: _laid(labels, rank)})
             seen.update(name for name in probe if isinstance(name, str))
+            if _is_left(site, probe, limits):
+                continue
             group = _group(site, labels, present, probe)
             factors = None if group is None or root in excluded else group.factors()
             if factors is None:
@@ -172,6 +175,13 @@ def equalize(plan: GraphPlan, ranges: Ranges, limits: Limits, excluded: frozense
         for index in _absorbing(site, changes):
             plan.equalized.setdefault(index, []).append(root)
     plan.evened = {i for i in range(len(site.graph.nodes)) if _is_to_be_evened(site, i)}
+
+
+def _is_left(site: Site, probe: Mapping[Key, Affine], limits: Limits) -> bool:
+    """Whether an earlier fold has left a group as it is; it knew more ranges."""
+    makers = (site.graph.producer.get(name) for name in probe if isinstance(name, str))
+    nodes = (site.graph.nodes[index] for index in makers if index is not None)
+    return any(is_noted(node, EQUALIZE, limits) for node in nodes)
 
 
 def _present(site: Site, ranges: Ranges) -> Iterator[tuple[str, Range]]:

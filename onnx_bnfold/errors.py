@@ -1,11 +1,11 @@
-"""The errors a user can meet; the command line turns each into one sentence and an exit code."""
+"""The errors that users see; the command line prints their sentence and sets the exit code."""
 
 
 class BnFoldError(Exception):
-    """Base of every error this package raises on purpose.
+    """Base of every error that this package raises on purpose.
 
     Args:
-        sentence: one sentence; names from a model may be in it as they are.
+        sentence: one sentence; names from a model in it need not be escaped.
     """
 
     def __init__(self, sentence: str) -> None:
@@ -13,27 +13,27 @@ class BnFoldError(Exception):
 
 
 def printable(text: str) -> str:
-    """Escape what is not printable: names come from a file and must not steer the terminal."""
+    """Escape what is not printable; names from a model must not control the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class ModelError(BnFoldError):
-    """A model, or a file it needs, is unusable: the sentence names it and says what to do."""
+    """A model, or a file that it needs, cannot be used; the sentence says why and what to do."""
 
 
 class UsageError(BnFoldError):
-    """The call itself cannot be carried out: unknown option, output equal to the input, ..."""
+    """A call or command cannot be carried out: invalid option, output equal to the input, ..."""
 
 
 class CheckFailed(BnFoldError):
-    """A check or gate did not hold; the sentence names it."""
+    """A check or a gate failed; the sentence says which."""
 
 
 class BrokenResult(RuntimeError):
-    """A folded model is not sound. That is a bug of this package; the model is not written.
+    """A folded model is invalid: a bug of this package. The model is not written.
 
     Args:
-        sentence: names what is wrong and where; names from a model may be in it as they are.
+        sentence: what is wrong and where; names from a model in it need not be escaped.
     """
 
     def __init__(self, sentence: str) -> None:

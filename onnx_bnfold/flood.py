@@ -52,6 +52,7 @@ def flood(
     seeds: Mapping[Key, Affine],
     judge: Judge | None = None,
     asked: set[int] | None = None,
+    met: set[Reason] | None = None,
 ) -> dict[Key, Affine]:
     """Complete changes of some tensors, such as those that turn a node into an identity.
 
@@ -62,6 +63,7 @@ def flood(
         judge: refuses an outcome, and the search goes on for another one.
         asked: gets the nodes whose rules were asked; as long as nothing changes at these, the
             outcome stays the same.
+        met: gets the reasons of all refusals.
 
     Returns:
         Every key that changes, with its change relative to now.
@@ -70,7 +72,12 @@ def flood(
         Refused: no way was found; the refusal is the first that was met, unless the search was
             given up.
     """
-    return _Flood(site, origin, judge, set() if asked is None else asked).run(seeds)
+    search = _Flood(site, origin, judge, set() if asked is None else asked)
+    try:
+        return search.run(seeds)
+    finally:
+        if met is not None:
+            met |= search.met
 
 
 class _GivenUp(Refused):
@@ -85,6 +92,7 @@ class _Flood:
         self._origin = origin
         self._judge = judge
         self._asked = asked
+        self.met: set[Reason] = set()
         self._budget = MOST_SETTLED_PER_NODE * len(site.graph.nodes) + 1000
         self._answers: dict[tuple[int, ...], tuple[Mapping[int, Affine], Step | Refusal]] = {}
 
@@ -106,6 +114,7 @@ class _Flood:
             except _GivenUp:
                 raise
             except Refused as refused:
+                self.met.add(refused.refusal.reason)
                 first = first or refused.refusal
                 continue
             stack.extend(reversed(further))

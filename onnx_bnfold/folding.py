@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from operator import itemgetter
+from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
 from onnx_bnfold.affine import Float64
-from onnx_bnfold.constants import Constants, OpenTensor, Stored
+from onnx_bnfold.arrays import Array
+from onnx_bnfold.constants import Constants, OpenTensor
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.graph import Graph, ReadTensor, graphs_of
 from onnx_bnfold.limits import Limits, Profile
-from onnx_bnfold.new_constants import Unrepresentable, Whole, new_constants
-from onnx_bnfold.planner import Decision, GraphPlan, Standalone, plan_graph
+from onnx_bnfold.new_constants import Unrepresentable, Whole, exact, new_constants
+from onnx_bnfold.planner import Decision, GraphPlan, Place, Standalone, plan_graph
 from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.rewrite import Pending, freeze_constants, rewrite
 from onnx_bnfold.shapes import Inference, Shapes
 from onnx_bnfold.site import Site
 from onnx_bnfold.sound import require_sound
+from onnx_bnfold.source import Source, rounded
+from onnx_bnfold.storage.tensors import clear_place
 from onnx_bnfold.validation import require_at_least, require_types
 
 if TYPE_CHECKING:
     from onnx_bnfold.ranges import Ranges
     from onnx_bnfold.report import Record, Rescaled
+    from onnx_bnfold.settle import Origins
 
 
 @dataclass(frozen=True)
@@ -74,43 +79,6 @@ class Options:
             raise UsageError("ranges are used by equalize alone; ask for it, too")
 
 
-class _Source:
-    """Where the elements of initializers come from.
-
-    The folding knows its sites, and they this: it must not know the folding. What refers to itself
-    stays in memory until Python looks for cycles, with all of its model.
-    """
-
-    def __init__(
-        self,
-        read: ReadTensor,
-        open_tensor: OpenTensor | None,
-        merged: Mapping[str, Callable[[], Float64]] = MappingProxyType({}),
-    ) -> None:
-        self.merged = merged
-        self._read = read
-        self._open = open_tensor
-
-    def with_merged(self, merged: Mapping[str, Callable[[], Float64]]) -> _Source:
-        """Return one that has initializers, too, which are not rounded to their type yet."""
-        return _Source(self._read, self._open, {**self.merged, **merged})
-
-    def read(self, tensor: TensorProto) -> np.ndarray[Any, Any]:
-        compute = self.merged.get(tensor.name) if self.merged else None
-        return self._read(tensor) if compute is None or _has_values(tensor) else compute()
-
-    def open(self, tensor: TensorProto) -> Stored | None:
-        if tensor.name in self.merged or self._open is None:
-            return None
-        return self._open(tensor)
-
-
-def _has_values(tensor: TensorProto) -> bool:
-    """Whether a tensor is more than declared: that of a node may have the name of a merged one."""
-    declared = TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
-    return bool(tensor.ByteSize() != declared.ByteSize())
-
-
 class Folding:
     """The planning of one model, and what was learnt from failed attempts.
 
@@ -123,7 +91,10 @@ class Folding:
 
     Attributes:
         original: the model, its nodes in order.
-        model: the same with its branches merged, and with what else was put in a node's place.
+        model: the same with its branches merged, and with what else was put in a node's place; the
+            result of the earlier rounds, if there are any.
+        plans: of the graphs of ``model``.
+        earlier: the plans of the rounds before.
     """
 
     def __init__(
@@ -137,12 +108,15 @@ class Folding:
         self.model = model
         self.options = options
         self.plans: list[GraphPlan] = []
+        self.earlier: list[list[GraphPlan]] = []
         self.merged: tuple[Record, ...] = ()
-        self._source = _Source(read, open_tensor)
+        self.merges = 0
+        self._source = Source(read, open_tensor)
         self._excluded: dict[tuple[int, int], Refusal] = {}
         self._ranges = ranges
         self._unequal: set[tuple[int, str]] = set()
-        self._restated: dict[tuple[int, int], Decision] = {}
+        self._restated: dict[Place, Decision] = {}
+        self._origins: Origins | None = None
         self._unread: set[str] = set()
         self._index()
         if not require_sound(self._graphs):
@@ -157,7 +131,9 @@ class Folding:
 
     def _index(self) -> None:
         self._graphs = graphs_of(self.model, freeze_initializers=self.options.freeze_initializers)
-        self._inference = Inference(self.model, self._graphs[0], self._source.read)
+        self._inference = Inference(self.model, self._graphs[0], self._source.read_rounded)
+        if self._origins is not None:
+            self._origins.label(self._graphs)
 
     def _copy(self) -> ModelProto:
         copy = ModelProto()
@@ -176,8 +152,9 @@ class Folding:
         if not found:
             return
         copy = self._copy()
-        self._source = self._source.with_merged(merge.apply(copy, self._graphs, site, found))
-        self.merged = tuple(
+        self._source = self._source.with_computed(merge.apply(copy, self._graphs, site, found))
+        self.merges += len(found)
+        self.merged += tuple(
             Record.of_merged(site.place(norm), site.place(m.conv))
             for m in found
             for norm in m.norms
@@ -203,16 +180,93 @@ class Folding:
     def plan(self) -> Sequence[GraphPlan]:
         """Plan every graph of the model, leaving out what turned out not to be representable."""
         with np.errstate(all="ignore"):  # what is no finite number is refused, not warned of
+            while True:
+                self._plan_once()
+                try:
+                    self._settle()
+                except Unrepresentable as failed:
+                    self.exclude(failed.failures)
+                else:
+                    return self.plans
+
+    def _plan_once(self) -> None:
+        self._plan_graphs()
+        while self._restate():
             self._plan_graphs()
-            while self._restate():
-                self._plan_graphs()
-            for position, plan in enumerate(self.plans):
-                here = [d for (p, _), d in self._restated.items() if p == position]
-                if here:
-                    plan.decisions = sorted((*here, *plan.decisions), key=lambda d: d.node)
-                if self.options.equalize:
-                    self._equalize(position, plan)
-        return self.plans
+        for position, plan in enumerate(self.plans):
+            here = [d for (p, _), d in self._restated.items() if p == position]
+            if here:
+                plan.decisions = sorted((*here, *plan.decisions), key=lambda d: d.node)
+            if self.options.equalize:
+                self._equalize(position, plan)
+
+    def _settle(self) -> None:
+        """See that another fold of the result finds nothing.
+
+        What it would find is done in another round, or left for good.
+        """
+        if not self.alters or not self._may_be_judged_otherwise:
+            return
+        from onnx_bnfold import settle
+
+        gained = True
+        while True:
+            copy, pending = self._result()
+            source = self._source.with_computed({n: new.compute for n, new in pending.items()})
+            ranges = self._ranges_of_result()
+            again = Folding(copy, source.read, self.options, ranges, source.open)
+            again._plan_once()
+            if gained and (again.merges or settle.finds_places(self.plans, again.plans)):
+                gained = self._go_on()
+            elif not settle.leave(self.plans, again.plans, again._restated):
+                return
+
+    @property
+    def _may_be_judged_otherwise(self) -> bool:
+        options = self.options
+        if options.equalize or options.merge_branches or options.standalone != "keep":
+            return True
+        return any(plan.doubtful or plan.unsure for plan in self.plans)
+
+    def _result(self) -> tuple[ModelProto, dict[str, Pending]]:
+        """Return the result of the present plan, and those of its constants that lack values."""
+        copy = ModelProto()
+        copy.CopyFrom(self.model)
+        pending = self.apply(copy)
+        for tensor, _, _ in pending.values():
+            clear_place(tensor)
+        return copy, pending
+
+    def _ranges_of_result(self) -> Ranges | None:
+        if self._ranges is None:
+            return None
+        from onnx_bnfold.ranges import of_result
+
+        return of_result(self._ranges, self.plans[0].site)
+
+    def _go_on(self) -> bool:
+        """Plan the result of the present plan, its constants not rounded yet.
+
+        Returns:
+            Whether more goes.
+        """
+        self.verify()
+        self.model, pending = self._result()
+        values = {name: partial(_exact, new) for name, new in pending.items()}
+        self._source = self._source.with_computed(values)
+        from onnx_bnfold.settle import Origins
+
+        self._origins = self._origins or Origins()
+        self._origins.follow(self.plans)
+        self._ranges = self._ranges_of_result()
+        self.earlier.append(self.plans)
+        self._excluded, self._unequal, self._restated, self._unread = {}, set(), {}, set()
+        self._index()
+        merges = self.merges
+        if self.options.merge_branches:
+            self._merge()
+        self._plan_once()
+        return self.merges > merges or any(plan.site.removed for plan in self.plans)
 
     @property
     def _limits(self) -> Limits:
@@ -317,16 +371,14 @@ class Folding:
         """Rewrite a copy of the model by the present plan; see ``rewrite.rewrite``."""
         freeze, unread = self.options.freeze_initializers, self._unread
         pending = rewrite(copy, self.plans, freeze=freeze, unread=unread)
-        if self._source.merged:
-            pending.update(self._merged_constants(copy, pending.keys()))
+        if self._source.computed:
+            pending.update(self._computed(copy, pending.keys()))
         return pending
 
-    def _merged_constants(self, copy: ModelProto, known: Set[str]) -> Iterator[tuple[str, Pending]]:
-        """Yield what the merged branches need and the plan does not change."""
-        from onnx_bnfold.merge import rounded
-
+    def _computed(self, copy: ModelProto, known: Set[str]) -> Iterator[tuple[str, Pending]]:
+        """Yield what merges and earlier rounds have made and the plan does not change."""
         for tensor in copy.graph.initializer:
-            compute = self._source.merged.get(tensor.name)
+            compute = self._source.computed.get(tensor.name)
             if compute is not None and tensor.name not in known:
                 whole = Whole(partial(rounded, compute, tensor.data_type))
                 yield tensor.name, Pending(tensor, math.prod(tensor.dims), whole)
@@ -334,25 +386,44 @@ class Folding:
     @property
     def alters(self) -> bool:
         """Whether anything changes by the present plan."""
-        return bool(self.merged or self._restated) or any(
+        return bool(self.merges or self._restated or self.earlier) or any(
             any((plan.site.removed, plan.equalized, plan.evened)) for plan in self.plans
         )
 
     @property
+    def rounds(self) -> Iterator[list[GraphPlan]]:
+        """The plans of all rounds, each of the result of the one before."""
+        yield from self.earlier
+        yield self.plans
+
+    @property
+    def decisions(self) -> list[tuple[GraphPlan, Decision]]:
+        """What was decided on each node at last, and the plan that says it, in order."""
+        if self._origins is None:
+            return [(plan, decision) for plan in self.plans for decision in plan.decisions]
+        found = []
+        for number, plans in enumerate(self.rounds):
+            is_last = plans is self.plans
+            for position, plan in enumerate(plans):
+                for decision in plan.decisions:
+                    if is_last or decision.folded or decision.restated is not None:
+                        graph, index = plan.site.graph, decision.node
+                        place = self._origins.place(number, position, graph, index)
+                        found.append((place, plan, decision))
+        found.sort(key=itemgetter(0))
+        return [(plan, decision) for _, plan, decision in found]
+
+    @property
     def counts(self) -> tuple[int, int]:
         """How many BatchNormalizations go, and how many stay, by the present plan."""
-        fates = [
-            decision.refusal is None
-            for plan in self.plans
-            for decision in plan.decisions
-            if plan.is_norm(decision)
-        ]
+        fates = [d.folded for plan, d in self.decisions if plan.is_norm(d)]
         return sum(fates) + len(self.merged), len(fates) - sum(fates)
 
     @property
     def equalized(self) -> tuple[str, ...]:
         """The tensors whose channels are made alike by the present plan."""
-        roots = (r for plan in self.plans for found in plan.equalized.values() for r in found)
+        plans = chain.from_iterable(self.rounds)
+        roots = (r for plan in plans for found in plan.equalized.values() for r in found)
         return tuple(dict.fromkeys(roots))
 
     @property
@@ -360,12 +431,14 @@ class Folding:
         """The tensors that stay and are re-parametrised by the present plan."""
         from onnx_bnfold.report import rescaled_of
 
-        return rescaled_of(self.plans)
+        return rescaled_of([*self.rounds])
 
     def changes(self) -> dict[str, tuple[Float64, Float64]]:
         """Return scale and shift of every tensor of the main graph that changes, by name."""
-        total = self.plans[0].site.total
-        return {key: (c.scale, c.shift) for key, c in total.items() if isinstance(key, str)}
+        from onnx_bnfold.report import composed
+
+        total = composed([plans[0] for plans in self.rounds])
+        return {name: (change.scale, change.shift) for name, change in total.items()}
 
     @property
     def read(self) -> ReadTensor:
@@ -379,6 +452,11 @@ class Folding:
 
     def records(self) -> tuple[Record, ...]:
         """Return what became of every node, by the present plan."""
-        from onnx_bnfold.report import records_of  # a quiet fold makes no report
+        from onnx_bnfold.report import record_of  # a quiet fold makes no report
 
-        return self.merged + records_of(self.plans)
+        return self.merged + tuple([record_of(*decided) for decided in self.decisions])
+
+
+def _exact(new: Pending) -> Array:
+    """Return the elements of a new constant before they are rounded, in its shape."""
+    return exact(new.compute).reshape(tuple(new.tensor.dims))

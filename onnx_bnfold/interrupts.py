@@ -1,4 +1,4 @@
-"""Interrupts (Ctrl-C, SIGINT) that come where an exception would do harm."""
+"""Delay interrupts (Ctrl-C, SIGINT) where an exception would do harm."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ EXIT_CODE = 130  # what shells report for a process that SIGINT ended
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Let an interrupt wait until the end of the context.
+    """Delay an interrupt until the end of the context.
 
-    Extension modules that are interrupted while they are imported may end the process; a process
-    that was just forked has not been told yet who decides what an interrupt means.
+    An interrupt during the import of an extension module may crash the process, and a process that
+    was just forked has not set its own signal handlers yet.
     """
     if current_thread() is not main_thread() or (
         signal.getsignal(signal.SIGINT) is not signal.default_int_handler
@@ -33,5 +33,5 @@ def held_back() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if came:  # who asks for an end is not answered with another error
+        if came:  # the interrupt takes precedence over an error in the context
             raise KeyboardInterrupt

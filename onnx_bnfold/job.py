@@ -1,6 +1,6 @@
-"""One fold as the command line asks for it: printed, gated and reported.
+"""The fold command: fold or plan one file, check the gates, print and write the reports.
 
-What only some folds need (the check, the reports) is imported where it is used.
+The check and the reports are imported where they are used: most folds need neither.
 """
 
 from __future__ import annotations
@@ -24,37 +24,45 @@ def run(args: argparse.Namespace, options: Options) -> Outcome | None:
     """Fold one model file, or plan it.
 
     Args:
-        args: model, output, dry_run, require_all, quiet, report (paths) and check, and if that is
-            set the options of the check.
+        args: model, output, dry_run, require_all, require_folded, quiet, report (paths) and check;
+            if that is set, the options of the check, too.
         options: of the fold.
 
     Returns:
-        What became of the fold; None for a plan.
+        The outcome of the fold; None for a plan.
 
     Raises:
         CheckFailed: a gate does not hold; the reports are written, the model is not.
-        ModelError: the model is unusable.
-        UsageError: a path or an option is.
+        ModelError: the model cannot be read or is invalid.
+        UsageError: a path or an option cannot be used.
     """
     if args.report:
         from onnx_bnfold.reports import require_writable
 
         require_writable(args.report, taken=(args.model, args.output))
-    job = _Job(args)
+    command = _FoldCommand(args)
     outcome = None
     try:
         if args.dry_run:
-            plan_file(args.model, options, inspect=job.inspect)
+            plan_file(args.model, options, inspect=command.inspect)
         else:
-            outcome = write_folded(args.model, args.output, options, inspect=job.inspect)
+            outcome = write_folded(args.model, args.output, options, inspect=command.inspect)
     except CheckFailed:
-        job.finish(written=False)
+        command.finish(written=False)
         raise
-    job.finish(written=not args.dry_run)
+    command.finish(written=not args.dry_run)
     return outcome
 
 
-class _Job:
+class _FoldCommand:
+    """What one run of the command says about its fold.
+
+    Attributes:
+        check: the result of the check, if one ran.
+        report: the content of the report files, if any are asked for.
+        text: lines to print.
+    """
+
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.check: CheckResult | None = None
@@ -66,7 +74,11 @@ class _Job:
             self.check_options = options_from(args)
 
     def inspect(self, outcome: Outcome) -> None:
-        """Check the outcome and collect what is said of it; raise if a gate does not hold."""
+        """Check the outcome, and collect what to print and report.
+
+        Raises:
+            CheckFailed: a gate does not hold.
+        """
         if not self.args.quiet:
             self.text = [*outcome.report.lines(), outcome.report.summary()]
         failures = self._failures(outcome)
@@ -79,7 +91,11 @@ class _Job:
             raise CheckFailed("; ".join(failures))
 
     def finish(self, *, written: bool) -> None:
-        """Print, and write the reports, when the model got its place or will not get it."""
+        """Print, and write the reports.
+
+        Args:
+            written: whether the model was written.
+        """
         if not self.args.quiet:
             tell("\n".join(self.text))
         if self.report is not None:
@@ -90,15 +106,15 @@ class _Job:
                 write(path, data)
 
     def _failures(self, outcome: Outcome) -> list[str]:
-        failures = list(self._unmet(outcome))
+        failures = list(self._unmet_requirements(outcome))
         if self.args.check and not failures:
             self.check = self._checked(outcome)
             failures += self.check.failures
         return failures
 
-    def _unmet(self, outcome: Outcome) -> Iterator[str]:
+    def _unmet_requirements(self, outcome: Outcome) -> Iterator[str]:
         if self.args.require_all and outcome.report.kept:
-            yield f"--require-all: {len(outcome.report.kept)} BatchNormalization stay"
+            yield f"--require-all: BatchNormalizations that stay: {len(outcome.report.kept)}"
         if self.args.require_folded:
             folded = sum(record.folded for record in outcome.report.records)
             if folded:

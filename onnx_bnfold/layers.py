@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from onnx_bnfold.affine import AGREEMENT, Affine, Float64, along
+from onnx_bnfold.arrays import Array
 from onnx_bnfold.constants import Constant
 from onnx_bnfold.entries import (
     OUT,
-    Array,
     BiasPlace,
     Computed,
     Multiplied,

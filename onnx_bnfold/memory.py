@@ -1,4 +1,4 @@
-"""The process's memory, as suits one that folds models; for programs, not for libraries."""
+"""Memory settings for a process that folds models; for programs, not for libraries."""
 
 import atexit
 import ctypes
@@ -8,10 +8,10 @@ _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc not to give freed blocks of up to 32 MiB back to the system after each layer.
+    """Let glibc keep freed blocks of up to 32 MiB instead of returning them to the system.
 
-    A layer's new weights would be fresh pages otherwise, which the system has to clear. Other
-    allocators are left as they are.
+    Otherwise each layer's new weights would be new pages, which the system has to clear. With other
+    C libraries this does nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -22,20 +22,20 @@ def keep_freed_memory() -> None:
 
 
 def collect_rarely() -> None:
-    """Let Python look for garbage in cycles after a million new objects, not some hundred.
+    """Run the garbage collector after a million new objects instead of some hundred.
 
-    A graph is some dozen objects per node, none of them garbage; looking at them takes a quarter of
-    the time of a fold. At its end a process has nothing left but what was imported, among which
-    Python would look three times.
+    A graph is about a dozen objects per node, none of them garbage; scanning them takes a quarter
+    of the time of a fold. The scans at the end of the process, three of all imported modules, are
+    skipped as well.
     """
     gc.set_threshold(1_000_000, 10, 10)
     atexit.register(gc.freeze)
 
 
 def keep_to_the_end(thing: object) -> None:
-    """Let a thing live as long as the process, which the system frees all at once.
+    """Keep an object alive to the end of the process, when the system frees all memory at once.
 
-    A graph of ten thousand nodes takes a thirtieth of its fold to be freed, object by object.
+    Freeing a graph of ten thousand nodes object by object takes 3 % of the time of its fold.
     """
-    circle: list[object] = [thing]
-    circle.append(circle)  # only the collector could free it, and that looks no more at the end
+    cycle: list[object] = [thing]
+    cycle.append(cycle)  # only the collector could free it; ``collect_rarely`` stops it at the end

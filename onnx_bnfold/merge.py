@@ -330,11 +330,6 @@ def apply(
     return pending
 
 
-def rounded(compute: Callable[[], Float64], data_type: int) -> np.ndarray[Any, Any]:
-    """Round a merged constant that the fold left as it is."""
-    return as_type(compute(), data_type)
-
-
 def declare(
     ir_version: int, graph: GraphProto, name: str, dims: tuple[int, ...], data_type: int
 ) -> None:

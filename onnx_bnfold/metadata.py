@@ -1,4 +1,4 @@
-"""The record that a fold leaves in the model: which version folded what out of which file."""
+"""The record of a fold in the model's metadata: version, counts, hash of the source file."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
-from mmap import mmap
 from threading import Thread
 from typing import TYPE_CHECKING
 
+from onnx_bnfold.pages import page_aligned
 from onnx_bnfold.version import __version__
 
 if TYPE_CHECKING:  # the file is hashed while onnx is imported
     from onnx import ModelProto
 
-KEY = "onnx_bnfold"  # in `metadata_props`
+KEY = "onnx_bnfold"  # in ``metadata_props``
 
-_CHUNK = 1 << 23  # bytes read at once: between two chunks a thread waits for Python's lock
+_CHUNK = 1 << 23  # bytes read at once; between two chunks the thread waits for Python's lock
 _NO_DIGEST = "0" * 64
 
 
 class _Hashing:
-    """Hashes a file in a thread; hashlib does not hold Python's lock."""
+    """Hashes a file in a thread of its own; hashlib releases Python's lock."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -37,22 +37,21 @@ class _Hashing:
     def result(self) -> str:
         self._thread.join()
         if self._failure is not None:
-            _hashing.cache_clear()  # it may be readable the next time
+            _hashing.cache_clear()  # try again when asked again
             raise self._failure
         return self._digest.hexdigest()
 
     def _run(self) -> None:
         try:
             with open(self._path, "rb", buffering=0) as file:
-                # A map begins on a page: see `blocks._on_a_page`.
-                buffer = memoryview(mmap(-1, _CHUNK))
+                buffer = page_aligned(_CHUNK)
                 while count := file.readinto(buffer):
                     self._digest.update(buffer[:count])
-        except BaseException as failure:  # raised again by `result`
+        except BaseException as failure:  # raised again by ``result``
             self._failure = failure
 
 
-# A store asks for the file that is about to be folded, and so does the record in the model.
+# Cached, since a batch and the record in the model both ask for the hash of the same file.
 @lru_cache(maxsize=4)
 def _hashing(path: str, *_: int) -> _Hashing:
     return _Hashing(path)
@@ -69,35 +68,35 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def begin_hashing(path: str | os.PathLike[str]) -> None:
-    """Begin, in a thread, what ``sha256_of`` will be asked for."""
-    with suppress(OSError):  # whoever opens it as a model says so
+    """Start to compute, in a thread, what ``sha256_of`` will be asked for."""
+    with suppress(OSError):  # opening the file as a model reports the error
         if stat.S_ISREG(os.stat(path).st_mode):
             _hashing_of(path)
 
 
 class Recorder:
-    """Puts the record into what a model file becomes.
+    """Adds the record of a fold to a model.
 
     Args:
-        source: the file that is folded; it is hashed while the plan is made.
+        source: the file that is folded; it is hashed while the fold is planned.
     """
 
     def __init__(self, source: str | os.PathLike[str]) -> None:
         self._hashing: _Hashing | None = None
-        with suppress(OSError):  # the file was removed
+        with suppress(OSError):  # the file was removed after it was opened
             self._hashing = _hashing_of(source)
 
     def late(
         self, model: ModelProto, counts: tuple[int, int]
     ) -> dict[str, tuple[int, Callable[[], bytes]]]:
-        """Give a model the key of the record.
+        """Add the key of the record to a model.
 
         Args:
-            model: gets it.
-            counts: the BatchNormalizations that go, and those that stay.
+            model: changed in place.
+            counts: number of BatchNormalizations that are folded, and that are kept.
 
         Returns:
-            The value for ``ModelFile.write``, which asks for it when the weights are written.
+            The value for ``late`` of ``ModelFile.write``: by then the source has been hashed.
         """
         if all(item.key != KEY for item in model.metadata_props):
             model.metadata_props.add(key=KEY)
@@ -112,11 +111,11 @@ class Recorder:
 
 
 def entry(counts: tuple[int, int], source_sha256: str) -> bytes:
-    """Return the value of the record: compact JSON.
+    """Return the value of the record as compact JSON.
 
     Args:
-        counts: the BatchNormalizations that went, and those that stay.
-        source_sha256: of the model's file before the fold, without its external data.
+        counts: number of BatchNormalizations that were folded, and that were kept.
+        source_sha256: of the source file, without its external data, as hexadecimal digits.
     """
     folded, kept = counts
     record = {

@@ -1,8 +1,8 @@
-"""Keeps onnx's shape inference from what it misreads: it gives other sizes than the kernels.
+"""Nodes that onnx's shape inference misreads: it infers other sizes than the kernels produce.
 
-Measured with onnx 1.23 and onnxruntime 1.32 over the conformance tests' nodes; what lies behind
-such a node is left as it is. Some settings are misread wherever they stand, others with some sizes
-only, which an inference has to tell first.
+Measured with onnx 1.23 and onnxruntime 1.32 on the nodes of the conformance tests. Nothing is
+folded behind such a node. Some attributes are misread whatever the sizes; others only with certain
+sizes, which have to be inferred first.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from onnx_bnfold.graph import (
     subgraphs,
 )
 
-# What a backward Slice's end means in onnxruntime: in front of the first element. Elsewhere it is
-# an end behind the last one, and nothing is left.
+# Ends of a backward Slice that onnxruntime takes as "before the first element". Inference takes
+# them as an end behind the last one, so that nothing is left.
 ENDLESS = (2**31 - 1, 2**63 - 1)
-COUNTED_FROM_THE_BACK = 11  # the first opset in which axes may be negative
-FIRST_STEPS = 10  # the opset whose Slice is said to leave open sizes alone
-_OPEN = "onnx_bnfold.open"  # the name of what nothing tells
-UNITED = 11  # the first opset whose If has the sizes that are those of both branches
+NEGATIVE_AXES = 11  # the first opset in which axes may be negative
+FIRST_STEPS = 10  # the opset in which inference lets a Slice keep symbolic sizes
+_OPEN = "onnx_bnfold.open"  # a name that nothing defines
+UNITED = 11  # the first opset in which inference compares the sizes of an If's branches
 
 Types = Mapping[str, tuple[Dims | None, int]]
 
 
 class Settings:
-    """The attributes of a node, and the lists among its inputs.
+    """The attributes of a node, and its inputs that are lists of integers.
 
     Args:
         node: the node.
-        opset: it is of.
-        values: returns the integers of a constant by its name, None where they are not known.
+        opset: version of its operator set.
+        values: returns the integers of a constant by its name; None if they are not known.
     """
 
     def __init__(
@@ -60,17 +60,17 @@ class Settings:
         self._given = {item.name: item for item in node.attribute}
 
     def get(self, name: str, default: Any) -> Any:
-        """Return an attribute; one that refers to a function's parameter counts as left out."""
-        found = self._given.get(name)
-        return default if found is None else _value(found, default)
+        """Return an attribute's value; ``default`` if it refers to a parameter of a function."""
+        attribute = self._given.get(name)
+        return default if attribute is None else _value(attribute, default)
 
     @property
     def is_open(self) -> bool:
-        """Whether an attribute is left to the calls of a local function."""
+        """Whether an attribute is a parameter of a local function."""
         return any(item.ref_attr_name for item in self.node.attribute)
 
     def listed(self, name: str, slot: int) -> list[int] | None:
-        """Return a list that old opsets hold in an attribute and new ones in an input."""
+        """Return a list that is an attribute in old opsets and an input in new ones."""
         if name in self._given:
             return [*self.get(name, [])]
         read = self.node.input
@@ -85,16 +85,19 @@ def _value(attribute: AttributeProto, default: Any) -> Any:
 
 
 def _squeeze(node: Settings) -> bool:
-    """Axes of opset < 11 that do not ascend; an empty list, for onnxruntime all of size 1."""
+    """Return whether the axes do not ascend (opset < 11), or are an empty list.
+
+    onnxruntime takes an empty list for all axes of size 1.
+    """
     axes = node.listed("axes", 1)
-    unsorted = axes is not None and node.opset < COUNTED_FROM_THE_BACK and axes != sorted(axes)
+    unsorted = axes is not None and node.opset < NEGATIVE_AXES and axes != sorted(axes)
     return axes == [] or unsorted or _unsqueeze(node)
 
 
 def _unsqueeze(node: Settings) -> bool:
-    """Axes that are counted from the back before they may be."""
+    """Return whether axes are negative in an opset that does not allow it."""
     axes = node.listed("axes", 1) or []
-    return node.opset < COUNTED_FROM_THE_BACK and any(axis < 0 for axis in axes)
+    return node.opset < NEGATIVE_AXES and any(axis < 0 for axis in axes)
 
 
 def _slice(node: Settings) -> bool:
@@ -103,12 +106,12 @@ def _slice(node: Settings) -> bool:
 
 
 def runs_to_the_front(end: int, step: int) -> bool:
-    """Whether onnxruntime takes a Slice's end for one in front of the first element."""
+    """Return whether onnxruntime takes the end of a Slice as "before the first element"."""
     return step < 0 and end in ENDLESS
 
 
 def _resize(node: Settings) -> bool:
-    """Axes from the back where an aspect ratio is kept."""
+    """Return whether axes are negative where the aspect ratio is kept."""
     keeps = node.get("keep_aspect_ratio_policy", "stretch") != "stretch"
     return keeps and any(axis < 0 for axis in node.get("axes", []))
 
@@ -126,7 +129,7 @@ def _transposed(node: Settings) -> bool:
 
 
 def _last_window_is_outside(node: Settings, before: Dims, after: Dims) -> bool:
-    """Whether a window that inference counts begins behind the image, where no kernel has one."""
+    """Return whether inference counts a window that begins behind the image; kernels do not."""
     spatial = len(node.get("kernel_shape", []))
     strides, pads = node.get("strides", [1] * spatial), node.get("pads", [0] * 2 * spatial)
     return any(
@@ -136,26 +139,26 @@ def _last_window_is_outside(node: Settings, before: Dims, after: Dims) -> bool:
 
 
 def _loses_axes(node: Settings, before: Dims, after: Dims) -> bool:
-    """Whether inference has given up at an ``output_shape`` smaller than the image."""
+    """Return whether inference gave up because ``output_shape`` is smaller than the image."""
     return len(before) != len(after)
 
 
 def _keeps_symbols(node: Settings, before: Dims, after: Dims) -> bool:
-    """Whether an open size is said to be sliced and still the same."""
+    """Return whether inference keeps a symbolic size that is sliced."""
     rank = len(after)
     axes = node.listed("axes", 3) or range(rank)
     return any(isinstance(after[axis], str) for axis in axes if -rank <= axis < rank)
 
 
 class Misreading(NamedTuple):
-    """What inference misreads of an operator.
+    """When inference misreads an operator.
 
     Attributes:
-        what: it is, and what can be done.
-        settings: whether those of a node are misread.
-        may: whether they may be, with some sizes.
-        sizes: whether they are, with the sizes of input 0 and output 0.
-        by_values: whether settings may be inputs.
+        what: is misread, and what the user can do; completes "a node of <operator> …".
+        settings: returns whether the node is misread whatever the sizes.
+        may: returns whether the node is misread with some sizes.
+        sizes: returns whether it is misread with these sizes of input 0 and output 0.
+        by_values: whether ``settings`` depends on inputs of the node.
     """
 
     what: str
@@ -185,7 +188,7 @@ MISREAD: Mapping[str, Misreading] = {
         _loses_axes,
     ),
     "If": Misreading(
-        "whose branches have other sizes, of which onnx's shape inference takes those of one; "
+        "whose branches differ in size, of which onnx's shape inference takes one; "
         f"convert the model to opset {UNITED} or later",
         may=lambda node: node.opset < UNITED,
     ),
@@ -196,7 +199,7 @@ MISREAD: Mapping[str, Misreading] = {
     ),
     "Slice": Misreading(
         "whose bounds onnx's shape inference misreads; convert the model to opset 11 or later, and "
-        f"write an end that stands for the front as {-(2**31)}",
+        f"write an end that means the front as {-(2**31)}",
         _slice,
         lambda node: node.opset == FIRST_STEPS,
         _keeps_symbols,
@@ -208,22 +211,28 @@ MISREAD: Mapping[str, Misreading] = {
 
 
 def is_misread(node: NodeProto, opset: int, values: Callable[[str], list[int] | None]) -> bool:
-    """Whether inference misreads a node, whatever its sizes."""
-    known = MISREAD.get(operator(node))
-    return known is not None and known.settings(Settings(node, opset, values))
+    """Return whether inference misreads a node whatever the sizes.
+
+    Args:
+        node: the node.
+        opset: version of its operator set.
+        values: see ``Settings``.
+    """
+    misreading = MISREAD.get(operator(node))
+    return misreading is not None and misreading.settings(Settings(node, opset, values))
 
 
 class Suspects:
     """The nodes of a model that inference may misread.
 
     Args:
-        model: the model, of which nothing but these nodes may change.
+        model: the model; afterwards only these nodes may change.
     """
 
     def __init__(self, model: ModelProto) -> None:
         self._graphs: list[Graph] = []
         self._left: list[tuple[Graph, int, Settings]] = []
-        # Few models have any: no other is indexed for it.
+        # Index the model only if it has such nodes, which few have.
         if any(_is_suspect(node) for body in bodies_of(model) for node in body.node):
             self._graphs = graphs_of(model)
             for graph in self._graphs:
@@ -233,17 +242,17 @@ class Suspects:
                         self._left.append((graph, index, settings))
 
     def take(self, types: Sequence[Types] | None = None) -> Iterator[tuple[str, NodeProto]]:
-        """Yield those that are misread, with their operators; each once.
+        """Yield the nodes that are misread, with their operators; each node only once.
 
         Args:
-            types: what inference has said of the tensors of each graph; if left out, those are
-                yielded that are misread whatever it says. Nobody tells the sizes in a local
-                function: of its nodes those are yielded that may be misread.
+            types: what was inferred of the tensors of each graph. Without it, the nodes are yielded
+                that are misread whatever the sizes, and in local functions, whose sizes are not
+                known, those that may be misread.
         """
         by_graph = None
         if types is not None and self._graphs:
-            by_graph = {id(g): found for g, found in zip(self._graphs, types, strict=True)}
-        left, self._left = self._left, []  # none where no graph is indexed
+            by_graph = {id(g): of_one for g, of_one in zip(self._graphs, types, strict=True)}
+        left, self._left = self._left, []  # empty if the model is not indexed
         for graph, index, settings in left:
             if self._is_misread(graph, index, settings, by_graph):
                 yield str(graph.ops[index]), graph.nodes[index]
@@ -253,25 +262,25 @@ class Suspects:
     def _is_misread(
         self, graph: Graph, index: int, node: Settings, types: Mapping[int, Types] | None
     ) -> bool:
-        known = MISREAD[str(graph.ops[index])]
+        misreading = MISREAD[str(graph.ops[index])]
         if types is None:
-            inside = graph.is_of_function and (known.may(node) or node.is_open)
-            return inside or known.settings(node)
-        if not known.may(node):
+            inside = graph.is_of_function and (misreading.may(node) or node.is_open)
+            return inside or misreading.settings(node)
+        if not misreading.may(node):
             return False
         if graph.ops[index] == "If":
             branches = [b for b in self._graphs if b.parent is graph and b.carrier == index]
             return _differ(branches, types)
         before = _dims(graph, graph.reads[index][0], types)
         after = _dims(graph, graph.writes[index][0], types)
-        return before is not None and after is not None and known.sizes(node, before, after)
+        return before is not None and after is not None and misreading.sizes(node, before, after)
 
 
 def leave_open(nodes: Iterable[NodeProto]) -> None:
-    """Let inference tell the types of some nodes' outputs, but not their sizes, in place.
+    """Change nodes in place so that inference finds the types of their outputs, but no sizes.
 
-    A node becomes a Reshape to what nothing tells. The bodies of one that carries some are read as
-    before; its outputs get other names, and those that read them find nothing.
+    A node becomes a Reshape to an unknown shape. A node with subgraphs keeps them, so that these
+    are still inferred; its outputs are renamed, so that nothing is known of what reads them.
     """
     for node in nodes:
         if any(subgraphs(node)):
@@ -283,15 +292,20 @@ def leave_open(nodes: Iterable[NodeProto]) -> None:
 
 
 def _is_suspect(node: NodeProto) -> bool:
-    known = MISREAD.get(node.op_type)
-    if known is None or node.domain not in STANDARD_DOMAINS:
+    misreading = MISREAD.get(node.op_type)
+    if misreading is None or node.domain not in STANDARD_DOMAINS:
         return False
     settings = Settings(node, 1, lambda name: None)
-    return known.by_values or settings.is_open or known.settings(settings) or known.may(settings)
+    return (
+        misreading.by_values
+        or settings.is_open
+        or misreading.settings(settings)
+        or misreading.may(settings)
+    )
 
 
 def _differ(branches: Iterable[Graph], types: Mapping[int, Types]) -> bool:
-    """Whether some output has not the same, known sizes in all branches."""
+    """Return whether an output has unknown sizes, or not the same in all branches."""
     sizes = [
         [_dims(branch, value.name, types) for value in branch.body.output]
         for branch in branches
@@ -311,10 +325,10 @@ def _dims(graph: Graph | None, name: str, types: Mapping[int, Types]) -> Dims | 
 
 
 def _integers(graph: Graph, name: str) -> list[int] | None:
-    """Return the elements of a short list of integers, an initializer or a Constant's."""
-    found, index = graph.find_initializer(name), graph.producer.get(name)
-    if found is not None:
-        return _elements(found[1])
+    """Return the elements of an initializer or of a Constant node, if they are integers."""
+    initializer, index = graph.find_initializer(name), graph.producer.get(name)
+    if initializer is not None:
+        return _elements(initializer[1])
     if index is None or graph.ops[index] != "Constant":
         return None
     for item in graph.nodes[index].attribute:
@@ -331,6 +345,6 @@ def _elements(tensor: TensorProto) -> list[int] | None:
         return None
     try:
         value = numpy_helper.to_array(tensor)
-    except ValueError:  # its elements are elsewhere
+    except ValueError:  # a copy without its values
         return None
     return [*map(int, value.reshape(-1))]

@@ -7,19 +7,18 @@ a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from onnx_bnfold.affine import Float64
+from onnx_bnfold.arrays import Array
 from onnx_bnfold.constants import Stored
 from onnx_bnfold.entries import Combines, Computed, Exact, Given, Multiplied, Revised
 from onnx_bnfold.numerics import ONE, Product, product, product_blocks, products
 from onnx_bnfold.planner import GraphPlan
 from onnx_bnfold.reasons import Refusal, Refused
 from onnx_bnfold.site import Site
-
-Array = np.ndarray[Any, Any]
 
 
 class Compute(Protocol):
@@ -73,6 +72,15 @@ def compute_all(wanted: Sequence[Compute]) -> Iterator[Array]:
     for compute, each in zip(wanted, described, strict=True):
         result = None if each is None else next(found)
         yield compute() if result is None else result
+
+
+def exact(compute: Compute) -> Array:
+    """Return the elements of a constant before they are rounded, float64 if they are."""
+    described = compute.product()
+    if described is None:
+        return compute()
+    with np.errstate(all="ignore"):
+        return np.asarray(described.values.astype(np.float64) * described.factor)
 
 
 class Unrepresentable(Exception):

@@ -1,8 +1,8 @@
-"""The order of nodes: runtimes load models whose nodes are in any, and a fold puts them in order.
+"""Sort nodes topologically, as the ONNX specification requires; runtimes load any order.
 
-Each body is sorted by itself: a node comes behind those that compute what it reads, and what its
-own bodies read from around them. Of nodes that do not need each other the order stays.
-Source: the ONNX IR specification, "Graphs": nodes must be topologically sorted.
+Each body is sorted by itself: a node comes after the nodes that compute what it reads and what its
+subgraphs capture. Nodes that do not depend on each other keep their order.
+Source: the ONNX IR specification, "Graphs".
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ from onnx_bnfold.errors import ModelError
 from onnx_bnfold.graph import Graph, counterparts
 from onnx_bnfold.rewrite import arrange
 
+# Index of a node → names that its subgraphs read from the scopes around them.
 Captures = Mapping[int, Set[str]]
-_SHOWN = 6  # nodes of a cycle that are named
+_SHOWN = 6  # nodes of a cycle that a message names
 
 
 def captures_of(graphs: Sequence[Graph]) -> list[Captures]:
-    """Return for every graph: index of a node → names that its bodies read from around them.
+    """Return the captures of every graph.
 
     Args:
-        graphs: as ``graph.graphs_of`` lists them.
+        graphs: as ``graph.graphs_of`` returns them.
     """
-    found: dict[int, dict[int, set[str]]] = {id(graph): {} for graph in graphs}
+    captures: dict[int, dict[int, set[str]]] = {id(graph): {} for graph in graphs}
     for graph in reversed(graphs):
         if graph.parent is not None:
-            used = {*graph.uses, *graph.outputs}.union(*found[id(graph)].values())
+            used = {*graph.uses, *graph.outputs}.union(*captures[id(graph)].values())
             outside = {name for name in used if name and not graph.defines(name)}
-            found[id(graph.parent)].setdefault(graph.carrier, set()).update(outside)
-    return [*found.values()]
+            captures[id(graph.parent)].setdefault(graph.carrier, set()).update(outside)
+    return [*captures.values()]
 
 
 def are_captures_in_order(graph: Graph, captures: Captures) -> bool:
-    """Whether all that the bodies of a node read is computed before that node."""
+    """Return whether everything that subgraphs capture is computed before their node."""
     return all(
         graph.producer.get(name, -1) < index for index, names in captures.items() for name in names
     )
@@ -49,21 +50,25 @@ def in_order(model: ModelProto, graphs: Sequence[Graph]) -> ModelProto:
         graphs: of the model.
 
     Raises:
-        ModelError: nodes need each other in a circle.
+        ModelError: nodes depend on each other in a cycle.
     """
     orders = [_order(*each) for each in zip(graphs, captures_of(graphs), strict=True)]
     copy = ModelProto()
     copy.CopyFrom(model)
     for body, order in zip(counterparts(copy, graphs), orders, strict=True):
-        places = [0] * len(order)
-        for place, index in enumerate(order):
-            places[index] = place
-        arrange(body.node, places)
+        positions = [0] * len(order)
+        for position, index in enumerate(order):
+            positions[index] = position
+        arrange(body.node, positions)
     return copy
 
 
 def _order(graph: Graph, captures: Captures) -> list[int]:
-    """Return the indices of the nodes in an order that can be computed, the least first."""
+    """Return the indices of the nodes in topological order, the smallest first where several fit.
+
+    Raises:
+        ModelError: nodes depend on each other in a cycle.
+    """
     from heapq import heapify, heappop, heappush  # few models need them
 
     producer = graph.producer
@@ -92,7 +97,7 @@ def _order(graph: Graph, captures: Captures) -> list[int]:
 
 
 def _cycle(graph: Graph, needs: Sequence[Set[int]], left: Set[int]) -> ModelError:
-    """Name a cycle among nodes each of which needs another of them."""
+    """Return the error that names a cycle among nodes that could not be sorted."""
     walk = [min(left)]
     seen: dict[int, int] = {}
     while walk[-1] not in seen:
@@ -103,8 +108,8 @@ def _cycle(graph: Graph, needs: Sequence[Set[int]], left: Set[int]) -> ModelErro
     if len(cycle) > _SHOWN:
         labels.append(f"{len(cycle) - _SHOWN} more")
     if len(cycle) == 1:
-        return ModelError(f"{labels[0]} reads what it computes itself; repair the model")
+        return ModelError(f"{labels[0]} reads its own output; repair the model")
     return ModelError(
-        f"each of these nodes reads what the next one computes, and the last what the first does: "
-        f"{', '.join(labels)}; nodes in a cycle cannot be computed, repair the model"
+        f"these nodes form a cycle, in which each reads an output of the next one: "
+        f"{', '.join(labels)}; repair the model"
     )

@@ -1,7 +1,7 @@
 """How operators that pick elements along an axis move a change: Slice, Gather, Pad and Tile.
 
-The functions are of the kind of those in ``moves``. Most are one case: for each element along an
-axis of the output the position of the one that it is.
+The functions have the signature of those in ``moves``. Most have one form: for each position along
+an axis of the output, the position in the input that it comes from.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from onnx_bnfold.affine import Affine, Float64, close, joined
+from onnx_bnfold.arrays import Array
 from onnx_bnfold.moves import axis_of, bounded, cut, refuse_axis, size, varying
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.view import NodeView
 
-# For each element along an axis the position of the one that it is, -1 for a constant zero.
-Positions = np.ndarray[Any, Any]
+# For each position along an axis of the output its position in the input, -1 for a constant zero.
+Positions = Array
 
 
 def _pads(view: NodeView) -> list[int]:
@@ -39,7 +40,7 @@ def _pads(view: NodeView) -> list[int]:
 
 
 def _require_distinct(view: NodeView, axes: Collection[int]) -> None:
-    """Refuse a node that names an axis twice, of which the specification leaves the effect open."""
+    """Refuse a node that names an axis twice; the specification does not say what that means."""
     if len(set(axes)) < len(axes):
         raise Refused(
             Reason.INCONSISTENT_SHAPES, view.label, "it names an axis twice; repair the model"
@@ -47,7 +48,7 @@ def _require_distinct(view: NodeView, axes: Collection[int]) -> None:
 
 
 def padded(view: NodeView, change: Affine, forward: bool) -> Affine:
-    """Pad; zeros let every scale pass, and a shift only where it can stop at the zeros."""
+    """Pad; zeros let every scale pass, but a shift only along the one axis that is padded."""
     pads = _pads(view)
     rank = change.rank
     around = {axis: (pads[axis], pads[axis + rank]) for axis in range(rank)}
@@ -56,14 +57,14 @@ def padded(view: NodeView, change: Affine, forward: bool) -> Affine:
         for axis in varying(change):
             if axis in grown:
                 raise refuse_axis(view, axis)
-        grown = []  # every element is one of the input
+        grown = []  # every element of the output is one of the input
     elif grown:
         _require_zeros(view)
         if change.has_shift and len(grown) > 1:
             raise Refused(Reason.NO_SHIFT, view.label, "a scale passes it but a shift does not")
     for axis, (front, back) in around.items():
-        concerned = axis in varying(change) or (axis in grown and change.has_shift)
-        if concerned and (front or back):
+        is_affected = axis in varying(change) or (axis in grown and change.has_shift)
+        if is_affected and (front or back):
             count = size(view, view.dims_in(0), axis)
             bounded(view, max(front, 0) + count + max(back, 0))
             positions = np.arange(-front, count + back)
@@ -79,7 +80,7 @@ def _require_zeros(view: NodeView) -> None:
 
 
 def tiled(view: NodeView, change: Affine, forward: bool) -> Affine:
-    """Tile: what varies along a repeated axis is repeated with it."""
+    """Tile; a change that varies along a repeated axis is repeated with it."""
     before, after = view.dims_in(0), view.dims_out(0)
     for axis in varying(change):
         inner, outer = size(view, before, axis), size(view, after, axis)
@@ -101,7 +102,7 @@ def _cut_change(change: Affine, axis: int, stop: int) -> Affine:
 
 
 def sliced(view: NodeView, change: Affine, forward: bool) -> Affine:
-    """Slice; backwards, the elements it leaves out keep their values."""
+    """Slice; on the way back, elements that it leaves out are not changed."""
     dims = view.dims_in(0)
     parts = _slices(view, len(dims))
     for axis in varying(change):
@@ -112,7 +113,7 @@ def sliced(view: NodeView, change: Affine, forward: bool) -> Affine:
 
 
 def _slices(view: NodeView, rank: int) -> dict[int, tuple[int, int, int]]:
-    """Return start, end and step by axis, as they are written."""
+    """Return axis → (start, end, step), as the node has them."""
     starts = view.integers(1, view.attribute("starts", None))
     ends = view.integers(2, view.attribute("ends", None))
     if starts is None or ends is None:
@@ -127,17 +128,18 @@ def _slices(view: NodeView, rank: int) -> dict[int, tuple[int, int, int]]:
         raise Refused(
             Reason.OPAQUE,
             view.label,
-            "it runs backwards to an end behind its input, where onnxruntime takes what the "
-            f"specification leaves out; write that end as {-(2**31)}",
+            "it runs backwards to an end behind its input, for which onnxruntime returns elements "
+            f"and the specification none; write that end as {-(2**31)}",
         )
     return dict(zip(placed, zip(starts, ends, steps, strict=True), strict=True))
 
 
 def _sliced(part: tuple[int, int, int], count: int) -> Positions:
-    """Return the positions that a Slice takes of ``count`` elements.
+    """Return the positions that a Slice takes of an axis of ``count`` elements.
 
-    A start is moved to the nearest element, and an end to one past the last or in front of the
-    first (ONNX Slice-13): a backward slice that starts in front of the first element takes that.
+    The start is clamped to the nearest element, the end to the position behind the last or before
+    the first element (ONNX Slice-13). So a backward Slice that starts before the first element
+    takes that element.
     """
     start, end, step = part
     start, end = start + count * (start < 0), end + count * (end < 0)
@@ -148,7 +150,19 @@ def _sliced(part: tuple[int, int, int], count: int) -> Positions:
 def _picked(
     view: NodeView, change: Affine, axis: int, chosen: Positions, count: int, forward: bool
 ) -> Affine:
-    """Take elements along an axis, or put them back where they came from."""
+    """Move a change to the elements that are picked along an axis, or back.
+
+    Args:
+        view: the node.
+        change: on one side of the node.
+        axis: along which elements are picked.
+        chosen: the positions in the input.
+        count: size of the axis in the input.
+        forward: from the input to the output, or back.
+
+    Raises:
+        Refused: a constant zero would have to be shifted, or two changes of one element differ.
+    """
     if forward:
         return Affine.of(
             _taken(change.scale, 1.0, axis, chosen), _taken(change.shift, 0.0, axis, chosen)
@@ -158,27 +172,31 @@ def _picked(
         _scattered(change.shift, 0.0, axis, chosen, count),
     )
     if _wide(change.shift, axis, len(chosen))[_along(axis, chosen < 0)].any():
-        raise Refused(Reason.NO_SHIFT, view.label, "the zeros it adds cannot be shifted")
+        raise Refused(Reason.NO_SHIFT, view.label, "the zeros that it adds cannot be shifted")
     kept, count = _along(axis, chosen >= 0), len(chosen)
     for before, after in ((change.scale, back.scale), (change.shift, back.shift)):
         again = _wide(_taken(after, 0.0, axis, chosen), axis, count)
         if not close(again[kept], _wide(before, axis, count)[kept]):
-            raise Refused(Reason.CONFLICT, view.label, "it reads one channel twice")
+            raise Refused(
+                Reason.CONFLICT,
+                view.label,
+                "it reads a channel twice, and the changes of the two differ",
+            )
     return Affine.of(back.scale, back.shift)
 
 
 def _along(axis: int, index: Any) -> tuple[Any, ...]:
-    """Return what selects elements along an axis."""
+    """Return an index that selects elements along an axis."""
     return (*(slice(None),) * axis, index)
 
 
 def _wide(array: Float64, axis: int, count: int) -> Float64:
-    """Return an array of ``count`` elements along an axis."""
+    """Return an array repeated to ``count`` elements along an axis, unless it has them."""
     return array if array.shape[axis] == count else np.repeat(array, count, axis)
 
 
 def _taken(array: Float64, rest: float, axis: int, chosen: Positions) -> Float64:
-    """Take elements along an axis, and ``rest`` for the constants."""
+    """Take elements along an axis, and ``rest`` where the output is constant."""
     constant = chosen < 0
     if array.shape[axis] == 1 and not constant.any():
         return array
@@ -196,7 +214,7 @@ def _scattered(array: Float64, rest: float, axis: int, chosen: Positions, count:
 
 
 def gathered(view: NodeView, change: Affine, forward: bool) -> Affine:
-    """Gather; on the axis the change varies along, the indices must be constant."""
+    """Gather; if the change varies along its axis, the indices must be constant."""
     dims = view.dims_in(0)
     axis = axis_of(view, view.attribute("axis", 0), len(dims))
     count = len(view.dims_in(1))
@@ -224,7 +242,7 @@ def gathered(view: NodeView, change: Affine, forward: bool) -> Affine:
 
 
 def _flattened(array: Float64, axis: int, shape: tuple[int, ...]) -> Float64:
-    """Make one axis of those from ``axis`` on that the indices of a Gather have made."""
+    """Merge the axes that the indices of a Gather, of shape ``shape``, have made of ``axis``."""
     before, behind = array.shape[:axis], array.shape[axis + len(shape) :]
     wide = np.broadcast_to(array, (*before, *shape, *behind))
     return wide.reshape((*before, math.prod(shape), *behind))
@@ -237,6 +255,6 @@ def _unflattened(array: Float64, axis: int, shape: tuple[int, ...]) -> Float64:
     return array.reshape((*array.shape[:axis], *shape, *array.shape[axis + 1 :]))
 
 
-# Moves whose way back leaves elements of the input undecided: they keep their values unless
-# another reader says otherwise.
+# Moves that on the way back say nothing about some elements of the input. These are not changed,
+# unless another reader of the input requires it.
 PARTIAL = (sliced, gathered, padded)

@@ -25,6 +25,7 @@ from onnx_bnfold.affine import VANISHING, Affine
 from onnx_bnfold.entries import BiasPlace, Combines
 from onnx_bnfold.flood import flood
 from onnx_bnfold.limits import Limits
+from onnx_bnfold.notes import require_unnoted
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.site import Key, Site, constant_map
 
@@ -34,6 +35,14 @@ if TYPE_CHECKING:
 # What a BatchNormalization that stays is written as, for compilers that have none: itself, two
 # nodes with constants of shape (C, 1, …), or a depthwise Conv with a kernel of ones.
 Standalone = Literal["keep", "mul-add", "conv"]
+
+
+# Reasons that have to do with other nodes than the one that refuses.
+_MAY_CHANGE = frozenset(
+    (Reason.CAPTURED, Reason.CONFLICT, Reason.SEARCH_LIMIT, Reason.UNKNOWN_SHAPE)
+)
+# (position of the graph, index of the node)
+Place = tuple[int, int]
 
 
 class Restated(NamedTuple):
@@ -84,18 +93,27 @@ class GraphPlan:
 
     Attributes:
         site: the graph with the total change of every key and the removed nodes.
+        limits: what it was planned by.
         decisions: one per BatchNormalization and per removed affine node, in node order.
         touched: for each node whose constants change, the removed nodes that caused it, in order.
         equalized: for each node whose constants change for it, the tensors whose channels are made
             alike (``equalize``).
         evened: the BatchNormalizations that stay and get scales of one size.
+        doubtful: nodes that stay though a place was found for what they do, and why: another fold
+            may judge otherwise.
+        unsure: nodes that stay for reasons that may not hold where other nodes have gone.
+        left: nodes that stay for good, and what for (``notes``).
     """
 
     site: Site
+    limits: Limits
     decisions: list[Decision] = field(default_factory=list)
     touched: dict[int, list[int]] = field(default_factory=dict)
     equalized: dict[int, list[str]] = field(default_factory=dict)
     evened: set[int] = field(default_factory=set)
+    doubtful: dict[int, Refusal] = field(default_factory=dict)
+    unsure: set[int] = field(default_factory=set)
+    left: dict[int, list[str]] = field(default_factory=dict)
 
     @property
     def changed(self) -> set[int]:
@@ -130,7 +148,10 @@ def plan_graph(
     planner = _Planner(site, limits, excluded, keep_shared_weights)
     planner.run()
     decisions = sorted(planner.decisions.values(), key=lambda d: d.node)
-    return GraphPlan(site, decisions, planner.touched)
+    doubtful = planner.doubtful | excluded
+    return GraphPlan(
+        site, limits, decisions, planner.touched, doubtful=doubtful, unsure=planner.unsure
+    )
 
 
 class _Planner:
@@ -147,6 +168,8 @@ class _Planner:
         self.keep_shared_weights = keep_shared_weights
         self.decisions: dict[int, Decision] = {}
         self.touched: dict[int, list[int]] = {}
+        self.doubtful: dict[int, Refusal] = {}
+        self.unsure: set[int] = set()
         # For each node that stayed when it was tried: when that was, counted in removals, and the
         # nodes that were asked. For each node: at which removal something last changed there.
         self._tried: dict[int, tuple[int, set[int]]] = {}
@@ -161,6 +184,7 @@ class _Planner:
         others = sorted(set(usable) - set(direct))
         if len(others) > 1:
             others.sort(key=lambda i: -_elements(self.site, i))
+        affine = [i for i in affine if self._may_go(i)]
         queue = [*direct, *others, *affine]
         while queue:
             for index in queue:
@@ -188,6 +212,7 @@ class _Planner:
             if index in self.excluded:
                 raise Refused.again(self.excluded[index])
             self.site.norm(index)
+            require_unnoted(self.site.graph, index, self.limits)
             if view.constant(0) is not None:
                 raise Refused(
                     Reason.OPAQUE, view.label, "its input is a constant; fold constants first"
@@ -197,21 +222,31 @@ class _Planner:
             return False
         return True
 
+    def _may_go(self, index: int) -> bool:
+        """Whether nothing forbids to remove a node that is no BatchNormalization."""
+        try:
+            require_unnoted(self.site.graph, index, self.limits)
+        except Refused:
+            return False
+        return index not in self.excluded
+
     def _decide(self, index: int) -> None:
         """Try all ways to remove a node and commit the one that disturbs least."""
         site = self.site
         is_norm = site.graph.ops[index] == batchnorm.OPERATOR
+        self.doubtful.pop(index, None)
+        self.unsure.discard(index)
         if is_norm and self._fold_directly(index):
-            return
-        if not is_norm and index in self.excluded:
             return
         best: tuple[tuple[int, ...], str, dict[Key, Affine]] | None = None
         tried: list[tuple[str, Refusal]] = []
-        asked = {index}
+        asked, met = {index}, set[Reason]()
         try:
             for number, (way, seeds) in enumerate(self._ways(index)):
                 try:
-                    changes = flood(site, index, seeds, partial(self._admit, index, asked), asked)
+                    changes = flood(
+                        site, index, seeds, partial(self._admit, index, asked), asked, met
+                    )
                 except Refused as refused:
                     tried.append((way, refused.refusal))
                     continue
@@ -225,9 +260,13 @@ class _Planner:
             tried.append(("", refused.refusal))
         if best is not None:
             least, way, changes = best
+            self.doubtful.pop(index, None)
             self._commit(index, way, changes, least[0], self._absorbing(index, changes))
             return
         self._tried[index] = len(site.removed), asked
+        met.update(refusal.reason for _, refusal in tried)
+        if not met.isdisjoint(_MAY_CHANGE):
+            self.unsure.add(index)
         if is_norm:
             self.decisions[index] = Decision(index, refusal=_why(tried), tried=tuple(tried))
 
@@ -272,7 +311,14 @@ class _Planner:
             yield way, {x: upstream, y: downstream}
 
     def _admit(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> None:
-        """Refuse the outcome of a flood that costs more than it saves."""
+        """Refuse the outcome of a flood that costs more than it saves, and note that."""
+        try:
+            self._judge(index, asked, changes)
+        except Refused as refused:
+            self.doubtful.setdefault(index, refused.refusal)
+            raise
+
+    def _judge(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> None:
         site = self.site
         is_norm = site.graph.ops[index] == batchnorm.OPERATOR
         self.limits.check(site, index, changes)
@@ -443,7 +489,7 @@ def _is_direct(site: Site, index: int) -> bool:
 
 
 def _elements(site: Site, index: int) -> int:
-    """Number of elements per batch entry that a node computes; unknown dims count as one."""
+    """Return the number of elements per example of an output; unknown dims count as one."""
     dims = site.shapes.dims(site.graph.writes[index][0]) or ()
     return math.prod(d for d in dims[1:] if isinstance(d, int))
 

@@ -15,16 +15,13 @@ _INTERVAL = 0.1  # seconds between two drawings
 def progress(
     iterable: Iterable[Item], *, total: int, label: str, stream: TextIO | None = None
 ) -> Iterator[Item]:
-    """Yields the items unchanged and draws a bar, without colour, when the stream is a terminal.
+    """Yield the items unchanged, and draw a progress bar if the stream is a terminal.
 
     Args:
-        iterable: what to go through.
+        iterable: the items.
         total: number of items expected.
         label: a word or two in front of the bar.
         stream: where to draw; standard error by default.
-
-    Returns:
-        An iterator over the same items.
     """
     stream = sys.stderr if stream is None else stream
     if not stream.isatty() or os.environ.get("TERM") == "dumb":

@@ -1,8 +1,8 @@
-"""Weights that come from DequantizeLinear of a constant: a scale per output channel is theirs too.
+"""Weights that DequantizeLinear computes from constants, and factors that go into them.
 
 ``w = (q - zero_point) * scale`` (ONNX DequantizeLinear-10 and later). A positive factor per output
-channel goes into ``scale``; a negative one mirrors ``q`` at the zero point, where that stays inside
-the integer type. The integers are not rounded again, so nothing is lost.
+channel goes into ``scale``. A negative one also mirrors ``q`` at the zero point, if the results fit
+the integer type. The integers are not rounded again, so no precision is lost.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_bnfold.affine import Float64
+from onnx_bnfold.arrays import Array
 from onnx_bnfold.constants import Constant
-from onnx_bnfold.entries import Array, Exact, Given, Revised
+from onnx_bnfold.entries import Exact, Given, Revised
 from onnx_bnfold.graph import STANDARD_DOMAINS
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.view import NodeView
 
 OPERATOR = "DequantizeLinear"
-VERSION = 28  # the newest of the operator that is known here
+VERSION = 28  # the newest version of the operator that is known here
 
 _RANGES: dict[int, tuple[int, int]] = {
     TensorProto.INT4: (-8, 7),
@@ -40,7 +41,9 @@ class QuantizedWeight:
 
     Attributes:
         view: the DequantizeLinear node.
-        integers, scale, zero_point: its constants; the last may be absent.
+        integers: its constant input 0.
+        scale: its constant input 1.
+        zero_point: its constant input 2, None if it is left out.
         out_axis: the axis of the weight that holds the output channels.
     """
 
@@ -78,27 +81,37 @@ class QuantizedWeight:
             yield Revised(view, 2, "zero_point", dims, zero.data_type, points)
 
     def fold_scale(self, factor: Float64) -> Float64:
-        """Return the scale times the magnitude of a factor per output channel, float64."""
+        """Return the new scale: the old one times the magnitude of a factor.
+
+        Args:
+            factor: per output channel, ``(C_out,)``.
+
+        Returns:
+            float64, of shape ``scale_dims``.
+        """
         scale = self.view.constants.value(self.scale.name).astype(np.float64)
         shape = [-1]
         if self.is_blocked:
             shape = [1] * scale.ndim
             shape[self.out_axis] = -1
-        with np.errstate(over="ignore", invalid="ignore"):  # it is judged when it is rounded
+        with np.errstate(over="ignore", invalid="ignore"):  # checked when it is rounded
             product = scale * np.abs(factor).reshape(shape)
         return np.broadcast_to(product, self.scale_dims)
 
     def fold_zero_point(self) -> Array:
-        """Return the zero point in the shape of the new scale."""
+        """Return the zero point in the shape ``scale_dims``."""
         assert self.zero_point is not None
         value = self.view.constants.value(self.zero_point.name)
         return np.broadcast_to(value, self.scale_dims)
 
     def fold_integers(self, factor: Float64) -> Array:
-        """Return the integers, mirrored at the zero point in channels of negative factor.
+        """Return the integers, mirrored at the zero point where the factor is negative.
+
+        Args:
+            factor: per output channel, ``(C_out,)``.
 
         Raises:
-            Refused: a mirrored value leaves the integer type.
+            Refused: a mirrored value does not fit the integer type.
         """
         q = self.view.constants.value(self.integers.name)
         wide = q.astype(np.int64)
@@ -110,8 +123,8 @@ class QuantizedWeight:
             raise Refused(
                 Reason.QUANTIZED,
                 self.view.label,
-                "a negative factor would mirror an integer out of its type's range; fold before "
-                "quantising",
+                "a negative factor would mirror an integer beyond the range of its type; fold "
+                "before quantising",
             )
         return mirrored.astype(q.dtype)
 

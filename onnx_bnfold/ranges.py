@@ -130,6 +130,21 @@ _CARRY: Mapping[str, Carry] = {
 }
 
 
+def of_result(ranges: Ranges, site: Site) -> dict[str, Range]:
+    """Return the ranges of a graph's tensors as they are with all changes.
+
+    Args:
+        ranges: of the tensors without any change.
+        site: the graph.
+    """
+    found: dict[str, Range] = {}
+    for name, span in ranges.items():
+        now = span.changed(site.change(name, span.rank))
+        if now is not None:
+            found.update(dict.fromkeys(site.groups.members(name), now))
+    return found
+
+
 def from_statistics(site: Site) -> dict[str, Range]:
     """Return the ranges that the BatchNormalizations of a graph speak of.
 

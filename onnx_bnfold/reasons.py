@@ -1,4 +1,4 @@
-"""Why a node stays: a stable code, the node that caused it, and one sentence for the user."""
+"""Why a node is kept: a stable code, the node that caused it, and one sentence for the user."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class Reason(str, Enum):
-    """Stable codes of the report; a code, once published, keeps its meaning."""
+    """The codes of the report; a published code keeps its meaning."""
 
     TRAINING_MODE = "training_mode"
     EXTRA_OUTPUTS = "extra_outputs"
@@ -44,12 +44,12 @@ class Reason(str, Enum):
 
 @dataclass(frozen=True)
 class Refusal:
-    """A change that cannot be made.
+    """Why a change cannot be made.
 
     Attributes:
-        reason: the stable code.
+        reason: the code.
         culprit: label of the node or tensor that refuses, e.g. ``Relu 'relu_1'``.
-        sentence: what is in the way and what the user can do.
+        sentence: what is in the way, and what the user can do.
     """
 
     reason: Reason
@@ -58,10 +58,10 @@ class Refusal:
 
 
 class Refused(Exception):
-    """Raised inside the planner where a change meets a node that cannot take it.
+    """Raised during planning where a change meets a node that cannot take it.
 
-    It is not kept: an exception holds the frames that it has passed, and they hold the model. What
-    is kept is its ``refusal``.
+    Keep its ``refusal``, not the exception: an exception refers to the frames that it has passed,
+    and these to the model.
     """
 
     def __init__(self, reason: Reason, culprit: str, sentence: str) -> None:
@@ -69,5 +69,5 @@ class Refused(Exception):
 
     @classmethod
     def again(cls, refusal: Refusal) -> Refused:
-        """Return an exception for a refusal that was met before."""
+        """Return a new exception for a known refusal."""
         return cls(refusal.reason, refusal.culprit, refusal.sentence)

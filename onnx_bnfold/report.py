@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnx_bnfold import batchnorm
-from onnx_bnfold.affine import VANISHED
+from onnx_bnfold.affine import VANISHED, Affine
 from onnx_bnfold.errors import printable
 from onnx_bnfold.planner import Decision, GraphPlan
 from onnx_bnfold.reasons import Refusal
@@ -90,10 +90,25 @@ class Rescaled:
     shift: float
 
 
-def rescaled_of(plans: Sequence[GraphPlan]) -> tuple[Rescaled, ...]:
+def rescaled_of(rounds: Sequence[Sequence[GraphPlan]]) -> tuple[Rescaled, ...]:
     """Collect the tensors that stay and are re-parametrised, those of the widest factors first."""
-    found = [_rescaled(plan, name) for plan in plans for name in _changed(plan)]
+    found = []
+    for plans in zip(*rounds, strict=True):
+        total = composed(plans)
+        names = dict.fromkeys(name for plan in plans for name in _changed(plan))
+        found += [_rescaled(plans[-1], name, total[name]) for name in names if name in total]
     return tuple(sorted(found, key=lambda each: (-each.largest / each.smallest, each.name)))
+
+
+def composed(plans: Sequence[GraphPlan]) -> dict[str, Affine]:
+    """Return the changes of a graph's tensors by all rounds together, by name."""
+    total: dict[str, Affine] = {}
+    for plan in plans:
+        for name, change in plan.site.total.items():
+            if isinstance(name, str):
+                before = total.get(name)
+                total[name] = change if before is None else before.then(change)
+    return total
 
 
 def _changed(plan: GraphPlan) -> list[str]:
@@ -103,8 +118,7 @@ def _changed(plan: GraphPlan) -> list[str]:
     return [root for root in roots if all(member in total for member in site.groups.members(root))]
 
 
-def _rescaled(plan: GraphPlan, name: str) -> Rescaled:
-    change = plan.site.total[name]
+def _rescaled(plan: GraphPlan, name: str, change: Affine) -> Rescaled:
     size = np.abs(change.scale)
     size = size[(size > 0) & (size < VANISHED)]
     return Rescaled(
@@ -190,12 +204,8 @@ def copied_bytes(plans: Sequence[GraphPlan]) -> int:
     return sum(SharedConstants(plan.site).growth(plan.changed) for plan in plans)
 
 
-def records_of(plans: Sequence[GraphPlan]) -> tuple[Record, ...]:
-    """Collect the decisions of all graphs of a model."""
-    return tuple([_record(plan, decision) for plan in plans for decision in plan.decisions])
-
-
-def _record(plan: GraphPlan, decision: Decision) -> Record:
+def record_of(plan: GraphPlan, decision: Decision) -> Record:
+    """Return the record of what was decided on a node of a graph."""
     place, was = plan.site.place(decision.node), decision.restated
     if was is not None:
         place = plan.site.graph.place(f"{batchnorm.OPERATOR} {was.name!r}")

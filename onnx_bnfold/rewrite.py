@@ -26,6 +26,7 @@ from onnx_bnfold.entries import BiasPlace
 from onnx_bnfold.finished import Text, require_intact
 from onnx_bnfold.graph import Body, Graph, counterparts, quantization_parameters
 from onnx_bnfold.new_constants import Compute, NewConstant, new_constants
+from onnx_bnfold.notes import note
 from onnx_bnfold.planner import GraphPlan
 from onnx_bnfold.storage.tensors import clear_values, is_external
 
@@ -157,6 +158,9 @@ class _Editor:
         for index in self.plan.evened:
             node = self.nodes[index]
             node.doc_string = f"{node.doc_string} {batchnorm.EVENED}".lstrip()
+        for index, reasons in self.plan.left.items():
+            for why in reasons:
+                note(self.after.get(index, self.nodes[index]), why, self.plan.limits)
         self._rename(self._final_names())
         gone = self.site.removed | self.unmade
         if gone or self.before or self.after:

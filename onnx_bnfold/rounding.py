@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-Array = np.ndarray[Any, Any]
+from onnx_bnfold.arrays import Array
 
 # (largest finite value, smallest normal value, unit roundoff) of the float types.
 FORMATS: dict[int, tuple[float, float, float]] = {

@@ -1,7 +1,7 @@
-"""Shapes and types of computed tensors, by onnx's shape inference on the graph without its weights.
+"""Shapes and types of computed tensors, from onnx's shape inference on a model without weights.
 
-Inference runs once, and only if somebody asks: a model whose BatchNormalizations all follow their
-layers directly never needs it.
+Inference runs once, when a shape is first needed: a model whose BatchNormalizations all follow
+their layers directly never needs it.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from onnx_bnfold.storage.tensors import elsewhere, fill, is_external, tensors
 if TYPE_CHECKING:
     from onnx_bnfold.misread import Suspects, Types
 
-# Initializers up to this many elements keep their values: shapes may depend on them.
+# Initializers of up to this many elements keep their values, since shapes may depend on them.
 LARGEST_KEPT = 1024
 
-# Floats that lie in another file are read up to this many.
+# External floats are read if they have up to this many elements: they may be scales of a Resize.
 _LARGEST_SCALES = 16
 
-# Longest vector that may be there when values are propagated.
+# Values are not propagated in models with a longer vector.
 LONGEST_PROPAGATED = 2**16
 
-# Why inference does not see some nodes, and nothing of what lies behind them.
+# Why nothing is inferred behind Slices that stay hidden.
 _DEEP = (
     Reason.SEARCH_LIMIT,
-    f"it lies behind more than {MOST_LEVELS} Slices, where shapes are not inferred",
+    f"it is behind more than {MOST_LEVELS} Slices, where shapes are not inferred",
 )
 
 
@@ -51,8 +51,8 @@ class Shapes:
     Args:
         graph: the graph.
         inference: shared by all graphs of the model.
-        position: of the graph among those of the model.
-        outer: of the enclosing scope, whose tensors a subgraph may read.
+        position: index of the graph among those of the model.
+        outer: the shapes of the enclosing scope, whose tensors a subgraph may read.
     """
 
     def __init__(
@@ -81,33 +81,33 @@ class Shapes:
         return scope._inference.types(scope._position)[name]
 
     def dims(self, name: str) -> Dims | None:
-        """Return a tensor's dims, all unknown where only the rank is known, or None."""
-        if name not in self._dims:  # rules ask again and again
+        """Return a tensor's dims: None for each if only the rank is known; None if nothing is."""
+        if name not in self._dims:  # cached: rules ask many times
             self._dims[name] = self._find_dims(name)
         return self._dims[name]
 
     def _find_dims(self, name: str) -> Dims | None:
         scope = self._scope_of(name)
-        found = scope._inference.types(scope._position).get(name)
-        if found is not None and found[0] is not None:
-            return found[0]
+        dims, _ = scope._inference.types(scope._position).get(name, (None, 0))
+        if dims is not None:
+            return dims
         rank = scope._rank_hints().get(name)
         return None if rank is None else (None,) * rank
 
     def type_of(self, name: str) -> int:
-        """Return a computed tensor's element type, UNDEFINED where it is not known."""
+        """Return a computed tensor's element type, UNDEFINED if it is not known."""
         scope = self._scope_of(name)
-        found = scope._inference.types(scope._position).get(name)
-        if found is not None and found[1]:
-            return found[1]
+        _, data_type = scope._inference.types(scope._position).get(name, (None, 0))
+        if data_type:
+            return data_type
         return scope._type_hints().get(name, TensorProto.UNDEFINED)
 
     def why_unknown(self, names: Iterable[str]) -> tuple[Reason, str] | None:
-        """Return why nothing is inferred where one of some tensors lies, if that is so."""
+        """Return why nothing was inferred for one of some tensors; None if there is no reason."""
         return self._inference.why_unknown(names)
 
     def _rank_hints(self) -> dict[str, int]:
-        """Ranks that the layers themselves fix, where the graph's inputs have no shape."""
+        """Return the ranks that layers imply, for graphs whose inputs have no shape."""
         if self._ranks is None:
             from onnx_bnfold.hints import ranks_by_layers
 
@@ -115,7 +115,7 @@ class Shapes:
         return self._ranks
 
     def _type_hints(self) -> dict[str, int]:
-        """Types that the constants fix that tensors are computed with."""
+        """Return the types that constants imply, for graphs whose inputs have no type."""
         if self._kinds is None:
             from onnx_bnfold.hints import types_by_constants
 
@@ -140,11 +140,11 @@ class Inference:
         self._blind: dict[tuple[Reason, str], frozenset[str]] = {}
 
     def why_unknown(self, names: Iterable[str]) -> tuple[Reason, str] | None:
-        """Return why nothing is inferred where one of some tensors lies, if that is so."""
+        """Return why nothing was inferred for one of some tensors; None if there is no reason."""
         names = tuple(names)
-        self.types(0)  # which finds out
+        self.types(0)  # runs the inference
         return next(
-            (why for why, there in self._blind.items() if not there.isdisjoint(names)), None
+            (why for why, tensors in self._blind.items() if not tensors.isdisjoint(names)), None
         )
 
     def types(self, position: int) -> Types:
@@ -163,14 +163,14 @@ class Inference:
         self._leave_open(light, suspects, None)
         try:
             types = self._inferred(light, suspects, data_prop=False)
-            if not any(_is_long(kind) for found in types for kind in found.values()):
+            if not any(_is_long(kind) for of_one in types for kind in of_one.values()):
                 types = self._inferred(light, suspects, data_prop=True)
-        except Exception:  # an inconsistent model has no shapes; the rules then refuse
+        except Exception:  # go on without shapes if the model is inconsistent; the rules refuse
             types = [_types_of(graph) for graph in graphs_of(light)]
         return types
 
     def _read_parameters(self, light: ModelProto) -> None:
-        """Fetch the axes, shapes and the like whose values lie in another file."""
+        """Read axes, shapes and the like whose values are in a file."""
         for _, tensor in tensors(light, elsewhere()):
             if _may_be_parameter(tensor):
                 values = self._read(tensor)
@@ -179,7 +179,7 @@ class Inference:
                 fill(tensor, values)
 
     def _inferred(self, light: ModelProto, suspects: Suspects, *, data_prop: bool) -> list[Types]:
-        """Infer, again and again until no node is misread by the sizes that come out."""
+        """Infer repeatedly, until the inferred sizes show no further misread node."""
         while True:
             deep = hide_unsafe_slices(light, data_prop=data_prop)
             self._blind[_DEEP] = self._blind.get(_DEEP, frozenset()) | behind(light, deep)
@@ -190,21 +190,21 @@ class Inference:
     def _leave_open(
         self, light: ModelProto, suspects: Suspects, types: Sequence[Types] | None
     ) -> bool:
-        """Take what inference misreads from it; return whether there was any."""
+        """Hide misread nodes from the inference; return whether there were any."""
         from onnx_bnfold.misread import MISREAD, leave_open
 
-        found = [*suspects.take(types)]
-        for op, node in found:
-            why = Reason.UNKNOWN_SHAPE, f"it lies behind a node of {op} {MISREAD[op].what}"
+        misread = [*suspects.take(types)]
+        for op, node in misread:
+            why = Reason.UNKNOWN_SHAPE, f"it is behind a node of {op} {MISREAD[op].what}"
             self._blind[why] = self._blind.get(why, frozenset()) | behind(light, [node])
-        leave_open(node for _, node in found)
-        return bool(found)
+        leave_open(node for _, node in misread)
+        return bool(misread)
 
     def _fix_parameters(self, light: ModelProto) -> None:
-        """Replace computed axes, shapes and the like by their values.
+        """Replace computed axes, shapes and the like by Constant nodes.
 
         PyTorch's dynamo exporter writes the axes of a ReduceMean as a Reshape of a Constant, which
-        shape inference does not follow.
+        shape inference does not evaluate.
         """
         constants = Constants(self._main, self._read, {}, None)
         producer = self._main.producer
@@ -229,9 +229,9 @@ def _inferred(model: ModelProto, *, data_prop: bool) -> list[Types]:
 
 
 def _is_long(kind: tuple[Dims | None, int]) -> bool:
-    """Whether a tensor is a vector so long that onnx's propagation of its values is a danger.
+    """Return whether a tensor is a vector that is too long for its values to be propagated.
 
-    It takes memory for each element: a file of a few bytes could take all there is.
+    onnx's propagation takes memory for each element, so a file of a few bytes could exhaust it.
     """
     dims = kind[0]
     return (
@@ -267,16 +267,16 @@ def _dims(value: ValueInfoProto) -> Dims | None:
 
 
 def without_weights(model: ModelProto) -> ModelProto:
-    """Copy a model without the bytes of its large initializers and without derived value_info.
+    """Copy a model without the values of its large initializers and without derived value_info.
 
-    What the file says of tensors that standard operators compute is left out: inference knows
-    better, and a stale entry must not lead to a wrong fold.
+    The file's value_info of tensors that standard operators compute is left out: inference computes
+    it anew, and a wrong entry must not lead to a wrong fold.
     """
     light = ModelProto(ir_version=model.ir_version)
     light.opset_import.extend(model.opset_import)
     light.functions.extend(model.functions)
     graph, source = light.graph, model.graph
-    graph.name = "graph"  # its own may be no text
+    graph.name = "graph"  # the original name may not be text
     graph.node.extend(source.node)
     graph.input.extend(source.input)
     graph.output.extend(source.output)
@@ -294,7 +294,7 @@ def without_weights(model: ModelProto) -> ModelProto:
 
 
 def _open_negative_sizes(graph: GraphProto) -> None:
-    """Some converters write -1 where a size is open."""
+    """Clear sizes of -1, which some converters write for unknown ones."""
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
             if dim.dim_value < 0:
@@ -309,7 +309,7 @@ def _shape_only(tensor: TensorProto) -> TensorProto:
 
 
 def _may_be_parameter(tensor: TensorProto) -> bool:
-    """Whether a tensor may be an axis, a size or the like, or the scales of a Resize."""
+    """Return whether a tensor may be axes, sizes or the like, or the scales of a Resize."""
     integers = tensor.data_type == TensorProto.INT64
     return _is_small(tensor, LARGEST_KEPT if integers else _LARGEST_SCALES)
 

@@ -161,7 +161,7 @@ def _said_by_norms(site: Site, name: str, counts: Callable[[int], bool]) -> Know
 
 
 def _of_normalisation(site: Site, name: str) -> Known:
-    """A product of a constant and of a sum with one is of the size 1."""
+    """Return the size 1 for a product of a constant and of a sum with one."""
     index = by_constant(site, name, Combines.PRODUCT)
     if index is None or by_constant(site, site.sides(index)[0], Combines.SUM) is None:
         return ()

@@ -1,7 +1,7 @@
-"""What a model must hold before it is planned: every name that is read is defined, and once.
+"""Validate a model before it is planned: names, shapes, counts of inputs, types of attributes.
 
-onnx's checker would ask for more than a fold needs and takes the weights along; this looks at each
-name, count and attribute type once. Source: the ONNX IR specification, "Graphs" and "Nodes".
+onnx's checker requires more than a fold needs, and reads the weights. Source: the ONNX IR
+specification, "Graphs" and "Nodes".
 """
 
 from __future__ import annotations
@@ -24,6 +24,15 @@ _SINGLE = onnx.defs.OpSchema.FormalParameterOption.Single
 
 
 class _Signature(NamedTuple):
+    """What the standard says of an operator.
+
+    Attributes:
+        inputs: smallest and largest number of inputs.
+        outputs: smallest and largest number of outputs.
+        required: positions of inputs that must not be left out.
+        attributes: name → type.
+    """
+
     inputs: tuple[int, int]
     outputs: tuple[int, int]
     required: tuple[int, ...]
@@ -34,15 +43,15 @@ def require_sound(graphs: Sequence[Graph]) -> bool:
     """Check all graphs of a model.
 
     Args:
-        graphs: as ``graph.graphs_of`` lists them.
+        graphs: as ``graph.graphs_of`` returns them.
 
     Returns:
-        Whether their nodes are in an order in which they can be computed.
+        Whether their nodes are sorted topologically.
 
     Raises:
-        ModelError: a name is undefined or defined twice; a shape is impossible; a node does not
-            have the inputs, outputs and attributes of its operator; or the operator set is newer
-            than the installed onnx knows.
+        ModelError: a name is undefined or defined twice, a shape is impossible, a node does not
+            have the inputs, outputs or attributes of its operator, or the installed onnx does not
+            know the version of the operator set.
     """
     defined: dict[int, set[str]] = {}
     in_order = True
@@ -64,7 +73,7 @@ def require_sound(graphs: Sequence[Graph]) -> bool:
 
 
 def _require_text(graph: Graph) -> None:
-    """Protobuf's old syntax lets strings be any bytes, and hands those that are no text as such."""
+    """Raise ModelError if a name is not text: protobuf's old syntax allows strings of any bytes."""
     foreign = [node for node, op in zip(graph.nodes, graph.ops, strict=True) if op is None]
     names: tuple[Iterable[object], ...] = (
         *(graph.uses, graph.producer, graph.initializers, graph.sparse),
@@ -81,7 +90,7 @@ def _require_version(graph: Graph) -> None:
     newest = onnx.defs.onnx_opset_version()
     if not 1 <= graph.opset <= newest:
         raise ModelError(
-            f"the model is of version {graph.opset} of the ONNX operator set, the installed onnx "
+            f"the model uses version {graph.opset} of the ONNX operator set, the installed onnx "
             f"{onnx.__version__} knows 1 to {newest}; upgrade onnx or export the model again"
         )
 
@@ -100,7 +109,15 @@ def _require_shapes(graph: Graph) -> None:
 
 
 def _require_names(graph: Graph, outer: set[str]) -> tuple[set[str], bool]:
-    """Check the names; return those that graphs below see, and whether none is read too early."""
+    """Check that names are defined once and before they are read.
+
+    Args:
+        graph: the graph.
+        outer: names that the scopes around it define.
+
+    Returns:
+        The names that subgraphs can read, and whether the nodes are sorted.
+    """
     doubled = graph.inputs & graph.producer.keys()
     if doubled:
         raise ModelError(f"tensor {min(doubled)!r} is an input of the graph and the output of a "
@@ -110,7 +127,7 @@ def _require_names(graph: Graph, outer: set[str]) -> tuple[set[str], bool]:
     for index, (read, written) in enumerate(zip(graph.reads, graph.writes, strict=True)):
         if not defined.issuperset(read):
             for name in read:
-                # What an outer graph calls the same is not what the nodes here mean.
+                # A name that a node here writes does not refer to the outer graph.
                 if name in graph.producer:
                     in_order &= name in defined
                 elif name not in defined and name not in outer:
@@ -120,19 +137,18 @@ def _require_names(graph: Graph, outer: set[str]) -> tuple[set[str], bool]:
     defined.discard("")
     for name in graph.outputs:
         if name not in defined and name not in outer:
-            raise ModelError(f"output {name!r} of the graph is computed by no node; repair the "
-                             "model")  # fmt: skip
+            raise ModelError(f"no node computes output {name!r} of the graph; repair the model")
     return (outer | defined if outer else defined), in_order
 
 
 def _number(kind: Any) -> int:
-    """Number of an attribute type; onnx's stubs do not say that it is an enumeration."""
+    """Return the number of an attribute type; for onnx's stubs it is not an enumeration."""
     return int(kind.value)
 
 
 @cache
 def _signature(operator: str | None, opset: int) -> _Signature | None:
-    """Return what the standard says of an operator, None if it says nothing."""
+    """Return the signature of a standard operator, None for any other."""
     if operator is None:
         return None
     try:
@@ -151,7 +167,7 @@ def _signature(operator: str | None, opset: int) -> _Signature | None:
 
 
 def _require_counts(graph: Graph) -> None:
-    """Check numbers of inputs and outputs, once for all nodes that have the same ones."""
+    """Check the numbers of inputs and outputs, once for all nodes that have the same ones."""
     forms = list(zip(graph.ops, map(len, graph.reads), map(len, graph.writes), strict=True))
     wrong = {form: why for form in set(forms) if (why := _miscounted(*form, graph.opset))}
     for index, form in enumerate(forms) if wrong else ():
@@ -187,10 +203,10 @@ def _require_types(graph: Graph) -> None:
             continue
         for name, item in attributes.items():
             expected = signature.attributes.get(name)
-            if expected is None and item.type in _BODIES:  # it would be lost with its node
-                raise ModelError(f"{graph.label(index)} carries a graph as attribute {name!r}, "
+            if expected is None and item.type in _BODIES:  # nothing would look into that graph
+                raise ModelError(f"{graph.label(index)} has a graph as attribute {name!r}, "
                                  "which its operator does not have; repair the model")  # fmt: skip
             if expected is not None and item.type != expected and not item.ref_attr_name:
                 wanted = AttributeProto.AttributeType.Name(expected)
-                raise ModelError(f"{graph.label(index)}: its attribute {name!r} is not of the type "
-                                 f"{wanted} that its operator takes; repair the model")  # fmt: skip
+                raise ModelError(f"{graph.label(index)}: attribute {name!r} is not of type "
+                                 f"{wanted}, as its operator needs; repair the model")  # fmt: skip

@@ -19,8 +19,9 @@ from onnx_bnfold.finished import Text, require_intact
 from onnx_bnfold.graph import Body, counterparts
 from onnx_bnfold.limits import Limits
 from onnx_bnfold.merge import declare
+from onnx_bnfold.notes import STANDALONE, is_noted
 from onnx_bnfold.numerics import ONE, product
-from onnx_bnfold.planner import Decision, GraphPlan, Restated, Standalone
+from onnx_bnfold.planner import Decision, GraphPlan, Place, Restated, Standalone
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.rewrite import Names, arrange
 from onnx_bnfold.rounding import as_type
@@ -30,9 +31,6 @@ from onnx_bnfold.view import accepts
 # The first takes the place, the attributes aside, and the name of the BatchNormalization.
 _OPERATORS: Mapping[Standalone, Sequence[str]] = {"mul-add": ("Mul", "Add"), "conv": ("Conv",)}
 _SUFFIXES = ("factor", "summand")
-
-# (position of the graph, index of the node)
-Place = tuple[int, int]
 
 
 def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[int]) -> set[int]:
@@ -50,6 +48,8 @@ def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[
         if decision.folded or index in excluded or not _can_be(plan.site, index, form):
             continue
         if _is_not_to_be_disturbed(plan.site, decision, limits):
+            continue
+        if is_noted(plan.site.graph.nodes[index], STANDALONE, limits):
             continue
         try:
             limits.check_product(plan.site, index)

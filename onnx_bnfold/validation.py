@@ -1,7 +1,7 @@
-"""Values that users give are what the types of the parameters say, or a UsageError says so.
+"""Check values that users give against the type annotations of the parameters.
 
-A value that is nearly right must not pass for another one: ``profile="int-8"`` is no int8, and
-``equalize="no"`` is no no.
+A wrong value must be reported, not mistaken for another one: ``profile="int-8"`` is not int8, and
+``equalize="no"`` would be true.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from onnx_bnfold.errors import UsageError
 
 
 def require_types(settings: Any) -> None:
-    """Check every field of a dataclass, which is just being made, against its type.
+    """Check every field of a dataclass against its type; for its ``__post_init__``.
 
-    Numbers of numpy become Python's, and paths that are to be text become text.
+    numpy numbers are replaced by Python's, and paths in fields of type ``str`` by text.
+
+    Args:
+        settings: the instance.
 
     Raises:
-        UsageError: a field has another type, is none of the values that it may have, or is no
-            finite number.
+        UsageError: a field has another type, is not one of the allowed values, or is a number that
+            is not finite.
     """
     of: Any = type(settings)
     for name, kind in _types_of(of).items():
@@ -42,8 +45,8 @@ def require_value(name: str, value: object, kind: Any) -> None:
     """Check one value against a type.
 
     Args:
-        name: of the parameter.
-        value: what it was given.
+        name: of the parameter, for the message.
+        value: its value.
         kind: a class, or a type made of Literal, unions, tuples, mappings and sequences.
 
     Raises:
@@ -54,20 +57,20 @@ def require_value(name: str, value: object, kind: Any) -> None:
 
 
 def require_at_least(name: str, value: float | None, least: float) -> None:
-    """Check a number that may be left out, or raise UsageError."""
+    """Raise UsageError if a number is less than ``least``; None is allowed."""
     if value is not None and value < least:
         raise UsageError(f"{name} is {value}; it must be at least {least}")
 
 
 @cache
 def _types_of(kind: Any) -> dict[str, Any]:
-    """Return the types of the fields of a dataclass."""
+    """Return name → type of the fields of a dataclass."""
     hints = get_type_hints(kind)
     return {each.name: hints[each.name] for each in dataclasses.fields(kind)}
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:
-    """Return what a union is made of; any other type is its only alternative."""
+    """Return the members of a union; of any other type itself."""
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
@@ -100,7 +103,7 @@ def _is_one_of(value: object, kind: Any) -> bool:
 def _is_number(value: object) -> bool:
     try:
         return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number beyond all floats
+    except OverflowError:  # an integer beyond the range of float
         return False
 
 
@@ -139,16 +142,16 @@ def _describe(kind: Any) -> str:
     if origin is tuple and args[-1] is not Ellipsis:
         return f"({', '.join(map(_described, args))})"
     if origin in (tuple, Sequence):
-        return f"a sequence, each of it {_described(args[0])}"
+        return f"a sequence whose items are {_described(args[0])}"
     if origin is Mapping:
         return f"a mapping from {_described(args[0])} to {_described(args[1])}"
     return _NAMES.get(kind) or str(getattr(kind, "__name__", kind))
 
 
 def _plain(value: Any, kind: Any) -> Any:
-    """Return a valid value in Python's own types, as JSON has them."""
-    wanted = _alternatives(kind)
-    if isinstance(value, os.PathLike) and str in wanted and os.PathLike[str] not in wanted:
+    """Return a valid value as one of the types that JSON has."""
+    allowed = _alternatives(kind)
+    if isinstance(value, os.PathLike) and str in allowed and os.PathLike[str] not in allowed:
         return os.fspath(value)
     if isinstance(value, Integral) and not isinstance(value, (bool, int)):
         return operator.index(value)

@@ -1,8 +1,8 @@
-"""Whether every window of a pooling layer holds an element of its input.
+"""Find out whether every window of a pooling layer covers an element of its input.
 
-A window that lies wholly in the padding has no largest element and no mean: a MaxPool gives the
-lowest number or minus infinity there, an AveragePool 0 or NaN, however its input is scaled and
-shifted. Source: ONNX MaxPool-22 and AveragePool-22.
+A window that is entirely in the padding has no maximum and no mean: a MaxPool returns the lowest
+number or minus infinity there, an AveragePool 0 or NaN, however its input is scaled and shifted.
+Source: ONNX MaxPool-22 and AveragePool-22.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from onnx_bnfold.view import NodeView
 
-# Windows that begin in the padding in front and are looked at one by one.
+# Windows that begin in the leading padding are examined one by one, up to this number.
 MOST_STARTS = 2**16
 
 
@@ -19,7 +19,8 @@ class _Axis(NamedTuple):
     """The windows along one spatial axis: ``kernel`` taps each, which are ``dilation`` apart.
 
     Attributes:
-        front, back: number of elements of padding.
+        front: elements of padding before the first element.
+        back: elements of padding after the last element.
         rounds_up: whether the last window may reach beyond the padding.
     """
 
@@ -31,10 +32,10 @@ class _Axis(NamedTuple):
     rounds_up: bool
 
     def are_filled(self, size: int | None) -> bool:
-        """Whether every window holds an element of an axis of ``size`` (None: of any size).
+        """Return whether every window covers an element of an axis of ``size`` (None: any size).
 
-        A window that begins inside does. The others begin in the padding in front, where their
-        taps may step over a short axis, or in that behind.
+        A window that begins at an element does. One that begins in the leading padding may step
+        over a short axis; one that begins in the trailing padding covers nothing.
         """
         reach = (self.kernel - 1) * self.dilation
         last = self._last_start(size, reach)
@@ -48,17 +49,17 @@ class _Axis(NamedTuple):
         )
 
     def _last_start(self, size: int | None, reach: int) -> int:
-        """Return where the last window begins; for any size a bound, relative to the size."""
+        """Return where the last window begins; if ``size`` is None, a bound relative to the end."""
         over = self.stride - 1 if self.rounds_up else 0
         if size is None:
             return self.back - reach - 1 + over
         room = size + self.front + self.back - reach - 1 + over
-        # onnxruntime has one window too where the specification has none: it divides towards zero.
+        # Where the specification has no window, onnxruntime has one: it rounds towards zero.
         return max(room // self.stride, 0) * self.stride - self.front
 
 
 def _axes(view: NodeView) -> list[_Axis] | None:
-    """Return the windows along each spatial axis; None where their padding is not known."""
+    """Return the windows along each spatial axis; None if their padding is not known."""
     kernel: list[int] = view.attribute("kernel_shape", [])
     ones = [1] * len(kernel)
     strides, dilations = view.attribute("strides", ones), view.attribute("dilations", ones)
@@ -67,7 +68,7 @@ def _axes(view: NodeView) -> list[_Axis] | None:
     if auto_pad == "VALID":
         pads = [0] * 2 * len(kernel)
     elif auto_pad != "NOTSET":
-        # No more than one element less than a window: only one with gaps can miss the input.
+        # The padding is smaller than a window, so only a dilated window can miss the input.
         gaps = any(d > 1 and k > 1 for k, d in zip(kernel, dilations, strict=True))
         return None if gaps else []
     rounds_up = bool(view.attribute("ceil_mode", 0))
@@ -79,9 +80,9 @@ def _axes(view: NodeView) -> list[_Axis] | None:
 
 
 def are_filled(view: NodeView) -> bool:
-    """Whether every window of a MaxPool or AveragePool holds an element of the input.
+    """Return whether every window of a MaxPool or AveragePool covers an element of the input.
 
-    Where a size is not static, this has to hold for all sizes from 1 on.
+    Where a size is not static, this has to hold for every size of at least 1.
     """
     axes = _axes(view)
     if axes is None:

@@ -30,6 +30,7 @@ from support import (
 
 import onnx_bnfold
 from onnx_bnfold import ModelError, Options, Reason, UsageError, fold, fold_file, plan, plan_file
+from onnx_bnfold.api import write_folded
 from onnx_bnfold.folding import Folding
 from onnx_bnfold.reasons import Refused
 
@@ -429,6 +430,21 @@ def test_two_folds_give_the_same_file(tmp_path, rng):
     fold_file(tmp_path / "a.onnx", tmp_path / "c.onnx")
     digests = contents(tmp_path)
     assert digests["a.onnx"] == digests["b.onnx"] == digests["c.onnx"]
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_a_report_that_is_asked_for_late_counts_no_other_file_of_the_folder(
+    external, tmp_path, rng
+):
+    save = saved_external if external else saved
+    source = save(half_folding(rng), tmp_path / "m.onnx")
+    (tmp_path / "early").mkdir()
+    early = fold_file(source, tmp_path / "early" / "f.onnx")
+    outcome = write_folded(source, tmp_path / "f.onnx")
+    assert len(outcome.files) == 1 + external
+    assert outcome.files[0] == tmp_path / "f.onnx"
+    assert outcome.report == early
+    assert early.bytes_after == sum(p.stat().st_size for p in (tmp_path / "early").iterdir())
 
 
 def test_external_data_stays_external_beside_the_output(tmp_path, rng):

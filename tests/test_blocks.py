@@ -12,7 +12,7 @@ from onnx_bnfold import blocks
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (120,)], ids=str)
 def test_blocks_are_as_large_as_they_may_be(shape, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 10)
-    sizes = [np.ones(shape)[place].size for place in blocks._places(shape)]
+    sizes = [np.ones(shape)[place].size for place in blocks._block_indices(shape)]
     assert max(sizes) == 10
     assert sum(sizes) == 120
 

@@ -10,21 +10,21 @@ from onnx_bnfold.storage import crew
 
 @pytest.fixture(params=[1, 4])
 def processors(request, monkeypatch):
-    monkeypatch.setattr(crew, "_processors", lambda: request.param)
+    monkeypatch.setattr(crew, "available_processors", lambda: request.param)
     return request.param
 
 
 def test_only_processors_that_are_ours_count(monkeypatch):
     monkeypatch.setattr(crew.os, "sched_getaffinity", lambda pid: {2, 5, 7}, raising=False)
     monkeypatch.setattr(crew.os, "cpu_count", lambda: 8)
-    assert crew._processors() == 3
+    assert crew.available_processors() == 3
 
 
 @pytest.mark.parametrize(("counted", "threads"), [(8, 8), (None, 1)])
 def test_a_system_that_does_not_say_which_processors_are_ours(counted, threads, monkeypatch):
     monkeypatch.delattr(crew.os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(crew.os, "cpu_count", lambda: counted)
-    assert crew._processors() == threads
+    assert crew.available_processors() == threads
 
 
 def test_every_job_is_done_once(processors):
@@ -71,7 +71,7 @@ def test_the_first_failure_is_raised_and_no_further_job_begins(processors):
 
 
 def test_an_interrupt_waits_for_the_threads_that_write(monkeypatch):
-    monkeypatch.setattr(crew, "_processors", lambda: 2)
+    monkeypatch.setattr(crew, "available_processors", lambda: 2)
     main, done, begun = threading.main_thread(), [], threading.Event()
 
     def job():
@@ -103,7 +103,7 @@ def test_after_an_interrupt_between_jobs_no_other_begins(monkeypatch):
 
 
 def test_an_interrupt_goes_before_an_earlier_error(monkeypatch):
-    monkeypatch.setattr(crew, "_processors", lambda: 2)
+    monkeypatch.setattr(crew, "available_processors", lambda: 2)
     main, begun = threading.main_thread(), threading.Barrier(2)
 
     def job():

@@ -408,7 +408,7 @@ def test_ranges_that_cannot_be_used(saved, tmp_path):
         with pytest.raises(UsageError, match="cannot read inputs" if content is None else sentence):
             onnx_bnfold.fold_file(folder / "m.onnx", folder / "o.onnx", options)
     options = Options(equalize=True, ranges="x.npz")
-    with pytest.raises(UsageError, match="models in files"):
+    with pytest.raises(UsageError, match="a model in a file"):
         onnx_bnfold.fold(model, options)
     with pytest.raises(UsageError, match="ask for it"):
         Options(ranges="x.npz")

@@ -88,9 +88,7 @@ def test_an_interrupt_of_a_fold(where, model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(f"onnx_bnfold.job.{where}", interrupted)
     words = [str(model), *(["--dry-run"] if where == "plan_file" else [])]
     assert main([*words, "-o", str(tmp_path / "folded.onnx")]) == 130
-    assert capsys.readouterr().err == (
-        "onnx-bnfold: interrupted; an output is written whole or not at all\n"
-    )
+    assert capsys.readouterr().err == ("onnx-bnfold: interrupted; no incomplete file was written\n")
 
 
 def test_an_interrupt_of_a_store_behind_its_work(model, tmp_path, monkeypatch, capsys):
@@ -101,7 +99,7 @@ def test_an_interrupt_of_a_store_behind_its_work(model, tmp_path, monkeypatch, c
 
     monkeypatch.setattr("onnx_bnfold.store.cli.tell", interrupted)
     assert main([str(model.parent), "-o", str(tmp_path / "out"), "--jobs", "1"]) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "run the same command again to continue" in capsys.readouterr().err
 
 
 def interrupt_itself():

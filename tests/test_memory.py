@@ -117,7 +117,7 @@ def test_a_fold_that_is_planned_anew_leaves_nothing(rng, tmp_path):
         bn("c", "y", 40, rng, dtype=np.float16),
     )
     weight = next(t for t in parts.initializers if t.name == "c_W")
-    assert math.prod(weight.dims) > api.SMALL
+    assert math.prod(weight.dims) > api._MOST_AT_ONCE
     weight.raw_data = np.full(weight.dims, 60000, np.float16).tobytes()
     model = model_of(parts.nodes, {"x": (1, 40, 2, 2)}, ["y"], parts.initializers, dtype=np.float16)
     onnx.save(model, tmp_path / "model.onnx")

@@ -125,7 +125,7 @@ def test_what_cannot_be_hashed_has_no_hash(error, tmp_path, monkeypatch):
 
     (tmp_path / "f").write_bytes(b"content")
     with monkeypatch.context() as patch:
-        patch.setattr("onnx_bnfold.metadata.mmap", fail)
+        patch.setattr("onnx_bnfold.metadata.page_aligned", fail)
         with pytest.raises(error):
             sha256_of(tmp_path / "f")
     assert sha256_of(tmp_path / "f") == hashlib.sha256(b"content").hexdigest()

@@ -20,7 +20,8 @@ from test_planner import networks
 
 import onnx_bnfold
 from onnx_bnfold import Options, api
-from onnx_bnfold.storage import skeleton, tensors
+from onnx_bnfold.storage import skeleton
+from onnx_bnfold.storage.external import set_external_range
 
 # Choices that hypothesis draws one by one, so that a failing graph shrinks, and whole seeds, whose
 # graphs are more varied.
@@ -82,9 +83,12 @@ WAYS = {
 }
 
 
-# docs/what-is-folded.md says what a second fold may change with the others, where statistics
-# contradict each other most of all.
-REPEATABLE = {"plain": Options(), "int8": WAYS["int8"], "conv": WAYS["conv"]}
+REPEATABLE = {
+    "plain": Options(),
+    "shared": Options(keep_shared_weights=True),
+    "rescale-1": Options(max_rescale=1, equalize=True),
+    **WAYS,
+}
 
 
 def assert_second_fold_changes_nothing(model, options: Options) -> None:
@@ -190,7 +194,7 @@ def test_a_file_is_folded_as_a_model_in_memory_is(choose, block, external):
     note(sketch(model))
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr("onnx_bnfold.blocks.BLOCK", block)  # elements
-        patch.setattr(api, "SMALL", 0)
+        patch.setattr(api, "_MOST_AT_ONCE", 0)
         patch.setattr(skeleton, "SMALL", 64)  # bytes; shapes are smaller
         source, target = Path(folder, "m.onnx"), Path(folder, "f.onnx")
         outside = random.Random(block)
@@ -198,7 +202,7 @@ def test_a_file_is_folded_as_a_model_in_memory_is(choose, block, external):
             if external and tensor.data_type == TensorProto.FLOAT and outside.random() < 0.5:
                 place = f"{tensor.name}.data"
                 Path(folder, place).write_bytes(tensor.raw_data)
-                tensors.set_external_range(tensor, place, 0, len(tensor.raw_data))
+                set_external_range(tensor, place, 0, len(tensor.raw_data))
         onnx.save(model, source)
         in_file = onnx_bnfold.fold_file(source, target, Options(metadata=False), threads=2)
         onnx.checker.check_model(target, full_check=True)

@@ -15,7 +15,19 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnx_bnfold.errors import ModelError, UsageError
-from onnx_bnfold.storage import ModelFile, files, read_tensor, skeleton, tensors, wire, writer
+from onnx_bnfold.storage import (
+    ModelFile,
+    files,
+    read_tensor,
+    skeleton,
+    tensors,
+    wire,
+    writer,
+)
+from onnx_bnfold.storage.data_files import data_files as used_data_files
+from onnx_bnfold.storage.data_files import data_files_of
+from onnx_bnfold.storage.external import external_range, set_external_range
+from onnx_bnfold.storage.small_tensors import SmallTensors
 
 ELEMENT_TYPES = [
     value for name, value in TensorProto.DataType.items() if name not in ("UNDEFINED", "STRING")
@@ -219,7 +231,7 @@ def test_small_tensors_decoded_together_are_what_each_is_alone(data, damages):
             tensor.data_type = TensorProto.INT4
         else:
             tensor.CopyFrom(numpy_helper.from_array(np.float32(3), tensor.name))
-    together = tensors.SmallTensors(found, {n: tuple(t.dims) for n, t in found.items()})
+    together = SmallTensors(found, {n: tuple(t.dims) for n, t in found.items()})
     assert {name for name in found if together.get(name) is not None} == sound
     for name in sound:
         values, alone = together.get(name), tensors.decode_inline(found[name])
@@ -227,11 +239,38 @@ def test_small_tensors_decoded_together_are_what_each_is_alone(data, damages):
         np.testing.assert_array_equal(values, alone)
 
 
+@given(some_model(), st.sets(st.integers(0, 30)))
+@settings(max_examples=100, deadline=None)
+def test_nodes_that_are_skipped_have_no_tensor_in_a_file(model, outside):
+    for number, (_, tensor) in enumerate(tensors.tensors(model)):
+        if number in outside:
+            set_external_range(tensor, "data.bin", 0, 4)
+    pick = tensors.elsewhere()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensors, "_may_refer", lambda node: True)
+        plain = [path for path, _ in tensors.tensors(model, pick)]
+    assert [path for path, _ in tensors.tensors(model, pick)] == plain
+
+
+def test_data_files_are_those_that_tensors_use(tmp_path):
+    model = make_model(floats("a", 2), floats("b", 2), floats("c", 2000))
+    used, stale, large = model.graph.initializer
+    set_external_range(used, "used.bin", 0, 8)
+    for tensor in (stale, large):  # they name a file, but have their values in the message
+        tensor.external_data.add(key="location", value="stale.bin")
+    assert used_data_files(model) == ["used.bin"]
+    path = save(model, tmp_path / "m.onnx")
+    assert data_files_of(path) == ["used.bin"]
+    (tmp_path / "m.onnx").write_bytes(b"no model")
+    with pytest.raises(ValueError, match="not an ONNX model"):
+        data_files_of(path)
+
+
 @given(st.data())
 @settings(max_examples=100, deadline=None)
 def test_rows_of_small_tensors_are_what_each_is_alone(data):
     found = {f"w{i}": data.draw(some_tensor(f"w{i}")) for i in range(6)}
-    together = tensors.SmallTensors(found, {n: tuple(t.dims) for n, t in found.items()})
+    together = SmallTensors(found, {n: tuple(t.dims) for n, t in found.items()})
     name = st.sampled_from([*found, "unknown"])
     names = data.draw(st.lists(st.tuples(name, name), max_size=6))
     seen = []
@@ -307,7 +346,7 @@ def test_output_is_what_protobuf_writes(tmp_path, monkeypatch, model, rng, small
             array = read_tensor(places[path], tmp_path)
             wanted = new[tensor.name] if tensor.name in pending else read_tensor(tensor, tmp_path)
             np.testing.assert_array_equal(array, wanted)
-            tensors.set_external_range(tensor, *tensors.external_range(places[path]))
+            set_external_range(tensor, *external_range(places[path]))
     assert output == expected.SerializeToString(deterministic=True)
     assert not list(tmp_path.glob(".*"))
 
@@ -455,7 +494,7 @@ def test_computed_values_are_written_by_threads(tmp_path, monkeypatch, positione
     if not positioned:  # Windows
         monkeypatch.delattr(os, "pwrite")
         monkeypatch.delattr(os, "pread")
-    monkeypatch.setattr("onnx_bnfold.storage.model_file._MAX_OPEN", 1)
+    monkeypatch.setattr("onnx_bnfold.storage.model_file._MOST_OPEN", 1)
     weights = [floats(f"w{i}", 500 + i, seed=i) for i in range(40)]
     if not inline:
         for i, t in enumerate(weights[::2]):
@@ -525,9 +564,7 @@ def data_files(folder, target="out.onnx"):
 
 def places(path):
     model = onnx.load(path, load_external_data=False)
-    return {
-        t.name: tensors.external_range(t) for t in model.graph.initializer if tensors.is_external(t)
-    }
+    return {t.name: external_range(t) for t in model.graph.initializer if tensors.is_external(t)}
 
 
 @pytest.fixture
@@ -625,7 +662,7 @@ def few_files():
 
 @pytest.mark.parametrize("count", [5, 1 << 15], ids=["small", "large"])
 def test_many_data_files(tmp_path, monkeypatch, count, few_files):
-    monkeypatch.setattr("onnx_bnfold.storage.model_file._MAX_OPEN", 3)
+    monkeypatch.setattr("onnx_bnfold.storage.model_file._MOST_OPEN", 3)
     weights = [floats(f"w{i}", count, seed=i) for i in range(60)]
     expected = {t.name: numpy_helper.to_array(t) for t in weights}
     model = make_model(*[make_external(t, tmp_path, f"f{i}") for i, t in enumerate(weights)])
@@ -895,10 +932,10 @@ def test_each_value_is_computed_once(tmp_path):
 @pytest.mark.parametrize(
     ("pending", "message"),
     [
-        ({"x": lambda: np.zeros(2, np.float32)}, "no initializers of the model: .'x'"),
+        ({"x": lambda: np.zeros(2, np.float32)}, "no initializers named .'x'"),
         (
             {"a": lambda: np.zeros(3, np.float32)},
-            "'a' is float32 .2., its new values are float32 .3.",
+            "'a' is float32 .2. and lacks 2 values, its new values are float32 .3.",
         ),
         ({"a": lambda: np.zeros(2)}, "its new values are float64"),
     ],
@@ -923,7 +960,7 @@ def test_target_is_the_source(external_model, tmp_path, link, name):
     if link:
         link(tmp_path / name, target)
     before = listing(tmp_path)
-    with pytest.raises(UsageError, match="is the model that is read"):
+    with pytest.raises(UsageError, match="is a file of the input model"):
         copied(external_model, target)
     assert listing(tmp_path) == before
 
@@ -1022,7 +1059,7 @@ BAD_PLACES = {
     "hexadecimal offset": ({"offset": "0x4"}, "offset '0x4'"),
     "overflowing offset": ({"offset": 1 << 64}, "offset '18446744073709551616'"),
     "arabic digits": ({"offset": "\u0664"}, "offset"),
-    "offset behind the end": ({"offset": 4}, "ends at byte 40, its values at byte 44"),
+    "offset behind the end": ({"offset": 4}, "it has 40 bytes, but its values end at byte 44"),
     "length too short": ({"length": 36}, "36 bytes of values where its shape .10. needs 40"),
     "length too long": ({"length": 44}, "44 bytes of values"),
     "empty length": ({"length": ""}, "length ''"),
@@ -1058,7 +1095,7 @@ def test_links_inside_the_folder_are_followed(tmp_path):
 
 
 def test_a_link_put_in_place_of_a_data_file_is_not_followed(tmp_path, monkeypatch):
-    monkeypatch.setattr("onnx_bnfold.storage.model_file._MAX_OPEN", 1)
+    monkeypatch.setattr("onnx_bnfold.storage.model_file._MOST_OPEN", 1)
     first, second = (make_external(floats(n, 10), tmp_path, n) for n in "ab")
     (tmp_path / "secret").write_bytes(bytes(40))
     with ModelFile.open(save(make_model(first, second), tmp_path / "m.onnx")) as file:
@@ -1076,7 +1113,7 @@ def test_a_link_put_in_place_of_the_file_of_a_tensor_is_not_followed(tmp_path, m
     (tmp_path / "secret").write_bytes(bytes(40))
     (tmp_path / "a").unlink()
     (tmp_path / "a").symlink_to("secret")
-    monkeypatch.setattr(tensors, "resolve", os.path.join)
+    monkeypatch.setattr("onnx_bnfold.storage.external.resolve", os.path.join)
     with pytest.raises(ModelError, match="Too many levels of symbolic links"):
         read_tensor(tensor, tmp_path)
 
@@ -1138,6 +1175,6 @@ def test_source_that_shrinks_while_it_is_read(tmp_path):
     source = save(make_model(floats("w", 1 << 20)), tmp_path / "m.onnx")
     with ModelFile.open(source) as file:
         os.truncate(source, 1 << 20)
-        with pytest.raises(ModelError, match="became shorter"):
+        with pytest.raises(ModelError, match="was shortened"):
             file.write(file.model, {}, tmp_path / "out.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]

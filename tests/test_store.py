@@ -24,8 +24,8 @@ from support import assert_same_function, count
 from onnx_bnfold import Options, UsageError
 from onnx_bnfold.cli import main
 from onnx_bnfold.store import fold_store, plan_store, work
-from onnx_bnfold.store.local import LocalPlace
-from onnx_bnfold.store.work import Job, Task, perform
+from onnx_bnfold.store.local import LocalLocation
+from onnx_bnfold.store.work import Batch, Task, perform
 
 
 def statuses(report):
@@ -299,7 +299,7 @@ def test_a_link_out_of_the_store_is_reported_and_not_followed(store, output, tmp
 def test_a_link_that_leads_nowhere_is_reported(store, output):
     (store / "gone.onnx").symlink_to("nothing")
     (failed,) = fold(store, output).failed
-    assert failed.error == "gone.onnx: is a link that leads nowhere"
+    assert failed.error == "gone.onnx: is a broken link"
 
 
 def test_a_pipe_is_reported(store, output):
@@ -317,7 +317,7 @@ def test_a_link_in_the_output_is_not_written_through(store, output, tmp_path):
         "net1/1/model.onnx",
         "net1/4/model.onnx",
     }
-    assert all("in the output it is a link" in o.error for o in report.failed)
+    assert all("is a link in the output" in o.error for o in report.failed)
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
@@ -393,7 +393,7 @@ def usage(capfd, *words):
 
 def test_a_store_without_models(tmp_path, output, capfd):
     write(tmp_path / "models" / "README")
-    assert "no .onnx file" in usage(capfd, tmp_path / "models", "-o", output)
+    assert "there is no .onnx file" in usage(capfd, tmp_path / "models", "-o", output)
     assert not output.exists()
     assert not state_of(output).exists()
 
@@ -407,17 +407,17 @@ def test_no_such_store(tmp_path, output):
 @pytest.mark.parametrize("place", ["", ".", "folded", "net0/../folded", "net0"])
 def test_an_output_in_the_store_is_refused(store, capfd, place):
     before = digests(store)
-    assert "lies in the input" in usage(capfd, store, "-o", store / place)
+    assert "is inside the input" in usage(capfd, store, "-o", store / place)
     assert digests(store) == before
 
 
 def test_a_linked_output_in_the_store_is_refused(store, output, capfd):
     output.symlink_to(store / "net0")
-    assert "lies in the input" in usage(capfd, store, "-o", output)
+    assert "is inside the input" in usage(capfd, store, "-o", output)
 
 
 def test_a_store_in_the_output_is_refused(store, tmp_path, capfd):
-    assert "lies in the output" in usage(capfd, store, "-o", tmp_path)
+    assert "is inside the output" in usage(capfd, store, "-o", tmp_path)
 
 
 def test_a_store_beside_an_output_of_a_similar_name(store, tmp_path):
@@ -426,11 +426,11 @@ def test_a_store_beside_an_output_of_a_similar_name(store, tmp_path):
 
 def test_a_file_where_the_output_should_be(store, output, capfd):
     write(output)
-    assert "cannot be made" in usage(capfd, store, "-o", output)
+    assert "cannot be created" in usage(capfd, store, "-o", output)
 
 
 def test_a_state_in_the_store_is_refused(store, output, capfd):
-    assert "lies in the input" in usage(capfd, store, "-o", output, "--state", store / "state")
+    assert "is inside the input" in usage(capfd, store, "-o", output, "--state", store / "state")
 
 
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="there is only one file system")
@@ -507,7 +507,7 @@ def test_require_all(store, output, capfd):
     code, out, err = run(capfd, store, "-o", output, "--require-all")
     assert (code, err) == (
         1,
-        "onnx-bnfold: failed  kept.onnx: --require-all: 1 BatchNormalization stay\n",
+        "onnx-bnfold: failed  kept.onnx: --require-all: BatchNormalizations that stay: 1\n",
     )
     assert out.splitlines()[-1].startswith("6 models: 1 failed, 5 folded; ")
     assert digests(output).keys() == digests(store).keys() - {"kept.onnx"}
@@ -571,17 +571,17 @@ def test_a_broken_target_stays_as_it_was(store, output, tmp_path):
 
 
 def test_usage_errors_from_python(store):
-    with pytest.raises(UsageError, match="lies in the input"):
+    with pytest.raises(UsageError, match="is inside the input"):
         fold_store(store, store)
 
 
 def test_the_records_are_of_this_version(store, output, monkeypatch):
     fold(store, output)
     monkeypatch.setattr("onnx_bnfold.store.records.__version__", "0.0.0")
-    job = Job(str(store), str(output), None, Options())
-    assert not perform(job, Task("fold", "net1/1/model.onnx")).skipped
+    batch = Batch(str(store), str(output), None, Options())
+    assert not perform(batch, Task("fold", "net1/1/model.onnx")).skipped
     monkeypatch.undo()
-    assert not perform(job, Task("fold", "net1/1/model.onnx")).skipped
+    assert not perform(batch, Task("fold", "net1/1/model.onnx")).skipped
 
 
 # --- a disk that is full --------------------------------------------------------------------------
@@ -590,14 +590,14 @@ def test_the_records_are_of_this_version(store, output, monkeypatch):
 @pytest.mark.parametrize("where", ["claim", "save"])
 def test_a_report_that_cannot_be_saved_ends_no_run(store, output, monkeypatch, where):
     """What became of the files is said, and that of the report is."""
-    real = getattr(LocalPlace, where)
+    real = getattr(LocalLocation, where)
 
     def refuse(self, *args):
         if "report" in str(args[-1]):
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(self, *args)
 
-    monkeypatch.setattr(LocalPlace, where, refuse)
+    monkeypatch.setattr(LocalLocation, where, refuse)
     report = fold_store(store, output, jobs=1)
     (failed,) = report.failed
     assert failed.error.endswith("report.json: cannot be written: No space left on device")
@@ -647,7 +647,7 @@ def test_an_error_of_ours_names_the_file(error, said):
 
 
 def test_a_sweep_of_a_full_disk_is_none(store, output, monkeypatch):
-    place = LocalPlace(str(output))
+    place = LocalLocation(str(output))
     place.prepare()
     (state_of(output) / "unfinished" / "key.rest.d").mkdir()
 

@@ -25,7 +25,7 @@ from stores import (
 )
 
 from onnx_bnfold.store import fold_store
-from onnx_bnfold.store.local import LocalPlace
+from onnx_bnfold.store.local import LocalLocation
 from onnx_bnfold.store.locks import hold
 from onnx_bnfold.store.processes import in_processes
 
@@ -98,7 +98,7 @@ def test_a_run_that_is_interrupted(large, output, signum, whole_group):
     (os.killpg if whole_group else os.kill)(process.pid, signum)
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (130, "")
-    assert err == "onnx-bnfold: interrupted; the same command goes on from here\n"
+    assert err == "onnx-bnfold: interrupted; run the same command again to continue\n"
     assert not is_running(process.pid)
     assert 3 <= assert_whole_files(output, made) < len(made)
     assert unfinished(output) == []
@@ -297,7 +297,7 @@ def test_a_lock_that_is_removed_and_made_again_excludes(tmp_path):
 
 def test_a_file_is_published_whole(tmp_path):
     """By a rename: a reader has all of the old file or all of the new one."""
-    place = LocalPlace(str(tmp_path / "folded"))
+    place = LocalLocation(str(tmp_path / "folded"))
     place.prepare()
     with place.claim("key") as scratch:
         for content in ("old", "new"):
@@ -312,7 +312,7 @@ def test_a_file_is_published_whole(tmp_path):
 def test_a_run_begins_with_a_sweep(tmp_path, monkeypatch):
     """What a killed run left may fill the disk."""
     output = tmp_path / "folded"
-    LocalPlace(str(output)).prepare()
+    LocalLocation(str(output)).prepare()
     (state_of(output) / "unfinished" / "dead.x.d").mkdir()
     seen = []
     monkeypatch.setattr(
@@ -323,7 +323,7 @@ def test_a_run_begins_with_a_sweep(tmp_path, monkeypatch):
 
 
 def test_a_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path):
-    place = LocalPlace(str(tmp_path / "folded"))
+    place = LocalLocation(str(tmp_path / "folded"))
     place.prepare()
     dead = state_of(tmp_path / "folded") / "unfinished" / "dead.x.d"
     dead.mkdir()
@@ -338,7 +338,7 @@ def test_a_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path):
 
 def test_work_goes_on_where_there_are_no_locks(tmp_path, monkeypatch):
     monkeypatch.setattr("onnx_bnfold.store.locks.fcntl", None)
-    place = LocalPlace(str(tmp_path / "folded"))
+    place = LocalLocation(str(tmp_path / "folded"))
     place.prepare()
     with place.claim("key") as one, place.claim("key") as other:
         assert one != other

@@ -11,9 +11,9 @@ from stores import digests, expected, fill, small_model, unfinished, write, writ
 from onnx_bnfold import Options, UsageError
 from onnx_bnfold.cli import main
 from onnx_bnfold.store import fold_store
-from onnx_bnfold.store.places import place_at
-from onnx_bnfold.store.remote import RemotePlace
-from onnx_bnfold.store.work import Job, Task, perform
+from onnx_bnfold.store.places import location_at
+from onnx_bnfold.store.remote import RemoteLocation
+from onnx_bnfold.store.work import Batch, Task, perform
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -34,9 +34,9 @@ def upload(folder, system, url):
 
 def in_this_process(source, target, names, action="fold"):
     """Memory is not shared with other processes."""
-    place_at(target).prepare()
-    job = Job(source, target, None, Options())
-    return [perform(job, Task(action, name)) for name in names]
+    location_at(target).prepare()
+    batch = Batch(source, target, None, Options())
+    return [perform(batch, Task(action, name)) for name in names]
 
 
 def names_of(system, url):
@@ -49,7 +49,7 @@ def test_from_memory_to_memory(memory, tmp_path):
     store = fill(tmp_path / "models", 3)
     upload(store, system, f"{url}/models")
     names = sorted(digests(store))
-    assert sorted(place_at(f"{url}/models").listing().files) == names
+    assert sorted(location_at(f"{url}/models").listing().files) == names
     models = [name for name in names if name.endswith(".onnx")]
     others = [name for name in names if name not in models]
     target = f"{url}/folded"
@@ -103,7 +103,7 @@ def test_data_outside_of_the_folder_is_not_fetched(tmp_path, location, monkeypat
     write(store / "model.onnx", model)
     fetched = []
     monkeypatch.setattr(
-        RemotePlace, "fetch", lambda self, name, scratch: fetched.append(name) or store
+        RemoteLocation, "fetch", lambda self, name, scratch: fetched.append(name) or store
     )
     (outcome,) = in_this_process(f"file://{store}", str(tmp_path / "folded"), ["model.onnx"])
     assert "below the model's folder" in outcome.error
@@ -125,9 +125,9 @@ def test_names_that_would_lead_out_of_a_folder(memory, name):
     """Object stores know no folders, and take any name."""
     system, url = memory
     system.store[f"{url.removeprefix('memory:/')}/{name}"] = system.open(f"{url}/fine.onnx", "wb")
-    listing = place_at(url).listing()
+    listing = location_at(url).listing()
     assert listing.files.keys() <= {"fine.onnx"}
-    assert set(listing.problems.values()) == {"is no name that a file in a folder can have"}
+    assert set(listing.problems.values()) == {"is not a name that a file in a folder can have"}
 
 
 def test_processes_on_urls(tmp_path, capfd):
@@ -156,7 +156,7 @@ def test_a_linked_folder_cannot_go_to_a_url(tmp_path):
     store = fill(tmp_path / "models", 1)
     (store / "latest").symlink_to("net0")
     (failed,) = fold_store(store, f"file://{tmp_path}/folded", jobs=1).failed
-    assert failed.error == "latest: is a link to a folder, which a URL cannot hold"
+    assert failed.error == "latest: is a link to a folder, which cannot be written to a URL"
 
 
 def count_models(folder):
@@ -167,7 +167,7 @@ def count_models(folder):
 @pytest.mark.parametrize("other", ["", "file://"])
 def test_an_output_in_the_store_is_refused(tmp_path, scheme, other):
     store = fill(tmp_path / "models", 1)
-    with pytest.raises(UsageError, match="lies in the input"):
+    with pytest.raises(UsageError, match="is inside the input"):
         fold_store(f"{scheme}{store}", f"{other}{store}/folded")
 
 
@@ -199,7 +199,7 @@ def test_without_fsspec(tmp_path, monkeypatch):
 
 def test_a_worker_of_another_version_refuses(tmp_path):
     store = fill(tmp_path / "models", 1)
-    job = Job(str(store), str(tmp_path / "folded"), None, Options(), version="0.0.0")
-    outcome = perform(job, Task("fold", "net0/0/model.onnx"))
+    batch = Batch(str(store), str(tmp_path / "folded"), None, Options(), version="0.0.0")
+    outcome = perform(batch, Task("fold", "net0/0/model.onnx"))
     assert "install one version everywhere" in outcome.error
     assert not (tmp_path / "folded").exists()

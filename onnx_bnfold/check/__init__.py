@@ -1,7 +1,7 @@
-"""Checks a folded model against its original: same function, same accuracy, no slower.
+"""Check a folded model against its original: same function, same accuracy, no slower.
 
-`compare` states the rule that tells rounding from a fault, `noise` where the rounding noise comes
-from, `locate` how the first tensor that differs is found.
+``compare`` documents how rounding is told from a fault, ``noise`` where the rounding noise comes
+from, and ``locate`` how the first tensor that differs is found.
 """
 
 from onnx_bnfold.check.api import check

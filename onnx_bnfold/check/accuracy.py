@@ -23,24 +23,24 @@ _TOP = 5
 def check_accuracy(
     original: CheckedModel, folded: CheckedModel, options: CheckOptions
 ) -> tuple[Accuracy, tuple[str, ...]]:
-    """Compares the predicted classes of two models, optimisations disabled.
+    """Compare the predicted classes of two models, with optimisations disabled.
 
-    The first output that is a float matrix (examples, classes) is taken as the class scores, or
-    else the first integer output with one class per example.
+    The class scores are the first output that is a float matrix ``(examples, classes)``; if there
+    is none, the first integer output with one class per example is taken.
 
     Args:
         original, folded: models with the same inputs and outputs.
-        options: `data`, `batch`, `max_accuracy_drop`, `min_agreement`.
+        options: ``data``, ``batch``, ``max_accuracy_drop``, ``min_agreement``.
 
     Returns:
         The record and the failures.
 
     Raises:
         UsageError: the data do not fit the model.
-        ModelError: no output looks like classes, or onnxruntime refuses the data.
+        ModelError: no output has classes, or a model cannot be run on the data.
     """
     if options.data is None:
-        raise UsageError("accuracy needs labelled data")
+        raise UsageError("accuracy needs labelled data; give them with --data")
     start = time.perf_counter()
     evaluator, session = evaluator_of(original, prepack=True)
     sessions = [session, evaluator.session(folded, prepack=True)]
@@ -59,7 +59,7 @@ def check_accuracy(
 
 @dataclass
 class _Tally:
-    """Counts over the examples seen so far; lists hold the original's and the folded model's."""
+    """Counts over the examples seen so far; lists have the original's and the folded model's."""
 
     label: str
     output: str = ""
@@ -72,7 +72,12 @@ class _Tally:
     top5: list[int] = field(default_factory=lambda: [0, 0])
 
     def add(self, labels: Array, *results: Mapping[str, Array]) -> None:
-        """Counts one batch: `labels` (n,) and both models' outputs of n rows or more."""
+        """Count one batch.
+
+        Args:
+            labels: classes, ``(n,)``.
+            results: the outputs of both models by name, of at least ``n`` rows.
+        """
         self.output = self.output or _classes_output(results[0], len(labels), self.label)
         scores = [result[self.output][: len(labels)] for result in results]
         self.classes = scores[0].shape[1] if scores[0].dtype.kind == "f" else 0
@@ -88,7 +93,7 @@ class _Tally:
                 self.top5[i] += _in_top(score, labels)
 
     def record(self, data: str, batch: int, seconds: float) -> Accuracy:
-        """The fractions so far."""
+        """Return the record of the examples so far."""
         n = self.examples
         top5 = [count / n if self.classes > _TOP else None for count in self.top5]
         return Accuracy(
@@ -110,13 +115,13 @@ class _Tally:
 
 
 def fixed_batch(inputs: Sequence[InputSpec]) -> int:
-    """The batch size the model demands; 0 if it is free."""
+    """Return the batch size that the model requires, 0 if it takes any."""
     sizes = [spec.shape[0] for spec in inputs if spec.shape]
     return next((size for size in sizes if isinstance(size, int)), 0)
 
 
 def _padded(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
-    """Repeats the last row of a short batch, for a model with a fixed batch size."""
+    """Repeat the last row of a short batch, for a model with a fixed batch size."""
     for feed, labels in batches:
         missing = size - len(labels)
         yield (
@@ -157,7 +162,7 @@ def _predictions(scores: Array) -> NDArray[np.int64]:
 
 
 def _in_top(scores: Array, labels: Array) -> int:
-    """How many labels are among the five largest scores."""
+    """Return the number of labels that are among the five largest scores."""
     top = np.argpartition(scores, -_TOP, axis=1)[:, -_TOP:]
     return int(np.count_nonzero((top == labels[:, None]).any(axis=1)))
 

@@ -20,20 +20,20 @@ def check(
     *,
     changes: Changes | None = None,
 ) -> CheckResult:
-    """Checks that two models compute the same function, as accurately and no slower.
+    """Check that two models compute the same function, as accurately and no slower.
 
     Args:
         original: the model before folding, a path or a ModelProto.
-        folded: the model after it.
+        folded: the model after folding.
         options: what to check and how strictly.
-        changes: scale and shift per tensor name, broadcasting against the tensor; the folded
-            model's tensor is scale·t + shift. Only used to name the first tensor that differs.
+        changes: tensor name → (scale, shift), which broadcast against the tensor t; in the folded
+            model it is scale * t + shift. Only used to name the first tensor that differs.
 
     Returns:
-        The record; `holds` tells whether every gate does.
+        The record; its ``holds`` says whether every gate holds.
 
     Raises:
-        ModelError: the original does not load, or a model does not run on the data.
+        ModelError: the original cannot be loaded, or a model cannot be run on the data.
         UsageError: a file is missing, or the options do not fit the model.
 
     Example:

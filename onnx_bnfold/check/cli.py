@@ -1,4 +1,4 @@
-"""The command line of the check."""
+"""The check command."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ exit codes: 0 all gates hold, 1 a gate does not (it is named), 2 bad usage or ba
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `check original.onnx folded.onnx [options]` and returns the exit code."""
+    """Run ``check original.onnx folded.onnx [options]``, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="onnx_bnfold check",
         description="Checks that a folded model computes the same function as its original, "
@@ -58,7 +58,7 @@ def _checked(args: argparse.Namespace) -> CheckResult:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of a check to a parser, in groups."""
+    """Add the options of a check to a parser, in groups."""
     default = CheckOptions()
     group = parser.add_argument_group("numerics (always checked)")
     group.add_argument(
@@ -87,10 +87,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--draws",
         int,
         default.draws,
-        "noisy evaluations of the original first, up to 64 later",
+        "noisy evaluations of the original; up to 64 if they do not decide",
     )
     _add(
-        group, "--factor", float, default.factor, "least limit of a difference, in rounding noises"
+        group,
+        "--factor",
+        float,
+        default.factor,
+        "smallest limit of a difference, in units of the rounding noise",
     )
     group.add_argument("--rtol", type=float, help="with --atol, replaces the noise limit")
     group.add_argument("--atol", type=float, help="see --rtol")
@@ -99,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="LIBRARY",
-        help="shared library with custom operators, for onnxruntime; repeatable",
+        help="library with custom operators for onnxruntime; repeatable",
     )
     group = parser.add_argument_group("accuracy")
     group.add_argument(
@@ -136,7 +140,7 @@ def _add_latency(group: argparse._ArgumentGroup, default: CheckOptions) -> None:
         "--min-speedup",
         type=float,
         metavar="R",
-        help="gate, in every mode: fails only if the interval of the ratio excludes R",
+        help="gate in every mode; fails only if the interval of the speed-up is below R",
     )
 
 
@@ -144,16 +148,23 @@ def _add_int8(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--quantize",
         action="store_true",
-        help="quantise both by onnxruntime's quantize_static and compare signal-to-noise, classes "
-        "and latency; calibrates on --data or --inputs, else on random inputs",
+        help="quantise both by onnxruntime's quantize_static, and compare signal-to-noise, classes "
+        "and latency; calibrated on --data or --inputs, else on random inputs",
     )
     group.add_argument(
-        "--max-snr-drop", type=float, metavar="DB", help="gate: largest loss against the original's"
+        "--max-snr-drop",
+        type=float,
+        metavar="DB",
+        help="gate: largest loss of signal-to-noise against the original's",
     )
 
 
 def options_from(args: argparse.Namespace) -> CheckOptions:
-    """The options of parsed arguments; UsageError if they contradict each other."""
+    """Return the options of parsed arguments.
+
+    Raises:
+        UsageError: a value is invalid, or options contradict each other.
+    """
     return CheckOptions(
         shapes=dict(args.shape),
         value_range=args.value_range,

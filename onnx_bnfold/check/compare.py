@@ -1,87 +1,86 @@
-"""Compares the outputs of two models, in units of the original's own rounding noise.
+"""Compare the outputs of two models, in units of the original's own rounding noise.
 
-With r the original's output, f the folded model's, and p_k the output of the k-th evaluation of the
-original that rounds otherwise (see `noise`), K in all, every evaluation e has
+Let r be the original's output, f the folded model's, and p_k (k = 1 … K) that of the k-th
+evaluation of the original with other rounding (a draw, see ``noise``). For an evaluation e let
 
-    d(e) = e - r                                         its difference
+    d(e) = e - r                                         be its difference
     v    = mean_k d(p_k)² + (ulp(r)/2)²                  the noise power of each element
 
-and these statistics, all of which are about 1 for a right fold:
+The statistics are these; each is about 1 for a correct fold:
 
-    sqrt(mean d² / mean v)            over all elements: a small error everywhere
+    sqrt(mean d² / mean v)            over all elements: shows a small error everywhere
     the same over each slice          along any axis whose slices have at least 64 elements, the
-                                      worst of them: an error in one channel, hidden under the
-                                      noise of others
-    max |d| / max (|d(p_k)|, ulp/2)   over elements and draws: an error in one element
+                                      worst of them: shows an error in one channel, which the noise
+                                      of other channels would hide
+    max |d| / max (|d(p_k)|, ulp/2)   over elements and draws: shows an error in one element
 
-A slice's noise power counts as at least 1 % of the median slice's, since a slice that is zero
-behind a Relu shows no noise at all.
+The noise power of a slice counts as at least 1 % of the median slice's, since a slice that is zero
+behind a Relu has no noise at all.
 
-The limit of each statistic is `factor` = 4, or more where the original itself scatters more: the
+The limit of each statistic is ``factor`` = 4, or more where the original itself scatters more. The
 errors within a slice of a softmax or sigmoid are correlated, so that a slice of a thousand elements
-may say as little as one number, and the worst of hundreds of slices exceeds 4. How much, the draws
-say themselves. If the fold is right it is one more evaluation that rounds otherwise: given r, then,
-f and the p_k are exchangeable, and the statistic of f among all p_k is distributed like that of one
-p_k among the others. From these K values T_k the limit is extrapolated to what is exceeded once in
-a thousand checks, divided by the number of statistics of all outputs (Bonferroni). T is the largest
-of many values, or nearly normal, so a Gumbel distribution with the mean and the standard deviation
-of the T_k does not fall off too fast for it (Gumbel, Statistics of Extremes, 1958, chapter 5):
+may carry as little information as one number, and the worst of hundreds of slices exceeds 4. How
+much, is estimated from the draws. A correct fold is one more evaluation with other rounding, so
+given r, f and the p_k are exchangeable, and the statistic of f among all p_k is distributed like
+that of one p_k among the others. From these K values T_k the limit is extrapolated to the value
+that is exceeded once in a thousand checks, divided by the number of statistics of all outputs
+(Bonferroni). T is the largest of many values, or nearly normal, so a Gumbel distribution with the
+mean and the standard deviation of the T_k does not underestimate its tail (Gumbel, Statistics of
+Extremes, 1958, chapter 5):
 
     limit = max(factor, 1.25 · (mean T_k + sd T_k · (sqrt 6/pi) · (-ln p - 0.5772)))
 
-The quarter covers what the deviation of 64 such values is itself off by (its standard error: 13 %).
+The factor 1.25 allows for the error of a standard deviation of 64 values (13 %).
 
-The draws come in stages: an output that holds after the first few is not drawn for again, one that
-does not is judged after 16 and after 64. `factor` stays the least limit because folds are only
-nearly exchangeable: they may round once more or once less than the original does.
+Draws are made in stages: an output that holds after the first few needs no more, one that does not
+is judged again after 16 and after 64. ``factor`` is the least limit since folds are only nearly
+exchangeable: they may round once more or once less than the original does.
 
-How often it errs (`tools.check_calibration`): of 1,500 small networks of Convs and as many of Gemms
-with BNs (float32 and float16) no right fold failed, nor did the original against itself; rounded
-otherwise it failed once, before the limit had its margin. The largest statistic of a fold was 0.91
-of its limit. Nor did nine networks trained on MNIST fail with real inputs, a trained text detector,
-a recogniser and a classifier.
+False alarms (``tools.check_calibration``): of 1,500 small networks of Convs with BNs and as many of
+Gemms (float32 and float16), no correct fold failed, nor did the original against itself; the
+original with other rounding failed once, before the limit had its margin. The largest statistic of
+a fold was 0.91 of its limit. Nine networks trained on MNIST, a trained text detector, a recogniser
+and a classifier did not fail with real inputs, either.
 
-What it sees (`tools.check_sensitivity`, a ResNet-18 and a MobileNetV2 with random weights at 64x64,
-each fault in one of 12 layers): two channels swapped, 12 and 2 of 12; the largest weight of a layer
-changed by 1 %, 10 and 1; a weight drawn at random, 7 and 1; epsilon (1e-5) left out of every BN,
-always; of one BN, 1 and 1. The rest moves the output by less than rounding does, and no check of
-the outputs can see it.
+Faults found (``tools.check_sensitivity``, a ResNet-18 and a MobileNetV2 with random weights at
+64x64, each fault in one of 12 layers): two channels swapped, 12 and 2 of 12; the largest weight of
+a layer changed by 1 %, 10 and 1; a random weight, 7 and 1; epsilon (1e-5) left out of every BN,
+always; of one BN, 1 and 1. The other faults change the output by less than rounding does, so no
+check of the outputs can find them.
 
-Values that are not finite must agree in place and kind; integers, booleans and strings must be
-equal. Both may differ in as many elements as `factor` times the noisiest draw does; of at least
-a thousand integers one in a thousand may differ, because few draws see a tie between two classes.
-An output whose shape changes under rounding alone (NonMaxSuppression) cannot be compared and is
-reported as such.
+Values that are not finite must agree in position and kind; integers, booleans and strings must be
+equal. The number of elements that differ may be ``factor`` times that of the noisiest draw; of at
+least a thousand integers one in a thousand may differ, since few draws show a tie between two
+classes. An output whose shape changes by rounding alone (NonMaxSuppression) cannot be compared and
+is reported as such.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from onnx_bnfold.check.noise_statistics import (
+    ALL,
+    Evaluation,
+    Floats,
+    evaluation,
+    exceeded_once,
+    peak_of,
+    statistics_of,
+)
 from onnx_bnfold.check.options import CheckOptions
 from onnx_bnfold.check.results import Difference
 from onnx_bnfold.check.sessions import Array, is_float
 
-_MIN_SLICE = 64  # elements; fewer give a ratio that scatters too much
-_QUIET_SLICE = 0.01  # of the median slice's noise power
-_DEAD_SLICE = 1e-12  # of the loudest slice's noise power; such slices are left out of the median
 _TINY = 1e-140  # its square is still a normal float64
 _FREE_MISMATCHES = 1000  # one in so many integers may differ
 _FALSE_ALARMS = 1e-3  # of all checks of right folds
-_MARGIN = 1.25  # for what is not known of the scatter
 _ENOUGH = 8  # draws from which the scatter of a statistic is estimated
-_EULER = 0.5772156649015329
 _BFLOAT16_DIGITS, _BFLOAT16_LEAST = 8, -125  # frexp's exponent of the smallest normal number
-_ALL, _PEAK = "rms over all elements", "largest element"
-
-Floats = NDArray[np.float64]
 
 
 class Comparison:
-    """One tensor in the original, in the folded model, and in more and more draws.
+    """One tensor in the original, in the folded model, and in a growing number of draws.
 
     Args:
         name: the tensor's name.
@@ -91,8 +90,8 @@ class Comparison:
     Attributes:
         name: the tensor's name.
         original: its value in the original model.
-        alike: whether both models give it the same shape and type.
-        size: how many elements can be measured.
+        alike: whether it has the same shape and type in both models.
+        size: number of elements that can be measured; 0 if it is not a float tensor.
     """
 
     def __init__(self, name: str, original: Array, folded: Array) -> None:
@@ -104,34 +103,34 @@ class Comparison:
         self._unstable = False  # whether a draw has another shape
         self._float = is_float(original.dtype)
         self.size = original.size if self._float else 0
-        self._draws: list[_Evaluation] = []
+        self._draws: list[Evaluation] = []
         if self._float:
             with np.errstate(invalid="ignore", over="ignore"):
                 half_ulp = np.maximum(_finite(_half_ulp(original)), _TINY)
-            self._floor = _evaluation(half_ulp, 0)
+            self._floor = evaluation(half_ulp, 0)
             if self.alike:
                 self._fold = self._evaluate(folded)
 
     @property
     def statistics(self) -> int:
-        """How many statistics can fail."""
+        """Number of statistics that can fail."""
         return len(self._floor.powers) + 1 if self._float else 1
 
     def add(self, draw: Array) -> None:
-        """Takes the tensor's value in one more noisy evaluation of the original."""
+        """Take the tensor's value in one more noisy evaluation of the original."""
         if draw.shape != self.original.shape:
             self._unstable = True
         elif self._float:
             self._draws.append(self._evaluate(draw))
         else:
-            self._draws.append(_Evaluation({}, 0.0, int(np.count_nonzero(self.original != draw))))
+            self._draws.append(Evaluation({}, 0.0, int(np.count_nonzero(self.original != draw))))
 
     def judge(self, options: CheckOptions, statistics: int = 1) -> Difference:
-        """The verdict after the draws so far.
+        """Return the verdict after the draws so far.
 
         Args:
-            options: `factor`, or `rtol` and `atol`.
-            statistics: how many statistics of all outputs there are.
+            options: ``factor``, or ``rtol`` and ``atol``.
+            statistics: number of statistics of all outputs.
         """
         if self._unstable:
             reason = "rounding alone changes its shape; it cannot be compared"
@@ -143,8 +142,8 @@ class Comparison:
             return self._judge_exactly(options)
         return self._judge_floats(options, _FALSE_ALARMS / statistics)
 
-    def _evaluate(self, other: Array) -> "_Evaluation":
-        return _evaluation(self._difference(other), _mismatches(self.original, other))
+    def _evaluate(self, other: Array) -> "Evaluation":
+        return evaluation(self._difference(other), _mismatches(self.original, other))
 
     def _judge_exactly(self, options: CheckOptions) -> Difference:
         mismatched = int(np.count_nonzero(self.original != self._folded))
@@ -162,7 +161,7 @@ class Comparison:
 
     def _judge_floats(self, options: CheckOptions, rate: float) -> Difference:
         flips = max(draw.mismatched for draw in self._draws)
-        found = replace(
+        difference = replace(
             self._measured(),
             mismatched=self._fold.mismatched,
             noise_mismatched=flips,
@@ -170,13 +169,13 @@ class Comparison:
             top1_agreement=_top1_agreement(self.original, self._folded),
         )
         reasons = []
-        if found.mismatched > found.allowed_mismatches:
+        if difference.mismatched > difference.allowed_mismatches:
             size = self.original.size
-            reasons.append(f"{found.mismatched} of {size} elements differ in being finite")
+            reasons.append(f"{difference.mismatched} of {size} elements differ in being finite")
         times, limit, statistic = self._worst(options, rate)
-        found = replace(found, times_noise=times, statistic=statistic)
+        difference = replace(difference, times_noise=times, statistic=statistic)
         if options.rtol is None and options.atol is None:
-            found = replace(found, limit=limit)
+            difference = replace(difference, limit=limit)
             if times > limit:
                 reasons.append(
                     f"it differs by {times:.3g} times the rounding noise "
@@ -184,14 +183,14 @@ class Comparison:
                 )
         else:
             outside = self._outside(options)
-            found = replace(found, outside_tolerance=outside)
+            difference = replace(difference, outside_tolerance=outside)
             if outside:
                 reasons.append(
                     f"{outside} of {self.original.size} elements are outside atol "
                     f"{options.atol or 0:g} + rtol {options.rtol or 0:g}, "
-                    f"the largest difference is {found.max_abs:.3g}"
+                    f"the largest difference is {difference.max_abs:.3g}"
                 )
-        return replace(found, holds=not reasons, reason="; ".join(reasons))
+        return replace(difference, holds=not reasons, reason="; ".join(reasons))
 
     def _outside(self, options: CheckOptions) -> int:
         r = _finite(self.original.astype(np.float64))
@@ -200,14 +199,14 @@ class Comparison:
         return int(np.count_nonzero(np.abs(d) > allowed))
 
     def _difference(self, other: Array) -> Floats:
-        """The difference to the original; 0 where one is not finite: that is counted."""
+        """Return the difference to the original, 0 where one is not finite (a mismatch)."""
         with np.errstate(invalid="ignore", over="ignore"):
             return _finite(other.astype(np.float64) - self.original.astype(np.float64))
 
     def _measured(self) -> Difference:
         r, d = _finite(self.original.astype(np.float64)), self._difference(self._folded)
-        peak, max_abs = _peak(r), _peak(d)
-        noise_rms = float(np.sqrt(np.mean([draw.powers[_ALL][0] for draw in self._draws])))
+        peak, max_abs = peak_of(r), peak_of(d)
+        noise_rms = float(np.sqrt(np.mean([draw.powers[ALL][0] for draw in self._draws])))
         worst = np.unravel_index(int(np.abs(d).argmax()), d.shape) if max_abs > 0 else None
         return replace(
             self._base,
@@ -225,98 +224,33 @@ class Comparison:
         )
 
     def _worst(self, options: CheckOptions, rate: float) -> tuple[float, float, str]:
-        """The statistic that is the largest part of its limit, that limit, and what it is."""
-        found = (0.0, options.factor, "")
-        for name, (times, where) in _statistics(self._fold, self._draws, self._floor).items():
+        """Return the statistic that is the largest part of its limit, the limit and its name."""
+        worst = (0.0, options.factor, "")
+        for name, (times, where) in statistics_of(self._fold, self._draws, self._floor).items():
             limit = options.factor
             if times > limit:
-                limit = max(limit, _exceeded_once(self._scatter(name), rate))
-            if times * found[1] > found[0] * limit:
-                found = times, limit, where
-        return found
+                limit = max(limit, exceeded_once(self._scatter(name), rate))
+            if times * worst[1] > worst[0] * limit:
+                worst = times, limit, where
+        return worst
 
     def _scatter(self, name: str) -> list[float]:
-        """A statistic of each draw among the others; nothing from too few draws."""
+        """Return a statistic of each draw among the others; empty if there are too few draws."""
         if len(self._draws) < _ENOUGH:
             return []
         return [
-            _statistics(draw, self._draws[:k] + self._draws[k + 1 :], self._floor, name)[name][0]
+            statistics_of(draw, self._draws[:k] + self._draws[k + 1 :], self._floor, name)[name][0]
             for k, draw in enumerate(self._draws)
         ]
 
 
-@dataclass(frozen=True)
-class _Evaluation:
-    """What the statistics need of an evaluation.
-
-    Attributes:
-        powers: the mean square of its difference, shape (1,), under the name of the statistic over
-            all elements, and those of the slices along an axis, shape (n,), under theirs.
-        peak: the largest magnitude of the difference.
-        mismatched: elements that differ in kind, or in value if they are no floats.
-    """
-
-    powers: Mapping[str, Floats]
-    peak: float
-    mismatched: int
-
-
-def _evaluation(d: Floats, mismatched: int) -> _Evaluation:
-    squares = d * d
-    powers = {_ALL: squares.mean(keepdims=True).reshape(1) if d.size else np.zeros(1)}
-    for axis, length in enumerate(d.shape):
-        if length > 1 and d.size // length >= _MIN_SLICE:
-            others = tuple(i for i in range(d.ndim) if i != axis)
-            powers[f"axis {axis}"] = squares.mean(axis=others)
-    return _Evaluation(powers, _peak(d), mismatched)
-
-
-def _statistics(
-    tested: _Evaluation, draws: Sequence[_Evaluation], floor: _Evaluation, only: str = ""
-) -> dict[str, tuple[float, str]]:
-    """The statistics of an evaluation among draws by name, each with words that say what it is.
-
-    Args:
-        tested: the evaluation.
-        draws: the others, which give the noise.
-        floor: of half a unit in the last place everywhere.
-        only: the name of the one that is wanted.
-    """
-    if tested.peak == 0:
-        return dict.fromkeys([_PEAK, *tested.powers], (0.0, ""))
-    loudest = max(floor.peak, *(draw.peak for draw in draws))
-    found = {_PEAK: (tested.peak / loudest, _PEAK)}
-    for name in (only,) if only in tested.powers else tested.powers:
-        noise = np.mean([draw.powers[name] for draw in draws], axis=0) + floor.powers[name]
-        if name == _ALL:
-            found[name] = float(np.sqrt(tested.powers[name][0] / noise[0])), name
-            continue
-        median = np.median(noise[noise > _DEAD_SLICE * noise.max()])
-        ratios = tested.powers[name] / np.maximum(noise, _QUIET_SLICE * median)
-        worst = int(ratios.argmax())
-        found[name] = float(np.sqrt(ratios[worst])), f"rms over index {worst} of {name}"
-    return found
-
-
-def _exceeded_once(values: Sequence[float], rate: float) -> float:
-    """What a Gumbel variable with the moments of `values` exceeds at a rate, and a margin.
-
-    Zero without values.
-    """
-    if not values:
-        return 0.0
-    deviation = float(np.std(values, ddof=1))
-    reach = deviation * math.sqrt(6) / math.pi * (-math.log(rate) - _EULER)
-    return _MARGIN * (float(np.mean(values)) + reach)
-
-
 def has_values(array: Array) -> bool:
-    """Whether there is anything in a tensor that two models could differ in."""
+    """Return whether a tensor has any element that can be compared."""
     return bool(array.size and (not is_float(array.dtype) or np.isfinite(array).any()))
 
 
 def _half_ulp(array: Array) -> Floats:
-    """Half a unit in the last place of every element."""
+    """Return half a unit in the last place of every element."""
     if array.dtype.kind == "f":
         return np.asarray(np.spacing(np.abs(array)).astype(np.float64) / 2)
     _, exponent = np.frexp(array.astype(np.float64))
@@ -324,14 +258,14 @@ def _half_ulp(array: Array) -> Floats:
 
 
 def _mismatches(original: Array, other: Array) -> int:
-    """Elements where only one is NaN, only one infinite, or the signs of the infinities differ."""
+    """Return the number of elements that are not finite in one or both, and not the same."""
     both = np.isfinite(original) & np.isfinite(other)
     same = both | (original == other) | (np.isnan(original) & np.isnan(other))
     return int(np.count_nonzero(~same))
 
 
 def _top1_agreement(original: Array, folded: Array) -> float | None:
-    """The fraction of rows with the same largest element, for a matrix of class scores."""
+    """Return the fraction of rows with the same largest element; None if not class scores."""
     if original.ndim != 2 or original.shape[0] == 0 or original.shape[1] < 2:
         return None
     return float(np.mean(original.argmax(axis=1) == folded.argmax(axis=1)))
@@ -339,10 +273,6 @@ def _top1_agreement(original: Array, folded: Array) -> float | None:
 
 def _finite(values: Array) -> Floats:
     return np.asarray(np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0), np.float64)
-
-
-def _peak(values: Array) -> float:
-    return float(np.abs(values).max()) if values.size else 0.0
 
 
 def _rms(values: Array) -> float:

@@ -25,7 +25,7 @@ _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 @dataclass(frozen=True)
 class Rows:
-    """An array in a stream, read row by row: `shape[0]` rows of shape `shape[1:]`."""
+    """An array in a stream, read row by row: ``shape[0]`` rows of shape ``shape[1:]``."""
 
     stream: IO[bytes]
     dtype: np.dtype[Any]
@@ -33,7 +33,11 @@ class Rows:
     origin: str
 
     def read(self, count: int) -> Array:
-        """The next `count` rows; UsageError if the stream ends before."""
+        """Return the next ``count`` rows.
+
+        Raises:
+            UsageError: the stream ends before.
+        """
         row = self.shape[1:]
         wanted = count * int(np.prod(row)) * self.dtype.itemsize
         data = self.stream.read(wanted)
@@ -43,18 +47,20 @@ class Rows:
 
 
 class Dataset:
-    """Arrays for a model's inputs and one class per example.
-
-    Use as a context manager; iterate `batches` once.
+    """Arrays for a model's inputs and one class per example; a context manager.
 
     Args:
-        path: .npz with arrays named like the inputs and `labels`, or a folder with
-            `*images-idx3-ubyte` and `*labels-idx1-ubyte` (t10k if both sets are there, .gz or
-            not), whose pixels are scaled to 0..1 for a float input.
+        path: .npz with arrays named like the inputs and ``labels``, or a folder with
+            ``*images-idx3-ubyte`` and ``*labels-idx1-ubyte`` (with or without .gz; if there are
+            several, those that begin with t10k), whose pixels are scaled to 0..1 for a float input.
         inputs: the model's inputs.
 
+    Attributes:
+        path: as given.
+        examples: their number.
+
     Raises:
-        UsageError: the data are unreadable or do not fit the inputs.
+        UsageError: the data cannot be read or do not fit the inputs.
     """
 
     def __init__(self, path: str | os.PathLike[str], inputs: Sequence[InputSpec]) -> None:
@@ -83,7 +89,11 @@ class Dataset:
         self._stack.close()
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Feeds of at most `size` examples with their classes, shape (n,)."""
+        """Yield feeds of at most ``size`` examples with their classes, ``(n,)``; call it only once.
+
+        Raises:
+            UsageError: the data cannot be read.
+        """
         for begin in range(0, self.examples, size):
             count = min(size, self.examples - begin)
             try:
@@ -134,14 +144,14 @@ class Dataset:
         return {self._inputs[0].name: images, LABELS: labels}
 
     def _open_idx_file(self, ending: str) -> Rows:
-        found = [
+        paths = [
             path
             for path in sorted(self.path.iterdir())
             if path.name.removesuffix(".gz").replace(".", "-").endswith(ending)
         ]
-        if not found:
+        if not paths:
             raise UsageError(f"{self.path} has no file *{ending}")
-        path = next((p for p in found if p.name.startswith("t10k")), found[0])
+        path = next((p for p in paths if p.name.startswith("t10k")), paths[0])
         stream: IO[bytes] = self._stack.enter_context(path.open("rb"))
         if path.suffix == ".gz":
             stream = cast("IO[bytes]", gzip.GzipFile(fileobj=stream))
@@ -155,7 +165,7 @@ class Dataset:
             wanted = tuple(int(dim) for dim in row if dim is not None)
             if np.prod(wanted) == np.prod(array.shape[1:]):
                 array = array.reshape(len(array), *wanted)
-        # The last batch may be shorter than the model's; only the rows must fit.
+        # The last batch may be shorter than the model's batch size; only the rows have to fit.
         rows_of = InputSpec(spec.name, spec.type, (None, *row) if spec.shape else ())
         return convert(array, rows_of, self.path)
 

@@ -1,4 +1,4 @@
-"""What runs the models of a check: onnxruntime, or where it has no kernels, onnx itself."""
+"""The evaluator of a check: onnxruntime, or onnx's own where that has no kernels for a model."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from onnx_bnfold.errors import ModelError
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Makes the sessions of a check, without optimisations.
+    """Creates the sessions of a check, without optimisations.
 
     Attributes:
-        name: what the record calls it.
-        watch: adds up the time spent in it.
+        name: for the record.
+        watch: measures the time spent in the evaluator.
         reason: why it is not onnxruntime; empty if it is.
     """
 
@@ -35,7 +35,7 @@ class Evaluator:
         extra_outputs: Sequence[str] = (),
         prepack: bool = False,
     ) -> Session:
-        """A session; see `Session`, whose arguments these are."""
+        """Return a session; the arguments are those of ``Session``."""
         if not self.reason:
             return Session(
                 model,
@@ -58,14 +58,14 @@ class Evaluator:
 
 
 def evaluator_of(model: CheckedModel, *, prepack: bool = False) -> tuple[Evaluator, Session]:
-    """What runs a model, and a session of it.
+    """Return the evaluator that can run a model, and a session of the model.
 
     Args:
         model: the model file.
-        prepack: see `Session`.
+        prepack: see ``Session``.
 
     Raises:
-        ModelError: nothing does.
+        ModelError: no evaluator can run it.
     """
     runtime = Evaluator("onnxruntime", Stopwatch())
     try:

@@ -12,20 +12,20 @@ from onnx_bnfold.check.results import InputUsed
 from onnx_bnfold.check.sessions import Array, Feed, InputSpec, is_float
 from onnx_bnfold.errors import UsageError
 
-# Sizes of dynamic axes: a batch of two shows a mix-up of examples, and 64 pixels survive the
-# five halvings of the usual image network.
+# Sizes of dynamic axes. A batch of two shows if examples are mixed up, and 64 pixels suffice for
+# the five halvings of a usual image network.
 _BATCH, _SPATIAL, _OTHER = 2, 64, 8
 
 
 def make_feeds(
     specs: Sequence[InputSpec], options: CheckOptions, *, batch: int = _BATCH
 ) -> list[Feed]:
-    """The input sets of a check.
+    """Return the input sets of a check.
 
     Args:
         specs: the model's inputs.
-        options: `inputs`, or else `shapes`, `value_range`, `seed` and `sets`.
-        batch: size of a dynamic first axis that `shapes` does not set.
+        options: ``inputs``, or else ``shapes``, ``value_range``, ``seed`` and ``sets``.
+        batch: size of a dynamic first axis that ``shapes`` does not set.
 
     Returns:
         One feed per set; a file is one set.
@@ -46,15 +46,15 @@ def make_feeds(
 def resolve_shapes(
     specs: Sequence[InputSpec], given: Mapping[str, tuple[int, ...]], *, batch: int = _BATCH
 ) -> dict[str, tuple[int, ...]]:
-    """Gives every dynamic axis a size; axes with the same symbol get the same.
+    """Return name → shape of every input; axes with the same symbol get the same size.
 
     Args:
         specs: the model's inputs.
-        given: a shape per input name, or a one-element tuple per symbol.
-        batch: size of a dynamic first axis that `given` does not set.
+        given: name of an input → shape, or symbol → tuple of one size.
+        batch: size of a dynamic first axis that ``given`` does not set.
 
     Raises:
-        UsageError: a name in `given` is unknown, or its shape does not fit the input.
+        UsageError: a name in ``given`` is unknown, or its shape does not fit the input.
     """
     symbols = {d for spec in specs for d in spec.shape if isinstance(d, str)}
     names = {spec.name for spec in specs}
@@ -72,10 +72,10 @@ def resolve_shapes(
 
 
 def read_feed(path: Path, specs: Sequence[InputSpec]) -> Feed:
-    """Reads one input set from an .npz with arrays named like the inputs, or from an .npy.
+    """Read one input set from an .npz with arrays named like the inputs, or from an .npy.
 
     Raises:
-        UsageError: the file is unreadable, or an array is missing or does not fit.
+        UsageError: the file cannot be read, or an array is missing or does not fit.
     """
     try:
         loaded = np.load(path, allow_pickle=False)
@@ -91,10 +91,15 @@ def read_feed(path: Path, specs: Sequence[InputSpec]) -> Feed:
 
 
 def convert(array: Array, spec: InputSpec, origin: str | os.PathLike[str]) -> Array:
-    """The array in the input's element type, if that keeps its kind (float64 to float32, ...).
+    """Return an array in the element type of an input of the same kind (float64 to float32, ...).
+
+    Args:
+        array: the array.
+        spec: the input.
+        origin: of the array, for messages.
 
     Raises:
-        UsageError: the kind or the shape is another.
+        UsageError: the array is of another kind, or its shape does not fit.
     """
     if spec.type == "tensor(string)":
         return array.astype(object)
@@ -111,7 +116,7 @@ def convert(array: Array, spec: InputSpec, origin: str | os.PathLike[str]) -> Ar
 
 
 def describe(feed: Feed, options: CheckOptions) -> tuple[InputUsed, ...]:
-    """The record of a feed made from the options."""
+    """Return the record of a feed made from the options."""
     source = "random" if options.inputs is None else os.fspath(options.inputs)
     return tuple(
         InputUsed(name, str(array.dtype), array.shape, source) for name, array in feed.items()

@@ -1,4 +1,4 @@
-"""Latency of both models, run in turns, and what onnxruntime's own optimiser does to the BNs."""
+"""Latency of both models in interleaved runs, and how many BNs onnxruntime itself removes."""
 
 import gc
 import math
@@ -30,17 +30,18 @@ _SPREAD = (10, 90)
 def check_latency(
     original: CheckedModel, folded: CheckedModel, options: CheckOptions
 ) -> tuple[Latency, tuple[str, ...]]:
-    """Measures both models in every mode of the options.
+    """Measure both models in every mode of the options.
 
     Args:
         original, folded: models with the same inputs.
-        options: `batch`, `threads`, `runs`, `warm_up`, `modes`, `min_speedup` and the inputs.
+        options: ``batch``, ``threads``, ``runs``, ``warm_up``, ``modes``, ``min_speedup`` and those
+            of the inputs.
 
     Returns:
         The record and the failures.
 
     Raises:
-        ModelError: a model does not load or run.
+        ModelError: a model cannot be loaded or run.
     """
     specs = Session(original).inputs
     batch = options.batch or 1
@@ -66,13 +67,16 @@ def check_latency(
 def measure(
     mode: Mode, models: tuple[CheckedModel, CheckedModel], feed: Feed, options: CheckOptions
 ) -> LatencyMode:
-    """Times two models in one mode.
+    """Time two models in one mode.
 
     Args:
         mode: of onnxruntime's optimisations.
         models: the original and the folded one.
-        feed: what they are run on.
-        options: `threads`, `runs`, `warm_up` and `seed`.
+        feed: the inputs.
+        options: ``threads``, ``runs``, ``warm_up`` and ``seed``.
+
+    Raises:
+        ModelError: a model cannot be loaded or run.
     """
     memory = [peak_memory(model, feed, mode, options.threads) for model in models]
     sessions, creation = _create(mode, models, options.threads)
@@ -106,10 +110,10 @@ def measure(
 def bootstrap_ratio(
     numerator: NDArray[np.float64], denominator: NDArray[np.float64], seed: int
 ) -> tuple[float, float]:
-    """A 95 % percentile bootstrap interval of median(numerator) / median(denominator).
+    """Return a 95 % percentile bootstrap interval of median(numerator) / median(denominator).
 
     Args:
-        numerator, denominator: (n,), paired: both are resampled with the same indices.
+        numerator, denominator: ``(n,)``; both are resampled with the same indices.
         seed: of the resampling.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
@@ -122,13 +126,13 @@ def bootstrap_ratio(
 
 
 def count_bns(model: onnx.ModelProto) -> int:
-    """BatchNormalization nodes of a model, inner graphs and local functions included."""
+    """Return the number of BNs of a model, subgraphs and local functions included."""
     nodes = [*all_nodes(model.graph), *(n for f in model.functions for n in f.node)]
     return sum(operator(n) == batchnorm.OPERATOR for n in nodes)
 
 
 def speedup_failures(modes: Sequence[LatencyMode], options: CheckOptions) -> Iterator[str]:
-    """One sentence per mode whose whole interval lies below `min_speedup`."""
+    """Yield a sentence for each mode whose whole interval is below ``min_speedup``."""
     least = options.min_speedup
     for mode in modes:
         if least is not None and mode.speedup_high < least:
@@ -141,7 +145,7 @@ def speedup_failures(modes: Sequence[LatencyMode], options: CheckOptions) -> Ite
 def _create(
     mode: Mode, models: tuple[CheckedModel, CheckedModel], threads: int
 ) -> tuple[list[Session], list[float]]:
-    """Sessions of both models, and the median milliseconds to create each."""
+    """Return sessions of both models, and the median milliseconds to create each."""
     times: list[list[float]] = [[], []]
     for _ in range(_CREATIONS):
         sessions = []
@@ -155,7 +159,7 @@ def _create(
 def _interleaved(
     mode: Mode, sessions: Sequence[Session], feed: Feed, loops: int, options: CheckOptions
 ) -> Iterator[tuple[float, float]]:
-    """Milliseconds per run of (original, folded), one pair after the other, in changing order."""
+    """Yield milliseconds per run of (original, folded); the order within pairs alternates."""
     total = options.warm_up + options.runs
     collecting = gc.isenabled()
     gc.disable()

@@ -1,4 +1,4 @@
-"""Finds where two models begin to differ, after an output did."""
+"""Find the first tensor that differs, after an output was found to differ."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,13 +19,13 @@ from onnx_bnfold.graph import subgraphs
 from onnx_bnfold.progress import progress
 
 Changes: TypeAlias = Mapping[str, tuple[Array, Array]]
-# A tensor's name, and its value in the original, in the folded model and in noisy originals.
+# A tensor's name; its value in the original, in the folded model, and in draws of the original.
 Values: TypeAlias = tuple[str, tuple[Array, Array, list[Array]]]
 
 _BUDGET = 512 * 2**20  # bytes of tensors held at a time
 _FIRST_BATCH = 8  # tensors
 _GROWTH = 4  # of the number of tensors from one batch to the next, at most
-_DRAWS = 8  # a place is easier to find than a verdict
+_DRAWS = 8  # enough to find a tensor; the verdict is given already
 
 
 def first_difference(
@@ -38,20 +38,21 @@ def first_difference(
     changes: Changes,
     options: CheckOptions,
 ) -> FirstDifference | None:
-    """The first tensor in graph order from which the difference lasts up to a failed output.
+    """Return the first tensor in graph order from which the difference lasts up to a failed output.
 
-    Tensors of the same name in both graphs are compared by the same rule as outputs. One that
-    differs while everything computed from it agrees is a tensor the fold re-parametrised, not a
-    fault; `changes` says so exactly where it is given. Without it, a re-parametrised tensor with
-    nothing but such tensors between it and the fault is named in the fault's place.
+    Tensors of the same name in both graphs are compared by the same rule as outputs. A tensor that
+    differs while everything computed from it agrees was changed by the fold on purpose; ``changes``
+    tells exactly, if it is given. Without it, a changed tensor is named instead of the fault if
+    there are only changed tensors between the two.
 
     Args:
         original, folded: the models.
         evaluator: runs them.
         feeds: the input sets.
-        weights: what the noisy evaluations of the original round anew.
+        weights: for the draws of the original.
         failed: names of the outputs that differ.
-        changes: scale and shift per tensor name; the folded tensor is scale·t + shift.
+        changes: tensor name → (scale, shift); the tensor t of the original is scale * t + shift in
+            the folded model.
         options: the settings of the check.
 
     Returns:
@@ -60,12 +61,12 @@ def first_difference(
     shared = _shared_tensors(original.skeleton.graph, folded.skeleton.graph)
     options = replace(options, draws=_DRAWS)
     values = _values(original, folded, evaluator, feeds, weights, shared, options)
-    found: dict[str, Difference] = {}
+    differences: dict[str, Difference] = {}
     for name, (reference, other, draws) in progress(values, total=len(shared), label="locating"):
         undone = _undo(other, changes.get(name), reference)
         if undone is not None:
-            found[name] = _judged(Comparison(name, reference, undone), draws, options)
-    return _first_lasting(original.skeleton.graph, found, failed)
+            differences[name] = _judged(Comparison(name, reference, undone), draws, options)
+    return _first_lasting(original.skeleton.graph, differences, failed)
 
 
 def _values(
@@ -77,7 +78,7 @@ def _values(
     names: Sequence[str],
     options: CheckOptions,
 ) -> Iterator[Values]:
-    """The tensors, evaluated in batches that fit the budget."""
+    """Yield the tensors, evaluated in batches that fit the budget."""
     size, done = _FIRST_BATCH, 0
     while done < len(names):
         batch, held = names[done : done + size], 1
@@ -139,7 +140,7 @@ def _tensors(session: Session, names: Sequence[str], feeds: Sequence[Feed]) -> d
 
 
 def _undo(folded: Array, change: tuple[Array, Array] | None, original: Array) -> Array | None:
-    """The original tensor from scale·t + shift; None where a scale of zero has lost it."""
+    """Return the original tensor from scale * t + shift; None if a scale of zero has erased it."""
     if change is None:
         return folded
     scale, shift = change
@@ -150,22 +151,23 @@ def _undo(folded: Array, change: tuple[Array, Array] | None, original: Array) ->
 
 
 def _first_lasting(
-    graph: onnx.GraphProto, found: Mapping[str, Difference], failed: Collection[str]
+    graph: onnx.GraphProto, differences: Mapping[str, Difference], failed: Collection[str]
 ) -> FirstDifference | None:
     lasting = set(failed)
     first = None
     for node in reversed(graph.node):
         for name in node.output:
-            agrees = name in found and found[name].holds
+            difference = differences.get(name)
+            agrees = difference is not None and difference.holds
             if name in lasting and not agrees:
                 lasting |= _read(node)
-                if name in found:
-                    first = FirstDifference(name, node.op_type, node.name, found[name])
+                if difference is not None:
+                    first = FirstDifference(name, node.op_type, node.name, difference)
     return first
 
 
 def _read(node: onnx.NodeProto) -> set[str]:
-    """The names a node reads, those its inner graphs capture included."""
+    """Return the names that a node and its subgraphs read."""
     names = set(node.input)
     for body in subgraphs(node):
         for inner in body.node:

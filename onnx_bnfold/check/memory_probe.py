@@ -1,4 +1,4 @@
-"""Peak memory of one model, measured in a process of its own.
+"""Measure the peak memory of a model in a process of its own.
 
     python -m onnx_bnfold.check.memory_probe model.onnx inputs.npz enabled 1 [library ...]
 
@@ -23,7 +23,7 @@ from onnx_bnfold.errors import ModelError
 def peak_memory(
     model: CheckedModel, feed: Feed, mode: Mode, threads: int
 ) -> tuple[int, int] | tuple[None, None]:
-    """Peak resident memory of a fresh process that loads the model and runs it once.
+    """Return peak resident memory of a fresh process that loads the model and runs it once.
 
     Args:
         model: the model file.
@@ -32,15 +32,15 @@ def peak_memory(
         threads: threads within an operator.
 
     Returns:
-        Bytes of the whole process, and bytes beyond what the imports and inputs took; None where
-        the system does not tell.
+        Bytes of the whole process, and bytes beyond those of the imports and inputs; None if the
+        system does not report them.
 
     Raises:
         ModelError: the process fails.
     """
     with tempfile.TemporaryDirectory(prefix="onnx_bnfold-") as folder:
         inputs = Path(folder) / "inputs.npz"
-        # Without the names as keywords, which may be any string, `file` too.
+        # Names are not passed as keywords: they may be any string, "file" for example.
         np.savez(inputs, *feed.values(), names=np.array(list(feed)))
         command = [sys.executable, "-m", __name__, str(model.path), str(inputs), mode, str(threads)]
         command += [os.fspath(library) for library in model.custom_ops]
@@ -54,12 +54,12 @@ def peak_memory(
 
 
 def _peak_resident() -> int:
-    """Peak resident bytes of this process; 0 if the system does not tell."""
+    """Return peak resident bytes of this process, 0 if the system does not report them."""
     try:
-        # Not getrusage: on Linux it starts at what the parent process held.
-        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-        if found:
-            return int(found[1]) * 1024
+        # Not by getrusage, which on Linux includes the peak of the parent process.
+        match = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        if match:
+            return int(match[1]) * 1024
     except OSError:
         pass
     try:
@@ -71,8 +71,8 @@ def _peak_resident() -> int:
 
 
 def main(model: str, inputs: str, mode: str, threads: str, *custom_ops: str) -> None:
-    """Prints the peak before the session and after one run."""
-    onnxruntime_version()  # loads onnxruntime, whose own size is no part of the model's
+    """Print the peak before the session and after one run."""
+    onnxruntime_version()  # loads onnxruntime, which must not count as memory of the model
     with np.load(inputs) as loaded:
         feed = {str(name): loaded[f"arr_{i}"] for i, name in enumerate(loaded["names"])}
     before = _peak_resident()

@@ -26,7 +26,7 @@ class CheckedModel:
 
     Attributes:
         path: of the file.
-        label: how messages call it.
+        label: its name in messages.
         custom_ops: libraries that onnxruntime needs for it.
     """
 
@@ -45,7 +45,7 @@ class CheckedModel:
 def open_model(
     source: ModelSource, role: str, custom_ops: Sequence[str | os.PathLike[str]] = ()
 ) -> Iterator[CheckedModel]:
-    """Yields a model as a file, since onnxruntime reads files with the least memory.
+    """Yield a model as a file, from which onnxruntime needs the least memory; a context manager.
 
     Args:
         source: a path, or a ModelProto, which is written to a temporary folder.
@@ -54,7 +54,7 @@ def open_model(
 
     Raises:
         UsageError: there is no such file.
-        ModelError: the ModelProto cannot be written alone.
+        ModelError: the ModelProto cannot be written to a single file.
     """
     if not isinstance(source, onnx.ModelProto):
         path = Path(source)

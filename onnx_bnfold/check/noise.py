@@ -1,15 +1,15 @@
-"""The original's own rounding noise, found from evaluations that round otherwise.
+"""The original's own rounding noise, from evaluations with other rounding.
 
-A fold computes other weights and so rounds every weight, product and sum anew. To see what that
-does without folding, the original is rewritten once (see `rescaled`): a Mul by a number r goes
-behind every linear layer and norm, and `draw` gives their weights and biases divided by r, rounded
-once. For any r that is the same function and as legal a model as the original; an r that is no
-power of two changes how everything is rounded. It has so few digits that every float type holds it.
+A fold computes new weights and so rounds every weight, product and sum differently. To measure the
+effect without a fold, the original is rewritten once (see ``rescaled``): a Mul by a number r is put
+behind every linear layer and BN, and ``draw`` divides their weights and biases by r, rounding once.
+For any r this is the same function and as valid a model as the original; an r that is not a power
+of two changes how everything is rounded. r has so few digits that every float type has it.
 
-A weight that cannot be divided, because something else reads it too, is moved by at most half a
+A weight that cannot be divided, since something else reads it as well, is changed by at most half a
 unit in the last place instead, and so are the mean and the variance of a BN; variance and epsilon
-are stretched, so that their sum is rounded otherwise, too. No other constant changes: one that ends
-up in a shape (a Resize scale, say) must stay exact.
+are scaled together, so that their sum is rounded differently, too. No other constant is changed:
+one that determines a shape (a Resize scale, for example) has to stay exact.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,28 +29,28 @@ from onnx_bnfold.graph import subgraphs
 from onnx_bnfold.storage import ModelFile
 from onnx_bnfold.storage.tensors import byte_length
 
-# r is 1 + k/1024, or for bfloat16 1 + k/128. From 1 to 2 it makes no weight overflow.
+# r is 1 + k/1024, or 1 + k/128 for bfloat16. Dividing by a number from 1 to 2 cannot overflow.
 _DIGITS, _FEW_DIGITS = 1024, 128
-# Multipliers are taken from one table, cyclically: drawing 25 million of them would cost more
-# than running the model. The length is a prime, so that rows of a weight do not repeat.
+# Random steps come from one table, cyclically: generating 25 million would take longer than running
+# the model. The length is prime, so that rows of a weight do not get the same steps.
 _TABLE = 65_521
 _ALIGNMENT = 64  # bytes
 
 
 class RoundedWeights:
-    """A model rewritten so that its weights may be rounded anew, each in an array.
+    """A model rewritten so that its weights can be rounded differently again and again.
 
-    A session made by `session` sees every draw, without being created anew.
+    A session from ``session`` uses the weights of the latest draw; it is created only once.
 
     Args:
-        file: the original model, open as long as there are draws.
+        file: the original model; has to stay open as long as there are draws.
         seed: of the check.
-        divide: divide the weights that can be; otherwise all are moved.
+        divide: divide the weights that can be divided; otherwise all are changed by steps.
 
     Attributes:
         model: the rewritten model; its large tensors refer to the file of the original.
-        groups: what is divided by one r.
-        arrays: the weights by name, and every r; without meaning until the first draw.
+        groups: sets of weights that are divided by the same r.
+        arrays: name → values of the weights and of every r; undefined before the first draw.
 
     Raises:
         ModelError: the weights cannot be read.
@@ -62,33 +62,33 @@ class RoundedWeights:
         self._rewrite(divide=divide)
 
     def _rewrite(self, *, divide: bool) -> None:
-        found = rescaled(self._file, divide=divide)
-        self._weights = {name: _copy(tensor) for name, tensor in found.weights.items()}
-        self.groups = found.groups
-        self._stretched = found.stretched
-        factors = {name for group in found.groups for name in group.factors.values()}
-        numbers = {t.name: t for t in found.model.graph.initializer if t.name in factors}
+        rewritten = rescaled(self._file, divide=divide)
+        self._weights = {name: _copy(tensor) for name, tensor in rewritten.weights.items()}
+        self.groups = rewritten.groups
+        self._stretched = rewritten.stretched
+        factors = {name for group in rewritten.groups for name in group.factors.values()}
+        numbers = {t.name: t for t in rewritten.model.graph.initializer if t.name in factors}
         self.arrays = dict(_arrays({**self._weights, **numbers}))
         self._divisors = {
             name: next(iter(group.factors.values()))
-            for group in found.groups
+            for group in rewritten.groups
             for name in group.weights
         }
-        self._file.refer(found.model)
-        self.model = found.model
+        self._file.refer(rewritten.model)
+        self.model = rewritten.model
 
     def session(
         self, evaluator: Evaluator, original: CheckedModel, *, extra_outputs: Sequence[str] = ()
     ) -> Session:
-        """A session of the original that sees every draw.
+        """Return a session that evaluates the latest draw.
 
         Args:
-            evaluator: makes it.
-            original: the model that the weights are of.
+            evaluator: creates it.
+            original: the original model.
             extra_outputs: further tensors to return.
 
         Raises:
-            ModelError: the model does not load.
+            ModelError: the model cannot be loaded.
         """
 
         def opened() -> Session:
@@ -101,12 +101,12 @@ class RoundedWeights:
         except ModelError:
             if not self.groups:
                 raise
-        # Where types are mixed in a way not seen here, a Mul does not fit: all weights are moved.
+        # A Mul may not fit where types are mixed in an unforeseen way: change all weights by steps.
         self._rewrite(divide=False)
         return opened()
 
     def frozen(self) -> onnx.ModelProto:
-        """The last draw as a model, which needs the file of the original."""
+        """Return the latest draw as a model, which needs the file of the original."""
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         for tensor in model.graph.initializer:
@@ -115,10 +115,10 @@ class RoundedWeights:
         return model
 
     def draw(self, number: int) -> None:
-        """Divides every weight by its r, or makes it w·(1 + u·eps), u uniform in ±1/2.
+        """Divide every weight by its r, or change it to w·(1 + u·eps) with u uniform in ±1/2.
 
         Args:
-            number: of the draw; the same number gives the same weights.
+            number: of the draw; equal numbers give equal weights.
         """
         rng = np.random.default_rng([self._seed, number, 1])
         for group in self.groups:
@@ -128,7 +128,7 @@ class RoundedWeights:
                 self.arrays[name][...] = r
         table = np.tile(rng.random(_TABLE) - 0.5, 2)
         steps = {dtype: _steps(table, dtype) for dtype in {a.dtype for a in self.arrays.values()}}
-        # Read again for every draw: that costs less than the memory to keep them all.
+        # Read the weights for every draw instead of keeping all of them in memory.
         for name, tensor in self._weights.items():
             exact, moved = self._file.read(tensor), self.arrays[name]
             if name in self._stretched:
@@ -142,7 +142,7 @@ class RoundedWeights:
 
 
 def _arrays(weights: Mapping[str, TensorProto]) -> Iterator[tuple[str, Array]]:
-    """Empty arrays for weights, in one block: the system hands that out in few large pages."""
+    """Yield name → empty array of weights, in one block, for which the system has large pages."""
     lengths = [byte_length(tensor) for tensor in weights.values()]
     starts = [0, *accumulate(-(-length // _ALIGNMENT) * _ALIGNMENT for length in lengths)]
     block = np.empty(starts[-1], np.uint8)
@@ -164,7 +164,7 @@ def _steps(table: Array, dtype: np.dtype) -> Array:
 
 
 def _move(exact: Array, steps: Array, moved: Array) -> None:
-    # float16 has no room for 1 + u·eps; w + w·(u·eps) is exact enough in float32 and above.
+    # float16 cannot represent 1 + u·eps; w + w·(u·eps) is exact enough in float32 and above.
     change = np.empty_like(steps[: exact.size])
     for begin in range(0, exact.size, _TABLE):
         block = exact[begin : begin + _TABLE]
@@ -174,7 +174,7 @@ def _move(exact: Array, steps: Array, moved: Array) -> None:
 
 
 def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node of a graph and of the graphs inside its nodes, outer nodes first."""
+    """Yield every node of a graph and of its subgraphs, outer nodes first."""
     for node in graph.node:
         yield node
         for body in subgraphs(node):

@@ -1,4 +1,4 @@
-"""Runs both models on the same inputs, without onnxruntime's optimisations, and compares them."""
+"""Run both models on the same inputs, without onnxruntime's optimisations, and compare them."""
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,31 +19,31 @@ from onnx_bnfold.errors import ModelError, UsageError
 from onnx_bnfold.progress import progress
 from onnx_bnfold.storage import ModelFile
 
-_STAGES = (16, 64)  # draws, if the first few leave it open
-# Times the limit, over the number of draws, where more of them change nothing: of four draws one
-# number in 10 million exceeds that (Student's t), of 16 none.
+_STAGES = (16, 64)  # draws, if the first few do not decide
+# A statistic beyond this multiple of its limit, divided by the number of draws, will not hold after
+# more draws: with four draws one in 10 million right ones exceeds it (Student's t), with 16 none.
 _HOPELESS = 400
-_NOISE_VALUES = 16  # noise values per output, see `compare`
-_ABSENT = np.empty(0, "V1")  # for an element of a sequence that is shorter than the original's
+_NOISE_VALUES = 16  # noise values per output, see ``compare``
+_ABSENT = np.empty(0, "V1")  # for elements of a sequence that is shorter than the original's
 _UNSTABLE_DB = 40.0  # noise at 1 % of the signal
 
 
 def check_numerics(
     original: CheckedModel, folded: CheckedModel, options: CheckOptions, changes: Changes
 ) -> tuple[Numerics | None, tuple[str, ...]]:
-    """Compares every output of two models.
+    """Compare every output of two models.
 
     Args:
         original, folded: the models.
         options: the inputs and the limits.
-        changes: how tensors of the folded model are re-parametrised; see `first_difference`.
+        changes: of tensors in the folded model; see ``first_difference``.
 
     Returns:
         The record, None if the models cannot be compared, and the failures.
 
     Raises:
-        ModelError: the original does not load or run.
-        UsageError: the inputs cannot be made, or on them there is nothing to compare.
+        ModelError: the original cannot be loaded or run.
+        UsageError: the inputs cannot be made, or give no output that can be compared.
     """
     start = time.perf_counter()
     evaluator, session = evaluator_of(original)
@@ -58,7 +58,7 @@ def check_numerics(
     except ModelError as error:
         return None, (f"load: {error}",)
     lost = set(session.overridable) - set(other.overridable)
-    del session, other  # the noisy evaluations need the memory
+    del session, other  # free their memory for the noisy evaluations
     with ModelFile.open(original.path) as file:
         weights = RoundedWeights(file, options.seed)
         noisy = weights.session(evaluator, original)
@@ -68,7 +68,7 @@ def check_numerics(
         outputs, draws = _judged(comparisons, weights, noisy, feeds, options)
         del noisy
         _require_verdict(original, comparisons, outputs)
-        seconds = time.perf_counter() - start  # what follows happens on failure only
+        seconds = time.perf_counter() - start  # without the search below, which only failures need
         failed = {output.name for output in outputs if not output.holds}
         first = None
         if failed:
@@ -96,25 +96,29 @@ def check_numerics(
 def _require_values(
     original: CheckedModel, outputs: Mapping[str, Array], feeds: Sequence[Feed]
 ) -> None:
-    """Raises UsageError unless some output holds a value: of nothing, every model is the same."""
+    """Raise UsageError if no output has a value that can be compared."""
     fed = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds[0].items())
-    advice = f"on {fed or 'no inputs'}, so nothing is compared; give others (--shape, --inputs)"
+    advice = (
+        f"for the inputs {fed or '(none)'}, so there is nothing to compare; give other inputs "
+        "(--shape, --inputs)"
+    )
     if not any(array.size for array in outputs.values()):
-        raise UsageError(f"{original.label} computes no element {advice}")
+        raise UsageError(f"{original.label}: all outputs are empty {advice}")
     if not any(has_values(array) for array in outputs.values()):
-        raise UsageError(f"{original.label} computes nothing but NaN and infinity {advice}")
+        raise UsageError(f"{original.label}: all outputs are NaN or infinite {advice}")
 
 
 def _require_verdict(
     original: CheckedModel, comparisons: Sequence[Comparison], outputs: Sequence[Difference]
 ) -> None:
-    """Raises UsageError if all that could be compared changes its shape by rounding alone."""
+    """Raise UsageError if every output changes its shape by rounding alone."""
     left = [o for o, c in zip(outputs, comparisons, strict=True) if has_values(c.original)]
     if all(output.holds and output.reason for output in left):
         names = ", ".join(output.name for output in left)
         raise UsageError(
-            f"{original.label}: rounding alone changes the shape of {names}, so nothing is "
-            "compared; give other inputs (--inputs), or make an earlier tensor an output of both"
+            f"{original.label}: rounding alone changes the shape of {names}, so there is nothing "
+            "to compare; give other inputs (--inputs), or make an earlier tensor an output of both "
+            "models"
         )
 
 
@@ -125,7 +129,7 @@ def _judged(
     feeds: Sequence[Feed],
     options: CheckOptions,
 ) -> tuple[tuple[Difference, ...], int]:
-    """The verdict on every output, and the number of draws it took."""
+    """Return the verdict on every output, and the number of draws that were made."""
     statistics = sum(comparison.statistics for comparison in comparisons)
     by_tolerance = options.rtol is not None or options.atol is not None
     done, few = 0, max([options.draws, *(_fewest(c) for c in comparisons)])
@@ -145,25 +149,25 @@ def _judged(
 
 
 def _fewest(comparison: Comparison) -> int:
-    """So many draws that an output's noise is known from a number of values."""
+    """Return the number of draws that give enough values of an output's noise."""
     size = comparison.size
     return -(-_NOISE_VALUES // size) if size else 0
 
 
 def _is_open(comparison: Comparison, output: Difference, draws: int) -> bool:
-    """Whether more draws may show that an output holds after all."""
+    """Return whether more draws might change the verdict that an output fails."""
     if output.holds or not comparison.alike:
         return False
     return output.limit is None or output.times_noise < output.limit * _HOPELESS / draws
 
 
 def _signature_failures(original: Session, folded: Session) -> tuple[str, ...]:
-    """What the folded model's inputs and outputs lack or have too many of, in any order."""
+    """Return how the folded model's inputs and outputs differ, apart from their order."""
     failures = []
     types = {spec.name: spec.type for spec in original.inputs}
     for spec in folded.inputs:
         if spec.name not in types:
-            failures.append(f"signature: the folded model asks for another input, {spec.name!r}")
+            failures.append(f"signature: the folded model has a new input {spec.name!r}")
         elif spec.type != types[spec.name]:
             failures.append(
                 f"signature: input {spec.name!r} is {spec.type} instead of {types[spec.name]}"
@@ -190,7 +194,7 @@ def _notes(
     for name in sorted(lost):
         yield f"initializer {name!r} can no longer be overridden by an input"
     if not weights.arrays:
-        yield "no layer or BN has constant weights: the noise is half a unit in the last place"
+        yield "no layer or BN has constant weights; the noise is half a unit in the last place"
     for output in outputs:
         if 0 in output.shape:
             yield f"output {output.name!r} is empty: {list(output.shape)}; give other inputs"
@@ -199,11 +203,11 @@ def _notes(
         if output.noise_snr_db is not None and output.noise_snr_db < _UNSTABLE_DB:
             yield (
                 f"output {output.name!r}: rounding alone moves it by "
-                f"{10 ** (-output.noise_snr_db / 20):.2g} of its rms; smaller faults go unseen"
+                f"{10 ** (-output.noise_snr_db / 20):.2g} of its rms; smaller faults are not seen"
             )
         if output.top1_agreement is not None and output.top1_agreement < 1:
             changed = 1 - output.top1_agreement
-            yield f"output {output.name!r}: the top class changed on {changed:.3%} of the rows"
+            yield f"output {output.name!r}: the top class differs in {changed:.3%} of the rows"
 
 
 def _failures(outputs: Sequence[Difference], first: FirstDifference | None) -> Iterator[str]:

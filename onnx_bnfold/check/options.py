@@ -9,7 +9,7 @@ from onnx_bnfold.errors import UsageError
 from onnx_bnfold.validation import require_types
 
 Mode = Literal["disabled", "enabled"]
-"""onnxruntime's graph optimisations: all off, or all on."""
+"""onnxruntime's graph optimisations: all disabled or all enabled."""
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 
@@ -19,18 +19,19 @@ class CheckOptions:
     """What to check and how strictly; the defaults compare the outputs on random inputs.
 
     Args:
-        shapes: shape per input name, or one size per symbolic dimension name.
-        value_range: lowest and highest random value; None: standard normal, integers 0 to 9.
+        shapes: name of an input → shape, or name of a symbolic dimension → one size.
+        value_range: lowest and highest random value; by default standard normal floats and integers
+            from 0 to 9.
         seed: of the random inputs, the noise and the bootstrap.
         inputs: .npz with arrays named like the inputs, or .npy, instead of random inputs.
         sets: number of random input sets.
         draws: number of noisy evaluations of the original; more for outputs of a few elements,
-            and up to 64 where the first leave it open.
-        factor: how many times the rounding noise a difference may be; more where the original
-            itself scatters more, see `compare`.
+            and up to 64 if the first ones do not decide.
+        factor: largest difference in units of the rounding noise; more where the original itself
+            scatters more, see ``compare``.
         rtol: with atol, replaces the noise limit: |difference| <= atol + rtol * |original|.
         atol: see rtol.
-        data: .npz with arrays named like the inputs and `labels`, or a folder of IDX files.
+        data: .npz with arrays named like the inputs and ``labels``, or a folder of IDX files.
         batch: examples per run in accuracy (default 64) and latency (default 1).
         max_accuracy_drop: largest drop of top-1 accuracy, as a fraction of the examples.
         min_agreement: smallest fraction of examples with an unchanged prediction.
@@ -40,7 +41,7 @@ class CheckOptions:
         warm_up: untimed pairs before them.
         threads: threads within an operator; 0 is onnxruntime's own choice.
         min_speedup: smallest ratio of latencies, original over folded.
-        quantize: quantise both models to int8 and compare what it costs them.
+        quantize: quantise both models to int8 and compare their losses.
         max_snr_drop: largest loss of int8 signal-to-noise against the original's, in dB.
         custom_ops: libraries with operators of other domains, for onnxruntime.
     """

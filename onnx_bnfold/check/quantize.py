@@ -1,4 +1,4 @@
-"""Quantises both models to int8 the same way, and compares what that costs each of them."""
+"""Quantise both models to int8 in the same way, and compare what each of them loses."""
 
 import logging
 import math
@@ -32,21 +32,22 @@ _SETS = 8  # random input sets to calibrate with, and as many others to compare 
 _BATCH = 64
 _EXAMPLES = 256  # of labelled data: the first to calibrate with, the next to compare on
 _OPSET = 13  # the first with a scale per channel
-_ZERO = onnx.TensorProto(data_type=onnx.TensorProto.UINT8, raw_data=b"\0")  # if none is given
+_ZERO = onnx.TensorProto(data_type=onnx.TensorProto.UINT8, raw_data=b"\0")  # the default
 
 
 def check_quantized(
     original: CheckedModel, folded: CheckedModel, options: CheckOptions
 ) -> tuple[Quantized, tuple[str, ...]]:
-    """Quantises both models by onnxruntime's `quantize_static` and compares the results.
+    """Quantise both models by onnxruntime's ``quantize_static``, and compare the results.
 
-    QDQ format, uint8 activations with one scale per tensor, int8 weights with one per channel. Both
-    are calibrated on the same inputs, and compared on others with the original in float.
+    The format is QDQ, with uint8 activations of one scale per tensor and int8 weights of one scale
+    per channel. Both models are calibrated on the same inputs, and compared with the original in
+    float on other inputs.
 
     Args:
         original, folded: float models with the same inputs and outputs.
-        options: `data` or `inputs` or what random inputs are made of; `max_snr_drop`, and the
-            options of a latency measurement.
+        options: ``data``, ``inputs`` or those of random inputs; ``max_snr_drop``, and those of the
+            latency.
 
     Returns:
         The record and the failures.
@@ -90,33 +91,33 @@ def check_quantized(
 def _require_work(
     original: CheckedModel, outputs: Sequence[Int8Output], ranges: Sequence[Mapping[str, object]]
 ) -> None:
-    """Raises UsageError if nothing was quantised or nothing can be compared."""
+    """Raise UsageError if nothing was quantised or nothing can be compared."""
     if not any(ranges):
         raise UsageError(
-            f"{original.label}: onnxruntime quantises nothing of it, so there is nothing to "
+            f"{original.label}: onnxruntime quantises no tensor of it, so there is nothing to "
             "compare; check it without --quantize"
         )
     if not outputs:
         raise UsageError(
-            f"{original.label} has no float output with finite values of one shape to compare in "
+            f"{original.label} has no float output that has finite values, and the same shape in "
             "int8; give other inputs, or check it without --quantize"
         )
 
 
 def _feeds(session: Session, options: CheckOptions) -> tuple[list[Feed], list[Feed]]:
-    """Feeds to calibrate with and feeds to compare on; the same one if the user gave one set."""
+    """Return feeds to calibrate with, and feeds to compare on; a single set serves for both."""
     if options.data is not None:
         with Dataset(options.data, session.inputs) as data:
             free = options.batch or min(_BATCH, max(1, data.examples // 2))
             size = fixed_batch(session.inputs) or free
-            found = list(islice(_whole(data.batches(size), size), -(-2 * _EXAMPLES // size)))
-        if len(found) < 2:
+            whole = list(islice(_whole(data.batches(size), size), -(-2 * _EXAMPLES // size)))
+        if len(whole) < 2:
             raise UsageError(
                 f"{options.data} has fewer than two batches of {size} examples, one to calibrate "
                 "with and one to compare on; give more, or a smaller --batch"
             )
-        middle = len(found) // 2
-        return found[:middle], found[middle:]
+        middle = len(whole) // 2
+        return whole[:middle], whole[middle:]
     feeds = make_feeds(session.inputs, replace(options, sets=2 * _SETS))
     return feeds[:_SETS], feeds[_SETS:] or feeds
 
@@ -138,13 +139,13 @@ def _require_opset(model: CheckedModel) -> None:
 def quantised(
     model: CheckedModel, folder: Path, feeds: Sequence[Feed], *, per_channel: bool = True
 ) -> CheckedModel:
-    """A model in int8, by onnxruntime's `quantize_static` (QDQ format).
+    """Return a model in int8, by onnxruntime's ``quantize_static`` (QDQ format).
 
     Args:
-        model: in float; a copy of it is quantised, since onnxruntime writes files beside it.
-        folder: to be made, for both.
-        feeds: what it is calibrated on.
-        per_channel: one scale per channel of the weights, or one per tensor.
+        model: in float; it is copied first, since onnxruntime writes files beside its input.
+        folder: a folder to create, for the copy and the result.
+        feeds: for the calibration.
+        per_channel: one scale per channel of the weights; otherwise one per tensor.
 
     Raises:
         ModelError: onnxruntime cannot quantise it.
@@ -173,8 +174,8 @@ def quantised(
                 target,
                 Reader(),
                 per_channel=per_channel,
-                # On x86 onnxruntime computes in uint8 anyway, and leaves a Conv in float whose
-                # output has two readers (SiLU) if it has to convert int8 to that itself.
+                # On x86 onnxruntime computes in uint8 anyway. If it has to convert int8 itself, it
+                # leaves a Conv whose output has two readers (SiLU) in float.
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
             )
@@ -186,7 +187,7 @@ def quantised(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps back the advice to run a preparation of onnxruntime's own, which fuses BNs too."""
+    """Suppress onnxruntime's advice to run its preprocessing first, which fuses BNs as well."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
@@ -198,7 +199,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _is_alike(reference: Array, array: Array | None) -> bool:
-    """Whether they can be compared: the size of an output may depend on what is computed."""
+    """Return whether an output can be compared; its size may depend on computed values."""
     return array is not None and array.shape == reference.shape
 
 
@@ -212,7 +213,10 @@ def _output(name: str, reference: Array, before: Array, after: Array) -> Int8Out
 
 
 def snr(reference: Array, array: Array) -> float:
-    """Signal-to-noise in dB where the reference is finite; inf if exact, -inf without a signal."""
+    """Return the signal-to-noise ratio in dB where the reference is finite.
+
+    It is inf if all values are equal, and -inf if the reference is zero or a value is not finite.
+    """
     finite = np.isfinite(reference)
     signal = reference[finite].astype(np.float64)
     noise = float(np.square(array[finite] - signal).sum())
@@ -223,10 +227,10 @@ def snr(reference: Array, array: Array) -> float:
 
 
 def _ranges(model: CheckedModel) -> dict[str, tuple[float, float]]:
-    """What each activation's scale and zero point can hold: lowest and highest value."""
+    """Return name → (lowest, highest) value that an activation's scale and zero point represent."""
     graph = model.skeleton.graph
     constants = {t.name: t for t in graph.initializer}
-    found = {}
+    ranges = {}
     for node in graph.node:
         if node.op_type != "QuantizeLinear" or node.input[0] in constants:
             continue
@@ -235,8 +239,8 @@ def _ranges(model: CheckedModel) -> dict[str, tuple[float, float]]:
         if zero is None or scale is None or offset is None or not math.isfinite(scale):
             continue
         codes = np.iinfo(onnx.helper.tensor_dtype_to_np_dtype(zero.data_type))
-        found[node.input[0]] = ((codes.min - offset) * scale, (codes.max - offset) * scale)
-    return found
+        ranges[node.input[0]] = ((codes.min - offset) * scale, (codes.max - offset) * scale)
+    return ranges
 
 
 def _scalar(tensor: onnx.TensorProto | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Ranges of a model's tensors, measured on inputs."""
+"""Measure the ranges of a model's tensors on inputs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from onnx_bnfold.errors import UsageError
 from onnx_bnfold.progress import progress
 from onnx_bnfold.ranges import Range
 
-_AT_A_TIME = 8  # examples, where the model leaves their number open
+_AT_A_TIME = 8  # examples per run, if the model takes any number
 
 
 def measured(path: Path, inputs: Path) -> dict[str, Range]:
-    """Run a model and return the range of every float tensor that has channels on axis 1.
+    """Run a model, and return the range of every float tensor that has channels on axis 1.
 
     Args:
-        path: the model; nothing of it is optimised away.
+        path: the model; it is run without optimisations.
         inputs: an .npz with an array per input.
 
+    Returns:
+        Tensor name → range.
+
     Raises:
-        ModelError: onnxruntime does not run the model.
+        ModelError: onnxruntime cannot run the model.
         UsageError: the inputs cannot be read or do not fit.
     """
     model = CheckedModel(path, str(path))
@@ -34,26 +37,26 @@ def measured(path: Path, inputs: Path) -> dict[str, Range]:
     session = Session(model, extra_outputs=[name for name in names if name not in known])
     feed = read_feed(inputs, session.inputs)
     _require_examples(feed, inputs)
-    found: dict[str, tuple[Range, int]] = {}
+    ranges: dict[str, tuple[Range, int]] = {}
     parts = list(_parts(feed, [spec.shape for spec in session.inputs]))
     for part in progress(parts, total=len(parts), label="measuring ranges"):
         for name, array in session.run(part).items():
             if array.dtype.kind == "f" and array.ndim >= 2 and array.size:
                 new = _range(array), array.shape[0]
-                found[name] = _joined(found[name], new) if name in found else new
-    return {name: span for name, (span, _) in found.items()}
+                ranges[name] = _joined(ranges[name], new) if name in ranges else new
+    return {name: span for name, (span, _) in ranges.items()}
 
 
 def _require_examples(feed: Feed, path: Path) -> None:
     for name, array in feed.items():
         if not array.size:
-            raise UsageError(f"{path}: {name!r} holds no examples; give some to measure ranges on")
+            raise UsageError(f"{path}: {name!r} has no examples; give some to measure ranges on")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise UsageError(f"{path}: {name!r} holds values that are not finite; give others")
+            raise UsageError(f"{path}: {name!r} has values that are not finite; give others")
 
 
 def _parts(feed: Feed, shapes: Sequence[tuple[int | str | None, ...]]) -> Iterator[Feed]:
-    """Split the examples where every input lets their number free."""
+    """Yield the examples in parts, if every input takes any number of them."""
     counts = {array.shape[0] if array.ndim else 0 for array in feed.values()}
     free = all(shape and not isinstance(shape[0], int) for shape in shapes)
     if not free or len(counts) != 1:
@@ -71,7 +74,7 @@ def _range(array: Array) -> Range:
 
 
 def _joined(first: tuple[Range, int], second: tuple[Range, int]) -> tuple[Range, int]:
-    """Join ranges of two numbers of examples; the first, where their shapes differ."""
+    """Return the range over the examples of two, and their number; the first if shapes differ."""
     (a, m), (b, n) = first, second
     if (a.rank, a.channels) != (b.rank, b.channels):
         return first

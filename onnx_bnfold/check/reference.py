@@ -1,8 +1,8 @@
 """Sessions of onnx's reference evaluator, for models that onnxruntime has no kernels for.
 
-It is slow, and not right everywhere: its BatchNormalization of opsets 9 to 13 mixes the statistics
-of the batch in and that of opsets 7 and 8 raises, so the one below takes its place; a
-ConvTranspose with groups, which it gets wrong, is refused.
+It is slow and not always correct. Its BatchNormalization of opsets 9 to 13 mixes in the statistics
+of the batch, and that of opsets 7 and 8 raises an error; the one below replaces both. A
+ConvTranspose with groups, which it computes wrongly, is refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from onnx_bnfold.graph import bodies_of, operator
 
 
 class BatchNormalization(OpRun):
-    """In inference, of every opset: computed in float32 or above and rounded once."""
+    """BatchNormalization in inference, of every opset: in float32 or above, rounded once."""
 
     op_domain = ""
 
@@ -40,7 +40,7 @@ class BatchNormalization(OpRun):
         self, x: Array, scale: Array, bias: Array, mean: Array, var: Array, **attributes: Any
     ) -> tuple[Array]:
         wide = np.promote_types(x.dtype, np.float32)
-        # (C,), or with spatial=0 (C, *sizes)
+        # scale has the shape (C,), or with spatial=0 (C, *sizes).
         shape = (-1, *[1] * max(0, x.ndim - 2)) if scale.ndim == 1 else scale.shape
         wider = [v.astype(wide).reshape(shape) for v in (scale, bias, mean, var)]
         a = wider[0] / np.sqrt(wider[3] + wide.type(attributes["epsilon"]))
@@ -53,14 +53,14 @@ class ReferenceSession(Session):
 
     Args:
         model: the model file.
-        reason: why onnxruntime does not run it, for messages.
-        weights: initializers to replace, by name; what is written into the arrays later is seen.
-        rewritten: the graph to load in place of the file's, with its large tensors in files.
+        reason: why onnxruntime cannot run it, for messages.
+        weights: initializers to replace, by name; later changes of the arrays take effect.
+        rewritten: a model to load instead of the file, with its large tensors in files.
         extra_outputs: further tensors to return.
-        watch: adds up the time spent in the evaluator.
+        watch: measures the time spent in the evaluator.
 
     Raises:
-        ModelError: the evaluator does not load the model, or is known to be wrong about it.
+        ModelError: the evaluator cannot load the model, or is known to compute it wrongly.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ReferenceSession(Session):
                 self._evaluator = ReferenceEvaluator(proto, new_ops=[BatchNormalization])
         except Exception as error:  # its errors share no base class
             raise self._failure(error, "load it") from error
-        # It looks them up anew in every run.
+        # The evaluator looks these up in every run.
         self._evaluator.rt_inits_.update(weights or {})
         constants = {tensor.name for tensor in proto.graph.initializer}
         self.inputs = tuple(map(_spec, (i for i in proto.graph.input if i.name not in constants)))
@@ -91,7 +91,7 @@ class ReferenceSession(Session):
         self.outputs = tuple(output.name for output in proto.graph.output)
 
     def run(self, feed: Feed, names: Sequence[str] | None = None) -> dict[str, Array]:
-        """Runs the model once; see `Session.run`."""
+        """Run the model once; see ``Session.run``."""
         names = self.outputs if names is None else names
         try:
             with self._watch, np.errstate(all="ignore"):
@@ -104,7 +104,7 @@ class ReferenceSession(Session):
 
     def _failure(self, error: Exception, what: str) -> ModelError:
         return ModelError(
-            f"{self._reason}; onnx's reference evaluator does not {what} either: {_said(error)}"
+            f"{self._reason}; onnx's reference evaluator cannot {what} either: {_said(error)}"
         )
 
 
@@ -115,10 +115,10 @@ def _require_known(proto: onnx.ModelProto) -> None:
             values = {a.name: a.i for a in node.attribute}
             op = operator(node)
             if op == "ConvTranspose" and values.get("group", 1) != 1:
-                raise ValueError("it is wrong about a ConvTranspose with groups")
+                raise ValueError("it computes a ConvTranspose with groups wrongly")
             training = values.get("training_mode") or (opset < 7 and not values.get("is_test"))
             if op == "BatchNormalization" and training:
-                raise ValueError("it runs no BatchNormalization in training mode here")
+                raise ValueError("a BatchNormalization in training mode is not supported")
 
 
 def _spec(info: onnx.ValueInfoProto) -> InputSpec:

@@ -248,7 +248,7 @@ class _Uses:
         )
 
     def groups(self) -> Iterator[tuple[list[str], dict[int, int]]]:
-        """The weights that may be divided by one number, with the layers and their types."""
+        """Yield the weights that may be divided by one number, with the layers and their types."""
         divided = {number: self._divided(number) for number in {n for n, _ in self._sources}}
         together = (
             [self._sources[number, position] for position in positions]
@@ -265,7 +265,7 @@ class _Uses:
                 yield names, layers
 
     def _divided(self, number: int) -> tuple[int, ...]:
-        """The positions of a layer's inputs to divide; none if one of them is no constant."""
+        """Return the positions of a layer's inputs to divide; none if one is not a constant."""
         node = self.nodes[number]
         op = operator(node)
         for first, *rest in _LINEAR.get(op, ()) if op not in self._left else ():
@@ -290,7 +290,7 @@ class _Uses:
                 yield None
 
     def _kind_after(self, carrier: NodeProto, kind: int) -> int:
-        """The element type that a carrier hands on; 0 if it is not told or no float."""
+        """Return the element type that a carrier passes on; 0 if it is unknown or not a float."""
         op = operator(carrier)
         if op == "CastLike":
             return 0

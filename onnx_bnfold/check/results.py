@@ -28,11 +28,11 @@ class Difference:
         noise_rms: root mean square of that noise.
         noise_snr_db: 20*log10(rms(original)/noise_rms); None without noise.
         times_noise: the difference in units of the noise, by the statistic that shows it most.
-        statistic: which statistic that is.
+        statistic: name of that statistic.
         limit: the largest times_noise allowed; None when rtol/atol replace it.
-        mismatched: elements that differ in kind (NaN, inf) or, for other types, in value.
+        mismatched: number of elements that differ in kind (NaN, inf) or, if not floats, in value.
         noise_mismatched: the same between the original and its noisiest evaluation.
-        allowed_mismatches: the largest `mismatched` allowed.
+        allowed_mismatches: the largest ``mismatched`` allowed.
         outside_tolerance: elements outside rtol/atol; None when the noise decides.
         worst_index: index of the largest difference; None when nothing differs.
         worst_original: the original's value there.
@@ -70,7 +70,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class FirstDifference:
-    """The first tensor, in graph order, from which on the models differ up to a failed output."""
+    """The first tensor, in graph order, from which on the models differ up to a failed output.
+
+    Attributes:
+        tensor: its name.
+        op_type: operator of the node that computes it.
+        node: name of that node.
+        difference: of the tensor.
+    """
 
     tensor: str
     op_type: str
@@ -80,7 +87,14 @@ class FirstDifference:
 
 @dataclass(frozen=True)
 class InputUsed:
-    """One input as it was fed: name, element type, shape of one set, where the values are from."""
+    """One input of a check.
+
+    Attributes:
+        name: of the input.
+        dtype: its element type.
+        shape: of one input set.
+        source: "random", or the file that the values are from.
+    """
 
     name: str
     dtype: str
@@ -90,21 +104,21 @@ class InputUsed:
 
 @dataclass(frozen=True)
 class Numerics:
-    """Both models on the same inputs, optimisations disabled.
+    """Both models on the same inputs, with optimisations disabled.
 
     Attributes:
-        inputs: as they were fed.
+        inputs: of the models.
         sets: number of input sets.
         seed: of random inputs and of the noise.
-        draws: evaluations of the original with other roundings that it took.
+        draws: number of evaluations of the original with other rounding.
         factor: the least limit, in units of the noise.
-        rtol, atol: tolerances in the place of the noise; None without.
+        rtol, atol: tolerances that replace the noise limit; None without.
         outputs: one comparison per output.
         first_difference: where the models begin to differ; None if they do not.
-        notes: what a reader should know, one sentence each.
+        notes: one sentence each.
         seconds: of the whole comparison.
-        evaluator: what ran the models: "onnxruntime" or "onnx's reference evaluator".
-        onnxruntime_seconds: the part of it that was spent in the evaluator.
+        evaluator: "onnxruntime" or "onnx's reference evaluator".
+        onnxruntime_seconds: the part of ``seconds`` that was spent in the evaluator.
     """
 
     inputs: tuple[InputUsed, ...]
@@ -124,7 +138,21 @@ class Numerics:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Both models on labelled data; the accuracies are fractions of the examples."""
+    """Both models on labelled data; accuracies are fractions of the examples.
+
+    Attributes:
+        data: path of the data.
+        output: name of the output with the classes.
+        examples: number of examples.
+        batch: examples per run.
+        top1_original, top1_folded: top-1 accuracy.
+        top5_original, top5_folded: top-5 accuracy; None with up to five classes.
+        changed: number of examples whose prediction differs.
+        became_right, became_wrong: number of examples that only one model predicts correctly.
+        agreement: fraction of examples with equal predictions.
+        drop: top-1 accuracy of the original minus that of the folded model.
+        seconds: of the measurement.
+    """
 
     data: str
     output: str
@@ -152,7 +180,7 @@ class Timing:
         samples_ms: every timed run, in order.
         session_ms: median time to create a session.
         peak_memory: peak resident bytes of a process that loads the model and runs it once.
-        model_memory: the part of it beyond the interpreter, the imports and the inputs.
+        model_memory: ``peak_memory`` without the interpreter, the imports and the inputs.
     """
 
     median_ms: float
@@ -166,7 +194,15 @@ class Timing:
 
 @dataclass(frozen=True)
 class LatencyMode:
-    """Interleaved runs of both models; speedup is original over folded, with a 95 % interval."""
+    """Interleaved runs of both models in one mode.
+
+    Attributes:
+        mode: of onnxruntime's optimisations.
+        inner_loops: number of runs in a sample.
+        original, folded: the timings.
+        speedup: median of the original over that of the folded model.
+        speedup_low, speedup_high: 95 % interval of the speedup.
+    """
 
     mode: Mode
     inner_loops: int
@@ -179,7 +215,18 @@ class LatencyMode:
 
 @dataclass(frozen=True)
 class Latency:
-    """Latency of both models and how much of the work onnxruntime would have done itself."""
+    """Latency of both models, and how many BNs onnxruntime's own optimiser removes.
+
+    Attributes:
+        batch: examples per run.
+        runs: timed pairs of runs per mode.
+        warm_up: untimed pairs before them.
+        threads: within an operator; 0 is onnxruntime's choice.
+        modes: the measurements.
+        bn_original, bn_folded: number of BNs.
+        bn_fused_by_onnxruntime: number of BNs of the original that onnxruntime removes.
+        remark: a sentence about these numbers.
+    """
 
     batch: int
     runs: int
@@ -198,10 +245,10 @@ class Int8Output:
 
     Attributes:
         name: of the output.
-        snr_original_db, snr_folded_db: 20*log10(rms(float)/rms(difference)); infinite for an exact
-            one, minus infinity without a signal or with int8 values that are not finite.
+        snr_original_db, snr_folded_db: 20*log10(rms(float)/rms(difference)); infinite if they are
+            equal, minus infinity without a signal or with int8 values that are not finite.
         top1_original, top1_folded: fraction of rows whose largest class is that of the original in
-            float; None if they are no class scores.
+            float; None if they are not class scores.
     """
 
     name: str
@@ -213,7 +260,12 @@ class Int8Output:
 
 @dataclass(frozen=True)
 class Int8Range:
-    """Lowest and highest value that an activation's int8 codes stand for, None where it is not."""
+    """Lowest and highest value that an activation's int8 codes represent.
+
+    Attributes:
+        tensor: name of the activation.
+        original, folded: the values; None if the model does not quantise it.
+    """
 
     tensor: str
     original: tuple[float, float] | None
@@ -225,10 +277,10 @@ class Quantized:
     """Both models quantised to int8 in the same way, on the same inputs.
 
     Attributes:
-        source: where the inputs are from: "random", or "data" of the user.
-        calibration_sets: number of inputs that calibrate.
-        sets: number of inputs that are compared.
-        outputs: the float outputs whose sizes do not depend on what is computed.
+        source: of the inputs: "random", or "data" of the user.
+        calibration_sets: number of input sets for the calibration.
+        sets: number of input sets for the comparison.
+        outputs: the float outputs whose sizes do not depend on computed values.
         ranges: the quantised activations, in graph order.
         latency: of the quantised models.
     """
@@ -243,12 +295,16 @@ class Quantized:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The outcome of a check; `holds` is true when every gate does.
+    """The outcome of a check.
 
     Attributes:
+        original, folded: paths of the models, or their labels.
+        holds: whether every gate holds.
         failures: one sentence per gate that does not hold, starting with the gate's name.
-        numerics, accuracy, latency, quantized: the sections; None if not asked for or not
-            reachable.
+        numerics, accuracy, latency, quantized: the sections; None if not requested, or not
+            possible after a failure.
+        onnxruntime_version: of the installed onnxruntime.
+        schema_version: of the JSON.
     """
 
     original: str
@@ -263,12 +319,12 @@ class CheckResult:
     schema_version: int = SCHEMA_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as plain JSON types; a value that is not finite becomes None."""
+        """Return the record as plain JSON types; a value that is not finite becomes None."""
         plain: dict[str, Any] = _plain(dataclasses.asdict(self))
         return plain
 
     def to_json(self) -> str:
-        """The record as strict JSON text (RFC 8259), ending in a newline."""
+        """Return the record as strict JSON text (RFC 8259), ending in a newline."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Model files and onnxruntime sessions; the only module of the check that loads onnxruntime."""
+"""onnxruntime sessions; the only module of the check that loads onnxruntime."""
 
 import os
 import tempfile
@@ -10,19 +10,24 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
+from onnx_bnfold.arrays import Array as Array  # for the modules of the check, too
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.errors import ModelError, UsageError
 from onnx_bnfold.interrupts import held_back
 
-Array: TypeAlias = NDArray[Any]
 Feed: TypeAlias = dict[str, Array]
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """An input as onnxruntime declares it: `type` like "tensor(float)", sizes, symbols or None."""
+    """An input as onnxruntime declares it.
+
+    Attributes:
+        name: of the input.
+        type: such as "tensor(float)".
+        shape: a size, a symbol or None for each axis.
+    """
 
     name: str
     type: str
@@ -30,7 +35,11 @@ class InputSpec:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The numpy element type; UsageError for types that numpy or this check cannot feed."""
+        """The numpy element type.
+
+        Raises:
+            UsageError: the check has no values for the type.
+        """
         try:
             return np.dtype(_DTYPES[self.type])
         except KeyError:
@@ -53,12 +62,16 @@ _DTYPES = {
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
-    """Whether it is a float type: bfloat16 is one too, which numpy does not know."""
+    """Return whether a type is a float type; numpy itself does not know bfloat16 as one."""
     return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
 class Stopwatch:
-    """Adds up the time spent inside `with` blocks, in seconds."""
+    """Adds up the time spent inside ``with`` blocks.
+
+    Attributes:
+        seconds: so far.
+    """
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -75,17 +88,22 @@ class Session:
 
     Args:
         model: the model file.
-        optimised: all of onnxruntime's graph optimisations, or none.
+        optimised: enable all of onnxruntime's graph optimisations, or none.
         threads: threads within an operator; 0 is onnxruntime's choice.
-        prepack: whether onnxruntime may keep copies of the weights in its kernels' own layout.
+        prepack: let onnxruntime keep copies of the weights in the layout of its kernels.
         weights: initializers to replace, by name, with arrays of the same shape and type. Without
-            `prepack` the session sees what is written into them later.
-        rewritten: the graph to load in place of the file's, with its large tensors in files.
+            ``prepack``, later changes of the arrays take effect.
+        rewritten: a model to load instead of the file, with its large tensors in files.
         extra_outputs: further tensors to return.
-        watch: adds up the time spent in onnxruntime.
+        watch: measures the time spent in onnxruntime.
+
+    Attributes:
+        inputs: of the model.
+        overridable: names of initializers that an input can override.
+        outputs: names of the model's outputs.
 
     Raises:
-        ModelError: onnxruntime does not load the model.
+        ModelError: onnxruntime cannot load the model.
     """
 
     def __init__(
@@ -107,7 +125,7 @@ class Session:
         options = session_options(optimised=optimised, threads=threads, custom_ops=model.custom_ops)
         if not prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
-        # onnxruntime does not copy these: the session must keep them alive.
+        # onnxruntime does not copy these, so the session has to keep them alive.
         self._weights = {
             name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (weights or {}).items()
         }
@@ -127,7 +145,7 @@ class Session:
                 )
         except Exception as error:  # onnxruntime's errors share no base class
             kind = NoKernelError if _lacks_kernel(error) else ModelError
-            raise kind(f"onnxruntime does not load {self._label}: {_say(error)}") from error
+            raise kind(f"onnxruntime cannot load {self._label}: {_message(error)}") from error
         self.inputs = tuple(
             InputSpec(i.name, i.type, tuple(i.shape)) for i in self._session.get_inputs()
         )
@@ -135,17 +153,17 @@ class Session:
         self.outputs = tuple(output.name for output in self._session.get_outputs())
 
     def run(self, feed: Feed, names: Sequence[str] | None = None) -> dict[str, Array]:
-        """Runs the model once.
+        """Run the model once.
 
         Args:
-            feed: arrays by input name; those of inputs the model does not have are left out.
-            names: the outputs to compute; by default all.
+            feed: input name → array; names that are not inputs of the model are ignored.
+            names: the outputs to compute; all by default.
 
         Returns:
-            Arrays by output name; the elements of a sequence as `name[i]`.
+            Output name → array; elements of a sequence are named ``name[i]``.
 
         Raises:
-            ModelError: onnxruntime refuses the feed.
+            ModelError: onnxruntime cannot run the model on the feed.
         """
         names = self.outputs if names is None else names
         feed = {spec.name: feed[spec.name] for spec in self.inputs}
@@ -155,14 +173,14 @@ class Session:
         except Exception as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
             raise ModelError(
-                f"onnxruntime cannot run {self._label} on {shapes}: {_say(error)}; "
+                f"onnxruntime cannot run {self._label} on {shapes}: {_message(error)}; "
                 "set the shapes with --shape or give --inputs"
             ) from error
         return named(names, values)
 
 
 class NoKernelError(ModelError):
-    """The model may be right, but onnxruntime has nothing to run it with."""
+    """The model may be valid, but onnxruntime has no kernel for some node of it."""
 
 
 def _lacks_kernel(error: Exception) -> bool:
@@ -171,7 +189,7 @@ def _lacks_kernel(error: Exception) -> bool:
 
 
 def join(results: Iterable[Mapping[str, Array]]) -> dict[str, Array]:
-    """The outputs of several input sets, each joined along its first axis if it has one."""
+    """Return the outputs of several input sets, each joined along its first axis if it has one."""
     collected: dict[str, list[Array]] = {}
     for result in results:
         for name, array in result.items():
@@ -190,7 +208,12 @@ def _joined(arrays: Sequence[Array]) -> Array:
 def session_options(
     *, optimised: bool, threads: int = 0, custom_ops: Sequence[str | os.PathLike[str]] = ()
 ) -> Any:
-    """SessionOptions of onnxruntime, quiet, with all graph optimisations or none.
+    """Return SessionOptions of onnxruntime, without log messages.
+
+    Args:
+        optimised: see ``Session``.
+        threads: see ``Session``.
+        custom_ops: libraries with custom operators.
 
     Raises:
         UsageError: a library with custom operators cannot be loaded.
@@ -204,23 +227,24 @@ def session_options(
     )
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
-    # A session whose threads keep spinning after a run would slow the next session's run.
+    # Threads that keep spinning after a run would slow down the next run of another session.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     for library in custom_ops:
         try:
             options.register_custom_ops_library(os.fspath(library))
         except Exception as error:
             raise UsageError(
-                f"onnxruntime cannot load custom operators from {os.fspath(library)}: {_say(error)}"
+                f"onnxruntime cannot load custom operators from {os.fspath(library)}: "
+                f"{_message(error)}"
             ) from error
     return options
 
 
 def optimised_graph(model: CheckedModel) -> onnx.ModelProto:
-    """The model as onnxruntime's own optimiser leaves it, short of hardware-specific layouts.
+    """Return the model after onnxruntime's own optimisations, except hardware-specific layouts.
 
     Raises:
-        ModelError: onnxruntime does not load the model.
+        ModelError: onnxruntime cannot load the model.
     """
     ort = _onnxruntime()
 
@@ -235,14 +259,14 @@ def optimised_graph(model: CheckedModel) -> onnx.ModelProto:
         try:
             ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise ModelError(f"onnxruntime does not load {model.label}: {_say(error)}") from error
+            raise ModelError(f"onnxruntime cannot load {model.label}: {_message(error)}") from error
         return CheckedModel(path, model.label).skeleton
 
 
 def with_outputs(
     model: CheckedModel, rewritten: onnx.ModelProto | None, names: Sequence[str]
 ) -> onnx.ModelProto:
-    """The model with further tensors as outputs; onnxruntime infers their types."""
+    """Return the model with further tensors as outputs; onnxruntime infers their types."""
     if rewritten is None:
         proto = onnx.load(model.path, load_external_data=False)
     else:
@@ -253,14 +277,14 @@ def with_outputs(
 
 
 def onnxruntime_version() -> str:
-    """The version of the installed onnxruntime."""
+    """Return the version of the installed onnxruntime."""
     ort = _onnxruntime()
 
     return str(ort.__version__)
 
 
 def named(names: Sequence[str], values: Sequence[Any]) -> dict[str, Array]:
-    """Outputs by name; the elements of a sequence as `name[i]`."""
+    """Return output name → array; elements of a sequence are named ``name[i]``."""
     return dict(_named(names, values))
 
 
@@ -274,14 +298,14 @@ def _named(names: Sequence[str], values: Sequence[Any]) -> Iterator[tuple[str, A
             yield name, np.asarray(value)
 
 
-def _say(error: Exception) -> str:
-    """The first line of an onnxruntime error, without its code."""
+def _message(error: Exception) -> str:
+    """Return the first line of an onnxruntime error, without its code."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].split(" : ", 3)[-1].strip().rstrip(".")
 
 
 def _onnxruntime() -> Any:
-    """The module, loaded when first needed."""
+    """Return the module onnxruntime, which is imported when first needed."""
     with held_back():
         import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 

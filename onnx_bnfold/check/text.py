@@ -1,4 +1,4 @@
-"""A check as plain text: no colour, no cursor movement, aligned columns."""
+"""The record of a check as plain text: aligned columns, without colour or cursor movement."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +14,7 @@ from onnx_bnfold.check.results import (
 
 
 def render_text(result: CheckResult) -> str:
-    """The check as lines of text, ending in a newline; the last says whether it holds."""
+    """Return the record as lines of text; the last line says whether the check holds."""
     lines = [f"original  {result.original}", f"folded    {result.folded}"]
     if result.numerics is not None:
         lines += _numerics(result.numerics)
@@ -43,7 +43,7 @@ def _numerics(numerics: Numerics) -> Iterator[str]:
     if numerics.rtol is None and numerics.atol is None:
         yield (
             f"          limit: {numerics.factor:g} times the original's own rounding noise, "
-            f"from {numerics.draws} evaluations that round otherwise"
+            f"from {numerics.draws} evaluations with other rounding"
         )
     else:
         yield f"          limit: atol {numerics.atol or 0:g} + rtol {numerics.rtol or 0:g}"
@@ -62,20 +62,20 @@ def _numerics(numerics: Numerics) -> Iterator[str]:
         yield f"  note: {note}"
 
 
-def _row(found: Difference) -> tuple[str, ...]:
-    verdict = "ok" if found.holds else "FAILED"
-    if found.holds and found.reason:
+def _row(output: Difference) -> tuple[str, ...]:
+    verdict = "ok" if output.holds else "FAILED"
+    if output.holds and output.reason:
         verdict = "not compared"
-    if "float" not in found.dtype:
-        equal = f"{found.mismatched} differ"
-        return (found.name, equal, "", "", "", "", verdict)
+    if "float" not in output.dtype:
+        equal = f"{output.mismatched} differ"
+        return (output.name, equal, "", "", "", "", verdict)
     return (
-        found.name,
-        f"{found.max_abs:.3g}",
-        "-" if found.relative_to_peak is None else f"{found.relative_to_peak:.2g}",
-        "exact" if found.snr_db is None else f"{found.snr_db:.1f}",
-        f"{found.times_noise:.3g}",
-        "" if found.top1_agreement is None else f"{found.top1_agreement:.2%}",
+        output.name,
+        f"{output.max_abs:.3g}",
+        "-" if output.relative_to_peak is None else f"{output.relative_to_peak:.2g}",
+        "exact" if output.snr_db is None else f"{output.snr_db:.1f}",
+        f"{output.times_noise:.3g}",
+        "" if output.top1_agreement is None else f"{output.top1_agreement:.2%}",
         verdict,
     )
 
@@ -100,7 +100,7 @@ def _latency(latency: Latency) -> Iterator[str]:
     threads = f"{latency.threads} thread(s)" if latency.threads else "onnxruntime's threads"
     yield ""
     yield (
-        f"latency   batch {latency.batch}, {threads}, {latency.runs} pairs of runs in turns "
+        f"latency   batch {latency.batch}, {threads}, {latency.runs} interleaved pairs of runs "
         f"after {latency.warm_up} to warm up"
     )
     header = ("optimisations", "original ms", "folded ms", "speed-up", "95 % interval")
@@ -154,7 +154,7 @@ def _quantized(quantized: Quantized) -> Iterator[str]:
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Rows in columns: the first aligned left, the others right."""
+    """Yield rows in columns: the first aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         first, *others = (

@@ -24,27 +24,27 @@ def header(check: Record) -> list[Element]:
 
 
 def verdict(check: Record | None) -> Element:
-    """Return the outcome of a check in a word."""
+    """Return a pill with the outcome of a check; None if none ran."""
     if check is None:
         return pill("not checked", "quiet")
     return pill("check holds", "good") if check["holds"] else pill("check FAILED", "bad")
 
 
 def sections(check: Record) -> list[Element]:
-    """Return what a check found: failures, errors per output, accuracy, latency."""
-    found = []
+    """Return the sections of a check: failures, errors per output, accuracy, latency, int8."""
+    parts = []
     if check["failures"]:
         failures = (el("li", failure) for failure in check["failures"])
-        found.append(_section("failures", "Gates that do not hold", el("ul", *failures)))
+        parts.append(_section("failures", "Gates that do not hold", el("ul", *failures)))
     if check["numerics"] is not None:
-        found.append(_numerics(check["numerics"]))
+        parts.append(_numerics(check["numerics"]))
     if check["accuracy"] is not None:
-        found.append(_accuracy(check["accuracy"]))
+        parts.append(_accuracy(check["accuracy"]))
     if check["latency"] is not None:
-        found.append(_latency(check["latency"]))
+        parts.append(_latency(check["latency"]))
     if check["quantized"] is not None:
-        found.append(_quantized(check["quantized"]))
-    return found
+        parts.append(_quantized(check["quantized"]))
+    return parts
 
 
 def _section(name: str, title: str, *children: Element) -> Element:
@@ -56,9 +56,9 @@ def _numerics(numerics: Record) -> Element:
     limit = (
         f"The limit is atol {numerics['atol'] or 0:g} + rtol {numerics['rtol'] or 0:g}."
         if by_tolerance
-        else "Rounding noise is what the original itself changes by when everything in it is "
-        f"rounded anew; a difference of up to {numerics['factor']:g} times that is no fault, nor "
-        "is one that the original itself would show once in a thousand checks."
+        else "Rounding noise is how much the outputs of the original itself change when everything "
+        f"in it is rounded differently. A difference of up to {numerics['factor']:g} times the "
+        "noise holds, or up to what the original itself exceeds only once in a thousand checks."
     )
     fed = ", ".join(f"{i['name']} {i['dtype']} {i['shape']}" for i in numerics["inputs"])
     source = numerics["inputs"][0]["source"] if numerics["inputs"] else "none"
@@ -82,18 +82,18 @@ def _outputs(outputs: Sequence[Record]) -> Element:
     return table(heads, [_output(output) for output in outputs], numbers=range(1, 7))
 
 
-def _output(found: Record) -> list[Element | str]:
-    verdict = pill("ok", "good") if found["holds"] else pill("failed", "bad")
-    if "float" not in found["dtype"]:
-        return [el("code", found["name"]), f"{found['mismatched']} differ", *[""] * 5, verdict]
+def _output(output: Record) -> list[Element | str]:
+    verdict = pill("ok", "good") if output["holds"] else pill("failed", "bad")
+    if "float" not in output["dtype"]:
+        return [el("code", output["name"]), f"{output['mismatched']} differ", *[""] * 5, verdict]
     return [
-        el("code", found["name"]),
-        _number(found["max_abs"], ".3g"),
-        _number(found["relative_to_peak"], ".2g"),
-        _number(found["snr_db"], ".1f", " dB"),
-        _number(found["noise_snr_db"], ".1f", " dB"),
-        _number(found["times_noise"], ".3g"),
-        _number(found["top1_agreement"], ".2%"),
+        el("code", output["name"]),
+        _number(output["max_abs"], ".3g"),
+        _number(output["relative_to_peak"], ".2g"),
+        _number(output["snr_db"], ".1f", " dB"),
+        _number(output["noise_snr_db"], ".1f", " dB"),
+        _number(output["times_noise"], ".3g"),
+        _number(output["top1_agreement"], ".2%"),
         verdict,
     ]
 
@@ -106,8 +106,9 @@ def _first(first: Record | None) -> Iterator[Element]:
     if first is not None:
         node = f"{first['op_type']} {first['node']!r}"
         yield el(
-            "p", "The first tensor that differs is ", el("code", first["tensor"]), ", written by ",
-            el("code", node), f": {first['difference']['reason']}.", class_="note",
+            "p", "The first tensor that differs is ", el("code", first["tensor"]),
+            ", an output of ", el("code", node), f": {first['difference']['reason']}.",
+            class_="note",
         )  # fmt: skip
 
 
@@ -131,7 +132,8 @@ def _accuracy(accuracy: Record) -> Element:
 def _latency(latency: Record) -> Element:
     threads = latency["threads"] or "onnxruntime's choice of"
     about = (
-        f"{latency['runs']} pairs of runs in turns, batch {latency['batch']}, {threads} thread(s). "
+        f"{latency['runs']} interleaved pairs of runs, batch {latency['batch']}, {threads} "
+        "thread(s). "
         f"{latency['remark'][:1].upper()}{latency['remark'][1:]}."
     )
     parts = [el("p", about, class_="lead")]
@@ -170,10 +172,10 @@ def _quantized(quantized: Record) -> Element:
     parts += [table(heads, rows, numbers=range(1, 5)), *_timed(quantized["latency"])]
     if quantized["ranges"]:
         key = el(
-            "p", "How much the codes of an activation span: ",
+            "p", "The range that the codes of an activation represent: ",
             el("span", class_="square before"), " original, ",
-            el("span", class_="square after"), " folded. A bar on one side only is a tensor that "
-            "the other model does not have.", class_="lead",
+            el("span", class_="square after"), " folded. A single bar is a tensor that the other "
+            "model does not have.", class_="lead",
         )  # fmt: skip
         parts += [el("h3", "Ranges of the activations"), key]
         parts.append(el("div", ranges_chart(quantized["ranges"]), class_="scroll"))

@@ -1,7 +1,7 @@
 """The report of a fold as plain data; ``schema.json`` beside this file describes its JSON form.
 
-It holds no time, no path and no name of the machine: folding the same file gives the same report,
-but for what a check measures.
+It contains no time, no path and nothing about the machine: folding the same file gives the same
+report, except for what a check measures.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_bnfold import batchnorm
-from onnx_bnfold.api import Outcome, data_files, files_of
+from onnx_bnfold.api import Outcome
 from onnx_bnfold.check.results import CheckResult
 from onnx_bnfold.metadata import sha256_of
 from onnx_bnfold.report import Rescaled, copied_bytes
@@ -31,7 +31,13 @@ _PACKAGES = ("numpy", "onnx", "onnxruntime")
 
 @dataclass(frozen=True)
 class File:
-    """A file: its name without folder, its length, and its SHA-256 as ``sha256sum`` prints it."""
+    """A file of a model.
+
+    Attributes:
+        name: without its folder.
+        bytes: its length.
+        sha256: as ``sha256sum`` prints it.
+    """
 
     name: str
     bytes: int
@@ -40,23 +46,26 @@ class File:
 
 @dataclass(frozen=True)
 class FoldReport:
-    """A fold, or with ``--dry-run`` what it would be.
+    """A fold, or the fold that a dry run has planned.
 
     Attributes:
         tool: name and version of this package.
-        packages: versions of Python and of the packages that matter; None if not installed.
+        packages: name → version of Python and of the packages used; None if not installed.
         options: the attributes of ``Options``.
         source: the model's file, then its data files.
-        result: the same of the folded model; None for a dry run.
-        bytes_before, bytes_after: of these files together; None for a dry run.
-        copied_bytes: what copies of weights that several nodes read add to the model.
-        written: whether the result got its place; False if a gate did not hold.
-        input_shapes: for which the figures are counted; None where a size is not known.
+        result: the folded model's file, then its data file; None for a dry run.
+        bytes_before: length of the files of ``source``.
+        bytes_after: length of the files of ``result``; None for a dry run.
+        copied_bytes: bytes of weights that were copied because several nodes read them.
+        written: whether the folded model was written; False if a gate did not hold.
+        input_shapes: name → shape that the figures are counted for; None for an unknown size.
         before, after: figures of the model.
         batch_normalizations: one record per BatchNormalization, in the order of the graphs.
-        affine_nodes: one per Mul, Add, Sub or Div by a constant that was folded too.
+        affine_nodes: one record per Mul, Add, Sub or Div by a constant that was folded as well.
         layers: the weights of every node that took a scale or a shift.
+        rescaled_tensors: tensors that remain in the model with other values.
         check: the record of the check, if one ran.
+        schema_version: of the JSON.
     """
 
     tool: dict[str, str]
@@ -86,23 +95,23 @@ class FoldReport:
 
 
 def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> FoldReport:
-    """Collect everything about a fold.
+    """Return the report of a fold.
 
     Args:
-        outcome: the fold, its source still open.
-        sizes: shapes of inputs, or sizes of symbolic dimensions, by name.
-        check: the record of the check of it, if one ran.
+        outcome: the fold; its source is still open.
+        sizes: name of an input → shape, or name of a symbolic dimension → one size.
+        check: the record of its check, if one ran.
 
     Returns:
-        The report, of a result that did not get its place yet.
+        The report; its ``written`` is False, as the model is not in its place yet.
     """
     folding = outcome.folding
-    layers, places = layers_of(folding.plans)
+    layers, places = layers_of([*folding.rounds])
     merged = merged_records(folding.merged, outcome.original)
-    records = [*merged, *records_of(folding.plans, places)]
+    records = [*merged, *records_of(folding, places)]
     norms = [record for record in records if record.op == batchnorm.OPERATOR]
-    source = _files(files_of(outcome.source, data_files(outcome.original)))
-    result = None if outcome.path is None else _files(files_of(outcome.path, None))
+    source = _files(outcome.source_files)
+    result = None if outcome.path is None else _files(outcome.files)
     return FoldReport(
         tool={"name": "onnx_bnfold", "version": __version__},
         packages=_packages(),
@@ -111,7 +120,7 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
         result=result,
         bytes_before=_length(source),
         bytes_after=None if result is None else _length(result),
-        copied_bytes=copied_bytes(folding.plans),
+        copied_bytes=sum(map(copied_bytes, folding.rounds)),
         written=False,
         input_shapes=input_shapes(outcome.original, sizes),
         before=figures_of(outcome.original, folding.read, sizes),

@@ -1,4 +1,4 @@
-"""The figures of a model that a fold changes."""
+"""Figures of a model that a fold changes, such as the number of nodes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ class Figures:
     Attributes:
         nodes: number of nodes.
         batch_normalizations: number of BatchNormalization nodes.
-        parameters: elements of all constant tensors that the model stores.
+        parameters: number of elements of all constant tensors in the model.
         parameter_bytes: their size.
-        multiply_adds: products that Conv, ConvTranspose, Gemm and MatMul sum, and output elements
-            of BatchNormalization, Mul and Div, in one evaluation; None if not known.
-        multiplicative_depth: multiplications on the longest path; None if not known.
-        non_polynomial: operators that are no polynomials, on the path with most; None if not known.
-        unknown: what is not known, one sentence, or None.
+        multiply_adds: number of products that linear layers sum, and of output elements of
+            BatchNormalization, Mul and Div, in one evaluation; None if not known.
+        multiplicative_depth: number of multiplications on the longest path; None if not known.
+        non_polynomial: number of operators that are not polynomials, on the path with the most;
+            None if not known.
+        unknown: which figures are not known, as a sentence, or None.
     """
 
     nodes: int
@@ -41,12 +42,12 @@ class Figures:
 
 
 def figures_of(model: ModelProto, read: ReadTensor, sizes: Sizes) -> Figures:
-    """Count the figures of a model.
+    """Return the figures of a model.
 
     Args:
-        model: a model whose tensors may lack their values; it is not changed.
-        read: reads the elements of an initializer.
-        sizes: shapes of inputs, or sizes of symbolic dimensions, by name.
+        model: tensors may lack their values; it is not changed.
+        read: returns the elements of an initializer.
+        sizes: name of an input → shape, or name of a symbolic dimension → one size.
     """
     operators = [operator(node) for graph in graphs_of(model) for node in graph.nodes]
     stored = [tensor for tensor in _stored(model) if tensor.data_type != TensorProto.STRING]

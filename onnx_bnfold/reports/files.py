@@ -1,4 +1,4 @@
-"""Writing reports; the ending of a file's name is its format."""
+"""Write reports; the ending of the file's name determines the format."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ FORMATS: Mapping[str, Callable[[Data], str]] = {".html": _html, ".json": _json}
 
 
 def require_writable(paths: Sequence[str], *, taken: Sequence[str | None] = ()) -> None:
-    """Find out, before hours of work, that reports could not be written.
+    """Check that reports can be written, before the work that they are about.
 
     Args:
-        paths: where the reports shall go.
-        taken: files that they must not replace.
+        paths: of the reports.
+        taken: paths that they must not replace.
 
     Raises:
         UsageError: a name has no known ending or is used twice, or its folder does not exist.
@@ -41,18 +41,18 @@ def require_writable(paths: Sequence[str], *, taken: Sequence[str | None] = ()) 
     for path in map(Path, paths):
         if path.suffix.lower() not in FORMATS:
             endings = " or ".join(FORMATS)
-            raise UsageError(f"{path}: a report's name ends in {endings}")
+            raise UsageError(f"{path}: give a name that ends in {endings} for the report")
         if not path.parent.is_dir():
-            raise UsageError(f"{path}: cannot be written: there is no folder {path.parent}")
+            raise UsageError(f"{path}: the folder {path.parent} does not exist; create it first")
         if path.exists() and not path.is_file():
             raise UsageError(f"{path}: is not a regular file; give the name of a file to write")
         if os.path.realpath(path) in used:
-            raise UsageError(f"{path}: is used for something else; give another name to write")
+            raise UsageError(f"{path}: is the name of another file; give another name to write")
         used.add(os.path.realpath(path))
 
 
 def write(path: str | os.PathLike[str], data: Data) -> None:
-    """Write a report, whole or not at all.
+    """Write a report, completely or not at all.
 
     Args:
         path: ends in ``.json`` or ``.html``.

@@ -24,13 +24,18 @@ _FIGURES = (
 
 
 def sections(data: Record, checked: Sequence[Element]) -> list[Element]:
-    """Return the page of a fold, with the sections of its check."""
-    found = [_header(data), _summary(data), *checked]
+    """Return the sections of the page of a fold.
+
+    Args:
+        data: the report.
+        checked: the sections of its check.
+    """
+    parts = [_header(data), _summary(data), *checked]
     if data["batch_normalizations"]:
-        found.append(norms_section(data))
+        parts.append(norms_section(data))
     if weights := [layer for layer in data["layers"] if _is_drawn(layer)]:
-        found.append(_weights(weights))
-    return [*found, _footer(data)]
+        parts.append(_weights(weights))
+    return [*parts, _footer(data)]
 
 
 def _header(data: Record) -> Element:
@@ -64,8 +69,8 @@ def _summary(data: Record) -> Element:
         cards.append(_card("bytes", data["bytes_before"], data["bytes_after"]))
     parts = [el("div", *cards, class_="cards")]
     if data["copied_bytes"]:
-        text = f"Copies of weights that several nodes read take {data['copied_bytes']:,} bytes more"
-        parts.append(el("p", f"{text}; --keep-shared-weights makes none.", class_="note"))
+        text = f"Copies of weights that several nodes read add {data['copied_bytes']:,} bytes"
+        parts.append(el("p", f"{text}; --keep-shared-weights avoids them.", class_="note"))
     unknown = dict.fromkeys(data[when]["unknown"] for when in ("before", "after"))
     parts += [el("p", f"Not counted: {text}.", class_="note") for text in unknown if text]
     if data["batch_normalizations"]:
@@ -76,9 +81,9 @@ def _summary(data: Record) -> Element:
 def _card(label: str, before: int | None, after: int | None) -> Element:
     if before is None or after is None:
         return el("div", el("h3", label), el("p", "not known", class_="now"), class_="card")
-    told = "unchanged" if before == after else f"from {_short(before)} ({_change(before, after)})"
+    text = "unchanged" if before == after else f"from {_short(before)} ({_change(before, after)})"
     return el(
-        "div", el("h3", label), el("p", _short(after), class_="now"), el("p", told, class_="was"),
+        "div", el("h3", label), el("p", _short(after), class_="now"), el("p", text, class_="was"),
         class_="card", title=f"{before:,} → {after:,}",
     )  # fmt: skip
 
@@ -99,7 +104,7 @@ def _short(number: int) -> str:
 def _strip(norms: Sequence[Record]) -> Element:
     """Draw one square per BatchNormalization, in the order of the graph."""
     squares = [
-        el("a", href=f"#bn-{i}", class_=f"square {norm['status']}", title=_told(norm))
+        el("a", href=f"#bn-{i}", class_=f"square {norm['status']}", title=_title(norm))
         for i, norm in enumerate(norms)
     ]
     key = el(
@@ -110,12 +115,12 @@ def _strip(norms: Sequence[Record]) -> Element:
     return el("div", key, el("div", *squares, class_="strip"))
 
 
-def _told(norm: Record) -> str:
+def _title(norm: Record) -> str:
     return f"{norm['status']}: {norm['name']}" + (f" ({norm['reason']})" if norm["reason"] else "")
 
 
 def _reasons(norms: Sequence[Record]) -> Iterator[Element]:
-    """Yield why BatchNormalizations stay, the most frequent reason first."""
+    """Yield the reasons why BatchNormalizations are kept, the most frequent first."""
     counts = Counter(norm["reason"] for norm in norms if norm["reason"])
     if not counts:
         return
@@ -138,17 +143,17 @@ def _reasons(norms: Sequence[Record]) -> Iterator[Element]:
 
 
 def _is_drawn(layer: Record) -> bool:
-    """Whether a layer is one that quantisation rounds, and its weights are not all zero."""
+    """Return whether a layer is one that is quantised, and its weights are not all zero."""
     ends = ("quietest_before", "quietest_after")
     return layer["op"] in LAYOUTS and all(layer[end] is not None for end in ends)
 
 
 def _weights(layers: Sequence[Record]) -> Element:
     lead = el(
-        "p", "Per layer, from the quietest output channel's largest weight to the loudest's: ",
-        el("span", class_="square before"), " before, ", el("span", class_="square after"),
-        " after. A longer bar means that quantisation with one scale per tensor loses more.",
-        class_="lead",
+        "p", "For each layer, the largest weights of its output channels, from the smallest to the "
+        "largest of them: ", el("span", class_="square before"), " before, ",
+        el("span", class_="square after"), " after. The longer the bar, the more is lost by "
+        "quantisation with one scale per tensor.", class_="lead",
     )  # fmt: skip
     heads = ("layer", "type", "quietest before", "after", "largest before", "after", "of the range")
     rows = [_layer(layer) for layer in layers]

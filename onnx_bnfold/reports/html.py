@@ -1,8 +1,8 @@
-"""The report as one page: no network, no font, no script but its own.
+"""The report as one HTML page, which loads nothing: its style and script are inside.
 
-Names come from a model and are untrusted: ``markup`` escapes them, unprintable and bidirectional
-control characters become escape sequences, and a Content-Security-Policy allows nothing but the
-page's own style and script, by their hashes.
+Names come from a model and are untrusted. ``markup`` escapes them and replaces unprintable and
+bidirectional control characters by escape sequences, and a Content-Security-Policy allows nothing
+but the page's own style and script, by their hashes.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _hash(text: str) -> str:
 
 
 def _embedded(data: Data) -> str:
-    """Return JSON that cannot end the element it is in."""
+    """Return JSON that cannot close the HTML element that contains it."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     for letter in "<>&":
         text = text.replace(letter, f"\\u{ord(letter):04x}")

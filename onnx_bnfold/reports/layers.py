@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import ml_dtypes
@@ -15,6 +17,7 @@ from onnx_bnfold.new_constants import NewConstant, new_constants
 from onnx_bnfold.planner import GraphPlan
 from onnx_bnfold.reports.nodes import Node, Places
 from onnx_bnfold.site import Site
+from onnx_bnfold.source import rounded
 
 Array = np.ndarray[Any, Any]
 
@@ -45,25 +48,25 @@ class Layer(Node):
     range_used_after: float | None
 
 
-def layers_of(plans: Sequence[GraphPlan]) -> tuple[tuple[Layer, ...], Places]:
+def layers_of(rounds: Sequence[Sequence[GraphPlan]]) -> tuple[tuple[Layer, ...], Places]:
     """Measure the weights of all nodes that took something.
 
     Args:
-        plans: of all graphs; every new constant is computed once more, one at a time.
+        rounds: the plans of all graphs; every new constant is computed once more, one at a time.
 
     Returns:
-        The layers, and (position of the graph, node index) → position of the layer.
+        The layers, and (identity of the plan, node index) → position of the layer.
     """
     layers: list[Layer] = []
     places: dict[tuple[int, int], int] = {}
-    for position, plan in enumerate(plans):
+    for position, plan in chain.from_iterable(map(enumerate, rounds)):
         new = {(each.node, each.slot): each for each in new_constants(position, plan)}
         for index in sorted(
             (plan.touched.keys() | plan.equalized.keys() | plan.evened) - plan.site.removed
         ):
             slot = _factor_slot(plan.site, index)
             if slot is not None:
-                places[position, index] = len(layers)
+                places[id(plan), index] = len(layers)
                 layers.append(_layer(plan.site, index, slot, new.get((index, slot))))
     return tuple(layers), places
 
@@ -81,8 +84,9 @@ def _factor_slot(site: Site, index: int) -> int | None:
 
 def _layer(site: Site, index: int, slot: int, new: NewConstant | None) -> Layer:
     view = site.view(index)
-    name = view.name_in(slot)
-    before = site.constants.value(name)
+    name, info = view.name_in(slot), view.constant(slot)
+    assert info is not None
+    before = rounded(partial(site.constants.value, name), info.data_type)
     measured = _measured(site, index, before)
     changed = measured if new is None else _measured(site, index, new())
     largest = float(ml_dtypes.finfo(before.dtype).max)  # type: ignore[no-untyped-call]

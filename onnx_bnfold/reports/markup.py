@@ -1,4 +1,4 @@
-"""Elements of the page. Text and attributes are escaped when they are written, never by hand."""
+"""HTML and SVG elements; text and attributes are escaped when the page is written."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def el(tag: str, *children: Element | str, **attributes: object) -> Element:
 
     Args:
         tag: its name.
-        children: elements and text; unprintable characters of text become escape sequences.
-        attributes: by name, where ``_`` stands for ``-`` and is dropped at the end (``class_``);
-            True gives an attribute without a value, None and False none at all.
+        children: elements and text; unprintable characters become escape sequences.
+        attributes: name → value; ``_`` in a name becomes ``-``, and is dropped at the end
+            (``class_``). True means an attribute without a value, None and False mean no attribute.
     """
-    made = Element(tag)
+    element = Element(tag)
     for name, value in attributes.items():
         if value is not None and value is not False:
             text = "" if value is True else printable(str(value))
-            made.set(name.rstrip("_").replace("_", "-"), text)
-    _fill(made, children)
-    return made
+            element.set(name.rstrip("_").replace("_", "-"), text)
+    _fill(element, children)
+    return element
 
 
 def written(elements: Iterable[Element]) -> str:
@@ -36,14 +36,14 @@ def written(elements: Iterable[Element]) -> str:
 
 
 def pill(text: str, kind: str) -> Element:
-    """Return a word on a coloured ground: ``good``, ``kept``, ``bad`` or ``quiet``."""
+    """Return a word on a background of a colour: ``good``, ``kept``, ``bad`` or ``quiet``."""
     return el("span", text, class_=f"pill {kind}")
 
 
 def table(
     heads: Sequence[str], rows: Iterable[Sequence[Element | str]], numbers: Collection[int]
 ) -> Element:
-    """Return a table; the columns in ``numbers`` are aligned right."""
+    """Return a table; the columns with the indices ``numbers`` are aligned right."""
 
     def line(tag: str, cells: Sequence[Element | str]) -> Element:
         kinds = ("number" if i in numbers else None for i in range(len(cells)))
@@ -56,7 +56,7 @@ def table(
 
 
 def shortened(text: str, letters: int) -> str:
-    """Shorten a name in its middle, since both ends tell names apart."""
+    """Return a name shortened in the middle; names mostly differ at their ends."""
     half = (letters - 1) // 2
     return text if len(text) <= letters else f"{text[:half]}…{text[-half:]}"
 

@@ -1,17 +1,20 @@
-"""What became of each BatchNormalization, and what stands around it."""
+"""What was done with each BatchNormalization, and the nodes around it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from onnx import ModelProto
 
 from onnx_bnfold import batchnorm
+from onnx_bnfold.folding import Folding
 from onnx_bnfold.graph import Graph, graphs_of, operator
 from onnx_bnfold.planner import Decision, GraphPlan
 from onnx_bnfold.report import Record
 
+# (position of the graph, node index) → position in the report's ``layers``.
 Places = Mapping[tuple[int, int], int]
 
 
@@ -20,9 +23,9 @@ class Node:
     """A node.
 
     Attributes:
-        op: its operator, with the domain where that is not the standard one.
-        name: its name, or its first output if it has none.
-        graph: path of the graph it is in; "" is the main graph.
+        op: its operator, with the domain unless that is the standard one.
+        name: its name, or that of its first output if it has none.
+        graph: path of its graph; "" is the main graph.
     """
 
     op: str
@@ -32,12 +35,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Taker(Node):
-    """A node that took something of a removed one.
+    """A node that took scale or shift of a removed one.
 
     Attributes:
-        scale, shift: what it took.
-        is_behind: whether it comes later in the graph than the removed node.
-        layer: position in the report's ``layers``; None if its factors are not listed there.
+        scale, shift: whether it took that.
+        is_behind: whether it is later in the graph than the removed node.
+        layer: position in the report's ``layers``; None if it is not listed there.
     """
 
     scale: bool
@@ -48,7 +51,7 @@ class Taker(Node):
 
 @dataclass(frozen=True)
 class Attempt:
-    """A way to remove a node that failed: the way, and what refused it."""
+    """A failed way to remove a node, and why it failed (see ``reasons.Refusal``)."""
 
     way: str
     reason: str
@@ -58,19 +61,19 @@ class Attempt:
 
 @dataclass(frozen=True)
 class NodeRecord(Node):
-    """What became of one node.
+    """What was done with one node.
 
     Attributes:
         status: ``folded`` or ``kept``.
         way: how it was folded, or None.
-        taken_by: the nodes that took its scale and shift; none if it changed nothing.
-        added_nodes: Add nodes that its shift needed.
-        written_as: what a kept one is written as: ``keep``, ``mul-add`` or ``conv``; else None.
-        reason, culprit, sentence: why it stays, or None. ``reason`` is a stable code.
-        tried: for each way to fold it, what was in that way.
-        input: name of the tensor it reads.
-        producer: the node that writes that tensor; None for an input of the graph.
-        output: name of the tensor it writes.
+        taken_by: the nodes that took its scale and shift; empty if it changed nothing.
+        added_nodes: number of Add nodes that its shift needed.
+        written_as: of a kept node ``keep``, ``mul-add`` or ``conv``; else None.
+        reason, culprit, sentence: of a kept node see ``reasons.Refusal``; else None.
+        tried: of a kept node, each way to fold it and why it failed.
+        input: name of the tensor that it reads.
+        producer: the node that writes that tensor; None if it is an input of the graph.
+        output: name of the tensor that it writes.
         consumers: the nodes that read that tensor.
         is_graph_output: whether that tensor is an output of its graph.
     """
@@ -91,33 +94,39 @@ class NodeRecord(Node):
     is_graph_output: bool
 
 
-def records_of(plans: Sequence[GraphPlan], places: Places) -> Iterator[NodeRecord]:
+def records_of(folding: Folding, positions: Places) -> Iterator[NodeRecord]:
     """Yield the decisions of all graphs of a model.
 
     Args:
-        plans: of all graphs.
-        places: (position of the graph, node index) → position in the report's ``layers``.
+        folding: the fold.
+        positions: (identity of the plan, node index) → position in the report's ``layers``.
     """
-    for position, plan in enumerate(plans):
-        layers = {node: layer for (graph, node), layer in places.items() if graph == position}
-        recorder = _Recorder(plan, layers)
-        yield from map(recorder.record, plan.decisions)
+    recorders = {
+        id(plan): _Recorder(
+            plan, {n: layer for (p, n), layer in positions.items() if p == id(plan)}
+        )
+        for plan in chain.from_iterable(folding.rounds)
+    }
+    for plan, decision in folding.decisions:
+        yield recorders[id(plan)].record(decision)
 
 
 def merged_records(merged: Sequence[Record], original: ModelProto) -> Iterator[NodeRecord]:
-    """Yield the BatchNormalizations whose whole branch went into a Conv before the planning.
+    """Yield records of BatchNormalizations whose branch was merged into a Conv before planning.
 
     Args:
-        merged: their records; all are of the main graph.
+        merged: their records; all are in the main graph.
         original: the model that still has them.
     """
     graph = graphs_of(original)[0]
-    found = {graph.label(index): index for index in range(len(graph.nodes))}
+    indices = {graph.label(index): index for index in range(len(graph.nodes))}
     for record in merged:
-        index, conv = found[record.name], found[record.scale_to[0]]
+        index, conv = indices[record.name], indices.get(record.scale_to[0])
         x, y = graph.nodes[index].input[0], graph.nodes[index].output[0]
-        taker = Taker(*_names(graph, conv), True, True, conv > index, None)
-        yield _record(graph, (index, x, y), Decision(index, record.way), (taker,))
+        takers: tuple[Taker, ...] = ()
+        if conv is not None:  # else it stands for another BatchNormalization
+            takers = (Taker(*_names(graph, conv), True, True, conv > index, None),)
+        yield _record(graph, (index, x, y), Decision(index, record.way), takers)
 
 
 class _Recorder:
@@ -160,7 +169,14 @@ def _record(
     decision: Decision,
     takers: tuple[Taker, ...],
 ) -> NodeRecord:
-    """Return a record; ``where`` is the node's index, its data input and its output."""
+    """Return the record of a node.
+
+    Args:
+        graph: of the node.
+        where: the node's index, its data input and its output.
+        decision: about the node.
+        takers: the nodes that took its scale and shift.
+    """
     index, x, y = where
     producer, refusal, was = graph.producer.get(x), decision.refusal, decision.restated
     names = _names(graph, index)

@@ -10,11 +10,11 @@ from onnx_bnfold.reports.pictures import pictures
 
 Record = Mapping[str, Any]
 
-_SHOWN = 3  # nodes that took something
+_SHOWN = 3  # nodes that a line names
 
 
 def norms_section(data: Record) -> Element:
-    """Return the table with its filter; the first of each kind is open."""
+    """Return the table with its filter; the first folded and the first kept BN are expanded."""
     norms = data["batch_normalizations"]
     first = {norm["status"]: i for i, norm in reversed(list(enumerate(norms)))}
     rows = [_norm(i, norm, is_open=i in first.values()) for i, norm in enumerate(norms)]
@@ -27,13 +27,14 @@ def norms_section(data: Record) -> Element:
         aria_label="filter", autocomplete="off", spellcheck="false",
     )  # fmt: skip
     controls = el("div", query, *buttons, el("span", id="count"), class_="controls needs-script")
-    heads = el("tr", el("th"), el("th", "name, and what became of it"))
+    heads = el("tr", el("th"), el("th", "name, and what was done with it"))
     listed = el("table", el("thead", heads), el("tbody", *rows), id="norms")
     section = el("section", el("h2", "BatchNormalizations"), controls, listed, id="list")
     if data["affine_nodes"]:
         count = len(data["affine_nodes"])
         text = (
-            f"{count} Mul, Add, Sub or Div by a constant went too (see affine_nodes in the JSON)."
+            f"{count} Mul, Add, Sub or Div by a constant were folded as well (see affine_nodes in "
+            "the JSON)."
         )
         section.append(el("p", text, class_="note"))
     return section
@@ -75,14 +76,14 @@ def _where(norm: Record) -> list[Element | str]:
 
 
 def _more(norm: Record) -> list[Element]:
-    """Return what has no room in the line above: every way that failed, every node that took."""
-    found = []
+    """Return what the line above has no room for: every failed way, every node that took part."""
+    parts = []
     if len(norm["tried"]) > 1:
-        found += [el("p", "In the way of each way to fold it:"), el("ul", *_attempts(norm))]
+        parts += [el("p", "Why each way to fold it failed:"), el("ul", *_attempts(norm))]
     if len(norm["taken_by"]) > _SHOWN:
         takers = (el("li", f"{t['op']} ", el("code", t["name"])) for t in norm["taken_by"])
-        found += [el("p", "All nodes that took something:"), el("ul", *takers)]
-    return found
+        parts += [el("p", "All nodes that took scale or shift:"), el("ul", *takers)]
+    return parts
 
 
 def _attempts(norm: Record) -> Iterator[Element]:

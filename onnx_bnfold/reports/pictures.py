@@ -10,7 +10,7 @@ from onnx_bnfold.reports.markup import Element, el, shortened
 
 _WIDTH, _HEIGHT = 150, 46  # of a box, in pixels
 _GAP_X, _GAP_Y, _MARGIN = 30, 10, 4
-_SHOWN = 3  # boxes above each other
+_SHOWN = 3  # most boxes in a column
 _LETTERS = 24
 
 Record = Mapping[str, Any]
@@ -18,7 +18,14 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Box:
-    """A node, or an end of the graph; ``kind`` is its CSS class, ``note`` what it took."""
+    """A node, or an input or output of the graph.
+
+    Attributes:
+        op: operator, or what it is.
+        name: of the node or tensor.
+        kind: CSS class.
+        note: what the node took, or that it is in the way.
+    """
 
     op: str
     name: str
@@ -28,14 +35,14 @@ class Box:
 
 @dataclass(frozen=True)
 class Column:
-    """Boxes above each other; dashed edges lead to those that are further away."""
+    """A column of boxes; ``is_far`` if they are no neighbours, to which edges are dashed."""
 
     boxes: tuple[Box, ...]
     is_far: bool = False
 
 
 def pictures(record: Record) -> Element:
-    """Return the graph around a node before the fold and, if the node went, after it."""
+    """Return pictures of the graph around a node before the fold and, if it was folded, after."""
     is_kept = record["status"] == "kept"
     figures = [_figure("before and after" if is_kept else "before", _columns(record, False))]
     if not is_kept:
@@ -47,7 +54,7 @@ def _figure(caption: str, columns: Sequence[Column]) -> Element:
     return el("figure", el("figcaption", caption), _drawn(columns))
 
 
-# --- what stands where ----------------------------------------------------------------------
+# --- layout ---------------------------------------------------------------------------------
 
 
 def _columns(record: Record, is_after: bool) -> list[Column]:
@@ -96,7 +103,7 @@ def _marked(box: Box, record: Record) -> Box:
 
 
 def _culprit(record: Record) -> Iterator[Box]:
-    """Yield what keeps the node, if it is not one of the neighbours."""
+    """Yield the node or tensor that refused, if it is not one of the neighbours."""
     neighbours = [record, *record["consumers"]]
     neighbours += [] if record["producer"] is None else [record["producer"]]
     if record["culprit"] is not None and record["culprit"] not in map(_label, neighbours):
@@ -139,7 +146,7 @@ def _edges(columns: Sequence[Column], i: int, rows: int) -> Iterator[Element]:
     for j in range(len(left.boxes)):
         for k in range(len(right.boxes)):
             if "culprit" in (left.boxes[j].kind, right.boxes[k].kind) and is_far:
-                continue  # it is somewhere else
+                continue  # the culprit is not connected to the neighbours
             if is_far and j != k and min(len(left.boxes), len(right.boxes)) > 1:
                 continue
             x, y = _corner(i - 1, j, left, rows)

@@ -1,4 +1,4 @@
-"""Reads and writes ONNX files at the speed of the disk: untouched weights stay in files."""
+"""Read and write ONNX files at the speed of the disk: unchanged weights are never decoded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import numpy as np
 from onnx import TensorProto
 
-from onnx_bnfold.storage import tensors
+from onnx_bnfold.storage import external, tensors
 from onnx_bnfold.storage.files import InputFile
 from onnx_bnfold.storage.model_file import ModelFile, Pending
 
@@ -15,14 +15,14 @@ __all__ = ["ModelFile", "Pending", "read_tensor"]
 
 
 def read_tensor(tensor: TensorProto, base_dir: str | os.PathLike[str] | None) -> np.ndarray:
-    """Returns the values of a tensor of a model in memory.
+    """Return the values of a tensor of a model in memory.
 
     Args:
-        tensor: holds its values, or says in which file they are.
-        base_dir: the folder that the locations of data files start from; None if there is none.
+        tensor: holds its values, or names the file that does.
+        base_dir: the folder that the locations of data files are relative to, if any.
 
     Returns:
-        The values, shaped as `dims`, in the tensor's own type; they may be read-only.
+        The values, of shape ``dims`` and the tensor's own type; the array may be read-only.
 
     Raises:
         ModelError: the values cannot be read or do not fit the shape.
@@ -32,8 +32,8 @@ def read_tensor(tensor: TensorProto, base_dir: str | os.PathLike[str] | None) ->
             return tensors.decode_inline(tensor)
         if base_dir is None:
             raise ValueError("has its values in a file, and the model's folder is not known")
-        location, offset, length = tensors.external_range(tensor)
-        file = InputFile(tensors.resolve(os.fspath(base_dir), location), follow=False)
+        location, offset, length = external.external_range(tensor)
+        file = InputFile(external.resolve(os.fspath(base_dir), location), follow=False)
         try:
             return tensors.decode(file.read(offset, length), tensor)
         finally:

@@ -1,4 +1,4 @@
-"""Jobs that are done by a few threads: numpy and the file system do not hold Python's lock."""
+"""Run jobs in a few threads, which pays since numpy and file access release Python's lock."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import TypeAlias
 
 Job: TypeAlias = Callable[[], None]
 
-_LARGEST = 4  # threads by default; more only wait for memory and for each other's writes
+_MOST_BY_DEFAULT = 4  # more threads only wait for memory and for each other's writes
 
 
 def run(jobs: Sequence[Job], threads: int | None = None) -> None:
-    """Does all jobs in this thread and in others.
+    """Run all jobs, in this thread and in others.
 
-    They begin in their order. After one has failed, no other begins.
+    Jobs start in the given order. Once one has failed, no further job starts.
 
     Args:
-        jobs: to be done.
-        threads: how many; by default one per processor, up to four.
+        jobs: the jobs.
+        threads: number of threads, this one included; by default one per processor, at most four.
 
     Raises:
-        BaseException: what the first job, in their order, that failed has raised; an interrupt goes
-            before errors.
+        BaseException: the exception of the first job in order that failed; an interrupt takes
+            precedence over errors.
     """
     crew = _Crew(jobs)
-    threads = threads or min(_LARGEST, _processors())
+    threads = threads or min(_MOST_BY_DEFAULT, available_processors())
     helpers: list[Thread] = []
     try:
         for _ in range(min(threads, len(jobs)) - 1):
             helper = Thread(target=crew.work, daemon=True)
             try:
                 helper.start()
-            except RuntimeError:  # the system has no more threads for us: fewer will do
+            except RuntimeError:  # the system allows no more threads; go on with fewer
                 break
             helpers.append(helper)
         crew.work()
-    finally:  # an interrupt, too, leaves no thread behind that still writes
+    finally:  # after an interrupt, too, no thread may go on writing
         crew.stop()
         for helper in helpers:
             helper.join()
@@ -45,13 +45,13 @@ def run(jobs: Sequence[Job], threads: int | None = None) -> None:
         failure = min(crew.failures.items(), key=_rank)[1]
         try:
             raise failure
-        finally:  # an exception that its own frames refer to would stay, and the model with it
+        finally:  # break the cycle exception → frame → exception, which would keep the model alive
             crew.failures.clear()
             del failure
 
 
 def _rank(failure: tuple[int, BaseException]) -> tuple[bool, int]:
-    """Interrupts first: who asks for an end is not answered with another error."""
+    """Return the sort key of a failure: interrupts first, then by the order of the jobs."""
     return isinstance(failure[1], Exception), failure[0]
 
 
@@ -63,11 +63,11 @@ class _Crew:
         self._stopped = False
 
     def stop(self) -> None:
-        """Lets no further job begin."""
+        """Start no further job."""
         self._stopped = True
 
     def work(self) -> None:
-        """Does one job after another until none is left or one has failed."""
+        """Run one job after another until none is left or one has failed."""
         while True:
             with self._lock:
                 index, job = next(self._todo, (0, None))
@@ -75,11 +75,12 @@ class _Crew:
                 return
             try:
                 job()
-            except BaseException as error:  # raised again by `run`
+            except BaseException as error:  # raised again by ``run``
                 self.failures[index] = error
 
 
-def _processors() -> int:
+def available_processors() -> int:
+    """Return the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

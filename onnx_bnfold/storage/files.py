@@ -1,4 +1,4 @@
-"""Files that are read in places, and files that appear whole or not at all."""
+"""Input files with random access, and output files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import stat
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from mmap import mmap
 from pathlib import Path
 from threading import Lock, local
 from types import TracebackType
 
 from onnx_bnfold.errors import UsageError
+from onnx_bnfold.pages import PAGE, page_aligned
 
-_WINDOW = 1 << 16  # bytes read at once where only a field's header is wanted
-_WINDOW_MARGIN = 64  # bytes behind the position that a window at least shows, short of the end
-_CHUNK = 1 << 20  # bytes gathered before they are written
-_PAGE = 1 << 12  # from this many bytes on, zeros are left out: the file system reads them as such
-_LARGEST_READ = 1 << 30  # systems refuse or cut short calls of 2 GiB
+_WINDOW = 1 << 16  # bytes read at once where only a field's header is needed
+_WINDOW_MARGIN = 64  # bytes that a window shows behind the position asked for, unless the file ends
+_CHUNK = 1 << 20  # bytes collected before they are written
+_HOLE = PAGE  # runs of at least this many zeros become holes in the file
+_LARGEST_READ = 1 << 30  # systems refuse or shorten calls of 2 GiB
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows
-_NEAR = 64  # bytes between two places that some processors take for one
+_NEAR = 64  # bytes by which addresses modulo a page have to differ, see ``onnx_bnfold.pages``
 _MEMORY = local()
-_SEEKING = Lock()  # where a file has one position for all threads: Windows
+_SEEKING = Lock()  # for systems without pread (Windows), where all threads share a file's position
 
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes of a file; `path` is None for the file of the model that is read."""
+    """Bytes of a file; ``path`` is None for the model file itself."""
 
     path: str | None
     offset: int
@@ -44,7 +44,7 @@ class InputFile:
     """A regular file, open for reading at any position.
 
     Raises:
-        OSError: it cannot be opened, or is a folder, a pipe or a device.
+        OSError: it cannot be opened, or is not a regular file.
     """
 
     def __init__(self, path: str, follow: bool = True) -> None:
@@ -61,13 +61,17 @@ class InputFile:
             raise OSError(errno.EINVAL, "it is not a regular file", path)
 
     def require(self, stop: int) -> None:
-        """Raises OSError if the file ends before byte `stop`."""
+        """Raise OSError if the file ends before byte ``stop``."""
         if stop > self.size:
-            reason = f"it ends at byte {self.size}, its values at byte {stop}"
+            reason = f"it has {self.size} bytes, but its values end at byte {stop}"
             raise OSError(errno.EINVAL, reason, self._path)
 
     def read(self, offset: int, length: int) -> bytes:
-        """Returns `length` bytes from `offset` on; raises OSError if the file ends before."""
+        """Return the ``length`` bytes at ``offset``.
+
+        Raises:
+            OSError: the file ends before, or cannot be read.
+        """
         self.require(offset + length)
         content = _read_at(self.fd, offset, length)
         if len(content) == length:
@@ -82,7 +86,11 @@ class InputFile:
         return content
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Fills `out` with the bytes from `offset` on; raises OSError if the file ends before."""
+        """Fill ``out`` with the bytes at ``offset``.
+
+        Raises:
+            OSError: the file ends before, or cannot be read.
+        """
         self.require(offset + len(out))
         while out:
             done = _read_into(self.fd, offset, out)
@@ -91,21 +99,21 @@ class InputFile:
             out, offset = out[done:], offset + done
 
     def _shortened(self) -> OSError:
-        return OSError(errno.EIO, "it became shorter while it was read", self._path)
+        return OSError(errno.EIO, "it was shortened while it was read", self._path)
 
     def window(self, start: int) -> tuple[bytes, int]:
-        """See `wire.Data`."""
+        """See ``wire.Data``."""
         content, first = self._window
         if not first <= start <= first + len(content) - _WINDOW_MARGIN:
             self._window = content, first = _read_at(self.fd, start, _WINDOW), start
         return content, first
 
     def slice(self, start: int, stop: int) -> bytes:
-        """See `wire.Data`."""
+        """See ``wire.Data``."""
         return self.read(start, stop - start)
 
     def close(self) -> None:
-        """Closes the file; once more does no harm."""
+        """Close the file, unless it is closed already."""
         if self.fd >= 0:
             os.close(self.fd)
         self.fd = -1
@@ -115,9 +123,12 @@ class InputFile:
 
 
 class OutputFile:
-    """A file written under a temporary name beside its target; a context manager.
+    """A file that is written under a temporary name beside its target; a context manager.
 
-    It is moved to its final name by `commit`; leaving the context without that removes it.
+    ``commit`` gives it its final name; leaving the context without ``commit`` removes it.
+
+    Raises:
+        UsageError: by every method that fails to write.
     """
 
     def __init__(self, target: Path) -> None:
@@ -146,7 +157,7 @@ class OutputFile:
             self._path.unlink()
 
     def write(self, content: bytes | memoryview) -> None:
-        """Appends bytes."""
+        """Append bytes."""
         self.position += len(content)
         if len(self._buffer) + len(content) > _CHUNK:
             self.flush()
@@ -156,80 +167,89 @@ class OutputFile:
             self._buffer += content
 
     def reserve(self, length: int) -> int:
-        """Leaves room for `length` bytes that `fill` writes, or else are zeros; returns where."""
+        """Append room for ``length`` bytes, which are zeros until ``fill`` or ``copy`` writes them.
+
+        Returns:
+            The position of the first of them.
+        """
         self.flush()
-        place = self.position
+        start = self.position
         self.position += length
         with self._writing():
             os.lseek(self._fd, self.position, os.SEEK_SET)
-        return place
+        return start
 
     def pad(self, length: int) -> None:
-        """Appends zeros."""
-        if length < _PAGE:
+        """Append zeros."""
+        if length < _HOLE:
             self.write(bytes(length))
         else:
             self.reserve(length)
 
     def complete(self) -> None:
-        """Gives the file its size; from now on it can be filled, and not be appended to."""
+        """Set the final size; from now on the file can be filled, but not appended to."""
         self.flush()
         with self._writing():
-            # A file system finds places for a file that does not grow any more in less time.
+            # File systems allocate blocks faster for a file that does not grow any more.
             os.ftruncate(self._fd, self.position)
 
-    def fill(self, place: int, parts: Iterable[bytes | memoryview]) -> None:
-        """Writes what room was left for; several threads may do so at a time."""
+    def fill(self, position: int, parts: Iterable[bytes | memoryview]) -> None:
+        """Write reserved bytes; several threads may call this at a time.
+
+        Args:
+            position: of the first byte.
+            parts: the bytes, one part after the other.
+        """
         try:
             for part in parts:
                 view = memoryview(part)
                 while view:
-                    done = self._write_at(view, place)
-                    view, place = view[done:], place + done
+                    done = self._write_at(view, position)
+                    view, position = view[done:], position + done
         finally:
-            # What is computed is ended where it began: the rest of it may hold a thread's settings.
+            # Close a generator in the thread that ran it: its clean-up may restore thread settings.
             if isinstance(parts, Generator):
                 parts.close()
 
-    def copy(self, place: int, source: InputFile, offset: int, length: int) -> None:
-        """Copies what room was left for; several threads may do so at a time.
+    def copy(self, position: int, source: InputFile, offset: int, length: int) -> None:
+        """Copy reserved bytes from another file; several threads may call this at a time.
 
         Args:
-            place: where the room begins.
-            source: gives the bytes.
-            offset: of the first of them.
-            length: their number.
+            position: where the bytes go.
+            source: the file that they come from.
+            offset: of the first byte there.
+            length: number of bytes.
         """
-        # The system may let two files share what lies alike on their pages; bytes that do not, it
-        # copies page by page, in twice the time that it takes here.
-        alike = (place - offset) % _PAGE == 0
+        # If both lie alike on pages, the file system may share them between the files. Otherwise it
+        # copies page by page, which takes twice as long as reading and writing here.
+        alike = (position - offset) % PAGE == 0
         while length and alike and self._by_system:
             try:
-                done = os.copy_file_range(source.fd, self._fd, length, offset, place)
+                done = os.copy_file_range(source.fd, self._fd, length, offset, position)
             except OSError:  # not every file system, and not every pair of them, can do it
                 done = 0
             self._by_system = done > 0
-            place, offset, length = place + done, offset + done, length - done
-        buffer = _buffer(place, offset)
+            position, offset, length = position + done, offset + done, length - done
+        buffer = _buffer(position, offset)
         while length:
             part = buffer[: min(length, _CHUNK)]
             source.read_into(offset, part)
-            self.fill(place, (part,))
-            place, offset, length = place + len(part), offset + len(part), length - len(part)
+            self.fill(position, (part,))
+            position, offset, length = position + len(part), offset + len(part), length - len(part)
 
     def flush(self) -> None:
-        """Hands all bytes to the operating system."""
+        """Hand all buffered bytes to the operating system."""
         if self._buffer:
             self._write(self._buffer)
             self._buffer = bytearray()
 
     def overwrite(self, position: int, content: bytes | memoryview) -> None:
-        """Replaces bytes that were written before; nothing can be appended afterwards."""
+        """Replace bytes that were written before; do not append afterwards."""
         self.flush()
         self.fill(position, (content,))
 
     def hash(self) -> hashlib.blake2b:
-        """Returns an 8-byte hash of the file; nothing can be appended afterwards."""
+        """Return an 8-byte hash of the file; do not append afterwards."""
         self.flush()
         digest = hashlib.blake2b(digest_size=8)
         with self._writing():
@@ -240,7 +260,7 @@ class OutputFile:
         return digest
 
     def commit(self, path: Path) -> None:
-        """Gives the file its final name, in place of what had it."""
+        """Give the file its final name, replacing any file of that name."""
         self.flush()
         with self._writing():
             fd, self._fd = self._fd, -1
@@ -250,7 +270,7 @@ class OutputFile:
 
     @contextmanager
     def lent(self, path: Path) -> Iterator[None]:
-        """Gives the file, which is complete, another name for a while."""
+        """Give the complete file another name until the context ends."""
         self.flush()
         with self._writing():
             fd, self._fd = self._fd, -1
@@ -263,7 +283,7 @@ class OutputFile:
                 os.replace(path, self._path)
 
     def is_committed(self) -> bool:
-        """Tells whether the file has left its temporary name, even if `commit` was interrupted."""
+        """Return whether the file has its final name, even if ``commit`` was interrupted."""
         return not self._path.exists()
 
     def _write(self, content: bytes | bytearray | memoryview) -> None:
@@ -272,9 +292,9 @@ class OutputFile:
             while view:
                 view = view[os.write(self._fd, view) :]
 
-    def _write_at(self, view: memoryview, place: int) -> int:
+    def _write_at(self, view: memoryview, position: int) -> int:
         try:
-            return _write_at(self._fd, view, place)
+            return _write_at(self._fd, view, position)
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -290,15 +310,15 @@ class OutputFile:
 
 
 def _buffer(*offsets: int) -> memoryview:
-    """Returns memory of this thread for `_CHUNK` bytes that lie at these offsets of files.
+    """Return this thread's buffer of ``_CHUNK`` bytes, for data at these file offsets.
 
-    It begins on a page plus some bytes: systems whose `rep movsb` (AMD's) takes two places for one
-    copy many times slower between places that differ by a few bytes modulo a page.
+    It starts at an address that differs from all the offsets modulo a page; ``onnx_bnfold.pages``
+    says why.
     """
     if not hasattr(_MEMORY, "buffer"):
-        _MEMORY.buffer = memoryview(mmap(-1, _CHUNK + _PAGE))
-    starts = range(0, _PAGE, _PAGE // 8)
-    far = (s for s in starts if all((s - o + _NEAR) % _PAGE > 2 * _NEAR for o in offsets))
+        _MEMORY.buffer = page_aligned(_CHUNK + PAGE)
+    starts = range(0, PAGE, PAGE // 8)
+    far = (s for s in starts if all((s - o + _NEAR) % PAGE > 2 * _NEAR for o in offsets))
     start = next(far)
     buffer: memoryview = _MEMORY.buffer[start : start + _CHUNK]
     return buffer

@@ -1,4 +1,4 @@
-"""An ONNX file whose weights stay in the file until they are asked for."""
+"""An ONNX file whose weights stay in the file until they are needed."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from onnx_bnfold.errors import ModelError
-from onnx_bnfold.storage import tensors, writer
+from onnx_bnfold.storage import external, tensors, writer
 from onnx_bnfold.storage.files import InputFile, Span
 from onnx_bnfold.storage.skeleton import Skeleton
-from onnx_bnfold.storage.writer import Computed, Inspect, Slot
+from onnx_bnfold.storage.writer import Computed, InspectFile, Slot
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
-# The name of an initializer of the main graph -> a function that computes its values; it returns
-# arrays that follow each other, of which each is there until the next is asked for.
+# Name of an initializer of the main graph → a function that computes its values. It returns flat
+# arrays, to be joined; each is valid until the next is taken.
 Pending: TypeAlias = Mapping[str, Callable[[], Iterable[np.ndarray]]]
-# A key of `metadata_props` -> the length of its value in bytes, and a function that gives it.
+# Key of ``metadata_props`` → length of its value in bytes, and a function that returns the value.
 Late: TypeAlias = Mapping[str, tuple[int, Callable[[], bytes]]]
 
-_MAX_OPEN = 64  # data files open at a time
+_MOST_OPEN = 64  # data files at a time
 
 
 class ModelFile:
     """An ONNX file, open for reading; a context manager that closes it.
 
     Attributes:
-        model: the skeleton. Large tensors carry no values and `read` gives them; whatever is done
-            to the skeleton, the file stays as it is.
+        model: the skeleton: the model, but large tensors carry no values; ``read`` returns them.
+            Changes to the skeleton do not change the file.
         path: the file.
     """
 
@@ -64,7 +64,7 @@ class ModelFile:
 
     @classmethod
     def open(cls, path: StrPath) -> ModelFile:
-        """Opens an ONNX file without reading its weights.
+        """Open an ONNX file without reading its weights.
 
         Args:
             path: an ONNX file of any size, with or without external data.
@@ -73,18 +73,19 @@ class ModelFile:
             The open file.
 
         Raises:
-            ModelError: it cannot be read, is no ONNX model, or its data files are not as it says.
+            ModelError: it cannot be read, is not an ONNX model, or a data file is missing or does
+                not match.
         """
         return cls(path)
 
     def read(self, tensor: TensorProto) -> np.ndarray:
-        """Returns the values of a tensor of the skeleton, or of a copy of one.
+        """Return the values of a tensor of the skeleton, or of a copy of one.
 
         Args:
-            tensor: one whose values are in the message, in the model's file or in a data file.
+            tensor: its values may be in the message, in the model's file or in a data file.
 
         Returns:
-            The values, shaped as `dims`, in the tensor's own type; they may be read-only.
+            The values, of shape ``dims`` and the tensor's own type; the array may be read-only.
 
         Raises:
             ModelError: the values cannot be read or do not fit the shape.
@@ -96,38 +97,39 @@ class ModelFile:
             content = self._input(span.path).read(span.offset, span.length)
             return tensors.decode(content, tensor)
 
-    def stored(self, tensor: TensorProto) -> Stored | None:
-        """Returns where the values of a tensor of the skeleton, or of a copy of one, lie.
+    def stored(self, tensor: TensorProto) -> FileValues | None:
+        """Return a reader of a tensor's values in the file.
 
         Args:
-            tensor: see `read`.
+            tensor: see ``read``.
 
         Returns:
-            None unless they lie in a file, element by element as numpy has them.
+            The reader; None unless the values are in a file, as numpy has them in memory.
 
         Raises:
-            ModelError: see `read`.
+            ModelError: see ``read``.
         """
         with tensors.naming(tensor, self.path):
             if not tensors.is_external(tensor) or not tensors.is_plain(tensor):
                 return None
             span = self._span(tensor)
             tensors.require_length(span.length, tensor)
-            return Stored(self._input(span.path), span.offset, tensor, self.path)
+            return FileValues(self._input(span.path), span.offset, tensor, self.path)
 
     def refer(self, model: ModelProto) -> None:
-        """Makes a copy of the skeleton a model that any reader of ONNX files understands.
+        """Turn a copy of the skeleton into a model that any reader of ONNX files understands.
 
         Args:
-            model: the copy; the values it lacks become external data in the model's own file, in
-                whose folder (that of the file itself, not of a link to it) it has to be loaded.
+            model: the copy; changed in place. Values that it lacks become external data in the
+                model's own file. Load it from the folder of that file (of the file itself, not of
+                a link to it).
         """
         for _, tensor in self._tensors(model, tensors.elsewhere()):
             reference = self._skeleton.restore(tensor)
             if reference:
                 span = reference.span
                 name = os.path.basename(os.path.realpath(self.path))
-                tensors.set_external_range(tensor, name, span.offset, span.length)
+                external.set_external_range(tensor, name, span.offset, span.length)
 
     def write(
         self,
@@ -136,40 +138,41 @@ class ModelFile:
         target: StrPath,
         *,
         late: Late = MappingProxyType({}),
-        inspect: Inspect | None = None,
+        inspect: InspectFile | None = None,
         threads: int | None = None,
     ) -> None:
-        """Writes a changed skeleton with all its values; `target` appears whole or not at all.
+        """Write an edited skeleton with all its values; ``target`` appears complete or not at all.
 
-        The file has the bytes that protobuf's deterministic serialisation would give it. External
-        tensors stay external, in one data file beside `target`. If the model file would exceed
-        protobuf's 2 GiB, all large tensors become external.
+        The file has the bytes of protobuf's deterministic serialisation. External tensors stay
+        external, in one data file beside ``target``. If the model file would exceed protobuf's
+        2 GiB, all large tensors become external.
 
         Args:
-            model: the skeleton, as edited; it is not changed. Tensors that still refer to values
-                in the source are copied from there.
-            pending: gives the values of those initializers of the main graph which are not
-                copied, in the type that the initializer has. Each function is called once, in one
-                of a few threads, and its result is dropped before that thread calls the next.
+            model: the edited skeleton; it is not changed. Values of tensors that still refer to the
+                source are copied from there.
+            pending: computes the values of initializers of the main graph that are not copied, in
+                the initializer's data type. Each function is called once, in one of a few threads;
+                its result is dropped before that thread calls the next.
             target: the file to write or replace.
-            late: gives values of `metadata_props` that the model has; protobuf puts them behind
-                the weights, so that they can be computed while those are written.
+            late: computes values of ``metadata_props``, whose keys ``model`` has. Protobuf puts
+                them behind the weights, so that they can be computed while those are written.
             inspect: called with the path of the finished model, in a temporary folder beside
-                `target`; an exception it raises leaves `target` as it was.
-            threads: how many call `pending`; by default one per processor, up to four.
+                ``target``; an exception it raises leaves ``target`` as it was.
+            threads: number of threads that call ``pending``; by default one per processor, at most
+                four.
 
         Raises:
             ModelError: values cannot be read.
-            UsageError: `target` cannot be written, or is a file that this model is read from.
+            UsageError: ``target`` cannot be written, or is a file that this model is read from.
         """
         target = Path(target)
         source = {os.path.realpath(self.path), *self._paths.values()}
         writer.check_target(target, source)
-        replaced = _data_files(target)
+        replaced = _data_files_to_replace(target)
         out = ModelProto()
         out.CopyFrom(model)
         slots = list(self._slots(out, pending))
-        computed = {key: Computed(_whole(c), length) for key, (length, c) in late.items()}
+        computed = {key: Computed(_in_one_part(c), length) for key, (length, c) in late.items()}
         data = writer.write_model(
             out, slots, computed, target, self._input, source, inspect, threads
         )
@@ -179,7 +182,7 @@ class ModelFile:
                     path.unlink()
 
     def close(self) -> None:
-        """Closes the file and its data files."""
+        """Close the model file and its data files."""
         for file in (self._file, *self._inputs.values()):
             file.close()
         self._inputs.clear()
@@ -215,9 +218,9 @@ class ModelFile:
         if reference:
             return reference.span
         with tensors.naming(tensor, self.path):
-            location, offset, length = tensors.external_range(tensor)
+            location, offset, length = external.external_range(tensor)
             if location not in self._paths:
-                self._paths[location] = tensors.resolve(os.fspath(self.path.parent), location)
+                self._paths[location] = external.resolve(os.fspath(self.path.parent), location)
             path = self._paths[location]
             self._input(path).require(offset + length)
         return Span(path, offset, length)
@@ -227,17 +230,17 @@ class ModelFile:
             return self._file
         with self._opening:
             if path not in self._inputs:
-                if len(self._inputs) == _MAX_OPEN:
-                    # It closes when no thread reads it any more.
+                if len(self._inputs) == _MOST_OPEN:
+                    # The oldest closes itself when the last thread that reads it drops it.
                     del self._inputs[next(iter(self._inputs))]
-                # The path is resolved: a link in its place came later and may lead anywhere.
+                # The path was resolved before; a link there is new and may lead anywhere.
                 self._inputs[path] = InputFile(path, follow=False)
             return self._inputs[path]
 
     def _slots(self, model: ModelProto, pending: Pending) -> Iterator[Slot]:
         missing = set(pending)
         for path, tensor in self._tensors(model, tensors.elsewhere(pending)):
-            # Two steps lead to initializers of the main graph only.
+            # Only initializers of the main graph have a path of two steps.
             if len(path) == 2 and tensor.name in pending:
                 if tensor.name not in missing:
                     raise ModelError(f"{self.path}: two initializers are named {tensor.name!r}")
@@ -249,7 +252,7 @@ class ModelFile:
                 field = reference.field if reference else "raw_data"
                 yield Slot(path, tensor, span, field, external=reference is None)
         if missing:
-            raise ValueError(f"these are no initializers of the model: {sorted(missing)}")
+            raise ValueError(f"the model has no initializers named {sorted(missing)}")
 
     def _computed(
         self, path: tensors.Path, tensor: TensorProto, compute: Callable[[], Iterable[np.ndarray]]
@@ -263,8 +266,15 @@ class ModelFile:
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
-    """A tensor's values in a file, which stays open as long as this is there."""
+class FileValues:
+    """Reads a tensor's values from a file, which stays open as long as this object exists.
+
+    Attributes:
+        file: that holds the values.
+        offset: of the first one, in bytes.
+        tensor: the message that refers to them.
+        model: path of the model, for errors.
+    """
 
     file: InputFile
     offset: int
@@ -272,22 +282,22 @@ class Stored:
     model: Path
 
     def read_into(self, start: int, out: np.ndarray) -> None:
-        """Fills `out`, which is flat, with the elements from number `start` on.
+        """Fill ``out``, of shape ``(n,)``, with the ``n`` elements from number ``start`` on.
 
         Raises:
             ModelError: they cannot be read.
         """
         with tensors.naming(self.tensor, self.model):
-            place = self.offset + start * out.itemsize
-            self.file.read_into(place, out.view(np.uint8).data)
+            offset = self.offset + start * out.itemsize
+            self.file.read_into(offset, out.view(np.uint8).data)
 
 
-def _whole(compute: Callable[[], bytes]) -> Callable[[], Iterable[bytes]]:
+def _in_one_part(compute: Callable[[], bytes]) -> Callable[[], Iterable[bytes]]:
     return lambda: (compute(),)
 
 
-def _data_files(target: Path) -> list[Path]:
-    """Returns the data files that an earlier output at `target` was written with."""
+def _data_files_to_replace(target: Path) -> list[Path]:
+    """Return the data files that ``write`` has made for an earlier model at ``target``."""
     try:
         names = [name for name in os.listdir(target.parent) if writer.is_data_name(name, target)]
         if not names or not target.exists():

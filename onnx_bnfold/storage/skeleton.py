@@ -1,7 +1,7 @@
-"""Reads an ONNX file without the values of its large tensors.
+"""Read an ONNX file without the values of its large tensors.
 
-A tensor whose values were left out says so itself, in its `external_data`: so it can be copied,
-renamed or dropped like any other, and nothing else has to know where its values are.
+A tensor whose values were left out has a note of that in its own ``external_data``. So it can be
+copied, renamed or dropped like any other tensor, and nothing else has to keep track of it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from onnx_bnfold.storage.files import InputFile, Span
 
 SMALL = 4096  # values of fewer bytes stay in the message
 
-_MAX_DEPTH = 100  # protobuf refuses messages nested deeper
-# The fields whose bytes in the file are those of `raw_data`: name, bytes per item, element types
-# (None for any).
+_MAX_DEPTH = 100  # protobuf refuses messages that are nested deeper
+# Fields whose bytes in the file are those of ``raw_data``: number → name, bytes per item, element
+# types (None for any).
 _FIXED_WIDTH: dict[int, tuple[str, int, tuple[int, ...] | None]] = {
     tensors.field_number(TensorProto, name): (name, width, types)
     for name, width, types in (
@@ -31,7 +31,13 @@ _FIXED_WIDTH: dict[int, tuple[str, int, tuple[int, ...] | None]] = {
 
 
 class Reference(NamedTuple):
-    """Which field a tensor had its values in, where they are, and what was there before."""
+    """Where the values of a tensor of the skeleton are.
+
+    Attributes:
+        field: of the tensor's message that held them.
+        span: their bytes in the file.
+        location_was_set: whether ``data_location`` was set, if only to its default.
+    """
 
     field: str
     span: Span
@@ -39,17 +45,17 @@ class Reference(NamedTuple):
 
 
 class Skeleton:
-    """A model message, and where the values are which its tensors lack.
+    """A model without the values of its large tensors, and where these values are.
 
     Args:
         file: the model's file.
 
     Attributes:
         model: the message.
-        may_refer: whether a tensor may have its values in a file.
+        may_refer: whether any tensor may have its values in a file.
 
     Raises:
-        ValueError: it is no ONNX model, or not all of one.
+        ValueError: the file is not an ONNX model, or is cut off.
         OSError: it cannot be read.
     """
 
@@ -67,14 +73,18 @@ class Skeleton:
         self.may_refer = tensors.MARK in content
 
     def reference(self, tensor: TensorProto) -> Reference | None:
-        """Returns where the values of a tensor are if they were left out."""
+        """Return where the values of a tensor are, None if they were not left out."""
         last = tensor.external_data[-1] if tensor.external_data else None
         if last is None or last.key != tensors.REFERENCE:
             return None
         return self._references.get(last.value)
 
     def restore(self, tensor: TensorProto) -> Reference | None:
-        """Makes a tensor what it was but for its values; returns where those are."""
+        """Undo what marks a tensor as one without values.
+
+        Returns:
+            Where the values are; None if they were not left out.
+        """
         reference = self.reference(tensor)
         if reference:
             del tensor.external_data[-1]
@@ -97,10 +107,12 @@ class Skeleton:
         return wire.rewrite(self._file, start, end, edit, SMALL)
 
     def _strip_tensor(self, start: int, end: int) -> list[Sized] | None:
-        found = [field for field in wire.fields(self._file, start, end) if field[0] in _FIXED_WIDTH]
-        if len(found) != 1 or found[0][3] - found[0][2] < SMALL:
+        values = [f for f in wire.fields(self._file, start, end) if f[0] in _FIXED_WIDTH]
+        if len(values) != 1:
             return None
-        number, head, body, stop = found[0]
+        number, head, body, stop = values[0]
+        if stop - body < SMALL:
+            return None
         rest = self._file.slice(start, head) + self._file.slice(stop, end)
         tensor = TensorProto.FromString(rest)
         name, width, types = _FIXED_WIDTH[number]

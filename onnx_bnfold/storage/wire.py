@@ -1,8 +1,8 @@
-"""The protobuf wire format, as far as taking payloads out of a message and putting them back needs.
+"""Replace parts of a serialised protobuf message without parsing all of it.
 
-A message is a sequence of fields, each `tag, [length,] body`; a submessage is a body that is again
-such a sequence. To change the length of one body, the lengths of all messages around it change too
-and nothing else does: `rewrite` does that, and copies every other byte as it stands.
+A message is a sequence of fields, each ``tag, [length,] body``; a submessage is a body that is
+again a sequence of fields. A new body of another length changes the lengths of all messages around
+it and nothing else; ``rewrite`` updates these and copies every other byte unchanged.
 Source: https://protobuf.dev/programming-guides/encoding/
 """
 
@@ -14,60 +14,61 @@ from typing import Protocol, TypeAlias
 
 _VARINT, _FIXED64, _LENGTH, _GROUP, _END_GROUP, _FIXED32 = range(6)
 _HEADER = 20  # a tag and a length, of at most ten bytes each
-_CONTINUED = 0x80  # from this on, a byte of a number is followed by another
-# Whether a byte is the whole tag of a length-delimited field.
+_CONTINUED = 0x80  # a byte of a number is followed by another one if it is at least this
+# For each byte, whether it is the complete tag of a length-delimited field.
 _ONE_BYTE_TAG = [byte < _CONTINUED and byte >> 3 > 0 and byte & 7 == _LENGTH for byte in range(256)]
 
 Edit: TypeAlias = Callable[[int, int, int], "list[Sized] | None"]
-# field number -> how many such fields came before -> what to put there
+# field number → index among the fields of that number → the new body, or the marks within it
 Marks: TypeAlias = "dict[int, dict[int, Marks | Sized]]"
 
 
 class MalformedError(ValueError):
-    """The bytes are no protobuf message, or end too early."""
+    """The bytes are not a protobuf message, or end too early."""
 
 
 class Data(Protocol):
-    """Bytes that are read where they are needed."""
+    """Bytes with random access."""
 
     def window(self, start: int) -> tuple[bytes, int]:
-        """Returns bytes that hold position `start`, and the position of their first byte."""
+        """Return bytes that include position ``start``, and the position of their first byte."""
 
     def slice(self, start: int, stop: int) -> bytes | memoryview:
-        """Returns the bytes from `start` to `stop`."""
+        """Return the bytes from ``start`` to ``stop``."""
 
 
 class Blob:
-    """Data that is in memory."""
+    """Data in memory."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
         self._view = memoryview(content)
 
     def window(self, start: int) -> tuple[bytes, int]:
-        """Returns all of the content, which begins at position 0."""
+        """Return the whole content, which begins at position 0."""
         return self._content, 0
 
     def slice(self, start: int, stop: int) -> memoryview:
-        """Returns a view, not a copy."""
+        """Return a view, not a copy."""
         return self._view[start:stop]
 
 
 def fields(data: Data, start: int, end: int, least: int = 0) -> Iterator[tuple[int, int, int, int]]:
-    """Yields the length-delimited fields of the message in `data[start:end]`.
+    """Yield the length-delimited fields of the message in ``data[start:end]``.
 
     Args:
-        data: where the message lies.
+        data: holds the message.
         start: position of the message's first byte.
         end: position behind its last byte.
-        least: number of bytes below which a body is passed over.
+        least: bodies of fewer bytes are skipped.
 
     Yields:
-        `(number, head, body, stop)`: the field's number and the positions of its tag, of its
-        body and behind its body. Fields of other wire types and whole groups are passed over.
+        ``(number, head, body, stop)``: the field's number and the positions of its tag, of its
+        body and behind its body. Fields of other wire types and whole groups are skipped.
 
     Raises:
-        MalformedError: a field is broken or does not fit. Groups are left to protobuf to check.
+        MalformedError: a field is broken or exceeds the message. Groups are not checked; protobuf
+            does that.
     """
     window, base, position, groups = b"", 0, start, 0
     shortest, one_byte_tag = min(least, _CONTINUED), _ONE_BYTE_TAG
@@ -76,7 +77,8 @@ def fields(data: Data, start: int, end: int, least: int = 0) -> Iterator[tuple[i
         if at + _HEADER > len(window):
             window, base = data.window(position)
             at = position - base
-        # Most of what a graph has: nodes and small tensors, whose tag and length take a byte.
+        # A short cut for most of a graph, nodes and small tensors, whose tag and length take a
+        # byte each. It spares the calls of ``_read_varint`` below, which give the same.
         first, room = at, min(len(window) - _HEADER, end - base)
         while at < room and one_byte_tag[window[at]] and (length := window[at + 1]) < shortest:
             at += 2 + length
@@ -104,19 +106,19 @@ def fields(data: Data, start: int, end: int, least: int = 0) -> Iterator[tuple[i
 
 
 def rewrite(data: Data, start: int, end: int, edit: Edit, least: int = 0) -> list[Sized] | None:
-    """Replaces bodies of fields of the message in `data[start:end]`.
+    """Replace bodies of fields of the message in ``data[start:end]``.
 
     Args:
-        data: where the message lies.
+        data: holds the message.
         start: position of the message's first byte.
         end: position behind its last byte.
-        edit: called with `(number, body, stop)` for every length-delimited field; returns the
+        edit: called with ``(number, body, stop)`` for every length-delimited field; returns the
             pieces of its new body, or None to keep it.
-        least: number of bytes below which a body is kept without a call.
+        least: bodies of fewer bytes are kept without a call.
 
     Returns:
-        The pieces of the new message, whose `len` is their number of bytes: bytes, views of
-        `data` and whatever `edit` returned. None if `edit` kept every field.
+        The pieces of the new message, whose ``len`` is their number of bytes: bytes, views of
+        ``data`` and whatever ``edit`` returned. None if ``edit`` kept every field.
 
     Raises:
         MalformedError: the bytes break the wire format.
@@ -133,17 +135,17 @@ def rewrite(data: Data, start: int, end: int, edit: Edit, least: int = 0) -> lis
 
 
 def splice(data: Data, start: int, end: int, marks: Marks) -> list[Sized]:
-    """Puts pieces in the places that `marks` names.
+    """Replace the bodies of the fields that ``marks`` names.
 
     Args:
-        data: where the message lies.
+        data: holds the message.
         start: position of the message's first byte.
         end: position behind its last byte.
-        marks: field number -> index among the fields of that number -> the piece that becomes
-            the field's body, or the marks within it.
+        marks: field number → index among the fields of that number → the field's new body, or
+            the marks within it.
 
     Returns:
-        The pieces of the new message, as `rewrite` does.
+        The pieces of the new message, as for ``rewrite``.
     """
     seen = {number: count() for number in marks}
 

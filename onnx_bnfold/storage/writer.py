@@ -1,19 +1,21 @@
-"""Writes a model from its message and from values that lie elsewhere.
+"""Write a model from its message and from values that are elsewhere.
 
-The values that the model holds inline are spliced into the serialised message, where protobuf
-itself would put them. External ones go one after another into one data file beside the model.
+Inline values are spliced into the serialised message where protobuf itself would put them.
+External values go one after another into one data file beside the model.
 
-The two files must change together, though only one file can be renamed at a time. So the data
-file's name carries a hash of the model file, taken while the name's own digits are zeros:
-`model.onnx.<16 hex digits>.data`.
+The two files must change together, but only one file can be renamed at a time. So the name of the
+data file contains a hash of the model file, computed with zeros in place of the hash itself:
+``model.onnx.<16 hex digits>.data``.
 
-- Another model file under the same name has another data file. The new data file is renamed first
-  and the model last: until then the old model has its old data, from then on the new its new.
-- The same model file has the same data file. Renaming the data file is then the moment at which
-  the old pair becomes the new one; renaming the model changes nothing.
+- If the new model file differs from the old one, so does the name of its data file. The data file
+  is renamed first and the model last: before that the old model has its old data, afterwards the
+  new model has its new data.
+- If the model files are equal, so are the names. Renaming the data file then replaces the old pair
+  by the new one, and renaming the model changes nothing.
 
-Thus no data byte is hashed, and equal input still gives equal output, names included. This holds
-when the process dies; after a power failure it is up to the file system, as nothing is synced.
+Thus no byte of the data has to be hashed, and equal input still gives equal output, names included.
+All this holds if the process dies. Nothing is synced, so after a power failure it is up to the file
+system.
 """
 
 from __future__ import annotations
@@ -30,22 +32,27 @@ from typing import Any, TypeAlias
 from onnx import ModelProto, StringStringEntryProto, TensorProto
 
 from onnx_bnfold.errors import ModelError, UsageError
-from onnx_bnfold.storage import skeleton, tensors, wire
+from onnx_bnfold.storage import external, skeleton, tensors, wire
 from onnx_bnfold.storage.crew import Job, run
 from onnx_bnfold.storage.files import InputFile, OutputFile, Span
 
-PROTOBUF_LIMIT = (1 << 31) - 1  # protobuf reads no longer message
-# From 1 MiB on, data begins on a border from which every system can map memory: the rule of
-# onnxruntime and onnx_ir. Smaller data begins on a cache line.
+PROTOBUF_LIMIT = (1 << 31) - 1  # bytes; protobuf reads no longer messages
+# Data of at least 1 MiB begins at an offset that every system can map into memory, as onnxruntime
+# and onnx_ir have it. Smaller data begins on a cache line.
 _MAPPED, _MAP_ALIGNMENT, _ALIGNMENT = 1 << 20, 1 << 16, 64
 _NO_DIGEST = "0" * 16
 _COPIED_LATER = 1 << 16  # from this many bytes on, a copy is a job of its own
-_AT_ONCE = 1 << 24  # bytes that one job copies: several share a large tensor
+_AT_ONCE = 1 << 24  # bytes that one job copies; a large tensor is divided among several
 
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """Bytes that a function gives, part by part, when they are written."""
+    """Bytes that a function computes, part by part, when they are written.
+
+    Attributes:
+        compute: returns the parts.
+        length: number of bytes of all parts.
+    """
 
     compute: Callable[[], Iterable[bytes | memoryview]]
     length: int
@@ -55,13 +62,21 @@ class Computed:
 
 
 Values: TypeAlias = "Span | Computed"
-Inspect: TypeAlias = Callable[[Path], None]
+InspectFile: TypeAlias = Callable[[Path], None]
 OpenInput: TypeAlias = Callable[["str | None"], InputFile]
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A tensor of the message to write, and the values that belong to it."""
+    """A tensor of the message to write, and its values.
+
+    Attributes:
+        path: from the model to the tensor.
+        tensor: the message, without values.
+        values: where they come from.
+        field: of the tensor that gets them if they are inline.
+        external: whether they go into the data file.
+    """
 
     path: tensors.Path
     tensor: TensorProto
@@ -72,7 +87,14 @@ class Slot:
 
 @dataclass
 class _Layout:
-    """Where all values go: into the message (`marks`) or to an offset in the data file."""
+    """Where the values go: into the message (``marks``) or to an offset in the data file.
+
+    Attributes:
+        marks: values that go into the message.
+        offsets: values → offset in the data file.
+        external: the tensors whose values go there.
+        end: size of the data file.
+    """
 
     marks: wire.Marks = field(default_factory=dict)
     offsets: dict[Values, int] = field(default_factory=dict)
@@ -80,7 +102,7 @@ class _Layout:
     end: int = 0
 
     def add_inline(self, slot: Slot) -> None:
-        """Lets one value hold the place of all of them."""
+        """Put one value into the message as a placeholder, and mark it for replacement."""
         if slot.field == "raw_data":
             slot.tensor.raw_data = b"\0"
         else:
@@ -91,7 +113,7 @@ class _Layout:
         marks[tensors.field_number(TensorProto, slot.field)] = {0: slot.values}
 
     def add_late(self, model: ModelProto, late: Mapping[str, Computed]) -> None:
-        """Leaves room for metadata whose values are computed when they are written."""
+        """Mark metadata whose values are computed when they are written."""
         number = tensors.field_number(ModelProto, "metadata_props")
         value = tensors.field_number(StringStringEntryProto, "value")
         for index, entry in enumerate(model.metadata_props):
@@ -100,14 +122,14 @@ class _Layout:
                 self.marks.setdefault(number, {})[index] = {value: {0: late[entry.key]}}
 
     def add_external(self, slot: Slot, location: str) -> None:
-        """Gives the values a place in the data file; equal spans of a file share one."""
+        """Assign an offset in the data file; equal spans of a file share one."""
         length = len(slot.values)
         if slot.values not in self.offsets:
-            border = _MAP_ALIGNMENT if length >= _MAPPED else _ALIGNMENT
-            self.offsets[slot.values] = -(-self.end // border) * border
+            alignment = _MAP_ALIGNMENT if length >= _MAPPED else _ALIGNMENT
+            self.offsets[slot.values] = -(-self.end // alignment) * alignment
             self.end = self.offsets[slot.values] + length
         offset = self.offsets[slot.values]
-        tensors.set_external_range(slot.tensor, location, offset, length)
+        external.set_external_range(slot.tensor, location, offset, length)
         self.external.append(slot.tensor)
 
 
@@ -118,24 +140,28 @@ def write_model(
     target: Path,
     open_input: OpenInput,
     source: set[str],
-    inspect: Inspect | None,
+    inspect: InspectFile | None,
     threads: int | None,
 ) -> Path | None:
-    """Writes a model file, and a data file beside it if some values are external.
+    """Write a model file, and a data file beside it if some values are external.
 
     Args:
-        model: the message; its tensors in `slots` are changed.
+        model: the message; its tensors in ``slots`` are changed.
         slots: the tensors whose values are not in the message.
-        late: values of `metadata_props`, by key, that are computed when they are written.
+        late: key of ``metadata_props`` → value that is computed when it is written.
         target: the model file to write.
-        open_input: opens the file of a Span.
-        source: the paths of files that must stay as they are.
-        inspect: called with the path of the finished model before it gets its final place; an
-            exception it raises keeps it from there.
-        threads: that compute values, see `crew.run`.
+        open_input: opens the file of a ``Span``.
+        source: paths of files that must not be overwritten.
+        inspect: called with the path of the finished model before it is moved to ``target``; an
+            exception it raises keeps the model from there.
+        threads: see ``crew.run``.
 
     Returns:
-        The path of the data file.
+        The path of the data file, None if there is none.
+
+    Raises:
+        ModelError: values cannot be read, or the message exceeds protobuf's limit.
+        UsageError: a file cannot be written.
     """
     layout, pieces = _lay_out(model, slots, late, target)
     jobs: list[Job] = []
@@ -170,22 +196,22 @@ def write_model(
         return path
 
 
-def _show(inspect: Inspect, target: Path, files: Mapping[str, OutputFile]) -> None:
-    """Lets `inspect` see the files, which are complete, in a folder of their own."""
+def _show(inspect: InspectFile, target: Path, files: Mapping[str, OutputFile]) -> None:
+    """Call ``inspect`` while the complete files are in a folder of their own."""
     prefix = f".{target.name[:40]}."
     with ExitStack() as stack:
         try:
             folder = tempfile.TemporaryDirectory(".tmp", prefix, target.parent)
         except OSError as error:
             raise UsageError(f"{target}: cannot be written: {error.strerror}") from error
-        place = Path(stack.enter_context(folder))
+        own = Path(stack.enter_context(folder))
         for name, file in files.items():
-            stack.enter_context(file.lent(place / name))
-        inspect(place / target.name)
+            stack.enter_context(file.lent(own / name))
+        inspect(own / target.name)
 
 
 def check_target(target: Path, source: set[str]) -> None:
-    """Raises UsageError if `target` cannot be a new file, or is one of the paths in `source`."""
+    """Raise UsageError if ``target`` cannot be written, or is one of the paths in ``source``."""
     if not target.parent.is_dir():
         raise UsageError(f"{target}: the folder {target.parent} does not exist; create it first")
     if not target.exists():
@@ -193,7 +219,7 @@ def check_target(target: Path, source: set[str]) -> None:
     if not target.is_file():
         raise UsageError(f"{target}: is not a regular file; give the name of a file to write")
     if any(os.path.exists(path) and os.path.samefile(target, path) for path in source):
-        raise UsageError(f"{target}: is the model that is read; give another name to write")
+        raise UsageError(f"{target}: is a file of the input model; give another name to write")
 
 
 def _lay_out(
@@ -220,28 +246,28 @@ def _serialize(model: ModelProto, layout: _Layout) -> list[Sized]:
 
 
 def _emit(piece: Sized, out: OutputFile, open_input: OpenInput) -> Iterator[Job]:
-    """Writes a piece; one that must be computed gets its place, and a job that fills it."""
+    """Write a piece, or reserve its bytes and yield the jobs that fill them."""
     if isinstance(piece, Span):
         if piece.length < _COPIED_LATER:
             with _reading(piece):
                 out.write(open_input(piece.path).read(piece.offset, piece.length))
             return
-        place = out.reserve(piece.length)
+        position = out.reserve(piece.length)
         for start in range(0, piece.length, _AT_ONCE):
             length = min(_AT_ONCE, piece.length - start)
-            yield partial(_copy, piece, open_input, start, length, out, place)
+            yield partial(_copy, piece, open_input, start, length, out, position)
     elif isinstance(piece, Computed):
-        place = out.reserve(piece.length)
-        yield lambda: out.fill(place, piece.compute())
+        position = out.reserve(piece.length)
+        yield lambda: out.fill(position, piece.compute())
     elif isinstance(piece, (bytes, memoryview)):
         out.write(piece)
 
 
 def _copy(
-    span: Span, open_input: OpenInput, start: int, length: int, out: OutputFile, place: int
+    span: Span, open_input: OpenInput, start: int, length: int, out: OutputFile, position: int
 ) -> None:
     with _reading(span):
-        out.copy(place + start, open_input(span.path), span.offset + start, length)
+        out.copy(position + start, open_input(span.path), span.offset + start, length)
 
 
 @contextmanager
@@ -255,12 +281,12 @@ def _reading(span: Span) -> Iterator[None]:
 
 
 def _data_name(target: Path, digest: str) -> str:
-    # A file name may hold bytes that are no text; the message can hold text only.
+    # A file name may hold bytes that are not text, a protobuf string may not.
     return f"{target.name}.{digest}.data".encode("utf-8", "replace").decode()
 
 
 def is_data_name(name: str, target: Path) -> bool:
-    """Tells whether a file name is one that `write_model` gives to a data file of `target`."""
+    """Return whether ``write_model`` would give this name to a data file of ``target``."""
     digest = name.removesuffix(".data")[-len(_NO_DIGEST) :]
     return name == _data_name(target, digest) and set(digest) <= set("0123456789abcdef")
 

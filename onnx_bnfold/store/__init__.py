@@ -1,4 +1,4 @@
-"""Folds a whole store: every model below a folder or URL, in many processes or on Dask."""
+"""Fold a store, that is every model below a folder or URL, in many processes or on Dask."""
 
 from onnx_bnfold.store.report import StoreReport
 from onnx_bnfold.store.run import fold_store, plan_store

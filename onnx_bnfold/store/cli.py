@@ -1,4 +1,4 @@
-"""The command line of a store: what `onnx_bnfold` does when its model is a folder or a URL."""
+"""The fold command for a store: what it does if its model is a folder or a URL."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from onnx_bnfold.store.run import fold_store, plan_store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that only a store has."""
+    """Add the options that only apply to a store."""
     group = parser.add_argument_group(
         "a store", "MODEL and -o may be folders or URLs (s3://..., any that fsspec can open)"
     )
@@ -41,15 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, options: Options) -> int:
-    """Folds a store.
+    """Fold a store.
 
     Args:
-        args: model, output, dry_run, require_all, quiet, report (a path, or None), and those of
-            `add_arguments`.
+        args: model, output, dry_run, require_all, quiet, report (a path, or None), and the options
+            of ``add_arguments``.
         options: of each fold.
 
     Returns:
-        0 if all is done, 1 if a file failed, 130 after Ctrl-C or SIGTERM.
+        The exit code: 0 if everything is done, 1 if a file failed, 130 after Ctrl-C or SIGTERM.
 
     Raises:
         UsageError: input or output cannot be used.
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, options: Options) -> int:
     try:
         return _run(args, options)
     except KeyboardInterrupt:
-        print("onnx-bnfold: interrupted; the same command goes on from here", file=sys.stderr)
+        print("onnx-bnfold: interrupted; run the same command again to continue", file=sys.stderr)
         return EXIT_CODE
 
 
@@ -78,7 +78,7 @@ def _check_report(path: str) -> None:
     from onnx_bnfold.reports import require_writable
 
     if not path.lower().endswith(".json"):
-        raise UsageError(f"{path}: the report on a store is JSON; give a name that ends in .json")
+        raise UsageError(f"{path}: the report of a store is JSON; give a name that ends in .json")
     require_writable([path])
 
 

@@ -1,4 +1,4 @@
-"""Work on a Dask cluster. Scheduling, and doing again what a dead worker had, are Dask's."""
+"""Run work on a Dask cluster. Dask schedules it, and repeats what a dead worker was doing."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Result = TypeVar("Result")
 
 @contextmanager
 def connected(address: str) -> Iterator[Client]:
-    """Yields a client of a scheduler.
+    """Yield a client of a scheduler; a context manager.
 
     Args:
-        address: of the scheduler, such as `tcp://host:8786`.
+        address: of the scheduler, such as ``tcp://host:8786``.
 
     Raises:
-        UsageError: `distributed` is not installed, or there is no scheduler.
+        UsageError: ``distributed`` is not installed, or no scheduler answers.
     """
     try:
         from distributed import Client
@@ -32,8 +32,8 @@ def connected(address: str) -> Iterator[Client]:
         raise UsageError("--dask needs Dask; pip install 'onnx_bnfold[dask]'") from error
     try:
         client = Client(address)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, AssertionError) as error:  # a loop of it asserts, now and then
-        raise UsageError(f"{address}: there is no Dask scheduler: {error}") from error
+    except (OSError, ValueError, AssertionError) as error:  # its event loop asserts sometimes
+        raise UsageError(f"{address}: no Dask scheduler answers: {error}") from error
     with client:
         yield client
 
@@ -44,20 +44,21 @@ def on_dask(
     items: Iterable[Item],
     failed: Callable[[Item, BaseException], Result],
 ) -> Iterator[Result]:
-    """Yields the results of all items, as they come.
+    """Yield the results of all items as they arrive.
 
     Args:
         client: of the scheduler.
-        work: what to do with an item, on one of the workers.
-        items: what there is to do.
-        failed: gives the result of an item that Dask gives up.
+        work: called with each item, on one of the workers.
+        items: the items.
+        failed: returns the result of an item that Dask has given up.
     """
     from distributed import as_completed
 
     suspects: list[tuple[Item, BaseException]] = []
     items = list(items)
     if client.status != "running":  # a closed client would wait forever
-        yield from (failed(item, ConnectionError("the Dask scheduler is gone")) for item in items)
+        gone = ConnectionError("the connection to the Dask scheduler is closed")
+        yield from (failed(item, gone) for item in items)
         return
     futures = dict(zip(client.map(work, items, pure=False), items, strict=True))
     for future in as_completed(futures):  # type: ignore[no-untyped-call]
@@ -68,7 +69,7 @@ def on_dask(
             suspects.append((item, error))
         else:
             yield result
-    # Dask gives up all that dying workers had, not only what killed them.
+    # Dask gives up every item of a dying worker, not only the one that killed it.
     for item, first in suspects:
         try:
             if client.status != "running":

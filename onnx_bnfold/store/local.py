@@ -1,4 +1,4 @@
-"""A place in the file system of this machine."""
+"""A location in the file system of this machine."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from onnx_bnfold.store.locks import hold
 from onnx_bnfold.store.places import STATE, Listing, lies_in
 
 
-class LocalPlace:
-    """See `places.Place`.
+class LocalLocation:
+    """See ``places.Location``.
 
-    Links to files are followed, links to folders are kept, and links that lead out of the place
-    are problems: what is not below the place is not its owner's to give.
+    Links to files are followed and links to folders are copied as links. A link that leads out of
+    the folder is a problem: following it could copy files that are not meant to be in the output.
 
     Args:
         where: the folder.
-        state: the folder of the state.
+        state: the folder of the state; by default beside it.
     """
 
     def __init__(self, where: str, state: str | None = None) -> None:
@@ -35,36 +35,36 @@ class LocalPlace:
         self.state = self._state.as_uri()
 
     def listing(self) -> Listing:
-        """See `places.Place`."""
+        """See ``places.Location``."""
         if not self._root.is_dir():
             raise UsageError(f"{self._root}: there is no such folder; give the folder of models")
-        found = Listing()
+        listing = Listing()
 
         def unreadable(error: OSError) -> None:
-            found.problems[self._name(error.filename)] = f"cannot be read: {error.strerror}"
+            listing.problems[self._name(error.filename)] = f"cannot be read: {error.strerror}"
 
         for parent, folders, files in os.walk(self._root, onerror=unreadable):
             for name in (*folders, *files):
-                self._sort_in(os.path.join(parent, name), found)
-        return found
+                self._add(os.path.join(parent, name), listing)
+        return listing
 
     def prepare(self) -> None:
-        """See `places.Place`."""
+        """See ``places.Location``."""
         try:
             for folder in (self._root, self._unfinished, self._state / "records"):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"{error.filename}: cannot be made: {error.strerror}") from error
+            raise UsageError(f"{error.filename}: cannot be created: {error.strerror}") from error
         if os.stat(self._root).st_dev != os.stat(self._state).st_dev:
             raise UsageError(
-                f"{self._state}: lies on another file system than {self._root}, to which files "
-                "must be moved from there; name a folder of that file system with --state"
+                f"{self._state}: is on another file system than {self._root}, but files have to be "
+                "moved between them; give a folder on the file system of the output as --state"
             )
 
     def sweep(self) -> None:
-        """See `places.Place`."""
+        """See ``places.Location``."""
         for key in {name.partition(".")[0] for name in os.listdir(self._unfinished)}:
-            # On a full disk, no lock can be made; the next run sweeps.
+            # On a full disk no lock file can be created; leave it to the next run.
             with suppress(OSError), hold(self._lock(key), wait=False) as held:
                 if held:
                     for path in self._unfinished.glob(f"{key}.*/"):
@@ -72,8 +72,8 @@ class LocalPlace:
 
     @contextmanager
     def claim(self, key: str) -> Iterator[Path]:
-        """See `places.Place`."""
-        # Another folder every time: where there are no locks, two processes may be here.
+        """See ``places.Location``."""
+        # A new folder every time: without locks, two processes may have the same key.
         with (
             hold(self._lock(key)),
             TemporaryDirectory(
@@ -83,15 +83,15 @@ class LocalPlace:
             yield Path(folder)
 
     def fetch(self, name: str, scratch: Path) -> Path:
-        """See `places.Place`."""
+        """See ``places.Location``."""
         return self._root
 
     def publish(self, path: Path, name: str) -> None:
-        """See `places.Place`."""
+        """See ``places.Location``."""
         os.replace(path, self._parent(name) / posixpath.basename(name))
 
     def link(self, name: str, text: str) -> None:
-        """See `places.Place`."""
+        """See ``places.Location``."""
         path = self._parent(name) / posixpath.basename(name)
         if path.is_symlink() and os.readlink(path) == text:
             return
@@ -100,23 +100,23 @@ class LocalPlace:
             os.replace(scratch / "link", path)
 
     def make_folder(self, name: str) -> None:
-        """See `places.Place`."""
+        """See ``places.Location``."""
         self._parent(f"{name}/")
 
     def remove(self, name: str) -> None:
-        """See `places.Place`."""
+        """See ``places.Location``."""
         with suppress(FileNotFoundError):
             (self._root / name).unlink()
 
     def load(self, name: str) -> bytes | None:
-        """See `places.Place`."""
+        """See ``places.Location``."""
         try:
             return (self._state / name).read_bytes()
         except FileNotFoundError:
             return None
 
     def save(self, path: Path, name: str) -> None:
-        """See `places.Place`."""
+        """See ``places.Location``."""
         os.replace(path, self._state / name)
 
     def _lock(self, key: str) -> Path:
@@ -128,32 +128,30 @@ class LocalPlace:
     def _parent(self, name: str) -> Path:
         parent = self._root / posixpath.dirname(name)
         if os.path.realpath(parent) != os.fspath(parent):
-            raise UsageError(f"{posixpath.dirname(name)}: in the output it is a link; remove it")
+            raise UsageError(f"{posixpath.dirname(name)}: is a link in the output; remove it")
         parent.mkdir(parents=True, exist_ok=True)
         return parent
 
-    def _sort_in(self, path: str, found: Listing) -> None:
+    def _add(self, path: str, listing: Listing) -> None:
         name = self._name(path)
         try:
             status = os.stat(path)
         except OSError as error:
-            found.problems[name] = (
-                "is a link that leads nowhere"
-                if os.path.islink(path)
-                else f"cannot be read: {error.strerror}"
+            listing.problems[name] = (
+                "is a broken link" if os.path.islink(path) else f"cannot be read: {error.strerror}"
             )
             return
         real = os.path.realpath(path)
         if not lies_in(real, os.fspath(self._root)):
-            found.problems[name] = (
-                "is a link that leads out of the store; put the file itself in its place"
+            listing.problems[name] = (
+                "is a link that leads out of the store; replace it by the file itself"
             )
         elif stat.S_ISDIR(status.st_mode):
             if os.path.islink(path):
-                found.links[name] = os.path.relpath(real, os.path.dirname(path))
+                listing.links[name] = os.path.relpath(real, os.path.dirname(path))
             else:
-                found.folders.append(name)
+                listing.folders.append(name)
         elif stat.S_ISREG(status.st_mode):
-            found.files[name] = status.st_size
+            listing.files[name] = status.st_size
         else:
-            found.problems[name] = "is neither a file nor a folder"
+            listing.problems[name] = "is neither a file nor a folder"

@@ -1,4 +1,4 @@
-"""Locks between processes, held by files that are gone when nobody holds them."""
+"""Locks between processes: lock files that are removed when they are released."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ except ImportError:  # Windows
 
 @contextmanager
 def hold(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Holds a lock, which the system releases if the process dies.
+    """Hold a lock, which the system releases if the process dies; a context manager.
 
     Args:
-        path: its file; made and removed here.
-        wait: wait until nobody else holds it.
+        path: the lock file; created and removed here.
+        wait: wait until no other process holds the lock.
 
     Yields:
-        Whether it is held: without `wait` somebody else may hold it, and some systems and network
-        file systems have no locks.
+        Whether the lock is held. It is not if another process holds it and ``wait`` is not set, or
+        if the system or the file system has no locks.
     """
     fd = _acquire(path, wait)
     try:
@@ -49,7 +49,7 @@ def _acquire(path: Path, wait: bool) -> int | None:
             raise
         if _is_at(fd, path):
             return fd
-        os.close(fd)  # who held it before has removed the file
+        os.close(fd)  # the previous holder has removed the file; create it anew
 
 
 def _is_at(fd: int, path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What became of one file of a store."""
+"""The outcome for one file of a store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ class Stamp:
 
 @dataclass(frozen=True)
 class Kept:
-    """A BatchNormalization that stays, and the refusal (see `reasons.Refusal`)."""
+    """A BatchNormalization that is kept, and why.
+
+    Attributes:
+        name: its label.
+        reason: the code of ``reasons.Reason``.
+        culprit: see ``reasons.Refusal``.
+        sentence: see ``reasons.Refusal``.
+    """
 
     name: str
     reason: str
@@ -30,7 +37,15 @@ class Kept:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a fold did: numbers of BatchNormalizations, nodes and bytes (no latter for a plan)."""
+    """What a fold did, in numbers.
+
+    Attributes:
+        norms: number of BatchNormalizations.
+        folded: number of those that were folded.
+        nodes_before, nodes_after: number of nodes; None for a plan.
+        kept: the BatchNormalizations that are kept.
+        bytes_before, bytes_after: length of the files; None for a plan.
+    """
 
     norms: int
     folded: int
@@ -41,7 +56,7 @@ class Counts:
     bytes_after: int | None = None
 
     def summary(self) -> str:
-        """Returns them as text."""
+        """Return the numbers as text."""
         parts = [f"{self.folded} of {self.norms} BatchNormalization folded"]
         if self.nodes_before is not None:
             parts.append(f"{self.nodes_before} -> {self.nodes_after} nodes")
@@ -52,16 +67,16 @@ class Counts:
 
 @dataclass(frozen=True)
 class FileOutcome:
-    """What became of one file.
+    """The outcome for one file.
 
     Attributes:
-        name: its path below the store.
+        name: its path below the store, with slashes.
         status: what was done.
-        skipped: an earlier run has done it, from the same content with the same options.
+        skipped: whether an earlier run had done it, from the same content with the same options.
         error: one sentence, if it failed.
         counts: of a model that was folded or planned.
-        source: the model and its data files, as they were read; name -> content.
-        target: the model and its data file, as they were written.
+        source: name → content of the model and its data files, as they were read.
+        target: name → content of the model and its data file, as they were written.
     """
 
     name: str
@@ -74,16 +89,20 @@ class FileOutcome:
 
     @property
     def is_model(self) -> bool:
-        """Whether the file is to be folded, by its name."""
+        """Whether the file is a model, judged by its name."""
         return is_model(self.name)
 
     def to_data(self) -> dict[str, Any]:
-        """Returns it as JSON has it, without what is empty."""
+        """Return the outcome as JSON types, without empty fields."""
         return {key: value for key, value in asdict(self).items() if value not in (None, {})}
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> FileOutcome:
-        """Does the reverse of `to_data`; LookupError, TypeError or ValueError if it is none."""
+        """Return the outcome that ``to_data`` has turned into ``data``.
+
+        Raises:
+            LookupError, TypeError, ValueError: ``data`` does not come from there.
+        """
         counts = dict(data["counts"])
         counts["kept"] = tuple(Kept(**kept) for kept in counts["kept"])
         stamps = {
@@ -94,12 +113,12 @@ class FileOutcome:
 
 
 def is_model(name: str) -> bool:
-    """Tells whether a file of this name is to be folded."""
+    """Return whether a file of this name is a model."""
     return name.lower().endswith(".onnx")
 
 
 def counts_of(report: Report) -> Counts:
-    """Returns the numbers of a report."""
+    """Return the numbers of a report."""
     kept = tuple(
         Kept(record.name, why.reason.value, why.culprit, why.sentence)
         for record in report.kept

@@ -1,9 +1,9 @@
-"""Where a store lies. A place is a folder of this machine, or whatever `fsspec` can open.
+"""Where a store is: in a folder of this machine, or anywhere that ``fsspec`` can open.
 
-A name is the path of a file below the place, with slashes. Beside its files the place of an output
-has a state: another folder, on the same file system, with the records of what is done and with the
-files that are not complete yet. It lies outside of the output because a server that is given the
-output as its model repository takes every folder in it for a model (Triton does, hidden or not).
+A name is the path of a file below the location, with slashes. The location of an output also has a
+state: another folder on the same file system, with the records of what is done and with unfinished
+files. It is outside of the output, since a server whose model repository is the output may take
+every folder in it for a model (Triton does, hidden or not).
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-STATE = ".onnx_bnfold"  # what the name of the state has behind that of the output
+STATE = ".onnx_bnfold"  # added to the name of the output, it is the name of the state
 
 
 @dataclass
 class Listing:
-    """What lies below a place.
+    """What is below a location.
 
     Attributes:
-        files: name -> number of bytes.
-        folders: the names of all folders.
-        links: name of a link to a folder of the place -> where it leads, relative to its own.
-        problems: name -> why it can be neither folded nor copied.
+        files: name → number of bytes.
+        folders: names of all folders.
+        links: name of a link to a folder below the location → its target, relative to the link.
+        problems: name → why it can be neither folded nor copied.
     """
 
     files: dict[str, int] = field(default_factory=dict)
@@ -33,11 +33,11 @@ class Listing:
     problems: dict[str, str] = field(default_factory=dict)
 
 
-class Place(Protocol):
+class Location(Protocol):
     """A folder of files.
 
     Attributes:
-        address: tells two places apart, and whether one lies in the other.
+        address: a URL; equal for equal locations, and a prefix for those inside.
         state: the address of the state.
     """
 
@@ -45,68 +45,83 @@ class Place(Protocol):
     state: str
 
     def listing(self) -> Listing:
-        """Returns what lies below the place; UsageError if there is no such folder."""
+        """Return what is below the location.
+
+        Raises:
+            UsageError: there is no such folder.
+        """
 
     def prepare(self) -> None:
-        """Makes the folders of the output and of its state; UsageError if that is impossible."""
+        """Create the folders of the output and of its state.
+
+        Raises:
+            UsageError: they cannot be created, or are on different file systems.
+        """
 
     def sweep(self) -> None:
-        """Removes the unfinished files of runs that were killed."""
+        """Remove unfinished files of runs that were killed."""
 
     def claim(self, key: str) -> AbstractContextManager[Path]:
-        """Waits until no other process works on `key`; gives an empty folder of this machine."""
+        """Wait until no other process works on ``key``; a context manager.
+
+        Yields:
+            An empty folder on this machine.
+        """
 
     def fetch(self, name: str, scratch: Path) -> Path:
-        """Makes a file readable on this machine.
+        """Make a file readable on this machine.
 
         Args:
-            name: the file.
+            name: of the file.
             scratch: a folder that may be used for it.
 
         Returns:
-            The folder below which the file now has its name.
+            The folder below which the file can be read under its name.
         """
 
     def publish(self, path: Path, name: str) -> None:
-        """Makes a file from the claimed folder the file `name`, in place of what had the name."""
+        """Move a file from the claimed folder to ``name``, replacing any file there."""
 
     def link(self, name: str, text: str) -> None:
-        """Makes `name` a link to a folder."""
+        """Make ``name`` a link to the folder ``text``, relative to the link."""
 
     def make_folder(self, name: str) -> None:
-        """Makes a folder, if it is not there."""
+        """Create a folder, unless it exists."""
 
     def remove(self, name: str) -> None:
-        """Removes a file; it need not exist."""
+        """Remove a file, if it exists."""
 
     def load(self, name: str) -> bytes | None:
-        """Returns the content of a file of the state; None if there is none."""
+        """Return the content of a file of the state, None if there is none."""
 
     def save(self, path: Path, name: str) -> None:
-        """Makes a file from the claimed folder the file `name` of the state."""
+        """Move a file from the claimed folder to ``name`` in the state."""
 
 
 def is_url(text: str) -> bool:
-    """Tells whether a place is for `fsspec` to open."""
+    """Return whether a location is a URL, which ``fsspec`` has to open."""
     return "://" in text
 
 
-def place_at(where: str, state: str | None = None) -> Place:
-    """Returns the place at a path or URL.
+def location_at(where: str, state: str | None = None) -> Location:
+    """Return the location at a path or URL.
 
     Args:
         where: the path or URL.
         state: path or URL of its state; by default beside it.
+
+    Raises:
+        UsageError: a URL cannot be opened.
     """
     if is_url(where):
-        from onnx_bnfold.store.remote import RemotePlace
+        from onnx_bnfold.store.remote import RemoteLocation
 
-        return RemotePlace(where, state)
-    from onnx_bnfold.store.local import LocalPlace
+        return RemoteLocation(where, state)
+    from onnx_bnfold.store.local import LocalLocation
 
-    return LocalPlace(where, state)
+    return LocalLocation(where, state)
 
 
 def lies_in(inner: str, outer: str) -> bool:
-    """Tells whether an address is another one, or below it."""
+    """Return whether an address equals another one or is below it."""
     return f"{inner}/".startswith(f"{outer.rstrip('/')}/")

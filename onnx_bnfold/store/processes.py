@@ -1,4 +1,4 @@
-"""Work in processes of this machine, one of which may die without taking the run along."""
+"""Run work in processes of this machine; a process that dies does not end the run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from onnx_bnfold.memory import collect_rarely, keep_freed_memory
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_AHEAD = 2  # items per process that are handed out at a time
+_AHEAD = 2  # items per process that are submitted at a time
 
 
 def thread_safe_start(preload: str = "onnx_bnfold.store.work") -> str:
-    """Returns the fastest start method for a process that may have threads.
+    """Return the fastest start method for a process that may have threads.
 
     Args:
-        preload: the module that the processes need.
+        preload: name of a module that the processes need.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "spawn"
@@ -41,14 +41,14 @@ def in_processes(
     died: Callable[[Item], Result],
     start_method: str | None = None,
 ) -> Iterator[Result]:
-    """Yields the results of all items, as they come.
+    """Yield the results of all items as they arrive.
 
     Args:
-        work: what to do with an item, in one of the processes.
-        items: what there is to do; begun in this order.
+        work: called with each item, in one of the processes.
+        items: the items, started in this order.
         jobs: number of processes.
-        died: gives the result of an item whose process dies, twice.
-        start_method: of the processes (see `multiprocessing`); by default that of the platform.
+        died: returns the result of an item whose process has died twice.
+        start_method: of the processes (see ``multiprocessing``); by default that of the platform.
     """
     waiting = deque(items)
     while waiting:
@@ -65,7 +65,7 @@ def in_processes(
                         del begun[future]
                         yield result
         except BrokenProcessPool:
-            # Nothing says which item it was, so each is tried in a process of its own.
+            # It is not known which item was to blame, so run each one in a process of its own.
             for item in begun.values():
                 yield _alone(work, item, died, start_method)
 
@@ -93,7 +93,7 @@ def _pool(jobs: int, start_method: str | None) -> Iterator[ProcessPoolExecutor]:
     try:
         yield pool
     except BaseException:
-        # Half a model is not worth waiting for.
+        # Kill the processes: there is no point in waiting for models that will be dropped.
         for process in set(multiprocessing.active_children()) - others:
             process.kill()
         raise
@@ -102,7 +102,7 @@ def _pool(jobs: int, start_method: str | None) -> Iterator[ProcessPoolExecutor]:
 
 
 def _start() -> None:
-    # Ctrl-C reaches all processes of a terminal; the first one decides what it means.
+    # Ctrl-C reaches all processes of a terminal; the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     keep_freed_memory()

@@ -1,6 +1,6 @@
-"""The record of a folded model, in the state of the output: one file for each model.
+"""Records of folded models, in the state of the output: one file for each model.
 
-Whoever saves a record replaces a whole file, so runs at the same time cannot spoil each other's.
+A record is saved by replacing the whole file, so that concurrent runs cannot corrupt it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from onnx_bnfold.folding import Options
 from onnx_bnfold.store.outcome import FileOutcome
-from onnx_bnfold.store.places import Place
+from onnx_bnfold.store.places import Location
 from onnx_bnfold.version import __version__
 
 
@@ -21,9 +21,9 @@ class Record:
     """What a run has done with a model.
 
     Attributes:
-        outcome: what became of the model.
+        outcome: for the model.
         settings: version and options of the run.
-        run: see `work.Job`.
+        run: see ``work.Batch``.
     """
 
     outcome: FileOutcome
@@ -32,13 +32,13 @@ class Record:
 
 
 def settings_of(options: Options) -> dict[str, Any]:
-    """Returns what the folded model depends on, besides the original."""
+    """Return what a folded model depends on besides its original: version and options."""
     return {"version": __version__, "options": asdict(options)}
 
 
-def load(place: Place, key: str) -> Record | None:
-    """Returns the record of a model; None if there is none that can be understood."""
-    content = place.load(_name(key))
+def load(location: Location, key: str) -> Record | None:
+    """Return the record of a model, None if there is none or it cannot be read."""
+    content = location.load(_name(key))
     try:
         data = json.loads(content or b"")
         return Record(FileOutcome.from_data(data["outcome"]), data["settings"], data["run"])
@@ -46,19 +46,19 @@ def load(place: Place, key: str) -> Record | None:
         return None
 
 
-def save(record: Record, place: Place, key: str, scratch: Path) -> None:
-    """Saves the record of a model.
+def save(record: Record, location: Location, key: str, scratch: Path) -> None:
+    """Save the record of a model.
 
     Args:
-        record: what to save.
-        place: the output.
+        record: the record.
+        location: the output.
         key: that of the model.
         scratch: the claimed folder.
     """
     data = {"settings": record.settings, "run": record.run, "outcome": record.outcome.to_data()}
     path = scratch / "record"
     path.write_text(json.dumps(data, indent=1), encoding="ascii")
-    place.save(path, _name(key))
+    location.save(path, _name(key))
 
 
 def _name(key: str) -> str:

@@ -1,8 +1,8 @@
-"""A place that `fsspec` opens: object stores, network file systems, archives.
+"""A location that ``fsspec`` opens: object stores, network file systems, archives.
 
-Whole files are downloaded and uploaded. An upload gets its final name by a move, which object
-stores make a copy of a complete object. There are no locks: two runs with the same options write
-the same bytes, others should not share an output.
+Whole files are downloaded and uploaded. An upload is moved to its final name when it is complete;
+object stores implement the move as a copy. There are no locks: runs with the same options write
+the same bytes, and runs with different options should not share an output.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from onnx_bnfold.errors import UsageError
 from onnx_bnfold.store.places import STATE, Listing
 
 
-class RemotePlace:
-    """See `places.Place`.
+class RemoteLocation:
+    """See ``places.Location``.
 
     Args:
         where: the URL of the folder.
@@ -36,42 +36,44 @@ class RemotePlace:
         else:
             fs, self._state = _open(state.rstrip("/"))
             if fs != self._fs:
-                raise UsageError(f"{state}: lies in another file system than {where}")
+                raise UsageError(
+                    f"{state}: is on another file system than {where}; give a URL on that one"
+                )
         self._fs.invalidate_cache()
         self.address = self._address(self._root)
         self.state = self._address(self._state)
 
     def listing(self) -> Listing:
-        """See `places.Place`."""
+        """See ``places.Location``."""
         if not self._fs.isdir(self._root):
-            raise UsageError(f"{self.address}: there is no such folder; give the URL of one")
-        found = Listing()
+            raise UsageError(f"{self.address}: there is no such folder; give the URL of a folder")
+        listing = Listing()
         entries: dict[str, dict[str, Any]] = self._fs.find(self._root, withdirs=True, detail=True)
         for path, info in entries.items():
             name = path[len(self._root) :].strip("/")
             if name:
-                _sort_in(name, path, info, found)
-        return found
+                _add(name, info, listing)
+        return listing
 
     def prepare(self) -> None:
-        """See `places.Place`."""
+        """See ``places.Location``."""
         try:
             for folder in (self._root, f"{self._state}/unfinished", f"{self._state}/records"):
                 self._fs.makedirs(folder, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"{self.address}: cannot be made: {error}") from error
+            raise UsageError(f"{self.address}: cannot be created: {error}") from error
 
     def sweep(self) -> None:
-        """Does nothing: nothing tells a dead upload from a slow one."""
+        """Do nothing: an abandoned upload cannot be told from a slow one."""
 
     @contextmanager
     def claim(self, key: str) -> Iterator[Path]:
-        """See `places.Place`."""
+        """See ``places.Location``."""
         with TemporaryDirectory(prefix="onnx_bnfold.", ignore_cleanup_errors=True) as folder:
             yield Path(folder)
 
     def fetch(self, name: str, scratch: Path) -> Path:
-        """See `places.Place`."""
+        """See ``places.Location``."""
         folder = scratch / "fetched"
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,26 +81,26 @@ class RemotePlace:
         return folder
 
     def publish(self, path: Path, name: str) -> None:
-        """See `places.Place`."""
+        """See ``places.Location``."""
         target = f"{self._root}/{name}"
         self._fs.makedirs(posixpath.dirname(target), exist_ok=True)
         self._upload(path, target)
 
     def link(self, name: str, text: str) -> None:
-        """See `places.Place`."""
-        raise UsageError(f"{name}: is a link to a folder, which a URL cannot hold")
+        """See ``places.Location``."""
+        raise UsageError(f"{name}: is a link to a folder, which cannot be written to a URL")
 
     def make_folder(self, name: str) -> None:
-        """See `places.Place`."""
+        """See ``places.Location``."""
         self._fs.makedirs(f"{self._root}/{name}", exist_ok=True)
 
     def remove(self, name: str) -> None:
-        """See `places.Place`."""
+        """See ``places.Location``."""
         with suppress(FileNotFoundError):
             self._fs.rm_file(f"{self._root}/{name}")
 
     def load(self, name: str) -> bytes | None:
-        """See `places.Place`."""
+        """See ``places.Location``."""
         try:
             content: bytes = self._fs.cat_file(f"{self._state}/{name}")
         except FileNotFoundError:
@@ -106,7 +108,7 @@ class RemotePlace:
         return content
 
     def save(self, path: Path, name: str) -> None:
-        """See `places.Place`."""
+        """See ``places.Location``."""
         self._upload(path, f"{self._state}/{name}")
 
     def _upload(self, path: Path, target: str) -> None:
@@ -133,14 +135,14 @@ def _open(url: str) -> tuple[Any, str]:
     return fs, path.rstrip("/")
 
 
-def _sort_in(name: str, path: str, info: dict[str, Any], found: Listing) -> None:
+def _add(name: str, info: dict[str, Any], listing: Listing) -> None:
     if not {"", ".", ".."}.isdisjoint(name.split("/")):
-        found.problems[name] = "is no name that a file in a folder can have"
+        listing.problems[name] = "is not a name that a file in a folder can have"
     elif info.get("islink"):
-        found.problems[name] = "is a link, which is not followed at a URL; give the folder's path"
+        listing.problems[name] = "is a link, which is not followed at a URL; give the folder's path"
     elif info["type"] == "directory":
-        found.folders.append(name)
+        listing.folders.append(name)
     elif info["type"] == "file":
-        found.files[name] = int(info["size"] or 0)
+        listing.files[name] = int(info["size"] or 0)
     else:
-        found.problems[name] = "is neither a file nor a folder"
+        listing.problems[name] = "is neither a file nor a folder"

@@ -1,4 +1,4 @@
-"""What became of a store: as text and as JSON."""
+"""The report of a run over a store, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from onnx_bnfold.errors import printable
 from onnx_bnfold.store.outcome import FileOutcome
 
-SCHEMA = 1  # goes up when a field of the JSON changes its meaning or goes
+SCHEMA = 1  # raised when a field of the JSON is removed or changes its meaning
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class StoreReport:
 
     @property
     def failed(self) -> tuple[FileOutcome, ...]:
-        """The outcomes of what failed, models or not."""
+        """The outcomes of everything that failed, models or not."""
         return tuple(o for o in self.outcomes if o.status == "failed")
 
     def lines(self) -> list[str]:
-        """Returns one line for each model that did not fail."""
+        """Return one line for each model that did not fail."""
         return [
             printable(f"{'done before' if o.skipped else o.status}  {o.name}: {o.counts.summary()}")
             for o in self.models
@@ -44,11 +44,11 @@ class StoreReport:
         ]
 
     def errors(self) -> list[str]:
-        """Returns one line for each file that failed."""
+        """Return one line for each file that failed."""
         return [printable(f"failed  {o.error}") for o in self.failed]
 
     def summary(self) -> str:
-        """Returns the last line."""
+        """Return the last line of the text."""
         models = Counter[str]("done before" if o.skipped else o.status for o in self.models)
         others = Counter[str](o.status for o in self.outcomes if not o.is_model)
         counts = [o.counts for o in self.models if o.counts]
@@ -64,11 +64,11 @@ class StoreReport:
         return "; ".join(parts)
 
     def to_json(self) -> str:
-        """Returns everything as JSON.
+        """Return everything as JSON.
 
-        `models` and `files` (the others) have one entry each, with `name`, `status` and `skipped`;
-        `error` where the status is "failed"; of folded models also `counts`, `source` and `target`
-        (see `outcome.FileOutcome`).
+        ``models`` has an entry for each model and ``files`` for each other file: ``name``,
+        ``status`` and ``skipped``; ``error`` if the status is "failed"; ``counts``, ``source`` and
+        ``target`` if it is a folded model (see ``outcome.FileOutcome``).
         """
         data = {
             "schema": SCHEMA,

@@ -192,7 +192,7 @@ def test_command_and_schema(tmp_path, capsys):
 def test_nothing_to_quantise_or_to_compare_is_an_error(gate):
     options = dataclasses.replace(QUICK, max_snr_drop=gate)
     relu = finish([helper.make_node("Neg", ["x"], ["y"])], {}, ("N", 4))
-    with pytest.raises(UsageError, match="quantises nothing"):
+    with pytest.raises(UsageError, match="quantises no tensor"):
         check(relu, relu, options)
     values = weights()
     classes = model(values, head=("ArgMax",))

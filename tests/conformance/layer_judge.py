@@ -10,6 +10,7 @@ import numpy as np
 from onnx_bnfold.affine import Affine
 from onnx_bnfold.batchnorm import OPERATOR
 from onnx_bnfold.entries import Absorbing, BiasPlace
+from onnx_bnfold.limits import Limits
 from onnx_bnfold.new_constants import NewConstant, Unrepresentable, new_constants
 from onnx_bnfold.planner import GraphPlan
 from onnx_bnfold.reasons import Refusal, Refused
@@ -93,7 +94,7 @@ def _sides(known: Ports) -> str:
 def _constants(trial: Trial, ports: Ports) -> list[tuple[NewConstant, np.ndarray]]:
     site = trial.site
     site.total = {site.key(0, port): change for port, change in ports.items()}
-    found = new_constants(0, GraphPlan(site, touched={0: [0]}))
+    found = new_constants(0, GraphPlan(site, Limits(), touched={0: [0]}))
     return [(new, np.asarray(new()).reshape(new.dims)) for new in found]
 
 

@@ -70,7 +70,7 @@ def cycle(model):
     model.graph.node[0].input[0] = "y"
 
 
-@refused("'n_c'", "reads what it computes itself")
+@refused("'n_c'", "reads its own output")
 def a_node_that_reads_itself(model):
     model.graph.node[0].input[0] = "c"
 
@@ -238,7 +238,7 @@ def external_data_that_is_not_there(model):
     external(model, location="nothing.bin")
 
 
-@refused("'c_W'", "cannot be read", "ends at byte")
+@refused("'c_W'", "cannot be read", "its values end at byte")
 def an_offset_beyond_the_file(model):
     external(model, location="model.onnx", offset=1 << 40)
 

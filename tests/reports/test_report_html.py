@@ -13,6 +13,7 @@ from reporting import HOSTILE, half, hostile, report_of
 from onnx_bnfold import Options
 from onnx_bnfold.check import CheckOptions
 from onnx_bnfold.errors import printable
+from onnx_bnfold.reports.charts import noise_chart
 from onnx_bnfold.reports.html import page
 from onnx_bnfold.reports.markup import el, shortened, table, written
 
@@ -209,6 +210,24 @@ def test_numbers_that_json_has_not(tmp_path, rng):
     found = Page(page(report))
     assert "weights" not in {value for _, name, value in found.attributes if name == "id"}
     assert "inf × noise" in found.text
+
+
+def test_each_output_has_its_own_limit_in_the_chart():
+    outputs = [
+        {"name": name, "times_noise": times, "limit": limit, "holds": True}
+        for name, times, limit in (("a", 2.0, 4.0), ("b", 6.0, 9.0), ("c", 0.0, None))
+    ]
+    chart = noise_chart(outputs, 4.0)
+    lines = [line for line in chart.iter("line") if line.get("class") == "limit"]
+    a, b, c = (float(line.get("x1")) for line in lines)
+    assert a == c < b
+    marks = [float(circle.get("cx")) for circle in chart.iter("circle")]
+    assert marks[0] < a < marks[1] < b
+    texts = [text.text for text in chart.iter("text")]
+    assert "limit = 4 or more" in texts
+    assert "b: 6 × noise, limit 9" in [title.text for title in chart.iter("title")]
+    alike = noise_chart(outputs[:1], 4.0)
+    assert "limit = 4" in [text.text for text in alike.iter("text")]
 
 
 # --- markup ---------------------------------------------------------------------------------

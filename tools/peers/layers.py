@@ -8,7 +8,7 @@ from tools.peers.build import AFFINE, CONV, MATRIX, SEQUENCE, W1, W3, Construct,
 
 
 def behind_a_layer() -> list[Construct]:
-    """The BN reads, directly or not, what layers compute."""
+    """Return constructs in which a BN reads, directly or not, what layers compute."""
     w, w2 = {"W": W3}, {"W": W3, "V": W3}
     both = CONV + "d = Conv <pads = [1,1,1,1]> (x, V)\n"
     return [
@@ -99,7 +99,7 @@ def behind_a_layer() -> list[Construct]:
 
 
 def before_a_layer() -> list[Construct]:
-    """The BN is read, directly or not, by layers."""
+    """Return constructs in which layers read, directly or not, what a BN computes."""
     w = {"W": W3}
     relu = "r = Relu (x)\n"
     return [

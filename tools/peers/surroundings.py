@@ -135,7 +135,7 @@ def scopes() -> list[Construct]:
 
 
 def traps() -> list[Construct]:
-    """What must be respected, and numbers that do not fit."""
+    """Return constructs that must be left alone, or whose numbers do not fit."""
     w = {"W": W3}
     c4 = np.ones(4, np.float32)
     half = {"W": (4, 4, 3, 3)}

@@ -50,7 +50,7 @@ def onnxslim():
 
 
 def onnxscript():
-    """The default rules of its rewriter."""
+    """Return a function that applies the default rules of its rewriter."""
     import onnx
     from onnxscript import rewriter
 

@@ -1,3 +1,4 @@
-"""Small networks trained on MNIST, whose BNs have what random weights do not: dead channels,
-gammas of both signs, means far from zero, saturated outputs.
+"""Small networks trained on MNIST, whose BNs are unlike those with random weights.
+
+They have dead channels, gammas of both signs, means far from zero and saturated outputs.
 """

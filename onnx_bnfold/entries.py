@@ -47,7 +47,7 @@ class ConstantOperand(NamedTuple):
     data: tuple[int, ...] = (0, 1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Operator:
     """An entry of the table of operators.
 
@@ -73,7 +73,7 @@ class Operator:
 UNKNOWN = Operator(version=0)  # stands for an operator that has no entry
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Absorbing(Operator):
     """An operator whose nodes take changes into their constants.
 
@@ -200,16 +200,22 @@ class Computed(ABC):
         """Compute them."""
 
 
-@dataclass(slots=True)
 class Given(Computed):
     """Values that are there, or that a function computes."""
 
-    given: Float64 | Callable[[], Float64]
-    sums_over: tuple[int, ...] | None = None
+    __slots__ = ("_given", "sums_over")
+
+    def __init__(
+        self,
+        given: Float64 | Callable[[], Float64],
+        sums_over: tuple[int, ...] | None = None,
+    ) -> None:
+        self._given = given
+        self.sums_over = sums_over
 
     def values(self) -> Float64:
         """Return them."""
-        return self.given() if callable(self.given) else self.given
+        return self._given() if callable(self._given) else self._given
 
 
 class Exact(NamedTuple):
@@ -222,8 +228,7 @@ class Exact(NamedTuple):
     elements: Callable[[], Array]
 
 
-@dataclass(slots=True)
-class Revised:
+class Revised(NamedTuple):
     """What becomes of one constant that a node reads.
 
     Attributes:

@@ -8,8 +8,8 @@ input would change the statistics, and is refused.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,7 @@ from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.view import FLOATS, NodeView
 
 
-@dataclass(frozen=True)
-class Normalization:
+class Normalization(NamedTuple):
     """A normalisation with a constant scale and bias.
 
     Attributes:

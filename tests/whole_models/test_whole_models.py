@@ -56,7 +56,6 @@ def test_the_models_are_worth_folding() -> None:
     assert folded > 0.55 * number
     assert len(reasons) >= 10
     assert max(reasons.values()) < 0.4 * reasons.total()
-    # Einsum is not drawn at all, or each seed would be another model: see the conformance tests.
     rare = {"DepthToSpace", "Einsum", "SpaceToDepth", "Upsample"}
     assert {*RULES, *LAYOUTS} - rare <= operators.keys()
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from onnx import TensorProto, helper
 
-from onnx_bnfold.affine import AGREEMENT, Float64
+from onnx_bnfold import costs
+from onnx_bnfold.affine import AGREEMENT, Affine, Float64
+from onnx_bnfold.arrays import Array
+from onnx_bnfold.entries import OUT, Absorbing, Given, Read, Revised, Sides
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.rounding import FORMATS, as_type
 from onnx_bnfold.view import FLOATS, NodeView, overridable
-
-Array = np.ndarray[Any, Any]
 
 OPERATOR = "BatchNormalization"
 VERSION = 15  # the newest of the operator that is known here
@@ -36,6 +37,7 @@ class Norm:
     """A BatchNormalization as numbers, ``(C,)`` float64 each.
 
     Attributes:
+        view: the node.
         epsilon: the attribute.
         cancellation: largest ratio of what the mean contributes to a channel's output and that
             output.
@@ -44,9 +46,12 @@ class Norm:
         table: a row per vector, ``(6, C)``.
     """
 
-    __slots__ = ("_table", "cancellation", "epsilon")
+    __slots__ = ("_table", "cancellation", "epsilon", "view")
+    data_slot = 0
+    factor_slot = 1
 
-    def __init__(self, table: Float64, epsilon: float, cancellation: float) -> None:
+    def __init__(self, view: NodeView, table: Float64, epsilon: float, cancellation: float) -> None:
+        self.view = view
         self._table = table
         self.epsilon = epsilon
         self.cancellation = cancellation
@@ -115,6 +120,73 @@ class Norm:
         deviation = np.where(holds, np.sqrt(variance + self.epsilon), self.deviation)
         return Scaled(self.a * out / into * deviation, variance, deviation, self.epsilon)
 
+    def require(self, port: int, change: Affine) -> None:
+        """Refuse a change of the data or the output that is not one of parameters.
+
+        Raises:
+            Refused: it is not per channel, or beyond what parameters can hold.
+        """
+        if change.vector(1, self.channels) is None:
+            raise Refused(Reason.AXES, self.view.label, "the change is not one value per channel")
+        if not change.is_ordinary or (port != OUT and not change.is_invertible):
+            raise Refused(
+                Reason.PRECISION,
+                self.view.label,
+                "the scale is zero or so small in a channel that it cannot be divided by",
+            )
+
+    def passed_on(self, into: Affine, sides: Sides) -> None:
+        """Return None: the mean takes a shift of the data."""
+
+    def altered(self, sides: Sides) -> Iterator[Read]:
+        """Yield the parameters that get new values by changes of the two sides."""
+        index, (into, out) = self.view.index, sides
+        if sides.have_scale:
+            yield index, 1
+        if out is not None:
+            yield index, 2
+        if into is not None:
+            yield index, 3
+        if into is not None and into.has_scale:
+            yield index, 4
+
+    def revised(self, sides: Sides, *, even: bool = False) -> Iterator[Revised]:
+        """Yield what becomes of the parameters; ``even`` gives the scales one size."""
+        view, count = self.view, self.channels
+        ones, zeros = np.ones(count), np.zeros(count)
+        same = ones, zeros
+        s_in, h_in = same if sides.into is None else _vectors(sides.into, count)
+        s_out, h_out = same if sides.out is None else _vectors(sides.out, count)
+        scale, variance, *_ = self.between(ones, ones, parameter_type(view, 4))
+        scaled = self.between(s_in, s_out, parameter_type(view, 4))
+        new_scale, new_variance = (even and scaled.evened()) or scaled[:2]
+        table = (
+            (1, scale, new_scale),
+            (2, self.bias, self.bias * s_out + h_out),
+            (3, self.mean, self.mean * s_in + h_in),
+            (4, variance, new_variance),
+        )
+        kinds = [parameter_type(view, slot) for slot, _, _ in table]
+        altered = [not np.array_equal(old, new) for _, old, new in table]
+        for position, (slot, _, new) in enumerate(table):
+            info, kind = view.constant(slot), kinds[position]
+            assert info is not None
+            # Scale and B are of one type, and so are mean and variance: if one changes it, both do.
+            partner = position ^ 1
+            if altered[position] or (altered[partner] and info.data_type != kind):
+                values = Given(new, () if slot in (1, 4) else None)
+                yield Revised(view, slot, PARAMETERS[slot - 1], (count,), kind, values)
+
+    def peaks(self, magnitude: Array) -> Array:
+        """Return the largest magnitude of the scale per channel: its own."""
+        return magnitude
+
+
+def _vectors(change: Affine, count: int) -> tuple[Float64, Float64]:
+    vectors = change.vector(1, count)
+    assert vectors is not None
+    return vectors
+
 
 class Scaled(NamedTuple):
     """The parts of a BatchNormalization that a scale of its input or its output changes.
@@ -173,10 +245,22 @@ def read_norms(views: Sequence[NodeView]) -> list[Norm | Refusal]:
             found[position] = refused.refusal
     for positions, parameters in _parameters(views, [*epsilons], found):
         known = [epsilons[position] for position in positions]
-        norms = _norms(parameters.astype(np.float64), known)
+        norms = _norms([views[position] for position in positions], parameters, known)
         for position, table, norm in zip(positions, parameters, norms, strict=True):
             found[position] = norm or _unusable(views[position], table, epsilons[position])
     return [found[position] for position in range(len(views))]
+
+
+def read_norm(view: NodeView) -> Norm:
+    """Read one BatchNormalization.
+
+    Raises:
+        Refused: see ``read_norms``.
+    """
+    (found,) = read_norms([view])
+    if isinstance(found, Refusal):
+        raise Refused.again(found)
+    return found
 
 
 def parameter_type(view: NodeView, slot: int) -> int:
@@ -204,14 +288,17 @@ def data_type(view: NodeView) -> int:
     return scale.data_type if scale and view.opset < 15 else int(TensorProto.UNDEFINED)
 
 
-def _norms(parameters: Float64, epsilons: Sequence[float]) -> Iterator[Norm | None]:
+def _norms(
+    views: Sequence[NodeView], parameters: Array, epsilons: Sequence[float]
+) -> Iterator[Norm | None]:
     """Yield the coefficients of norms of one size, None where they are no finite numbers.
 
     Args:
+        views: the nodes.
         parameters: ``(norms, 4, C)``, as the operator takes them.
         epsilons: one per norm.
     """
-    scale, bias, mean, variance = parameters.swapaxes(0, 1)
+    scale, bias, mean, variance = parameters.astype(np.float64).swapaxes(0, 1)
     with np.errstate(all="ignore"):
         deviation = np.sqrt(variance + np.array(epsilons)[:, None])
         a = scale / deviation
@@ -222,10 +309,10 @@ def _norms(parameters: Float64, epsilons: Sequence[float]) -> Iterator[Norm | No
     good = np.isfinite(deviation) & (deviation > 0) & np.isfinite(a) & np.isfinite(b)
     usable, worst = good.all(axis=1).tolist(), cancelled.max(axis=1, initial=0).tolist()
     tables = np.stack((a, b, mean, deviation, spread, bias), axis=1)
-    for table, is_usable, epsilon, cancellation in zip(
-        tables, usable, epsilons, worst, strict=True
+    for view, table, is_usable, epsilon, cancellation in zip(
+        views, tables, usable, epsilons, worst, strict=True
     ):
-        yield Norm(table, epsilon, cancellation) if is_usable else None
+        yield Norm(view, table, epsilon, cancellation) if is_usable else None
 
 
 def _parameters(
@@ -357,3 +444,14 @@ def _parameter(view: NodeView, index: int) -> Array:
             Reason.UNSUPPORTED_TYPE, view.label, f"its {meaning} {name!r} is not of a float type"
         )
     return view.constants.value(name)
+
+
+ENTRY = Absorbing(
+    read_norm,
+    linear_in=((1, 2),),
+    parameters=(3, 4),
+    data_slot=0,
+    version=VERSION,
+    multiply_adds=costs.per_element,
+    depth=costs.ONE_LEVEL,
+)

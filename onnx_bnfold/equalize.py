@@ -33,14 +33,13 @@ from onnx import TensorProto
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import AGREEMENT, Affine, Float64, along
 from onnx_bnfold.flood import flood
-from onnx_bnfold.layers import LAYOUTS, LinearLayer
+from onnx_bnfold.layers import LinearLayer
 from onnx_bnfold.limits import Limits
 from onnx_bnfold.notes import EQUALIZE, is_noted
 from onnx_bnfold.planner import GraphPlan, commit, require_totals
 from onnx_bnfold.ranges import Range, Ranges
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.site import Key, Site
-from onnx_bnfold.view import NodeView
 
 _ALPHAS = np.linspace(0, 1, 21)
 _WORTHWHILE = 0.9  # of the noise before: what gains less is left alone
@@ -232,7 +231,7 @@ def _group(
             continue
         views = [site.view(i) for i, _ in site.graph.readers.get(name, ()) if i not in site.removed]
         if name not in present:
-            if any(view.op in LAYOUTS for view in views):
+            if any(site.layer_or_none(view.index) is not None for view in views):
                 return None
             continue
         member = _member(change, present[name], labels)
@@ -241,17 +240,14 @@ def _group(
         members.setdefault(site.groups.root(name), member)
         if any(view.op not in _FUSED for view in views):
             rounded.setdefault(site.groups.root(name), member)
-        readers += [_reader(site, view.index, member) for view in views if _weighs(view)]
+        absorbing = (v.index for v in views if site.absorber_or_none(v.index) is not None)
+        readers += [_reader(site, index, member) for index in absorbing]
     for reader in readers:
         gain += reader.member.onto(reader.gain, len(gain))
     if not rounded or not gain.any():
         return None
     gain = np.maximum(gain, gain.max() * 1e-6)  # noise that nobody reads counts a little
     return _Group(tuple(members.values()), (*rounded.values(), *readers), gain)
-
-
-def _weighs(view: NodeView) -> bool:
-    return view.op in LAYOUTS or view.op == batchnorm.OPERATOR
 
 
 def _member(change: Affine, span: Range, labels: Float64) -> _Member | None:

@@ -14,11 +14,12 @@ import numpy as np
 from onnx import ModelProto
 
 from onnx_bnfold.affine import Float64
+from onnx_bnfold.arrays import Array
 from onnx_bnfold.constants import Constants, OpenTensor
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.graph import Graph, ReadTensor, graphs_of
 from onnx_bnfold.limits import Limits, Profile
-from onnx_bnfold.new_constants import Array, Unrepresentable, Whole, exact, new_constants
+from onnx_bnfold.new_constants import Unrepresentable, Whole, exact, new_constants
 from onnx_bnfold.planner import Decision, GraphPlan, Place, Standalone, plan_graph
 from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.rewrite import Pending, freeze_constants, rewrite

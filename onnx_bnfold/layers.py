@@ -1,4 +1,4 @@
-"""The linear layers and their weight layouts: the only place that knows them.
+"""Linear layers: what becomes of their weights and biases; ``layouts`` reads them.
 
 Every layer computes ``y[o] = alpha * sum_i,k W[o, i, k] * x[i, k] + beta * c[o]``. With its input
 re-parametrised as ``x' = s_i * x + h_i`` and its output as ``y' = s_o * y + h_o`` it stays exact
@@ -14,21 +14,29 @@ channel, ``i`` input channel, ``k`` kernel position, ``b`` batch of weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from functools import cache, lru_cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from onnx_bnfold.affine import Affine, Float64
+from onnx_bnfold.affine import AGREEMENT, Affine, Float64, along
+from onnx_bnfold.arrays import Array
 from onnx_bnfold.constants import Constant
+from onnx_bnfold.entries import (
+    OUT,
+    BiasPlace,
+    Computed,
+    Multiplied,
+    Read,
+    Revised,
+    Sides,
+)
 from onnx_bnfold.reasons import Reason, Refusal, Refused
-from onnx_bnfold.view import FLOATS, NodeView
+from onnx_bnfold.view import NodeView
 
 if TYPE_CHECKING:
     from onnx_bnfold.quantized import QuantizedWeight
-
-Array = np.ndarray[Any, Any]
 
 
 class LinearLayer(NamedTuple):
@@ -37,11 +45,14 @@ class LinearLayer(NamedTuple):
     Attributes:
         layout: letter per axis of ``grouped``, see the module's text.
         grouped: shape of the weight with the group split off, e.g. ``(g, C_out/g, C_in/g, *k)``.
-        data_slot, weight_slot, bias_slot: indices of the node's inputs; no bias slot for MatMul.
+        data_slot, weight_slot, bias_slot: indices of the node's inputs; the last is None for a
+            layer that has no input for a bias.
         in_axis, out_axis: the channel axes of the data tensor and of the output.
         in_rank, out_rank: ranks of the data tensor and of the output.
         shift_in: why a shift of the input cannot be absorbed, or None if it can.
         quantized: the DequantizeLinear that makes the weight, if one does.
+        becomes_gemm: whether a layer without an input for a bias gets one as a Gemm.
+        voided: attributes that a new bias makes wrong.
     """
 
     view: NodeView
@@ -60,6 +71,8 @@ class LinearLayer(NamedTuple):
     beta: float = 1.0
     shift_in: Refusal | None = None
     quantized: QuantizedWeight | None = None
+    becomes_gemm: bool = False
+    voided: tuple[str, ...] = ()
 
     @property
     def channels_out(self) -> int:
@@ -84,6 +97,110 @@ class LinearLayer(NamedTuple):
     def axes(self, letters: str) -> tuple[int, ...]:
         """Axes of the grouped weight that some letters of the layout stand for."""
         return _axes(self.layout, letters)
+
+    @property
+    def factor_slot(self) -> int | None:
+        """The input that multiplies; None if it is quantised."""
+        return None if self.quantized is not None else self.weight_slot
+
+    @property
+    def bias_place(self) -> BiasPlace:
+        """Where a bias goes."""
+        if self.bias_slot is not None:
+            return BiasPlace.INPUT
+        return BiasPlace.GEMM if self.becomes_gemm else BiasPlace.ADD
+
+    def require(self, port: int, change: Affine) -> None:
+        """Refuse a change of the data or the output that weights and bias do not take.
+
+        Raises:
+            Refused: see ``input_vectors`` and ``output_vectors``.
+        """
+        if port == OUT:
+            self.output_vectors(change)
+        else:
+            self.input_vectors(change)
+
+    def passed_on(self, into: Affine, sides: Sides) -> Affine | None:
+        """Return the shift that the output gets if the weights do not compensate one.
+
+        A layer without a bias need not take the shift of its data: an Add behind it may be there to
+        do so.
+        """
+        if self.bias_slot is not None:
+            return None
+        factor = self.weight_factor(*sides)
+        value = self.weight_value().reshape(self.grouped)
+        shift = -self.fold_bias(None, value * factor, into, None)
+        laid = along(shift, self.out_axis, self.out_rank)
+        return Affine.identity(self.out_rank).with_shift(laid)
+
+    def altered(self, sides: Sides) -> Iterator[Read]:
+        """Yield the constants that get new values by changes of the two sides."""
+        into, out = sides
+        if sides.have_scale:
+            quantized = self.quantized
+            yield (
+                (self.view.index, self.weight_slot)
+                if quantized is None
+                else (quantized.view.index, 1)
+            )
+        shifted = (into is not None and into.has_shift) or out is not None
+        if shifted and self.bias is not None and self.bias_slot is not None:
+            yield self.view.index, self.bias_slot
+
+    def needs_bias(self, sides: Sides) -> bool:
+        """Whether the bias changes, or one has to be made, by changes of the two sides."""
+        into, out = sides
+        shifted = into is not None and into.has_shift
+        if not shifted and (out is None or not out.has_shift):
+            return self.bias is not None and out is not None and out.has_scale
+        if self.bias_slot is not None:
+            return True
+        weight = self.weight_value() if shifted else None
+        bias = self.fold_bias(None, weight, into, out)
+        size = self.bias_size(weight, into, out)
+        return bool((np.abs(bias) > AGREEMENT * size).any())
+
+    def revised(self, sides: Sides) -> Iterator[Revised]:
+        """Yield what becomes of the weight and the bias by changes of the two sides."""
+        if self.quantized is not None:
+            if sides.out is not None and sides.out.has_scale:
+                yield from self.quantized.revised(self.output_vectors(sides.out)[0])
+        elif sides.have_scale:
+            dims, data_type = self.weight.dims, self.weight.data_type
+            values = _NewWeight(self, sides)
+            yield Revised(self.view, self.weight_slot, "weight", dims, data_type, values)
+        if self.needs_bias(sides):
+            yield self._revised_bias(sides)
+
+    def _revised_bias(self, sides: Sides) -> Revised:
+        dims: tuple[int, ...] = (self.channels_out,)
+        if self.bias is not None:
+            dims = np.broadcast_shapes(self.bias.dims, dims)
+        elif self.bias_slot is None and self.view.opset >= 7:
+            # A new Add broadcasts from the right; before opset 7 its attributes say where.
+            dims += (1,) * (self.out_rank - 1 - self.out_axis)
+        return Revised(
+            self.view,
+            len(self.view.reads) if self.bias_slot is None else self.bias_slot,
+            "bias",
+            dims,
+            self.weight.data_type,
+            _NewBias(self, sides, dims),
+            tuple((name, None) for name in self.voided),
+            self.bias_place,
+        )
+
+    def weight_value(self) -> Array:
+        """Return the elements of the weight."""
+        return self.view.constants.value(self.weight.name)
+
+    def peaks(self, magnitude: Array) -> Array:
+        """Return the largest magnitude of the weight per output channel."""
+        inner = tuple(i for i, letter in enumerate(self.layout) if letter not in "go")
+        largest: Array = magnitude.reshape(self.grouped).max(axis=inner)
+        return largest
 
     def output_vectors(self, change: Affine) -> tuple[Float64, Float64]:
         """Return the output's change as ``(C_out,)`` vectors.
@@ -186,7 +303,7 @@ class LinearLayer(NamedTuple):
         return c
 
     def bias_size(self, weight: Array | None, into: Affine | None, out: Affine | None) -> Float64:
-        """Return the sum of the magnitudes of what ``fold_bias`` adds up for a MatMul.
+        """Return the sum of the magnitudes of what ``fold_bias`` adds up without an old bias.
 
         A bias that is much smaller is the rounding of its terms, which cancel.
         """
@@ -206,6 +323,52 @@ class LinearLayer(NamedTuple):
         return np.asarray(product.sum(axis=self.summed_axes).reshape(-1))
 
 
+class _NewWeight(Multiplied):
+    """What becomes of the weight of a layer by changes of its two sides."""
+
+    __slots__ = ("_layer", "_sides")
+
+    def __init__(self, layer: LinearLayer, sides: Sides) -> None:
+        self._layer = layer
+        self._sides = sides
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self._layer.weight.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self._layer.grouped
+
+    @property
+    def sums_over(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self._layer.summed_axes
+
+    def factor(self) -> Float64:
+        return self._layer.weight_factor(*self._sides)
+
+
+class _NewBias(Computed):
+    """What becomes of its bias, in the shape ``dims``."""
+
+    __slots__ = ("_dims", "_layer", "_sides")
+    sums_over = None
+
+    def __init__(self, layer: LinearLayer, sides: Sides, dims: tuple[int, ...]) -> None:
+        self._layer = layer
+        self._sides = sides
+        self._dims = dims
+
+    def values(self) -> Float64:
+        layer, (into, out), dims = self._layer, self._sides, self._dims
+        old = None if layer.bias is None else layer.view.constants.value(layer.bias.name)
+        shifted = into is not None and into.has_shift
+        folded = layer.fold_bias(old, layer.weight_value() if shifted else None, into, out)
+        if layer.bias_slot is None:
+            folded = folded.reshape(dims)
+        return folded if folded.shape == dims else np.broadcast_to(folded, dims)
+
+
 @cache
 def _axes(layout: str, letters: str) -> tuple[int, ...]:
     """Return the axes that some letters of a layout stand for."""
@@ -223,179 +386,3 @@ def _channels(layout: str, grouped: tuple[int, ...], letters: str) -> int:
 def _broadcast(layout: str, grouped: tuple[int, ...], letters: str) -> tuple[int, ...]:
     """Return a weight's shape with the axes that are not among some letters reduced to 1."""
     return tuple(n if a in letters else 1 for n, a in zip(grouped, layout, strict=True))
-
-
-def _no_shift(view: NodeView, reason: Reason, sentence: str) -> Refusal:
-    return Refusal(reason, view.label, sentence)
-
-
-def _dequantizer(view: NodeView, slot: int) -> NodeView | None:
-    from onnx_bnfold.quantized import dequantizer  # most weights are constants
-
-    return dequantizer(view, slot)
-
-
-def _weight(view: NodeView, slot: int) -> Constant:
-    """Return a weight's shape and type; for a quantised one those it has in real numbers."""
-    info = view.constant(slot)
-    if info is not None:
-        return info
-    source = _dequantizer(view, slot)
-    if source is None or source.constant(0) is None or source.constant(1) is None:
-        return view.weight(slot)  # which says why it is none
-    integers, scale = source.weight(0), source.weight(1)
-    return Constant(view.name_in(slot), integers.dims, scale.data_type)
-
-
-def _kernel(weight: Constant) -> tuple[int, ...]:
-    return tuple(weight.dims[2:])
-
-
-def _padding(view: NodeView, weight: Constant) -> Refusal | None:
-    """Say why a convolution's input cannot be shifted: zeros at the border do not shift along."""
-    auto_pad = view.attribute("auto_pad", "NOTSET")
-    if auto_pad == "NOTSET":
-        pads_zeros = any(view.attribute("pads", []))
-    else:
-        pads_zeros = str(auto_pad).startswith("SAME") and any(k != 1 for k in _kernel(weight))
-    if pads_zeros:
-        return _no_shift(
-            view,
-            Reason.PADDING,
-            "it pads its input with zeros, and a shift would not hold at the border",
-        )
-    return None
-
-
-def _transposed_shift(view: NodeView, weight: Constant) -> Refusal | None:
-    strides: list[int] = view.attribute("strides", [])
-    output_padding: list[int] = view.attribute("output_padding", [])
-    plain = (
-        all(n == 1 for n in (*_kernel(weight), *strides))
-        and not any(output_padding)
-        and view.attribute("auto_pad", "NOTSET") in ("NOTSET", "VALID")
-    )
-    if plain:
-        return None
-    return _no_shift(
-        view,
-        Reason.PADDING,
-        "its output positions get different numbers of taps, and a shift would differ between them",
-    )
-
-
-def _convolution(view: NodeView, *, transposed: bool) -> LinearLayer:
-    """Read Conv, ``(C_out, C_in/group, *k)``, or ConvTranspose, ``(C_in, C_out/group, *k)``."""
-    weight = _weight(view, 1)
-    group = view.attribute("group", 1)
-    rank = len(weight.dims)
-    _require(view, rank >= 3 and group > 0 and weight.dims[0] % group == 0)
-    first, second = weight.dims[0], weight.dims[1]
-    return LinearLayer(
-        view,
-        ("gio" if transposed else "goi") + "k" * (rank - 2),
-        (group, first // group, *weight.dims[1:]),
-        weight,
-        view.bias(2, weight, (second * group if transposed else first,)),
-        *(0, 1, 2, 1, 1, rank, rank),
-        shift_in=_transposed_shift(view, weight) if transposed else _padding(view, weight),
-    )
-
-
-def _gemm(view: NodeView) -> LinearLayer:
-    weight = _weight(view, 1)
-    _require(view, len(weight.dims) == 2)
-    transposed = bool(view.attribute("transB", 0))
-    columns = weight.dims[0 if transposed else 1]
-    bias = view.bias(2, weight, None)
-    if bias is not None:
-        _require(view, len(bias.dims) <= 2 and (bias.dims or (1,))[-1] in (1, columns))
-    return LinearLayer(
-        view,
-        "oi" if transposed else "io",
-        weight.dims,
-        weight,
-        bias,
-        *(0, 1, 2, 0 if view.attribute("transA", 0) else 1, 1, 2, 2),
-        alpha=float(view.attribute("alpha", 1.0)),
-        beta=float(view.attribute("beta", 1.0)),
-    )
-
-
-def _matmul(view: NodeView) -> LinearLayer:
-    right = view.constant(1) is not None or _dequantizer(view, 1) is not None
-    weight_slot = 1 if right else 0
-    weight = _weight(view, weight_slot)
-    data_slot = 1 - weight_slot
-    rank, depth = len(view.dims_in(data_slot)), len(weight.dims)
-    if depth < 2 or depth > rank:
-        raise Refused(
-            Reason.AXES, view.label, "its constant operand has fewer than two or too many axes"
-        )
-    axis = rank - 1 if weight_slot == 1 else rank - 2
-    shift_in = None
-    if depth > 2:
-        shift_in = _no_shift(view, Reason.AXES, "it has a weight matrix per batch entry")
-    return LinearLayer(
-        view,
-        "b" * (depth - 2) + ("io" if weight_slot == 1 else "oi"),
-        weight.dims,
-        weight,
-        None,
-        *(data_slot, weight_slot, None, axis, axis, rank, rank),
-        shift_in=shift_in,
-    )
-
-
-def _require(view: NodeView, holds: bool) -> None:
-    if not holds:
-        raise Refused(
-            Reason.INCONSISTENT_SHAPES,
-            view.label,
-            "the shapes of its weight, bias and attributes do not agree; repair the model",
-        )
-
-
-class Layout(NamedTuple):
-    """How to read a layer, and the newest version of its operator for which that is right."""
-
-    read: Callable[[NodeView], LinearLayer]
-    version: int
-
-
-LAYOUTS: Mapping[str, Layout] = {
-    "Conv": Layout(partial(_convolution, transposed=False), 22),
-    "ConvTranspose": Layout(partial(_convolution, transposed=True), 22),
-    "Gemm": Layout(_gemm, 13),
-    "MatMul": Layout(_matmul, 13),
-}
-
-
-def linear_layer(view: NodeView) -> LinearLayer:
-    """Return the linear layer a node is.
-
-    Raises:
-        Refused: its weight or bias is not constant, not a float, or of disagreeing shape, or its
-            operator is of an unknown version.
-    """
-    assert view.op is not None
-    read, version = LAYOUTS[view.op]
-    view.require_version(version)
-    layer = read(view)
-    if layer.weight.data_type not in FLOATS:
-        raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its weight is not of a float type")
-    if 0 in layer.weight.dims:
-        raise Refused(Reason.INCONSISTENT_SHAPES, view.label, "its weight has no elements")
-    if view.constants.get(layer.weight.name) is not None:
-        return layer
-    source = _dequantizer(view, layer.weight_slot)
-    if source is None:
-        return layer
-    if "g" in layer.layout and layer.layout.index("o") != 1 and layer.grouped[0] > 1:
-        raise Refused(
-            Reason.QUANTIZED, view.label, "its output channels are spread over groups and an axis"
-        )
-    plain = layer.layout.replace("g", "")
-    from onnx_bnfold.quantized import quantized_weight
-
-    return layer._replace(quantized=quantized_weight(source, plain.index("o")))

@@ -22,11 +22,12 @@ import numpy as np
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import VANISHING, Affine
+from onnx_bnfold.entries import BiasPlace, Combines
 from onnx_bnfold.flood import flood
 from onnx_bnfold.limits import Limits
 from onnx_bnfold.notes import require_unnoted
 from onnx_bnfold.reasons import Reason, Refusal, Refused
-from onnx_bnfold.site import AFFINE_OPERATORS, Key, Site, constant_map
+from onnx_bnfold.site import Key, Site, constant_map
 
 if TYPE_CHECKING:
     from onnx_bnfold.shared import SharedConstants
@@ -430,7 +431,7 @@ def _candidates(site: Site) -> tuple[list[int], list[int]]:
     for index, op in enumerate(site.graph.ops):
         if op == batchnorm.OPERATOR:
             norms.append(index)
-        elif op in AFFINE_OPERATORS and _is_decomposed_norm(site, index):
+        elif site.entries[index].operand is not None and _is_decomposed_norm(site, index):
             affine.append(index)
     if affine:
         fixed = site.constants.fixed_nodes()
@@ -456,11 +457,11 @@ def _is_decomposed_norm(site: Site, index: int) -> bool:
         return False
     producer = site.graph.producer.get(view.name_in(slot))
     seen = 0
-    while producer is not None and site.graph.ops[producer] in AFFINE_OPERATORS and seen < 2:
+    while producer is not None and site.entries[producer].operand is not None and seen < 2:
         before = site.view(producer)
         constant = [before.constant(s) is not None for s in (0, 1)]
         if not any(constant):
-            return before.op not in ("Mul", "Div")
+            return site.entries[producer].combines is not Combines.PRODUCT
         producer = site.graph.producer.get(before.name_in(constant.index(False)))
         seen += 1
     return True
@@ -468,8 +469,10 @@ def _is_decomposed_norm(site: Site, index: int) -> bool:
 
 def _is_gating(site: Site, index: int) -> bool:
     """Whether a node multiplies or divides two computed tensors, as in Gelu and Swish."""
+    if site.entries[index].combines is not Combines.PRODUCT:
+        return False
     view = site.view(index)
-    return view.op in ("Mul", "Div") and view.constant(0) is None and view.constant(1) is None
+    return view.constant(0) is None and view.constant(1) is None
 
 
 def _is_direct(site: Site, index: int) -> bool:
@@ -521,13 +524,14 @@ def require_totals(site: Site, origin: int | None, changes: Mapping[Key, Affine]
 
 
 def _added(site: Site, changes: dict[Key, Affine]) -> int:
-    """Count the MatMuls whose shift only a new Add can hold, less those that lose theirs."""
+    """Count the layers whose shift only a new Add can hold, less those that lose theirs."""
     near = {i for key in changes if isinstance(key, str) for i in site.neighbours(key)}
     count = 0
     for index in sorted(near - site.removed):
-        if site.graph.ops[index] == "MatMul" and not site.becomes_gemm(index):
-            count += site.needs_bias(index, *site.side_changes(index, changes))
-            count -= site.needs_bias(index, *site.side_changes(index))
+        layer = site.layer_or_none(index)
+        if layer is not None and layer.bias_place is BiasPlace.ADD:
+            count += layer.needs_bias(site.side_changes(index, changes))
+            count -= layer.needs_bias(site.side_changes(index))
     return count
 
 

@@ -7,7 +7,9 @@ the integer type. The integers are not rounded again, so no precision is lost.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from onnx import TensorProto
@@ -15,6 +17,7 @@ from onnx import TensorProto
 from onnx_bnfold.affine import Float64
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.constants import Constant
+from onnx_bnfold.entries import Exact, Given, Revised
 from onnx_bnfold.graph import STANDARD_DOMAINS
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.view import NodeView
@@ -61,6 +64,21 @@ class QuantizedWeight:
         if self.is_blocked:
             return self.scale.dims
         return (self.integers.dims[self.out_axis],)
+
+    def revised(self, factor: Float64) -> Iterator[Revised]:
+        """Yield what becomes of its constants by a factor per output channel."""
+        view, dims = self.view, self.scale_dims
+        if (factor < 0).any():
+            mirrored = Exact(partial(self.fold_integers, factor))
+            integers = self.integers
+            yield Revised(view, 0, "integers", integers.dims, integers.data_type, mirrored)
+        axis = () if self.is_blocked else (("axis", self.out_axis),)
+        scale = Given(partial(self.fold_scale, factor), ())
+        yield Revised(view, 1, "scale", dims, self.scale.data_type, scale, axis)
+        zero = self.zero_point
+        if zero is not None and zero.dims != dims:
+            points = Exact(self.fold_zero_point)
+            yield Revised(view, 2, "zero_point", dims, zero.data_type, points)
 
     def fold_scale(self, factor: Float64) -> Float64:
         """Return the new scale: the old one times the magnitude of a factor.

@@ -22,6 +22,7 @@ from onnx import (
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.constants import EVALUATED
+from onnx_bnfold.entries import BiasPlace
 from onnx_bnfold.finished import Text, require_intact
 from onnx_bnfold.graph import Body, Graph, counterparts, quantization_parameters
 from onnx_bnfold.new_constants import Compute, NewConstant, new_constants
@@ -174,23 +175,24 @@ class _Editor:
         arrange(self.body.node, places)
 
     def _place(self, new: NewConstant) -> None:
-        node, op = self.nodes[new.node], self.site.graph.ops[new.node]
-        reads = self.site.graph.reads[new.node]
+        node, reads = self.nodes[new.node], self.site.graph.reads[new.node]
         old = reads[new.slot] if new.slot < len(reads) else ""
         name = self._name(old, new)
         self._define(name, old, new)
-        if new.slot == 2 and op == "MatMul":
-            self._add_matmul_bias(new, name)
+        if new.revised.place is BiasPlace.GEMM:
+            self._become_gemm(node, name)
+            return
+        if new.revised.place is BiasPlace.ADD:
+            self._append_add(node, new.node, name)
             return
         if name != old:
             inputs = node.input
             inputs.extend([""] * (new.slot + 1 - len(inputs)))
             inputs[new.slot] = name
-        if new.slot == 2 and op == "Gemm":
-            _drop_attribute(node, "beta")
-        for attribute, value in new.attributes:
+        for attribute, value in new.revised.attributes:
             _drop_attribute(node, attribute)
-            node.attribute.append(helper.make_attribute(attribute, value))
+            if value is not None:
+                node.attribute.append(helper.make_attribute(attribute, value))
 
     def _name(self, old: str, new: NewConstant) -> str:
         graph = self.site.graph
@@ -201,7 +203,7 @@ class _Editor:
         if old:
             self.loose.add(old)
             return self.names.fresh(f"{old}_folded")
-        return self.names.fresh(f"{graph.name(new.node)}_{new.suffix}")
+        return self.names.fresh(f"{graph.name(new.node)}_{new.revised.suffix}")
 
     def _define(self, name: str, old: str, new: NewConstant) -> None:
         replaces = name == old
@@ -258,15 +260,12 @@ class _Editor:
             self.loose.update(self.nodes[producer].input)
             self.unmade.add(producer)
 
-    def _add_matmul_bias(self, new: NewConstant, name: str) -> None:
-        node = self.nodes[new.node]
-        if self.site.becomes_gemm(new.node):
-            node.op_type = "Gemm"
-            node.input.append(name)
-            if self.site.graph.opset < 7:
-                node.attribute.append(helper.make_attribute("broadcast", 1))
-            return
-        self._append_add(node, new.node, name)
+    def _become_gemm(self, node: NodeProto, bias: str) -> None:
+        """Write a product of two matrices as a Gemm, which has a bias."""
+        node.op_type = "Gemm"
+        node.input.append(bias)
+        if self.site.graph.opset < 7:
+            node.attribute.append(helper.make_attribute("broadcast", 1))
 
     def _append_add(self, node: NodeProto, index: int, summand: str) -> None:
         """Let an Add of a constant follow a node."""

@@ -5,7 +5,8 @@ it: the changes of all its data ports. A port is an input slot (0, 1, …) or, f
 (-1 is output 0). A rule that has no choice, whatever becomes known later, says so with ``certain``;
 the planner leaves the others for last. A rule refuses by raising ``Refused``.
 
-To support an operator, add one entry to ``RULES`` and its must-fold and must-refuse tests. An entry
+To support an operator, add one entry to ``RULES`` and its must-fold and must-refuse tests. What an
+entry says beside its rule is in ``entries.Operator``. It
 speaks for the versions of its operator up to the one that it names: read what a newer one changes
 before you raise it.
 """
@@ -15,17 +16,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from onnx_bnfold import moves, picks
+from onnx_bnfold import costs, moves, picks
 from onnx_bnfold.affine import AGREEMENT, CANCELLED, Affine, Float64, close, joined, summed
+from onnx_bnfold.entries import OUT, Combines, ConstantOperand, Operator
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.rounding import FORMATS
 from onnx_bnfold.view import NodeView
 
-OUT = ~0
 Ports = Mapping[int, Affine]
 
 
@@ -59,11 +60,20 @@ class Known:
 Rule = Callable[[NodeView, Known], Step]
 
 
-class Entry(NamedTuple):
-    """A rule, and the newest version of its operator for which it was read."""
+@dataclass(frozen=True, eq=False)
+class Transparent(Operator):
+    """An operator through which changes pass.
+
+    Attributes:
+        rule: says how.
+        symmetric: whether all of its inputs are data; else the first is, the others are parameters.
+        parted: whether all of its outputs are data; else the first is, the others tell of it, as
+            a mask or indices do, and stay as they are.
+    """
 
     rule: Rule
-    version: int
+    symmetric: bool = False
+    parted: bool = False
 
 
 Move = Callable[[NodeView, Affine, bool], Affine]
@@ -483,63 +493,111 @@ def _neg(view: NodeView, known: Known) -> Step:
 
 def data_slots(view: NodeView) -> tuple[int, ...]:
     """Return the inputs of a transparent node that carry data; the others are parameters."""
-    return tuple(_inputs(view)) if view.op in SYMMETRIC else (0,)
+    return tuple(_inputs(view)) if RULES[str(view.op)].symmetric else (0,)
 
 
 def data_outputs(view: NodeView) -> tuple[int, ...]:
-    """Return the outputs of a transparent node that carry data.
-
-    The others tell of its data, as a mask or indices do, and stay as they are.
-    """
-    return tuple(range(len(view.writes))) if view.op in PARTED else (0,)
+    """Return the outputs of a transparent node that carry data."""
+    return tuple(range(len(view.writes))) if RULES[str(view.op)].parted else (0,)
 
 
-# Operators all of whose outputs are data.
-PARTED = frozenset(("Split",))
-# Operators all of whose inputs are data.
-SYMMETRIC = frozenset(("Add", "Concat", "Div", "Max", "Min", "Mul", "Sub", "Sum"))
+# --- a constant operand ---------------------------------------------------------------------
+
+
+def _plus(view: NodeView, value: Float64, data: int) -> tuple[Float64, Float64]:
+    return np.ones((1,) * value.ndim), value
+
+
+def _minus(view: NodeView, value: Float64, data: int) -> tuple[Float64, Float64]:
+    one = np.ones((1,) * value.ndim)
+    return (one, -value) if data == 0 else (-one, value)
+
+
+def _times(view: NodeView, value: Float64, data: int) -> tuple[Float64, Float64]:
+    return value, np.zeros((1,) * value.ndim)
+
+
+def _over(view: NodeView, value: Float64, data: int) -> tuple[Float64, Float64]:
+    require_divisor(view, value)
+    return 1 / value, np.zeros((1,) * value.ndim)
+
+
+# --- the table ------------------------------------------------------------------------------
+
+
+def _sum(rule: Rule, version: int, operand: ConstantOperand | None = None) -> Transparent:
+    return Transparent(
+        rule, symmetric=True, version=version, combines=Combines.SUM, operand=operand
+    )
+
+
+def _product(
+    rule: Rule, version: int, depth: costs.Depth | costs.DepthOf, operand: ConstantOperand
+) -> Transparent:
+    return Transparent(
+        rule,
+        symmetric=True,
+        version=version,
+        combines=Combines.PRODUCT,
+        operand=operand,
+        multiply_adds=costs.per_element,
+        depth=depth,
+    )
+
+
+def _bent(
+    rule: Rule, version: int, *, symmetric: bool = False, rectifies: bool = False
+) -> Transparent:
+    return Transparent(
+        rule, symmetric, version=version, depth=costs.NO_POLYNOMIAL, rectifies=rectifies
+    )
+
+
+def _mean(rule: Rule, version: int) -> Transparent:
+    return Transparent(rule, version=version, depth=costs.ONE_LEVEL)
+
 
 _rectifier = passes(positive=True, shift=False)
 
-RULES: Mapping[str, Entry] = {
-    "Abs": Entry(_abs, 13),
-    "Add": Entry(sums(1, 1), 14),
-    "AveragePool": Entry(passes(moves.windowed, shift=_mean_takes_shift), 22),
-    "Cast": Entry(passes(moves.cast), 28),
-    "Clip": Entry(_clip, 13),
-    "Concat": Entry(_concat, 13),
-    "DepthToSpace": Entry(passes(moves.depth_to_space), 28),
-    "Div": Entry(products(-1), 14),
-    "Dropout": Entry(_dropout, 22),
-    "Expand": Entry(passes(moves.expanded), 13),
-    "Flatten": Entry(passes(moves.reshaped), 25),
-    "Gather": Entry(passes(picks.gathered), 13),
-    "GlobalAveragePool": Entry(passes(moves.windowed), 22),
-    "GlobalMaxPool": Entry(passes(moves.windowed, positive=True), 22),
-    "Identity": Entry(passes(), 25),
-    "LeakyRelu": Entry(_rectifier, 16),
-    "Max": Entry(_extremum, 13),
-    "MaxPool": Entry(_maxpool, 22),
-    "Min": Entry(_extremum, 13),
-    "Mul": Entry(products(1), 14),
-    "Neg": Entry(_neg, 13),
-    "PRelu": Entry(_rectifier, 16),
-    "Pad": Entry(passes(picks.padded), 25),
-    "ReduceMax": Entry(passes(moves.reduced, positive=True), 20),
-    "ReduceMean": Entry(passes(moves.reduced), 18),
-    "ReduceMin": Entry(passes(moves.reduced, positive=True), 20),
-    "ReduceSum": Entry(passes(moves.summed), 13),
-    "Relu": Entry(_rectifier, 14),
-    "Reshape": Entry(passes(moves.reshaped), 25),
-    "Resize": Entry(passes(moves.resized), 19),
-    "Slice": Entry(passes(picks.sliced), 13),
-    "SpaceToDepth": Entry(passes(moves.space_to_depth), 28),
-    "Split": Entry(_split, 18),
-    "Squeeze": Entry(passes(moves.squeezed), 25),
-    "Sub": Entry(sums(1, -1), 14),
-    "Sum": Entry(sums(), 13),
-    "Tile": Entry(passes(picks.tiled), 13),
-    "Transpose": Entry(passes(moves.transposed), 25),
-    "Unsqueeze": Entry(passes(moves.unsqueezed), 25),
-    "Upsample": Entry(passes(moves.resized), 9),
+RULES: Mapping[str, Transparent] = {
+    "Abs": _bent(_abs, 13),
+    "Add": _sum(sums(1, 1), 14, ConstantOperand(_plus)),
+    "AveragePool": _mean(passes(moves.windowed, shift=_mean_takes_shift), 22),
+    "Cast": Transparent(passes(moves.cast), version=28, retypes=True),
+    "Clip": _bent(_clip, 13, rectifies=True),
+    "Concat": Transparent(_concat, version=13, symmetric=True),
+    "DepthToSpace": Transparent(passes(moves.depth_to_space), version=28),
+    "Div": _product(products(-1), 14, costs.division, ConstantOperand(_over, data=(0,))),
+    "Dropout": Transparent(_dropout, version=22),
+    "Expand": Transparent(passes(moves.expanded), version=13),
+    "Flatten": Transparent(passes(moves.reshaped), version=25),
+    "Gather": Transparent(passes(picks.gathered), version=13, depth=costs.lookup),
+    "GlobalAveragePool": _mean(passes(moves.windowed), 22),
+    "GlobalMaxPool": _bent(passes(moves.windowed, positive=True), 22),
+    "Identity": Transparent(passes(), version=25),
+    "LeakyRelu": _bent(_rectifier, 16, rectifies=True),
+    "Max": _bent(_extremum, 13, symmetric=True),
+    "MaxPool": _bent(_maxpool, 22),
+    "Min": _bent(_extremum, 13, symmetric=True),
+    "Mul": _product(products(1), 14, costs.ONE_LEVEL, ConstantOperand(_times)),
+    "Neg": Transparent(_neg, version=13),
+    "PRelu": _bent(_rectifier, 16, rectifies=True),
+    "Pad": Transparent(passes(picks.padded), version=25),
+    "ReduceMax": _bent(passes(moves.reduced, positive=True), 20),
+    "ReduceMean": _mean(passes(moves.reduced), 18),
+    "ReduceMin": _bent(passes(moves.reduced, positive=True), 20),
+    "ReduceSum": Transparent(passes(moves.summed), version=13),
+    "Relu": _bent(_rectifier, 14, rectifies=True),
+    "Reshape": Transparent(passes(moves.reshaped), version=25),
+    "Resize": Transparent(passes(moves.resized), version=19, depth=costs.interpolation),
+    "Slice": Transparent(passes(picks.sliced), version=13),
+    "SpaceToDepth": Transparent(passes(moves.space_to_depth), version=28),
+    "Split": Transparent(_split, version=18, parted=True),
+    "Squeeze": Transparent(passes(moves.squeezed), version=25),
+    "Sub": _sum(sums(1, -1), 14, ConstantOperand(_minus)),
+    "Sum": _sum(sums(), 13),
+    "Tile": Transparent(passes(picks.tiled), version=13),
+    "Transpose": Transparent(passes(moves.transposed), version=25),
+    "Unsqueeze": Transparent(passes(moves.unsqueezed), version=25),
+    "Upsample": Transparent(passes(moves.resized), version=9, depth=costs.interpolation),
 }

@@ -8,14 +8,10 @@ from functools import cached_property
 
 from onnx import helper
 
-from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Affine
-from onnx_bnfold.layers import LAYOUTS
+from onnx_bnfold.entries import Read
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.site import Key, Site
-
-# A constant as one node reads it: (node index, input index).
-Read = tuple[int, int]
 
 
 class SharedConstants:
@@ -114,28 +110,10 @@ class SharedConstants:
             yield from self._altered_at(index, changes)
 
     def _altered_at(self, index: int, changes: Mapping[Key, Affine]) -> Iterator[Read]:
-        site, op = self._site, self._site.graph.ops[index]
-        if op in LAYOUTS:
-            layer = site.layer_or_none(index)
-            if layer is None:
-                return
-            into, out = site.side_changes(index, changes)
-            shifted = (into is not None and into.has_shift) or out is not None
-            if any(side is not None and side.has_scale for side in (into, out)):
-                quantized = layer.quantized
-                yield (index, layer.weight_slot) if quantized is None else (quantized.view.index, 1)
-            if shifted and layer.bias is not None and layer.bias_slot is not None:
-                yield index, layer.bias_slot
-        elif op == batchnorm.OPERATOR:
-            into, out = site.side_changes(index, changes)
-            if any(side is not None and side.has_scale for side in (into, out)):
-                yield index, 1
-            if out is not None:
-                yield index, 2
-            if into is not None:
-                yield index, 3
-            if into is not None and into.has_scale:
-                yield index, 4
+        site = self._site
+        absorber = site.absorber_or_none(index)
+        if absorber is not None:
+            yield from absorber.altered(site.side_changes(index, changes))
         else:
             slots = range(len(site.graph.reads[index]))
             yield from (

@@ -18,11 +18,11 @@ from onnx import TensorProto
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import VANISHED, Affine, Float64, along
 from onnx_bnfold.constants import DIMS_ONLY, TYPE_ONLY
-from onnx_bnfold.layers import LAYOUTS
+from onnx_bnfold.entries import Absorbing, Combines
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.rounding import as_type, unit_roundoff
 from onnx_bnfold.site import Key, Site
-from onnx_bnfold.sizes import PRODUCTS, SUMS, Known, by_constant, sizes, usual_sizes
+from onnx_bnfold.sizes import Known, by_constant, sizes, usual_sizes
 
 # Largest magnitude of a channel after a shift, in units of what it had before.
 MAX_OFFSET: dict[int, float] = {
@@ -65,7 +65,7 @@ class Shifts:
         for key, change in self._changes.items():
             if not isinstance(key, str):
                 # A scale alone comes from a product, which has been rounded as much.
-                if change.has_shift and self._site.graph.ops[key[0]] in SUMS:
+                if change.has_shift and self._site.entries[key[0]].combines is Combines.SUM:
                     self._check_summand(*key)
                 continue
             self._check_means(key, change)
@@ -122,13 +122,13 @@ class Shifts:
         """
         graph = self._site.graph
         for index, slot in self._readers(name):
-            op, after = graph.ops[index], graph.writes[index]
-            if (op, slot) in TYPE_ONLY | DIMS_ONLY:
+            entry, after = self._site.entries[index], graph.writes[index]
+            if (graph.ops[index], slot) in TYPE_ONLY | DIMS_ONLY:
                 continue
-            if op not in LAYOUTS and op != batchnorm.OPERATOR:
+            if not isinstance(entry, Absorbing):
                 changes = (self._total(output) for output in after)
                 handed_on = any(change is not None and change.has_shift for change in changes)
-                if handed_on and not (op == "Cast" and self._gains_digits(name, after[0])):
+                if handed_on and not (entry.retypes and self._gains_digits(name, after[0])):
                     continue
             yield index
 
@@ -149,14 +149,14 @@ class Shifts:
         beside what is left we do not know: they may hold exact numbers, like pixels.)
         """
         site = self._site
-        index = by_constant(site, name, SUMS)
+        index = by_constant(site, name, Combines.SUM)
         while index is not None:
             name = site.sides(index)[0]
-            total, product = self._total(name), by_constant(site, name, PRODUCTS)
+            total, product = self._total(name), by_constant(site, name, Combines.PRODUCT)
             if product is not None and (total is None or not total.has_shift):
                 factor = site.original_map(product).scale
                 return bool((np.abs(np.frexp(factor)[0]) != 0.5).all())
-            index = by_constant(site, name, SUMS)
+            index = by_constant(site, name, Combines.SUM)
         return False
 
     def _check_summand(self, index: int, slot: int) -> None:

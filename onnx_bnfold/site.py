@@ -10,14 +10,16 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_bnfold import batchnorm
-from onnx_bnfold.affine import AGREEMENT, Affine, Float64, all_along, along
+from onnx_bnfold.affine import Affine, Float64, all_along
 from onnx_bnfold.constants import DIMS_ONLY, TYPE_ONLY, Constants
+from onnx_bnfold.entries import OUT, Absorber, Absorbing, ConstantOperand, Sides
 from onnx_bnfold.graph import Graph
 from onnx_bnfold.groups import Groups
-from onnx_bnfold.layers import LAYOUTS, LinearLayer, linear_layer
+from onnx_bnfold.layers import LinearLayer
 from onnx_bnfold.reasons import Reason, Refusal, Refused
-from onnx_bnfold.rules import OUT, RULES, Known, Step, data_outputs, data_slots, require_divisor
+from onnx_bnfold.rules import Known, Step, Transparent, data_outputs, data_slots
 from onnx_bnfold.shapes import Shapes
+from onnx_bnfold.table import entry_of
 from onnx_bnfold.view import FLOATS, NodeView
 
 # What a change belongs to: a computed tensor, by its name, or the constant that one node reads at
@@ -25,10 +27,6 @@ from onnx_bnfold.view import FLOATS, NodeView
 # each of them gets its own copy if it has to change.
 Key = str | tuple[int, int]
 
-# Operators that are affine maps where one of their two operands is constant.
-AFFINE_OPERATORS = frozenset(("Add", "Div", "Mul", "Sub"))
-# Operators that hand on single channels, some of their elements cut off.
-_RECTIFIERS = frozenset(("Clip", "LeakyRelu", "PRelu", "Relu"))
 _ABSORBED = Step(({},))
 # What arithmetic on the attributes and dims of a node raises that break its specification.
 _MALFORMED = (ArithmeticError, IndexError, TypeError, ValueError)
@@ -47,6 +45,7 @@ class Site:
 
     Attributes:
         graph, constants, shapes: what is known of the graph.
+        entries: what the table of operators says of each node's operator.
         total: the change decided so far for each key; a key that is missing is unchanged.
         removed: indices of the nodes that go; each is an identity by now.
         groups: the tensors that have become one by that.
@@ -58,6 +57,7 @@ class Site:
         self.graph = graph
         self.constants = constants
         self.shapes = shapes
+        self.entries = [*map(entry_of, graph.ops)]
         self.total: dict[Key, Affine] = {}
         self.removed: set[int] = set()
         self.groups = Groups(graph)
@@ -66,8 +66,7 @@ class Site:
         self._keys: dict[int, tuple[tuple[int, Key], ...]] = {}
         self._neighbours: dict[str, tuple[int, ...]] = {}
         self._views: dict[int, NodeView] = {}
-        self._layers: dict[int, LinearLayer | Refusal] = {}
-        self._norms: dict[int, batchnorm.Norm | Refusal] = {}
+        self._absorbers: dict[int, Absorber | Refusal] = {}
         self._maps: dict[int, Affine] = {}
         self._operands: dict[int, _Operands] = {}
 
@@ -79,34 +78,52 @@ class Site:
             self._views[index] = view
         return view
 
+    def absorber(self, index: int) -> Absorber:
+        """Return what a node does with changes that it takes into its constants.
+
+        Raises:
+            Refused: it takes none: its weights are computed at run time, for example.
+        """
+        found = self._absorbers.get(index) or self._read(index)
+        if isinstance(found, Refusal):
+            raise Refused.again(found)
+        return found
+
+    def _read(self, index: int) -> Absorber | Refusal:
+        found: Absorber | Refusal
+        view, entry = self.view(index), self.entries[index]
+        assert isinstance(entry, Absorbing)
+        try:
+            view.require_version(entry.version)
+            found = entry.read(view)
+        except Refused as refused:
+            found = refused.refusal
+        except _MALFORMED:
+            found = _malformed(view).refusal
+        self._absorbers[index] = found
+        return found
+
+    def absorber_or_none(self, index: int) -> Absorber | None:
+        """Return what a node does with changes that it takes into its constants, if it does."""
+        if not isinstance(self.entries[index], Absorbing):
+            return None
+        found = self._absorbers.get(index) or self._read(index)
+        return None if isinstance(found, Refusal) else found
+
     def layer(self, index: int) -> LinearLayer:
         """Return the linear layer a node is.
 
         Raises:
             Refused: it is one of run-time weights.
         """
-        found = self._layers.get(index) or self._read_layer(index)
-        if isinstance(found, Refusal):
-            raise Refused.again(found)
-        return found
-
-    def _read_layer(self, index: int) -> LinearLayer | Refusal:
-        found: LinearLayer | Refusal
-        try:
-            found = linear_layer(self.view(index))
-        except Refused as refused:
-            found = refused.refusal
-        except _MALFORMED:
-            found = _malformed(self.view(index)).refusal
-        self._layers[index] = found
+        found = self.absorber(index)
+        assert isinstance(found, LinearLayer)
         return found
 
     def layer_or_none(self, index: int) -> LinearLayer | None:
         """Return the linear layer with constant weights that a node is, if it is one."""
-        if self.graph.ops[index] not in LAYOUTS:
-            return None
-        found = self._layers.get(index) or self._read_layer(index)
-        return None if isinstance(found, Refusal) else found
+        found = self.absorber_or_none(index)
+        return found if isinstance(found, LinearLayer) else None
 
     def norm(self, index: int) -> batchnorm.Norm:
         """Return the original coefficients of a BatchNormalization.
@@ -114,12 +131,8 @@ class Site:
         Raises:
             Refused: see ``batchnorm.read_norms``.
         """
-        found = self._norms.get(index)
-        if found is None:
-            self.read_norms([index])
-            found = self._norms[index]
-        if isinstance(found, Refusal):
-            raise Refused.again(found)
+        found = self.absorber(index)
+        assert isinstance(found, batchnorm.Norm)
         return found
 
     @cached_property
@@ -136,7 +149,7 @@ class Site:
 
     def _norm_in_front(self, index: int) -> int | None:
         graph, front = self.graph, self.graph.producer.get(self.graph.reads[index][0])
-        while front is not None and graph.ops[front] in _RECTIFIERS:
+        while front is not None and self.entries[front].rectifies:
             front = graph.producer.get(graph.reads[front][0])
         return front
 
@@ -153,7 +166,7 @@ class Site:
     def read_norms(self, indices: Sequence[int]) -> None:
         """Read BatchNormalizations that ``norm`` will be asked for all at once."""
         found = batchnorm.read_norms([self.view(index) for index in indices])
-        self._norms.update(zip(indices, found, strict=True))
+        self._absorbers.update(zip(indices, found, strict=True))
 
     def read_maps(self, indices: Iterable[int]) -> None:
         """Make the maps of BatchNormalizations that ``affine_of`` will be asked for all at once.
@@ -215,14 +228,15 @@ class Site:
         return found
 
     def _find_ports(self, index: int) -> tuple[int, ...]:
-        op, view = self.graph.ops[index], self.view(index)
-        if op in LAYOUTS:
-            return (self.layer(index).data_slot, OUT)
-        if index in self.removed or op == batchnorm.OPERATOR:
+        view, entry = self.view(index), self.entries[index]
+        if isinstance(entry, Absorbing):
+            slot = entry.data_slot
+            return (self.absorber(index).data_slot if slot is None else slot, OUT)
+        if index in self.removed:
             return (self.data_slot(index), OUT)
-        if op is None or op not in RULES:
+        if not isinstance(entry, Transparent):
             raise _opaque(view)
-        view.require_version(RULES[op].version)
+        view.require_version(entry.version)
         return (*data_slots(view), *(~slot for slot in data_outputs(view)))
 
     def step(self, index: int, known: Mapping[int, Affine], *, deciding: bool = True) -> Step:
@@ -236,55 +250,40 @@ class Site:
         Raises:
             Refused: they cannot.
         """
-        view = self.view(index)
-        state = Known(known, lambda slot: self.present(index, slot), deciding)
         if index in self.removed:  # an identity by now
             change = next(iter(known.values()))
             return Step((dict.fromkeys(self.ports(index), change),))
-        if view.op == batchnorm.OPERATOR:
-            return self._absorb_in_norm(index, known)
-        if view.op in LAYOUTS:
-            return self._absorb_in_layer(index, known)
-        assert view.op is not None
+        entry = self.entries[index]
+        if isinstance(entry, Absorbing):
+            return self._absorb(index, known)
+        assert isinstance(entry, Transparent)
+        view = self.view(index)
+        state = Known(known, lambda slot: self.present(index, slot), deciding)
         try:
-            return RULES[view.op].rule(view, state)
+            return entry.rule(view, state)
         except _MALFORMED as error:
             raise _malformed(view) from error
 
-    def _absorb_in_layer(self, index: int, known: Mapping[int, Affine]) -> Step:
-        layer = self.layer(index)
+    def _absorb(self, index: int, known: Mapping[int, Affine]) -> Step:
+        absorber = self.absorber(index)
         for port, change in known.items():
-            if port == OUT:
-                layer.output_vectors(change)
-            else:
-                layer.input_vectors(change)
-        into = known.get(layer.data_slot)
-        if layer.bias_slot is None and OUT not in known and into is not None and into.has_shift:
-            # A MatMul has no bias: an Add behind it may be there to take the shift.
-            behind, here = self._passed_shift(index, into), Affine.identity(layer.out_rank)
-            return Step(({OUT: behind}, {OUT: here}), certain=False)
-        return _ABSORBED
+            absorber.require(port, change)
+        into = known.get(absorber.data_slot)
+        if OUT in known or into is None or not into.has_shift:
+            return _ABSORBED
+        behind = absorber.passed_on(into, self.side_changes(index))
+        if behind is None:
+            return _ABSORBED
+        return Step(({OUT: behind}, {OUT: Affine.identity(behind.rank)}), certain=False)
 
-    def _passed_shift(self, index: int, into: Affine) -> Affine:
-        """Return the shift that a layer's output gets if its weights do not compensate one."""
-        layer = self.layer(index)
-        factor = layer.weight_factor(*self.side_changes(index))
-        value = self.constants.value(layer.weight.name).reshape(layer.grouped)
-        shift = -layer.fold_bias(None, value * factor, into, None)
-        laid = along(shift, layer.out_axis, layer.out_rank)
-        return Affine.identity(layer.out_rank).with_shift(laid)
-
-    def side_changes(
-        self, index: int, changes: Mapping[Key, Affine] | None = None
-    ) -> tuple[Affine | None, Affine | None]:
-        """Return the changes of a layer's or norm's data and output, with further ones on top."""
-        layer = self.layer_or_none(index)
-        slot = self.ports(index)[0] if layer is None else layer.data_slot
+    def side_changes(self, index: int, changes: Mapping[Key, Affine] | None = None) -> Sides:
+        """Return the changes of the data and the output of a node, with further ones on top."""
+        absorber = self.absorber_or_none(index)
+        slot = self.ports(index)[0] if absorber is None else absorber.data_slot
         keys = (self.key(index, slot), self.key(index, OUT))
         if not changes:
-            into, out = (None if key is None else self.total.get(key) for key in keys)
-            return into, out
-        return self._total_of(keys[0], changes), self._total_of(keys[1], changes)
+            return Sides(*(None if key is None else self.total.get(key) for key in keys))
+        return Sides(self._total_of(keys[0], changes), self._total_of(keys[1], changes))
 
     def _total_of(self, key: Key | None, changes: Mapping[Key, Affine]) -> Affine | None:
         if key is None:
@@ -293,39 +292,6 @@ class Site:
         if before is None or more is None:
             return before or more
         return before.then(more)
-
-    def needs_bias(self, index: int, into: Affine | None, out: Affine | None) -> bool:
-        """Whether a layer's bias changes, or one has to be made.
-
-        Args:
-            index: the layer.
-            into, out: the changes of its data and its output; see ``side_changes``.
-        """
-        layer = self.layer(index)
-        shifted = into is not None and into.has_shift
-        if not shifted and (out is None or not out.has_shift):
-            return layer.bias is not None and out is not None and out.has_scale
-        if layer.bias_slot is not None:
-            return True
-        weight = self.constants.value(layer.weight.name) if shifted else None
-        bias = layer.fold_bias(None, weight, into, out)
-        size = layer.bias_size(weight, into, out)
-        return bool((np.abs(bias) > AGREEMENT * size).any())
-
-    def _absorb_in_norm(self, index: int, known: Mapping[int, Affine]) -> Step:
-        channels = self.norm(index).channels
-        for port, change in known.items():
-            if change.vector(1, channels) is None:
-                raise Refused(
-                    Reason.AXES, self.view(index).label, "the change is not one value per channel"
-                )
-            if not change.is_ordinary or (port != OUT and not change.is_invertible):
-                raise Refused(
-                    Reason.PRECISION,
-                    self.view(index).label,
-                    "the scale is zero or so small in a channel that it cannot be divided by",
-                )
-        return _ABSORBED
 
     def neighbours(self, key: Key) -> tuple[int, ...]:
         """Return the nodes that write or read a key.
@@ -411,7 +377,9 @@ class Site:
         """
         found = self._operands.get(index)
         if found is None:
-            found = self._operands[index] = _operands(self.view(index))
+            entry = self.entries[index]
+            found = _operands(self.view(index), entry.operand, entry.version)
+            self._operands[index] = found
         return found
 
     def sides(self, index: int) -> tuple[str, str]:
@@ -422,12 +390,7 @@ class Site:
         """Whether a node takes a change of a key into its constants."""
         if isinstance(key, tuple):
             return True
-        return self.graph.ops[index] in LAYOUTS or self.graph.ops[index] == batchnorm.OPERATOR
-
-    def becomes_gemm(self, index: int) -> bool:
-        """Whether a MatMul that needs a bias can be written as a Gemm."""
-        layer = self.layer(index)
-        return layer.in_rank == 2 and layer.weight_slot == 1
+        return isinstance(self.entries[index], Absorbing)
 
     def place(self, index: int) -> str:
         """Name a node with the path of its graph."""
@@ -492,24 +455,18 @@ def constant_map(site: Site, index: int, *, original: bool = False) -> tuple[int
     constant, data, rank = site.operands(index)
     view = site.view(index)
     value = site.original(index, constant) if original else site.present(index, constant)
-    value = value.reshape((1,) * (rank - value.ndim) + value.shape)
-    one, zero = np.ones((1,) * rank), np.zeros((1,) * rank)
-    if view.op == "Div":
-        require_divisor(view, value)
-        return data, Affine.of(1 / value, zero)
-    maps = {
-        "Mul": (value, zero),
-        "Add": (one, value),
-        "Sub": (one, -value) if data == 0 else (-one, value),
-    }
-    return data, Affine.of(*maps[str(view.op)])
+    operand = site.entries[index].operand
+    assert operand is not None
+    return data, Affine.of(
+        *operand.map(view, value.reshape((1,) * (rank - value.ndim) + value.shape), data)
+    )
 
 
-def _operands(view: NodeView) -> _Operands:
+def _operands(view: NodeView, operand: ConstantOperand | None, version: int) -> _Operands:
     slots = [s for s in (0, 1) if view.constant(s) is not None]
-    if len(slots) != 1 or (view.op == "Div" and slots[0] == 0):
+    if len(slots) != 1 or operand is None or 1 - slots[0] not in operand.data:
         raise Refused(Reason.OPAQUE, view.label, "it is not an affine map of one tensor")
-    view.require_version(RULES[str(view.op)].version)
+    view.require_version(version)
     info = view.constant(slots[0])
     if info is None or info.data_type not in FLOATS:
         raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its constant is not of a float type")

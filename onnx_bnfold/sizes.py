@@ -16,9 +16,10 @@ import numpy as np
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Affine, along
+from onnx_bnfold.entries import OUT, Combines
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.rules import OUT, RULES, SYMMETRIC, data_slots
-from onnx_bnfold.site import AFFINE_OPERATORS, Site
+from onnx_bnfold.rules import Transparent, data_slots
+from onnx_bnfold.site import Site
 
 # A tensor as an image of numbers of mean 0 and deviation 1: its scale is the deviation, its shift
 # the mean.
@@ -27,8 +28,6 @@ Spread = Affine
 Known = tuple[Spread, ...]
 _Source = Callable[[Site, str], Known]
 
-_SUMS_OF_COMPUTED = frozenset(("Add", "Sub", "Sum"))
-SUMS, PRODUCTS = frozenset(("Add", "Sub")), frozenset(("Div", "Mul"))
 # Tensors that are looked at, around one that nothing is known of, before that is given up.
 _MOST = 32
 
@@ -101,7 +100,7 @@ def _around(site: Site, name: str, source: _Source, seen: set[str]) -> Known:
 def _of_sum(site: Site, name: str, source: _Source, seen: set[str]) -> Known:
     """Return the size of a sum that a tensor is a part of: it is hardly larger than the sum."""
     for index, _ in site.graph.readers.get(name, ()):
-        if site.graph.ops[index] in _SUMS_OF_COMPUTED:
+        if site.entries[index].combines is Combines.SUM:
             total = site.graph.writes[index][0]
             found = () if total in seen else _around(site, total, source, seen)
             if found and _is_of_rank(site, index, found):
@@ -121,7 +120,7 @@ def _is_of_rank(site: Site, index: int, known: Known) -> bool:
 def _of_summands(site: Site, name: str, source: _Source, seen: set[str]) -> Known:
     """Return the size of a sum of computed tensors, as far as that of its parts is known."""
     index = site.graph.producer.get(name)
-    if index is None or site.graph.ops[index] not in _SUMS_OF_COMPUTED:
+    if index is None or site.entries[index].combines is not Combines.SUM:
         return ()
     parts = [part for part in dict.fromkeys(site.graph.reads[index]) if part not in seen]
     found = [known for part in parts if (known := _around(site, part, source, seen))]
@@ -163,16 +162,16 @@ def _said_by_norms(site: Site, name: str, counts: Callable[[int], bool]) -> Know
 
 def _of_normalisation(site: Site, name: str) -> Known:
     """Return the size 1 for a product of a constant and of a sum with one."""
-    index = by_constant(site, name, PRODUCTS)
-    if index is None or by_constant(site, site.sides(index)[0], SUMS) is None:
+    index = by_constant(site, name, Combines.PRODUCT)
+    if index is None or by_constant(site, site.sides(index)[0], Combines.SUM) is None:
         return ()
     return (Affine.identity(site.original_map(index).rank),)
 
 
-def by_constant(site: Site, name: str, operators: frozenset[str]) -> int | None:
-    """Return the node of one of some operators, with a constant, that writes a tensor, if any."""
+def by_constant(site: Site, name: str, combines: Combines) -> int | None:
+    """Return the sum or product with a constant that writes a tensor, if one does."""
     index = site.graph.producer.get(name)
-    if index is None or site.graph.ops[index] not in operators:
+    if index is None or site.entries[index].combines is not combines:
         return None
     return None if _ends(site, index) is None else index
 
@@ -191,13 +190,13 @@ def _links(site: Site, name: str) -> Iterator[tuple[int, int, str]]:
 
 def _ends(site: Site, index: int) -> tuple[str, str] | None:
     """Return input and output of a node that has one of each, constants aside."""
-    op, graph = site.graph.ops[index], site.graph
-    if op in AFFINE_OPERATORS or (op == batchnorm.OPERATOR and index in site.removed):
+    entry, graph = site.entries[index], site.graph
+    if entry.operand or (index in site.removed and graph.ops[index] == batchnorm.OPERATOR):
         try:
             return site.sides(index) if graph.opset >= 7 else None
         except Refused:
             return None
-    if op not in RULES or op in SYMMETRIC or len(graph.writes[index]) != 1:
+    if not isinstance(entry, Transparent) or entry.symmetric or len(graph.writes[index]) != 1:
         return None
     return graph.reads[index][0], graph.writes[index][0]
 
@@ -216,7 +215,8 @@ def _carried(site: Site, index: int, here: int, spread: Spread, *, alone: bool =
     Raises:
         Refused: it cannot be told.
     """
-    if site.graph.ops[index] not in (*AFFINE_OPERATORS, batchnorm.OPERATOR):
+    entry = site.entries[index]
+    if not entry.operand and site.graph.ops[index] != batchnorm.OPERATOR:
         there = 0 if here == OUT else OUT
         return site.step(index, {there: spread}).alternatives[0][here]
     change = site.original_map(index)
@@ -224,7 +224,7 @@ def _carried(site: Site, index: int, here: int, spread: Spread, *, alone: bool =
         if not change.is_invertible:
             raise Refused(Reason.PRECISION, site.view(index).label, "its factor is zero")
         change = change.inverse()
-    if alone and site.graph.ops[index] in SUMS:
+    if alone and entry.combines is Combines.SUM:
         change = change.with_shift(np.zeros_like(change.shift))
     carried = spread.then(change)
     return Affine.of(np.abs(carried.scale), carried.shift)

@@ -17,9 +17,8 @@ import pytest
 from support import bn, conv, join, model_of, node
 
 import onnx_bnfold
-from onnx_bnfold import Options, Reason, batchnorm, reports
-from onnx_bnfold.layers import LAYOUTS
-from onnx_bnfold.rules import RULES
+from onnx_bnfold import Options, Reason, reports
+from onnx_bnfold.table import OPERATORS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -208,8 +207,7 @@ def test_reason_codes():
 
 def test_operators():
     listed = {row[0]: int(row[1]) for row in rows(DOCS / "what-is-folded.md", "operator")}
-    known = {operator: entry.version for operator, entry in {**LAYOUTS, **RULES}.items()}
-    assert listed == known | {batchnorm.OPERATOR: batchnorm.VERSION}
+    assert listed == {operator: entry.version for operator, entry in OPERATORS.items()}
 
 
 def test_fields_of_the_json():

@@ -7,8 +7,9 @@ import pytest
 from graphs import IMAGE, Net
 
 import onnx_bnfold
-from onnx_bnfold import Reason, flood, rules
-from onnx_bnfold.rules import Step
+from onnx_bnfold import Reason, flood
+from onnx_bnfold.rules import Step, Transparent
+from onnx_bnfold.table import OPERATORS
 
 
 def shifting_bn(net: Net, x: str) -> str:
@@ -74,9 +75,8 @@ def test_a_limit_does_not_hide_behind_a_branch_that_was_refused(monkeypatch, lim
 
 @pytest.mark.parametrize("certain", [True, False])
 def test_a_rule_that_finds_no_way_refuses(monkeypatch, certain):
-    entry = rules.Entry(lambda view, known: Step((), certain), 14)
-    monkeypatch.setattr(rules, "RULES", rules.RULES | {"Relu": entry})
-    monkeypatch.setattr("onnx_bnfold.site.RULES", rules.RULES)
+    entry = Transparent(lambda view, known: Step((), certain), version=14)
+    monkeypatch.setitem(OPERATORS, "Relu", entry)
     net = Net(IMAGE)
     record = stays(net, net.op("Relu", net.bn(net.op("Relu", "x"))))
     assert record.refusal.reason is Reason.CONFLICT

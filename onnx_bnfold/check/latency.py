@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnx_bnfold import batchnorm
 from onnx_bnfold.check.inputs import make_feeds
 from onnx_bnfold.check.memory_probe import peak_memory
 from onnx_bnfold.check.models import CheckedModel
@@ -127,7 +128,7 @@ def bootstrap_ratio(
 def count_bns(model: onnx.ModelProto) -> int:
     """Return the number of BNs of a model, subgraphs and local functions included."""
     nodes = [*all_nodes(model.graph), *(n for f in model.functions for n in f.node)]
-    return sum(operator(n) == "BatchNormalization" for n in nodes)
+    return sum(operator(n) == batchnorm.OPERATOR for n in nodes)
 
 
 def speedup_failures(modes: Sequence[LatencyMode], options: CheckOptions) -> Iterator[str]:

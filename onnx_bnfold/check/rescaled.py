@@ -8,32 +8,30 @@ nothing here knows where an operator's channels are.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
+from onnx_bnfold import batchnorm
+from onnx_bnfold.entries import Absorbing
 from onnx_bnfold.graph import STANDARD_DOMAINS, operator, subgraphs
 from onnx_bnfold.storage import ModelFile
+from onnx_bnfold.table import OPERATORS
 
 # Positions of the inputs in which the first output is linear if all of them change together; the
 # first of a choice that are constants are the weights.
-_LINEAR: dict[str, tuple[tuple[int, ...], ...]] = {
-    "Conv": ((1, 2),),
-    "ConvTranspose": ((1, 2),),
+# Here are the operators that have no entry in the table.
+_LINEAR: dict[str | None, tuple[tuple[int, ...], ...]] = {
+    **{op: entry.linear_in for op, entry in OPERATORS.items() if isinstance(entry, Absorbing)},
     "DeformConv": ((1, 3),),
-    "Gemm": ((1, 2), (0, 2)),
-    "MatMul": ((1,), (0,)),
-    "BatchNormalization": ((1, 2),),
-    "InstanceNormalization": ((1, 2),),
     "GroupNormalization": ((1, 2),),
-    "LayerNormalization": ((1, 2),),
 }
 # Positions of all weights, of operators that are not linear in theirs too.
-_WEIGHTS = {
+_WEIGHTS: dict[str | None, Collection[int]] = {
     **{op: {i for choice in choices for i in choice} for op, choices in _LINEAR.items()},
-    "BatchNormalization": {1, 2, 3, 4},
+    **{op: entry.weights for op, entry in OPERATORS.items() if isinstance(entry, Absorbing)},
     "GRU": {1, 2, 3},
     "LSTM": {1, 2, 3},
     "RNN": {1, 2, 3},
@@ -117,7 +115,7 @@ def _stretch(uses: _Uses, number: int) -> dict[str, float]:
     layers and draws. The number is another for every BN.
     """
     node = uses.nodes[number]
-    if operator(node) != "BatchNormalization":
+    if operator(node) != batchnorm.OPERATOR:
         return {}
     scale, variance = node.input[1], node.input[4]
     if not all(uses.is_own(name, number) for name in (scale, variance)):
@@ -224,7 +222,7 @@ class _Uses:
         # The output of a BN has the type of its data, which may not be that of its scale.
         kinds = {i.type.tensor_type.elem_type for i in model.graph.input}
         kinds |= {self.constants[name].data_type for name in self._uses}
-        self._left = {"BatchNormalization"} if len(kinds & {*_FLOATS}) > 1 else set()
+        self._left = {batchnorm.OPERATOR} if len(kinds & {*_FLOATS}) > 1 else set()
 
     def may_move(self, name: str) -> bool:
         """Whether a constant is a weight that may be moved by half a unit."""

@@ -1,26 +1,27 @@
 """What a model costs to evaluate: multiply-adds, and the depth that homomorphic encryption pays.
 
-Multiply-adds: one for each product that is summed in a Conv, ConvTranspose, Gemm or MatMul
-(quantised ones included), and one for each output element of a BatchNormalization, Mul or Div.
-Other operators count none.
+Multiply-adds: one for each product that is summed in a linear layer (quantised ones included), and
+one for each output element of a BatchNormalization, Mul or Div. Other operators count none.
 
 The depth is counted in ``depth``.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
 
+from onnx_bnfold import costs
 from onnx_bnfold.constants import Constants
+from onnx_bnfold.costs import Depth, Unknown
 from onnx_bnfold.graph import ReadTensor, graphs_of, subgraphs
 from onnx_bnfold.reasons import Refused
-from onnx_bnfold.reports.depth import Depth, Unknown, depth_of
+from onnx_bnfold.reports.depth import depth_of
 from onnx_bnfold.shapes import Inference, Shapes
+from onnx_bnfold.table import entry_of
 from onnx_bnfold.view import NodeView
 
 Sizes = Mapping[str, tuple[int, ...]]
@@ -29,7 +30,7 @@ _RANGE: tuple[tuple[str, int | None], ...] = (("start", 0), ("end", None))
 # Their outputs do not depend on the values of their inputs.
 _NO_DATA = frozenset({"Shape", "Size"})
 # They sum products in ways that are not counted here.
-_UNCOUNTED = frozenset({"Attention", "DeformConv", "Einsum", "GRU", "LSTM", "RNN"})
+_UNCOUNTED = frozenset({"Attention", "DeformConv", "GRU", "LSTM", "RNN"})
 
 
 @dataclass(frozen=True)
@@ -167,51 +168,14 @@ def _active(views: Sequence[NodeView], model: ModelProto) -> tuple[list[NodeView
 def _multiply_adds(view: NodeView) -> int:
     if view.op is None or view.op in _UNCOUNTED or any(subgraphs(view.node)):
         raise Unknown(f"{view.label}: its multiply-adds are not known")
-    count = _COUNTS.get(view.op)
-    return 0 if count is None else count(view)
+    count = _COUNTS.get(view.op, entry_of(view.op).multiply_adds)
+    return count(view)
 
 
-def _size(view: NodeView, name: str, dims: slice = slice(None)) -> int:
-    """Return the product of some dims of a tensor."""
-    found = view.dims_of(name)[dims]
-    known = [size for size in found if isinstance(size, int)]
-    if len(known) < len(found):
-        raise Unknown(f"{view.label}: the shape of {name!r} is not known")
-    return math.prod(known)
-
-
-def _output(view: NodeView) -> int:
-    return _size(view, view.node.output[0])
-
-
-def _convolution(weight: int) -> Callable[[NodeView], int]:
-    kernel = slice(1, None)  # every axis but the output channels
-    return lambda view: _output(view) * _size(view, view.name_in(weight), kernel)
-
-
-def _transposed_convolution(view: NodeView) -> int:
-    return _size(view, view.name_in(0)) * _size(view, view.name_in(1), slice(1, None))
-
-
-def _gemm(view: NodeView) -> int:
-    axis = 0 if view.attribute("transA", 0) else 1
-    return _output(view) * _size(view, view.name_in(0), slice(axis, axis + 1))
-
-
-def _matmul(view: NodeView) -> int:
-    return _output(view) * _size(view, view.name_in(0), slice(-1, None))
-
-
-_COUNTS: Mapping[str, Callable[[NodeView], int]] = {
-    "BatchNormalization": _output,
-    "Conv": _convolution(1),
-    "ConvInteger": _convolution(1),
-    "ConvTranspose": _transposed_convolution,
-    "Div": _output,
-    "Gemm": _gemm,
-    "MatMul": _matmul,
-    "MatMulInteger": _matmul,
-    "Mul": _output,
-    "QLinearConv": _convolution(3),
-    "QLinearMatMul": _matmul,
+# Of operators that are not folded: quantised layers.
+_COUNTS: Mapping[str, costs.Count] = {
+    "ConvInteger": costs.convolution(1),
+    "MatMulInteger": costs.matmul,
+    "QLinearConv": costs.convolution(3),
+    "QLinearMatMul": costs.matmul,
 }

@@ -1,8 +1,8 @@
 """The depth of a model: what homomorphic encryption pays for.
 
 Under levelled homomorphic encryption (CKKS, BFV) a ciphertext supports a limited number of
-multiplications one after another, those by plaintext constants included. ``ONE_LEVEL`` lists what
-multiplies; it is counted along the longest path from an input to an output. What is no polynomial
+multiplications one after another, those by plaintext constants included. They are counted along the
+longest path from an input to an output. What is no polynomial
 (Relu, MaxPool, Softmax) has to be approximated or evaluated by other means; it is counted for
 itself, along the path that has most of it.
 
@@ -13,39 +13,32 @@ Approximate Numbers" (2017): every product is followed by a rescaling, which tak
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from onnx_bnfold import costs
+from onnx_bnfold.costs import Depth, DepthOf, Unknown
+from onnx_bnfold.table import OPERATORS
 from onnx_bnfold.view import NodeView
 
-Depth = tuple[int, int]  # levels; operators that are no polynomials
-
+# Operators that have no entry in ``table.OPERATORS``; an entry says it itself.
 # fmt: off
 FREE = frozenset({
-    "Add", "Cast", "CastLike", "Concat", "ConcatFromSequence", "CumSum", "DepthToSpace", "Dropout",
-    "Expand", "Flatten", "Identity", "Neg", "Pad", "ReduceSum", "Reshape", "SequenceAt",
-    "SequenceConstruct", "Slice", "SpaceToDepth", "Split", "SplitToSequence", "Squeeze", "Sub",
-    "Sum", "Tile", "Transpose", "Unsqueeze",
+    "CastLike", "ConcatFromSequence", "CumSum", "SequenceAt", "SequenceConstruct",
+    "SplitToSequence",
 })
 ONE_LEVEL = frozenset({
-    "AveragePool", "BatchNormalization", "Conv", "ConvInteger", "ConvTranspose",
-    "DequantizeLinear", "Gemm", "GlobalAveragePool", "MatMul", "MatMulInteger", "Mean", "Mul",
-    "QLinearConv", "QLinearMatMul", "ReduceMean", "ReduceSumSquare",
+    "ConvInteger", "DequantizeLinear", "MatMulInteger", "Mean", "QLinearConv", "QLinearMatMul",
+    "ReduceSumSquare",
 })
 NON_POLYNOMIAL = frozenset({
-    "Abs", "ArgMax", "ArgMin", "Ceil", "Celu", "Clip", "Cos", "Elu", "Equal", "Erf", "Exp",
-    "Floor", "Gelu", "GlobalMaxPool", "Greater", "GreaterOrEqual", "GroupNormalization",
-    "HardSigmoid", "HardSwish", "Hardmax", "InstanceNormalization", "LRN", "LayerNormalization",
-    "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "LpNormalization", "Max", "MaxPool",
-    "Min", "Mish", "NonMaxSuppression", "NonZero", "PRelu", "QuantizeLinear", "RMSNormalization",
-    "Reciprocal", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMin", "Relu", "Round", "Selu",
-    "Sigmoid", "Sign", "Sin", "Softmax", "Softplus", "Softsign", "Sqrt", "Swish", "Tanh",
-    "ThresholdedRelu", "TopK",
+    "ArgMax", "ArgMin", "Ceil", "Celu", "Cos", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu",
+    "Greater", "GreaterOrEqual", "GroupNormalization", "HardSigmoid", "HardSwish", "Hardmax",
+    "LRN", "Less", "LessOrEqual", "Log",
+    "LogSoftmax", "LpNormalization", "Mish", "NonMaxSuppression", "NonZero", "QuantizeLinear",
+    "RMSNormalization", "Reciprocal", "ReduceL1", "ReduceL2", "Round", "Selu", "Sigmoid", "Sign",
+    "Sin", "Softmax", "Softplus", "Softsign", "Sqrt", "Swish", "Tanh", "ThresholdedRelu", "TopK",
 })
 # fmt: on
-
-
-class Unknown(Exception):
-    """The cost of a node cannot be told; the sentence says why."""
 
 
 def depth_of(active: Sequence[NodeView], encrypted: set[str], outputs: Collection[str]) -> Depth:
@@ -75,22 +68,9 @@ def _deepest(depths: Iterable[Depth]) -> Depth:
 
 def _step(view: NodeView, encrypted: set[str]) -> Depth:
     if view.op in _DEPTHS:
-        return _DEPTHS[view.op](view, encrypted)
-    if view.op in FREE:
-        return 0, 0
-    if view.op in ONE_LEVEL:
-        return 1, 0
-    if view.op in NON_POLYNOMIAL:
-        return 0, 1
+        depth = _DEPTHS[view.op]
+        return depth if isinstance(depth, tuple) else depth(view, encrypted)
     raise Unknown(f"{view.label}: its multiplicative depth is not known")
-
-
-def _division(view: NodeView, encrypted: set[str]) -> Depth:
-    return (1, 1) if view.name_in(1) in encrypted else (1, 0)
-
-
-def _lookup(view: NodeView, encrypted: set[str]) -> Depth:
-    return (0, 1) if view.name_in(1) in encrypted else (0, 0)
 
 
 def _selection(view: NodeView, encrypted: set[str]) -> Depth:
@@ -104,17 +84,13 @@ def _power(view: NodeView, encrypted: set[str]) -> Depth:
     return math.ceil(math.log2(exponent.max(initial=1))), 0
 
 
-def _interpolation(view: NodeView, encrypted: set[str]) -> Depth:
-    return (0, 0) if view.attribute("mode", "nearest") == "nearest" else (1, 0)
-
-
-_DEPTHS: Mapping[str | None, Callable[[NodeView, set[str]], Depth]] = {
-    "Div": _division,
-    "Gather": _lookup,
-    "GatherElements": _lookup,
-    "GatherND": _lookup,
+_DEPTHS: Mapping[str | None, Depth | DepthOf] = {
+    **{op: entry.depth for op, entry in OPERATORS.items()},
+    **dict.fromkeys(FREE, costs.FREE),
+    **dict.fromkeys(ONE_LEVEL, costs.ONE_LEVEL),
+    **dict.fromkeys(NON_POLYNOMIAL, costs.NO_POLYNOMIAL),
+    "GatherElements": costs.lookup,
+    "GatherND": costs.lookup,
     "Pow": _power,
-    "Resize": _interpolation,
-    "Upsample": _interpolation,
     "Where": _selection,
 }

@@ -11,9 +11,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from onnx_bnfold import batchnorm
+from onnx_bnfold.entries import Combines
 from onnx_bnfold.graph import operator
-from onnx_bnfold.layers import LAYOUTS
 from onnx_bnfold.new_constants import NewConstant, new_constants
 from onnx_bnfold.planner import GraphPlan
 from onnx_bnfold.reports.nodes import Node, Places
@@ -74,15 +73,13 @@ def layers_of(rounds: Sequence[Sequence[GraphPlan]]) -> tuple[tuple[Layer, ...],
 
 def _factor_slot(site: Site, index: int) -> int | None:
     """Return the input that multiplies; None if there is none, or it is quantised."""
+    absorber = site.absorber_or_none(index)
+    if absorber is not None:
+        return absorber.factor_slot
+    if site.entries[index].combines is not Combines.PRODUCT:
+        return None
     view = site.view(index)
-    if view.op in LAYOUTS:
-        layer = site.layer(index)
-        return None if layer.quantized is not None else layer.weight_slot
-    if view.op == batchnorm.OPERATOR:
-        return 1
-    if view.op in ("Mul", "Div"):
-        return next((slot for slot in (0, 1) if view.constant(slot) is not None), None)
-    return None
+    return next((slot for slot in (0, 1) if view.constant(slot) is not None), None)
 
 
 def _layer(site: Site, index: int, slot: int, new: NewConstant | None) -> Layer:
@@ -112,10 +109,9 @@ def _layer(site: Site, index: int, slot: int, new: NewConstant | None) -> Layer:
 def _measured(site: Site, index: int, values: Array) -> tuple[float | None, float | None]:
     """Return the largest magnitude, and that of the quietest output channel."""
     magnitude = np.abs(values)
-    if site.graph.ops[index] in LAYOUTS:
-        layer = site.layer(index)
-        inner = tuple(i for i, letter in enumerate(layer.layout) if letter not in "go")
-        magnitude = magnitude.reshape(layer.grouped).max(axis=inner)
+    absorber = site.absorber_or_none(index)
+    if absorber is not None:
+        magnitude = absorber.peaks(magnitude)
     loud = magnitude[magnitude > 0]
     if not np.isfinite(magnitude).all() or not loud.size:
         return None, None

@@ -7,8 +7,9 @@ import faulthandler
 import sys
 import time
 
+from onnx_bnfold.table import OPERATORS
+
 from .campaign import Campaign, Progress
-from .cases import OPERATORS
 from .explained import EXPLAINED, LATER
 
 COLUMNS = (
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         campaign.draw(op, int(opset), int(seed))
     else:
         progress = Progress(options.draws, sys.stderr.write)
-        campaign.run(options.operator or OPERATORS, options.draws, options.seed, progress)
+        campaign.run(options.operator or [*OPERATORS], options.draws, options.seed, progress)
     print(report(campaign))
     print(f"seed {options.seed}, {time.monotonic() - began:.0f} s")
     return 1 if campaign.found else 0

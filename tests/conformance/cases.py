@@ -19,11 +19,6 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
-from onnx_bnfold.batchnorm import OPERATOR
-from onnx_bnfold.layers import LAYOUTS
-from onnx_bnfold.rules import RULES
-
-OPERATORS = (*RULES, *LAYOUTS, OPERATOR)
 FIRST_OPSET = 7
 MOST_ELEMENTS = 160  # of a tensor: many small draws find more than few large ones
 

@@ -195,7 +195,7 @@ EXPLAINED = (
             "a change that varies over positions comes from no BatchNormalization",
         )
         for op in ("AveragePool", "Conv", "ConvTranspose", "GlobalAveragePool", "GlobalMaxPool",
-                   "MaxPool")
+                   "InstanceNormalization", "MaxPool")
     ),
     *(
         Explained(
@@ -288,6 +288,18 @@ EXPLAINED = (
 
 # Right, and not done yet: a rule that learns it loses its line here.
 LATER = (
+    *(
+        Explained(
+            op, Reason.OPAQUE, _always,
+            "a shift that is one number over what is normalised is taken away again, and a scale "
+            "if epsilon is scaled along",
+        )
+        for op in ("InstanceNormalization", "LayerNormalization")
+    ),
+    Explained(
+        "Einsum", Reason.AXES, _always,
+        "one letter stands for the channels of a side; a change or a bias along several would do",
+    ),
     Explained(
         "Mul", Reason.AXES, _always,
         "what comes back through a constant varies along a broadcast axis by rounding alone",

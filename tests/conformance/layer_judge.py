@@ -8,13 +8,16 @@ from dataclasses import replace
 import numpy as np
 
 from onnx_bnfold.affine import Affine
+from onnx_bnfold.batchnorm import OPERATOR
+from onnx_bnfold.entries import Absorbing, BiasPlace
 from onnx_bnfold.limits import Limits
 from onnx_bnfold.new_constants import NewConstant, Unrepresentable, new_constants
 from onnx_bnfold.planner import GraphPlan
 from onnx_bnfold.reasons import Refusal, Refused
 from onnx_bnfold.rules import OUT
+from onnx_bnfold.table import OPERATORS
 
-from .cases import LAYOUTS, OPERATOR, Operand
+from .cases import Operand, schema
 from .changes import draw_change
 from .complete import visible
 from .engine import Arrays, Kernel, NotRunnable, Ports, Trial, applied, rounding, tight, wide
@@ -22,7 +25,7 @@ from .explained import explanation
 from .sound import COMPARED, differing_element, smallest
 from .verdict import Finding, Verdict, ports_text
 
-ABSORBERS = (*LAYOUTS, OPERATOR)
+ABSORBERS = [op for op, entry in OPERATORS.items() if isinstance(entry, Absorbing)]
 MOST_UNKNOWNS = 120  # elements of constants that are solved for
 SOLVED = 6  # samples
 
@@ -77,7 +80,7 @@ def _ask(trial: Trial, known: Ports) -> Verdict:
         ports = {**known, **more}
         difference = _wrong(trial, ports, constants)
         if difference:
-            listed = ", ".join(f"{n.suffix}{list(n.dims)}" for n, _ in constants)
+            listed = ", ".join(f"{n.revised.suffix}{list(n.dims)}" for n, _ in constants)
             detail = f"new constants {listed or 'none'}; {ports_text(more)}\n  {difference}"
             topic = f"{trial.case.op}-{trial.case.version} {_sides(known)}"
             return Verdict(True, finding=Finding("unsound", topic, trial, known, detail))
@@ -100,10 +103,11 @@ class _Rewritten:
 
     def __init__(self, trial: Trial, constants: Sequence[tuple[NewConstant, np.ndarray]]) -> None:
         self.trial = trial
-        self.by_slot = {new.slot: value for new, value in constants}
-        self.summand = self.by_slot.pop(2, None) if trial.case.op == "MatMul" else None
-        gets_bias = 2 in self.by_slot and trial.case.op != OPERATOR
-        self.kernel = _with_bias(trial) if gets_bias else trial.kernel
+        own = [(new, value) for new, value in constants if new.revised.place is BiasPlace.INPUT]
+        self.by_slot = {new.slot: value for new, value in own}
+        behind = (value for new, value in constants if new.revised.place is not BiasPlace.INPUT)
+        self.summand = next(behind, None)
+        self.kernel = _with_inputs(trial, [new for new, _ in own])
 
     def __call__(self, sample: Arrays, *, magnitudes: bool = False) -> np.ndarray:
         count = max([len(sample), *(slot + 1 for slot in self.by_slot)])
@@ -112,7 +116,7 @@ class _Rewritten:
         if magnitudes:
             values = [np.abs(v) for v in values]
             summand = None if summand is None else np.abs(summand)
-        (y,) = self.kernel(values)
+        y, *_ = self.kernel(values)
         if magnitudes and len(values) == 3:  # alpha and beta may be of different signs
             (z,) = self.kernel([*values[:2], -values[2]])
             y = np.maximum(np.abs(wide(y)), np.abs(wide(z)))
@@ -121,12 +125,19 @@ class _Rewritten:
         return y if summand is None else y + summand
 
 
-def _with_bias(trial: Trial) -> Kernel:
-    """The layer with a third input, and with beta as it is by default."""
+def _with_inputs(trial: Trial, constants: Sequence[NewConstant]) -> Kernel:
+    """The layer with the inputs and without the attributes that new constants say."""
     case = trial.case
-    bias = Operand("new_bias", np.zeros((), case.dtype))
-    replaced = {"beta": None} if "beta" in case.attributes else {}
-    return Kernel(replace(case, operands=(*case.operands[:2], bias)), **replaced)
+    voided = {name: None for new in constants for name, _ in new.revised.attributes}
+    voided = {name: None for name in voided if name in case.attributes}
+    operands = list(case.operands)
+    for new in constants:
+        if new.slot >= len(operands) or not operands[new.slot].name:
+            operands.extend([Operand("")] * (new.slot + 1 - len(operands)))
+            operands[new.slot] = Operand(f"new_{new.revised.suffix}", np.zeros((), case.dtype))
+    if len(operands) == len(case.operands) and not voided:
+        return trial.kernel
+    return Kernel(replace(case, operands=tuple(operands)), **voided)
 
 
 def _wrong(trial: Trial, ports: Ports, constants: Sequence[tuple[NewConstant, np.ndarray]]) -> str:
@@ -156,6 +167,8 @@ def _size(trial: Trial, ports: Ports, rewritten: _Rewritten, sample: Arrays) -> 
     into = {p: Affine(np.abs(c.scale), np.abs(c.shift)) for p, c in ports.items() if p >= 0}
     if trial.case.op == OPERATOR:
         return _norm_size(trial, into, rewritten, sample, ports.get(OUT))
+    if trial.site.layer_or_none(0) is None:
+        return _normalized_size(trial, rewritten, ports[OUT], sample)
     moved = trial.changed([np.abs(v) for v in sample], into)
     after = np.abs(wide(rewritten(moved, magnitudes=True)))
     before = wide(_Rewritten(trial, ())(sample, magnitudes=True))
@@ -176,6 +189,33 @@ def _norm_size(
     after = run(new, trial.changed([np.abs(sample[0])], into)[0])
     before = run(sample[1:], sample[0])
     return after + (np.abs(out.scale) * before if out else before)
+
+
+def _normalized_size(
+    trial: Trial, rewritten: _Rewritten, out: Affine, sample: Arrays
+) -> np.ndarray:
+    """The same of what normalises by the data's own statistics: of a product and of its bias.
+
+    A kernel may multiply the data and their mean before it subtracts them.
+    """
+    x, scale, *rest = sample
+    case = trial.case
+    bias = Operand("bias", np.zeros((), case.dtype))
+    kernel = Kernel(replace(case, operands=(*case.operands[:2], bias), outputs=1))
+    has_axis = "axis" in schema(case.op, case.opset).attributes
+    axis = case.attributes.get("axis", -1 if has_axis else 2)
+    over = tuple(range(axis % x.ndim, x.ndim))
+    deviation = np.sqrt(wide(x).var(over, keepdims=True) + case.attributes.get("epsilon", 1e-5))
+    reach = np.abs(wide(x)).max(over, initial=0, keepdims=True) / deviation
+
+    def size(scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        terms = (kernel([x, np.zeros_like(scale), np.abs(each)])[0] for each in (scale, bias))
+        factor, summand = map(wide, terms)
+        return factor * reach + summand
+
+    old = [scale, *(rest or [np.zeros_like(scale)])]
+    new = [rewritten.by_slot.get(slot, old[slot - 1]) for slot in (1, 2)]
+    return size(*new) + np.abs(out.scale) * size(*old)
 
 
 def _of_refusal(trial: Trial, known: Ports, refusal: Refusal) -> Verdict:
@@ -233,12 +273,10 @@ def _columns(
 
 def _own_bias(trial: Trial, shape: Sequence[int]) -> Iterator[np.ndarray]:
     """What a new bias would add: one value per output channel, where the layer has none."""
-    case = trial.case
-    if len(case.operands) > 2 or not shape:
+    layer = trial.site.layer_or_none(0)
+    if layer is None or layer.bias is not None or not shape:
         return
-    axis = 1
-    if case.op == "MatMul":
-        axis = len(shape) - 1 if case.operands[0].is_data else len(shape) - 2
+    axis = layer.out_axis
     for channel in range(shape[axis] if 0 <= axis < len(shape) else 0):
         picture = np.zeros(shape)
         picture[(slice(None),) * axis + (channel,)] = 1

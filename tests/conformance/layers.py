@@ -91,6 +91,76 @@ def matmul(d: Draw) -> Case:
     return d.node(d.constant(left), d.data(right))
 
 
+@generator("Einsum")
+def einsum(d: Draw) -> Case:
+    """Two operands over a few letters: summed, made, kept by both, read by one alone."""
+    letters = list(d.pick("abcd", "ijkl", "nCHW", "zyxa"))
+    d.rng.shuffle(letters)
+    letters = letters[: d.integer(1, 4)]
+    kinds = ("summed", "made", "data", "data", "shared", "lost")
+    roles = {letter: d.pick(*kinds) for letter in letters}
+    # A letter of both has one size, which nobody stretches: of 1, onnxruntime would.
+    sizes = {each: d.integer(1 if roles[each] in ("made", "data") else 2, 4) for each in letters}
+    data = [letter for letter in letters if roles[letter] != "made"]
+    constant = [letter for letter in letters if roles[letter] != "data"]
+    constant = [letter for letter in constant if roles[letter] != "lost" or d.chance(0.5)]
+    out = [letter for letter in letters if roles[letter] not in ("summed", "lost")]
+    for each in (data, constant, out):
+        d.rng.shuffle(each)
+    if d.chance(0.05) and data:
+        data.append(data[0])  # a diagonal
+    shapes = [[sizes[letter] for letter in each] for each in (data, constant)]
+    terms = ["".join(each) for each in (data, constant, out)]
+    if d.chance(0.3):
+        hidden = d.integers(2, 3, d.integer(0, 2))
+        place = d.integer(0, len(data))
+        terms[0] = terms[0][:place] + "..." + terms[0][place:]
+        shapes[0][place:place] = hidden
+        terms[2] = terms[2] + "..." if d.chance(0.5) else "..." + terms[2]
+        if d.chance(0.1):
+            terms[1], shapes[1] = "..." + terms[1], [*hidden, *shapes[1]]
+    operands = [d.data(shapes[0]), d.constant(shapes[1])]
+    flip = d.chance(0.5)
+    if flip:
+        operands.reverse()
+        terms[:2] = terms[1::-1]
+    if d.chance(0.05):
+        operands, terms = [d.data(shapes[0])], [terms[1 if flip else 0], terms[2]]
+    *read, written = terms
+    arrow = d.pick("->", " -> ")
+    equation = d.pick(",", ", ").join(read) + ("" if d.chance(0.15) else arrow + written)
+    return d.node(*operands, equation=equation)
+
+
+@generator("InstanceNormalization")
+def instance_normalization(d: Draw) -> Case:
+    shape = d.integers(1, 3, d.integer(3, 5))  # onnxruntime does not survive one without elements
+    channels = shape[1:2]
+    return d.node(
+        d.data(shape),
+        d.constant(channels),
+        d.constant(channels),
+        epsilon=d.pick(None, 1e-3, 0.1),
+    )
+
+
+@generator("LayerNormalization")
+def layer_normalization(d: Draw) -> Case:
+    shape = d.integers(1, 4, d.integer(1, 4))
+    axis = d.pick(None, *range(-len(shape), len(shape)))
+    normalised = shape[-1 if axis is None else axis :]
+    bias = [d.constant(normalised)] if d.chance(0.6) else []
+    return d.node(
+        d.data(shape),
+        d.constant(normalised),
+        *bias,
+        outputs=d.pick(1, 1, 2, 3),
+        axis=axis,
+        epsilon=d.pick(None, 1e-3, 0.1),
+        stash_type=d.pick(None, 1),
+    )
+
+
 @generator("BatchNormalization")
 def batch_normalization(d: Draw) -> Case:
     shape = d.shape(d.pick(1, 2, 2, 2), 5)

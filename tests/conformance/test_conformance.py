@@ -6,19 +6,21 @@ every entry of the tables has a generator, and the generators draw every setting
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from support import needs_kernels_as_read
 
-from onnx_bnfold import site
 from onnx_bnfold.affine import Affine
 from onnx_bnfold.layers import LinearLayer
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.rules import OUT, RULES, Step
+from onnx_bnfold.rules import OUT, Step
+from onnx_bnfold.table import OPERATORS
 
 from . import changes
 from .campaign import Campaign, schedule
-from .cases import GENERATORS, OPERATORS, draw_case, schema, spans
+from .cases import GENERATORS, draw_case, schema, spans
 from .complete import affine_map
 
 LEAST_CASES = 14  # of an operator
@@ -85,8 +87,7 @@ def swaps(view, known):
 @pytest.mark.parametrize(("rule", "kind"), [(refuses, "incomplete"), (swaps, "unsound")])
 @pytest.mark.parametrize("op", ["Identity", "MaxPool", "Transpose", "Relu"])
 def test_a_broken_rule_is_found(op, rule, kind, monkeypatch):
-    broken = {**RULES, op: RULES[op]._replace(rule=rule)}
-    monkeypatch.setattr(site, "RULES", broken)
+    monkeypatch.setitem(OPERATORS, op, replace(OPERATORS[op], rule=rule))
     assert kind in {found for found, _ in judged(op).found}
 
 

@@ -47,6 +47,23 @@ def test_multiply_adds_of_layers(op, shape, more, expected, rng):
     assert found.unknown is None
 
 
+@pytest.mark.parametrize(
+    ("equation", "shapes", "expected"),
+    [
+        ("nchw,oc->nohw", ((2, 3, 4, 5), (6, 3)), 2 * 6 * 20 * 3),
+        ("nc,co", ((2, 3), (3, 6)), 2 * 6 * 3),
+        ("...c,co->...o", ((2, 4, 3), (3, 6)), 8 * 6 * 3),
+        ("c...,co->o...", ((3, 2, 4), (3, 6)), 8 * 6 * 3),
+        ("nchw,oc->no", ((2, 3, 4, 5), (6, 3)), 2 * 6 * 60),
+    ],
+)
+def test_an_einsum_counts_a_product_for_each_term(equation, shapes, expected, rng):
+    nodes = [onnx.helper.make_node("Einsum", ["x", "w"], ["y"], equation=equation)]
+    weight = tensor("w", rng.standard_normal(shapes[1]).astype(np.float32))
+    found = cost(model_of(nodes, {"x": shapes[0]}, ["y"], [weight], opset=13))
+    assert (found.multiply_adds, found.multiplicative_depth) == (expected, 1)
+
+
 def test_elements_of_norms_products_and_quotients_count_once(rng):
     parts = join(
         bn("x", "b", 3, rng),

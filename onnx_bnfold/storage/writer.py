@@ -33,8 +33,8 @@ from onnx import ModelProto, StringStringEntryProto, TensorProto
 
 from onnx_bnfold.errors import ModelError, UsageError
 from onnx_bnfold.storage import external, skeleton, tensors, wire
-from onnx_bnfold.storage.crew import Job, run
 from onnx_bnfold.storage.files import InputFile, OutputFile, Span
+from onnx_bnfold.storage.thread_pool import Job, run
 
 PROTOBUF_LIMIT = (1 << 31) - 1  # bytes; protobuf reads no longer messages
 # Data of at least 1 MiB begins at an offset that every system can map into memory, as onnxruntime

@@ -11,7 +11,7 @@ from functools import partial
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.folding import Options
 from onnx_bnfold.progress import progress
-from onnx_bnfold.storage.crew import available_processors
+from onnx_bnfold.storage.thread_pool import available_processors
 from onnx_bnfold.store.outcome import FileOutcome, is_model
 from onnx_bnfold.store.places import Listing, Location, is_url, lies_in, location_at
 from onnx_bnfold.store.processes import in_processes, thread_safe_start

@@ -18,9 +18,9 @@ from onnx_bnfold import costs
 from onnx_bnfold.affine import AGREEMENT, Affine, Float64
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.entries import OUT, Absorbing, Given, Read, Revised, Sides
+from onnx_bnfold.model.float_formats import FORMATS, as_type
+from onnx_bnfold.model.node_view import FLOATS, NodeView, overridable
 from onnx_bnfold.reasons import Reason, Refusal, Refused
-from onnx_bnfold.rounding import FORMATS, as_type
-from onnx_bnfold.view import FLOATS, NodeView, overridable
 
 OPERATOR = "BatchNormalization"
 VERSION = 15  # the newest of the operator that is known here

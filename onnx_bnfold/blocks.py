@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.constants import Stored
+from onnx_bnfold.model.constants import Stored
+from onnx_bnfold.model.float_formats import as_type
 from onnx_bnfold.pages import PAGE
-from onnx_bnfold.rounding import as_type
 
 BlockIndex = tuple[slice, ...]  # selects a block of an array: slices of its leading axes
 

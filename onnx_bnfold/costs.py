@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from onnx_bnfold.view import NodeView
+from onnx_bnfold.model.node_view import NodeView
 
 Depth = tuple[int, int]  # levels; operators that are no polynomials
 # From a node and the names of the tensors that hold encrypted data to its depth.

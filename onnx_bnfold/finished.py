@@ -14,7 +14,7 @@ from itertools import chain
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto
 
 from onnx_bnfold.errors import BrokenResult
-from onnx_bnfold.graph import Body, Graph, subgraphs
+from onnx_bnfold.model.graph import Body, Graph, subgraphs
 
 
 class Text:

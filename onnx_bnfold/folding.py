@@ -15,18 +15,18 @@ from onnx import ModelProto
 
 from onnx_bnfold.affine import Float64
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.constants import Constants, OpenTensor
 from onnx_bnfold.errors import UsageError
-from onnx_bnfold.graph import Graph, ReadTensor, graphs_of
 from onnx_bnfold.limits import Limits, Profile
+from onnx_bnfold.model.constants import Constants, OpenTensor
+from onnx_bnfold.model.graph import Graph, ReadTensor, graphs_of
+from onnx_bnfold.model.shape_inference import Inference, Shapes
+from onnx_bnfold.model.source import Source, rounded
+from onnx_bnfold.model.validate import require_sound
 from onnx_bnfold.new_constants import Unrepresentable, Whole, exact, new_constants
 from onnx_bnfold.planner import Decision, GraphPlan, Place, Standalone, plan_graph
 from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.rewrite import Pending, freeze_constants, rewrite
-from onnx_bnfold.shapes import Inference, Shapes
 from onnx_bnfold.site import Site
-from onnx_bnfold.sound import require_sound
-from onnx_bnfold.source import Source, rounded
 from onnx_bnfold.storage.tensors import clear_place
 from onnx_bnfold.validation import require_at_least, require_types
 
@@ -120,7 +120,7 @@ class Folding:
         self._unread: set[str] = set()
         self._index()
         if not require_sound(self._graphs):
-            from onnx_bnfold.order import in_order
+            from onnx_bnfold.model.node_order import in_order
 
             self.model = in_order(model, self._graphs)
             self._index()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx_bnfold.graph import Graph
+from onnx_bnfold.model.graph import Graph
 
 
 class Groups:

@@ -22,7 +22,6 @@ import numpy as np
 
 from onnx_bnfold.affine import AGREEMENT, Affine, Float64, along
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.constants import Constant
 from onnx_bnfold.entries import (
     OUT,
     BiasPlace,
@@ -32,8 +31,9 @@ from onnx_bnfold.entries import (
     Revised,
     Sides,
 )
+from onnx_bnfold.model.constants import Constant
+from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.reasons import Reason, Refusal, Refused
-from onnx_bnfold.view import NodeView
 
 if TYPE_CHECKING:
     from onnx_bnfold.quantized import QuantizedWeight

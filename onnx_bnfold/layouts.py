@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from onnx_bnfold import costs
-from onnx_bnfold.constants import Constant
 from onnx_bnfold.entries import Absorbing
 from onnx_bnfold.layers import LinearLayer
+from onnx_bnfold.model.constants import Constant
+from onnx_bnfold.model.node_view import FLOATS, NodeView
 from onnx_bnfold.reasons import Reason, Refusal, Refused
-from onnx_bnfold.view import FLOATS, NodeView
 
 
 def _no_shift(view: NodeView, reason: Reason, sentence: str) -> Refusal:

@@ -20,8 +20,8 @@ from onnx import TensorProto
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import VANISHED, Affine, Float64
+from onnx_bnfold.model.float_formats import unit_roundoff
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.rounding import unit_roundoff
 from onnx_bnfold.site import Key, Site
 
 # Largest factor, up or down, by which a channel of a staying tensor may be rescaled.

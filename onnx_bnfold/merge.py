@@ -19,11 +19,11 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Float64
 from onnx_bnfold.finished import Text, require_intact
-from onnx_bnfold.graph import Graph, counterparts
 from onnx_bnfold.layers import LinearLayer
+from onnx_bnfold.model.float_formats import as_type
+from onnx_bnfold.model.graph import Graph, counterparts
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.rewrite import Names, drop_dead, drop_descriptions, rename_shards
-from onnx_bnfold.rounding import as_type
 from onnx_bnfold.site import Site
 
 SUMS = ("Add", "Sum")

@@ -14,10 +14,10 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_bnfold.affine import Affine, Float64
-from onnx_bnfold.graph import Dims
+from onnx_bnfold.model.graph import Dims
+from onnx_bnfold.model.node_view import FLOATS, NodeView
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.reshape_axes import completed, matching_blocks, reshape_block
-from onnx_bnfold.view import FLOATS, NodeView
 
 
 def varying(change: Affine) -> list[int]:

@@ -12,11 +12,11 @@ from onnx import TensorProto, helper
 
 from onnx_bnfold.affine import VANISHED
 from onnx_bnfold.blocks import Blocks, InMemory, part_of, peaks_of
-from onnx_bnfold.constants import Stored
+from onnx_bnfold.model.constants import Stored
+from onnx_bnfold.model.float_formats import FORMATS, as_type
+from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.rounding import FORMATS, as_type
 from onnx_bnfold.storage.tensors import MOST_AXES
-from onnx_bnfold.view import NodeView
 
 Array = np.ndarray[Any, Any]
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from onnx_bnfold.affine import Affine, Float64, close, joined
 from onnx_bnfold.arrays import Array
+from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.moves import axis_of, bounded, cut, refuse_axis, size, varying
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.view import NodeView
 
 # For each position along an axis of the output its position in the input, -1 for a constant zero.
 Positions = Array
@@ -122,7 +122,7 @@ def _slices(view: NodeView, rank: int) -> dict[int, tuple[int, int, int]]:
     steps = (view.integers(4, None) if view.opset >= 10 else None) or [1] * len(starts)
     placed = [axis_of(view, axis, rank) for axis in axes]
     _require_distinct(view, placed)
-    from onnx_bnfold.misread import runs_to_the_front
+    from onnx_bnfold.model.misread import runs_to_the_front
 
     if any(runs_to_the_front(*each) for each in zip(ends, steps, strict=True)):
         raise Refused(

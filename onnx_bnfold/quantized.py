@@ -16,11 +16,11 @@ from onnx import TensorProto
 
 from onnx_bnfold.affine import Float64
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.constants import Constant
 from onnx_bnfold.entries import Exact, Given, Revised
-from onnx_bnfold.graph import STANDARD_DOMAINS
+from onnx_bnfold.model.constants import Constant
+from onnx_bnfold.model.graph import STANDARD_DOMAINS
+from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.view import NodeView
 
 OPERATOR = "DequantizeLinear"
 VERSION = 28  # the newest version of the operator that is known here

@@ -16,10 +16,10 @@ import numpy as np
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.affine import Affine, Float64
+from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.rules import data_slots
 from onnx_bnfold.site import Site
-from onnx_bnfold.view import NodeView
 
 REACH = 4.0  # one value in 16,000 of a normal distribution is farther out
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onnx_bnfold.affine import Float64
-from onnx_bnfold.graph import Dims
+from onnx_bnfold.model.graph import Dims
 
 
 def completed(source: Dims, target: Dims) -> tuple[Dims, Dims]:

@@ -21,10 +21,10 @@ from onnx import (
 )
 
 from onnx_bnfold import batchnorm
-from onnx_bnfold.constants import EVALUATED
 from onnx_bnfold.entries import BiasPlace
 from onnx_bnfold.finished import Text, require_intact
-from onnx_bnfold.graph import Body, Graph, counterparts, quantization_parameters
+from onnx_bnfold.model.constants import EVALUATED
+from onnx_bnfold.model.graph import Body, Graph, counterparts, quantization_parameters
 from onnx_bnfold.new_constants import Compute, NewConstant, new_constants
 from onnx_bnfold.notes import note
 from onnx_bnfold.planner import GraphPlan

@@ -23,9 +23,9 @@ import numpy as np
 from onnx_bnfold import costs, moves, picks
 from onnx_bnfold.affine import AGREEMENT, CANCELLED, Affine, Float64, close, joined, summed
 from onnx_bnfold.entries import OUT, Combines, ConstantOperand, Operator
+from onnx_bnfold.model.float_formats import FORMATS
+from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.reasons import Reason, Refusal, Refused
-from onnx_bnfold.rounding import FORMATS
-from onnx_bnfold.view import NodeView
 
 Ports = Mapping[int, Affine]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from onnx_bnfold.view import NodeView
+from onnx_bnfold.model.node_view import NodeView
 
 # Windows that begin in the leading padding are examined one by one, up to this number.
 MOST_STARTS = 2**16

@@ -14,9 +14,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 import onnx_bnfold
 from onnx_bnfold import Reason
-from onnx_bnfold.constants import Constants
-from onnx_bnfold.graph import graphs_of
-from onnx_bnfold.shapes import Inference, Shapes
+from onnx_bnfold.model.constants import Constants
+from onnx_bnfold.model.graph import graphs_of
+from onnx_bnfold.model.shape_inference import Inference, Shapes
 from onnx_bnfold.site import Site
 
 # Signs of a BatchNormalization's scales, repeated over its channels.

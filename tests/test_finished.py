@@ -14,7 +14,7 @@ from onnx_bnfold import rewrite
 from onnx_bnfold.cli import main
 from onnx_bnfold.errors import BnFoldError, BrokenResult
 from onnx_bnfold.finished import Text, require_intact
-from onnx_bnfold.graph import counterparts, graphs_of
+from onnx_bnfold.model.graph import counterparts, graphs_of
 from onnx_bnfold.store import fold_store
 
 SHAPE = (2, 3, 4, 4)

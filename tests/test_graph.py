@@ -4,7 +4,7 @@ import numpy as np
 from onnx import helper
 from support import tensor, value_of
 
-from onnx_bnfold.graph import Graph
+from onnx_bnfold.model.graph import Graph
 
 
 def test_readers_are_those_of_what_may_differ_from_run_to_run():

@@ -9,9 +9,9 @@ from support import feeds_for, fold_checked, needs_kernels_as_read, ops, run
 
 import onnx_bnfold
 from onnx_bnfold import Reason
-from onnx_bnfold.constants import Constants
-from onnx_bnfold.graph import graphs_of
-from onnx_bnfold.shapes import Inference, Shapes
+from onnx_bnfold.model.constants import Constants
+from onnx_bnfold.model.graph import graphs_of
+from onnx_bnfold.model.shape_inference import Inference, Shapes
 
 ONES = {"kernel_shape": [1, 1], "strides": [3, 3], "ceil_mode": 1}
 PADDED = {"kernel_shape": [2, 2], "strides": [3, 3], "pads": [1, 1, 1, 1], "ceil_mode": 1}

@@ -24,8 +24,8 @@ from support import (
 import onnx_bnfold
 from onnx_bnfold import ModelError
 from onnx_bnfold.check import check
-from onnx_bnfold.graph import graphs_of
-from onnx_bnfold.sound import require_sound
+from onnx_bnfold.model.graph import graphs_of
+from onnx_bnfold.model.validate import require_sound
 
 SHAPE = (2, 3, 5, 5)
 

@@ -6,7 +6,7 @@ import ml_dtypes
 import pytest
 from onnx import TensorProto, helper
 
-from onnx_bnfold.rounding import FORMATS
+from onnx_bnfold.model.float_formats import FORMATS
 
 
 @pytest.mark.parametrize("kind", FORMATS, ids=TensorProto.DataType.Name)

@@ -8,7 +8,8 @@ from onnx import TensorProto, helper
 from support import count, fold_checked, ops
 
 import onnx_bnfold
-from onnx_bnfold import Reason, slices
+from onnx_bnfold import Reason
+from onnx_bnfold.model import inference_guard
 
 WINDOW = {"kernel_shape": [2, 2]}
 FEEDS = {"x": np.random.default_rng(0).standard_normal((2, 4, 3, 3)).astype(np.float32)}
@@ -29,7 +30,7 @@ def behind_slices(number):
 @pytest.mark.parametrize(("number", "kept"), [(3, 0), (4, 1), (6, 2)])
 def test_behind_too_many_slices_the_others_fold(number, kept, monkeypatch):
     """Behind the fourth no shape is known, but for the rank that a Conv gives."""
-    monkeypatch.setattr(slices, "MOST_LEVELS", 3)
+    monkeypatch.setattr(inference_guard, "MOST_LEVELS", 3)
     folded, report = fold_checked(behind_slices(number), kept=kept)
     assert count(folded, "Slice") == number
     for record in report.kept:

@@ -9,8 +9,8 @@ from graphs import IMAGE, Net
 from support import fold_checked, reasons
 
 from onnx_bnfold import Reason, batchnorm, quantized
+from onnx_bnfold.model.node_view import version_of
 from onnx_bnfold.table import OPERATORS
-from onnx_bnfold.view import version_of
 
 KNOWN = {
     **{operator: entry.version for operator, entry in OPERATORS.items()},

@@ -17,7 +17,7 @@ from onnx_bnfold.check.noise import all_nodes
 from onnx_bnfold.check.options import CheckOptions, Mode
 from onnx_bnfold.check.results import Latency, LatencyMode, Timing
 from onnx_bnfold.check.sessions import Feed, Session, optimised_graph
-from onnx_bnfold.graph import operator
+from onnx_bnfold.model.graph import operator
 from onnx_bnfold.progress import progress
 
 _CREATIONS = 3  # sessions created per model and mode

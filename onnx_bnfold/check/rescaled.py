@@ -16,7 +16,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from onnx_bnfold import batchnorm
 from onnx_bnfold.entries import Absorbing
-from onnx_bnfold.graph import STANDARD_DOMAINS, operator, subgraphs
+from onnx_bnfold.model.graph import STANDARD_DOMAINS, operator, subgraphs
 from onnx_bnfold.storage import ModelFile
 from onnx_bnfold.table import OPERATORS
 

@@ -17,8 +17,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from onnx_bnfold import costs
 from onnx_bnfold.costs import Depth, DepthOf, Unknown
+from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.table import OPERATORS
-from onnx_bnfold.view import NodeView
 
 # Operators that have no entry in ``table.OPERATORS``; an entry says it itself.
 # fmt: off

@@ -10,8 +10,8 @@ from onnx import NodeProto, SparseTensorProto, TensorProto, TypeProto, helper, n
 
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.errors import ModelError
-from onnx_bnfold.graph import Graph, ReadTensor
-from onnx_bnfold.misread import is_misread
+from onnx_bnfold.model.graph import Graph, ReadTensor
+from onnx_bnfold.model.misread import is_misread
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.storage.tensors import is_external
 

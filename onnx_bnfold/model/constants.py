@@ -21,7 +21,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor
+from onnx_bnfold.model.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.storage.small_tensors import SmallTensors
 
@@ -187,7 +187,7 @@ class Constants:
         if tensor is not None:
             return self._read(tensor)
         if name in self.graph.sparse:
-            from onnx_bnfold.evaluate import dense
+            from onnx_bnfold.model.evaluate import dense
 
             return dense(self.graph.sparse[name], self._read)
         if name not in self.graph.producer:
@@ -301,7 +301,7 @@ class Constants:
                 return None
             types[other] = helper.make_tensor_type_proto(kind[1], kind[0])
         try:
-            from onnx_bnfold.evaluate import infer_node
+            from onnx_bnfold.model.evaluate import infer_node
 
             outputs = infer_node(node, self.graph.opset, types, self._small_inputs(node))
             return None if outputs is None else _as_constant(name, outputs[name])
@@ -323,13 +323,13 @@ class Constants:
         index = self.graph.producer[name]
         node = self.graph.nodes[index]
         feeds = {n: self._feed(node, s, n) for s, n in enumerate(node.input) if n}
-        from onnx_bnfold.evaluate import held_by
+        from onnx_bnfold.model.evaluate import held_by
 
         held = held_by(node, self._read)
         self._values.update(self._run(index, feeds) if held is None else held)
 
     def _run(self, index: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        from onnx_bnfold.evaluate import run_node
+        from onnx_bnfold.model.evaluate import run_node
 
         results = run_node(self.graph, index, feeds, self._read)
         for name, value in results.items():

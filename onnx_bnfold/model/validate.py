@@ -16,7 +16,7 @@ import onnx
 from onnx import AttributeProto
 
 from onnx_bnfold.errors import ModelError
-from onnx_bnfold.graph import Graph
+from onnx_bnfold.model.graph import Graph
 
 _BODIES = frozenset((AttributeProto.GRAPH, AttributeProto.GRAPHS))
 _MOST_ELEMENTS = 2**62
@@ -65,7 +65,7 @@ def require_sound(graphs: Sequence[Graph]) -> bool:
         defined[id(graph)], is_sorted = _require_names(graph, outer)
         in_order &= is_sorted
     if in_order and any(graph.carriers for graph in graphs):
-        from onnx_bnfold.order import are_captures_in_order, captures_of
+        from onnx_bnfold.model.node_order import are_captures_in_order, captures_of
 
         captures = captures_of(graphs)
         return all(map(are_captures_in_order, graphs, captures))

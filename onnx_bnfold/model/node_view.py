@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
-from onnx_bnfold.constants import Constant, Constants
-from onnx_bnfold.graph import Dims, Graph
+from onnx_bnfold.model.constants import Constant, Constants
+from onnx_bnfold.model.graph import Dims, Graph
+from onnx_bnfold.model.shape_inference import Shapes
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.shapes import Shapes
 
 FLOATS = frozenset(
     (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)

@@ -12,7 +12,7 @@ from itertools import chain
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
-from onnx_bnfold.graph import STANDARD_DOMAINS, bodies_of, graphs_of, subgraphs
+from onnx_bnfold.model.graph import STANDARD_DOMAINS, bodies_of, graphs_of, subgraphs
 
 MOST_LEVELS = 100  # Slices behind one another; each level costs a run of the inference
 

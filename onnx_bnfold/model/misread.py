@@ -21,7 +21,7 @@ from onnx import (
     numpy_helper,
 )
 
-from onnx_bnfold.graph import (
+from onnx_bnfold.model.graph import (
     STANDARD_DOMAINS,
     Dims,
     Graph,

@@ -20,14 +20,14 @@ from onnx import (
     numpy_helper,
 )
 
-from onnx_bnfold.constants import Constants
-from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor, bodies_of, graphs_of
+from onnx_bnfold.model.constants import Constants
+from onnx_bnfold.model.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor, bodies_of, graphs_of
+from onnx_bnfold.model.inference_guard import MOST_LEVELS, behind, hide_unsafe_slices
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.slices import MOST_LEVELS, behind, hide_unsafe_slices
 from onnx_bnfold.storage.tensors import elsewhere, fill, is_external, tensors
 
 if TYPE_CHECKING:
-    from onnx_bnfold.misread import Suspects, Types
+    from onnx_bnfold.model.misread import Suspects, Types
 
 # Initializers of up to this many elements keep their values, since shapes may depend on them.
 LARGEST_KEPT = 1024
@@ -109,7 +109,7 @@ class Shapes:
     def _rank_hints(self) -> dict[str, int]:
         """Return the ranks that layers imply, for graphs whose inputs have no shape."""
         if self._ranks is None:
-            from onnx_bnfold.hints import ranks_by_layers
+            from onnx_bnfold.model.inference_hints import ranks_by_layers
 
             self._ranks = ranks_by_layers(self._graph, self._inference.types(self._position))
         return self._ranks
@@ -117,7 +117,7 @@ class Shapes:
     def _type_hints(self) -> dict[str, int]:
         """Return the types that constants imply, for graphs whose inputs have no type."""
         if self._kinds is None:
-            from onnx_bnfold.hints import types_by_constants
+            from onnx_bnfold.model.inference_hints import types_by_constants
 
             self._kinds = types_by_constants(self._graph)
         return self._kinds
@@ -154,7 +154,7 @@ class Inference:
         return self._types[position] if position < len(self._types) else {}
 
     def _run(self) -> list[Types]:
-        from onnx_bnfold.misread import Suspects  # needed where shapes are
+        from onnx_bnfold.model.misread import Suspects  # needed where shapes are
 
         light = without_weights(self._model)
         self._read_parameters(light)
@@ -191,7 +191,7 @@ class Inference:
         self, light: ModelProto, suspects: Suspects, types: Sequence[Types] | None
     ) -> bool:
         """Hide misread nodes from the inference; return whether there were any."""
-        from onnx_bnfold.misread import MISREAD, leave_open
+        from onnx_bnfold.model.misread import MISREAD, leave_open
 
         misread = [*suspects.take(types)]
         for op, node in misread:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from onnx import NodeProto, TensorProto
 
-from onnx_bnfold.graph import STANDARD_DOMAINS, Dims, Graph
+from onnx_bnfold.model.graph import STANDARD_DOMAINS, Dims, Graph
 
 Types = Mapping[str, tuple[Dims | None, int]]
 

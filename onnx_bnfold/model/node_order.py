@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence, Set
 from onnx import ModelProto
 
 from onnx_bnfold.errors import ModelError
-from onnx_bnfold.graph import Graph, counterparts
+from onnx_bnfold.model.graph import Graph, counterparts
 from onnx_bnfold.rewrite import arrange
 
 # Index of a node → names that its subgraphs read from the scopes around them.

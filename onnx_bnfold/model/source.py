@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from onnx_bnfold.constants import OpenTensor, Stored
-from onnx_bnfold.graph import ReadTensor
-from onnx_bnfold.rounding import as_type
+from onnx_bnfold.model.constants import OpenTensor, Stored
+from onnx_bnfold.model.float_formats import as_type
+from onnx_bnfold.model.graph import ReadTensor
 from onnx_bnfold.storage.tensors import is_external
 
 Array = np.ndarray[Any, Any]

@@ -30,12 +30,12 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
-from onnx_bnfold import batchnorm
-from onnx_bnfold.affine import AGREEMENT, Affine, Float64, along
 from onnx_bnfold.flood import flood
-from onnx_bnfold.layers import LinearLayer
 from onnx_bnfold.limits import Limits
 from onnx_bnfold.notes import EQUALIZE, is_noted
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64, along
+from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.planner import GraphPlan, commit, require_totals
 from onnx_bnfold.ranges import Range, Ranges
 from onnx_bnfold.reasons import Refused

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
-from onnx_bnfold.affine import Affine
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.transparent import Step
 from onnx_bnfold.reasons import Reason, Refusal, Refused
-from onnx_bnfold.rules import Step
 from onnx_bnfold.site import Key, Site
 
 # Alternatives tried, and nodes settled, before a flood is given up.

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import ModelProto
 
-from onnx_bnfold.affine import Float64
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.limits import Limits, Profile
@@ -23,6 +22,7 @@ from onnx_bnfold.model.shape_inference import Inference, Shapes
 from onnx_bnfold.model.source import Source, rounded
 from onnx_bnfold.model.validate import require_sound
 from onnx_bnfold.new_constants import Unrepresentable, Whole, exact, new_constants
+from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.planner import Decision, GraphPlan, Place, Standalone, plan_graph
 from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.rewrite import Pending, freeze_constants, rewrite

@@ -18,9 +18,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from onnx import TensorProto
 
-from onnx_bnfold import batchnorm
-from onnx_bnfold.affine import VANISHED, Affine, Float64
 from onnx_bnfold.model.float_formats import unit_roundoff
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.affine import VANISHED, Affine, Float64
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.site import Key, Site
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from onnx_bnfold import batchnorm
-from onnx_bnfold.affine import Float64
 from onnx_bnfold.finished import Text, require_intact
-from onnx_bnfold.layers import LinearLayer
 from onnx_bnfold.model.float_formats import as_type
 from onnx_bnfold.model.graph import Graph, counterparts
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.affine import Float64
+from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.rewrite import Names, drop_dead, drop_descriptions, rename_shards
 from onnx_bnfold.site import Site

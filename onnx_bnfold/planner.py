@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from onnx_bnfold import batchnorm
-from onnx_bnfold.affine import VANISHING, Affine
-from onnx_bnfold.entries import BiasPlace, Combines
 from onnx_bnfold.flood import flood
 from onnx_bnfold.limits import Limits
 from onnx_bnfold.notes import require_unnoted
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.affine import VANISHING, Affine
+from onnx_bnfold.operators.entries import BiasPlace, Combines
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.site import Key, Site, constant_map
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnx_bnfold import batchnorm
-from onnx_bnfold.affine import VANISHED, Affine
 from onnx_bnfold.errors import printable
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.affine import VANISHED, Affine
 from onnx_bnfold.planner import Decision, GraphPlan
 from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.shared import SharedConstants

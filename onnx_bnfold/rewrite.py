@@ -20,13 +20,13 @@ from onnx import (
     numpy_helper,
 )
 
-from onnx_bnfold import batchnorm
-from onnx_bnfold.entries import BiasPlace
 from onnx_bnfold.finished import Text, require_intact
 from onnx_bnfold.model.constants import EVALUATED
 from onnx_bnfold.model.graph import Body, Graph, counterparts, quantization_parameters
 from onnx_bnfold.new_constants import Compute, NewConstant, new_constants
 from onnx_bnfold.notes import note
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.entries import BiasPlace
 from onnx_bnfold.planner import GraphPlan
 from onnx_bnfold.storage.tensors import clear_values, is_external
 

@@ -8,8 +8,8 @@ from functools import cached_property
 
 from onnx import helper
 
-from onnx_bnfold.affine import Affine
-from onnx_bnfold.entries import Read
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.entries import Read
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.site import Key, Site
 

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto
 
-from onnx_bnfold import batchnorm
-from onnx_bnfold.affine import VANISHED, Affine, Float64, along
-from onnx_bnfold.entries import Absorbing, Combines
 from onnx_bnfold.model.constants import DIMS_ONLY, TYPE_ONLY
 from onnx_bnfold.model.float_formats import as_type, unit_roundoff
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.affine import VANISHED, Affine, Float64, along
+from onnx_bnfold.operators.entries import Absorbing, Combines
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.site import Key, Site
 from onnx_bnfold.sizes import Known, by_constant, sizes, usual_sizes

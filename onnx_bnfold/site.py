@@ -9,18 +9,18 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto
 
-from onnx_bnfold import batchnorm
-from onnx_bnfold.affine import Affine, Float64, all_along
-from onnx_bnfold.entries import OUT, Absorber, Absorbing, ConstantOperand, Sides
 from onnx_bnfold.groups import Groups
-from onnx_bnfold.layers import LinearLayer
 from onnx_bnfold.model.constants import DIMS_ONLY, TYPE_ONLY, Constants
 from onnx_bnfold.model.graph import Graph
 from onnx_bnfold.model.node_view import FLOATS, NodeView
 from onnx_bnfold.model.shape_inference import Shapes
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.affine import Affine, Float64, all_along
+from onnx_bnfold.operators.entries import OUT, Absorber, Absorbing, ConstantOperand, Sides
+from onnx_bnfold.operators.linear import LinearLayer
+from onnx_bnfold.operators.table import entry_of
+from onnx_bnfold.operators.transparent import Known, Step, Transparent, data_outputs, data_slots
 from onnx_bnfold.reasons import Reason, Refusal, Refused
-from onnx_bnfold.rules import Known, Step, Transparent, data_outputs, data_slots
-from onnx_bnfold.table import entry_of
 
 # What a change belongs to: a computed tensor, by its name, or the constant that one node reads at
 # one input, by (node index, input index). A constant that several nodes read is several keys:

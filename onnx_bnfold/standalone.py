@@ -13,8 +13,6 @@ from itertools import accumulate
 
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from onnx_bnfold import batchnorm
-from onnx_bnfold.affine import Float64
 from onnx_bnfold.finished import Text, require_intact
 from onnx_bnfold.limits import Limits
 from onnx_bnfold.merge import declare
@@ -23,6 +21,8 @@ from onnx_bnfold.model.graph import Body, counterparts
 from onnx_bnfold.model.node_view import accepts
 from onnx_bnfold.notes import STANDALONE, is_noted
 from onnx_bnfold.numerics import ONE, product
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.planner import Decision, GraphPlan, Place, Restated, Standalone
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.rewrite import Names, arrange

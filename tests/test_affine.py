@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_bnfold.affine import VANISHING, Affine, all_along, along, close, summed
+from onnx_bnfold.operators.affine import VANISHING, Affine, all_along, along, close, summed
 
 PROPERTIES = ("has_scale", "has_shift", "is_identity", "is_finite", "is_ordinary", "is_invertible")
 VALUES = st.sampled_from(

@@ -28,7 +28,8 @@ from support import (
 )
 
 import onnx_bnfold
-from onnx_bnfold import Options, Reason, batchnorm
+from onnx_bnfold import Options, Reason
+from onnx_bnfold.operators import batchnorm
 
 X = {"x": (2, 3, 5, 6)}
 NEWEST_OPSET = onnx.defs.onnx_opset_version()

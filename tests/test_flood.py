@@ -8,8 +8,8 @@ from graphs import IMAGE, Net
 
 import onnx_bnfold
 from onnx_bnfold import Reason, flood
-from onnx_bnfold.rules import Step, Transparent
-from onnx_bnfold.table import OPERATORS
+from onnx_bnfold.operators.table import OPERATORS
+from onnx_bnfold.operators.transparent import Step, Transparent
 
 
 def shifting_bn(net: Net, x: str) -> str:

@@ -11,15 +11,15 @@ import pytest
 from graphs import Net
 
 import onnx_bnfold
-from onnx_bnfold import batchnorm
 from onnx_bnfold.check.rescaled import rescaled
 from onnx_bnfold.cli import main
-from onnx_bnfold.entries import UNKNOWN, Absorbing
-from onnx_bnfold.layouts import LAYOUTS
-from onnx_bnfold.normalizations import NORMALIZATIONS
-from onnx_bnfold.rules import RULES
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.entries import UNKNOWN, Absorbing
+from onnx_bnfold.operators.layouts import LAYOUTS
+from onnx_bnfold.operators.normalizations import NORMALIZATIONS
+from onnx_bnfold.operators.table import OPERATORS, entry_of
+from onnx_bnfold.operators.transparent import RULES
 from onnx_bnfold.storage import ModelFile
-from onnx_bnfold.table import OPERATORS, entry_of
 
 PACKAGE = Path(onnx_bnfold.__file__).parent
 # Where the entries stand.

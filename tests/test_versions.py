@@ -8,13 +8,14 @@ import pytest
 from graphs import IMAGE, Net
 from support import fold_checked, reasons
 
-from onnx_bnfold import Reason, batchnorm, quantized
+from onnx_bnfold import Reason
 from onnx_bnfold.model.node_view import version_of
-from onnx_bnfold.table import OPERATORS
+from onnx_bnfold.operators import batchnorm, dequantized_weight
+from onnx_bnfold.operators.table import OPERATORS
 
 KNOWN = {
     **{operator: entry.version for operator, entry in OPERATORS.items()},
-    quantized.OPERATOR: quantized.VERSION,
+    dequantized_weight.OPERATOR: dequantized_weight.VERSION,
 }
 # Operators of which the newest version is not known, and why that is right.
 BEHIND = {"Upsample": "version 10 says only that the operator is deprecated"}

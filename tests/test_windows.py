@@ -7,7 +7,7 @@ import pytest
 from graphs import Net
 from support import run
 
-from onnx_bnfold.windows import _Axis
+from onnx_bnfold.operators.windows import _Axis
 
 SIZES = range(1, 7)
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
-from onnx_bnfold import batchnorm
-from onnx_bnfold.entries import Absorbing
 from onnx_bnfold.model.graph import STANDARD_DOMAINS, operator, subgraphs
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.entries import Absorbing
+from onnx_bnfold.operators.table import OPERATORS
 from onnx_bnfold.storage import ModelFile
-from onnx_bnfold.table import OPERATORS
 
 # Positions of the inputs in which the first output is linear if all of them change together; the
 # first of a choice that are constants are the weights.

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from onnx_bnfold.layouts import LAYOUTS
+from onnx_bnfold.operators.layouts import LAYOUTS
 from onnx_bnfold.reports.charts import weights_chart
 from onnx_bnfold.reports.check_sections import verdict
 from onnx_bnfold.reports.markup import Element, el, pill, table

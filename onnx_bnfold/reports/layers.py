@@ -11,10 +11,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from onnx_bnfold.entries import Combines
 from onnx_bnfold.model.graph import operator
 from onnx_bnfold.model.source import rounded
 from onnx_bnfold.new_constants import NewConstant, new_constants
+from onnx_bnfold.operators.entries import Combines
 from onnx_bnfold.planner import GraphPlan
 from onnx_bnfold.reports.nodes import Node, Places
 from onnx_bnfold.site import Site

@@ -12,10 +12,10 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_bnfold.affine import Affine
 from onnx_bnfold.model.constants import Constants
 from onnx_bnfold.model.graph import graphs_of
 from onnx_bnfold.model.shape_inference import Inference, Shapes
+from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.site import Site
 
 from .cases import Case, draw_case, node_of

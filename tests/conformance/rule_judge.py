@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from onnx_bnfold.affine import Affine
+from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.reasons import Reason, Refused
 
 from .changes import disturbed, draw_change, fitted

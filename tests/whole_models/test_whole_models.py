@@ -9,8 +9,8 @@ import pytest
 from onnx import numpy_helper
 
 import onnx_bnfold
-from onnx_bnfold.layouts import LAYOUTS
-from onnx_bnfold.rules import RULES
+from onnx_bnfold.operators.layouts import LAYOUTS
+from onnx_bnfold.operators.transparent import RULES
 
 from .compare import difference
 from .engine import every_node, holds_type

@@ -7,11 +7,11 @@ statistics of its data.
 
 from __future__ import annotations
 
-from onnx_bnfold import batchnorm
-from onnx_bnfold.entries import UNKNOWN, Operator
-from onnx_bnfold.layouts import LAYOUTS
-from onnx_bnfold.normalizations import NORMALIZATIONS
-from onnx_bnfold.rules import RULES
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.entries import UNKNOWN, Operator
+from onnx_bnfold.operators.layouts import LAYOUTS
+from onnx_bnfold.operators.normalizations import NORMALIZATIONS
+from onnx_bnfold.operators.transparent import RULES
 
 OPERATORS: dict[str, Operator] = {
     **RULES,

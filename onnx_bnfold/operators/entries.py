@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple, Protocol
 
-from onnx_bnfold import costs
-from onnx_bnfold.affine import Affine, Float64
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.node_view import NodeView
+from onnx_bnfold.operators import costs
+from onnx_bnfold.operators.affine import Affine, Float64
 
 OUT = ~0  # the port of a node's first output; its inputs are the ports 0, 1, …
 # A constant as one node reads it: (node index, input index).

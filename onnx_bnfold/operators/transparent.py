@@ -20,11 +20,19 @@ from typing import Any
 
 import numpy as np
 
-from onnx_bnfold import costs, moves, picks
-from onnx_bnfold.affine import AGREEMENT, CANCELLED, Affine, Float64, close, joined, summed
-from onnx_bnfold.entries import OUT, Combines, ConstantOperand, Operator
 from onnx_bnfold.model.float_formats import FORMATS
 from onnx_bnfold.model.node_view import NodeView
+from onnx_bnfold.operators import costs, data_movement, picks
+from onnx_bnfold.operators.affine import (
+    AGREEMENT,
+    CANCELLED,
+    Affine,
+    Float64,
+    close,
+    joined,
+    summed,
+)
+from onnx_bnfold.operators.entries import OUT, Combines, ConstantOperand, Operator
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 Ports = Mapping[int, Affine]
@@ -80,7 +88,7 @@ Move = Callable[[NodeView, Affine, bool], Affine]
 
 
 def passes(
-    move: Move = moves.unmoved,
+    move: Move = data_movement.unmoved,
     *,
     positive: bool = False,
     shift: bool | Callable[[NodeView], bool] = True,
@@ -355,20 +363,20 @@ def _concat(view: NodeView, known: Known) -> Step:
     slots = _inputs(view)
     if _is_open(known, len(slots), OUT):
         return UNDECIDED
-    axis = moves.axis_of(view, view.attribute("axis", 1), len(view.dims_out(0)))
-    sizes = [moves.size(view, view.dims_in(slot), axis) for slot in slots]
+    axis = data_movement.axis_of(view, view.attribute("axis", 1), len(view.dims_out(0)))
+    sizes = [data_movement.size(view, view.dims_in(slot), axis) for slot in slots]
     return _parts(known, slots, OUT, axis, sizes)
 
 
 def _split(view: NodeView, known: Known) -> Step:
     dims = view.dims_in(0)
-    axis = moves.axis_of(view, view.attribute("axis", 0), len(dims))
+    axis = data_movement.axis_of(view, view.attribute("axis", 0), len(dims))
     slots = [slot for slot, name in enumerate(view.writes) if name]
     if len(slots) != len(view.writes):
         raise Refused(Reason.OPAQUE, view.label, "one of its outputs is left out")
     if _is_open(known, len(slots), 0):
         return UNDECIDED
-    sizes = [moves.size(view, view.dims_out(slot), axis) for slot in slots]
+    sizes = [data_movement.size(view, view.dims_out(slot), axis) for slot in slots]
     return _parts(known, [~slot for slot in slots], 0, axis, sizes)
 
 
@@ -399,7 +407,7 @@ def _parts(known: Known, parts: list[int], whole: int, axis: int, sizes: list[in
 
 
 def _cut(change: Affine, axis: int, start: int, stop: int) -> Affine:
-    return change.map(lambda a: moves.cut(a, axis, slice(start, stop)))
+    return change.map(lambda a: data_movement.cut(a, axis, slice(start, stop)))
 
 
 def _mean_takes_shift(view: NodeView) -> bool:
@@ -413,7 +421,7 @@ def _mean_takes_shift(view: NodeView) -> bool:
 
 
 def _fills_windows(view: NodeView) -> bool:
-    from onnx_bnfold.windows import are_filled  # many models pool nothing
+    from onnx_bnfold.operators.windows import are_filled  # many models pool nothing
 
     return are_filled(view)
 
@@ -427,7 +435,7 @@ def _maxpool(view: NodeView, known: Known) -> Step:
             view.label,
             "a window may lie wholly in its padding, where it gives the lowest number",
         )
-    return passes(moves.windowed, positive=True)(view, known)
+    return passes(data_movement.windowed, positive=True)(view, known)
 
 
 def _dropout(view: NodeView, known: Known) -> Step:
@@ -562,18 +570,18 @@ _rectifier = passes(positive=True, shift=False)
 RULES: Mapping[str, Transparent] = {
     "Abs": _bent(_abs, 13),
     "Add": _sum(sums(1, 1), 14, ConstantOperand(_plus)),
-    "AveragePool": _mean(passes(moves.windowed, shift=_mean_takes_shift), 22),
-    "Cast": Transparent(passes(moves.cast), version=28, retypes=True),
+    "AveragePool": _mean(passes(data_movement.windowed, shift=_mean_takes_shift), 22),
+    "Cast": Transparent(passes(data_movement.cast), version=28, retypes=True),
     "Clip": _bent(_clip, 13, rectifies=True),
     "Concat": Transparent(_concat, version=13, symmetric=True),
-    "DepthToSpace": Transparent(passes(moves.depth_to_space), version=28),
+    "DepthToSpace": Transparent(passes(data_movement.depth_to_space), version=28),
     "Div": _product(products(-1), 14, costs.division, ConstantOperand(_over, data=(0,))),
     "Dropout": Transparent(_dropout, version=22),
-    "Expand": Transparent(passes(moves.expanded), version=13),
-    "Flatten": Transparent(passes(moves.reshaped), version=25),
+    "Expand": Transparent(passes(data_movement.expanded), version=13),
+    "Flatten": Transparent(passes(data_movement.reshaped), version=25),
     "Gather": Transparent(passes(picks.gathered), version=13, depth=costs.lookup),
-    "GlobalAveragePool": _mean(passes(moves.windowed), 22),
-    "GlobalMaxPool": _bent(passes(moves.windowed, positive=True), 22),
+    "GlobalAveragePool": _mean(passes(data_movement.windowed), 22),
+    "GlobalMaxPool": _bent(passes(data_movement.windowed, positive=True), 22),
     "Identity": Transparent(passes(), version=25),
     "LeakyRelu": _bent(_rectifier, 16, rectifies=True),
     "Max": _bent(_extremum, 13, symmetric=True),
@@ -583,21 +591,21 @@ RULES: Mapping[str, Transparent] = {
     "Neg": Transparent(_neg, version=13),
     "PRelu": _bent(_rectifier, 16, rectifies=True),
     "Pad": Transparent(passes(picks.padded), version=25),
-    "ReduceMax": _bent(passes(moves.reduced, positive=True), 20),
-    "ReduceMean": _mean(passes(moves.reduced), 18),
-    "ReduceMin": _bent(passes(moves.reduced, positive=True), 20),
-    "ReduceSum": Transparent(passes(moves.summed), version=13),
+    "ReduceMax": _bent(passes(data_movement.reduced, positive=True), 20),
+    "ReduceMean": _mean(passes(data_movement.reduced), 18),
+    "ReduceMin": _bent(passes(data_movement.reduced, positive=True), 20),
+    "ReduceSum": Transparent(passes(data_movement.summed), version=13),
     "Relu": _bent(_rectifier, 14, rectifies=True),
-    "Reshape": Transparent(passes(moves.reshaped), version=25),
-    "Resize": Transparent(passes(moves.resized), version=19, depth=costs.interpolation),
+    "Reshape": Transparent(passes(data_movement.reshaped), version=25),
+    "Resize": Transparent(passes(data_movement.resized), version=19, depth=costs.interpolation),
     "Slice": Transparent(passes(picks.sliced), version=13),
-    "SpaceToDepth": Transparent(passes(moves.space_to_depth), version=28),
+    "SpaceToDepth": Transparent(passes(data_movement.space_to_depth), version=28),
     "Split": Transparent(_split, version=18, parted=True),
-    "Squeeze": Transparent(passes(moves.squeezed), version=25),
+    "Squeeze": Transparent(passes(data_movement.squeezed), version=25),
     "Sub": _sum(sums(1, -1), 14, ConstantOperand(_minus)),
     "Sum": _sum(sums(), 13),
     "Tile": Transparent(passes(picks.tiled), version=13),
-    "Transpose": Transparent(passes(moves.transposed), version=25),
-    "Unsqueeze": Transparent(passes(moves.unsqueezed), version=25),
-    "Upsample": Transparent(passes(moves.resized), version=9, depth=costs.interpolation),
+    "Transpose": Transparent(passes(data_movement.transposed), version=25),
+    "Unsqueeze": Transparent(passes(data_movement.unsqueezed), version=25),
+    "Upsample": Transparent(passes(data_movement.resized), version=9, depth=costs.interpolation),
 }

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from onnx_bnfold.affine import Float64
 from onnx_bnfold.model.graph import Dims
+from onnx_bnfold.operators.affine import Float64
 
 
 def completed(source: Dims, target: Dims) -> tuple[Dims, Dims]:

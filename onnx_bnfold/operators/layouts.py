@@ -9,11 +9,11 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from onnx_bnfold import costs
-from onnx_bnfold.entries import Absorbing
-from onnx_bnfold.layers import LinearLayer
 from onnx_bnfold.model.constants import Constant
 from onnx_bnfold.model.node_view import FLOATS, NodeView
+from onnx_bnfold.operators import costs
+from onnx_bnfold.operators.entries import Absorbing
+from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 
@@ -22,7 +22,7 @@ def _no_shift(view: NodeView, reason: Reason, sentence: str) -> Refusal:
 
 
 def _dequantizer(view: NodeView, slot: int) -> NodeView | None:
-    from onnx_bnfold.quantized import dequantizer  # most weights are constants
+    from onnx_bnfold.operators.dequantized_weight import dequantizer  # most weights are constants
 
     return dequantizer(view, slot)
 
@@ -260,7 +260,7 @@ def linear_layer(view: NodeView, layout: Callable[[NodeView], LinearLayer]) -> L
     source = _dequantizer(view, layer.weight_slot)
     if source is None:
         return layer
-    from onnx_bnfold.quantized import quantized_weight
+    from onnx_bnfold.operators.dequantized_weight import quantized_weight
 
     return layer._replace(quantized=quantized_weight(source, _out_axis(layer)))
 

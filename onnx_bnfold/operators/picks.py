@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from onnx_bnfold.affine import Affine, Float64, close, joined
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.node_view import NodeView
-from onnx_bnfold.moves import axis_of, bounded, cut, refuse_axis, size, varying
+from onnx_bnfold.operators.affine import Affine, Float64, close, joined
+from onnx_bnfold.operators.data_movement import axis_of, bounded, cut, refuse_axis, size, varying
 from onnx_bnfold.reasons import Reason, Refused
 
 # For each position along an axis of the output its position in the input, -1 for a constant zero.

@@ -14,12 +14,12 @@ from functools import partial
 import numpy as np
 from onnx import TensorProto
 
-from onnx_bnfold.affine import Float64
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.entries import Exact, Given, Revised
 from onnx_bnfold.model.constants import Constant
 from onnx_bnfold.model.graph import STANDARD_DOMAINS
 from onnx_bnfold.model.node_view import NodeView
+from onnx_bnfold.operators.affine import Float64
+from onnx_bnfold.operators.entries import Exact, Given, Revised
 from onnx_bnfold.reasons import Reason, Refused
 
 OPERATOR = "DequantizeLinear"

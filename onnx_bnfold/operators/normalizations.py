@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onnx_bnfold import costs
-from onnx_bnfold.affine import Affine, Float64
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.entries import OUT, Absorbing, Given, Read, Revised, Sides
 from onnx_bnfold.model.constants import Constant
 from onnx_bnfold.model.node_view import FLOATS, NodeView
+from onnx_bnfold.operators import costs
+from onnx_bnfold.operators.affine import Affine, Float64
+from onnx_bnfold.operators.entries import OUT, Absorbing, Given, Read, Revised, Sides
 from onnx_bnfold.reasons import Reason, Refused
 
 

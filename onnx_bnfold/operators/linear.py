@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from onnx_bnfold.affine import AGREEMENT, Affine, Float64, along
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.entries import (
+from onnx_bnfold.model.constants import Constant
+from onnx_bnfold.model.node_view import NodeView
+from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64, along
+from onnx_bnfold.operators.entries import (
     OUT,
     BiasPlace,
     Computed,
@@ -31,12 +33,10 @@ from onnx_bnfold.entries import (
     Revised,
     Sides,
 )
-from onnx_bnfold.model.constants import Constant
-from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 if TYPE_CHECKING:
-    from onnx_bnfold.quantized import QuantizedWeight
+    from onnx_bnfold.operators.dequantized_weight import QuantizedWeight
 
 
 class LinearLayer(NamedTuple):

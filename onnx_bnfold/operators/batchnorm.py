@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto, helper
 
-from onnx_bnfold import costs
-from onnx_bnfold.affine import AGREEMENT, Affine, Float64
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.entries import OUT, Absorbing, Given, Read, Revised, Sides
 from onnx_bnfold.model.float_formats import FORMATS, as_type
 from onnx_bnfold.model.node_view import FLOATS, NodeView, overridable
+from onnx_bnfold.operators import costs
+from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64
+from onnx_bnfold.operators.entries import OUT, Absorbing, Given, Read, Revised, Sides
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 OPERATOR = "BatchNormalization"

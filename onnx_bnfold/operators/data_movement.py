@@ -13,11 +13,11 @@ from collections.abc import Iterable
 import numpy as np
 from onnx import TensorProto
 
-from onnx_bnfold.affine import Affine, Float64
 from onnx_bnfold.model.graph import Dims
 from onnx_bnfold.model.node_view import FLOATS, NodeView
+from onnx_bnfold.operators.affine import Affine, Float64
+from onnx_bnfold.operators.reshape_axes import completed, matching_blocks, reshape_block
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.reshape_axes import completed, matching_blocks, reshape_block
 
 
 def varying(change: Affine) -> list[int]:

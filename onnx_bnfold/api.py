@@ -23,7 +23,7 @@ from onnx_bnfold.storage.tensors import fill, is_external
 from onnx_bnfold.validation import require_at_least, require_value
 
 if TYPE_CHECKING:
-    from onnx_bnfold.ranges import Ranges
+    from onnx_bnfold.planning.value_ranges import Ranges
     from onnx_bnfold.report import Report
 
 PathLike = str | os.PathLike[str]

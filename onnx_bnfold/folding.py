@@ -15,7 +15,6 @@ from onnx import ModelProto
 
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.errors import UsageError
-from onnx_bnfold.limits import Limits, Profile
 from onnx_bnfold.model.constants import Constants, OpenTensor
 from onnx_bnfold.model.graph import Graph, ReadTensor, graphs_of
 from onnx_bnfold.model.shape_inference import Inference, Shapes
@@ -23,17 +22,18 @@ from onnx_bnfold.model.source import Source, rounded
 from onnx_bnfold.model.validate import require_sound
 from onnx_bnfold.new_constants import Unrepresentable, Whole, exact, new_constants
 from onnx_bnfold.operators.affine import Float64
-from onnx_bnfold.planner import Decision, GraphPlan, Place, Standalone, plan_graph
+from onnx_bnfold.planning.graph_state import Site
+from onnx_bnfold.planning.planner import Decision, GraphPlan, Place, Standalone, plan_graph
+from onnx_bnfold.planning.precision_limits import Limits, Profile
 from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.rewrite import Pending, freeze_constants, rewrite
-from onnx_bnfold.site import Site
 from onnx_bnfold.storage.tensors import clear_place
 from onnx_bnfold.validation import require_at_least, require_types
 
 if TYPE_CHECKING:
-    from onnx_bnfold.ranges import Ranges
+    from onnx_bnfold.planning.settle import Origins
+    from onnx_bnfold.planning.value_ranges import Ranges
     from onnx_bnfold.report import Record, Rescaled
-    from onnx_bnfold.settle import Origins
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class Folding:
         """
         if not self.alters or not self._may_be_judged_otherwise:
             return
-        from onnx_bnfold import settle
+        from onnx_bnfold.planning import settle
 
         gained = True
         while True:
@@ -240,7 +240,7 @@ class Folding:
     def _ranges_of_result(self) -> Ranges | None:
         if self._ranges is None:
             return None
-        from onnx_bnfold.ranges import of_result
+        from onnx_bnfold.planning.value_ranges import of_result
 
         return of_result(self._ranges, self.plans[0].site)
 
@@ -254,7 +254,7 @@ class Folding:
         self.model, pending = self._result()
         values = {name: partial(_exact, new) for name, new in pending.items()}
         self._source = self._source.with_computed(values)
-        from onnx_bnfold.settle import Origins
+        from onnx_bnfold.planning.settle import Origins
 
         self._origins = self._origins or Origins()
         self._origins.follow(self.plans)
@@ -307,8 +307,8 @@ class Folding:
         return True
 
     def _equalize(self, position: int, plan: GraphPlan) -> None:
-        from onnx_bnfold.equalize import equalize
-        from onnx_bnfold.ranges import from_statistics
+        from onnx_bnfold.planning.equalize import equalize
+        from onnx_bnfold.planning.value_ranges import from_statistics
 
         if self._ranges is None:
             ranges: Ranges = from_statistics(plan.site)

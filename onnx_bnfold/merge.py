@@ -22,9 +22,9 @@ from onnx_bnfold.model.graph import Graph, counterparts
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.operators.linear import LinearLayer
+from onnx_bnfold.planning.graph_state import Site
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.rewrite import Names, drop_dead, drop_descriptions, rename_shards
-from onnx_bnfold.site import Site
 
 SUMS = ("Add", "Sum")
 

@@ -10,9 +10,9 @@ import numpy as np
 from onnx_bnfold.errors import printable
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import VANISHED, Affine
-from onnx_bnfold.planner import Decision, GraphPlan
+from onnx_bnfold.planning.planner import Decision, GraphPlan
+from onnx_bnfold.planning.shared_constants import SharedConstants
 from onnx_bnfold.reasons import Refusal
-from onnx_bnfold.shared import SharedConstants
 
 # The way of a BatchNormalization whose whole branch went into a Conv.
 MERGED = "merged"

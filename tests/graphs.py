@@ -17,7 +17,7 @@ from onnx_bnfold import Reason
 from onnx_bnfold.model.constants import Constants
 from onnx_bnfold.model.graph import graphs_of
 from onnx_bnfold.model.shape_inference import Inference, Shapes
-from onnx_bnfold.site import Site
+from onnx_bnfold.planning.graph_state import Site
 
 # Signs of a BatchNormalization's scales, repeated over its channels.
 SIGNS = {

@@ -28,9 +28,9 @@ from onnx_bnfold import Options, UsageError
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.quantize import quantised, snr
 from onnx_bnfold.check.sessions import Session
-from onnx_bnfold.equalize import _gain_of_norm, _Group, _Member, _Reader
 from onnx_bnfold.operators.affine import Affine
-from onnx_bnfold.ranges import Range
+from onnx_bnfold.planning.equalize import _gain_of_norm, _Group, _Member, _Reader
+from onnx_bnfold.planning.value_ranges import Range
 
 EQUALIZE = Options(profile="int8", equalize=True)
 PLAIN = Options(profile="int8")

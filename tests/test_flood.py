@@ -7,9 +7,10 @@ import pytest
 from graphs import IMAGE, Net
 
 import onnx_bnfold
-from onnx_bnfold import Reason, flood
+from onnx_bnfold import Reason
 from onnx_bnfold.operators.table import OPERATORS
 from onnx_bnfold.operators.transparent import Step, Transparent
+from onnx_bnfold.planning import propagation
 
 
 def shifting_bn(net: Net, x: str) -> str:
@@ -38,7 +39,7 @@ def test_a_search_that_is_given_up_says_so(monkeypatch, limit, value):
     """Downstream a Sigmoid refuses at once, which is true of that way and not the reason."""
     net, y = competing()
     assert not onnx_bnfold.plan(net.model(y)).kept
-    monkeypatch.setattr(flood, limit, value)
+    monkeypatch.setattr(propagation, limit, value)
     record = stays(net, y)
     assert record.refusal.reason is Reason.SEARCH_LIMIT
     assert "given up" in record.refusal.sentence
@@ -52,7 +53,7 @@ def test_a_limit_does_not_hide_behind_an_earlier_refusal(monkeypatch, first):
     t = net.op("Add", net.bn(x), net.conv("x", 4))
     y = net.conv(t, 2)
     assert not onnx_bnfold.plan(net.model(y)).kept
-    monkeypatch.setattr(flood, "MOST_BRANCHES", 1)
+    monkeypatch.setattr(propagation, "MOST_BRANCHES", 1)
     record = stays(net, y)
     assert record.tried[0][1].reason is first
     assert record.refusal.reason is Reason.SEARCH_LIMIT
@@ -68,7 +69,7 @@ def test_a_limit_does_not_hide_behind_a_branch_that_was_refused(monkeypatch, lim
     t = net.op("Add", net.op("Sigmoid", "x"), net.conv("x", 4))
     y = net.op("Sigmoid", shifting_bn(net, t))
     assert not onnx_bnfold.plan(net.model(y)).kept
-    monkeypatch.setattr(flood, limit, value)
+    monkeypatch.setattr(propagation, limit, value)
     record = stays(net, y)
     assert record.tried[0][1].reason is Reason.SEARCH_LIMIT
 

@@ -36,7 +36,7 @@ EARLY = ("onnx_bnfold.cli", "argparse", "onnx_bnfold.metadata")
 EXTENSIONS = ("numpy", "google.protobuf", "onnx", "onnx.onnx_cpp2py_export", "ml_dtypes")
 ONNXRUNTIME = "onnxruntime.capi.onnxruntime_pybind11_state"
 MOMENTS = [
-    *(("file", module) for module in (*EARLY, *EXTENSIONS, "onnx_bnfold.planner")),
+    *(("file", module) for module in (*EARLY, *EXTENSIONS, "onnx_bnfold.planning.planner")),
     ("store", "onnx_bnfold.cli"),
     ("store", "onnx"),
     ("store", "onnx_bnfold.store.work"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from graphs import Net
 
-from onnx_bnfold.ranges import from_statistics
+from onnx_bnfold.planning.value_ranges import from_statistics
 
 
 def norm(net: Net, mean: list[float], deviation: list[float]) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from graphs import Net
 
-from onnx_bnfold.sizes import sizes
+from onnx_bnfold.planning.sizes import sizes
 
 
 @pytest.mark.parametrize("side", ["in front", "behind"])

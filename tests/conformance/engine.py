@@ -16,7 +16,7 @@ from onnx_bnfold.model.constants import Constants
 from onnx_bnfold.model.graph import graphs_of
 from onnx_bnfold.model.shape_inference import Inference, Shapes
 from onnx_bnfold.operators.affine import Affine
-from onnx_bnfold.site import Site
+from onnx_bnfold.planning.graph_state import Site
 
 from .cases import Case, draw_case, node_of
 

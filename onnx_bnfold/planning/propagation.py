@@ -13,8 +13,8 @@ from itertools import chain
 
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.transparent import Step
+from onnx_bnfold.planning.graph_state import Key, Site
 from onnx_bnfold.reasons import Reason, Refusal, Refused
-from onnx_bnfold.site import Key, Site
 
 # Alternatives tried, and nodes settled, before a flood is given up.
 MOST_BRANCHES = 256

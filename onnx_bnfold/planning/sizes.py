@@ -18,8 +18,8 @@ from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine, along
 from onnx_bnfold.operators.entries import OUT, Combines
 from onnx_bnfold.operators.transparent import Transparent, data_slots
+from onnx_bnfold.planning.graph_state import Site
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.site import Site
 
 # A tensor as an image of numbers of mean 0 and deviation 1: its scale is the deviation, its shift
 # the mean.

@@ -18,8 +18,8 @@ from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine, Float64
 from onnx_bnfold.operators.transparent import data_slots
+from onnx_bnfold.planning.graph_state import Site
 from onnx_bnfold.reasons import Refused
-from onnx_bnfold.site import Site
 
 REACH = 4.0  # one value in 16,000 of a normal distribution is farther out
 

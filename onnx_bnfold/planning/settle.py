@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from onnx_bnfold.model.graph import Graph
-from onnx_bnfold.notes import EQUALIZE, STANDALONE
-from onnx_bnfold.planner import Decision, GraphPlan, Place
+from onnx_bnfold.planning.notes import EQUALIZE, STANDALONE
+from onnx_bnfold.planning.planner import Decision, GraphPlan, Place
 from onnx_bnfold.reasons import Reason
 
 

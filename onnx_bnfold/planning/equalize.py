@@ -30,16 +30,16 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
-from onnx_bnfold.flood import flood
-from onnx_bnfold.limits import Limits
-from onnx_bnfold.notes import EQUALIZE, is_noted
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64, along
 from onnx_bnfold.operators.linear import LinearLayer
-from onnx_bnfold.planner import GraphPlan, commit, require_totals
-from onnx_bnfold.ranges import Range, Ranges
+from onnx_bnfold.planning.graph_state import Key, Site
+from onnx_bnfold.planning.notes import EQUALIZE, is_noted
+from onnx_bnfold.planning.planner import GraphPlan, commit, require_totals
+from onnx_bnfold.planning.precision_limits import Limits
+from onnx_bnfold.planning.propagation import flood
+from onnx_bnfold.planning.value_ranges import Range, Ranges
 from onnx_bnfold.reasons import Refused
-from onnx_bnfold.site import Key, Site
 
 _ALPHAS = np.linspace(0, 1, 21)
 _WORTHWHILE = 0.9  # of the noise before: what gains less is left alone

@@ -20,9 +20,9 @@ from onnx_bnfold.model.float_formats import as_type, unit_roundoff
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import VANISHED, Affine, Float64, along
 from onnx_bnfold.operators.entries import Absorbing, Combines
+from onnx_bnfold.planning.graph_state import Key, Site
+from onnx_bnfold.planning.sizes import Known, by_constant, sizes, usual_sizes
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.site import Key, Site
-from onnx_bnfold.sizes import Known, by_constant, sizes, usual_sizes
 
 # Largest magnitude of a channel after a shift, in units of what it had before.
 MAX_OFFSET: dict[int, float] = {

@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from onnx_bnfold.flood import flood
-from onnx_bnfold.limits import Limits
-from onnx_bnfold.notes import require_unnoted
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import VANISHING, Affine
 from onnx_bnfold.operators.entries import BiasPlace, Combines
+from onnx_bnfold.planning.graph_state import Key, Site, constant_map
+from onnx_bnfold.planning.notes import require_unnoted
+from onnx_bnfold.planning.precision_limits import Limits
+from onnx_bnfold.planning.propagation import flood
 from onnx_bnfold.reasons import Reason, Refusal, Refused
-from onnx_bnfold.site import Key, Site, constant_map
 
 if TYPE_CHECKING:
-    from onnx_bnfold.shared import SharedConstants
+    from onnx_bnfold.planning.shared_constants import SharedConstants
 
 # What a BatchNormalization that stays is written as, for compilers that have none: itself, two
 # nodes with constants of shape (C, 1, …), or a depthwise Conv with a kernel of ones.
@@ -194,7 +194,7 @@ class _Planner:
     @cached_property
     def shared(self) -> SharedConstants:
         """What copies of constants would add."""
-        from onnx_bnfold.shared import SharedConstants  # few plain folds ask
+        from onnx_bnfold.planning.shared_constants import SharedConstants  # few plain folds ask
 
         return SharedConstants(self.site)
 

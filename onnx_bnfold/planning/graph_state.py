@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto
 
-from onnx_bnfold.groups import Groups
 from onnx_bnfold.model.constants import DIMS_ONLY, TYPE_ONLY, Constants
 from onnx_bnfold.model.graph import Graph
 from onnx_bnfold.model.node_view import FLOATS, NodeView
@@ -20,6 +19,7 @@ from onnx_bnfold.operators.entries import OUT, Absorber, Absorbing, ConstantOper
 from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.operators.table import entry_of
 from onnx_bnfold.operators.transparent import Known, Step, Transparent, data_outputs, data_slots
+from onnx_bnfold.planning.merged_tensors import Groups
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 # What a change belongs to: a computed tensor, by its name, or the constant that one node reads at

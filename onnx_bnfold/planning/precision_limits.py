@@ -21,8 +21,8 @@ from onnx import TensorProto
 from onnx_bnfold.model.float_formats import unit_roundoff
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import VANISHED, Affine, Float64
+from onnx_bnfold.planning.graph_state import Key, Site
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.site import Key, Site
 
 # Largest factor, up or down, by which a channel of a staying tensor may be rescaled.
 # float16 ends at 65504 and loses bits below 6e-5; the others have room to spare.
@@ -73,7 +73,7 @@ class Limits:
             self.check_rounding(site, origin)
         else:
             self._check_neighbours(site, origin, changes)
-        from onnx_bnfold.shifts import Shifts  # few plain folds come here
+        from onnx_bnfold.planning.shifts import Shifts  # few plain folds come here
 
         existing = _existing(site, origin, changes)
         staying = {k: c for k, c in changes.items() if isinstance(k, str) and k not in existing}
@@ -128,7 +128,7 @@ class Limits:
         Raises:
             Refused: it would cost precision.
         """
-        from onnx_bnfold.shifts import check_product
+        from onnx_bnfold.planning.shifts import check_product
 
         check_product(site, index, self._type(site, site.sides(index)[0]))
 

@@ -11,8 +11,8 @@ import re
 
 from onnx import NodeProto
 
-from onnx_bnfold.limits import Limits
 from onnx_bnfold.model.graph import Graph
+from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Reason, Refused
 
 # What a note is for beside the ``Reason`` that a node stays for.

@@ -10,8 +10,8 @@ from onnx import helper
 
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import Read
+from onnx_bnfold.planning.graph_state import Key, Site
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.site import Key, Site
 
 
 class SharedConstants:

@@ -16,8 +16,8 @@ from onnx_bnfold.errors import UsageError
 from onnx_bnfold.folding import Folding, Options
 from onnx_bnfold.metadata import Recorder
 from onnx_bnfold.model.graph import bodies_of
-from onnx_bnfold.new_constants import Unrepresentable, compute_all
-from onnx_bnfold.rewrite import Pending
+from onnx_bnfold.rewriting.graph_editor import Pending
+from onnx_bnfold.rewriting.new_constants import Unrepresentable, compute_all
 from onnx_bnfold.storage import ModelFile, data_files, read_tensor
 from onnx_bnfold.storage.tensors import fill, is_external
 from onnx_bnfold.validation import require_at_least, require_value

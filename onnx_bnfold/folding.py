@@ -20,13 +20,13 @@ from onnx_bnfold.model.graph import Graph, ReadTensor, graphs_of
 from onnx_bnfold.model.shape_inference import Inference, Shapes
 from onnx_bnfold.model.source import Source, rounded
 from onnx_bnfold.model.validate import require_sound
-from onnx_bnfold.new_constants import Unrepresentable, Whole, exact, new_constants
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.planning.graph_state import Site
 from onnx_bnfold.planning.planner import Decision, GraphPlan, Place, Standalone, plan_graph
 from onnx_bnfold.planning.precision_limits import Limits, Profile
 from onnx_bnfold.reasons import Refusal
-from onnx_bnfold.rewrite import Pending, freeze_constants, rewrite
+from onnx_bnfold.rewriting.graph_editor import Pending, freeze_constants, rewrite
+from onnx_bnfold.rewriting.new_constants import Unrepresentable, Whole, exact, new_constants
 from onnx_bnfold.storage.tensors import clear_place
 from onnx_bnfold.validation import require_at_least, require_types
 
@@ -144,15 +144,17 @@ class Folding:
 
     def _merge(self) -> None:
         """Go on with a copy of the model in which parallel branches are one Conv."""
-        from onnx_bnfold import merge
         from onnx_bnfold.report import Record
+        from onnx_bnfold.rewriting import branch_merging
 
         site = self._site(0, {})
-        found = [one for one in merge.merges(site) if merge.fits(site, one)]
+        found = [one for one in branch_merging.merges(site) if branch_merging.fits(site, one)]
         if not found:
             return
         copy = self._copy()
-        self._source = self._source.with_computed(merge.apply(copy, self._graphs, site, found))
+        self._source = self._source.with_computed(
+            branch_merging.apply(copy, self._graphs, site, found)
+        )
         self.merges += len(found)
         self.merged += tuple(
             Record.of_merged(site.place(norm), site.place(m.conv))
@@ -287,7 +289,7 @@ class Folding:
         form = self.options.standalone
         if form == "keep":
             return False
-        from onnx_bnfold import standalone
+        from onnx_bnfold.rewriting import standalone
 
         found = []
         for position, plan in enumerate(self.plans):

@@ -198,7 +198,7 @@ def test_a_fold_imports_no_more_of_numpy_than_onnx_does(tmp_path, rng):
     """``np.unique`` imports masked arrays: a twentieth of the time of a small fold."""
     words = ["-q", "-o", str(tmp_path / "f.onnx"), str(saved(half_folding(rng), tmp_path / "m"))]
     loaded = loaded_by(f"from onnx_bnfold.cli import main; main({words!r})")
-    assert "onnx_bnfold.rewrite" in loaded
+    assert "onnx_bnfold.rewriting.graph_editor" in loaded
     assert {name for name in loaded if name.startswith("numpy")} <= loaded_by("import onnx")
 
 
@@ -331,7 +331,7 @@ def test_what_only_writing_refuses_is_kept(tmp_path, monkeypatch, rng):
         raise Refused(Reason.PRECISION, "Conv 'c'", "it is refused")
         yield
 
-    monkeypatch.setattr("onnx_bnfold.new_constants.product_blocks", refuse)
+    monkeypatch.setattr("onnx_bnfold.rewriting.new_constants.product_blocks", refuse)
     parts = join(conv("x", "c", (64, 3, 5, 5), rng), bn("c", "y", 64, rng))
     model = model_of(parts.nodes, X, ["y"], parts.initializers)
     report = fold_file(saved(model, tmp_path / "m.onnx"), tmp_path / "f.onnx")

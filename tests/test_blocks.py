@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_bnfold import blocks
+from onnx_bnfold.rewriting import blocked_products
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (120,)], ids=str)
 def test_blocks_are_as_large_as_they_may_be(shape, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", 10)
-    sizes = [np.ones(shape)[place].size for place in blocks._block_indices(shape)]
+    monkeypatch.setattr(blocked_products, "BLOCK", 10)
+    sizes = [np.ones(shape)[place].size for place in blocked_products._block_indices(shape)]
     assert max(sizes) == 10
     assert sum(sizes) == 120
 
@@ -31,9 +31,9 @@ def test_a_size_is_near_the_peak_and_not_above_it(shape, axes, dtype, power, see
     with np.errstate(over="ignore"):
         result = np.asarray(result).astype(dtype)
     summed = tuple(sorted(axis for axis in axes if axis < len(shape)))
-    with blocks._calculating():
-        size = blocks.sizes_of(result, summed).astype(np.float64)
-    peak = blocks.peaks_of(result, summed).astype(np.float64)
+    with blocked_products._calculating():
+        size = blocked_products.sizes_of(result, summed).astype(np.float64)
+    peak = blocked_products.peaks_of(result, summed).astype(np.float64)
     assert size.shape == peak.shape
     assert np.array_equal(np.isfinite(size), np.isfinite(peak))
     finite = np.isfinite(peak)
@@ -45,11 +45,17 @@ def test_a_size_is_near_the_peak_and_not_above_it(shape, axes, dtype, power, see
 
 def test_a_size_is_a_root_mean_square_where_that_is_faster():
     result = np.array([[[3, 4]], [[5, 12]]], np.float32)
-    np.testing.assert_allclose(blocks.sizes_of(result, (1, 2)), np.sqrt([[[12.5]], [[84.5]]]))
+    np.testing.assert_allclose(
+        blocked_products.sizes_of(result, (1, 2)), np.sqrt([[[12.5]], [[84.5]]])
+    )
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_what_is_no_number_is_seen(wrong):
     result = np.ones((3, 4), np.float32)
     result[1, 2] = wrong
-    assert np.isfinite(blocks.sizes_of(result, (1,))).reshape(-1).tolist() == [True, False, True]
+    assert np.isfinite(blocked_products.sizes_of(result, (1,))).reshape(-1).tolist() == [
+        True,
+        False,
+        True,
+    ]

@@ -10,11 +10,11 @@ from onnx import TensorProto, helper
 from support import Parts, bn, conv, join, model_of, node, tensor, value_of
 
 import onnx_bnfold
-from onnx_bnfold import rewrite
 from onnx_bnfold.cli import main
 from onnx_bnfold.errors import BnFoldError, BrokenResult
-from onnx_bnfold.finished import Text, require_intact
 from onnx_bnfold.model.graph import counterparts, graphs_of
+from onnx_bnfold.rewriting import graph_editor
+from onnx_bnfold.rewriting.integrity import Text, require_intact
 from onnx_bnfold.store import fold_store
 
 SHAPE = (2, 3, 4, 4)
@@ -320,12 +320,12 @@ def test_a_name_that_was_there_twice_before_is_no_break():
 @pytest.fixture
 def broken_editor(monkeypatch):
     """The editor loses the name of a tensor."""
-    original = rewrite._Editor._rename
+    original = graph_editor._Editor._rename
 
     def wrong(self, mapping):
         original(self, dict.fromkeys(mapping, "l\nost"))
 
-    monkeypatch.setattr(rewrite._Editor, "_rename", wrong)
+    monkeypatch.setattr(graph_editor._Editor, "_rename", wrong)
 
 
 def model_with_norm(name="y", **options):
@@ -368,7 +368,7 @@ def test_a_store_names_the_file(tmp_path):
 
 def test_merged_branches_are_checked_too(monkeypatch):
     """Else the next look at the graph would blame the model."""
-    from onnx_bnfold import merge
+    from onnx_bnfold.rewriting import branch_merging
 
     rng = np.random.default_rng(0)
     parts = join(
@@ -377,12 +377,12 @@ def test_merged_branches_are_checked_too(monkeypatch):
         node("Add", ["c", "d"], ["z"]),
     )
     model = model_of(parts.nodes, {"x": SHAPE}, ["y", "z"], parts.initializers)
-    original = merge._write
+    original = branch_merging._write
 
     def wrong(n, found, names, output):
         original(n, found, names, "y")
 
-    monkeypatch.setattr(merge, "_write", wrong)
+    monkeypatch.setattr(branch_merging, "_write", wrong)
     with pytest.raises(BrokenResult, match="'y' is defined twice"):
         onnx_bnfold.fold(model, onnx_bnfold.Options(merge_branches=True))
 

@@ -31,8 +31,8 @@ from support import (
 )
 
 import onnx_bnfold
-from onnx_bnfold import numerics
 from onnx_bnfold.reasons import Refused
+from onnx_bnfold.rewriting import rounded_products
 
 X = {"x": (2, 3, 5, 6)}
 ROUNDED_ONCE = Fraction(1, 2) + Fraction(1, 10**6)  # in units in the last place
@@ -310,17 +310,17 @@ def test_a_product_in_blocks_is_the_whole_product(case, block):
     view = SimpleNamespace(label="Conv 'c'")
 
     def whole():
-        return numerics.product(values, factor, data_type, view, sums_over=axes)
+        return rounded_products.product(values, factor, data_type, view, sums_over=axes)
 
     def streamed():
-        blocks = numerics.product_blocks(
+        blocks = rounded_products.product_blocks(
             InAFile(values), values.shape, factor, data_type, view, sums_over=axes
         )
         return np.concatenate([b.copy() for b in blocks])
 
     wanted = outcome(whole)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("onnx_bnfold.blocks.BLOCK", block)
+        patch.setattr("onnx_bnfold.rewriting.blocked_products.BLOCK", block)
         assert outcome(whole) == wanted
         assert outcome(streamed) == wanted
 
@@ -330,11 +330,11 @@ def test_a_product_in_blocks_is_the_whole_product(case, block):
 def test_many_products_at_once_are_what_each_is_alone(cases):
     view = SimpleNamespace(label="Conv 'c'")
     wanted = [
-        numerics.Product(values, factor, data_type, view, axes)
+        rounded_products.Product(values, factor, data_type, view, axes)
         for values, factor, axes, data_type in cases
     ]
-    for each, found in zip(wanted, numerics.products(wanted), strict=True):
-        alone = outcome(lambda each=each: numerics.product(*each))
+    for each, found in zip(wanted, rounded_products.products(wanted), strict=True):
+        alone = outcome(lambda each=each: rounded_products.product(*each))
         if found is None:  # refused, or without elements
             assert not isinstance(alone, bytes) or not each.values.size
         else:
@@ -344,20 +344,22 @@ def test_many_products_at_once_are_what_each_is_alone(cases):
 def test_a_product_of_as_many_axes_as_an_array_has_is_made_alone():
     most = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
     values, view = np.ones((1,) * (most - 1) + (3,), SINGLE), SimpleNamespace(label="Conv 'c'")
-    wanted = numerics.Product(values, np.full((1,) * most, 2.0), TensorProto.FLOAT, view, (0,))
-    assert numerics.products([wanted]) == [None]
-    np.testing.assert_array_equal(numerics.product(*wanted), 2 * values)
+    wanted = rounded_products.Product(
+        values, np.full((1,) * most, 2.0), TensorProto.FLOAT, view, (0,)
+    )
+    assert rounded_products.products([wanted]) == [None]
+    np.testing.assert_array_equal(rounded_products.product(*wanted), 2 * values)
 
 
 def test_a_product_that_is_refused_leaves_the_others_alone():
     view = SimpleNamespace(label="Conv 'c'")
     values = [1.0, 1e300, np.nan, 2.0]
     wanted = [
-        numerics.Product(np.full(3, v), numerics.ONE, kind, view, (0,))
+        rounded_products.Product(np.full(3, v), rounded_products.ONE, kind, view, (0,))
         for v in values
         for kind in (TensorProto.FLOAT, TensorProto.INT32)
     ]
-    found = numerics.products(wanted)
+    found = rounded_products.products(wanted)
     assert [None if each is None else each.tolist() for each in found] == [
         [1.0] * 3, None, None, None, None, None, [2.0] * 3, None
     ]  # fmt: skip
@@ -365,16 +367,16 @@ def test_a_product_that_is_refused_leaves_the_others_alone():
 
 @pytest.mark.parametrize("size", [1e-30, 1e-22, 1.0, 1e22, 1e37])
 def test_weights_whose_squares_leave_their_type_are_folded(size, monkeypatch, rng):
-    monkeypatch.setattr("onnx_bnfold.blocks.BLOCK", 10)
+    monkeypatch.setattr("onnx_bnfold.rewriting.blocked_products.BLOCK", 10)
     values = rng.uniform(0.5, 1, (8, 9)).astype(SINGLE)
     view, factor = SimpleNamespace(label="Conv 'c'"), np.full((8, 1), size)
-    found = numerics.product(values, factor, TensorProto.FLOAT, view, (1,))
+    found = rounded_products.product(values, factor, TensorProto.FLOAT, view, (1,))
     np.testing.assert_array_equal(found, (values.astype(DOUBLE) * factor).astype(SINGLE))
 
 
 def test_dead_channels_are_judged_in_blocks_too(monkeypatch, rng):
     """Their factors are zero, which looks like a loss of precision at first."""
-    monkeypatch.setattr("onnx_bnfold.blocks.BLOCK", 10)
+    monkeypatch.setattr("onnx_bnfold.rewriting.blocked_products.BLOCK", 10)
     values = rng.standard_normal((8, 9)).astype(SINGLE)
     values[2] = 0
     factor = rng.standard_normal((8, 1))
@@ -387,7 +389,9 @@ def test_dead_channels_are_judged_in_blocks_too(monkeypatch, rng):
             super().read_into(start, out)
 
     view, single = SimpleNamespace(label="Conv 'c'"), TensorProto.FLOAT
-    blocks = numerics.product_blocks(Watched(values), (8, 9), factor, single, view, sums_over=(1,))
+    blocks = rounded_products.product_blocks(
+        Watched(values), (8, 9), factor, single, view, sums_over=(1,)
+    )
     folded = np.concatenate([b.copy() for b in blocks]).reshape(8, 9)
     np.testing.assert_array_equal(folded, (values.astype(DOUBLE) * factor).astype(SINGLE))
     assert max(asked) <= 10
@@ -398,16 +402,18 @@ def test_dead_channels_are_judged_in_blocks_too(monkeypatch, rng):
 def test_a_large_product_is_rounded_to_the_type_that_is_asked_for(source, target, monkeypatch, rng):
     values, view = rng.standard_normal((3, 3)).astype(source), SimpleNamespace(label="Conv 'c'")
     data_type = helper.np_dtype_to_tensor_dtype(target)
-    monkeypatch.setattr("onnx_bnfold.blocks.BLOCK", 4)
-    large = numerics.product(values, np.asarray(1 / 3), data_type, view)
+    monkeypatch.setattr("onnx_bnfold.rewriting.blocked_products.BLOCK", 4)
+    large = rounded_products.product(values, np.asarray(1 / 3), data_type, view)
     assert large.dtype == target
     assert large.tobytes() == (values.astype(DOUBLE) * (1 / 3)).astype(target).tobytes()
 
 
 def test_a_large_overflow_is_refused_without_a_warning(monkeypatch):
-    monkeypatch.setattr("onnx_bnfold.blocks.BLOCK", 4)
+    monkeypatch.setattr("onnx_bnfold.rewriting.blocked_products.BLOCK", 4)
     view = SimpleNamespace(label="Add 'a'")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(Refused):
-            numerics.product(np.full(9, 1e300), numerics.ONE, TensorProto.FLOAT, view)
+            rounded_products.product(
+                np.full(9, 1e300), rounded_products.ONE, TensorProto.FLOAT, view
+            )

@@ -13,7 +13,7 @@ from onnx import ModelProto
 
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.model.graph import Graph, counterparts
-from onnx_bnfold.rewrite import arrange
+from onnx_bnfold.rewriting.graph_editor import arrange
 
 # Index of a node → names that its subgraphs read from the scopes around them.
 Captures = Mapping[int, Set[str]]

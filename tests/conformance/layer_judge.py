@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnx_bnfold.new_constants import NewConstant, Unrepresentable, new_constants
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.batchnorm import OPERATOR
 from onnx_bnfold.operators.entries import Absorbing, BiasPlace
@@ -16,6 +15,7 @@ from onnx_bnfold.operators.transparent import OUT
 from onnx_bnfold.planning.planner import GraphPlan
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Refusal, Refused
+from onnx_bnfold.rewriting.new_constants import NewConstant, Unrepresentable, new_constants
 
 from .cases import Operand, schema
 from .changes import draw_change

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from onnx_bnfold.finished import Text, require_intact
 from onnx_bnfold.model.float_formats import as_type
 from onnx_bnfold.model.graph import Graph, counterparts
 from onnx_bnfold.operators import batchnorm
@@ -24,7 +23,8 @@ from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.planning.graph_state import Site
 from onnx_bnfold.reasons import Refused
-from onnx_bnfold.rewrite import Names, drop_dead, drop_descriptions, rename_shards
+from onnx_bnfold.rewriting.graph_editor import Names, drop_dead, drop_descriptions, rename_shards
+from onnx_bnfold.rewriting.integrity import Text, require_intact
 
 SUMS = ("Add", "Sum")
 

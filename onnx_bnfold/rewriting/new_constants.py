@@ -13,12 +13,12 @@ import numpy as np
 
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.constants import Stored
-from onnx_bnfold.numerics import ONE, Product, product, product_blocks, products
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.operators.entries import Combines, Computed, Exact, Given, Multiplied, Revised
 from onnx_bnfold.planning.graph_state import Site
 from onnx_bnfold.planning.planner import GraphPlan
 from onnx_bnfold.reasons import Refusal, Refused
+from onnx_bnfold.rewriting.rounded_products import ONE, Product, product, product_blocks, products
 
 
 class Compute(Protocol):

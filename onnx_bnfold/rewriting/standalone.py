@@ -13,12 +13,9 @@ from itertools import accumulate
 
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from onnx_bnfold.finished import Text, require_intact
-from onnx_bnfold.merge import declare
 from onnx_bnfold.model.float_formats import as_type
 from onnx_bnfold.model.graph import Body, counterparts
 from onnx_bnfold.model.node_view import accepts
-from onnx_bnfold.numerics import ONE, product
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.planning.graph_state import Site
@@ -26,7 +23,10 @@ from onnx_bnfold.planning.notes import STANDALONE, is_noted
 from onnx_bnfold.planning.planner import Decision, GraphPlan, Place, Restated, Standalone
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.rewrite import Names, arrange
+from onnx_bnfold.rewriting.branch_merging import declare
+from onnx_bnfold.rewriting.graph_editor import Names, arrange
+from onnx_bnfold.rewriting.integrity import Text, require_intact
+from onnx_bnfold.rewriting.rounded_products import ONE, product
 
 # The first takes the place, the attributes aside, and the name of the BatchNormalization.
 _OPERATORS: Mapping[Standalone, Sequence[str]] = {"mul-add": ("Mul", "Add"), "conv": ("Conv",)}

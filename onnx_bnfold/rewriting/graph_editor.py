@@ -20,14 +20,14 @@ from onnx import (
     numpy_helper,
 )
 
-from onnx_bnfold.finished import Text, require_intact
 from onnx_bnfold.model.constants import EVALUATED
 from onnx_bnfold.model.graph import Body, Graph, counterparts, quantization_parameters
-from onnx_bnfold.new_constants import Compute, NewConstant, new_constants
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.entries import BiasPlace
 from onnx_bnfold.planning.notes import note
 from onnx_bnfold.planning.planner import GraphPlan
+from onnx_bnfold.rewriting.integrity import Text, require_intact
+from onnx_bnfold.rewriting.new_constants import Compute, NewConstant, new_constants
 from onnx_bnfold.storage.tensors import clear_values, is_external
 
 _GONE = 1 << 29  # the place of what goes; more than any other

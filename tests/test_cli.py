@@ -12,7 +12,7 @@ import pytest
 from support import assert_same_function, bn, conv, count, join, model_of, node, value_of
 
 import onnx_bnfold
-from onnx_bnfold.cli import main
+from onnx_bnfold.cli.main import main
 
 X = {"x": ("N", 3, 5, 6)}
 

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from support import Parts, bn, conv, join, model_of, node, tensor, value_of
 
 import onnx_bnfold
-from onnx_bnfold.cli import main
+from onnx_bnfold.cli.main import main
 from onnx_bnfold.errors import BnFoldError, BrokenResult
 from onnx_bnfold.model.graph import counterparts, graphs_of
 from onnx_bnfold.rewriting import graph_editor

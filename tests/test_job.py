@@ -9,7 +9,7 @@ import pytest
 from support import bn, conv, feeds_for, join, model_of, node, run
 
 from onnx_bnfold import fold_file
-from onnx_bnfold.cli import main
+from onnx_bnfold.cli.main import main
 
 X = {"x": ("N", 3, 5, 6)}
 IMPOSSIBLE = ("--rtol", "0", "--atol", "0")  # no fold is equal to the last bit

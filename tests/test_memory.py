@@ -17,7 +17,7 @@ from support import bn, conv, join, model_of
 
 import onnx_bnfold
 from onnx_bnfold import Options, Reason, api
-from onnx_bnfold.cli import main
+from onnx_bnfold.cli.main import main
 from onnx_bnfold.memory import collect_rarely, keep_freed_memory
 from onnx_bnfold.model.graph import Graph
 

@@ -198,7 +198,7 @@ def test_a_check_of_any_order(rng, tmp_path):
 
 def test_reports_and_checks_of_any_order(rng, tmp_path):
     """A report counts what the nodes of both models cost; it needs the shapes for that."""
-    from onnx_bnfold.cli import main
+    from onnx_bnfold.cli.main import main
 
     found = []
     for name, model in (("s", main_graph(rng)), ("m", disordered(main_graph(rng), None))):

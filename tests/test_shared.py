@@ -10,7 +10,7 @@ from support import fold_checked, ops
 
 import onnx_bnfold
 from onnx_bnfold import Options, Reason
-from onnx_bnfold.cli import main
+from onnx_bnfold.cli.main import main
 
 KEEP = Options(keep_shared_weights=True)
 BIG = 32  # channels, so that a copy of a weight is more than a node

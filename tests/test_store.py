@@ -22,7 +22,7 @@ from stores import (
 from support import assert_same_function, count
 
 from onnx_bnfold import Options, UsageError
-from onnx_bnfold.cli import main
+from onnx_bnfold.cli.main import main
 from onnx_bnfold.store import fold_store, plan_store, work
 from onnx_bnfold.store.local import LocalLocation
 from onnx_bnfold.store.work import Batch, Task, perform
@@ -625,9 +625,9 @@ def test_a_report_of_the_command_line_that_cannot_be_written(store, output, monk
     def refuse(self, path):
         raise UsageError(f"{path}: cannot be written: No space left on device")
 
-    monkeypatch.setattr("onnx_bnfold.store.cli.OutputFile.commit", refuse)
+    monkeypatch.setattr("onnx_bnfold.cli.batch.OutputFile.commit", refuse)
     words = [store, "-o", output, "--jobs", "1", "--report", output.with_name("r.json")]
-    monkeypatch.setattr("onnx_bnfold.store.cli.fold_store", lambda *_, **__: plan_store(store))
+    monkeypatch.setattr("onnx_bnfold.cli.batch.fold_store", lambda *_, **__: plan_store(store))
     code, out, err = run(capfd, *words)
     assert code == 2
     assert "models:" in out.splitlines()[-1]

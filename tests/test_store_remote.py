@@ -9,7 +9,7 @@ import pytest
 from stores import digests, expected, fill, small_model, unfinished, write, write_external
 
 from onnx_bnfold import Options, UsageError
-from onnx_bnfold.cli import main
+from onnx_bnfold.cli.main import main
 from onnx_bnfold.store import fold_store
 from onnx_bnfold.store.places import location_at
 from onnx_bnfold.store.remote import RemoteLocation

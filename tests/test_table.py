@@ -12,7 +12,7 @@ from graphs import Net
 
 import onnx_bnfold
 from onnx_bnfold.check.rescaled import rescaled
-from onnx_bnfold.cli import main
+from onnx_bnfold.cli.main import main
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.entries import UNKNOWN, Absorbing
 from onnx_bnfold.operators.layouts import LAYOUTS

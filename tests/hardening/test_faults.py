@@ -16,7 +16,7 @@ import pytest
 from support import bn, conv, join, model_of, ops
 
 import onnx_bnfold
-from onnx_bnfold.cli import main
+from onnx_bnfold.cli.main import main
 from onnx_bnfold.errors import BnFoldError
 
 pytestmark = pytest.mark.slow  # hundreds of processes are started and killed
@@ -76,7 +76,7 @@ def test_a_signal_at_a_random_moment(kind, models):
     choose = random.Random(kind)
     script = (
         "import sys, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "import onnx_bnfold.api, onnx_bnfold.job; from onnx_bnfold.cli import main;"
+        "import onnx_bnfold.api, onnx_bnfold.cli.fold; from onnx_bnfold.cli.main import main;"
         "print(flush=True); code = 0\n"
         "try:\n"
         "  for i in range(9999):\n"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from onnx_bnfold.api import Outcome, plan_file, write_folded
-from onnx_bnfold.console import tell
+from onnx_bnfold.cli.console import tell
 from onnx_bnfold.errors import CheckFailed
 from onnx_bnfold.folding import Options
 
@@ -69,7 +69,7 @@ class _FoldCommand:
         self.report: FoldReport | None = None
         self.text: list[str] = []
         if args.check:
-            from onnx_bnfold.check.cli import options_from
+            from onnx_bnfold.cli.check import options_from
 
             self.check_options = options_from(args)
 

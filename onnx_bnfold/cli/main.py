@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None, *, keep: Callable[[object], None] | 
     try:
         if words[:1] == ["check"]:
             with held_back():
-                from onnx_bnfold.check.cli import main as check
+                from onnx_bnfold.cli.check import main as check
 
             return check(words[1:])
         return _fold(words, keep)
@@ -159,8 +159,8 @@ def _fold(words: Sequence[str], keep: Callable[[object], None] | None) -> int:
     args = _arguments(words)
     _begin(args)
     with held_back():
+        from onnx_bnfold.cli.fold import run
         from onnx_bnfold.folding import Options
-        from onnx_bnfold.job import run
 
     options = Options(
         freeze_initializers=args.freeze_initializers,
@@ -175,7 +175,7 @@ def _fold(words: Sequence[str], keep: Callable[[object], None] | None) -> int:
     )
     if _is_store(args.model):
         with held_back():
-            from onnx_bnfold.store.cli import run as run_store
+            from onnx_bnfold.cli.batch import run as run_store
 
         return run_store(args, options)
     outcome = run(args, options)
@@ -206,14 +206,14 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     args, unknown = options.parse_known_args(words)
     if args.check:
         with held_back():
-            from onnx_bnfold.check.cli import add_arguments
+            from onnx_bnfold.cli.check import add_arguments
 
         add_arguments(options)
         args = options.parse_args(words)
     # The parser may have taken the value of an option that it does not know yet for the model.
     elif any(map(_is_store, [args.model, *unknown])):
         with held_back():
-            from onnx_bnfold.store.cli import add_arguments as add_store_arguments
+            from onnx_bnfold.cli.batch import add_arguments as add_store_arguments
 
         add_store_arguments(options)
         args = options.parse_args(words)

@@ -8,7 +8,7 @@ from onnx_bnfold.check.api import check
 from onnx_bnfold.check.options import MODES, CheckOptions
 from onnx_bnfold.check.results import CheckResult
 from onnx_bnfold.check.text import render_text
-from onnx_bnfold.console import tell
+from onnx_bnfold.cli.console import tell
 from onnx_bnfold.errors import ModelError, UsageError
 
 _EPILOG = """\

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import current_thread, main_thread
 
-from onnx_bnfold.console import tell
+from onnx_bnfold.cli.console import tell
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.folding import Options
 from onnx_bnfold.interrupts import EXIT_CODE

@@ -1,4 +1,4 @@
-"""Small stores of models for the tests of onnx_bnfold.store."""
+"""Small stores of models for the tests of onnx_bnfold.batch."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from graphs import Net
 from onnx import ModelProto
 
 from onnx_bnfold import fold_file
-from onnx_bnfold.store.places import STATE
+from onnx_bnfold.batch.locations import STATE
 
 
 def small_model(seed: int = 0, *, layers: int = 2, channels: int = 4) -> ModelProto:

@@ -10,12 +10,12 @@ from onnx import TensorProto, helper
 from support import Parts, bn, conv, join, model_of, node, tensor, value_of
 
 import onnx_bnfold
+from onnx_bnfold.batch import fold_store
 from onnx_bnfold.cli.main import main
 from onnx_bnfold.errors import BnFoldError, BrokenResult
 from onnx_bnfold.model.graph import counterparts, graphs_of
 from onnx_bnfold.rewriting import graph_editor
 from onnx_bnfold.rewriting.integrity import Text, require_intact
-from onnx_bnfold.store import fold_store
 
 SHAPE = (2, 3, 4, 4)
 

@@ -39,7 +39,7 @@ MOMENTS = [
     *(("file", module) for module in (*EARLY, *EXTENSIONS, "onnx_bnfold.planning.planner")),
     ("store", "onnx_bnfold.cli.main"),
     ("store", "onnx"),
-    ("store", "onnx_bnfold.store.work"),
+    ("store", "onnx_bnfold.batch.task"),
     ("checked", "onnx"),
     ("checked", ONNXRUNTIME),
     ("check", "onnx"),

@@ -22,10 +22,10 @@ from stores import (
 from support import assert_same_function, count
 
 from onnx_bnfold import Options, UsageError
+from onnx_bnfold.batch import fold_store, plan_store, task
+from onnx_bnfold.batch.local import LocalLocation
+from onnx_bnfold.batch.task import Batch, Task, perform
 from onnx_bnfold.cli.main import main
-from onnx_bnfold.store import fold_store, plan_store, work
-from onnx_bnfold.store.local import LocalLocation
-from onnx_bnfold.store.work import Batch, Task, perform
 
 
 def statuses(report):
@@ -577,7 +577,7 @@ def test_usage_errors_from_python(store):
 
 def test_the_records_are_of_this_version(store, output, monkeypatch):
     fold(store, output)
-    monkeypatch.setattr("onnx_bnfold.store.records.__version__", "0.0.0")
+    monkeypatch.setattr("onnx_bnfold.batch.ledger.__version__", "0.0.0")
     batch = Batch(str(store), str(output), None, Options())
     assert not perform(batch, Task("fold", "net1/1/model.onnx")).skipped
     monkeypatch.undo()
@@ -608,8 +608,8 @@ def test_every_file_says_that_the_disk_is_full(store, output, monkeypatch, capfd
     def refuse(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("onnx_bnfold.store.work.fold_file", refuse)
-    monkeypatch.setattr("onnx_bnfold.store.work.shutil.copy2", refuse)
+    monkeypatch.setattr("onnx_bnfold.batch.task.fold_file", refuse)
+    monkeypatch.setattr("onnx_bnfold.batch.task.shutil.copy2", refuse)
     code, out, err = run(capfd, store, "-o", output, "--jobs", "1")
     assert code == 1
     assert "failed" in out.splitlines()[-1]
@@ -643,7 +643,7 @@ def test_a_report_of_the_command_line_that_cannot_be_written(store, output, monk
     ids=repr,
 )
 def test_an_error_of_ours_names_the_file(error, said):
-    assert work.failed(Task("fold", "a.onnx"), error).error == f"a.onnx: {said}"
+    assert task.failed(Task("fold", "a.onnx"), error).error == f"a.onnx: {said}"
 
 
 def test_a_sweep_of_a_full_disk_is_none(store, output, monkeypatch):
@@ -654,6 +654,6 @@ def test_a_sweep_of_a_full_disk_is_none(store, output, monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("onnx_bnfold.store.locks._acquire", refuse)
+    monkeypatch.setattr("onnx_bnfold.batch.locks._acquire", refuse)
     place.sweep()
     assert unfinished(output) == ["key.rest.d"]

@@ -10,9 +10,9 @@ import pytest
 from stores import digests, expected, fill, unfinished, write
 
 from onnx_bnfold import UsageError
+from onnx_bnfold.batch import fold_store, plan_store
+from onnx_bnfold.batch.dask_cluster import connected, on_dask
 from onnx_bnfold.cli.main import main
-from onnx_bnfold.store import fold_store, plan_store
-from onnx_bnfold.store.cluster import connected, on_dask
 
 pytest.importorskip("distributed")
 

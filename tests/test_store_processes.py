@@ -24,10 +24,10 @@ from stores import (
     unfinished,
 )
 
-from onnx_bnfold.store import fold_store
-from onnx_bnfold.store.local import LocalLocation
-from onnx_bnfold.store.locks import hold
-from onnx_bnfold.store.processes import in_processes
+from onnx_bnfold.batch import fold_store
+from onnx_bnfold.batch.local import LocalLocation
+from onnx_bnfold.batch.locks import hold
+from onnx_bnfold.batch.processes import in_processes
 
 pytestmark = pytest.mark.slow  # hundreds of processes are started and killed
 
@@ -259,7 +259,7 @@ def test_a_lock_is_held_by_one(tmp_path):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from onnx_bnfold.store.locks import hold
+from onnx_bnfold.batch.locks import hold
 with hold(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(1000)
@@ -316,7 +316,7 @@ def test_a_run_begins_with_a_sweep(tmp_path, monkeypatch):
     (state_of(output) / "unfinished" / "dead.x.d").mkdir()
     seen = []
     monkeypatch.setattr(
-        "onnx_bnfold.store.run.in_processes", lambda *args: seen.append(unfinished(output)) or []
+        "onnx_bnfold.batch.run.in_processes", lambda *args: seen.append(unfinished(output)) or []
     )
     fold_store(fill(tmp_path / "models", 1), output)
     assert seen == [[], []]
@@ -337,7 +337,7 @@ def test_a_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path):
 
 
 def test_work_goes_on_where_there_are_no_locks(tmp_path, monkeypatch):
-    monkeypatch.setattr("onnx_bnfold.store.locks.fcntl", None)
+    monkeypatch.setattr("onnx_bnfold.batch.locks.fcntl", None)
     place = LocalLocation(str(tmp_path / "folded"))
     place.prepare()
     with place.claim("key") as one, place.claim("key") as other:

@@ -9,11 +9,11 @@ import pytest
 from stores import digests, expected, fill, small_model, unfinished, write, write_external
 
 from onnx_bnfold import Options, UsageError
+from onnx_bnfold.batch import fold_store
+from onnx_bnfold.batch.locations import location_at
+from onnx_bnfold.batch.remote import RemoteLocation
+from onnx_bnfold.batch.task import Batch, Task, perform
 from onnx_bnfold.cli.main import main
-from onnx_bnfold.store import fold_store
-from onnx_bnfold.store.places import location_at
-from onnx_bnfold.store.remote import RemoteLocation
-from onnx_bnfold.store.work import Batch, Task, perform
 
 fsspec = pytest.importorskip("fsspec")
 

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import current_thread, main_thread
 
+from onnx_bnfold.batch.report import StoreReport
+from onnx_bnfold.batch.run import fold_store, plan_store
 from onnx_bnfold.cli.console import tell
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.folding import Options
 from onnx_bnfold.interrupts import EXIT_CODE
 from onnx_bnfold.storage.files import OutputFile
-from onnx_bnfold.store.report import StoreReport
-from onnx_bnfold.store.run import fold_store, plan_store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -114,10 +114,10 @@ def location_at(where: str, state: str | None = None) -> Location:
         UsageError: a URL cannot be opened.
     """
     if is_url(where):
-        from onnx_bnfold.store.remote import RemoteLocation
+        from onnx_bnfold.batch.remote import RemoteLocation
 
         return RemoteLocation(where, state)
-    from onnx_bnfold.store.local import LocalLocation
+    from onnx_bnfold.batch.local import LocalLocation
 
     return LocalLocation(where, state)
 

@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 _AHEAD = 2  # items per process that are submitted at a time
 
 
-def thread_safe_start(preload: str = "onnx_bnfold.store.work") -> str:
+def thread_safe_start(preload: str = "onnx_bnfold.batch.task") -> str:
     """Return the fastest start method for a process that may have threads.
 
     Args:

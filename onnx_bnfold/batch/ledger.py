@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from onnx_bnfold.batch.file_outcome import FileOutcome
+from onnx_bnfold.batch.locations import Location
 from onnx_bnfold.folding import Options
-from onnx_bnfold.store.outcome import FileOutcome
-from onnx_bnfold.store.places import Location
 from onnx_bnfold.version import __version__
 
 

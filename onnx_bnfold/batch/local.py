@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from onnx_bnfold.batch.locations import STATE, Listing, lies_in
+from onnx_bnfold.batch.locks import hold
 from onnx_bnfold.errors import UsageError
-from onnx_bnfold.store.locks import hold
-from onnx_bnfold.store.places import STATE, Listing, lies_in
 
 
 class LocalLocation:

@@ -22,13 +22,13 @@ from typing import Literal, TypeAlias
 
 from onnx_bnfold.api import Inspect, fold_file, plan_file
 from onnx_bnfold.api import Outcome as Fold
+from onnx_bnfold.batch import ledger
+from onnx_bnfold.batch.file_outcome import FileOutcome, Stamp, counts_of
+from onnx_bnfold.batch.locations import Location, location_at
 from onnx_bnfold.errors import BnFoldError, CheckFailed, UsageError
 from onnx_bnfold.folding import Options
 from onnx_bnfold.metadata import sha256_of
 from onnx_bnfold.storage.data_files import data_files_of
-from onnx_bnfold.store import records
-from onnx_bnfold.store.outcome import FileOutcome, Stamp, counts_of
-from onnx_bnfold.store.places import Location, location_at
 from onnx_bnfold.version import __version__
 
 Action: TypeAlias = Literal["fold", "plan", "copy"]
@@ -117,8 +117,8 @@ def _plan(batch: Batch, name: str, scratch: Path) -> FileOutcome:
 
 def _fold(batch: Batch, name: str, target: Location, key: str, scratch: Path) -> FileOutcome:
     root, read = _fetch(location_at(batch.source), name, scratch)
-    source, settings = _stamps(root, read), records.settings_of(batch.options)
-    earlier = records.load(target, key)
+    source, settings = _stamps(root, read), ledger.settings_of(batch.options)
+    earlier = ledger.load(target, key)
     if (
         earlier is not None
         and (earlier.settings, earlier.outcome.source) == (settings, source)
@@ -141,7 +141,7 @@ def _fold(batch: Batch, name: str, target: Location, key: str, scratch: Path) ->
         for old in earlier.outcome.target.keys() - written.keys():
             target.remove(old)
     outcome = FileOutcome(name, "folded", counts=counts_of(report), source=source, target=written)
-    records.save(records.Record(outcome, settings, batch.run), target, key, scratch)
+    ledger.save(ledger.Record(outcome, settings, batch.run), target, key, scratch)
     return outcome
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from onnx_bnfold.batch.locations import STATE, Listing
 from onnx_bnfold.errors import UsageError
-from onnx_bnfold.store.places import STATE, Listing
 
 
 class RemoteLocation:

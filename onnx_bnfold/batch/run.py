@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
+from onnx_bnfold.batch.file_outcome import FileOutcome, is_model
+from onnx_bnfold.batch.ledger import settings_of
+from onnx_bnfold.batch.locations import Listing, Location, is_url, lies_in, location_at
+from onnx_bnfold.batch.processes import in_processes, thread_safe_start
+from onnx_bnfold.batch.report import StoreReport
+from onnx_bnfold.batch.task import Action, Batch, Task, failed, perform
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.folding import Options
 from onnx_bnfold.progress import progress
 from onnx_bnfold.storage.thread_pool import available_processors
-from onnx_bnfold.store.outcome import FileOutcome, is_model
-from onnx_bnfold.store.places import Listing, Location, is_url, lies_in, location_at
-from onnx_bnfold.store.processes import in_processes, thread_safe_start
-from onnx_bnfold.store.records import settings_of
-from onnx_bnfold.store.report import StoreReport
-from onnx_bnfold.store.work import Action, Batch, Task, failed, perform
 from onnx_bnfold.validation import require_at_least, require_value
 
 REPORT = "report.json"  # in the state
@@ -154,7 +154,7 @@ def _listed(source: Location) -> tuple[Listing, dict[str, int]]:
 def _runner(batch: Batch, jobs: int | None, dask: str | None) -> Iterator[_Run]:
     work = partial(perform, batch)
     if dask is not None:
-        from onnx_bnfold.store.cluster import connected, on_dask
+        from onnx_bnfold.batch.dask_cluster import connected, on_dask
 
         with connected(dask) as client:
             yield lambda tasks: on_dask(client, work, tasks, failed)

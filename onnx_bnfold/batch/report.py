@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from onnx_bnfold.batch.file_outcome import FileOutcome
 from onnx_bnfold.errors import printable
-from onnx_bnfold.store.outcome import FileOutcome
 
 SCHEMA = 1  # raised when a field of the JSON is removed or changes its meaning
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from onnx_bnfold.api import fold, fold_file, plan, plan_file
     from onnx_bnfold.errors import BnFoldError, CheckFailed, ModelError, UsageError
-    from onnx_bnfold.folding import Options
+    from onnx_bnfold.pipeline import Options
     from onnx_bnfold.reasons import Reason, Refusal
     from onnx_bnfold.report import Record, Report
 

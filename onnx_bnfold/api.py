@@ -13,9 +13,9 @@ import numpy as np
 from onnx import ModelProto
 
 from onnx_bnfold.errors import UsageError
-from onnx_bnfold.folding import Folding, Options
-from onnx_bnfold.metadata import Recorder
 from onnx_bnfold.model.graph import bodies_of
+from onnx_bnfold.pipeline import Folding, Options
+from onnx_bnfold.provenance import Recorder
 from onnx_bnfold.rewriting.graph_editor import Pending
 from onnx_bnfold.rewriting.new_constants import Unrepresentable, compute_all
 from onnx_bnfold.storage import ModelFile, data_files, read_tensor

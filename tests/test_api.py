@@ -31,7 +31,7 @@ from support import (
 import onnx_bnfold
 from onnx_bnfold import ModelError, Options, Reason, UsageError, fold, fold_file, plan, plan_file
 from onnx_bnfold.api import write_folded
-from onnx_bnfold.folding import Folding
+from onnx_bnfold.pipeline import Folding
 from onnx_bnfold.reasons import Refused
 
 X = {"x": ("N", 3, 5, 6)}

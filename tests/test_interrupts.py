@@ -32,7 +32,7 @@ sys.meta_path.insert(0, Finder())
 from onnx_bnfold.__main__ import run
 run()
 """
-EARLY = ("onnx_bnfold.cli.main", "argparse", "onnx_bnfold.metadata")
+EARLY = ("onnx_bnfold.cli.main", "argparse", "onnx_bnfold.provenance")
 EXTENSIONS = ("numpy", "google.protobuf", "onnx", "onnx.onnx_cpp2py_export", "ml_dtypes")
 ONNXRUNTIME = "onnxruntime.capi.onnxruntime_pybind11_state"
 MOMENTS = [

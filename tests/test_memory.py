@@ -18,8 +18,8 @@ from support import bn, conv, join, model_of
 import onnx_bnfold
 from onnx_bnfold import Options, Reason, api
 from onnx_bnfold.cli.main import main
-from onnx_bnfold.memory import collect_rarely, keep_freed_memory
 from onnx_bnfold.model.graph import Graph
+from onnx_bnfold.process_memory import collect_rarely, keep_freed_memory
 
 
 class WithoutMallopt:
@@ -63,7 +63,7 @@ def test_garbage_in_cycles_is_collected_all_the_same():
 def test_the_end_of_a_process_frees_nothing_object_by_object():
     """What hosts the process, and what asked to be called, is called all the same."""
     code = (
-        "import atexit, gc; from onnx_bnfold.memory import collect_rarely, keep_to_the_end; "
+        "import atexit, gc; from onnx_bnfold.process_memory import collect_rarely, keep_to_the_end; "
         "thing = type('Thing', (), {'__del__': lambda self: print('freed')})(); "
         "atexit.register(lambda: print(gc.get_freeze_count() > 0)); "
         "collect_rarely(); keep_to_the_end(thing)"

@@ -9,7 +9,7 @@ import pytest
 from support import bn, conv, join, model_of, node
 
 from onnx_bnfold import Options, fold, fold_file
-from onnx_bnfold.metadata import KEY, _hashing_of, begin_hashing, sha256_of
+from onnx_bnfold.provenance import KEY, _hashing_of, begin_hashing, sha256_of
 from onnx_bnfold.version import __version__
 
 X = {"x": ("N", 3, 5, 6)}
@@ -111,7 +111,7 @@ def test_sha256(size, tmp_path):
 
 def test_hashing_begins_before_the_hash_is_asked_for(tmp_path, monkeypatch):
     begun = []
-    monkeypatch.setattr("onnx_bnfold.metadata._Hashing", begun.append)
+    monkeypatch.setattr("onnx_bnfold.provenance._Hashing", begun.append)
     (tmp_path / "f").write_bytes(b"content")
     for path in (tmp_path / "f", tmp_path, tmp_path / "nothing"):
         begin_hashing(path)
@@ -125,7 +125,7 @@ def test_what_cannot_be_hashed_has_no_hash(error, tmp_path, monkeypatch):
 
     (tmp_path / "f").write_bytes(b"content")
     with monkeypatch.context() as patch:
-        patch.setattr("onnx_bnfold.metadata.page_aligned", fail)
+        patch.setattr("onnx_bnfold.provenance.page_aligned", fail)
         with pytest.raises(error):
             sha256_of(tmp_path / "f")
     assert sha256_of(tmp_path / "f") == hashlib.sha256(b"content").hexdigest()

@@ -9,7 +9,7 @@ from onnx.external_data_helper import convert_model_to_external_data
 from support import all_nodes, assert_same_function, initializer, ops, tensor
 
 import onnx_bnfold
-from onnx_bnfold import Options, Reason, folding
+from onnx_bnfold import Options, Reason, pipeline
 
 MERGE = Options(merge_branches=True)
 NARROW = Options(max_rescale=2)
@@ -178,6 +178,6 @@ def test_what_stays_for_good_by_its_neighbours_is_not_planned_twice(monkeypatch)
     net = Net(IMAGE)
     x = net.relu(net.bn(net.conv("x", 4)))
     model = net.model(net.relu(net.conv(net.relu(net.bn(x)), 4, 3, pads=[1] * 4)))
-    monkeypatch.delattr(folding.Folding, "_result")
+    monkeypatch.delattr(pipeline.Folding, "_result")
     report = onnx_bnfold.plan(model)
     assert (len(report.folded), len(report.kept)) == (1, 1)

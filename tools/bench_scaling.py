@@ -22,7 +22,7 @@ import onnx
 from onnx import ModelProto, helper, numpy_helper
 
 from onnx_bnfold import Options
-from onnx_bnfold.folding import Folding
+from onnx_bnfold.pipeline import Folding
 from tools.peers.batch import Unusable, run_jobs
 from tools.peers.bench import OURS, PEERS
 from tools.peers.tables import head, row, write

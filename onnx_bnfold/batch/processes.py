@@ -14,7 +14,7 @@ from threading import Thread
 from typing import TypeVar
 
 from onnx_bnfold.interrupts import held_back
-from onnx_bnfold.memory import collect_rarely, keep_freed_memory
+from onnx_bnfold.process_memory import collect_rarely, keep_freed_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

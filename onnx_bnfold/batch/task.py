@@ -26,8 +26,8 @@ from onnx_bnfold.batch import ledger
 from onnx_bnfold.batch.file_outcome import FileOutcome, Stamp, counts_of
 from onnx_bnfold.batch.locations import Location, location_at
 from onnx_bnfold.errors import BnFoldError, CheckFailed, UsageError
-from onnx_bnfold.folding import Options
-from onnx_bnfold.metadata import sha256_of
+from onnx_bnfold.pipeline import Options
+from onnx_bnfold.provenance import sha256_of
 from onnx_bnfold.storage.data_files import data_files_of
 from onnx_bnfold.version import __version__
 

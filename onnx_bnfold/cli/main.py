@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 from onnx_bnfold.errors import BnFoldError, CheckFailed, printable
 from onnx_bnfold.interrupts import EXIT_CODE, held_back
-from onnx_bnfold.memory import collect_rarely, keep_freed_memory
-from onnx_bnfold.metadata import begin_hashing
+from onnx_bnfold.process_memory import collect_rarely, keep_freed_memory
+from onnx_bnfold.provenance import begin_hashing
 from onnx_bnfold.version import __version__
 
 EPILOG = """\
@@ -160,7 +160,7 @@ def _fold(words: Sequence[str], keep: Callable[[object], None] | None) -> int:
     _begin(args)
     with held_back():
         from onnx_bnfold.cli.fold import run
-        from onnx_bnfold.folding import Options
+        from onnx_bnfold.pipeline import Options
 
     options = Options(
         freeze_initializers=args.freeze_initializers,

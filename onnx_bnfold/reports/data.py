@@ -16,8 +16,8 @@ from typing import Any
 
 from onnx_bnfold.api import Outcome
 from onnx_bnfold.check.results import CheckResult
-from onnx_bnfold.metadata import sha256_of
 from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.provenance import sha256_of
 from onnx_bnfold.report import Rescaled, copied_bytes
 from onnx_bnfold.reports.cost import Sizes, input_shapes
 from onnx_bnfold.reports.figures import Figures, figures_of

@@ -8,9 +8,9 @@ from itertools import chain
 
 from onnx import ModelProto
 
-from onnx_bnfold.folding import Folding
 from onnx_bnfold.model.graph import Graph, graphs_of, operator
 from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.pipeline import Folding
 from onnx_bnfold.planning.planner import Decision, GraphPlan
 from onnx_bnfold.report import Record
 

@@ -63,7 +63,8 @@ def test_garbage_in_cycles_is_collected_all_the_same():
 def test_the_end_of_a_process_frees_nothing_object_by_object():
     """What hosts the process, and what asked to be called, is called all the same."""
     code = (
-        "import atexit, gc; from onnx_bnfold.process_memory import collect_rarely, keep_to_the_end; "
+        "import atexit, gc; "
+        "from onnx_bnfold.process_memory import collect_rarely, keep_to_the_end; "
         "thing = type('Thing', (), {'__del__': lambda self: print('freed')})(); "
         "atexit.register(lambda: print(gc.get_freeze_count() > 0)); "
         "collect_rarely(); keep_to_the_end(thing)"

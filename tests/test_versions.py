@@ -57,7 +57,7 @@ def quantised(net):
 
 @pytest.mark.parametrize(
     ("build", "operator"),
-    [(relu, "Relu"), (layer, "Conv"), (layer, batchnorm), (quantised, quantized)],
+    [(relu, "Relu"), (layer, "Conv"), (layer, batchnorm), (quantised, dequantized_weight)],
 )
 def test_a_newer_version_is_refused(build, operator, monkeypatch):
     net = Net(IMAGE)

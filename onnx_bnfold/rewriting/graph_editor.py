@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
-from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from onnx import (
 
 from onnx_bnfold.model.constants import EVALUATED
 from onnx_bnfold.model.graph import Body, Graph, counterparts, quantization_parameters
+from onnx_bnfold.model.node_order import GONE, arrange
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.entries import BiasPlace
 from onnx_bnfold.planning.notes import note
@@ -29,8 +29,6 @@ from onnx_bnfold.planning.planner import GraphPlan
 from onnx_bnfold.rewriting.integrity import Text, require_intact
 from onnx_bnfold.rewriting.new_constants import Compute, NewConstant, new_constants
 from onnx_bnfold.storage.tensors import clear_values, is_external
-
-_GONE = 1 << 29  # the place of what goes; more than any other
 
 # --- the protobuf ---------------------------------------------------------------------------
 
@@ -169,7 +167,7 @@ class _Editor:
 
     def _arrange(self, gone: Set[int]) -> None:
         """Take nodes out, and put the new ones in: constants in front, an Add behind its node."""
-        places = [_GONE if index in gone else 2 * index for index in range(len(self.nodes))]
+        places = [GONE if index in gone else 2 * index for index in range(len(self.nodes))]
         self.body.node.extend((*self.before, *self.after.values()))
         places += [-1] * len(self.before) + [2 * index + 1 for index in self.after]
         arrange(self.body.node, places)
@@ -361,24 +359,10 @@ def _drop_attribute(node: NodeProto, name: str) -> None:
     node.attribute.extend(kept)
 
 
-def arrange(field: Any, places: Sequence[int]) -> None:
-    """Sort the messages of a repeated field, and take out those whose place is ``_GONE``.
-
-    They are sorted to its end: those that stay, weights among them, are not copied.
-
-    Args:
-        field: of a message.
-        places: one per message; of those that are alike the order stays.
-    """
-    # A sort asks for its keys once, in the order of the field; what it gives is never the default.
-    field.sort(key=partial(next, iter(places)))
-    del field[len(places) - places.count(_GONE) :]
-
-
 def _drop(field: Any, stale: Sequence[bool]) -> None:
     """Take messages out of a repeated field, those for which ``stale`` is true."""
     if any(stale):
-        arrange(field, [_GONE if is_stale else 0 for is_stale in stale])
+        arrange(field, [GONE if is_stale else 0 for is_stale in stale])
 
 
 def _drop_named(field: Any, names: Set[str]) -> None:

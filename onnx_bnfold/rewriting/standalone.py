@@ -15,6 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from onnx_bnfold.model.float_formats import as_type
 from onnx_bnfold.model.graph import Body, counterparts
+from onnx_bnfold.model.node_order import arrange
 from onnx_bnfold.model.node_view import accepts
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Float64
@@ -24,7 +25,7 @@ from onnx_bnfold.planning.planner import Decision, GraphPlan, Place, Restated, S
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.rewriting.branch_merging import declare
-from onnx_bnfold.rewriting.graph_editor import Names, arrange
+from onnx_bnfold.rewriting.graph_editor import Names
 from onnx_bnfold.rewriting.integrity import Text, require_intact
 from onnx_bnfold.rewriting.rounded_products import ONE, product
 

@@ -21,7 +21,7 @@ from onnx_bnfold.model.shape_inference import Inference, Shapes
 from onnx_bnfold.model.source import Source, rounded
 from onnx_bnfold.model.validate import require_sound
 from onnx_bnfold.operators.affine import Float64
-from onnx_bnfold.planning.graph_state import Site
+from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.planner import Decision, GraphPlan, Place, Standalone, plan_graph
 from onnx_bnfold.planning.precision_limits import Limits, Profile
 from onnx_bnfold.reasons import Refusal
@@ -147,24 +147,24 @@ class Folding:
         from onnx_bnfold.report import Record
         from onnx_bnfold.rewriting import branch_merging
 
-        site = self._site(0, {})
-        found = [one for one in branch_merging.merges(site) if branch_merging.fits(site, one)]
+        state = self._state(0, {})
+        found = [one for one in branch_merging.merges(state) if branch_merging.fits(state, one)]
         if not found:
             return
         copy = self._copy()
         self._source = self._source.with_computed(
-            branch_merging.apply(copy, self._graphs, site, found)
+            branch_merging.apply(copy, self._graphs, state, found)
         )
         self.merges += len(found)
         self.merged += tuple(
-            Record.of_merged(site.place(norm), site.place(m.conv))
+            Record.of_merged(state.place(norm), state.place(m.conv))
             for m in found
             for norm in m.norms
         )
         self.model = copy
         self._index()
 
-    def _site(self, position: int, known: dict[int, Site]) -> Site:
+    def _state(self, position: int, known: dict[int, GraphState]) -> GraphState:
         graph = self._graphs[position]
         outer = None if graph.parent is None else known[id(graph.parent)]
         shapes = Shapes(graph, self._inference, position, None if outer is None else outer.shapes)
@@ -175,9 +175,9 @@ class Folding:
             None if outer is None else outer.constants,
             self._source.open,
         )
-        site = Site(graph, constants, shapes)
-        known[id(graph)] = site
-        return site
+        state = GraphState(graph, constants, shapes)
+        known[id(graph)] = state
+        return state
 
     def plan(self) -> Sequence[GraphPlan]:
         """Plan every graph of the model, leaving out what turned out not to be representable."""
@@ -244,7 +244,7 @@ class Folding:
             return None
         from onnx_bnfold.planning.value_ranges import of_result
 
-        return of_result(self._ranges, self.plans[0].site)
+        return of_result(self._ranges, self.plans[0].state)
 
     def _go_on(self) -> bool:
         """Plan the result of the present plan, its constants not rounded yet.
@@ -268,21 +268,21 @@ class Folding:
         if self.options.merge_branches:
             self._merge()
         self._plan_once()
-        return self.merges > merges or any(plan.site.removed for plan in self.plans)
+        return self.merges > merges or any(plan.state.removed for plan in self.plans)
 
     @property
     def _limits(self) -> Limits:
         return Limits(self.options.max_rescale, self.options.profile)
 
     def _plan_graphs(self) -> None:
-        known: dict[int, Site] = {}
+        known: dict[int, GraphState] = {}
         self.plans = [self._plan_graph(position, known) for position in range(len(self._graphs))]
 
-    def _plan_graph(self, position: int, known: dict[int, Site]) -> GraphPlan:
+    def _plan_graph(self, position: int, known: dict[int, GraphState]) -> GraphPlan:
         excluded = {n: r for (p, n), r in self._excluded.items() if p == position}
         keep = self.options.keep_shared_weights
-        site = self._site(position, known)
-        return plan_graph(site, self._limits, excluded, keep_shared_weights=keep)
+        state = self._state(position, known)
+        return plan_graph(state, self._limits, excluded, keep_shared_weights=keep)
 
     def _restate(self) -> bool:
         """Go on with a copy of the model in which nodes that stay have another form, if any do."""
@@ -313,7 +313,7 @@ class Folding:
         from onnx_bnfold.planning.value_ranges import from_statistics
 
         if self._ranges is None:
-            ranges: Ranges = from_statistics(plan.site)
+            ranges: Ranges = from_statistics(plan.state)
         else:
             ranges = self._ranges if position == 0 else {}
         excluded = frozenset(root for p, root in self._unequal if p == position)
@@ -389,7 +389,7 @@ class Folding:
     def alters(self) -> bool:
         """Whether anything changes by the present plan."""
         return bool(self.merges or self._restated or self.earlier) or any(
-            any((plan.site.removed, plan.equalized, plan.evened)) for plan in self.plans
+            any((plan.state.removed, plan.equalized, plan.evened)) for plan in self.plans
         )
 
     @property
@@ -409,7 +409,7 @@ class Folding:
             for position, plan in enumerate(plans):
                 for decision in plan.decisions:
                     if is_last or decision.folded or decision.restated is not None:
-                        graph, index = plan.site.graph, decision.node
+                        graph, index = plan.state.graph, decision.node
                         place = self._origins.place(number, position, graph, index)
                         found.append((place, plan, decision))
         found.sort(key=itemgetter(0))

@@ -159,13 +159,13 @@ def test_the_noise_of_steps_of_one():
 def test_noise_in_front_of_a_norm_counts_beside_what_the_norm_writes():
     """Its input has got a factor of 2 and its output one of 8."""
     norm = SimpleNamespace(channels=2, a=np.array([1.0, 3]), spread=np.array([2.0, 1]))
-    site = SimpleNamespace(
+    state = SimpleNamespace(
         norm=lambda index: norm,
         rank=lambda index: 4,
         sides=lambda index: (2, 8),
         change=lambda factor, rank: Affine.of(np.full((1,) * rank, factor), np.zeros((1,) * rank)),
     )
-    np.testing.assert_allclose(_gain_of_norm(site, 0), np.array([1, 9]) / 4 / (2**2 + 3**2))
+    np.testing.assert_allclose(_gain_of_norm(state, 0), np.array([1, 9]) / 4 / (2**2 + 3**2))
 
 
 def test_a_norm_that_stays_gets_scales_of_one_size(rng):

@@ -17,7 +17,7 @@ def norm(net: Net, mean: list[float], deviation: list[float]) -> str:
 
 
 def ranges_of(net: Net, output: str):
-    return from_statistics(net.site(output))
+    return from_statistics(net.state(output))
 
 
 def test_behind_a_relu():

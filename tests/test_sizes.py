@@ -24,7 +24,7 @@ def test_the_size_goes_where_a_movement_puts_it(side):
         y = norm(net.op("Transpose", x, perm=[0, 2, 1]), one, deviation**2)
     else:
         x = y = net.op("Transpose", norm(x, deviation, one), perm=[0, 2, 1])
-    found = sizes(net.site(y), x)
+    found = sizes(net.state(y), x)
     assert found
     for spread in found:
         np.testing.assert_array_equal(spread.scale, deviation.reshape(1, 1, 3))

@@ -24,7 +24,7 @@ class Source:
     Attributes:
         computed: functions that return those of some, by name.
 
-    The folding knows its sites, and they this: it must not know the folding. What refers to itself
+    The folding knows its graph states, and they this: it must not know the folding. What refers to itself
     stays in memory until Python looks for cycles, with all of its model.
     """
 

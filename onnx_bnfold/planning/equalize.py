@@ -33,7 +33,7 @@ from onnx import TensorProto
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64, along
 from onnx_bnfold.operators.linear import LinearLayer
-from onnx_bnfold.planning.graph_state import Key, Site
+from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.notes import EQUALIZE, is_noted
 from onnx_bnfold.planning.planner import GraphPlan, commit, require_totals
 from onnx_bnfold.planning.precision_limits import Limits
@@ -150,47 +150,47 @@ def equalize(plan: GraphPlan, ranges: Ranges, limits: Limits, excluded: frozense
         limits: bounds the changes.
         excluded: roots of groups that must stay as they are.
     """
-    site = plan.site
-    present = dict(_present(site, ranges))
+    state = plan.state
+    present = dict(_present(state, ranges))
     seen: set[str] = set()
     for root in sorted(present, key=lambda name: (-present[name].rank, -present[name].channels)):
         if root in seen:
             continue
         rank, labels = present[root].rank, _labels(present[root].channels)
         try:
-            probe = flood(site, None, {root: _laid(labels, rank)})
+            probe = flood(state, None, {root: _laid(labels, rank)})
             seen.update(name for name in probe if isinstance(name, str))
-            if _is_left(site, probe, limits):
+            if _is_left(state, probe, limits):
                 continue
-            group = _group(site, labels, present, probe)
+            group = _group(state, labels, present, probe)
             factors = None if group is None or root in excluded else group.factors()
             if factors is None:
                 continue
-            changes = flood(site, None, {root: _laid(factors, rank)})
-            require_totals(site, None, changes)
-            limits.check_scales(site, {k: c for k, c in changes.items() if isinstance(k, str)})
+            changes = flood(state, None, {root: _laid(factors, rank)})
+            require_totals(state, None, changes)
+            limits.check_scales(state, {k: c for k, c in changes.items() if isinstance(k, str)})
         except Refused:
             continue
-        commit(site, changes)
-        for index in _absorbing(site, changes):
+        commit(state, changes)
+        for index in _absorbing(state, changes):
             plan.equalized.setdefault(index, []).append(root)
-    plan.evened = {i for i in range(len(site.graph.nodes)) if _is_to_be_evened(site, i)}
+    plan.evened = {i for i in range(len(state.graph.nodes)) if _is_to_be_evened(state, i)}
 
 
-def _is_left(site: Site, probe: Mapping[Key, Affine], limits: Limits) -> bool:
+def _is_left(state: GraphState, probe: Mapping[Key, Affine], limits: Limits) -> bool:
     """Whether an earlier fold has left a group as it is; it knew more ranges."""
-    makers = (site.graph.producer.get(name) for name in probe if isinstance(name, str))
-    nodes = (site.graph.nodes[index] for index in makers if index is not None)
+    makers = (state.graph.producer.get(name) for name in probe if isinstance(name, str))
+    nodes = (state.graph.nodes[index] for index in makers if index is not None)
     return any(is_noted(node, EQUALIZE, limits) for node in nodes)
 
 
-def _present(site: Site, ranges: Ranges) -> Iterator[tuple[str, Range]]:
+def _present(state: GraphState, ranges: Ranges) -> Iterator[tuple[str, Range]]:
     for name, span in ranges.items():
         # Who reads a constant has it for its own: a change of the tensor would not reach it.
-        if site.constants.get(name) is not None:
+        if state.constants.get(name) is not None:
             continue
-        if name in site.graph.producer and span.channels > 1:
-            now = span.changed(site.change(name, span.rank))
+        if name in state.graph.producer and span.channels > 1:
+            now = span.changed(state.change(name, span.rank))
             if now is not None and np.isfinite([now.low, now.high, now.power]).all():
                 yield name, now
 
@@ -204,20 +204,20 @@ def _labels(count: int) -> Float64:
     return np.sort(np.random.default_rng(0).uniform(1.25, 1.75, count))
 
 
-def _absorbing(site: Site, changes: Mapping[Key, Affine]) -> Iterator[int]:
+def _absorbing(state: GraphState, changes: Mapping[Key, Affine]) -> Iterator[int]:
     for key in changes:
-        for index in site.neighbours(key):
-            if index not in site.removed and site.absorbs(index, key):
+        for index in state.neighbours(key):
+            if index not in state.removed and state.absorbs(index, key):
                 yield index
 
 
 def _group(
-    site: Site, labels: Float64, present: Mapping[str, Range], probe: Mapping[Key, Affine]
+    state: GraphState, labels: Float64, present: Mapping[str, Range], probe: Mapping[Key, Affine]
 ) -> _Group | None:
     """Return what the factors of a group do; None if that is not known or nothing.
 
     Args:
-        site: the graph.
+        state: the graph.
         labels: the factors that the group was flooded with, ascending.
         present: the ranges of its tensors as they are by now.
         probe: what the flood has found.
@@ -229,19 +229,21 @@ def _group(
     for name, change in probe.items():
         if not isinstance(name, str):
             continue
-        views = [site.view(i) for i, _ in site.graph.readers.get(name, ()) if i not in site.removed]
+        views = [
+            state.view(i) for i, _ in state.graph.readers.get(name, ()) if i not in state.removed
+        ]
         if name not in present:
-            if any(site.layer_or_none(view.index) is not None for view in views):
+            if any(state.layer_or_none(view.index) is not None for view in views):
                 return None
             continue
         member = _member(change, present[name], labels)
         if member is None:
             return None
-        members.setdefault(site.groups.root(name), member)
+        members.setdefault(state.groups.root(name), member)
         if any(view.op not in _FUSED for view in views):
-            rounded.setdefault(site.groups.root(name), member)
-        absorbing = (v.index for v in views if site.absorber_or_none(v.index) is not None)
-        readers += [_reader(site, index, member) for index in absorbing]
+            rounded.setdefault(state.groups.root(name), member)
+        absorbing = (v.index for v in views if state.absorber_or_none(v.index) is not None)
+        readers += [_reader(state, index, member) for index in absorbing]
     for reader in readers:
         gain += reader.member.onto(reader.gain, len(gain))
     if not rounded or not gain.any():
@@ -264,13 +266,13 @@ def _member(change: Affine, span: Range, labels: Float64) -> _Member | None:
     return _Member(channels, span)
 
 
-def _reader(site: Site, index: int, member: _Member) -> _Reader:
-    if site.graph.ops[index] == batchnorm.OPERATOR:  # its scale is evened: not rounded at all
-        gain = _gain_of_norm(site, index)
+def _reader(state: GraphState, index: int, member: _Member) -> _Reader:
+    if state.graph.ops[index] == batchnorm.OPERATOR:  # its scale is evened: not rounded at all
+        gain = _gain_of_norm(state, index)
         return _Reader(member, np.zeros((1, 1, len(gain))), gain, gain)
-    layer = site.layer(index)
-    weight = site.constants.value(layer.weight.name).reshape(layer.grouped)
-    weight = weight * layer.weight_factor(*site.side_changes(index))
+    layer = state.layer(index)
+    weight = state.constants.value(layer.weight.name).reshape(layer.grouped)
+    weight = weight * layer.weight_factor(*state.side_changes(index))
     inner = layer.axes("bk")
     peaks = _by_channels(layer, np.abs(weight).max(axis=inner, keepdims=True))
     energy = _by_channels(layer, np.square(weight).sum(axis=inner, keepdims=True))
@@ -290,28 +292,28 @@ def _by_channels(layer: LinearLayer, weight: Float64) -> Float64:
     )
 
 
-def _gain_of_norm(site: Site, index: int) -> Float64:
+def _gain_of_norm(state: GraphState, index: int) -> Float64:
     """Return what noise of one in a channel of its input is beside the power of its output."""
-    norm, (p, r) = site.norm(index), _rescaled(site, index)
+    norm, (p, r) = state.norm(index), _rescaled(state, index)
     power = float(np.square(norm.a * r * norm.spread).sum())
     return np.asarray(np.square(norm.a * r / p) / (power or 1.0))
 
 
-def _rescaled(site: Site, index: int) -> tuple[Float64, Float64]:
+def _rescaled(state: GraphState, index: int) -> tuple[Float64, Float64]:
     """Return the factors that input and output of a norm have got, ``(C,)`` each."""
-    rank, count = site.rank(index), site.norm(index).channels
-    vectors = (site.change(name, rank).vector(1, count) for name in site.sides(index))
+    rank, count = state.rank(index), state.norm(index).channels
+    vectors = (state.change(name, rank).vector(1, count) for name in state.sides(index))
     p, r = (np.ones(count) if vector is None else vector[0] for vector in vectors)
     return p, r
 
 
-def _is_to_be_evened(site: Site, index: int) -> bool:
+def _is_to_be_evened(state: GraphState, index: int) -> bool:
     """Whether a node is a BatchNormalization that stays, with scales of several sizes."""
-    view = site.view(index)
-    if index in site.removed or view.op != batchnorm.OPERATOR:
+    view = state.view(index)
+    if index in state.removed or view.op != batchnorm.OPERATOR:
         return False
     try:
-        norm, (p, r) = site.norm(index), _rescaled(site, index)
+        norm, (p, r) = state.norm(index), _rescaled(state, index)
     except Refused:
         return False
     infos = (view.constant(1), view.constant(4))

@@ -40,7 +40,7 @@ class _Operands(NamedTuple):
     rank: int
 
 
-class Site:
+class GraphState:
     """A graph with its decisions.
 
     Attributes:
@@ -258,9 +258,9 @@ class Site:
             return self._absorb(index, known)
         assert isinstance(entry, Transparent)
         view = self.view(index)
-        state = Known(known, lambda slot: self.present(index, slot), deciding)
+        asked = Known(known, lambda slot: self.present(index, slot), deciding)
         try:
-            return entry.rule(view, state)
+            return entry.rule(view, asked)
         except _MALFORMED as error:
             raise _malformed(view) from error
 
@@ -441,21 +441,21 @@ class Site:
         return len(self.view(index).dims_in(0))
 
 
-def constant_map(site: Site, index: int, *, original: bool = False) -> tuple[int, Affine]:
+def constant_map(state: GraphState, index: int, *, original: bool = False) -> tuple[int, Affine]:
     """Return the data slot of a Mul, Add, Sub or Div by a constant, and its map as it is by now.
 
     Args:
-        site: the graph.
+        state: the graph.
         index: the node.
         original: take the constant as it was before any change.
 
     Raises:
         Refused: it is none, or it broadcasts its data operand.
     """
-    constant, data, rank = site.operands(index)
-    view = site.view(index)
-    value = site.original(index, constant) if original else site.present(index, constant)
-    operand = site.entries[index].operand
+    constant, data, rank = state.operands(index)
+    view = state.view(index)
+    value = state.original(index, constant) if original else state.present(index, constant)
+    operand = state.entries[index].operand
     assert operand is not None
     return data, Affine.of(
         *operand.map(view, value.reshape((1,) * (rank - value.ndim) + value.shape), data)

@@ -23,7 +23,7 @@ import numpy as np
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import VANISHING, Affine
 from onnx_bnfold.operators.entries import BiasPlace, Combines
-from onnx_bnfold.planning.graph_state import Key, Site, constant_map
+from onnx_bnfold.planning.graph_state import GraphState, Key, constant_map
 from onnx_bnfold.planning.notes import require_unnoted
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.propagation import flood
@@ -92,7 +92,7 @@ class GraphPlan:
     """The plan of one graph.
 
     Attributes:
-        site: the graph with the total change of every key and the removed nodes.
+        state: the graph with the total change of every key and the removed nodes.
         limits: what it was planned by.
         decisions: one per BatchNormalization and per removed affine node, in node order.
         touched: for each node whose constants change, the removed nodes that caused it, in order.
@@ -105,7 +105,7 @@ class GraphPlan:
         left: nodes that stay for good, and what for (``notes``).
     """
 
-    site: Site
+    state: GraphState
     limits: Limits
     decisions: list[Decision] = field(default_factory=list)
     touched: dict[int, list[int]] = field(default_factory=dict)
@@ -118,17 +118,17 @@ class GraphPlan:
     @property
     def changed(self) -> set[int]:
         """The nodes whose constants change."""
-        edges = (key[0] for key in self.site.total if isinstance(key, tuple))
+        edges = (key[0] for key in self.state.total if isinstance(key, tuple))
         return {*self.touched, *self.equalized, *self.evened, *edges}
 
     def is_norm(self, decision: Decision) -> bool:
         """Whether a decision is about a BatchNormalization."""
-        op = self.site.graph.ops[decision.node]
+        op = self.state.graph.ops[decision.node]
         return decision.restated is not None or op == batchnorm.OPERATOR
 
 
 def plan_graph(
-    site: Site,
+    state: GraphState,
     limits: Limits,
     excluded: dict[int, Refusal],
     *,
@@ -137,32 +137,32 @@ def plan_graph(
     """Plan one graph.
 
     Args:
-        site: the graph, with nothing decided.
+        state: the graph, with nothing decided.
         limits: what a re-parametrised tensor may become.
         excluded: nodes that must stay, with the reason.
         keep_shared_weights: copy no weight that others read, not for a BatchNormalization either.
 
     Returns:
-        The plan; its site holds the changes.
+        The plan; its state holds the changes.
     """
-    planner = _Planner(site, limits, excluded, keep_shared_weights)
+    planner = _Planner(state, limits, excluded, keep_shared_weights)
     planner.run()
     decisions = sorted(planner.decisions.values(), key=lambda d: d.node)
     doubtful = planner.doubtful | excluded
     return GraphPlan(
-        site, limits, decisions, planner.touched, doubtful=doubtful, unsure=planner.unsure
+        state, limits, decisions, planner.touched, doubtful=doubtful, unsure=planner.unsure
     )
 
 
 class _Planner:
     def __init__(
         self,
-        site: Site,
+        state: GraphState,
         limits: Limits,
         excluded: dict[int, Refusal],
         keep_shared_weights: bool,
     ) -> None:
-        self.site = site
+        self.state = state
         self.limits = limits
         self.excluded = excluded
         self.keep_shared_weights = keep_shared_weights
@@ -176,14 +176,14 @@ class _Planner:
         self._moved: dict[int, int] = {}
 
     def run(self) -> None:
-        norms, affine = _candidates(self.site)
-        self.site.read_norms([i for i in norms if i not in self.excluded])
+        norms, affine = _candidates(self.state)
+        self.state.read_norms([i for i in norms if i not in self.excluded])
         usable = [i for i in norms if self._is_usable(i)]
-        direct = [i for i in usable if _is_direct(self.site, i)]
-        self.site.read_maps(direct)
+        direct = [i for i in usable if _is_direct(self.state, i)]
+        self.state.read_maps(direct)
         others = sorted(set(usable) - set(direct))
         if len(others) > 1:
-            others.sort(key=lambda i: -_elements(self.site, i))
+            others.sort(key=lambda i: -_elements(self.state, i))
         affine = [i for i in affine if self._may_go(i)]
         queue = [*direct, *others, *affine]
         while queue:
@@ -196,7 +196,7 @@ class _Planner:
         """What copies of constants would add."""
         from onnx_bnfold.planning.shared_constants import SharedConstants  # few plain folds ask
 
-        return SharedConstants(self.site)
+        return SharedConstants(self.state)
 
     def _may_go_now(self, index: int) -> bool:
         """Whether something changed where a node that stayed was refused: then it is tried again.
@@ -207,12 +207,12 @@ class _Planner:
         return any(self._moved.get(other, 0) > when for other in asked)
 
     def _is_usable(self, index: int) -> bool:
-        view = self.site.view(index)
+        view = self.state.view(index)
         try:
             if index in self.excluded:
                 raise Refused.again(self.excluded[index])
-            self.site.norm(index)
-            require_unnoted(self.site.graph, index, self.limits)
+            self.state.norm(index)
+            require_unnoted(self.state.graph, index, self.limits)
             if view.constant(0) is not None:
                 raise Refused(
                     Reason.OPAQUE, view.label, "its input is a constant; fold constants first"
@@ -225,15 +225,15 @@ class _Planner:
     def _may_go(self, index: int) -> bool:
         """Whether nothing forbids to remove a node that is no BatchNormalization."""
         try:
-            require_unnoted(self.site.graph, index, self.limits)
+            require_unnoted(self.state.graph, index, self.limits)
         except Refused:
             return False
         return index not in self.excluded
 
     def _decide(self, index: int) -> None:
         """Try all ways to remove a node and commit the one that disturbs least."""
-        site = self.site
-        is_norm = site.graph.ops[index] == batchnorm.OPERATOR
+        state = self.state
+        is_norm = state.graph.ops[index] == batchnorm.OPERATOR
         self.doubtful.pop(index, None)
         self.unsure.discard(index)
         if is_norm and self._fold_directly(index):
@@ -245,13 +245,13 @@ class _Planner:
             for number, (way, seeds) in enumerate(self._ways(index)):
                 try:
                     changes = flood(
-                        site, index, seeds, partial(self._admit, index, asked), asked, met
+                        state, index, seeds, partial(self._admit, index, asked), asked, met
                     )
                 except Refused as refused:
                     tried.append((way, refused.refusal))
                     continue
-                added = _added(site, changes)
-                cost = (added, _disturbed(site, index, way, changes), number)
+                added = _added(state, changes)
+                cost = (added, _disturbed(state, index, way, changes), number)
                 if best is None or cost < best[0]:
                     best = (cost, way, changes)
                 if cost[:2] == (0, 0) or not is_norm:
@@ -263,7 +263,7 @@ class _Planner:
             self.doubtful.pop(index, None)
             self._commit(index, way, changes, least[0], self._absorbing(index, changes))
             return
-        self._tried[index] = len(site.removed), asked
+        self._tried[index] = len(state.removed), asked
         met.update(refusal.reason for _, refusal in tried)
         if not met.isdisjoint(_MAY_CHANGE):
             self.unsure.add(index)
@@ -275,22 +275,22 @@ class _Planner:
 
         This is what all ways would be compared to and none is better than, found without a flood.
         """
-        site, graph = self.site, self.site.graph
+        state, graph = self.state, self.state.graph
         x, y = graph.reads[index][0], graph.writes[index][0]
         producer = graph.producer.get(x)
         if producer is None or not graph.only_reader(x):
             return False
-        if not site.are_untouched(x, y):
+        if not state.are_untouched(x, y):
             return False
-        layer = site.layer_or_none(producer)
+        layer = state.layer_or_none(producer)
         if layer is None or layer.bias_slot is None:
             return False
         if self.keep_shared_weights and not graph.only_reader(layer.weight.name):
             return False
         try:
-            present = site.original_map(index)
+            present = state.original_map(index)
             layer.output_vectors(present)
-            self.limits.check_rounding(site, index)
+            self.limits.check_rounding(state, index)
         except Refused:
             return False
         if present.is_identity:
@@ -300,12 +300,12 @@ class _Planner:
         return True
 
     def _ways(self, index: int) -> Iterator[tuple[str, dict[Key, Affine]]]:
-        site = self.site
-        present = site.affine_of(index)
+        state = self.state
+        present = state.affine_of(index)
         if not present.is_finite:
-            raise Refused(Reason.OVERFLOW, site.view(index).label, "its factor would overflow")
-        x, y = site.sides(index)
-        if site.groups.has_fixed(x) and site.groups.has_fixed(y) and present.is_identity:
+            raise Refused(Reason.OVERFLOW, state.view(index).label, "its factor would overflow")
+        x, y = state.sides(index)
+        if state.groups.has_fixed(x) and state.groups.has_fixed(y) and present.is_identity:
             raise _two_names(y)
         for way, upstream, downstream in _splits(present):
             yield way, {x: upstream, y: downstream}
@@ -319,25 +319,25 @@ class _Planner:
             raise
 
     def _judge(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> None:
-        site = self.site
-        is_norm = site.graph.ops[index] == batchnorm.OPERATOR
-        self.limits.check(site, index, changes)
-        require_totals(site, index, changes)
-        x, y = site.sides(index)
-        if site.groups.has_fixed(x) and site.groups.has_fixed(y):
+        state = self.state
+        is_norm = state.graph.ops[index] == batchnorm.OPERATOR
+        self.limits.check(state, index, changes)
+        require_totals(state, index, changes)
+        x, y = state.sides(index)
+        if state.groups.has_fixed(x) and state.groups.has_fixed(y):
             raise _two_names(y)
-        if not is_norm and any(_is_gating(site, i) for k in changes for i in site.neighbours(k)):
+        if not is_norm and any(_is_gating(state, i) for k in changes for i in state.neighbours(k)):
             raise Refused(
                 Reason.OPAQUE,
-                site.view(index).label,
+                state.view(index).label,
                 "it is part of an activation that runtimes recognise as a whole",
             )
         if not is_norm or self.keep_shared_weights:
             self.shared.require_cheap(index, changes, asked)
-        if _added(site, changes) > (1 if is_norm else 0):
+        if _added(state, changes) > (1 if is_norm else 0):
             raise Refused(
                 Reason.NOT_SMALLER,
-                site.view(index).label,
+                state.view(index).label,
                 "its shift would need as many new Add nodes as it saves",
             )
 
@@ -350,17 +350,17 @@ class _Planner:
         absorbing: Sequence[tuple[int, Affine]],
     ) -> None:
         """Make changes and note which nodes' constants take the scale and the shift."""
-        site = self.site
+        state = self.state
         for index, _ in absorbing:
             touched = self.touched.setdefault(index, [])
             if origin not in touched:
                 touched.append(origin)
-        commit(site, changes)
-        site.remove(origin)
+        commit(state, changes)
+        state.remove(origin)
         if self._tried:
             self._tried.pop(origin, None)
-            near = (index for key in changes for index in site.neighbours(key))
-            self._moved.update(dict.fromkeys((origin, *near), len(site.removed)))
+            near = (index for key in changes for index in state.neighbours(key))
+            self._moved.update(dict.fromkeys((origin, *near), len(state.removed)))
         scale = {index for index, change in absorbing if change.has_scale}
         shift = {index for index, change in absorbing if change.has_shift}
         self.decisions[origin] = Decision(
@@ -369,24 +369,24 @@ class _Planner:
 
     def _absorbing(self, origin: int, changes: Mapping[Key, Affine]) -> list[tuple[int, Affine]]:
         """Return the nodes that take a change into their constants, each with that change."""
-        site = self.site
+        state = self.state
         return [
             (index, change)
             for key, change in changes.items()
-            for index in site.neighbours(key)
-            if index != origin and index not in site.removed and site.absorbs(index, key)
+            for index in state.neighbours(key)
+            if index != origin and index not in state.removed and state.absorbs(index, key)
         ]
 
 
-def commit(site: Site, changes: Mapping[Key, Affine]) -> None:
+def commit(state: GraphState, changes: Mapping[Key, Affine]) -> None:
     """Make changes on top of those decided so far."""
     for key, change in changes.items():
-        before = site.total.get(key)
+        before = state.total.get(key)
         after = change if before is None else before.then(change)
         if after.is_identity:
-            site.total.pop(key, None)
+            state.total.pop(key, None)
         else:
-            site.total[key] = after
+            state.total[key] = after
 
 
 def _why(tried: Sequence[tuple[str, Refusal]]) -> Refusal:
@@ -426,112 +426,112 @@ def _splits(present: Affine) -> Iterator[tuple[str, Affine, Affine]]:
         yield way, Affine.of(sign, zero), Affine.of(1 / size, -b / size)
 
 
-def _candidates(site: Site) -> tuple[list[int], list[int]]:
+def _candidates(state: GraphState) -> tuple[list[int], list[int]]:
     norms, affine = [], []
-    for index, op in enumerate(site.graph.ops):
+    for index, op in enumerate(state.graph.ops):
         if op == batchnorm.OPERATOR:
             norms.append(index)
-        elif site.entries[index].operand is not None and _is_decomposed_norm(site, index):
+        elif state.entries[index].operand is not None and _is_decomposed_norm(state, index):
             affine.append(index)
     if affine:
-        fixed = site.constants.fixed_nodes()
+        fixed = state.constants.fixed_nodes()
         affine = [index for index in affine if index not in fixed]
     return norms, affine
 
 
-def _is_decomposed_norm(site: Site, index: int) -> bool:
+def _is_decomposed_norm(state: GraphState, index: int) -> bool:
     """Whether a Mul, Add, Sub or Div by a constant may go like a BatchNormalization.
 
     One whose operand is a product or quotient of computed tensors belongs to a normalisation or an
     activation (LayerNormalization, Gelu) that runtimes recognise as a whole: taking it out would
     make the model slower.
     """
-    view = site.view(index)
+    view = state.view(index)
     if len(view.reads) != 2 or view.opset < 7:
         return False
     if (view.constant(0) is None) == (view.constant(1) is None):
         return False
     try:
-        slot, _ = constant_map(site, index)
+        slot, _ = constant_map(state, index)
     except Refused:
         return False
-    producer = site.graph.producer.get(view.name_in(slot))
+    producer = state.graph.producer.get(view.name_in(slot))
     seen = 0
-    while producer is not None and site.entries[producer].operand is not None and seen < 2:
-        before = site.view(producer)
+    while producer is not None and state.entries[producer].operand is not None and seen < 2:
+        before = state.view(producer)
         constant = [before.constant(s) is not None for s in (0, 1)]
         if not any(constant):
-            return site.entries[producer].combines is not Combines.PRODUCT
-        producer = site.graph.producer.get(before.name_in(constant.index(False)))
+            return state.entries[producer].combines is not Combines.PRODUCT
+        producer = state.graph.producer.get(before.name_in(constant.index(False)))
         seen += 1
     return True
 
 
-def _is_gating(site: Site, index: int) -> bool:
+def _is_gating(state: GraphState, index: int) -> bool:
     """Whether a node multiplies or divides two computed tensors, as in Gelu and Swish."""
-    if site.entries[index].combines is not Combines.PRODUCT:
+    if state.entries[index].combines is not Combines.PRODUCT:
         return False
-    view = site.view(index)
+    view = state.view(index)
     return view.constant(0) is None and view.constant(1) is None
 
 
-def _is_direct(site: Site, index: int) -> bool:
+def _is_direct(state: GraphState, index: int) -> bool:
     """Whether a BatchNormalization is the only reader of a layer, or of one that is direct."""
-    graph = site.graph
+    graph = state.graph
     while True:
         name = graph.reads[index][0]
         producer = graph.producer.get(name)
         if producer is None or not graph.only_reader(name):
             return False
         if graph.ops[producer] != batchnorm.OPERATOR:
-            return site.layer_or_none(producer) is not None
+            return state.layer_or_none(producer) is not None
         index = producer
 
 
-def _elements(site: Site, index: int) -> int:
+def _elements(state: GraphState, index: int) -> int:
     """Return the number of elements per example of an output; unknown dims count as one."""
-    dims = site.shapes.dims(site.graph.writes[index][0]) or ()
+    dims = state.shapes.dims(state.graph.writes[index][0]) or ()
     return math.prod(d for d in dims[1:] if isinstance(d, int))
 
 
-def _disturbed(site: Site, index: int, way: str, changes: dict[Key, Affine]) -> int:
+def _disturbed(state: GraphState, index: int, way: str, changes: dict[Key, Affine]) -> int:
     """Count the tensors that would hold values no tensor held before."""
     names = {key for key in changes if isinstance(key, str)}
-    x, _ = site.sides(index)
-    if way == UPSTREAM and site.graph.only_reader(x):
+    x, _ = state.sides(index)
+    if way == UPSTREAM and state.graph.only_reader(x):
         names.discard(x)
     return len(names)
 
 
-def require_totals(site: Site, origin: int | None, changes: Mapping[Key, Affine]) -> None:
+def require_totals(state: GraphState, origin: int | None, changes: Mapping[Key, Affine]) -> None:
     """Refuse what a node takes as a further change, but not on top of those it has taken.
 
     Args:
-        site: the graph before the changes.
+        state: the graph before the changes.
         origin: a node to be removed, or None.
         changes: of every key, relative to now.
     """
     for key, change in changes.items():
-        before = site.total.get(key)
+        before = state.total.get(key)
         if before is None:
             continue
         total = before.then(change)
-        for index in site.neighbours(key):
-            if index == origin or index in site.removed or not site.absorbs(index, key):
+        for index in state.neighbours(key):
+            if index == origin or index in state.removed or not state.absorbs(index, key):
                 continue
-            ports = (p for p in site.ports(index) if site.key(index, p) == key)
-            site.step(index, dict.fromkeys(ports, total))
+            ports = (p for p in state.ports(index) if state.key(index, p) == key)
+            state.step(index, dict.fromkeys(ports, total))
 
 
-def _added(site: Site, changes: dict[Key, Affine]) -> int:
+def _added(state: GraphState, changes: dict[Key, Affine]) -> int:
     """Count the layers whose shift only a new Add can hold, less those that lose theirs."""
-    near = {i for key in changes if isinstance(key, str) for i in site.neighbours(key)}
+    near = {i for key in changes if isinstance(key, str) for i in state.neighbours(key)}
     count = 0
-    for index in sorted(near - site.removed):
-        layer = site.layer_or_none(index)
+    for index in sorted(near - state.removed):
+        layer = state.layer_or_none(index)
         if layer is not None and layer.bias_place is BiasPlace.ADD:
-            count += layer.needs_bias(site.side_changes(index, changes))
-            count -= layer.needs_bias(site.side_changes(index))
+            count += layer.needs_bias(state.side_changes(index, changes))
+            count -= layer.needs_bias(state.side_changes(index))
     return count
 
 

@@ -21,7 +21,7 @@ from onnx import TensorProto
 from onnx_bnfold.model.float_formats import unit_roundoff
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import VANISHED, Affine, Float64
-from onnx_bnfold.planning.graph_state import Key, Site
+from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.reasons import Reason, Refused
 
 # Largest factor, up or down, by which a channel of a staying tensor may be rescaled.
@@ -58,47 +58,49 @@ class Limits:
     max_rescale: float | None = None
     profile: Profile = "float"
 
-    def check(self, site: Site, origin: int, changes: Mapping[Key, Affine]) -> None:
+    def check(self, state: GraphState, origin: int, changes: Mapping[Key, Affine]) -> None:
         """Refuse the outcome of a flood that would cost precision.
 
         Args:
-            site: the graph before the changes.
+            state: the graph before the changes.
             origin: the node to be removed.
             changes: of every key, relative to now.
 
         Raises:
             Refused: a scale or a shift is too large.
         """
-        if site.graph.ops[origin] == batchnorm.OPERATOR:
-            self.check_rounding(site, origin)
+        if state.graph.ops[origin] == batchnorm.OPERATOR:
+            self.check_rounding(state, origin)
         else:
-            self._check_neighbours(site, origin, changes)
+            self._check_neighbours(state, origin, changes)
         from onnx_bnfold.planning.shifts import Shifts  # few plain folds come here
 
-        existing = _existing(site, origin, changes)
+        existing = _existing(state, origin, changes)
         staying = {k: c for k, c in changes.items() if isinstance(k, str) and k not in existing}
-        if self.profile == "int8" and (staying or _seen_by_others(site, origin)):
+        if self.profile == "int8" and (staying or _seen_by_others(state, origin)):
             raise Refused(
                 Reason.RANGE,
-                repr(next(iter(staying), site.sides(origin)[0])),
+                repr(next(iter(staying), state.sides(origin)[0])),
                 "it would get ranges that no tensor had; --profile float folds it all the same",
             )
-        self.check_scales(site, staying)
-        Shifts(site, origin, changes, partial(self._type, site)).check()
+        self.check_scales(state, staying)
+        Shifts(state, origin, changes, partial(self._type, state)).check()
 
-    def _check_neighbours(self, site: Site, origin: int, changes: Mapping[Key, Affine]) -> None:
+    def _check_neighbours(
+        self, state: GraphState, origin: int, changes: Mapping[Key, Affine]
+    ) -> None:
         """Refuse to disturb norms that read little more than rounding errors, by any removal."""
-        names = [name for side in site.sides(origin) for name in site.groups.members(side)]
+        names = [name for side in state.sides(origin) for name in state.groups.members(side)]
         for name in dict.fromkeys((*names, *(key for key in changes if isinstance(key, str)))):
-            for index, slot in site.graph.readers.get(name, ()):
-                if slot == 0 and index not in site.removed and site.is_norm(index):
-                    self.check_rounding(site, index)
+            for index, slot in state.graph.readers.get(name, ()):
+                if slot == 0 and index not in state.removed and state.is_norm(index):
+                    self.check_rounding(state, index)
 
-    def check_scales(self, site: Site, changes: Mapping[str, Affine]) -> None:
+    def check_scales(self, state: GraphState, changes: Mapping[str, Affine]) -> None:
         """Refuse changes that rescale a tensor beyond what its type may hold.
 
         Args:
-            site: the graph before the changes.
+            state: the graph before the changes.
             changes: of tensors, relative to now.
 
         Raises:
@@ -107,8 +109,8 @@ class Limits:
         for name, change in changes.items():
             if not change.has_scale:
                 continue
-            magnitude = np.abs(_total(site, name, change).scale)
-            bound = self.max_rescale or _bound(MAX_RESCALE, self._type(site, name))
+            magnitude = np.abs(_total(state, name, change).scale)
+            bound = self.max_rescale or _bound(MAX_RESCALE, self._type(state, name))
             magnitude = magnitude[magnitude < VANISHED]
             if (magnitude > bound).any() or (magnitude[magnitude > 0] < 1 / bound).any():
                 raise Refused(
@@ -118,11 +120,11 @@ class Limits:
                     "type may not hold; --max-rescale sets the limit",
                 )
 
-    def check_product(self, site: Site, index: int) -> None:
+    def check_product(self, state: GraphState, index: int) -> None:
         """Refuse to write a BatchNormalization as a product and a sum; see ``shifts``.
 
         Args:
-            site: the graph with all changes.
+            state: the graph with all changes.
             index: the node.
 
         Raises:
@@ -130,56 +132,56 @@ class Limits:
         """
         from onnx_bnfold.planning.shifts import check_product
 
-        check_product(site, index, self._type(site, site.sides(index)[0]))
+        check_product(state, index, self._type(state, state.sides(index)[0]))
 
-    def _type(self, site: Site, name: str) -> int:
+    def _type(self, state: GraphState, name: str) -> int:
         if self.profile == "fp16":
             return int(TensorProto.FLOAT16)
-        return site.type_of(name)
+        return state.type_of(name)
 
-    def check_rounding(self, site: Site, origin: int) -> None:
+    def check_rounding(self, state: GraphState, origin: int) -> None:
         """Refuse to disturb what norms read where that is little more than rounding errors."""
         # A norm beside one that must not be disturbed stays too: it would go into that one, and a
         # second fold would find what the first has left.
-        pairs = site.norm_pairs.get(origin, ())
-        if not pairs and site.norm(origin).cancellation <= _LEAST_CANCELLATION:
+        pairs = state.norm_pairs.get(origin, ())
+        if not pairs and state.norm(origin).cancellation <= _LEAST_CANCELLATION:
             return
         norms = [origin, *(behind if front == origin else front for front, behind in pairs)]
-        inputs = [*_inputs(site, origin, pairs)]
+        inputs = [*_inputs(state, origin, pairs)]
         for index in norms[1:]:
-            inputs += _inputs(site, index, site.norm_pairs.get(index, ()))
-        suspects = [found for found in inputs if _is_noise(site, *found, _COARSEST)]
-        hidden = [i for i in norms if site.norm(i).cancellation > _SAFE_CANCELLATION]
+            inputs += _inputs(state, index, state.norm_pairs.get(index, ()))
+        suspects = [found for found in inputs if _is_noise(state, *found, _COARSEST)]
+        hidden = [i for i in norms if state.norm(i).cancellation > _SAFE_CANCELLATION]
         if not suspects and not hidden:
             return  # without asking for the data type, which takes shape inference
-        unit = unit_roundoff(self._type(site, site.sides(origin)[1]))
+        unit = unit_roundoff(self._type(state, state.sides(origin)[1]))
         for index, front in suspects:
-            if _is_noise(site, index, front, unit):
+            if _is_noise(state, index, front, unit):
                 raise Refused(
                     Reason.PRECISION,
-                    site.view(index).label,
+                    state.view(index).label,
                     "what it normalises is little more than the rounding errors of its data type, "
                     "and folding would replace these by others; convert the model to a wider type",
                 )
         for index in hidden:
-            if _hides_its_shift(site.norm(index), unit):
+            if _hides_its_shift(state.norm(index), unit):
                 raise Refused(
                     Reason.PRECISION,
-                    site.view(index).label,
+                    state.view(index).label,
                     "the mean of its input dwarfs what comes out so far that its shift is not "
                     "known to all digits",
                 )
 
 
 def _inputs(
-    site: Site, origin: int, pairs: Sequence[tuple[int, int]]
+    state: GraphState, origin: int, pairs: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[int, int | None]]:
     """Yield a norm, and of its pairs the one behind with that in front, by which it is judged."""
-    norm = site.norm(origin)
+    norm = state.norm(origin)
     if norm.cancellation > _LEAST_CANCELLATION:
         yield origin, None
     for first, second in pairs:
-        if len(site.norm(first).a) == len(site.norm(second).a):
+        if len(state.norm(first).a) == len(state.norm(second).a):
             yield second, first
 
 
@@ -197,19 +199,19 @@ class _Statistics(NamedTuple):
         return np.asarray(np.abs(self.bias) + 2 * np.abs(self.a) * self.spread)
 
 
-def _original(site: Site, index: int) -> _Statistics:
+def _original(state: GraphState, index: int) -> _Statistics:
     """Return the statistics of a norm as they were."""
-    norm = site.norm(index)
+    norm = state.norm(index)
     return _Statistics(norm.a, norm.bias, norm.mean, norm.spread)
 
 
-def _present(site: Site, index: int) -> _Statistics:
+def _present(state: GraphState, index: int) -> _Statistics:
     """Return the statistics of a norm as they are by now."""
-    norm = site.norm(index)
-    sides = [site.total.get(name) for name in site.sides(index)]
+    norm = state.norm(index)
+    sides = [state.total.get(name) for name in state.sides(index)]
     pairs = [None if side is None else side.vector(1, norm.channels) for side in sides]
     if all(pair is None for pair in pairs):
-        return _original(site, index)
+        return _original(state, index)
     same = np.ones(norm.channels), np.zeros(norm.channels)
     (scale, shift), (factor, summand) = (same if pair is None else pair for pair in pairs)
     return _Statistics(
@@ -220,20 +222,20 @@ def _present(site: Site, index: int) -> _Statistics:
     )
 
 
-def _is_noise(site: Site, index: int, front: int | None, unit: float) -> bool:
+def _is_noise(state: GraphState, index: int, front: int | None, unit: float) -> bool:
     """Whether rounding what a norm reads moves its output visibly, before and after all changes.
 
     What changes have made of it is what another fold would see: that must not find more to do.
 
     Args:
-        site: the graph.
+        state: the graph.
         index: the norm.
         front: a norm whose output it reads; else its own mean says how large its input is.
         unit: of the rounding.
     """
     for statistics in (_original, _present):
-        norm = statistics(site, index)
-        size = np.abs(norm.mean) if front is None else statistics(site, front).size
+        norm = statistics(state, index)
+        size = np.abs(norm.mean) if front is None else statistics(state, front).size
         if not _is_seen(norm, size, unit):
             return False
     return True
@@ -257,11 +259,11 @@ def _bound(table: Mapping[int, float], data_type: int) -> float:
     return table.get(data_type, table[TensorProto.FLOAT])
 
 
-def _existing(site: Site, origin: int, changes: Mapping[Key, Affine]) -> set[str]:
+def _existing(state: GraphState, origin: int, changes: Mapping[Key, Affine]) -> set[str]:
     """Return the tensors that the removal merges into one that the original model has."""
-    merged = {name for side in site.sides(origin) for name in site.groups.members(side)}
+    merged = {name for side in state.sides(origin) for name in state.groups.members(side)}
     for name in merged:
-        before, now = site.total.get(name), changes.get(name)
+        before, now = state.total.get(name), changes.get(name)
         if now is None:
             unchanged = before is None
         else:
@@ -271,15 +273,15 @@ def _existing(site: Site, origin: int, changes: Mapping[Key, Affine]) -> set[str
     return set()
 
 
-def _seen_by_others(site: Site, origin: int) -> bool:
+def _seen_by_others(state: GraphState, origin: int) -> bool:
     """Whether nodes other than the removed ones read the tensor in front of a removed node."""
-    names = site.groups.members(site.sides(origin)[0])
-    readers = (site.graph.readers.get(name, ()) for name in names)
+    names = state.groups.members(state.sides(origin)[0])
+    readers = (state.graph.readers.get(name, ()) for name in names)
     return any(
-        index != origin and index not in site.removed for found in readers for index, _ in found
+        index != origin and index not in state.removed for found in readers for index, _ in found
     )
 
 
-def _total(site: Site, name: str, change: Affine) -> Affine:
+def _total(state: GraphState, name: str, change: Affine) -> Affine:
     """Return the change of a tensor from the original to what it is after a change."""
-    return site.change(name, change.rank).then(change)
+    return state.change(name, change.rank).then(change)

@@ -13,7 +13,7 @@ from itertools import chain
 
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.transparent import Step
-from onnx_bnfold.planning.graph_state import Key, Site
+from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 # Alternatives tried, and nodes settled, before a flood is given up.
@@ -47,7 +47,7 @@ Judge = Callable[[dict[Key, Affine]], None]
 
 
 def flood(
-    site: Site,
+    state: GraphState,
     origin: int | None,
     seeds: Mapping[Key, Affine],
     judge: Judge | None = None,
@@ -57,7 +57,7 @@ def flood(
     """Complete changes of some tensors, such as those that turn a node into an identity.
 
     Args:
-        site: the graph as it is by now; it is not changed.
+        state: the graph as it is by now; it is not changed.
         origin: index of a node to be removed, which is passed over, or None.
         seeds: the changes of its two sides, or of any tensors.
         judge: refuses an outcome, and the search goes on for another one.
@@ -72,7 +72,7 @@ def flood(
         Refused: no way was found; the refusal is the first that was met, unless the search was
             given up.
     """
-    search = _Flood(site, origin, judge, set() if asked is None else asked)
+    search = _Flood(state, origin, judge, set() if asked is None else asked)
     try:
         return search.run(seeds)
     finally:
@@ -86,14 +86,14 @@ class _GivenUp(Refused):
 
 class _Flood:
     def __init__(
-        self, site: Site, origin: int | None, judge: Judge | None, asked: set[int]
+        self, state: GraphState, origin: int | None, judge: Judge | None, asked: set[int]
     ) -> None:
-        self._site = site
+        self._state = state
         self._origin = origin
         self._judge = judge
         self._asked = asked
         self.met: set[Reason] = set()
-        self._budget = MOST_SETTLED_PER_NODE * len(site.graph.nodes) + 1000
+        self._budget = MOST_SETTLED_PER_NODE * len(state.graph.nodes) + 1000
         self._answers: dict[tuple[int, ...], tuple[Mapping[int, Affine], Step | Refusal]] = {}
 
     def run(self, seeds: Mapping[Key, Affine]) -> dict[Key, Affine]:
@@ -132,7 +132,7 @@ class _Flood:
         """Settle what is forced, then make the next choice; None when nothing is left."""
         if branch.decided is not None:
             self._take(branch, *branch.decided)
-        ask = self._site.step if branch.decided is None else self._ask
+        ask = self._state.step if branch.decided is None else self._ask
         while branch.forced or branch.open:
             queue = branch.forced or branch.open
             index = next(iter(queue))
@@ -151,7 +151,7 @@ class _Flood:
             elif not step.alternatives:
                 raise Refused(
                     Reason.CONFLICT,
-                    self._site.view(index).label,
+                    self._state.view(index).label,
                     "no change of its other tensors makes up for that of one",
                 )
             else:
@@ -160,7 +160,7 @@ class _Flood:
 
     def _known(self, branch: _Branch, index: int) -> dict[int, Affine]:
         changes = branch.changes
-        return {port: changes[key] for port, key in self._site.keys(index) if key in changes}
+        return {port: changes[key] for port, key in self._state.keys(index) if key in changes}
 
     def _ask(self, index: int, known: Mapping[int, Affine], *, deciding: bool) -> Step:
         """Do what ``Site.step`` does, once for all branches that know the same of a node."""
@@ -169,7 +169,7 @@ class _Flood:
         found = self._answers.get(question)
         if found is None:
             try:
-                found = known, self._site.step(index, known, deciding=deciding)
+                found = known, self._state.step(index, known, deciding=deciding)
             except Refused as refused:
                 found = known, refused.refusal
             self._answers[question] = found
@@ -180,7 +180,7 @@ class _Flood:
 
     def _take(self, branch: _Branch, index: int, changes: Mapping[int, Affine]) -> None:
         for port, change in changes.items():
-            key = self._site.key(index, port)
+            key = self._state.key(index, port)
             if key is not None:
                 self._assign(branch, key, change, settled=index)
 
@@ -200,18 +200,18 @@ class _Flood:
         branch.changes[key] = change
         if change.is_identity:
             return
-        for index in self._site.neighbours(key):
+        for index in self._state.neighbours(key):
             if index not in (self._origin, settled):
                 branch.open.pop(index, None)
                 branch.forced[index] = None
 
     def _name(self, key: Key) -> str:
-        return repr(key if isinstance(key, str) else self._site.graph.reads[key[0]][key[1]])
+        return repr(key if isinstance(key, str) else self._state.graph.reads[key[0]][key[1]])
 
     def _given_up(self) -> _GivenUp:
         origin = self._origin
         return _GivenUp(
             Reason.SEARCH_LIMIT,
-            "the graph" if origin is None else self._site.view(origin).label,
+            "the graph" if origin is None else self._state.view(origin).label,
             "the search for a place for its scale and shift was given up after too many steps",
         )

@@ -26,11 +26,11 @@ class Origins:
         """Go on with the result of a plan."""
         found = {}
         for position, plan in enumerate(plans):
-            graph, site = plan.site.graph, plan.site
+            graph, state = plan.state.graph, plan.state
             for index, written in enumerate(graph.writes):
-                for name in () if index in site.removed else written:
+                for name in () if index in state.removed else written:
                     where = self._where(-1, position, graph, index)
-                    found.update({(position, n): where for n in site.groups.members(name)})
+                    found.update({(position, n): where for n in state.groups.members(name)})
         self._rounds.append(found)
 
     def _where(self, number: int, position: int, graph: Graph, index: int) -> tuple[int, str]:
@@ -92,8 +92,8 @@ def _removed(
     plans: Sequence[GraphPlan], later: Sequence[GraphPlan]
 ) -> Iterator[tuple[int, int, str]]:
     for position, (plan, again) in enumerate(zip(plans, later, strict=True)):
-        for index in sorted(again.site.removed):
-            here = survivor(plan, again.site.graph.writes[index][0])
+        for index in sorted(again.state.removed):
+            here = survivor(plan, again.state.graph.writes[index][0])
             if here is not None:
                 refusal = plan.doubtful.get(here)
                 why = Reason.PRECISION if refusal is None else refusal.reason  # it was rounding
@@ -113,6 +113,6 @@ def _equalized(
 
 def survivor(plan: GraphPlan, name: str) -> int | None:
     """Return the node that writes, in the result of a plan, the tensor of a name."""
-    graph, site = plan.site.graph, plan.site
-    makers = (graph.producer.get(member) for member in site.groups.members(name))
-    return next((i for i in makers if i is not None and i not in site.removed), None)
+    graph, state = plan.state.graph, plan.state
+    makers = (graph.producer.get(member) for member in state.groups.members(name))
+    return next((i for i in makers if i is not None and i not in state.removed), None)

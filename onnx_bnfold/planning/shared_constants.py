@@ -10,7 +10,7 @@ from onnx import helper
 
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import Read
-from onnx_bnfold.planning.graph_state import Key, Site
+from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.reasons import Reason, Refused
 
 
@@ -18,18 +18,18 @@ class SharedConstants:
     """What changes would add to a model by copies of constants.
 
     Args:
-        site: the graph as it is by now.
+        state: the graph as it is by now.
     """
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
+    def __init__(self, state: GraphState) -> None:
+        self._state = state
 
     @cached_property
     def _readers(self) -> Mapping[str, list[Read]]:
         """The nodes that read a constant, for those with several readers."""
-        site, graph, found = self._site, self._site.graph, defaultdict(list)
+        state, graph, found = self._state, self._state.graph, defaultdict(list)
         uses = ((name, number) for name, number in graph.uses.items() if number > 1)
-        several = {name for name, _ in uses if site.constants.get(name) is not None}
+        several = {name for name, _ in uses if state.constants.get(name) is not None}
         for index, names in enumerate(graph.reads if several else ()):
             if not several.isdisjoint(names):
                 for slot, name in enumerate(names):
@@ -39,9 +39,9 @@ class SharedConstants:
 
     def growth(self, nodes: Iterable[int]) -> int:
         """Return the bytes that copies add by what is planned, the constants of some nodes."""
-        if not self._readers and not self._site.graph.captured:
+        if not self._readers and not self._state.graph.captured:
             return 0
-        staying = set(nodes) - self._site.removed
+        staying = set(nodes) - self._state.removed
         altered = (read for index in staying for read in self._altered_at(index, {}))
         return sum(self._copies({read for read in altered if not self._is_own(read)}).values())
 
@@ -60,7 +60,7 @@ class SharedConstants:
         copies = self._copies(altered - set(self._altered(changes, {}))) if altered else {}
         if not copies:
             return
-        graph = self._site.graph
+        graph = self._state.graph
         own = filter(graph.only_reader, graph.reads[origin])
         freed = graph.nodes[origin].ByteSize() + sum(map(self._bytes, own))
         if sum(copies.values()) > freed:
@@ -75,7 +75,7 @@ class SharedConstants:
 
     def _copies(self, fresh: Set[Read]) -> dict[str, int]:
         """Return the bytes that copies of each constant add if some nodes get one of their own."""
-        graph = self._site.graph
+        graph = self._state.graph
         counts = Counter(graph.reads[index][slot] for index, slot in fresh)
         found = {}
         for name, count in counts.items():
@@ -91,37 +91,37 @@ class SharedConstants:
     def _is_own(self, read: Read) -> bool:
         """Whether nobody else reads a constant."""
         index, slot = read
-        name = self._site.graph.reads[index][slot]
-        return self._is_here(name) and self._site.graph.only_reader(name)
+        name = self._state.graph.reads[index][slot]
+        return self._is_here(name) and self._state.graph.only_reader(name)
 
     def _is_here(self, name: str) -> bool:
         """Whether a constant belongs to this body, not to one that holds it."""
-        return name in self._site.graph.producer or name in self._site.graph.dims
+        return name in self._state.graph.producer or name in self._state.graph.dims
 
     def _has_own(self, read: Read) -> bool:
         """Whether a node needs a constant no more, or gets its own copy as it is planned by now."""
         index, _ = read
-        return index in self._site.removed or read in set(self._altered_at(index, {}))
+        return index in self._state.removed or read in set(self._altered_at(index, {}))
 
     def _altered(self, near: Iterable[Key], changes: Mapping[Key, Affine]) -> Iterator[Read]:
         """Yield the constants that get new values at the nodes near some keys."""
-        site = self._site
-        for index in {i for key in near for i in site.neighbours(key)} - site.removed:
+        state = self._state
+        for index in {i for key in near for i in state.neighbours(key)} - state.removed:
             yield from self._altered_at(index, changes)
 
     def _altered_at(self, index: int, changes: Mapping[Key, Affine]) -> Iterator[Read]:
-        site = self._site
-        absorber = site.absorber_or_none(index)
+        state = self._state
+        absorber = state.absorber_or_none(index)
         if absorber is not None:
-            yield from absorber.altered(site.side_changes(index, changes))
+            yield from absorber.altered(state.side_changes(index, changes))
         else:
-            slots = range(len(site.graph.reads[index]))
+            slots = range(len(state.graph.reads[index]))
             yield from (
-                (index, s) for s in slots if (index, s) in site.total or (index, s) in changes
+                (index, s) for s in slots if (index, s) in state.total or (index, s) in changes
             )
 
     def _bytes(self, name: str) -> int:
-        info = self._site.constants.get(name)
+        info = self._state.constants.get(name)
         if info is None:
             return 0
         return info.size * helper.tensor_dtype_to_np_dtype(info.data_type).itemsize

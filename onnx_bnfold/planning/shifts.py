@@ -20,7 +20,7 @@ from onnx_bnfold.model.float_formats import as_type, unit_roundoff
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import VANISHED, Affine, Float64, along
 from onnx_bnfold.operators.entries import Absorbing, Combines
-from onnx_bnfold.planning.graph_state import Key, Site
+from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.sizes import Known, by_constant, sizes, usual_sizes
 from onnx_bnfold.reasons import Reason, Refused
 
@@ -37,7 +37,7 @@ class Shifts:
     """The shifts that the removal of a node would leave.
 
     Args:
-        site: the graph before the changes.
+        state: the graph before the changes.
         origin: the node to be removed.
         changes: of every key, relative to now.
         type_of: tells what type a tensor is judged by.
@@ -45,16 +45,16 @@ class Shifts:
 
     def __init__(
         self,
-        site: Site,
+        state: GraphState,
         origin: int,
         changes: Mapping[Key, Affine],
         type_of: Callable[[str], int],
     ) -> None:
-        self._site = site
+        self._state = state
         self._origin = origin
         self._changes = changes
         self._type_of = type_of
-        self._of_norm = site.graph.ops[origin] == batchnorm.OPERATOR
+        self._of_norm = state.graph.ops[origin] == batchnorm.OPERATOR
 
     def check(self) -> None:
         """Judge every tensor and every constant.
@@ -65,7 +65,7 @@ class Shifts:
         for key, change in self._changes.items():
             if not isinstance(key, str):
                 # A scale alone comes from a product, which has been rounded as much.
-                if change.has_shift and self._site.entries[key[0]].combines is Combines.SUM:
+                if change.has_shift and self._state.entries[key[0]].combines is Combines.SUM:
                     self._check_summand(*key)
                 continue
             self._check_means(key, change)
@@ -77,21 +77,21 @@ class Shifts:
 
     def _total(self, key: Key) -> Affine | None:
         """Return the change of a key from the original to what it would be."""
-        before, more = self._site.total.get(key), self._changes.get(key)
+        before, more = self._state.total.get(key), self._changes.get(key)
         if before is None or more is None:
             return before or more
         return before.then(more)
 
     def _check_tensor(self, name: str, total: Affine) -> None:
         """Refuse to move a tensor far from where it was if somebody has to move it back."""
-        site, readers = self._site, [*self._takers(name)]
+        state, readers = self._state, [*self._takers(name)]
         if not readers:
             return
-        known = sizes(site, name)
-        if all(site.graph.ops[index] == batchnorm.OPERATOR for index in readers):
+        known = sizes(state, name)
+        if all(state.graph.ops[index] == batchnorm.OPERATOR for index in readers):
             known = known[:1]  # a norm adds its mean to the size of any data
         if not self._of_norm:
-            known += usual_sizes(site, name)
+            known += usual_sizes(state, name)
         if not known:
             if self._of_norm or self._is_rounded_before(name):
                 return
@@ -106,7 +106,7 @@ class Shifts:
         if most_ever <= min(MAX_OFFSET.values()):
             return  # without asking for the data type, which takes shape inference
         bound = most(self._type_of(name))
-        if any(one.is_seen_by(site, index, bound) for one in moved for index in readers):
+        if any(one.is_seen_by(state, index, bound) for one in moved for index in readers):
             raise Refused(
                 Reason.PRECISION,
                 repr(name),
@@ -120,9 +120,9 @@ class Shifts:
         The others hand it on, and what they write is judged by itself, unless it is of a type that
         has more digits.
         """
-        graph = self._site.graph
+        graph = self._state.graph
         for index, slot in self._readers(name):
-            entry, after = self._site.entries[index], graph.writes[index]
+            entry, after = self._state.entries[index], graph.writes[index]
             if (graph.ops[index], slot) in TYPE_ONLY | DIMS_ONLY:
                 continue
             if not isinstance(entry, Absorbing):
@@ -133,12 +133,12 @@ class Shifts:
             yield index
 
     def _readers(self, name: str) -> Iterator[tuple[int, int]]:
-        for index, slot in self._site.graph.readers.get(name, ()):
-            if index != self._origin and index not in self._site.removed:
+        for index, slot in self._state.graph.readers.get(name, ()):
+            if index != self._origin and index not in self._state.removed:
                 yield index, slot
 
     def _gains_digits(self, before: str, after: str) -> bool:
-        types = self._site.type_of(before), self._site.type_of(after)
+        types = self._state.type_of(before), self._state.type_of(after)
         return unit_roundoff(types[0]) > unit_roundoff(types[1])
 
     def _is_rounded_before(self, name: str) -> bool:
@@ -148,43 +148,43 @@ class Shifts:
         added to it, if the new values are those of the product. (Of other tensors that are large
         beside what is left we do not know: they may hold exact numbers, like pixels.)
         """
-        site = self._site
-        index = by_constant(site, name, Combines.SUM)
+        state = self._state
+        index = by_constant(state, name, Combines.SUM)
         while index is not None:
-            name = site.sides(index)[0]
-            total, product = self._total(name), by_constant(site, name, Combines.PRODUCT)
+            name = state.sides(index)[0]
+            total, product = self._total(name), by_constant(state, name, Combines.PRODUCT)
             if product is not None and (total is None or not total.has_shift):
-                factor = site.original_map(product).scale
+                factor = state.original_map(product).scale
                 return bool((np.abs(np.frexp(factor)[0]) != 0.5).all())
-            index = by_constant(site, name, Combines.SUM)
+            index = by_constant(state, name, Combines.SUM)
         return False
 
     def _check_summand(self, index: int, slot: int) -> None:
         """Refuse a new constant of a sum if the sum would show that it is rounded."""
-        site, name = self._site, self._site.graph.writes[index][0]
+        state, name = self._state, self._state.graph.writes[index][0]
         change = self._changes[index, slot]
-        old = change.scale * site.present(index, slot)
-        known, total = sizes(site, name), self._total(name)
+        old = change.scale * state.present(index, slot)
+        known, total = sizes(state, name), self._total(name)
         if known:
             left = _least(known, total)
         else:  # it is to be as exact as the parts that it is made of
             parts = np.abs(old), np.abs(change.shift)
             left = np.where(parts[0] * parts[1] > 0, np.minimum(*parts), np.maximum(*parts))
         if _is_rounding_seen(old + change.shift, left, self._type_of(name), 0):
-            raise Refused(Reason.PRECISION, site.view(index).label, _TOO_COARSE)
+            raise Refused(Reason.PRECISION, state.view(index).label, _TOO_COARSE)
 
     def _check_bias(self, name: str, total: Affine) -> None:
         """Refuse a new ``B`` of a norm if what the norm writes would show that it is rounded."""
-        site, index = self._site, self._site.graph.producer.get(name)
-        gone = index == self._origin or index in site.removed
-        if index is None or gone or not site.is_norm(index):
+        state, index = self._state, self._state.graph.producer.get(name)
+        gone = index == self._origin or index in state.removed
+        if index is None or gone or not state.is_norm(index):
             return
-        vectors, known = total.vector(1, site.norm(index).channels), sizes(site, name)
+        vectors, known = total.vector(1, state.norm(index).channels), sizes(state, name)
         if vectors is not None and known:
-            exact = along(vectors[0] * site.norm(index).bias + vectors[1], 1, total.rank)
-            kind = batchnorm.parameter_type(site.view(index), 2)
+            exact = along(vectors[0] * state.norm(index).bias + vectors[1], 1, total.rank)
+            kind = batchnorm.parameter_type(state.view(index), 2)
             if _is_rounding_seen(exact, _least(known, total), kind, 0):
-                raise Refused(Reason.PRECISION, site.view(index).label, _TOO_COARSE)
+                raise Refused(Reason.PRECISION, state.view(index).label, _TOO_COARSE)
 
     def _check_means(self, name: str, change: Affine) -> None:
         """Refuse a new mean of a norm if the norm's output would show that it is rounded.
@@ -192,11 +192,11 @@ class Shifts:
         If it is scaled only, a product has gone that was rounded as much, except where runtimes
         compute float16 in float32, without rounding between two nodes.
         """
-        site, total = self._site, self._total(name)
+        state, total = self._state, self._total(name)
         for index, slot in self._readers(name):
-            if slot or total is None or not site.is_norm(index):
+            if slot or total is None or not state.is_norm(index):
                 continue
-            norm, out = site.norm(index), self._total(site.graph.writes[index][0])
+            norm, out = state.norm(index), self._total(state.graph.writes[index][0])
             into = total.vector(1, norm.channels)
             after = (out or Affine.identity(total.rank)).vector(1, norm.channels)
             if into is None or after is None:
@@ -205,11 +205,11 @@ class Shifts:
             a = np.abs(factor * norm.a)
             size = np.abs(factor * norm.bias + summand) + a * norm.spread
             left, peak = np.abs(scale) / a * size, np.abs(scale) / a * size.max(initial=0)
-            kind = batchnorm.parameter_type(site.view(index), 3)
+            kind = batchnorm.parameter_type(state.view(index), 3)
             if not change.has_shift and unit_roundoff(kind) <= unit_roundoff(TensorProto.FLOAT):
                 continue
             if _is_rounding_seen(scale * norm.mean + shift, left, kind, peak):
-                raise Refused(Reason.PRECISION, site.view(index).label, _TOO_COARSE)
+                raise Refused(Reason.PRECISION, state.view(index).label, _TOO_COARSE)
 
 
 _TOO_COARSE = (
@@ -218,23 +218,23 @@ _TOO_COARSE = (
 )
 
 
-def check_product(site: Site, index: int, data_type: int) -> None:
+def check_product(state: GraphState, index: int, data_type: int) -> None:
     """Refuse to write a BatchNormalization as a product and a sum that cancel each other.
 
     It subtracts the mean first.
 
     Args:
-        site: the graph with all changes.
+        state: the graph with all changes.
         index: the node.
         data_type: of its input.
 
     Raises:
         Refused: the mean of a channel, multiplied, dwarfs what comes out.
     """
-    norm, name = site.norm(index), site.sides(index)[0]
-    present, rank = site.affine_of(index), site.rank(index)
+    norm, name = state.norm(index), state.sides(index)[0]
+    present, rank = state.affine_of(index), state.rank(index)
     size = Affine.of(along(norm.spread, 1, rank), along(norm.mean, 1, rank))
-    size = size.then(site.change(name, rank))
+    size = size.then(state.change(name, rank))
     after = size.then(present)
     product = np.abs(present.scale) * (np.abs(size.shift) + np.abs(size.scale))
     left = np.abs(after.scale) + np.abs(after.shift)
@@ -242,7 +242,7 @@ def check_product(site: Site, index: int, data_type: int) -> None:
     if (seen & (product > most(data_type) * left)).any():
         raise Refused(
             Reason.PRECISION,
-            site.view(index).label,
+            state.view(index).label,
             "the mean of its input dwarfs what comes out, and without a BatchNormalization it "
             "would be subtracted after both have been rounded",
         )
@@ -275,13 +275,13 @@ class _Moved(NamedTuple):
         constant = (total.scale == 0) | (np.abs(total.scale) >= VANISHED)
         return cls(before, after, np.where(constant, 0, ratio))
 
-    def is_seen_by(self, site: Site, index: int, bound: float) -> bool:
+    def is_seen_by(self, state: GraphState, index: int, bound: float) -> bool:
         """Whether a reader sees what rounding a channel of more than a ratio costs."""
         far = self.ratio > bound
-        layer = site.layer_or_none(index)
+        layer = state.layer_or_none(index)
         if layer is not None and layer.group == 1 and far.any():
             # It adds up all channels: errors that are small beside the largest one are not seen.
-            weight = np.abs(site.constants.value(layer.weight.name).astype(np.float64))
+            weight = np.abs(state.constants.value(layer.weight.name).astype(np.float64))
             others = tuple(a for a, letter in enumerate(layer.layout) if letter != "i")
             reach = along(
                 weight.reshape(layer.grouped).max(axis=others), layer.in_axis, layer.in_rank

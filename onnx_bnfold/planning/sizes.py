@@ -18,7 +18,7 @@ from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine, along
 from onnx_bnfold.operators.entries import OUT, Combines
 from onnx_bnfold.operators.transparent import Transparent, data_slots
-from onnx_bnfold.planning.graph_state import Site
+from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.reasons import Reason, Refused
 
 # A tensor as an image of numbers of mean 0 and deviation 1: its scale is the deviation, its shift
@@ -26,105 +26,105 @@ from onnx_bnfold.reasons import Reason, Refused
 Spread = Affine
 # What is known of one tensor: it holds for each of several kinds of data.
 Known = tuple[Spread, ...]
-_Source = Callable[[Site, str], Known]
+_Source = Callable[[GraphState, str], Known]
 
 # Tensors that are looked at, around one that nothing is known of, before that is given up.
 _MOST = 32
 
 
-def sizes(site: Site, name: str) -> Known:
+def sizes(state: GraphState, name: str) -> Known:
     """Return what BatchNormalizations of the original model say of the values of a tensor.
 
     Args:
-        site: the graph; its changes do not matter.
+        state: the graph; its changes do not matter.
         name: of a computed tensor.
 
     Returns:
         Nothing if none says anything. Else the statistics that it holds, and these around a mean of
         zero of its input, since data may be others than those it was trained on.
     """
-    when, found = site.sizes.get(name, (-1, ()))
-    if when != len(site.removed):
+    when, found = state.sizes.get(name, (-1, ()))
+    if when != len(state.removed):
         # Those that stay by themselves: what a removed one has said no later fold will know. Where
         # they contradict each other, the smaller size is what matters.
-        found = _around(site, name, _of_staying_norm, set())
-        found += _around(site, name, _of_norm, set())
-        site.sizes[name] = len(site.removed), found
+        found = _around(state, name, _of_staying_norm, set())
+        found += _around(state, name, _of_norm, set())
+        state.sizes[name] = len(state.removed), found
     return found
 
 
-def usual_sizes(site: Site, name: str, most: int = _MOST) -> Known:
+def usual_sizes(state: GraphState, name: str, most: int = _MOST) -> Known:
     """Return the size that a tensor has if what is normalised by constants gets the size 1.
 
     That says something of what is made of the normalised tensor, and nothing of the tensor in
     front, which others read, too: a constant may have all but removed one of its channels.
 
     Args:
-        site: the graph; its changes do not matter.
+        state: the graph; its changes do not matter.
         name: of a computed tensor.
         most: nodes to look through.
     """
-    found = _of_normalisation(site, name)
-    index = site.graph.producer.get(name)
-    ends = None if index is None else _ends(site, index)
+    found = _of_normalisation(state, name)
+    index = state.graph.producer.get(name)
+    ends = None if index is None else _ends(state, index)
     if found or index is None or ends is None or not most:
         return found
     try:
-        before = usual_sizes(site, ends[0], most - 1)
-        return tuple(_carried(site, index, OUT, spread) for spread in before)
+        before = usual_sizes(state, ends[0], most - 1)
+        return tuple(_carried(state, index, OUT, spread) for spread in before)
     except Refused:
         return ()
 
 
-def _around(site: Site, name: str, source: _Source, seen: set[str]) -> Known:
+def _around(state: GraphState, name: str, source: _Source, seen: set[str]) -> Known:
     """Look at a tensor, and at all that differ from it by constants and movements only."""
     seen.add(name)
-    found = source(site, name)
+    found = source(state, name)
     if found:
         return found
-    for index, here, other in _links(site, name):
+    for index, here, other in _links(state, name):
         if other in seen or len(seen) > _MOST:
             continue
         try:
-            found = _around(site, other, source, seen)
+            found = _around(state, other, source, seen)
             if found:
                 return tuple(
-                    _carried(site, index, here, spread, alone=number % 2 == 1)
+                    _carried(state, index, here, spread, alone=number % 2 == 1)
                     for number, spread in enumerate(found)
                 )
         except Refused:
             continue
-    return _of_summands(site, name, source, seen) or _of_sum(site, name, source, seen)
+    return _of_summands(state, name, source, seen) or _of_sum(state, name, source, seen)
 
 
-def _of_sum(site: Site, name: str, source: _Source, seen: set[str]) -> Known:
+def _of_sum(state: GraphState, name: str, source: _Source, seen: set[str]) -> Known:
     """Return the size of a sum that a tensor is a part of: it is hardly larger than the sum."""
-    for index, _ in site.graph.readers.get(name, ()):
-        if site.entries[index].combines is Combines.SUM:
-            total = site.graph.writes[index][0]
-            found = () if total in seen else _around(site, total, source, seen)
-            if found and _is_of_rank(site, index, found):
+    for index, _ in state.graph.readers.get(name, ()):
+        if state.entries[index].combines is Combines.SUM:
+            total = state.graph.writes[index][0]
+            found = () if total in seen else _around(state, total, source, seen)
+            if found and _is_of_rank(state, index, found):
                 return found
     return ()
 
 
-def _is_of_rank(site: Site, index: int, known: Known) -> bool:
+def _is_of_rank(state: GraphState, index: int, known: Known) -> bool:
     """Whether all inputs of a node are of the rank of some sizes."""
     try:
-        ranks = {len(site.view(index).dims_in(slot)) for slot in data_slots(site.view(index))}
+        ranks = {len(state.view(index).dims_in(slot)) for slot in data_slots(state.view(index))}
     except Refused:
         return False
     return ranks == {spread.rank for spread in known}
 
 
-def _of_summands(site: Site, name: str, source: _Source, seen: set[str]) -> Known:
+def _of_summands(state: GraphState, name: str, source: _Source, seen: set[str]) -> Known:
     """Return the size of a sum of computed tensors, as far as that of its parts is known."""
-    index = site.graph.producer.get(name)
-    if index is None or site.entries[index].combines is not Combines.SUM:
+    index = state.graph.producer.get(name)
+    if index is None or state.entries[index].combines is not Combines.SUM:
         return ()
-    parts = [part for part in dict.fromkeys(site.graph.reads[index]) if part not in seen]
-    found = [known for part in parts if (known := _around(site, part, source, seen))]
-    if not found or not all(_is_of_rank(site, index, known) for known in found):
+    parts = [part for part in dict.fromkeys(state.graph.reads[index]) if part not in seen]
+    found = [known for part in parts if (known := _around(state, part, source, seen))]
+    if not found or not all(_is_of_rank(state, index, known) for known in found):
         return ()
     return tuple(reduce(_sum, spreads) for spreads in zip(*found, strict=False))
 
@@ -135,65 +135,65 @@ def _sum(one: Spread, other: Spread) -> Spread:
     return Affine.of(scale, np.abs(one.shift) + np.abs(other.shift))
 
 
-def _of_norm(site: Site, name: str) -> Known:
-    return _said_by_norms(site, name, lambda index: True)
+def _of_norm(state: GraphState, name: str) -> Known:
+    return _said_by_norms(state, name, lambda index: True)
 
 
-def _of_staying_norm(site: Site, name: str) -> Known:
-    return _said_by_norms(site, name, lambda index: index not in site.removed)
+def _of_staying_norm(state: GraphState, name: str) -> Known:
+    return _said_by_norms(state, name, lambda index: index not in state.removed)
 
 
-def _said_by_norms(site: Site, name: str, counts: Callable[[int], bool]) -> Known:
-    graph = site.graph
+def _said_by_norms(state: GraphState, name: str, counts: Callable[[int], bool]) -> Known:
+    graph = state.graph
     readers = [index for index, slot in graph.readers.get(name, ()) if slot == 0]
     producer = graph.producer.get(name)
     for index in readers if producer is None else (*readers, producer):
-        if counts(index) and site.is_norm(index):
-            norm = site.norm(index)
+        if counts(index) and state.is_norm(index):
+            norm = state.norm(index)
             spread = norm.spread if index in readers else abs(norm.a) * norm.spread
             means = (norm.mean, 0 * norm.mean) if index in readers else (norm.bias, norm.b)
             try:
-                rank = site.rank(index)
+                rank = state.rank(index)
             except Refused:
                 continue
             return tuple(Affine.of(along(spread, 1, rank), along(m, 1, rank)) for m in means)
     return ()
 
 
-def _of_normalisation(site: Site, name: str) -> Known:
+def _of_normalisation(state: GraphState, name: str) -> Known:
     """Return the size 1 for a product of a constant and of a sum with one."""
-    index = by_constant(site, name, Combines.PRODUCT)
-    if index is None or by_constant(site, site.sides(index)[0], Combines.SUM) is None:
+    index = by_constant(state, name, Combines.PRODUCT)
+    if index is None or by_constant(state, state.sides(index)[0], Combines.SUM) is None:
         return ()
-    return (Affine.identity(site.original_map(index).rank),)
+    return (Affine.identity(state.original_map(index).rank),)
 
 
-def by_constant(site: Site, name: str, combines: Combines) -> int | None:
+def by_constant(state: GraphState, name: str, combines: Combines) -> int | None:
     """Return the sum or product with a constant that writes a tensor, if one does."""
-    index = site.graph.producer.get(name)
-    if index is None or site.entries[index].combines is not combines:
+    index = state.graph.producer.get(name)
+    if index is None or state.entries[index].combines is not combines:
         return None
-    return None if _ends(site, index) is None else index
+    return None if _ends(state, index) is None else index
 
 
-def _links(site: Site, name: str) -> Iterator[tuple[int, int, str]]:
+def _links(state: GraphState, name: str) -> Iterator[tuple[int, int, str]]:
     """Yield nodes of one input and one output, the port of a tensor, and the other tensor."""
-    graph = site.graph
+    graph = state.graph
     readers = [index for index, _ in graph.readers.get(name, ())]
     producer = graph.producer.get(name)
     for index in readers if producer is None else (producer, *readers):
-        ends = _ends(site, index)
+        ends = _ends(state, index)
         if ends is not None and name in ends:
             x, y = ends
             yield (index, OUT, x) if name == y else (index, 0, y)
 
 
-def _ends(site: Site, index: int) -> tuple[str, str] | None:
+def _ends(state: GraphState, index: int) -> tuple[str, str] | None:
     """Return input and output of a node that has one of each, constants aside."""
-    entry, graph = site.entries[index], site.graph
-    if entry.operand or (index in site.removed and graph.ops[index] == batchnorm.OPERATOR):
+    entry, graph = state.entries[index], state.graph
+    if entry.operand or (index in state.removed and graph.ops[index] == batchnorm.OPERATOR):
         try:
-            return site.sides(index) if graph.opset >= 7 else None
+            return state.sides(index) if graph.opset >= 7 else None
         except Refused:
             return None
     if not isinstance(entry, Transparent) or entry.symmetric or len(graph.writes[index]) != 1:
@@ -201,11 +201,13 @@ def _ends(site: Site, index: int) -> tuple[str, str] | None:
     return graph.reads[index][0], graph.writes[index][0]
 
 
-def _carried(site: Site, index: int, here: int, spread: Spread, *, alone: bool = False) -> Spread:
+def _carried(
+    state: GraphState, index: int, here: int, spread: Spread, *, alone: bool = False
+) -> Spread:
     """Return the spread at one port of a node, given that at the other.
 
     Args:
-        site: the graph.
+        state: the graph.
         index: the node.
         here: the port.
         spread: at the other port.
@@ -215,14 +217,14 @@ def _carried(site: Site, index: int, here: int, spread: Spread, *, alone: bool =
     Raises:
         Refused: it cannot be told.
     """
-    entry = site.entries[index]
-    if not entry.operand and site.graph.ops[index] != batchnorm.OPERATOR:
+    entry = state.entries[index]
+    if not entry.operand and state.graph.ops[index] != batchnorm.OPERATOR:
         there = 0 if here == OUT else OUT
-        return site.step(index, {there: spread}).alternatives[0][here]
-    change = site.original_map(index)
+        return state.step(index, {there: spread}).alternatives[0][here]
+    change = state.original_map(index)
     if here != OUT:
         if not change.is_invertible:
-            raise Refused(Reason.PRECISION, site.view(index).label, "its factor is zero")
+            raise Refused(Reason.PRECISION, state.view(index).label, "its factor is zero")
         change = change.inverse()
     if alone and entry.combines is Combines.SUM:
         change = change.with_shift(np.zeros_like(change.shift))

@@ -18,7 +18,7 @@ from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine, Float64
 from onnx_bnfold.operators.transparent import data_slots
-from onnx_bnfold.planning.graph_state import Site
+from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.reasons import Refused
 
 REACH = 4.0  # one value in 16,000 of a normal distribution is farther out
@@ -130,48 +130,48 @@ _CARRY: Mapping[str, Carry] = {
 }
 
 
-def of_result(ranges: Ranges, site: Site) -> dict[str, Range]:
+def of_result(ranges: Ranges, state: GraphState) -> dict[str, Range]:
     """Return the ranges of a graph's tensors as they are with all changes.
 
     Args:
         ranges: of the tensors without any change.
-        site: the graph.
+        state: the graph.
     """
     found: dict[str, Range] = {}
     for name, span in ranges.items():
-        now = span.changed(site.change(name, span.rank))
+        now = span.changed(state.change(name, span.rank))
         if now is not None:
-            found.update(dict.fromkeys(site.groups.members(name), now))
+            found.update(dict.fromkeys(state.groups.members(name), now))
     return found
 
 
-def from_statistics(site: Site) -> dict[str, Range]:
+def from_statistics(state: GraphState) -> dict[str, Range]:
     """Return the ranges that the BatchNormalizations of a graph speak of.
 
     Args:
-        site: the graph; ranges are of its tensors as they are without any change.
+        state: the graph; ranges are of its tensors as they are without any change.
     """
     # Those that stay go first: what the others say a later fold will not know.
-    found = _stated(site, removed=False)
-    for name, span in _stated(site, removed=True).items():
+    found = _stated(state, removed=False)
+    for name, span in _stated(state, removed=True).items():
         found.setdefault(name, span)
-    for index, node in enumerate(site.graph.nodes):
-        carry = _CARRY.get(site.graph.ops[index] or "")
+    for index, node in enumerate(state.graph.nodes):
+        carry = _CARRY.get(state.graph.ops[index] or "")
         if carry is not None and node.output[0] not in found:
-            output = _carried(carry, site.view(index), found)
+            output = _carried(carry, state.view(index), found)
             if output is not None:
                 found[node.output[0]] = output
     return found
 
 
-def _stated(site: Site, *, removed: bool) -> dict[str, Range]:
+def _stated(state: GraphState, *, removed: bool) -> dict[str, Range]:
     """Return the ranges of the tensors around those norms that are removed, or that are not."""
     found: dict[str, Range] = {}
     inputs: dict[str, Range] = {}
-    for index, node in enumerate(site.graph.nodes):
-        if site.graph.ops[index] == batchnorm.OPERATOR and (index in site.removed) == removed:
+    for index, node in enumerate(state.graph.nodes):
+        if state.graph.ops[index] == batchnorm.OPERATOR and (index in state.removed) == removed:
             try:
-                norm, rank = site.norm(index), site.rank(index)
+                norm, rank = state.norm(index), state.rank(index)
             except Refused:
                 continue
             inputs[node.input[0]] = Range.of(norm.mean, norm.spread, rank)

@@ -133,7 +133,7 @@ class _Recorder:
     """Records the decisions of one graph."""
 
     def __init__(self, plan: GraphPlan, layers: Mapping[int, int]) -> None:
-        self.site = plan.site
+        self.state = plan.state
         self.layers = layers
         self.touched: dict[int, list[int]] = {}
         for index, causes in plan.touched.items():
@@ -141,9 +141,9 @@ class _Recorder:
                 self.touched.setdefault(cause, []).append(index)
 
     def record(self, decision: Decision) -> NodeRecord:
-        graph, index = self.site.graph, decision.node
+        graph, index = self.state.graph, decision.node
         if decision.folded:
-            x, y = self.site.sides(index)
+            x, y = self.state.sides(index)
         else:
             x, y = graph.nodes[index].input[0], graph.nodes[index].output[0]
         if decision.restated is not None:
@@ -155,7 +155,7 @@ class _Recorder:
             return
         for index in sorted(self.touched.get(decision.node, ())):
             yield Taker(
-                *_names(self.site.graph, index),
+                *_names(self.state.graph, index),
                 scale=index in decision.scale_to,
                 shift=index in decision.shift_to,
                 is_behind=index > decision.node,

@@ -21,7 +21,7 @@ from onnx_bnfold.model.graph import Graph, counterparts
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.operators.linear import LinearLayer
-from onnx_bnfold.planning.graph_state import Site
+from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.rewriting.graph_editor import Names, drop_dead, drop_descriptions, rename_shards
 from onnx_bnfold.rewriting.integrity import Text, require_intact
@@ -103,56 +103,56 @@ class Merge:
         return sorted(n for t in self.branch.terms for n in t.norms)
 
 
-def merges(site: Site) -> list[Merge]:
+def merges(state: GraphState) -> list[Merge]:
     """Find the largest sums of parallel branches of a graph, in node order."""
     found: dict[str, Branch] = {}
     merged: dict[str, Merge] = {}
-    for index, node in enumerate(site.graph.nodes):
-        if site.graph.ops[index] not in SUMS or len(node.input) < 2:
+    for index, node in enumerate(state.graph.nodes):
+        if state.graph.ops[index] not in SUMS or len(node.input) < 2:
             continue
-        parts = [found.get(name) or _branch(site, name) for name in node.input]
+        parts = [found.get(name) or _branch(state, name) for name in node.input]
         whole = _joined(index, parts)
-        if whole is None or (geometry := _common(site, whole)) is None:
+        if whole is None or (geometry := _common(state, whole)) is None:
             continue
         for name in node.input:
             merged.pop(name, None)
         merged[node.output[0]] = Merge(whole, geometry)
-        if site.graph.only_reader(node.output[0]):
+        if state.graph.only_reader(node.output[0]):
             found[node.output[0]] = whole
     return list(merged.values())
 
 
-def _branch(site: Site, name: str) -> Branch | None:
+def _branch(state: GraphState, name: str) -> Branch | None:
     """Walk from an operand of a sum through its BatchNormalizations to a Conv or the source."""
-    graph, source = site.graph, name
+    graph, source = state.graph, name
     norms: list[int] = []
     a, b = np.ones(()), np.zeros(())
     index = graph.producer.get(source)
-    while index is not None and site.graph.ops[index] == batchnorm.OPERATOR:
+    while index is not None and state.graph.ops[index] == batchnorm.OPERATOR:
         if not graph.only_reader(source):
             break
         try:
-            norm = site.norm(index)
+            norm = state.norm(index)
         except Refused:
             return None
         a, b = a * norm.a, b + a * norm.b
         norms.append(index)
         source = graph.nodes[index].input[0]
         index = graph.producer.get(source)
-    if index is not None and graph.only_reader(source) and site.graph.ops[index] == "Conv":
-        return _conv_branch(site, index, tuple(norms), a, b)
+    if index is not None and graph.only_reader(source) and state.graph.ops[index] == "Conv":
+        return _conv_branch(state, index, tuple(norms), a, b)
     point = Geometry(0, (), (), (), (), ())
     return Branch(source, (Term(None, point, tuple(norms), a, b),))
 
 
 def _conv_branch(
-    site: Site, index: int, norms: tuple[int, ...], a: Float64, b: Float64
+    state: GraphState, index: int, norms: tuple[int, ...], a: Float64, b: Float64
 ) -> Branch | None:
     try:
-        layer = site.layer(index)
+        layer = state.layer(index)
     except Refused:
         return None
-    view = site.view(index)
+    view = state.view(index)
     kernel = tuple(layer.weight.dims[2:])
     ones, zeros = [1] * len(kernel), [0] * 2 * len(kernel)
     if layer.quantized or view.attribute("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
@@ -184,10 +184,10 @@ def _joined(index: int, parts: Sequence[Branch | None]) -> Branch | None:
     return Branch(known[0].source, terms, sums)
 
 
-def _common(site: Site, branch: Branch) -> Geometry | None:
+def _common(state: GraphState, branch: Branch) -> Geometry | None:
     """Return the geometry into which all kernels of a branch can be embedded, or None."""
     convs = [t for t in branch.terms if t.conv is not None]
-    layers = [site.layer(t.conv) for t in convs if t.conv is not None]
+    layers = [state.layer(t.conv) for t in convs if t.conv is not None]
     first = layers[0]
     same = {(x.weight.data_type, x.channels_out, x.channels_in, x.out_rank) for x in layers}
     if len(same) != 1 or len({(t.geometry.group, t.geometry.strides) for t in convs}) != 1:
@@ -232,9 +232,9 @@ def _holds_identity(layer: LinearLayer, whole: Geometry) -> bool:
     return centred and plain and layer.channels_in == layer.channels_out
 
 
-def weight(site: Site, merge: Merge) -> Float64:
+def weight(state: GraphState, merge: Merge) -> Float64:
     """Return the sum of the embedded kernels, ``(C_out, C_in/group, *kernel)`` float64."""
-    layer, whole = site.layer(merge.conv), merge.geometry
+    layer, whole = state.layer(merge.conv), merge.geometry
     total = np.zeros((*layer.weight.dims[:2], *whole.kernel))
     for term in merge.branch.terms:
         starts = [
@@ -250,7 +250,7 @@ def weight(site: Site, merge: Merge) -> Float64:
             positions: tuple[Any, ...] = (channels, inner, *starts)
             total[positions] += np.broadcast_to(term.a, channels.shape)
             continue
-        value = site.constants.value(site.layer(term.conv).weight.name).astype(np.float64)
+        value = state.constants.value(state.layer(term.conv).weight.name).astype(np.float64)
         scale = np.broadcast_to(term.a, value.shape[:1]).reshape(-1, *[1] * (value.ndim - 1))
         window = tuple(slice(s, s + k) for s, k in zip(starts, term.geometry.kernel, strict=True))
         inside: tuple[slice, ...] = (slice(None), slice(None), *window)
@@ -258,34 +258,34 @@ def weight(site: Site, merge: Merge) -> Float64:
     return total
 
 
-def bias(site: Site, merge: Merge) -> Float64:
+def bias(state: GraphState, merge: Merge) -> Float64:
     """Return the sum of the biases, ``(C_out,)`` float64."""
-    total = np.zeros(site.layer(merge.conv).channels_out)
+    total = np.zeros(state.layer(merge.conv).channels_out)
     for term in merge.branch.terms:
         total += term.b
         if term.conv is not None:
-            info = site.layer(term.conv).bias
+            info = state.layer(term.conv).bias
             if info is not None:
-                total += term.a * site.constants.value(info.name).astype(np.float64)
+                total += term.a * state.constants.value(info.name).astype(np.float64)
     return total
 
 
-def fits(site: Site, merge: Merge) -> bool:
+def fits(state: GraphState, merge: Merge) -> bool:
     """Whether the merged constants are finite in the layer's data type."""
-    data_type = site.layer(merge.conv).weight.data_type
-    parts = (weight(site, merge), bias(site, merge))
+    data_type = state.layer(merge.conv).weight.data_type
+    parts = (weight(state, merge), bias(state, merge))
     return all(bool(np.isfinite(as_type(part, data_type)).all()) for part in parts)
 
 
 def apply(
-    model: ModelProto, graphs: Sequence[Graph], site: Site, found: Sequence[Merge]
+    model: ModelProto, graphs: Sequence[Graph], state: GraphState, found: Sequence[Merge]
 ) -> dict[str, Callable[[], Float64]]:
     """Write merges into a copy of the model, in place.
 
     Args:
-        model: the copy; its main graph is the one of ``site``.
-        graphs: of the model as it was; the first is the one of ``site``.
-        site: the main graph as it was.
+        model: the copy; its main graph is the one of ``state``.
+        graphs: of the model as it was; the first is the one of ``state``.
+        state: the main graph as it was.
         found: the merges.
 
     Returns:
@@ -305,27 +305,27 @@ def apply(
         node = NodeProto()
         node.CopyFrom(nodes[merge.conv])
         names = [
-            names_taken.fresh(f"{site.graph.name(merge.conv)}_merged_{w}")
+            names_taken.fresh(f"{state.graph.name(merge.conv)}_merged_{w}")
             for w in ("weight", "bias")
         ]
-        layer = site.layer(merge.conv)
+        layer = state.layer(merge.conv)
         dims = ((*layer.weight.dims[:2], *merge.geometry.kernel), (layer.channels_out,))
         for name, shape, compute in zip(names, dims, (weight, bias), strict=True):
             declare(model.ir_version, graph, name, shape, layer.weight.data_type)
-            pending[name] = partial(compute, site, merge)
+            pending[name] = partial(compute, state, merge)
         _write(node, merge, names, nodes[merge.branch.sums[-1]].output[0])
         gone |= merge.branch.nodes
         nodes[merge.branch.sums[-1]] = node
         gone.discard(merge.branch.sums[-1])
-    vanished = {name for i in gone for name in site.graph.writes[i]}
-    vanished -= {name for m in found for name in site.graph.writes[m.branch.sums[-1]]}
+    vanished = {name for i in gone for name in state.graph.writes[i]}
+    vanished -= {name for m in found for name in state.graph.writes[m.branch.sums[-1]]}
     loose |= drop_descriptions(graph, vanished)
     del graph.node[:]
     graph.node.extend(n for i, n in enumerate(nodes) if i not in gone)
     given = [tensor.name for tensor in graph.initializer]
     texts = [*map(Text, bodies)]
     below = [text for text, each in zip(texts, graphs, strict=True) if each.parent is not None]
-    drop_dead(texts[0], given, below, site.constants.among(loose))
+    drop_dead(texts[0], given, below, state.constants.among(loose))
     require_intact(graphs, texts, model.ir_version, halfway=True)
     return pending
 

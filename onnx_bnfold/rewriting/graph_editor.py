@@ -65,7 +65,7 @@ def rewrite(
         Unrepresentable: a constant outside the main graph does not fit its type.
         BrokenResult: the rewritten model is not sound.
     """
-    graphs = [plan.site.graph for plan in plans]
+    graphs = [plan.state.graph for plan in plans]
     bodies = counterparts(model, graphs)
     names = Names(graphs)
     pending: dict[str, Pending] = {}
@@ -133,7 +133,7 @@ class _Editor:
         self.main = model.graph
         self.body = body
         self.plan = plan
-        self.site = plan.site
+        self.state = plan.state
         self.position = position
         self.names = names
         self.pending: dict[str, Pending] = {}
@@ -142,7 +142,7 @@ class _Editor:
         self.before: list[NodeProto] = []
         self.unmade: set[int] = set()
         self.reshaped: set[str] = set()
-        self.given = [*self.site.graph.initializers]
+        self.given = [*self.state.graph.initializers]
         self.positions = {name: i for i, name in enumerate(self.given)}
         self.inputs = {v.name: v for v in body.input} if isinstance(body, GraphProto) else {}
         self.after: dict[int, NodeProto] = {}
@@ -151,8 +151,8 @@ class _Editor:
         """Apply the plan; return the names of constants that may have lost their readers."""
         for new in new_constants(self.position, self.plan):
             self._place(new)
-        reads = (self.site.graph.reads[index] for index in self.site.removed)
-        self.loose |= self.site.constants.among(set(chain.from_iterable(reads)))
+        reads = (self.state.graph.reads[index] for index in self.state.removed)
+        self.loose |= self.state.constants.among(set(chain.from_iterable(reads)))
         for index in self.plan.evened:
             node = self.nodes[index]
             node.doc_string = f"{node.doc_string} {batchnorm.EVENED}".lstrip()
@@ -160,7 +160,7 @@ class _Editor:
             for why in reasons:
                 note(self.after.get(index, self.nodes[index]), why, self.plan.limits)
         self._rename(self._final_names())
-        gone = self.site.removed | self.unmade
+        gone = self.state.removed | self.unmade
         if gone or self.before or self.after:
             self._arrange(gone)
         return self.loose
@@ -173,7 +173,7 @@ class _Editor:
         arrange(self.body.node, places)
 
     def _place(self, new: NewConstant) -> None:
-        node, reads = self.nodes[new.node], self.site.graph.reads[new.node]
+        node, reads = self.nodes[new.node], self.state.graph.reads[new.node]
         old = reads[new.slot] if new.slot < len(reads) else ""
         name = self._name(old, new)
         self._define(name, old, new)
@@ -193,7 +193,7 @@ class _Editor:
                 node.attribute.append(helper.make_attribute(attribute, value))
 
     def _name(self, old: str, new: NewConstant) -> str:
-        graph = self.site.graph
+        graph = self.state.graph
         here = old in graph.initializers or old in graph.producer or old in graph.sparse
         if old and here and graph.only_reader(old):
             self.loose.discard(old)
@@ -210,7 +210,7 @@ class _Editor:
         if self.body is self.main:
             tensor = self._initializer(self.main, name, new, replaces=replaces)
             self.pending[name] = Pending(tensor, math.prod(new.dims), new)
-            source = None if replaces else self.site.graph.initializers.get(old)
+            source = None if replaces else self.state.graph.initializers.get(old)
             if source is not None and is_external(source):
                 tensor.data_location = source.data_location
                 tensor.external_data.extend(source.external_data)
@@ -241,7 +241,7 @@ class _Editor:
         else:
             tensor = body.initializer[position]
             clear_values(tensor)
-            if tensor.data_type == new.data_type and self.site.graph.dims[name] == new.dims:
+            if tensor.data_type == new.data_type and self.state.graph.dims[name] == new.dims:
                 return tensor  # it is declared as before
             tensor.data_type = new.data_type
             tensor.dims[:] = new.dims
@@ -253,7 +253,7 @@ class _Editor:
 
     def _unmake(self, name: str) -> None:
         """Drop the node that made a constant which becomes an initializer of the same name."""
-        producer = self.site.graph.producer.get(name)
+        producer = self.state.graph.producer.get(name)
         if producer is not None:
             self.loose.update(self.nodes[producer].input)
             self.unmade.add(producer)
@@ -262,7 +262,7 @@ class _Editor:
         """Write a product of two matrices as a Gemm, which has a bias."""
         node.op_type = "Gemm"
         node.input.append(bias)
-        if self.site.graph.opset < 7:
+        if self.state.graph.opset < 7:
             node.attribute.append(helper.make_attribute("broadcast", 1))
 
     def _append_add(self, node: NodeProto, index: int, summand: str) -> None:
@@ -270,8 +270,8 @@ class _Editor:
         product = self.names.fresh(f"{node.output[0]}_product")
         name = self.names.fresh(f"{node.name}_bias") if node.name else ""
         add = helper.make_node("Add", [product, summand], [node.output[0]], name=name)
-        if self.site.graph.opset < 7:
-            axis = self.site.layer(index).out_axis
+        if self.state.graph.opset < 7:
+            axis = self.state.layer(index).out_axis
             add.attribute.append(helper.make_attribute("axis", axis))
             add.attribute.append(helper.make_attribute("broadcast", 1))
         node.output[0] = product
@@ -279,15 +279,17 @@ class _Editor:
 
     def _final_names(self) -> dict[str, str]:
         """Return the new name of every tensor that is merged into another."""
-        site = self.site
+        state = self.state
         groups: dict[str, dict[str, None]] = {}
-        for index in sorted(site.removed):
-            x, y = site.sides(index)
-            members = groups.setdefault(site.groups.root(y), {})
+        for index in sorted(state.removed):
+            x, y = state.sides(index)
+            members = groups.setdefault(state.groups.root(y), {})
             members[x] = members[y] = None
-        mapping, fixed = {}, site.groups.fixed()
+        mapping, fixed = {}, state.groups.fixed()
         for root, members in groups.items():
-            same = [m for m in members if m in fixed] or [m for m in members if m not in site.total]
+            same = [m for m in members if m in fixed] or [
+                m for m in members if m not in state.total
+            ]
             final = same[-1] if same else root
             for member in members:
                 if member != final:
@@ -295,13 +297,13 @@ class _Editor:
         return mapping
 
     def _rename(self, mapping: dict[str, str]) -> None:
-        graph = self.site.graph
+        graph = self.state.graph
         for old, new in mapping.items():
             for index, slot in graph.readers.get(old, ()):
-                if index not in self.site.removed:
+                if index not in self.state.removed:
                     _exchange(self.nodes[index].input, slot, old, new)
             maker = graph.producer.get(old)
-            if maker is not None and maker not in self.site.removed:
+            if maker is not None and maker not in self.state.removed:
                 _exchange(self.nodes[maker].output, graph.writes[maker].index(old), old, new)
         for add in self.after.values():
             if add.output[0] in mapping:
@@ -309,8 +311,8 @@ class _Editor:
         if self.model.configuration:  # of several devices, for which nodes name their tensors
             for node in chain(self.nodes, self.after.values()):
                 rename_shards(node, mapping)
-        changed = {key for key in self.site.total if isinstance(key, str)}
-        self.loose |= self.site.constants.among(
+        changed = {key for key in self.state.total if isinstance(key, str)}
+        self.loose |= self.state.constants.among(
             drop_descriptions(self.body, mapping.keys() | self.reshaped, changed)
         )
 

@@ -15,7 +15,7 @@ from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.constants import Stored
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.operators.entries import Combines, Computed, Exact, Given, Multiplied, Revised
-from onnx_bnfold.planning.graph_state import Site
+from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.planner import GraphPlan
 from onnx_bnfold.reasons import Refusal, Refused
 from onnx_bnfold.rewriting.rounded_products import ONE, Product, product, product_blocks, products
@@ -192,17 +192,17 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
         position: of the graph in the model, for ``Unrepresentable``.
         plan: its plan.
     """
-    site = plan.site
-    edges = sorted(key for key in site.total if isinstance(key, tuple))
+    state = plan.state
+    edges = sorted(key for key in state.total if isinstance(key, tuple))
     found: Iterable[Revised]
-    for index in sorted(plan.changed - site.removed):
-        absorber = site.absorber_or_none(index)
+    for index in sorted(plan.changed - state.removed):
+        absorber = state.absorber_or_none(index)
         if absorber is None:
-            found = (_of_edge(site, *edge) for edge in edges if edge[0] == index)
+            found = (_of_edge(state, *edge) for edge in edges if edge[0] == index)
         elif index in plan.evened:
-            found = site.norm(index).revised(site.side_changes(index), even=True)
+            found = state.norm(index).revised(state.side_changes(index), even=True)
         else:
-            found = absorber.revised(site.side_changes(index))
+            found = absorber.revised(state.side_changes(index))
         cause = position, index
         try:
             for revised in found:
@@ -211,15 +211,15 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
             raise Unrepresentable({cause: refused.refusal}) from None
 
 
-def _of_edge(site: Site, index: int, slot: int) -> Revised:
-    view = site.view(index)
+def _of_edge(state: GraphState, index: int, slot: int) -> Revised:
+    view = state.view(index)
     info = view.constant(slot)
     assert info is not None
-    dims = np.broadcast_shapes(info.dims, site.total[index, slot].shape)
-    multiplies = site.entries[index].combines is Combines.PRODUCT
+    dims = np.broadcast_shapes(info.dims, state.total[index, slot].shape)
+    multiplies = state.entries[index].combines is Combines.PRODUCT
 
     def values() -> Float64:
-        return np.broadcast_to(site.present(index, slot), dims)
+        return np.broadcast_to(state.present(index, slot), dims)
 
     given = Given(values, () if multiplies else None)
     return Revised(view, slot, "constant", dims, info.data_type, given)

@@ -19,7 +19,7 @@ from onnx_bnfold.model.node_order import arrange
 from onnx_bnfold.model.node_view import accepts
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Float64
-from onnx_bnfold.planning.graph_state import Site
+from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.notes import STANDALONE, is_noted
 from onnx_bnfold.planning.planner import Decision, GraphPlan, Place, Restated, Standalone
 from onnx_bnfold.planning.precision_limits import Limits
@@ -46,16 +46,16 @@ def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[
     found = set()
     for position, decision in enumerate(plan.decisions):
         index = decision.node
-        if decision.folded or index in excluded or not _can_be(plan.site, index, form):
+        if decision.folded or index in excluded or not _can_be(plan.state, index, form):
             continue
-        if _is_not_to_be_disturbed(plan.site, decision, limits):
+        if _is_not_to_be_disturbed(plan.state, decision, limits):
             continue
-        if is_noted(plan.site.graph.nodes[index], STANDALONE, limits):
+        if is_noted(plan.state.graph.nodes[index], STANDALONE, limits):
             continue
         try:
-            limits.check_product(plan.site, index)
-            view = plan.site.view(index)
-            for values in _constants(plan.site, index, form):
+            limits.check_product(plan.state, index)
+            view = plan.state.view(index)
+            for values in _constants(plan.state, index, form):
                 product(values, ONE, batchnorm.data_type(view), view)
         except Refused as refused:
             plan.decisions[position] = decision._replace(refusal=refused.refusal)
@@ -64,39 +64,39 @@ def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[
     return found
 
 
-def _is_not_to_be_disturbed(site: Site, decision: Decision, limits: Limits) -> bool:
+def _is_not_to_be_disturbed(state: GraphState, decision: Decision, limits: Limits) -> bool:
     """Whether a node stays because it, or one beside it, reads little more than rounding errors."""
     if decision.refusal is None or decision.refusal.reason is not Reason.PRECISION:
         return False
     try:
-        limits.check_rounding(site, decision.node)
+        limits.check_rounding(state, decision.node)
     except Refused:
         return True
     return False
 
 
-def _can_be(site: Site, index: int, form: Standalone) -> bool:
+def _can_be(state: GraphState, index: int, form: Standalone) -> bool:
     try:
-        channels, rank = site.norm(index).channels, site.rank(index)
+        channels, rank = state.norm(index).channels, state.rank(index)
         too_flat = rank < 2 or (form == "conv" and rank < 3)
         # Where layers around it contradict each other on ranks, it has no such map.
-        if too_flat or site.affine_of(index).vector(1, channels) is None:
+        if too_flat or state.affine_of(index).vector(1, channels) is None:
             return False
-        is_empty = 0 in site.view(index).dims_in(0)[2:]
+        is_empty = 0 in state.view(index).dims_in(0)[2:]
     except Refused:
         return False
     if form == "conv" and is_empty:  # which no runtime computes
         return False
     # onnxruntime infers shapes too, and loads no node that does not fit what it has misread.
-    if site.shapes.why_unknown(site.sides(index)) is not None:
+    if state.shapes.why_unknown(state.sides(index)) is not None:
         return False
-    opset, kind = site.graph.opset, batchnorm.data_type(site.view(index))
+    opset, kind = state.graph.opset, batchnorm.data_type(state.view(index))
     return opset >= 7 and all(accepts(operator, opset, kind) for operator in _OPERATORS[form])
 
 
-def _constants(site: Site, index: int, form: Standalone) -> tuple[Float64, Float64]:
+def _constants(state: GraphState, index: int, form: Standalone) -> tuple[Float64, Float64]:
     """Return factor and summand in the shapes that the new nodes read."""
-    norm, spread = site.norm(index), (1,) * (site.rank(index) - 2)
+    norm, spread = state.norm(index), (1,) * (state.rank(index) - 2)
     if form == "conv":
         return norm.a.reshape(-1, 1, *spread), norm.b
     return norm.a.reshape(-1, *spread), norm.b.reshape(-1, *spread)
@@ -131,11 +131,11 @@ def apply(
     Raises:
         BrokenResult: the new model is not sound.
     """
-    graphs = [plan.site.graph for plan in plans]
+    graphs = [plan.state.graph for plan in plans]
     bodies, names, copied = counterparts(model, graphs), Names(graphs), Copied()
     for position, plan in reversed([*enumerate(plans)]):  # a body before the one that holds it
-        graph, nodes = plan.site.graph, found[position]
-        editor = _Editor(model, bodies[position], plan.site, form, names)
+        graph, nodes = plan.state.graph, found[position]
+        editor = _Editor(model, bodies[position], plan.state, form, names)
         for index in sorted(nodes):
             copied.unread |= editor.replace(index)
         now = editor.finish()
@@ -154,11 +154,11 @@ class _Editor:
     """Replaces nodes of one body."""
 
     def __init__(
-        self, model: ModelProto, body: Body, site: Site, form: Standalone, names: Names
+        self, model: ModelProto, body: Body, state: GraphState, form: Standalone, names: Names
     ) -> None:
         self._model = model
         self._body = body
-        self._site = site
+        self._state = state
         self._form = form
         self._names = names
         self._front: list[NodeProto] = []
@@ -166,10 +166,10 @@ class _Editor:
 
     def replace(self, index: int) -> set[str]:
         """Write a node as something else; return the names of the constants that it has read."""
-        node, site = self._body.node[index], self._site
+        node, state = self._body.node[index], self._state
         x, *parameters = node.input
-        values, kind = _constants(site, index, self._form), batchnorm.data_type(site.view(index))
-        label = site.graph.name(index)
+        values, kind = _constants(state, index, self._form), batchnorm.data_type(state.view(index))
+        label = state.graph.name(index)
         new = [
             self._define(self._names.fresh(f"{label}_{suffix}"), array, kind)
             for suffix, array in zip(_SUFFIXES, values, strict=True)
@@ -178,7 +178,7 @@ class _Editor:
         node.op_type = _OPERATORS[self._form][0]
         if self._form == "conv":
             node.input.extend([x, *new])
-            node.attribute.append(helper.make_attribute("group", site.norm(index).channels))
+            node.attribute.append(helper.make_attribute("group", state.norm(index).channels))
         else:
             between = self._names.fresh(f"{node.output[0]}_product")
             name = self._names.fresh(f"{node.name}_bias") if node.name else ""

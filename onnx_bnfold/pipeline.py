@@ -157,9 +157,7 @@ class Folding:
         )
         self.merges += len(found)
         self.merged += tuple(
-            Record.of_merged(state.place(norm), state.place(m.conv))
-            for m in found
-            for norm in m.norms
+            Record.of_merged(state.place(bn), state.place(m.conv)) for m in found for bn in m.bns
         )
         self.model = copy
         self._index()
@@ -418,7 +416,7 @@ class Folding:
     @property
     def counts(self) -> tuple[int, int]:
         """How many BatchNormalizations go, and how many stay, by the present plan."""
-        fates = [d.folded for plan, d in self.decisions if plan.is_norm(d)]
+        fates = [d.folded for plan, d in self.decisions if plan.is_bn(d)]
         return sum(fates) + len(self.merged), len(fates) - sum(fates)
 
     @property

@@ -211,7 +211,7 @@ def record_of(plan: GraphPlan, decision: Decision) -> Record:
         place = plan.state.graph.place(f"{batchnorm.OPERATOR} {was.name!r}")
     return Record(
         place,
-        plan.is_norm(decision),
+        plan.is_bn(decision),
         decision.way,
         tuple(map(plan.state.place, decision.scale_to)),
         tuple(map(plan.state.place, decision.shift_to)),

@@ -474,7 +474,7 @@ def test_the_variance_goes_on_to_say_how_the_input_is_spread(
 @pytest.mark.parametrize("factor", [2.0**-8, 2.0**14])
 def test_a_variance_that_its_type_does_not_hold_stays(factor):
     """The scale takes all of it then."""
-    norm = batchnorm.Norm(None, np.array([[1.0], [0], [0], [2], [2], [0]]), 0.0, 0.0)
+    norm = batchnorm.BatchNorm(None, np.array([[1.0], [0], [0], [2], [2], [0]]), 0.0, 0.0)
     scaled = norm.between(np.array([factor]), np.ones(1), onnx.TensorProto.FLOAT16)
     held = factor < 1
     assert (scaled.variance != 4) == held

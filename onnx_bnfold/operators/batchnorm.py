@@ -33,7 +33,7 @@ _DTYPES = frozenset(map(helper.tensor_dtype_to_np_dtype, FLOATS))
 _LEAST = 2.0**-60  # of the variances that ``evened`` makes; float32 has room on both sides
 
 
-class Norm:
+class BatchNorm:
     """A BatchNormalization as numbers, ``(C,)`` float64 each.
 
     Attributes:
@@ -226,7 +226,7 @@ class Scaled(NamedTuple):
         return factor * np.sign(self.scale), variance
 
 
-def read_norms(views: Sequence[NodeView]) -> list[Norm | Refusal]:
+def read_bns(views: Sequence[NodeView]) -> list[BatchNorm | Refusal]:
     """Read BatchNormalizations; thousands of short vectors at a time are as soon done as one.
 
     Args:
@@ -236,7 +236,7 @@ def read_norms(views: Sequence[NodeView]) -> list[Norm | Refusal]:
         For each node its coefficients, or why it has none: it is in training mode, not per
         channel, or its parameters are unusable.
     """
-    found: dict[int, Norm | Refusal] = {}
+    found: dict[int, BatchNorm | Refusal] = {}
     epsilons: dict[int, float] = {}
     for position, view in enumerate(views):
         try:
@@ -245,19 +245,19 @@ def read_norms(views: Sequence[NodeView]) -> list[Norm | Refusal]:
             found[position] = refused.refusal
     for positions, parameters in _parameters(views, [*epsilons], found):
         known = [epsilons[position] for position in positions]
-        norms = _norms([views[position] for position in positions], parameters, known)
-        for position, table, norm in zip(positions, parameters, norms, strict=True):
-            found[position] = norm or _unusable(views[position], table, epsilons[position])
+        bns = _bns([views[position] for position in positions], parameters, known)
+        for position, table, bn in zip(positions, parameters, bns, strict=True):
+            found[position] = bn or _unusable(views[position], table, epsilons[position])
     return [found[position] for position in range(len(views))]
 
 
-def read_norm(view: NodeView) -> Norm:
+def read_norm(view: NodeView) -> BatchNorm:
     """Read one BatchNormalization.
 
     Raises:
-        Refused: see ``read_norms``.
+        Refused: see ``read_bns``.
     """
-    (found,) = read_norms([view])
+    (found,) = read_bns([view])
     if isinstance(found, Refusal):
         raise Refused.again(found)
     return found
@@ -277,7 +277,7 @@ def parameter_type(view: NodeView, slot: int) -> int:
 
 
 def data_type(view: NodeView) -> int:
-    """Return the type of a norm's data, UNDEFINED where it is not known.
+    """Return the type of a BN's data, UNDEFINED where it is not known.
 
     Before BatchNormalization-15 it is that of the scale.
     """
@@ -288,15 +288,15 @@ def data_type(view: NodeView) -> int:
     return scale.data_type if scale and view.opset < 15 else int(TensorProto.UNDEFINED)
 
 
-def _norms(
+def _bns(
     views: Sequence[NodeView], parameters: Array, epsilons: Sequence[float]
-) -> Iterator[Norm | None]:
-    """Yield the coefficients of norms of one size, None where they are no finite numbers.
+) -> Iterator[BatchNorm | None]:
+    """Yield the coefficients of BNs of one size, None where they are no finite numbers.
 
     Args:
         views: the nodes.
-        parameters: ``(norms, 4, C)``, as the operator takes them.
-        epsilons: one per norm.
+        parameters: ``(BNs, 4, C)``, as the operator takes them.
+        epsilons: one per BN.
     """
     scale, bias, mean, variance = parameters.astype(np.float64).swapaxes(0, 1)
     with np.errstate(all="ignore"):
@@ -312,21 +312,21 @@ def _norms(
     for view, table, is_usable, epsilon, cancellation in zip(
         views, tables, usable, epsilons, worst, strict=True
     ):
-        yield Norm(view, table, epsilon, cancellation) if is_usable else None
+        yield BatchNorm(view, table, epsilon, cancellation) if is_usable else None
 
 
 def _parameters(
-    views: Sequence[NodeView], positions: Sequence[int], found: dict[int, Norm | Refusal]
+    views: Sequence[NodeView], positions: Sequence[int], found: dict[int, BatchNorm | Refusal]
 ) -> Iterator[tuple[list[int], Array]]:
-    """Yield the parameters of norms.
+    """Yield the parameters of BNs.
 
     Args:
         views: of nodes.
         positions: of those that are wanted.
-        found: gets the reasons for which a norm has none.
+        found: gets the reasons for which a BN has none.
 
     Yields:
-        The positions of norms of one size and type, and their parameters, ``(norms, 4, C)``.
+        The positions of BNs of one size and type, and their parameters, ``(BNs, 4, C)``.
     """
     left = dict.fromkeys(positions)
     if positions:

@@ -144,7 +144,7 @@ LARGEST_GROWN = 1024
 def _lower(view: NodeView, slot: int, change: Affine) -> Affine:
     """Write a change of the broadcast result as one of an operand.
 
-    A constant may grow to one value per position of an axis, as the parameters of a norm are, but
+    A constant may grow to one value per position of an axis, as the parameters of a BN are, but
     only if it stays small to one per element; a computed operand must have the change's axes.
     """
     constant = view.constant(slot)

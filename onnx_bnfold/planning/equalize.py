@@ -294,14 +294,14 @@ def _by_channels(layer: LinearLayer, weight: Float64) -> Float64:
 
 def _gain_of_norm(state: GraphState, index: int) -> Float64:
     """Return what noise of one in a channel of its input is beside the power of its output."""
-    norm, (p, r) = state.norm(index), _rescaled(state, index)
-    power = float(np.square(norm.a * r * norm.spread).sum())
-    return np.asarray(np.square(norm.a * r / p) / (power or 1.0))
+    bn, (p, r) = state.bn(index), _rescaled(state, index)
+    power = float(np.square(bn.a * r * bn.spread).sum())
+    return np.asarray(np.square(bn.a * r / p) / (power or 1.0))
 
 
 def _rescaled(state: GraphState, index: int) -> tuple[Float64, Float64]:
-    """Return the factors that input and output of a norm have got, ``(C,)`` each."""
-    rank, count = state.rank(index), state.norm(index).channels
+    """Return the factors that input and output of a BN have got, ``(C,)`` each."""
+    rank, count = state.rank(index), state.bn(index).channels
     vectors = (state.change(name, rank).vector(1, count) for name in state.sides(index))
     p, r = (np.ones(count) if vector is None else vector[0] for vector in vectors)
     return p, r
@@ -313,9 +313,9 @@ def _is_to_be_evened(state: GraphState, index: int) -> bool:
     if index in state.removed or view.op != batchnorm.OPERATOR:
         return False
     try:
-        norm, (p, r) = state.norm(index), _rescaled(state, index)
+        bn, (p, r) = state.bn(index), _rescaled(state, index)
     except Refused:
         return False
     infos = (view.constant(1), view.constant(4))
     wide = all(info is not None and info.data_type in _WIDE for info in infos)
-    return wide and norm.between(p, r, batchnorm.parameter_type(view, 4)).evened() is not None
+    return wide and bn.between(p, r, batchnorm.parameter_type(view, 4)).evened() is not None

@@ -125,47 +125,47 @@ class GraphState:
         found = self.absorber_or_none(index)
         return found if isinstance(found, LinearLayer) else None
 
-    def norm(self, index: int) -> batchnorm.Norm:
+    def bn(self, index: int) -> batchnorm.BatchNorm:
         """Return the original coefficients of a BatchNormalization.
 
         Raises:
-            Refused: see ``batchnorm.read_norms``.
+            Refused: see ``batchnorm.read_bns``.
         """
         found = self.absorber(index)
-        assert isinstance(found, batchnorm.Norm)
+        assert isinstance(found, batchnorm.BatchNorm)
         return found
 
     @cached_property
-    def norm_pairs(self) -> dict[int, list[tuple[int, int]]]:
-        """Norms in a row, the second reading what the first writes, perhaps cut off; by either."""
-        norms = (i for i, op in enumerate(self.graph.ops) if op == batchnorm.OPERATOR)
-        pairs = [(front, i) for i in norms if (front := self._norm_in_front(i)) is not None]
-        pairs = [pair for pair in pairs if all(map(self.is_norm, pair))]
+    def bn_pairs(self) -> dict[int, list[tuple[int, int]]]:
+        """BNs in a row, the second reading what the first writes, perhaps cut off; by either."""
+        bns = (i for i, op in enumerate(self.graph.ops) if op == batchnorm.OPERATOR)
+        pairs = [(front, i) for i in bns if (front := self._bn_in_front(i)) is not None]
+        pairs = [pair for pair in pairs if all(map(self.is_bn, pair))]
         found: dict[int, list[tuple[int, int]]] = {}
         for side in (0, 1):
             for pair in pairs:
                 found.setdefault(pair[side], []).append(pair)
         return found
 
-    def _norm_in_front(self, index: int) -> int | None:
+    def _bn_in_front(self, index: int) -> int | None:
         graph, front = self.graph, self.graph.producer.get(self.graph.reads[index][0])
         while front is not None and self.entries[front].rectifies:
             front = graph.producer.get(graph.reads[front][0])
         return front
 
-    def is_norm(self, index: int) -> bool:
-        """Whether a node is a norm that has coefficients: one in training has none."""
+    def is_bn(self, index: int) -> bool:
+        """Whether a node is a BN that has coefficients: one in training has none."""
         if self.graph.ops[index] != batchnorm.OPERATOR:
             return False
         try:
-            self.norm(index)
+            self.bn(index)
         except Refused:
             return False
         return True
 
-    def read_norms(self, indices: Sequence[int]) -> None:
-        """Read BatchNormalizations that ``norm`` will be asked for all at once."""
-        found = batchnorm.read_norms([self.view(index) for index in indices])
+    def read_bns(self, indices: Sequence[int]) -> None:
+        """Read BatchNormalizations that ``BN`` will be asked for all at once."""
+        found = batchnorm.read_bns([self.view(index) for index in indices])
         self._absorbers.update(zip(indices, found, strict=True))
 
     def read_maps(self, indices: Iterable[int]) -> None:
@@ -176,7 +176,7 @@ class GraphState:
         """
         ranks = {index: self.rank(index) for index in indices}
         found = [index for index, rank in ranks.items() if rank >= 2]
-        maps = [self.norm(index).map for index in found]
+        maps = [self.bn(index).map for index in found]
         changes = all_along(maps, 1, [ranks[index] for index in found])
         self._maps.update(zip(found, changes, strict=True))
 

@@ -121,7 +121,7 @@ class GraphPlan:
         edges = (key[0] for key in self.state.total if isinstance(key, tuple))
         return {*self.touched, *self.equalized, *self.evened, *edges}
 
-    def is_norm(self, decision: Decision) -> bool:
+    def is_bn(self, decision: Decision) -> bool:
         """Whether a decision is about a BatchNormalization."""
         op = self.state.graph.ops[decision.node]
         return decision.restated is not None or op == batchnorm.OPERATOR
@@ -176,9 +176,9 @@ class _Planner:
         self._moved: dict[int, int] = {}
 
     def run(self) -> None:
-        norms, affine = _candidates(self.state)
-        self.state.read_norms([i for i in norms if i not in self.excluded])
-        usable = [i for i in norms if self._is_usable(i)]
+        bns, affine = _candidates(self.state)
+        self.state.read_bns([i for i in bns if i not in self.excluded])
+        usable = [i for i in bns if self._is_usable(i)]
         direct = [i for i in usable if _is_direct(self.state, i)]
         self.state.read_maps(direct)
         others = sorted(set(usable) - set(direct))
@@ -211,7 +211,7 @@ class _Planner:
         try:
             if index in self.excluded:
                 raise Refused.again(self.excluded[index])
-            self.state.norm(index)
+            self.state.bn(index)
             require_unnoted(self.state.graph, index, self.limits)
             if view.constant(0) is not None:
                 raise Refused(
@@ -233,10 +233,10 @@ class _Planner:
     def _decide(self, index: int) -> None:
         """Try all ways to remove a node and commit the one that disturbs least."""
         state = self.state
-        is_norm = state.graph.ops[index] == batchnorm.OPERATOR
+        is_bn = state.graph.ops[index] == batchnorm.OPERATOR
         self.doubtful.pop(index, None)
         self.unsure.discard(index)
-        if is_norm and self._fold_directly(index):
+        if is_bn and self._fold_directly(index):
             return
         best: tuple[tuple[int, ...], str, dict[Key, Affine]] | None = None
         tried: list[tuple[str, Refusal]] = []
@@ -254,7 +254,7 @@ class _Planner:
                 cost = (added, _disturbed(state, index, way, changes), number)
                 if best is None or cost < best[0]:
                     best = (cost, way, changes)
-                if cost[:2] == (0, 0) or not is_norm:
+                if cost[:2] == (0, 0) or not is_bn:
                     break
         except Refused as refused:
             tried.append(("", refused.refusal))
@@ -267,11 +267,11 @@ class _Planner:
         met.update(refusal.reason for _, refusal in tried)
         if not met.isdisjoint(_MAY_CHANGE):
             self.unsure.add(index)
-        if is_norm:
+        if is_bn:
             self.decisions[index] = Decision(index, refusal=_why(tried), tried=tuple(tried))
 
     def _fold_directly(self, index: int) -> bool:
-        """Put a norm into the layer that it alone reads, where nothing else has changed yet.
+        """Put a BN into the layer that it alone reads, where nothing else has changed yet.
 
         This is what all ways would be compared to and none is better than, found without a flood.
         """
@@ -320,21 +320,21 @@ class _Planner:
 
     def _judge(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> None:
         state = self.state
-        is_norm = state.graph.ops[index] == batchnorm.OPERATOR
+        is_bn = state.graph.ops[index] == batchnorm.OPERATOR
         self.limits.check(state, index, changes)
         require_totals(state, index, changes)
         x, y = state.sides(index)
         if state.groups.has_fixed(x) and state.groups.has_fixed(y):
             raise _two_names(y)
-        if not is_norm and any(_is_gating(state, i) for k in changes for i in state.neighbours(k)):
+        if not is_bn and any(_is_gating(state, i) for k in changes for i in state.neighbours(k)):
             raise Refused(
                 Reason.OPAQUE,
                 state.view(index).label,
                 "it is part of an activation that runtimes recognise as a whole",
             )
-        if not is_norm or self.keep_shared_weights:
+        if not is_bn or self.keep_shared_weights:
             self.shared.require_cheap(index, changes, asked)
-        if _added(state, changes) > (1 if is_norm else 0):
+        if _added(state, changes) > (1 if is_bn else 0):
             raise Refused(
                 Reason.NOT_SMALLER,
                 state.view(index).label,
@@ -427,19 +427,19 @@ def _splits(present: Affine) -> Iterator[tuple[str, Affine, Affine]]:
 
 
 def _candidates(state: GraphState) -> tuple[list[int], list[int]]:
-    norms, affine = [], []
+    bns, affine = [], []
     for index, op in enumerate(state.graph.ops):
         if op == batchnorm.OPERATOR:
-            norms.append(index)
-        elif state.entries[index].operand is not None and _is_decomposed_norm(state, index):
+            bns.append(index)
+        elif state.entries[index].operand is not None and _is_decomposed_bn(state, index):
             affine.append(index)
     if affine:
         fixed = state.constants.fixed_nodes()
         affine = [index for index in affine if index not in fixed]
-    return norms, affine
+    return bns, affine
 
 
-def _is_decomposed_norm(state: GraphState, index: int) -> bool:
+def _is_decomposed_bn(state: GraphState, index: int) -> bool:
     """Whether a Mul, Add, Sub or Div by a constant may go like a BatchNormalization.
 
     One whose operand is a product or quotient of computed tensors belongs to a normalisation or an

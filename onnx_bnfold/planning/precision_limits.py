@@ -35,10 +35,10 @@ MAX_RESCALE: dict[int, float] = {
 # Unit roundoff of float64, in which shifts are computed, and how much of it may be lost.
 _UNIT_64, _DIGITS_64 = 2.0**-53, 2.0**13
 _SAFE_CANCELLATION = 2.0**13  # of that kind in any type
-# Largest rounding error of what a norm reads, as it comes out, in units of its largest output.
+# Largest rounding error of what a BN reads, as it comes out, in units of its largest output.
 _NOISE = 0.25
 _COARSEST = unit_roundoff(TensorProto.BFLOAT16)
-# Below this cancellation no type rounds a norm's mean that far; half of it is room for rounding.
+# Below this cancellation no type rounds a BN's mean that far; half of it is room for rounding.
 _LEAST_CANCELLATION = _NOISE / _COARSEST / 2
 
 Profile = Literal["float", "fp16", "int8"]
@@ -89,11 +89,11 @@ class Limits:
     def _check_neighbours(
         self, state: GraphState, origin: int, changes: Mapping[Key, Affine]
     ) -> None:
-        """Refuse to disturb norms that read little more than rounding errors, by any removal."""
+        """Refuse to disturb BNs that read little more than rounding errors, by any removal."""
         names = [name for side in state.sides(origin) for name in state.groups.members(side)]
         for name in dict.fromkeys((*names, *(key for key in changes if isinstance(key, str)))):
             for index, slot in state.graph.readers.get(name, ()):
-                if slot == 0 and index not in state.removed and state.is_norm(index):
+                if slot == 0 and index not in state.removed and state.is_bn(index):
                     self.check_rounding(state, index)
 
     def check_scales(self, state: GraphState, changes: Mapping[str, Affine]) -> None:
@@ -140,18 +140,18 @@ class Limits:
         return state.type_of(name)
 
     def check_rounding(self, state: GraphState, origin: int) -> None:
-        """Refuse to disturb what norms read where that is little more than rounding errors."""
-        # A norm beside one that must not be disturbed stays too: it would go into that one, and a
+        """Refuse to disturb what BNs read where that is little more than rounding errors."""
+        # A BN beside one that must not be disturbed stays too: it would go into that one, and a
         # second fold would find what the first has left.
-        pairs = state.norm_pairs.get(origin, ())
-        if not pairs and state.norm(origin).cancellation <= _LEAST_CANCELLATION:
+        pairs = state.bn_pairs.get(origin, ())
+        if not pairs and state.bn(origin).cancellation <= _LEAST_CANCELLATION:
             return
-        norms = [origin, *(behind if front == origin else front for front, behind in pairs)]
+        bns = [origin, *(behind if front == origin else front for front, behind in pairs)]
         inputs = [*_inputs(state, origin, pairs)]
-        for index in norms[1:]:
-            inputs += _inputs(state, index, state.norm_pairs.get(index, ()))
+        for index in bns[1:]:
+            inputs += _inputs(state, index, state.bn_pairs.get(index, ()))
         suspects = [found for found in inputs if _is_noise(state, *found, _COARSEST)]
-        hidden = [i for i in norms if state.norm(i).cancellation > _SAFE_CANCELLATION]
+        hidden = [i for i in bns if state.bn(i).cancellation > _SAFE_CANCELLATION]
         if not suspects and not hidden:
             return  # without asking for the data type, which takes shape inference
         unit = unit_roundoff(self._type(state, state.sides(origin)[1]))
@@ -164,7 +164,7 @@ class Limits:
                     "and folding would replace these by others; convert the model to a wider type",
                 )
         for index in hidden:
-            if _hides_its_shift(state.norm(index), unit):
+            if _hides_its_shift(state.bn(index), unit):
                 raise Refused(
                     Reason.PRECISION,
                     state.view(index).label,
@@ -176,17 +176,17 @@ class Limits:
 def _inputs(
     state: GraphState, origin: int, pairs: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[int, int | None]]:
-    """Yield a norm, and of its pairs the one behind with that in front, by which it is judged."""
-    norm = state.norm(origin)
-    if norm.cancellation > _LEAST_CANCELLATION:
+    """Yield a BN, and of its pairs the one behind with that in front, by which it is judged."""
+    bn = state.bn(origin)
+    if bn.cancellation > _LEAST_CANCELLATION:
         yield origin, None
     for first, second in pairs:
-        if len(state.norm(first).a) == len(state.norm(second).a):
+        if len(state.bn(first).a) == len(state.bn(second).a):
             yield second, first
 
 
 class _Statistics(NamedTuple):
-    """What a norm says of its input and its output, ``(C,)`` each."""
+    """What a BN says of its input and its output, ``(C,)`` each."""
 
     a: Float64
     bias: Float64
@@ -200,56 +200,56 @@ class _Statistics(NamedTuple):
 
 
 def _original(state: GraphState, index: int) -> _Statistics:
-    """Return the statistics of a norm as they were."""
-    norm = state.norm(index)
-    return _Statistics(norm.a, norm.bias, norm.mean, norm.spread)
+    """Return the statistics of a BN as they were."""
+    bn = state.bn(index)
+    return _Statistics(bn.a, bn.bias, bn.mean, bn.spread)
 
 
 def _present(state: GraphState, index: int) -> _Statistics:
-    """Return the statistics of a norm as they are by now."""
-    norm = state.norm(index)
+    """Return the statistics of a BN as they are by now."""
+    bn = state.bn(index)
     sides = [state.total.get(name) for name in state.sides(index)]
-    pairs = [None if side is None else side.vector(1, norm.channels) for side in sides]
+    pairs = [None if side is None else side.vector(1, bn.channels) for side in sides]
     if all(pair is None for pair in pairs):
         return _original(state, index)
-    same = np.ones(norm.channels), np.zeros(norm.channels)
+    same = np.ones(bn.channels), np.zeros(bn.channels)
     (scale, shift), (factor, summand) = (same if pair is None else pair for pair in pairs)
     return _Statistics(
-        norm.a * factor / scale,
-        norm.bias * factor + summand,
-        norm.mean * scale + shift,
-        norm.spread * np.abs(scale),
+        bn.a * factor / scale,
+        bn.bias * factor + summand,
+        bn.mean * scale + shift,
+        bn.spread * np.abs(scale),
     )
 
 
 def _is_noise(state: GraphState, index: int, front: int | None, unit: float) -> bool:
-    """Whether rounding what a norm reads moves its output visibly, before and after all changes.
+    """Whether rounding what a BN reads moves its output visibly, before and after all changes.
 
     What changes have made of it is what another fold would see: that must not find more to do.
 
     Args:
         state: the graph.
-        index: the norm.
-        front: a norm whose output it reads; else its own mean says how large its input is.
+        index: the BN.
+        front: a BN whose output it reads; else its own mean says how large its input is.
         unit: of the rounding.
     """
     for statistics in (_original, _present):
-        norm = statistics(state, index)
-        size = np.abs(norm.mean) if front is None else statistics(state, front).size
-        if not _is_seen(norm, size, unit):
+        bn = statistics(state, index)
+        size = np.abs(bn.mean) if front is None else statistics(state, front).size
+        if not _is_seen(bn, size, unit):
             return False
     return True
 
 
-def _is_seen(norm: _Statistics, size: Float64, unit: float) -> bool:
-    peak = norm.size.max(initial=0)
-    return bool((unit * size * np.abs(norm.a) > _NOISE * peak).any())
+def _is_seen(bn: _Statistics, size: Float64, unit: float) -> bool:
+    peak = bn.size.max(initial=0)
+    return bool((unit * size * np.abs(bn.a) > _NOISE * peak).any())
 
 
-def _hides_its_shift(norm: batchnorm.Norm, unit: float) -> bool:
+def _hides_its_shift(bn: batchnorm.BatchNorm, unit: float) -> bool:
     """Whether float64 loses, beside the mean, what a type still sees of the output."""
-    peak = np.abs(norm.bias) + np.abs(norm.a) * norm.spread
-    lost = _UNIT_64 * np.abs(norm.a * norm.mean)
+    peak = np.abs(bn.bias) + np.abs(bn.a) * bn.spread
+    lost = _UNIT_64 * np.abs(bn.a * bn.mean)
     known = peak > 0
     return bool((lost[known] > max(unit, _UNIT_64 * _DIGITS_64) * peak[known]).any())
 

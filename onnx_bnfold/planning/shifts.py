@@ -54,7 +54,7 @@ class Shifts:
         self._origin = origin
         self._changes = changes
         self._type_of = type_of
-        self._of_norm = state.graph.ops[origin] == batchnorm.OPERATOR
+        self._of_bn = state.graph.ops[origin] == batchnorm.OPERATOR
 
     def check(self) -> None:
         """Judge every tensor and every constant.
@@ -89,11 +89,11 @@ class Shifts:
             return
         known = sizes(state, name)
         if all(state.graph.ops[index] == batchnorm.OPERATOR for index in readers):
-            known = known[:1]  # a norm adds its mean to the size of any data
-        if not self._of_norm:
+            known = known[:1]  # a BN adds its mean to the size of any data
+        if not self._of_bn:
             known += usual_sizes(state, name)
         if not known:
-            if self._of_norm or self._is_rounded_before(name):
+            if self._of_bn or self._is_rounded_before(name):
                 return
             raise Refused(
                 Reason.PRECISION,
@@ -174,41 +174,41 @@ class Shifts:
             raise Refused(Reason.PRECISION, state.view(index).label, _TOO_COARSE)
 
     def _check_bias(self, name: str, total: Affine) -> None:
-        """Refuse a new ``B`` of a norm if what the norm writes would show that it is rounded."""
+        """Refuse a new ``B`` of a BN if what the BN writes would show that it is rounded."""
         state, index = self._state, self._state.graph.producer.get(name)
         gone = index == self._origin or index in state.removed
-        if index is None or gone or not state.is_norm(index):
+        if index is None or gone or not state.is_bn(index):
             return
-        vectors, known = total.vector(1, state.norm(index).channels), sizes(state, name)
+        vectors, known = total.vector(1, state.bn(index).channels), sizes(state, name)
         if vectors is not None and known:
-            exact = along(vectors[0] * state.norm(index).bias + vectors[1], 1, total.rank)
+            exact = along(vectors[0] * state.bn(index).bias + vectors[1], 1, total.rank)
             kind = batchnorm.parameter_type(state.view(index), 2)
             if _is_rounding_seen(exact, _least(known, total), kind, 0):
                 raise Refused(Reason.PRECISION, state.view(index).label, _TOO_COARSE)
 
     def _check_means(self, name: str, change: Affine) -> None:
-        """Refuse a new mean of a norm if the norm's output would show that it is rounded.
+        """Refuse a new mean of a BN if the BN's output would show that it is rounded.
 
         If it is scaled only, a product has gone that was rounded as much, except where runtimes
         compute float16 in float32, without rounding between two nodes.
         """
         state, total = self._state, self._total(name)
         for index, slot in self._readers(name):
-            if slot or total is None or not state.is_norm(index):
+            if slot or total is None or not state.is_bn(index):
                 continue
-            norm, out = state.norm(index), self._total(state.graph.writes[index][0])
-            into = total.vector(1, norm.channels)
-            after = (out or Affine.identity(total.rank)).vector(1, norm.channels)
+            bn, out = state.bn(index), self._total(state.graph.writes[index][0])
+            into = total.vector(1, bn.channels)
+            after = (out or Affine.identity(total.rank)).vector(1, bn.channels)
             if into is None or after is None:
                 continue
             (scale, shift), (factor, summand) = into, after
-            a = np.abs(factor * norm.a)
-            size = np.abs(factor * norm.bias + summand) + a * norm.spread
+            a = np.abs(factor * bn.a)
+            size = np.abs(factor * bn.bias + summand) + a * bn.spread
             left, peak = np.abs(scale) / a * size, np.abs(scale) / a * size.max(initial=0)
             kind = batchnorm.parameter_type(state.view(index), 3)
             if not change.has_shift and unit_roundoff(kind) <= unit_roundoff(TensorProto.FLOAT):
                 continue
-            if _is_rounding_seen(scale * norm.mean + shift, left, kind, peak):
+            if _is_rounding_seen(scale * bn.mean + shift, left, kind, peak):
                 raise Refused(Reason.PRECISION, state.view(index).label, _TOO_COARSE)
 
 
@@ -231,9 +231,9 @@ def check_product(state: GraphState, index: int, data_type: int) -> None:
     Raises:
         Refused: the mean of a channel, multiplied, dwarfs what comes out.
     """
-    norm, name = state.norm(index), state.sides(index)[0]
+    bn, name = state.bn(index), state.sides(index)[0]
     present, rank = state.affine_of(index), state.rank(index)
-    size = Affine.of(along(norm.spread, 1, rank), along(norm.mean, 1, rank))
+    size = Affine.of(along(bn.spread, 1, rank), along(bn.mean, 1, rank))
     size = size.then(state.change(name, rank))
     after = size.then(present)
     product = np.abs(present.scale) * (np.abs(size.shift) + np.abs(size.scale))

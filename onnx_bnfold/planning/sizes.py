@@ -48,7 +48,7 @@ def sizes(state: GraphState, name: str) -> Known:
         # Those that stay by themselves: what a removed one has said no later fold will know. Where
         # they contradict each other, the smaller size is what matters.
         found = _around(state, name, _of_staying_norm, set())
-        found += _around(state, name, _of_norm, set())
+        found += _around(state, name, _of_bn, set())
         state.sizes[name] = len(state.removed), found
     return found
 
@@ -135,7 +135,7 @@ def _sum(one: Spread, other: Spread) -> Spread:
     return Affine.of(scale, np.abs(one.shift) + np.abs(other.shift))
 
 
-def _of_norm(state: GraphState, name: str) -> Known:
+def _of_bn(state: GraphState, name: str) -> Known:
     return _said_by_norms(state, name, lambda index: True)
 
 
@@ -148,10 +148,10 @@ def _said_by_norms(state: GraphState, name: str, counts: Callable[[int], bool]) 
     readers = [index for index, slot in graph.readers.get(name, ()) if slot == 0]
     producer = graph.producer.get(name)
     for index in readers if producer is None else (*readers, producer):
-        if counts(index) and state.is_norm(index):
-            norm = state.norm(index)
-            spread = norm.spread if index in readers else abs(norm.a) * norm.spread
-            means = (norm.mean, 0 * norm.mean) if index in readers else (norm.bias, norm.b)
+        if counts(index) and state.is_bn(index):
+            bn = state.bn(index)
+            spread = bn.spread if index in readers else abs(bn.a) * bn.spread
+            means = (bn.mean, 0 * bn.mean) if index in readers else (bn.bias, bn.b)
             try:
                 rank = state.rank(index)
             except Refused:

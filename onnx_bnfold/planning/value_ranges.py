@@ -165,17 +165,17 @@ def from_statistics(state: GraphState) -> dict[str, Range]:
 
 
 def _stated(state: GraphState, *, removed: bool) -> dict[str, Range]:
-    """Return the ranges of the tensors around those norms that are removed, or that are not."""
+    """Return the ranges of the tensors around those BNs that are removed, or that are not."""
     found: dict[str, Range] = {}
     inputs: dict[str, Range] = {}
     for index, node in enumerate(state.graph.nodes):
         if state.graph.ops[index] == batchnorm.OPERATOR and (index in state.removed) == removed:
             try:
-                norm, rank = state.norm(index), state.rank(index)
+                bn, rank = state.bn(index), state.rank(index)
             except Refused:
                 continue
-            inputs[node.input[0]] = Range.of(norm.mean, norm.spread, rank)
-            found[node.output[0]] = Range.of(norm.bias, np.abs(norm.a) * norm.spread, rank)
+            inputs[node.input[0]] = Range.of(bn.mean, bn.spread, rank)
+            found[node.output[0]] = Range.of(bn.bias, np.abs(bn.a) * bn.spread, rank)
     for name, span in inputs.items():
         found.setdefault(name, span)
     return found

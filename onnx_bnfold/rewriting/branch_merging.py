@@ -53,13 +53,13 @@ class Term:
     Attributes:
         conv: index of the Conv, or None for the identity.
         geometry: its geometry.
-        norms: indices of the BatchNormalizations behind it.
+        BNs: indices of the BatchNormalizations behind it.
         a, b: their composition, ``(C_out,)``.
     """
 
     conv: int | None
     geometry: Geometry
-    norms: tuple[int, ...]
+    bns: tuple[int, ...]
     a: Float64
     b: Float64
 
@@ -82,7 +82,7 @@ class Branch:
     def nodes(self) -> set[int]:
         """All nodes that the merged Conv replaces."""
         convs = {t.conv for t in self.terms if t.conv is not None}
-        return convs | {n for t in self.terms for n in t.norms} | set(self.sums)
+        return convs | {n for t in self.terms for n in t.bns} | set(self.sums)
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ class Merge:
         return next(t.conv for t in self.branch.terms if t.conv is not None)
 
     @property
-    def norms(self) -> list[int]:
+    def bns(self) -> list[int]:
         """Indices of the BatchNormalizations that go."""
-        return sorted(n for t in self.branch.terms for n in t.norms)
+        return sorted(n for t in self.branch.terms for n in t.bns)
 
 
 def merges(state: GraphState) -> list[Merge]:
@@ -125,28 +125,28 @@ def merges(state: GraphState) -> list[Merge]:
 def _branch(state: GraphState, name: str) -> Branch | None:
     """Walk from an operand of a sum through its BatchNormalizations to a Conv or the source."""
     graph, source = state.graph, name
-    norms: list[int] = []
+    bns: list[int] = []
     a, b = np.ones(()), np.zeros(())
     index = graph.producer.get(source)
     while index is not None and state.graph.ops[index] == batchnorm.OPERATOR:
         if not graph.only_reader(source):
             break
         try:
-            norm = state.norm(index)
+            bn = state.bn(index)
         except Refused:
             return None
-        a, b = a * norm.a, b + a * norm.b
-        norms.append(index)
+        a, b = a * bn.a, b + a * bn.b
+        bns.append(index)
         source = graph.nodes[index].input[0]
         index = graph.producer.get(source)
     if index is not None and graph.only_reader(source) and state.graph.ops[index] == "Conv":
-        return _conv_branch(state, index, tuple(norms), a, b)
+        return _conv_branch(state, index, tuple(bns), a, b)
     point = Geometry(0, (), (), (), (), ())
-    return Branch(source, (Term(None, point, tuple(norms), a, b),))
+    return Branch(source, (Term(None, point, tuple(bns), a, b),))
 
 
 def _conv_branch(
-    state: GraphState, index: int, norms: tuple[int, ...], a: Float64, b: Float64
+    state: GraphState, index: int, bns: tuple[int, ...], a: Float64, b: Float64
 ) -> Branch | None:
     try:
         layer = state.layer(index)
@@ -169,7 +169,7 @@ def _conv_branch(
         tuple(pads[: len(kernel)]),
         tuple(pads[len(kernel) :]),
     )
-    return Branch(view.reads[layer.data_slot], (Term(index, geometry, norms, a, b),))
+    return Branch(view.reads[layer.data_slot], (Term(index, geometry, bns, a, b),))
 
 
 def _joined(index: int, parts: Sequence[Branch | None]) -> Branch | None:

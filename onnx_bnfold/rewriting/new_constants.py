@@ -200,7 +200,7 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
         if absorber is None:
             found = (_of_edge(state, *edge) for edge in edges if edge[0] == index)
         elif index in plan.evened:
-            found = state.norm(index).revised(state.side_changes(index), even=True)
+            found = state.bn(index).revised(state.side_changes(index), even=True)
         else:
             found = absorber.revised(state.side_changes(index))
         cause = position, index

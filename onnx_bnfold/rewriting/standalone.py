@@ -77,7 +77,7 @@ def _is_not_to_be_disturbed(state: GraphState, decision: Decision, limits: Limit
 
 def _can_be(state: GraphState, index: int, form: Standalone) -> bool:
     try:
-        channels, rank = state.norm(index).channels, state.rank(index)
+        channels, rank = state.bn(index).channels, state.rank(index)
         too_flat = rank < 2 or (form == "conv" and rank < 3)
         # Where layers around it contradict each other on ranks, it has no such map.
         if too_flat or state.affine_of(index).vector(1, channels) is None:
@@ -96,10 +96,10 @@ def _can_be(state: GraphState, index: int, form: Standalone) -> bool:
 
 def _constants(state: GraphState, index: int, form: Standalone) -> tuple[Float64, Float64]:
     """Return factor and summand in the shapes that the new nodes read."""
-    norm, spread = state.norm(index), (1,) * (state.rank(index) - 2)
+    bn, spread = state.bn(index), (1,) * (state.rank(index) - 2)
     if form == "conv":
-        return norm.a.reshape(-1, 1, *spread), norm.b
-    return norm.a.reshape(-1, *spread), norm.b.reshape(-1, *spread)
+        return bn.a.reshape(-1, 1, *spread), bn.b
+    return bn.a.reshape(-1, *spread), bn.b.reshape(-1, *spread)
 
 
 @dataclass
@@ -178,7 +178,7 @@ class _Editor:
         node.op_type = _OPERATORS[self._form][0]
         if self._form == "conv":
             node.input.extend([x, *new])
-            node.attribute.append(helper.make_attribute("group", state.norm(index).channels))
+            node.attribute.append(helper.make_attribute("group", state.bn(index).channels))
         else:
             between = self._names.fresh(f"{node.output[0]}_product")
             name = self._names.fresh(f"{node.name}_bias") if node.name else ""

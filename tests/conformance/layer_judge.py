@@ -36,7 +36,7 @@ def judged(trial: Trial, count: int) -> Iterator[Verdict]:
     try:
         ports = state.ports(0)
         if trial.case.op == OPERATOR:
-            state.norm(0)
+            state.bn(0)
     except Refused as refused:
         yield Verdict(False, refused.refusal, judged=False)
         return

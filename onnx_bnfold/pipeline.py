@@ -79,7 +79,7 @@ class Options:
             raise UsageError("ranges are used by equalize alone; ask for it, too")
 
 
-class Folding:
+class Pipeline:
     """The planning of one model, and what was learnt from failed attempts.
 
     Args:
@@ -214,7 +214,7 @@ class Folding:
             copy, pending = self._result()
             source = self._source.with_computed({n: new.compute for n, new in pending.items()})
             ranges = self._ranges_of_result()
-            again = Folding(copy, source.read, self.options, ranges, source.open)
+            again = Pipeline(copy, source.read, self.options, ranges, source.open)
             again._plan_once()
             if gained and (again.merges or settle.finds_places(self.plans, again.plans)):
                 gained = self._go_on()
@@ -387,7 +387,7 @@ class Folding:
     def alters(self) -> bool:
         """Whether anything changes by the present plan."""
         return bool(self.merges or self._restated or self.earlier) or any(
-            any((plan.state.removed, plan.equalized, plan.evened)) for plan in self.plans
+            any((plan.state.removed, plan.equalized, plan.equal_scales)) for plan in self.plans
         )
 
     @property

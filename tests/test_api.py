@@ -31,7 +31,7 @@ from support import (
 import onnx_bnfold
 from onnx_bnfold import ModelError, Options, Reason, UsageError, fold, fold_file, plan, plan_file
 from onnx_bnfold.api import write_folded
-from onnx_bnfold.pipeline import Folding
+from onnx_bnfold.pipeline import Pipeline
 from onnx_bnfold.reasons import Refused
 
 X = {"x": ("N", 3, 5, 6)}
@@ -345,8 +345,8 @@ def test_what_cannot_be_written_otherwise_is_written_as_it_is(form, tmp_path, rn
     parts = bn("x", "y", 3, rng)
     model = model_of(parts.nodes, X, ["y"], parts.initializers)
     model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT64
-    attempts, planning = iter(range(8)), Folding.plan
-    monkeypatch.setattr(Folding, "plan", lambda self: [next(attempts), planning(self)])
+    attempts, planning = iter(range(8)), Pipeline.plan
+    monkeypatch.setattr(Pipeline, "plan", lambda self: [next(attempts), planning(self)])
     options = Options(standalone=form)
     folded, _ = fold(model, options)
     assert folded == model
@@ -381,12 +381,12 @@ def test_what_fails_whatever_is_left_out_has_an_end(rng):
     """A bug of ours, but not one that hangs."""
     parts = join(conv("x", "c", (4, 3, 1, 1), rng), bn("c", "y", 4, rng))
     model = model_of(parts.nodes, X, ["y"], parts.initializers)
-    folding = Folding(model, lambda tensor: numpy_helper.to_array(tensor), Options())
-    folding.plan()
+    pipeline = Pipeline(model, lambda tensor: numpy_helper.to_array(tensor), Options())
+    pipeline.plan()
     failure = {(0, 0): Refused(Reason.PRECISION, "Conv 'c'", "it is refused").refusal}
-    folding.exclude(failure)
+    pipeline.exclude(failure)
     with pytest.raises(RuntimeError, match="Conv 'c' fails whatever"):
-        folding.exclude(failure)
+        pipeline.exclude(failure)
 
 
 def test_a_file_says_that_it_was_folded_and_from_what(tmp_path, rng):

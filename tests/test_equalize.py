@@ -57,7 +57,7 @@ def behind(t, rng, group=1):
     return conv(t, "y", (4, 4 // group, 3, 3), rng, group=group)
 
 
-EVENED = {
+EQUAL_SCALES = {
     "directly": lambda rng: join(front(rng), behind("n", rng)),
     "relu": lambda rng: join(front(rng), node("Relu", ["n"], ["r"]), behind("r", rng)),
     "prelu": lambda rng: join(
@@ -92,7 +92,7 @@ EVENED = {
 
 
 def outputs(build):
-    return ["y", "z"] if build is EVENED["two-readers"] else ["y"]
+    return ["y", "z"] if build is EQUAL_SCALES["two-readers"] else ["y"]
 
 
 def spread(model, feeds, name):
@@ -109,7 +109,7 @@ def first_tensor(model):
     return model.graph.node[0].output[0]
 
 
-@pytest.mark.parametrize("build", EVENED.values(), ids=EVENED)
+@pytest.mark.parametrize("build", EQUAL_SCALES.values(), ids=EQUAL_SCALES)
 def test_channels_become_alike(build, rng):
     parts = build(rng)
     model = with_own_statistics(model_of(parts.nodes, X, outputs(build), parts.initializers))
@@ -125,7 +125,7 @@ def test_channels_become_alike(build, rng):
 
 def test_a_reader_that_feels_nothing_gets_even_channels(rng):
     """The channels of a depthwise layer have scales of their own: all is gained, nothing lost."""
-    parts = EVENED["depthwise"](rng)
+    parts = EQUAL_SCALES["depthwise"](rng)
     model = model_of(parts.nodes, X, ["y"], parts.initializers)
     plain, _ = onnx_bnfold.fold(model, PLAIN)
     folded, _ = onnx_bnfold.fold(model, EQUALIZE)
@@ -311,7 +311,7 @@ def test_float16_is_rescaled_within_its_bound(rng):
 
 def test_what_does_not_fit_its_type_is_not_equalized(rng):
     """A weight that would overflow keeps its group from being equalised, not the BN from going."""
-    parts = EVENED["depthwise"](rng)
+    parts = EQUAL_SCALES["depthwise"](rng)
     model = model_of(parts.nodes, X, ["y"], parts.initializers)
     weight = next(t for t in model.graph.initializer if t.name == model.graph.node[0].input[1])
     values = numpy_helper.to_array(weight).copy()
@@ -343,18 +343,18 @@ def test_a_square_has_other_factors_than_what_is_squared(rng):
     ],
     ids=["no-epsilon", "large-epsilon", "too-wide"],
 )
-def test_extreme_norms(gamma, epsilon, evened, rng):
+def test_extreme_norms(gamma, epsilon, equal_scales, rng):
     parts = bn("x", "y", 4, rng, epsilon=epsilon)
     parts.initializers[0].CopyFrom(tensor("y_scale", np.array(gamma, np.float32)))
     model = model_of(parts.nodes, X, ["y"], parts.initializers)
     folded, _ = fold_checked(model, kept=1, options=EQUALIZE)
-    assert (len(set(initializer(folded, "y_scale").tolist())) == 1) is evened
+    assert (len(set(initializer(folded, "y_scale").tolist())) == 1) is equal_scales
 
 
 @pytest.mark.parametrize("again", [PLAIN, EQUALIZE, Options()], ids=["int8", "equalize", "float"])
 def test_an_evened_norm_is_left_alone_later(again, rng):
     """What its variance was is not known any more."""
-    parts = EVENED["norm-that-stays"](rng)
+    parts = EQUAL_SCALES["norm-that-stays"](rng)
     model = model_of(parts.nodes, X, ["y"], parts.initializers)
     folded, _ = onnx_bnfold.fold(model, EQUALIZE)
     later, report = onnx_bnfold.fold(folded, again)
@@ -363,7 +363,7 @@ def test_an_evened_norm_is_left_alone_later(again, rng):
 
 
 def test_a_branch_is_equalized_by_statistics(rng):
-    parts = EVENED["relu"](rng)
+    parts = EQUAL_SCALES["relu"](rng)
     inner = model_of(parts.nodes, X, ["y"], parts.initializers).graph
     branch = helper.make_graph(inner.node, "branch", [], inner.output, inner.initializer)
     chosen = helper.make_node("If", ["which"], ["z"], then_branch=branch, else_branch=branch)
@@ -379,7 +379,7 @@ def test_a_branch_is_equalized_by_statistics(rng):
 
 @pytest.fixture
 def saved(rng, tmp_path):
-    parts = EVENED["relu"](rng)
+    parts = EQUAL_SCALES["relu"](rng)
     model = model_of(parts.nodes, X, ["y"], parts.initializers)
     onnx.save(model, tmp_path / "m.onnx")
     return model, tmp_path

@@ -138,7 +138,7 @@ def test_the_check_is_told_how_tensors_in_between_changed(tmp_path, rng):
     model = model_of(parts.nodes, {"i": (1, 3, 5, 6)}, ["y", "z"], parts.initializers)
     onnx.save(model, path)
     changes = {}
-    fold_file(path, tmp_path / "f.onnx", inspect=lambda o: changes.update(o.folding.changes()))
+    fold_file(path, tmp_path / "f.onnx", inspect=lambda o: changes.update(o.pipeline.changes()))
     folded = onnx.load(tmp_path / "f.onnx")
     assert "m" in changes
     values = []

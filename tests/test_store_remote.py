@@ -10,7 +10,7 @@ from stores import digests, expected, fill, small_model, unfinished, write, writ
 
 from onnx_bnfold import Options, UsageError
 from onnx_bnfold.batch import fold_store
-from onnx_bnfold.batch.locations import location_at
+from onnx_bnfold.batch.opening import location_at
 from onnx_bnfold.batch.remote import RemoteLocation
 from onnx_bnfold.batch.task import Batch, Task, perform
 from onnx_bnfold.cli.main import main

@@ -15,7 +15,7 @@ from onnx_bnfold.check.rescaled import rescaled
 from onnx_bnfold.cli.main import main
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.entries import UNKNOWN, Absorbing
-from onnx_bnfold.operators.layouts import LAYOUTS
+from onnx_bnfold.operators.layouts import LINEAR_LAYERS
 from onnx_bnfold.operators.normalizations import NORMALIZATIONS
 from onnx_bnfold.operators.table import OPERATORS, entry_of
 from onnx_bnfold.operators.transparent import RULES
@@ -63,7 +63,7 @@ def test_the_exceptions_are_needed(module):
 
 
 def test_every_operator_has_one_entry():
-    families = [*RULES, *LAYOUTS, *NORMALIZATIONS, batchnorm.OPERATOR]
+    families = [*RULES, *LINEAR_LAYERS, *NORMALIZATIONS, batchnorm.OPERATOR]
     assert sorted(families) == sorted(OPERATORS)
     assert entry_of("NoSuchOperator") is entry_of(None) is UNKNOWN
 

@@ -103,25 +103,6 @@ def is_url(text: str) -> bool:
     return "://" in text
 
 
-def location_at(where: str, state: str | None = None) -> Location:
-    """Return the location at a path or URL.
-
-    Args:
-        where: the path or URL.
-        state: path or URL of its state; by default beside it.
-
-    Raises:
-        UsageError: a URL cannot be opened.
-    """
-    if is_url(where):
-        from onnx_bnfold.batch.remote import RemoteLocation
-
-        return RemoteLocation(where, state)
-    from onnx_bnfold.batch.local import LocalLocation
-
-    return LocalLocation(where, state)
-
-
 def lies_in(inner: str, outer: str) -> bool:
     """Return whether an address equals another one or is below it."""
     return f"{inner}/".startswith(f"{outer.rstrip('/')}/")

@@ -10,7 +10,8 @@ from functools import partial
 
 from onnx_bnfold.batch.file_outcome import FileOutcome, is_model
 from onnx_bnfold.batch.ledger import settings_of
-from onnx_bnfold.batch.locations import Listing, Location, is_url, lies_in, location_at
+from onnx_bnfold.batch.locations import Listing, Location, is_url, lies_in
+from onnx_bnfold.batch.opening import location_at
 from onnx_bnfold.batch.processes import in_processes, thread_safe_start
 from onnx_bnfold.batch.report import StoreReport
 from onnx_bnfold.batch.task import Action, Batch, Task, failed, perform
@@ -65,7 +66,7 @@ def fold_store(
         options,
         require_all,
     )
-    origin, output = location_at(batch.source), location_at(batch.target, batch.state)
+    origin, output = location_at(batch.source)(batch.target, batch.state)
     _check_apart(origin, output)
     listing, models = _listed(origin)
     with _runner(batch, jobs, dask) as run, _prepared(output):

@@ -24,7 +24,8 @@ from onnx_bnfold.api import Inspect, fold_file, plan_file
 from onnx_bnfold.api import Outcome as Fold
 from onnx_bnfold.batch import ledger
 from onnx_bnfold.batch.file_outcome import FileOutcome, Stamp, counts_of
-from onnx_bnfold.batch.locations import Location, location_at
+from onnx_bnfold.batch.locations import Location
+from onnx_bnfold.batch.opening import location_at
 from onnx_bnfold.errors import BnFoldError, CheckFailed, UsageError
 from onnx_bnfold.pipeline import Options
 from onnx_bnfold.provenance import sha256_of
@@ -39,7 +40,7 @@ class Batch:
     """What all files of a run have in common.
 
     Attributes:
-        source, target, state: absolute paths or URLs; see ``places.location_at``.
+        source, target, state: absolute paths or URLs; see ``opening.location_at``.
         options: see ``Options``.
         require_all: see ``run.fold_store``.
         version: of the package that started the run.

@@ -124,7 +124,7 @@ class _FoldCommand:
         from onnx_bnfold.check import check, render_text
 
         assert outcome.path is not None
-        changes = outcome.folding.changes()
+        changes = outcome.pipeline.changes()
         result = check(self.args.model, outcome.path, self.check_options, changes=changes)
         staged, target = str(outcome.path), str(self.args.output)
         failures = tuple(failure.replace(staged, target) for failure in result.failures)

@@ -24,8 +24,8 @@ class Source:
     Attributes:
         computed: functions that return those of some, by name.
 
-    The folding knows its graph states, and they this: it must not know the folding. What refers to itself
-    stays in memory until Python looks for cycles, with all of its model.
+    The pipeline holds the graph states, and these hold this: it must not refer to the pipeline. A
+    cycle stays in memory until Python looks for cycles, with all of its model.
     """
 
     def __init__(

@@ -24,13 +24,14 @@ from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 OPERATOR = "BatchNormalization"
 VERSION = 15  # the newest of the operator that is known here
-# In the ``doc_string`` of a node whose ``input_var`` holds what ``scale`` was: ``Scaled.evened``.
-EVENED = "onnx_bnfold: input_var holds the sizes of scale, not the variance of the input"
+# In the ``doc_string`` of a node whose ``input_var`` holds what ``scale`` was; see
+# ``Scaled.equal_scales``.
+EQUAL_SCALES = "onnx_bnfold: input_var holds the sizes of scale, not the variance of the input"
 PARAMETERS = ("scale", "B", "input_mean", "input_var")
 # The specification's default, as the float32 an attribute holds.
 DEFAULT_EPSILON = float(np.float32(1e-5))
 _DTYPES = frozenset(map(helper.tensor_dtype_to_np_dtype, FLOATS))
-_LEAST = 2.0**-60  # of the variances that ``evened`` makes; float32 has room on both sides
+_LEAST = 2.0**-60  # of the variances that ``equal_scales`` makes; float32 has room on both sides
 
 
 class BatchNorm:
@@ -159,7 +160,7 @@ class BatchNorm:
         s_out, h_out = same if sides.out is None else _vectors(sides.out, count)
         scale, variance, *_ = self.between(ones, ones, parameter_type(view, 4))
         scaled = self.between(s_in, s_out, parameter_type(view, 4))
-        new_scale, new_variance = (even and scaled.evened()) or scaled[:2]
+        new_scale, new_variance = (even and scaled.equal_scales()) or scaled[:2]
         table = (
             (1, scale, new_scale),
             (2, self.bias, self.bias * s_out + h_out),
@@ -202,7 +203,7 @@ class Scaled(NamedTuple):
     deviation: Float64
     epsilon: float
 
-    def evened(self) -> tuple[Float64, Float64] | None:
+    def equal_scales(self) -> tuple[Float64, Float64] | None:
         """Move the sizes of the scale into the variance, which nobody rounds to int8.
 
         Returns:
@@ -351,7 +352,7 @@ def _epsilon(view: NodeView) -> float:
         Refused: it has none, whatever its parameters are.
     """
     _require_inference(view)
-    if EVENED in str(view.node.doc_string):
+    if EQUAL_SCALES in str(view.node.doc_string):
         raise Refused(
             Reason.EQUALIZED,
             view.label,

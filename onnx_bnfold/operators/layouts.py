@@ -305,7 +305,7 @@ def _entry(
 _conv = partial(_convolution, transposed=False)
 _conv_transpose = partial(_convolution, transposed=True)
 
-LAYOUTS: Mapping[str, Absorbing] = {
+LINEAR_LAYERS: Mapping[str, Absorbing] = {
     "Conv": _entry(_conv, 22, costs.convolution(1), (1, 2)),
     "ConvTranspose": _entry(_conv_transpose, 22, costs.transposed_convolution, (1, 2)),
     "Einsum": _entry(_einsum, 28, _einsum_count, (1,), (0,), depth=_einsum_depth),

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.entries import UNKNOWN, Operator
-from onnx_bnfold.operators.layouts import LAYOUTS
+from onnx_bnfold.operators.layouts import LINEAR_LAYERS
 from onnx_bnfold.operators.normalizations import NORMALIZATIONS
 from onnx_bnfold.operators.transparent import RULES
 
 OPERATORS: dict[str, Operator] = {
     **RULES,
-    **LAYOUTS,
+    **LINEAR_LAYERS,
     **NORMALIZATIONS,
     batchnorm.OPERATOR: batchnorm.ENTRY,
 }

@@ -84,11 +84,11 @@ class Transparent(Operator):
     parted: bool = False
 
 
-Move = Callable[[NodeView, Affine, bool], Affine]
+Mover = Callable[[NodeView, Affine, bool], Affine]
 
 
 def passes(
-    move: Move = data_movement.unmoved,
+    move: Mover = data_movement.unmoved,
     *,
     positive: bool = False,
     shift: bool | Callable[[NodeView], bool] = True,
@@ -208,7 +208,7 @@ def _completions(view: NodeView, proposals: list[dict[int, Affine]], *, certain:
     raise Refused(Reason.CONFLICT, view.label, "none of its operands can take the shift")
 
 
-def _handy(view: NodeView, port: int) -> tuple[int, int]:
+def _cost_to_change(view: NodeView, port: int) -> tuple[int, int]:
     """Order ports by how cheaply they take a change: constants, then private tensors."""
     if port == OUT:
         return (3, port)
@@ -232,7 +232,9 @@ def sums(*signs: int) -> Rule:
         _same_scales(view, lifted, scale)
         terms = [-weight[p] * c.shift for p, c in lifted.items()]
         left = summed(*terms)
-        free = sorted((p for p in weight if p not in lifted), key=lambda p: _handy(view, p))
+        free = sorted(
+            (p for p in weight if p not in lifted), key=lambda p: _cost_to_change(view, p)
+        )
         if not free:
             _balanced(view, terms, left)
             return Step((known.changes,))
@@ -289,7 +291,9 @@ def products(power: int) -> Rule:
         for change in lifted.values():
             _divisible(view, change)
         scales = {p: c.scale for p, c in lifted.items()}
-        free = sorted((p for p in powers if p not in lifted), key=lambda p: _handy(view, p))
+        free = sorted(
+            (p for p in powers if p not in lifted), key=lambda p: _cost_to_change(view, p)
+        )
         left = one = np.ones((1,) * rank)
         for port, scale in scales.items():
             left = left * scale ** powers[port]

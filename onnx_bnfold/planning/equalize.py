@@ -7,8 +7,8 @@ and bias correction"). The layer in front, with a scale per output channel, does
 does a depthwise layer behind; any other layer behind trades the rounding of its input for that of
 its weights.
 
-A group is what a flood from one tensor reaches. Its factors are ``u**-alpha``, with ``u`` the peak
-of a channel beside the largest, and the ``alpha`` that makes the expected noise least:
+A group is what a propagation from one tensor reaches. Its factors are ``u**-alpha``, with ``u`` the
+peak of a channel beside the largest, and the ``alpha`` that makes the expected noise least:
 
     noise(s) = sum_t step_t(s)**2 / 12 * sum_c gain_c / s_c**2
              + sum_o step_o(s)**2 / 12 * sum_c power_c * s_c**2
@@ -37,7 +37,7 @@ from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.notes import EQUALIZE, is_noted
 from onnx_bnfold.planning.planner import GraphPlan, commit, require_totals
 from onnx_bnfold.planning.precision_limits import Limits
-from onnx_bnfold.planning.propagation import flood
+from onnx_bnfold.planning.propagation import propagate
 from onnx_bnfold.planning.value_ranges import Range, Ranges
 from onnx_bnfold.reasons import Refused
 
@@ -158,7 +158,7 @@ def equalize(plan: GraphPlan, ranges: Ranges, limits: Limits, excluded: frozense
             continue
         rank, labels = present[root].rank, _labels(present[root].channels)
         try:
-            probe = flood(state, None, {root: _laid(labels, rank)})
+            probe = propagate(state, None, {root: _laid(labels, rank)})
             seen.update(name for name in probe if isinstance(name, str))
             if _is_left(state, probe, limits):
                 continue
@@ -166,7 +166,7 @@ def equalize(plan: GraphPlan, ranges: Ranges, limits: Limits, excluded: frozense
             factors = None if group is None or root in excluded else group.factors()
             if factors is None:
                 continue
-            changes = flood(state, None, {root: _laid(factors, rank)})
+            changes = propagate(state, None, {root: _laid(factors, rank)})
             require_totals(state, None, changes)
             limits.check_scales(state, {k: c for k, c in changes.items() if isinstance(k, str)})
         except Refused:
@@ -174,7 +174,7 @@ def equalize(plan: GraphPlan, ranges: Ranges, limits: Limits, excluded: frozense
         commit(state, changes)
         for index in _absorbing(state, changes):
             plan.equalized.setdefault(index, []).append(root)
-    plan.evened = {i for i in range(len(state.graph.nodes)) if _is_to_be_evened(state, i)}
+    plan.equal_scales = {i for i in range(len(state.graph.nodes)) if _is_to_be_evened(state, i)}
 
 
 def _is_left(state: GraphState, probe: Mapping[Key, Affine], limits: Limits) -> bool:
@@ -220,7 +220,7 @@ def _group(
         state: the graph.
         labels: the factors that the group was flooded with, ascending.
         present: the ranges of its tensors as they are by now.
-        probe: what the flood has found.
+        probe: what the propagation has found.
     """
     members: dict[str, _Member] = {}
     rounded: dict[str, _Member] = {}
@@ -267,7 +267,9 @@ def _member(change: Affine, span: Range, labels: Float64) -> _Member | None:
 
 
 def _reader(state: GraphState, index: int, member: _Member) -> _Reader:
-    if state.graph.ops[index] == batchnorm.OPERATOR:  # its scale is evened: not rounded at all
+    if (
+        state.graph.ops[index] == batchnorm.OPERATOR
+    ):  # its scales get one size and are not rounded at all
         gain = _gain_of_norm(state, index)
         return _Reader(member, np.zeros((1, 1, len(gain))), gain, gain)
     layer = state.layer(index)
@@ -318,4 +320,4 @@ def _is_to_be_evened(state: GraphState, index: int) -> bool:
         return False
     infos = (view.constant(1), view.constant(4))
     wide = all(info is not None and info.data_type in _WIDE for info in infos)
-    return wide and bn.between(p, r, batchnorm.parameter_type(view, 4)).evened() is not None
+    return wide and bn.between(p, r, batchnorm.parameter_type(view, 4)).equal_scales() is not None

@@ -26,7 +26,7 @@ from onnx_bnfold.operators.entries import BiasPlace, Combines
 from onnx_bnfold.planning.graph_state import GraphState, Key, constant_map
 from onnx_bnfold.planning.notes import require_unnoted
 from onnx_bnfold.planning.precision_limits import Limits
-from onnx_bnfold.planning.propagation import flood
+from onnx_bnfold.planning.propagation import propagate
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class GraphPlan:
         touched: for each node whose constants change, the removed nodes that caused it, in order.
         equalized: for each node whose constants change for it, the tensors whose channels are made
             alike (``equalize``).
-        evened: the BatchNormalizations that stay and get scales of one size.
+        equal_scales: the BatchNormalizations that stay and get scales of one size.
         doubtful: nodes that stay though a place was found for what they do, and why: another fold
             may judge otherwise.
         unsure: nodes that stay for reasons that may not hold where other nodes have gone.
@@ -110,7 +110,7 @@ class GraphPlan:
     decisions: list[Decision] = field(default_factory=list)
     touched: dict[int, list[int]] = field(default_factory=dict)
     equalized: dict[int, list[str]] = field(default_factory=dict)
-    evened: set[int] = field(default_factory=set)
+    equal_scales: set[int] = field(default_factory=set)
     doubtful: dict[int, Refusal] = field(default_factory=dict)
     unsure: set[int] = field(default_factory=set)
     left: dict[int, list[str]] = field(default_factory=dict)
@@ -119,7 +119,7 @@ class GraphPlan:
     def changed(self) -> set[int]:
         """The nodes whose constants change."""
         edges = (key[0] for key in self.state.total if isinstance(key, tuple))
-        return {*self.touched, *self.equalized, *self.evened, *edges}
+        return {*self.touched, *self.equalized, *self.equal_scales, *edges}
 
     def is_bn(self, decision: Decision) -> bool:
         """Whether a decision is about a BatchNormalization."""
@@ -244,14 +244,19 @@ class _Planner:
         try:
             for number, (way, seeds) in enumerate(self._ways(index)):
                 try:
-                    changes = flood(
-                        state, index, seeds, partial(self._admit, index, asked), asked, met
+                    changes = propagate(
+                        state,
+                        index,
+                        seeds,
+                        partial(self._require_allowed, index, asked),
+                        asked,
+                        met,
                     )
                 except Refused as refused:
                     tried.append((way, refused.refusal))
                     continue
                 added = _added(state, changes)
-                cost = (added, _disturbed(state, index, way, changes), number)
+                cost = (added, _count_new_tensors(state, index, way, changes), number)
                 if best is None or cost < best[0]:
                     best = (cost, way, changes)
                 if cost[:2] == (0, 0) or not is_bn:
@@ -273,7 +278,7 @@ class _Planner:
     def _fold_directly(self, index: int) -> bool:
         """Put a BN into the layer that it alone reads, where nothing else has changed yet.
 
-        This is what all ways would be compared to and none is better than, found without a flood.
+        No way is better than this one, which is found without a propagation.
         """
         state, graph = self.state, self.state.graph
         x, y = graph.reads[index][0], graph.writes[index][0]
@@ -310,8 +315,8 @@ class _Planner:
         for way, upstream, downstream in _splits(present):
             yield way, {x: upstream, y: downstream}
 
-    def _admit(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> None:
-        """Refuse the outcome of a flood that costs more than it saves, and note that."""
+    def _require_allowed(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> None:
+        """Refuse the outcome of a propagation that costs more than it saves, and note that."""
         try:
             self._judge(index, asked, changes)
         except Refused as refused:
@@ -494,7 +499,7 @@ def _elements(state: GraphState, index: int) -> int:
     return math.prod(d for d in dims[1:] if isinstance(d, int))
 
 
-def _disturbed(state: GraphState, index: int, way: str, changes: dict[Key, Affine]) -> int:
+def _count_new_tensors(state: GraphState, index: int, way: str, changes: dict[Key, Affine]) -> int:
     """Count the tensors that would hold values no tensor held before."""
     names = {key for key in changes if isinstance(key, str)}
     x, _ = state.sides(index)

@@ -59,7 +59,7 @@ class Limits:
     profile: Profile = "float"
 
     def check(self, state: GraphState, origin: int, changes: Mapping[Key, Affine]) -> None:
-        """Refuse the outcome of a flood that would cost precision.
+        """Refuse the outcome of a propagation that would cost precision.
 
         Args:
             state: the graph before the changes.
@@ -75,7 +75,7 @@ class Limits:
             self._check_neighbours(state, origin, changes)
         from onnx_bnfold.planning.shifts import Shifts  # few plain folds come here
 
-        existing = _existing(state, origin, changes)
+        existing = _merged_with_original(state, origin, changes)
         staying = {k: c for k, c in changes.items() if isinstance(k, str) and k not in existing}
         if self.profile == "int8" and (staying or _seen_by_others(state, origin)):
             raise Refused(
@@ -259,7 +259,9 @@ def _bound(table: Mapping[int, float], data_type: int) -> float:
     return table.get(data_type, table[TensorProto.FLOAT])
 
 
-def _existing(state: GraphState, origin: int, changes: Mapping[Key, Affine]) -> set[str]:
+def _merged_with_original(
+    state: GraphState, origin: int, changes: Mapping[Key, Affine]
+) -> set[str]:
     """Return the tensors that the removal merges into one that the original model has."""
     merged = {name for side in state.sides(origin) for name in state.groups.members(side)}
     for name in merged:

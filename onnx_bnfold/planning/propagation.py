@@ -1,4 +1,4 @@
-"""The flood: carry a change of a tensor to everything it reaches, until every branch absorbs it.
+"""Carry a change of a tensor to everything it reaches, until every branch absorbs it.
 
 Nodes that leave no choice are settled first. Where a node leaves a choice (the shift of an Add's
 output may come from any one operand) the alternatives are tried in turn, the last decision being
@@ -16,7 +16,7 @@ from onnx_bnfold.operators.transparent import Step
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
-# Alternatives tried, and nodes settled, before a flood is given up.
+# Alternatives tried, and nodes settled, before a propagation is given up.
 MOST_BRANCHES = 256
 MOST_SETTLED_PER_NODE = 20
 
@@ -46,7 +46,7 @@ class _Branch:
 Judge = Callable[[dict[Key, Affine]], None]
 
 
-def flood(
+def propagate(
     state: GraphState,
     origin: int | None,
     seeds: Mapping[Key, Affine],

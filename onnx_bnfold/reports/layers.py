@@ -62,7 +62,7 @@ def layers_of(rounds: Sequence[Sequence[GraphPlan]]) -> tuple[tuple[Layer, ...],
     for position, plan in chain.from_iterable(map(enumerate, rounds)):
         new = {(each.node, each.slot): each for each in new_constants(position, plan)}
         for index in sorted(
-            (plan.touched.keys() | plan.equalized.keys() | plan.evened) - plan.state.removed
+            (plan.touched.keys() | plan.equalized.keys() | plan.equal_scales) - plan.state.removed
         ):
             slot = _factor_slot(plan.state, index)
             if slot is not None:

@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 from onnx_bnfold.model.graph import Graph, graphs_of, operator
 from onnx_bnfold.operators import batchnorm
-from onnx_bnfold.pipeline import Folding
+from onnx_bnfold.pipeline import Pipeline
 from onnx_bnfold.planning.planner import Decision, GraphPlan
 from onnx_bnfold.report import Record
 
@@ -94,7 +94,7 @@ class NodeRecord(Node):
     is_graph_output: bool
 
 
-def records_of(folding: Folding, positions: Places) -> Iterator[NodeRecord]:
+def records_of(pipeline: Pipeline, positions: Places) -> Iterator[NodeRecord]:
     """Yield the decisions of all graphs of a model.
 
     Args:
@@ -105,9 +105,9 @@ def records_of(folding: Folding, positions: Places) -> Iterator[NodeRecord]:
         id(plan): _Recorder(
             plan, {n: layer for (p, n), layer in positions.items() if p == id(plan)}
         )
-        for plan in chain.from_iterable(folding.rounds)
+        for plan in chain.from_iterable(pipeline.rounds)
     }
-    for plan, decision in folding.decisions:
+    for plan, decision in pipeline.decisions:
         yield recorders[id(plan)].record(decision)
 
 

@@ -298,7 +298,7 @@ def apply(
     bodies = counterparts(model, graphs)
     nodes = list(graph.node)
     names_taken = Names(graphs)
-    loose = {name for m in found for i in m.branch.nodes for name in nodes[i].input}
+    maybe_unread = {name for m in found for i in m.branch.nodes for name in nodes[i].input}
     pending: dict[str, Callable[[], Float64]] = {}
     gone: set[int] = set()
     for merge in found:
@@ -319,13 +319,13 @@ def apply(
         gone.discard(merge.branch.sums[-1])
     vanished = {name for i in gone for name in state.graph.writes[i]}
     vanished -= {name for m in found for name in state.graph.writes[m.branch.sums[-1]]}
-    loose |= drop_descriptions(graph, vanished)
+    maybe_unread |= drop_descriptions(graph, vanished)
     del graph.node[:]
     graph.node.extend(n for i, n in enumerate(nodes) if i not in gone)
-    given = [tensor.name for tensor in graph.initializer]
+    initializer_names = [tensor.name for tensor in graph.initializer]
     texts = [*map(Text, bodies)]
     below = [text for text, each in zip(texts, graphs, strict=True) if each.parent is not None]
-    drop_dead(texts[0], given, below, state.constants.among(loose))
+    drop_dead(texts[0], initializer_names, below, state.constants.among(maybe_unread))
     require_intact(graphs, texts, model.ir_version, halfway=True)
     return pending
 

@@ -71,16 +71,19 @@ def rewrite(
     pending: dict[str, Pending] = {}
     if freeze:
         freeze_constants(model, graphs[0])
-    loose = set(unread)
-    given: dict[int, list[str]] = {}
+    maybe_unread = set(unread)
+    initializer_names: dict[int, list[str]] = {}
     for position in reversed(range(len(plans))):
         editor = _Editor(model, bodies[position], plans[position], position, names)
-        loose |= editor.run()
+        maybe_unread |= editor.run()
         pending.update(editor.pending)
-        given[position] = editor.given
+        initializer_names[position] = editor.initializer_names
     texts = [*map(Text, bodies)]
     below = _those_below(graphs, texts)
-    dead = [drop_dead(text, given[i], below[i], loose) for i, text in enumerate(texts)]
+    dead = [
+        drop_dead(text, initializer_names[i], below[i], maybe_unread)
+        for i, text in enumerate(texts)
+    ]
     for name in dead[0].intersection(pending):
         del pending[name]
     require_intact(graphs, texts, model.ir_version)
@@ -137,13 +140,13 @@ class _Editor:
         self.position = position
         self.names = names
         self.pending: dict[str, Pending] = {}
-        self.loose: set[str] = set()
+        self.maybe_unread: set[str] = set()
         self.nodes: list[NodeProto] = list(body.node)
         self.before: list[NodeProto] = []
         self.unmade: set[int] = set()
         self.reshaped: set[str] = set()
-        self.given = [*self.state.graph.initializers]
-        self.positions = {name: i for i, name in enumerate(self.given)}
+        self.initializer_names = [*self.state.graph.initializers]
+        self.positions = {name: i for i, name in enumerate(self.initializer_names)}
         self.inputs = {v.name: v for v in body.input} if isinstance(body, GraphProto) else {}
         self.after: dict[int, NodeProto] = {}
 
@@ -152,10 +155,10 @@ class _Editor:
         for new in new_constants(self.position, self.plan):
             self._place(new)
         reads = (self.state.graph.reads[index] for index in self.state.removed)
-        self.loose |= self.state.constants.among(set(chain.from_iterable(reads)))
-        for index in self.plan.evened:
+        self.maybe_unread |= self.state.constants.among(set(chain.from_iterable(reads)))
+        for index in self.plan.equal_scales:
             node = self.nodes[index]
-            node.doc_string = f"{node.doc_string} {batchnorm.EVENED}".lstrip()
+            node.doc_string = f"{node.doc_string} {batchnorm.EQUAL_SCALES}".lstrip()
         for index, reasons in self.plan.left.items():
             for why in reasons:
                 note(self.after.get(index, self.nodes[index]), why, self.plan.limits)
@@ -163,7 +166,7 @@ class _Editor:
         gone = self.state.removed | self.unmade
         if gone or self.before or self.after:
             self._arrange(gone)
-        return self.loose
+        return self.maybe_unread
 
     def _arrange(self, gone: Set[int]) -> None:
         """Take nodes out, and put the new ones in: constants in front, an Add behind its node."""
@@ -196,10 +199,10 @@ class _Editor:
         graph = self.state.graph
         here = old in graph.initializers or old in graph.producer or old in graph.sparse
         if old and here and graph.only_reader(old):
-            self.loose.discard(old)
+            self.maybe_unread.discard(old)
             return old
         if old:
-            self.loose.add(old)
+            self.maybe_unread.add(old)
             return self.names.fresh(f"{old}_folded")
         return self.names.fresh(f"{graph.name(new.node)}_{new.revised.suffix}")
 
@@ -237,7 +240,7 @@ class _Editor:
                 self._unmake(name)
                 _drop_sparse(body, {name})
             tensor = body.initializer.add(name=name, dims=new.dims, data_type=new.data_type)
-            self.given.append(name)
+            self.initializer_names.append(name)
         else:
             tensor = body.initializer[position]
             clear_values(tensor)
@@ -255,7 +258,7 @@ class _Editor:
         """Drop the node that made a constant which becomes an initializer of the same name."""
         producer = self.state.graph.producer.get(name)
         if producer is not None:
-            self.loose.update(self.nodes[producer].input)
+            self.maybe_unread.update(self.nodes[producer].input)
             self.unmade.add(producer)
 
     def _become_gemm(self, node: NodeProto, bias: str) -> None:
@@ -312,7 +315,7 @@ class _Editor:
             for node in chain(self.nodes, self.after.values()):
                 rename_shards(node, mapping)
         changed = {key for key in self.state.total if isinstance(key, str)}
-        self.loose |= self.state.constants.among(
+        self.maybe_unread |= self.state.constants.among(
             drop_descriptions(self.body, mapping.keys() | self.reshaped, changed)
         )
 
@@ -377,14 +380,16 @@ def _drop_sparse(body: GraphProto, names: Set[str]) -> None:
     _drop(fields, [sparse.values.name in names for sparse in fields])
 
 
-def drop_dead(text: Text, given: Sequence[str], below: Sequence[Text], loose: set[str]) -> set[str]:
-    """Drop constants among ``loose``, and what only they needed, that nothing reads any more.
+def drop_dead(
+    text: Text, initializer_names: Sequence[str], below: Sequence[Text], maybe_unread: set[str]
+) -> set[str]:
+    """Drop the unread constants among ``maybe_unread``, and what only they needed.
 
     Args:
         text: the body that loses them.
         given: the names of its initializers, in their order.
         below: the bodies that its nodes carry, at any depth.
-        loose: names of constants.
+        maybe_unread: names of constants.
 
     Returns:
         The names in this body that stand for nothing any more.
@@ -395,10 +400,12 @@ def drop_dead(text: Text, given: Sequence[str], below: Sequence[Text], loose: se
         uses.update(chain.from_iterable(each.reads))
         uses.update(o if isinstance(o, str) else o.name for o in each.body.output)
         uses.update(quantization_parameters(each.body))
-    queue = [name for name in loose if name not in uses]
+    queue = [name for name in maybe_unread if name not in uses]
     described = _described(body)
     makers: dict[str, int] = {}
-    if described or not set(given).issuperset(queue):  # else no node makes what is not read
+    if described or not set(initializer_names).issuperset(
+        queue
+    ):  # else no node makes what is not read
         makers = {
             name: index
             for index, node in enumerate(nodes)
@@ -423,7 +430,7 @@ def drop_dead(text: Text, given: Sequence[str], below: Sequence[Text], loose: se
         _drop(body.node, [index in dead_nodes for index in range(len(nodes))])
         text.reread()
     if isinstance(body, GraphProto):
-        _drop_initializers(body, given, dead)
+        _drop_initializers(body, initializer_names, dead)
         if described:
             _drop_annotations(body, dead)
     return dead
@@ -444,10 +451,10 @@ def _drop_annotations(body: GraphProto, names: Set[str]) -> None:
     _drop(fields, [annotation.tensor_name in names for annotation in fields])
 
 
-def _drop_initializers(body: GraphProto, given: Sequence[str], dead: set[str]) -> None:
+def _drop_initializers(body: GraphProto, initializer_names: Sequence[str], dead: set[str]) -> None:
     formal = dead.intersection(item.name for item in body.input)
     if formal:
-        _drop_named(body.input, formal.intersection(given))
-    _drop(body.initializer, [name in dead for name in given])
+        _drop_named(body.input, formal.intersection(initializer_names))
+    _drop(body.initializer, [name in dead for name in initializer_names])
     _drop_sparse(body, dead)
     _drop_named(body.value_info, dead)

@@ -81,22 +81,26 @@ class _Finished:
         self.text = text
         self.formal = _names(self.body.input)
         self.tensors: list[TensorProto] = []
-        self.given: list[str] = []
+        self.initializer_names: list[str] = []
         self.defined: set[str] = set()
         self.outside: set[str] = set()
         if isinstance(self.body, GraphProto):
             self.tensors = list(self.body.initializer)
-            self.given = [tensor.name for tensor in self.tensors]
-            self.given += [sparse.values.name for sparse in self.body.sparse_initializer]
+            self.initializer_names = [tensor.name for tensor in self.tensors]
+            self.initializer_names += [
+                sparse.values.name for sparse in self.body.sparse_initializer
+            ]
 
     def require_names(self, inner: Sequence[_Finished]) -> None:
         """Check that every name is defined once, and before it is read."""
-        if len(set(self.given)) < len(self.given):
-            raise self.broken(f"two initializers are named {_first_double(self.given)!r}")
+        if len(set(self.initializer_names)) < len(self.initializer_names):
+            raise self.broken(
+                f"two initializers are named {_first_double(self.initializer_names)!r}"
+            )
         self._require_node_names()
         writes = [node.output[:] for node in self.text.nodes]
         captures = self._captures(inner)
-        defined, outside = {*self.formal, *self.given}, self.outside
+        defined, outside = {*self.formal, *self.initializer_names}, self.outside
         count = len(defined) + sum(map(len, writes))
         for index, (read, written) in enumerate(zip(self.text.reads, writes, strict=True)):
             if not defined.issuperset(read):
@@ -107,7 +111,10 @@ class _Finished:
         if len(defined) < count:
             left_out = sum(written.count("") for written in writes)
             if len(defined - {""}) < count - left_out:
-                made = {*self.formal, *self.given}, filter(None, chain.from_iterable(writes))
+                made = (
+                    {*self.formal, *self.initializer_names},
+                    filter(None, chain.from_iterable(writes)),
+                )
                 raise self.broken(f"{_first_double(chain(*made))!r} is defined twice")
         defined.discard("")
         outside.update(name for name in _names(self.body.output) if name not in defined)
@@ -147,17 +154,19 @@ class _Finished:
         graph, body = self.graph, self.body
         if _described(graph.body.output) != _described(body.output):
             raise self.broken("the outputs are not those that it had")
-        before, given = graph.dims, set(self.given)
+        before, initializer_names = graph.dims, set(self.initializer_names)
         old = [graph.body.input[i] for i, name in enumerate(graph.formal) if name in graph.inputs]
-        new = [body.input[i] for i, name in enumerate(self.formal) if name not in given]
+        new = [body.input[i] for i, name in enumerate(self.formal) if name not in initializer_names]
         if _described(old) != _described(new):
             raise self.broken("the inputs are not those that it had")
-        if graph.parent is not None or not given:
+        if graph.parent is not None or not initializer_names:
             return
-        formal, listed = set(graph.formal), given.intersection(self.formal)
+        formal, listed = set(graph.formal), initializer_names.intersection(self.formal)
         lost = set(graph.overridable - listed)
         if ir_version < 4:  # every initializer has to be an input
-            lost |= {name for name in given - listed if name in formal or name not in before}
+            lost |= {
+                name for name in initializer_names - listed if name in formal or name not in before
+            }
         elif not listed <= graph.overridable | (formal if halfway else set()):
             name = min(listed - graph.overridable)
             what = "is still an input" if name in formal else "has become an input"
@@ -168,12 +177,12 @@ class _Finished:
     def require_declarations(self) -> None:
         """Check that constants which have another shape or type than before are declared so."""
         infos = [info.name for info in self.body.value_info]
-        declared = set(self.given).intersection(chain(self.formal, infos))
+        declared = set(self.initializer_names).intersection(chain(self.formal, infos))
         if not declared:
             return
         before, dims = self.graph.initializers, self.graph.dims
         changed: dict[str, TensorProto] = {}
-        for tensor, name in zip(self.tensors, self.given, strict=False):
+        for tensor, name in zip(self.tensors, self.initializer_names, strict=False):
             if name in declared and (
                 dims.get(name) != tuple(tensor.dims[:])
                 or name not in before

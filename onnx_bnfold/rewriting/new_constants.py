@@ -199,7 +199,7 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
         absorber = state.absorber_or_none(index)
         if absorber is None:
             found = (_of_edge(state, *edge) for edge in edges if edge[0] == index)
-        elif index in plan.evened:
+        elif index in plan.equal_scales:
             found = state.bn(index).revised(state.side_changes(index), even=True)
         else:
             found = absorber.revised(state.side_changes(index))

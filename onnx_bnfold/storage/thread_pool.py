@@ -25,28 +25,28 @@ def run(jobs: Sequence[Job], threads: int | None = None) -> None:
         BaseException: the exception of the first job in order that failed; an interrupt takes
             precedence over errors.
     """
-    crew = _Crew(jobs)
+    pool = _Pool(jobs)
     threads = threads or min(_MOST_BY_DEFAULT, available_processors())
     helpers: list[Thread] = []
     try:
         for _ in range(min(threads, len(jobs)) - 1):
-            helper = Thread(target=crew.work, daemon=True)
+            helper = Thread(target=pool.work, daemon=True)
             try:
                 helper.start()
             except RuntimeError:  # the system allows no more threads; go on with fewer
                 break
             helpers.append(helper)
-        crew.work()
+        pool.work()
     finally:  # after an interrupt, too, no thread may go on writing
-        crew.stop()
+        pool.stop()
         for helper in helpers:
             helper.join()
-    if crew.failures:
-        failure = min(crew.failures.items(), key=_rank)[1]
+    if pool.failures:
+        failure = min(pool.failures.items(), key=_rank)[1]
         try:
             raise failure
         finally:  # break the cycle exception → frame → exception, which would keep the model alive
-            crew.failures.clear()
+            pool.failures.clear()
             del failure
 
 
@@ -55,7 +55,7 @@ def _rank(failure: tuple[int, BaseException]) -> tuple[bool, int]:
     return isinstance(failure[1], Exception), failure[0]
 
 
-class _Crew:
+class _Pool:
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.failures: dict[int, BaseException] = {}
         self._todo = enumerate(jobs)

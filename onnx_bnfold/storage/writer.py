@@ -154,7 +154,7 @@ def write_model(
         source: paths of files that must not be overwritten.
         inspect: called with the path of the finished model before it is moved to ``target``; an
             exception it raises keeps the model from there.
-        threads: see ``crew.run``.
+        threads: see ``thread_pool.run``.
 
     Returns:
         The path of the data file, None if there is none.

@@ -216,13 +216,13 @@ def test_a_file_that_goes_while_it_is_read(change, models, capsys):
             target.parent.rmdir()
 
     with pytest.MonkeyPatch.context() as patch:
-        real = onnx_bnfold.api.Folding.apply
+        real = onnx_bnfold.api.Pipeline.apply
 
         def apply(self, copy):
             interfere()
             return real(self, copy)
 
-        patch.setattr(onnx_bnfold.api.Folding, "apply", apply)
+        patch.setattr(onnx_bnfold.api.Pipeline, "apply", apply)
         code = main([str(sources[1]), "-o", str(target), "-q"])
     said = capsys.readouterr().err
     assert "Traceback" not in said

@@ -66,7 +66,7 @@ def fold_store(
         options,
         require_all,
     )
-    origin, output = location_at(batch.source)(batch.target, batch.state)
+    origin, output = location_at(batch.source), location_at(batch.target, batch.state)
     _check_apart(origin, output)
     listing, models = _listed(origin)
     with _runner(batch, jobs, dask) as run, _prepared(output):

@@ -23,21 +23,21 @@ from onnx_bnfold.storage import ModelFile
 
 PACKAGE = Path(onnx_bnfold.__file__).parent
 # Where the entries stand.
-FAMILIES = {"batchnorm.py", "layouts.py", "normalizations.py", "rules.py"}
+FAMILIES = {"operators/batchnorm.py", "operators/layouts.py", "operators/normalizations.py", "operators/transparent.py"}
 # Modules that name operators that have an entry, and why they may.
 EXCEPTIONS = {
     "check/reference.py": "what onnx's reference evaluator gets wrong",
     "check/rescaled.py": "what hands a weight on in front of a layer; and it makes a Mul",
-    "constants.py": "what is evaluated where all inputs are constants",
-    "equalize.py": "what onnxruntime quantises together with the node in front",
-    "hints.py": "types and ranks where onnx's shape inference is not asked",
-    "merge.py": "sums of Convs, whose kernels are added up: their geometry is a Conv's",
-    "misread.py": "what onnx's shape inference gets wrong",
-    "moves.py": "the scales of a Resize are another input in an old version",
-    "ranges.py": "what is known of the spread of an operator's output",
-    "rewrite.py": "it makes a Gemm of a product of matrices, and an Add",
-    "slices.py": "what onnx's shape inference gets wrong of a Slice",
-    "standalone.py": "it makes a Mul, an Add, a Conv",
+    "model/constants.py": "what is evaluated where all inputs are constants",
+    "planning/equalize.py": "what onnxruntime quantises together with the node in front",
+    "model/inference_hints.py": "types and ranks where onnx's shape inference is not asked",
+    "rewriting/branch_merging.py": "sums of Convs, whose kernels are added up: their geometry is a Conv's",
+    "model/misread.py": "what onnx's shape inference gets wrong",
+    "operators/data_movement.py": "the scales of a Resize are another input in an old version",
+    "planning/value_ranges.py": "what is known of the spread of an operator's output",
+    "rewriting/graph_editor.py": "it makes a Gemm of a product of matrices, and an Add",
+    "model/inference_guard.py": "what onnx's shape inference gets wrong of a Slice",
+    "rewriting/standalone.py": "it makes a Mul, an Add, a Conv",
 }
 
 

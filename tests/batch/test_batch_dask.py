@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from stores import digests, expected, fill, unfinished, write
+from batches import digests, expected, fill, unfinished, write
 
 from onnx_bnfold import UsageError
 from onnx_bnfold.batch import fold_store, plan_store

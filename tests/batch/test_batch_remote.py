@@ -6,7 +6,7 @@ import uuid
 
 import onnx
 import pytest
-from stores import digests, expected, fill, small_model, unfinished, write, write_external
+from batches import digests, expected, fill, small_model, unfinished, write, write_external
 
 from onnx_bnfold import Options, UsageError
 from onnx_bnfold.batch import fold_store

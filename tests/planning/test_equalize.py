@@ -160,7 +160,7 @@ def test_noise_in_front_of_a_norm_counts_beside_what_the_norm_writes():
     """Its input has got a factor of 2 and its output one of 8."""
     norm = SimpleNamespace(channels=2, a=np.array([1.0, 3]), spread=np.array([2.0, 1]))
     state = SimpleNamespace(
-        norm=lambda index: norm,
+        bn=lambda index: norm,
         rank=lambda index: 4,
         sides=lambda index: (2, 8),
         change=lambda factor, rank: Affine.of(np.full((1,) * rank, factor), np.zeros((1,) * rank)),
@@ -335,7 +335,7 @@ def test_a_square_has_other_factors_than_what_is_squared(rng):
 
 
 @pytest.mark.parametrize(
-    ("gamma", "epsilon", "evened"),
+    ("gamma", "epsilon", "equal_scales"),
     [
         ([0.1, 1, 1, 1], 0.0, True),
         ([0.1, 1, 10, 5], 50.0, True),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from stores import (
+from batches import (
     command,
     digests,
     expected,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import onnx
 import pytest
 from onnx import helper
-from stores import (
+from batches import (
     command,
     digests,
     expected,

@@ -111,7 +111,7 @@ def _gemm(view: NodeView) -> LinearLayer:
         *(0, 1, 2, 0 if view.attribute("transA", 0) else 1, 1, 2, 2),
         alpha=float(view.attribute("alpha", 1.0)),
         beta=float(view.attribute("beta", 1.0)),
-        voided=("beta",),
+        voided=(("beta", None),),
     )
 
 

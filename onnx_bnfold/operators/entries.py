@@ -8,7 +8,6 @@ BatchNormalization (``batchnorm``). Nobody outside the table asks for an operato
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -152,7 +151,8 @@ class Sides(NamedTuple):
     @property
     def have_scale(self) -> bool:
         """Whether any of them has a scale."""
-        return any(side is not None and side.has_scale for side in self)
+        into, out = self
+        return (into is not None and into.has_scale) or (out is not None and out.has_scale)
 
 
 class BiasPlace(Enum):
@@ -166,7 +166,7 @@ class BiasPlace(Enum):
 # --- what becomes of a constant -------------------------------------------------------------
 
 
-class Multiplied(ABC):
+class Multiplied:
     """A constant times a factor.
 
     Attributes:
@@ -180,12 +180,12 @@ class Multiplied(ABC):
     shape: tuple[int, ...]
     sums_over: tuple[int, ...]
 
-    @abstractmethod
     def factor(self) -> Float64:
         """Compute what the elements are multiplied by; it broadcasts against ``shape``."""
+        raise NotImplementedError
 
 
-class Computed(ABC):
+class Computed:
     """Values that are rounded to the constant's type.
 
     Attributes:
@@ -195,9 +195,9 @@ class Computed(ABC):
     __slots__ = ()
     sums_over: tuple[int, ...] | None
 
-    @abstractmethod
     def values(self) -> Float64:
         """Compute them."""
+        raise NotImplementedError
 
 
 class Given(Computed):

@@ -111,7 +111,7 @@ def _gemm(view: NodeView) -> LinearLayer:
         *(0, 1, 2, 0 if view.attribute("transA", 0) else 1, 1, 2, 2),
         alpha=float(view.attribute("alpha", 1.0)),
         beta=float(view.attribute("beta", 1.0)),
-        voided=("beta",),
+        voided=(("beta", None),),
     )
 
 
@@ -149,30 +149,25 @@ def _matmul(view: NodeView) -> LinearLayer:
 def _einsum(view: NodeView) -> LinearLayer:
     """Read an Einsum of data and a constant.
 
-    A letter of the constant is an input channel if the data has it and the output does not, an
-    output channel if the output has it and the data does not. Of several, the first may change.
+    A letter of the constant stands for input channels if the data has it and the output does not,
+    for output channels if the output has it and the data does not, and for both if all have it and
+    no other does either. Of several, the first does: one axis of each side may change.
     """
     terms, out = _equation(view)
     if len(terms) != 2:
         raise Refused(Reason.OPAQUE, view.label, "it is not a product of two operands")
     slot, weight = _constant_operand(view)
-    data, own, dims = terms[1 - slot], terms[slot], view.dims_in(1 - slot)
-    if "..." in own:
-        raise Refused(Reason.AXES, view.label, "some axes of its constant have no letter")
-    count = len(dims) - len(data.replace("...", ""))
-    unnamed = "".join(map(chr, range(count)))  # a character that is no letter for each axis
-    data, out = data.replace("...", unnamed), out.replace("...", unnamed)
-    _require(view, len(data) == len(dims) and len(own) == len(weight.dims))
-    _require(view, {*out} <= {*data, *own})
-    if any(len({*letters}) < len(letters) for letters in (data, own, out)):
-        raise Refused(Reason.AXES, view.label, "a letter of its equation stands for a diagonal")
+    dims = view.dims_in(1 - slot)
+    data, own, out = _axes_of(view, terms[1 - slot], terms[slot], out, len(dims))
+    _require(view, len(own) == len(weight.dims))
     summed = [letter for letter in data if letter in own and letter not in out]
     made = [letter for letter in out if letter in own and letter not in data]
     shared = [letter for letter in out if letter in own and letter in data]
+    before, behind = summed[:1], (made or shared)[:1]
     roles = {**dict.fromkeys(own, "k"), **dict.fromkeys((*made, *shared), "b")}
-    roles.update(dict.fromkeys(summed[:1], "i"))
-    channel = (made or shared)[:1]
-    roles.update(dict.fromkeys(channel, "o" if summed or made else "g"))
+    roles |= dict.fromkeys(behind, "o") | dict.fromkeys(before, "i")
+    if not summed and not made and shared:
+        before, roles[behind[0]] = behind, "g"
     sizes = dict(zip(own, weight.dims, strict=True))
     # Positions of the data that are added up without weights of their own, each with its shift.
     counted = [
@@ -195,12 +190,33 @@ def _einsum(view: NodeView) -> LinearLayer:
         weight,
         None,
         *(1 - slot, slot, None),
-        data.index((summed or channel)[0]) if summed or (not made and channel) else 0,
-        out.index(channel[0]) if channel else 0,
+        data.index(before[0]) if before else 0,  # without a channel any axis will do
+        out.index(behind[0]) if behind else 0,
         *(len(data), len(out)),
         alpha=math.prod(known),
         shift_in=shift_in,
     )
+
+
+def _axes_of(view: NodeView, data: str, own: str, out: str, rank: int) -> tuple[str, str, str]:
+    """Return the terms of data, constant and output with a character for each axis.
+
+    Args:
+        view: the Einsum.
+        data, own, out: the terms as they are written.
+        rank: of the data.
+
+    Raises:
+        Refused: they do not fit, or the constant has axes of no letter or a diagonal is taken.
+    """
+    if "..." in own:
+        raise Refused(Reason.AXES, view.label, "some axes of its constant have no letter")
+    unnamed = "".join(map(chr, range(rank - len(data.replace("...", "")))))  # these are no letters
+    data, out = data.replace("...", unnamed), out.replace("...", unnamed)
+    _require(view, len(data) == rank and {*out} <= {*data, *own})
+    if any(len({*letters}) < len(letters) for letters in (data, own, out)):
+        raise Refused(Reason.AXES, view.label, "a letter of its equation stands for a diagonal")
+    return data, own, out
 
 
 def _equation(view: NodeView) -> tuple[list[str], str]:

@@ -52,7 +52,7 @@ class LinearLayer(NamedTuple):
         shift_in: why a shift of the input cannot be absorbed, or None if it can.
         quantized: the DequantizeLinear that makes the weight, if one does.
         becomes_gemm: whether a layer without an input for a bias gets one as a Gemm.
-        voided: attributes that a new bias makes wrong.
+        voided: attributes that a new bias takes away, as ``Revised.attributes``.
     """
 
     view: NodeView
@@ -72,7 +72,7 @@ class LinearLayer(NamedTuple):
     shift_in: Refusal | None = None
     quantized: QuantizedWeight | None = None
     becomes_gemm: bool = False
-    voided: tuple[str, ...] = ()
+    voided: tuple[tuple[str, None], ...] = ()
 
     @property
     def channels_out(self) -> int:
@@ -188,7 +188,7 @@ class LinearLayer(NamedTuple):
             dims,
             self.weight.data_type,
             _NewBias(self, sides, dims),
-            tuple((name, None) for name in self.voided),
+            self.voided,
             self.bias_place,
         )
 

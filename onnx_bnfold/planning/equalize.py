@@ -270,7 +270,7 @@ def _reader(state: GraphState, index: int, member: _Member) -> _Reader:
     if (
         state.graph.ops[index] == batchnorm.OPERATOR
     ):  # its scales get one size and are not rounded at all
-        gain = _gain_of_norm(state, index)
+        gain = _gain_of_bn(state, index)
         return _Reader(member, np.zeros((1, 1, len(gain))), gain, gain)
     layer = state.layer(index)
     weight = state.constants.value(layer.weight.name).reshape(layer.grouped)
@@ -294,7 +294,7 @@ def _by_channels(layer: LinearLayer, weight: Float64) -> Float64:
     )
 
 
-def _gain_of_norm(state: GraphState, index: int) -> Float64:
+def _gain_of_bn(state: GraphState, index: int) -> Float64:
     """Return what noise of one in a channel of its input is beside the power of its output."""
     bn, (p, r) = state.bn(index), _rescaled(state, index)
     power = float(np.square(bn.a * r * bn.spread).sum())

@@ -105,9 +105,11 @@ class GraphState:
 
     def absorber_or_none(self, index: int) -> Absorber | None:
         """Return what a node does with changes that it takes into its constants, if it does."""
-        if not isinstance(self.entries[index], Absorbing):
-            return None
-        found = self._absorbers.get(index) or self._read(index)
+        found = self._absorbers.get(index)
+        if found is None:
+            if not isinstance(self.entries[index], Absorbing):
+                return None
+            found = self._read(index)
         return None if isinstance(found, Refusal) else found
 
     def layer(self, index: int) -> LinearLayer:
@@ -122,7 +124,7 @@ class GraphState:
 
     def layer_or_none(self, index: int) -> LinearLayer | None:
         """Return the linear layer with constant weights that a node is, if it is one."""
-        found = self.absorber_or_none(index)
+        found = self._absorbers.get(index) or self.absorber_or_none(index)
         return found if isinstance(found, LinearLayer) else None
 
     def bn(self, index: int) -> batchnorm.BatchNorm:
@@ -131,8 +133,10 @@ class GraphState:
         Raises:
             Refused: see ``batchnorm.read_bns``.
         """
-        found = self.absorber(index)
-        assert isinstance(found, batchnorm.BatchNorm)
+        found = self._absorbers.get(index)
+        if not isinstance(found, batchnorm.BatchNorm):
+            found = self.absorber(index)
+            assert isinstance(found, batchnorm.BatchNorm)
         return found
 
     @cached_property

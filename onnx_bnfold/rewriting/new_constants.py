@@ -100,34 +100,20 @@ class NewConstant:
 
     Attributes:
         revised: says what it holds and who reads it.
+        node, slot: the input that reads it; a slot past the node's last adds an input.
+        dims, data_type: of the new tensor.
         cause: (position of the graph, index of the node) whose changes it compensates.
     """
 
-    __slots__ = ("cause", "revised")
+    __slots__ = ("cause", "data_type", "dims", "node", "revised", "slot")
 
     def __init__(self, revised: Revised, cause: tuple[int, int]) -> None:
         self.revised = revised
+        self.node = revised.view.index
+        self.slot = revised.slot
+        self.dims = revised.dims
+        self.data_type = revised.data_type
         self.cause = cause
-
-    @property
-    def node(self) -> int:
-        """Index of the node that reads it."""
-        return self.revised.view.index
-
-    @property
-    def slot(self) -> int:
-        """The input that reads it; one past the node's last adds an input."""
-        return self.revised.slot
-
-    @property
-    def dims(self) -> tuple[int, ...]:
-        """Its shape."""
-        return self.revised.dims
-
-    @property
-    def data_type(self) -> int:
-        """Its element type."""
-        return self.revised.data_type
 
     def __call__(self) -> Array:
         """Return the elements.

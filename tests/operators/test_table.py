@@ -23,7 +23,12 @@ from onnx_bnfold.storage import ModelFile
 
 PACKAGE = Path(onnx_bnfold.__file__).parent
 # Where the entries stand.
-FAMILIES = {"operators/batchnorm.py", "operators/layouts.py", "operators/normalizations.py", "operators/transparent.py"}
+FAMILIES = {
+    "operators/batchnorm.py",
+    "operators/layouts.py",
+    "operators/normalizations.py",
+    "operators/transparent.py",
+}
 # Modules that name operators that have an entry, and why they may.
 EXCEPTIONS = {
     "check/reference.py": "what onnx's reference evaluator gets wrong",

@@ -29,7 +29,7 @@ from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.quantize import quantised, snr
 from onnx_bnfold.check.sessions import Session
 from onnx_bnfold.operators.affine import Affine
-from onnx_bnfold.planning.equalize import _gain_of_norm, _Group, _Member, _Reader
+from onnx_bnfold.planning.equalize import _gain_of_bn, _Group, _Member, _Reader
 from onnx_bnfold.planning.value_ranges import Range
 
 EQUALIZE = Options(profile="int8", equalize=True)
@@ -165,7 +165,7 @@ def test_noise_in_front_of_a_norm_counts_beside_what_the_norm_writes():
         sides=lambda index: (2, 8),
         change=lambda factor, rank: Affine.of(np.full((1,) * rank, factor), np.zeros((1,) * rank)),
     )
-    np.testing.assert_allclose(_gain_of_norm(state, 0), np.array([1, 9]) / 4 / (2**2 + 3**2))
+    np.testing.assert_allclose(_gain_of_bn(state, 0), np.array([1, 9]) / 4 / (2**2 + 3**2))
 
 
 def test_a_norm_that_stays_gets_scales_of_one_size(rng):

@@ -208,7 +208,9 @@ def changed(text: str) -> changes.Change:
     """A change of `affine` that every line executes."""
     source = (ROOT / PACKAGE / "operators" / "affine.py").read_text()
     everywhere = tuple(range(1, len(source.splitlines()) + 1))
-    return changes.Change("operators/affine", "", 1, "", text, f"{source}\n{text}\n", everywhere, ())
+    return changes.Change(
+        "operators/affine", "", 1, "", text, f"{source}\n{text}\n", everywhere, ()
+    )
 
 
 @pytest.mark.slow

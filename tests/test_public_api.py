@@ -1,4 +1,7 @@
-"""What users build on: every public name and its signature. A change here is one for CHANGELOG.md."""
+"""What users build on: every public name and its signature.
+
+A change here is one for CHANGELOG.md.
+"""
 
 import dataclasses
 import enum
@@ -21,10 +24,14 @@ def described(value: object) -> str:
     if isinstance(value, type) and issubclass(value, Exception):
         return f"raised, a {value.__base__.__name__}"
     if dataclasses.is_dataclass(value):
-        return f"({', '.join(f'{f.name}: {f.type}' for f in dataclasses.fields(value))})"
+        return f"({', '.join(f'{f.name}: {written(f.type)}' for f in dataclasses.fields(value))})"
     if callable(value):
-        return str(inspect.signature(value, eval_str=False))
+        return str(inspect.signature(value)).replace(repr(onnx_bnfold.Options()), "Options()")
     return type(value).__name__
+
+
+def written(annotation: object) -> str:
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
 def members(value: object) -> list[str]:

@@ -1,4 +1,4 @@
-"""Rewrites a model so that its linear layers and BNs may be given other weights.
+"""Rewrite a model so that its linear layers and BNs may be given other weights.
 
 Behind each of them goes a Mul by one number r; with weights and bias divided by r the model is what
 it was. The number is one for all layers that share a weight or a bias, however they lay it out, so

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import onnx
 import pytest
-from onnx import helper
 from batches import (
     command,
     digests,
@@ -23,6 +22,7 @@ from batches import (
     state_of,
     unfinished,
 )
+from onnx import helper
 
 from onnx_bnfold.batch import fold_store
 from onnx_bnfold.batch.local import LocalLocation

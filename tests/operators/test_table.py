@@ -36,7 +36,7 @@ EXCEPTIONS = {
     "model/constants.py": "what is evaluated where all inputs are constants",
     "planning/equalize.py": "what onnxruntime quantises together with the node in front",
     "model/inference_hints.py": "types and ranks where onnx's shape inference is not asked",
-    "rewriting/branch_merging.py": "sums of Convs, whose kernels are added up: their geometry is a Conv's",
+    "rewriting/branch_merging.py": "it adds up the kernels of Convs",
     "model/misread.py": "what onnx's shape inference gets wrong",
     "operators/data_movement.py": "the scales of a Resize are another input in an old version",
     "planning/value_ranges.py": "what is known of the spread of an operator's output",

@@ -22,7 +22,8 @@ from onnx_bnfold.model.source import Source, rounded
 from onnx_bnfold.model.validate import require_sound
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.planning.graph_state import GraphState
-from onnx_bnfold.planning.planner import Decision, GraphPlan, Place, Standalone, plan_graph
+from onnx_bnfold.planning.plan import Decision, GraphPlan, Place, Standalone
+from onnx_bnfold.planning.planner import plan_graph
 from onnx_bnfold.planning.precision_limits import Limits, Profile
 from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.rewriting.graph_editor import Pending, freeze_constants, rewrite

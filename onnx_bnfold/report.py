@@ -10,7 +10,7 @@ import numpy as np
 from onnx_bnfold.errors import printable
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import VANISHED, Affine
-from onnx_bnfold.planning.planner import Decision, GraphPlan
+from onnx_bnfold.planning.plan import Decision, GraphPlan
 from onnx_bnfold.planning.shared_constants import SharedConstants
 from onnx_bnfold.reasons import Refusal
 

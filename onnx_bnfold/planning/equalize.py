@@ -35,9 +35,10 @@ from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64, along
 from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.notes import EQUALIZE, is_noted
-from onnx_bnfold.planning.planner import GraphPlan, commit, require_totals
+from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.propagation import propagate
+from onnx_bnfold.planning.totals import commit, require_totals
 from onnx_bnfold.planning.value_ranges import Range, Ranges
 from onnx_bnfold.reasons import Refused
 

@@ -12,119 +12,30 @@ from anybody), then those with the most elements, so that most work is saved.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from onnx_bnfold.operators import batchnorm
-from onnx_bnfold.operators.affine import VANISHING, Affine
+from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import BiasPlace, Combines
-from onnx_bnfold.planning.graph_state import GraphState, Key, constant_map
+from onnx_bnfold.planning.candidates import candidates, elements, is_direct
+from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.notes import require_unnoted
+from onnx_bnfold.planning.plan import Decision, GraphPlan
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.propagation import propagate
+from onnx_bnfold.planning.totals import commit, require_totals
+from onnx_bnfold.planning.ways import UPSTREAM, splits
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 if TYPE_CHECKING:
     from onnx_bnfold.planning.shared_constants import SharedConstants
 
-# What a BatchNormalization that stays is written as, for compilers that have none: itself, two
-# nodes with constants of shape (C, 1, …), or a depthwise Conv with a kernel of ones.
-Standalone = Literal["keep", "mul-add", "conv"]
-
-
 # Reasons that have to do with other nodes than the one that refuses.
 _MAY_CHANGE = frozenset(
     (Reason.CAPTURED, Reason.CONFLICT, Reason.SEARCH_LIMIT, Reason.UNKNOWN_SHAPE)
 )
-# (position of the graph, index of the node)
-Place = tuple[int, int]
-
-
-class Restated(NamedTuple):
-    """What was a BatchNormalization before it was written as something else.
-
-    Attributes:
-        form: what it is written as.
-        name: of the node it was.
-        output: name of the tensor it wrote.
-    """
-
-    form: Standalone
-    name: str
-    output: str
-
-
-class Decision(NamedTuple):
-    """What becomes of one BatchNormalization, or of one affine node that is removed.
-
-    Attributes:
-        node: index of the node in its graph.
-        way: how it is folded, or None if it stays.
-        scale_to, shift_to: indices of the nodes that take its scale and its shift, in order.
-        added: number of Add nodes that its shift needs (behind a MatMul of rank 3 and more).
-        refusal: why it stays, or None if it is folded.
-        tried: for each way that was tried, the refusal it met.
-        restated: what the node was if it stays as something else: the first of those in its place.
-    """
-
-    node: int
-    way: str | None = None
-    scale_to: tuple[int, ...] = ()
-    shift_to: tuple[int, ...] = ()
-    added: int = 0
-    refusal: Refusal | None = None
-    tried: tuple[tuple[str, Refusal], ...] = ()
-    restated: Restated | None = None
-
-    @property
-    def folded(self) -> bool:
-        """Whether the node goes."""
-        return self.refusal is None
-
-
-@dataclass
-class GraphPlan:
-    """The plan of one graph.
-
-    Attributes:
-        state: the graph with the total change of every key and the removed nodes.
-        limits: what it was planned by.
-        decisions: one per BatchNormalization and per removed affine node, in node order.
-        touched: for each node whose constants change, the removed nodes that caused it, in order.
-        equalized: for each node whose constants change for it, the tensors whose channels are made
-            alike (``equalize``).
-        equal_scales: the BatchNormalizations that stay and get scales of one size.
-        doubtful: nodes that stay though a place was found for what they do, and why: another fold
-            may judge otherwise.
-        unsure: nodes that stay for reasons that may not hold where other nodes have gone.
-        left: nodes that stay for good, and what for (``notes``).
-    """
-
-    state: GraphState
-    limits: Limits
-    decisions: list[Decision] = field(default_factory=list)
-    touched: dict[int, list[int]] = field(default_factory=dict)
-    equalized: dict[int, list[str]] = field(default_factory=dict)
-    equal_scales: set[int] = field(default_factory=set)
-    doubtful: dict[int, Refusal] = field(default_factory=dict)
-    unsure: set[int] = field(default_factory=set)
-    left: dict[int, list[str]] = field(default_factory=dict)
-
-    @property
-    def changed(self) -> set[int]:
-        """The nodes whose constants change."""
-        edges = (key[0] for key in self.state.total if isinstance(key, tuple))
-        return {*self.touched, *self.equalized, *self.equal_scales, *edges}
-
-    def is_bn(self, decision: Decision) -> bool:
-        """Whether a decision is about a BatchNormalization."""
-        op = self.state.graph.ops[decision.node]
-        return decision.restated is not None or op == batchnorm.OPERATOR
 
 
 def plan_graph(
@@ -176,14 +87,14 @@ class _Planner:
         self._moved: dict[int, int] = {}
 
     def run(self) -> None:
-        bns, affine = _candidates(self.state)
+        bns, affine = candidates(self.state)
         self.state.read_bns([i for i in bns if i not in self.excluded])
         usable = [i for i in bns if self._is_usable(i)]
-        direct = [i for i in usable if _is_direct(self.state, i)]
+        direct = [i for i in usable if is_direct(self.state, i)]
         self.state.read_maps(direct)
         others = sorted(set(usable) - set(direct))
         if len(others) > 1:
-            others.sort(key=lambda i: -_elements(self.state, i))
+            others.sort(key=lambda i: -elements(self.state, i))
         affine = [i for i in affine if self._may_go(i)]
         queue = [*direct, *others, *affine]
         while queue:
@@ -312,7 +223,7 @@ class _Planner:
         x, y = state.sides(index)
         if state.groups.has_fixed(x) and state.groups.has_fixed(y) and present.is_identity:
             raise _two_names(y)
-        for way, upstream, downstream in _splits(present):
+        for way, upstream, downstream in splits(present):
             yield way, {x: upstream, y: downstream}
 
     def _require_allowed(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> None:
@@ -383,93 +294,10 @@ class _Planner:
         ]
 
 
-def commit(state: GraphState, changes: Mapping[Key, Affine]) -> None:
-    """Make changes on top of those decided so far."""
-    for key, change in changes.items():
-        before = state.total.get(key)
-        after = change if before is None else before.then(change)
-        if after.is_identity:
-            state.total.pop(key, None)
-        else:
-            state.total[key] = after
-
-
 def _why(tried: Sequence[tuple[str, Refusal]]) -> Refusal:
     """Return the refusal to report: the first, unless a search was given up and nothing is sure."""
     refusals = [refusal for _, refusal in tried]
     return next((r for r in refusals if r.reason is Reason.SEARCH_LIMIT), refusals[0])
-
-
-UPSTREAM = "upstream"
-
-
-def _splits(present: Affine) -> Iterator[tuple[str, Affine, Affine]]:
-    """Yield the ways to divide an affine map between its two sides.
-
-    With ``y = a * x + b`` each way is a pair of changes ``x' = p * x + q`` and ``y' = r * y + u``
-    with ``x' = y'``, that is ``p = r * a`` and ``q = r * b + u``.
-    """
-    one, zero = np.ones((1,) * present.rank), np.zeros((1,) * present.rank)
-    same = Affine.identity(present.rank)
-    a, b = present.scale, present.shift
-    yield UPSTREAM, present, same
-    divisor = np.where(a == 0, VANISHING, a)
-    shifted, size = present.has_shift, np.abs(divisor)
-    yield "downstream", same, Affine.of(1 / divisor, -b / divisor)
-    if not present.has_scale:
-        return
-    if shifted:
-        way = "shift upstream, scale downstream"
-        yield way, Affine.of(one, b / divisor), Affine.of(1 / divisor, zero)
-        yield "scale upstream, shift downstream", Affine(a, zero), Affine.of(one, -b)
-    if (a < 0).any() and (size != 1).any():
-        sign = np.sign(divisor)
-        if shifted:
-            way = "shift and sign upstream, magnitude downstream"
-            yield way, Affine.of(sign, b / size), Affine.of(1 / size, zero)
-        way = "sign upstream, shift and magnitude downstream"
-        yield way, Affine.of(sign, zero), Affine.of(1 / size, -b / size)
-
-
-def _candidates(state: GraphState) -> tuple[list[int], list[int]]:
-    bns, affine = [], []
-    for index, op in enumerate(state.graph.ops):
-        if op == batchnorm.OPERATOR:
-            bns.append(index)
-        elif state.entries[index].operand is not None and _is_decomposed_bn(state, index):
-            affine.append(index)
-    if affine:
-        fixed = state.constants.fixed_nodes()
-        affine = [index for index in affine if index not in fixed]
-    return bns, affine
-
-
-def _is_decomposed_bn(state: GraphState, index: int) -> bool:
-    """Whether a Mul, Add, Sub or Div by a constant may go like a BatchNormalization.
-
-    One whose operand is a product or quotient of computed tensors belongs to a normalisation or an
-    activation (LayerNormalization, Gelu) that runtimes recognise as a whole: taking it out would
-    make the model slower.
-    """
-    view = state.view(index)
-    if len(view.reads) != 2 or view.opset < 7:
-        return False
-    if (view.constant(0) is None) == (view.constant(1) is None):
-        return False
-    try:
-        slot, _ = constant_map(state, index)
-    except Refused:
-        return False
-    producer = state.graph.producer.get(view.name_in(slot))
-    seen = 0
-    while producer is not None and state.entries[producer].operand is not None and seen < 2:
-        before = state.view(producer)
-        constant = [before.constant(s) is not None for s in (0, 1)]
-        if not any(constant):
-            return state.entries[producer].combines is not Combines.PRODUCT
-        producer = state.graph.producer.get(before.name_in(constant.index(False)))
-        seen += 1
-    return True
 
 
 def _is_gating(state: GraphState, index: int) -> bool:
@@ -480,25 +308,6 @@ def _is_gating(state: GraphState, index: int) -> bool:
     return view.constant(0) is None and view.constant(1) is None
 
 
-def _is_direct(state: GraphState, index: int) -> bool:
-    """Whether a BatchNormalization is the only reader of a layer, or of one that is direct."""
-    graph = state.graph
-    while True:
-        name = graph.reads[index][0]
-        producer = graph.producer.get(name)
-        if producer is None or not graph.only_reader(name):
-            return False
-        if graph.ops[producer] != batchnorm.OPERATOR:
-            return state.layer_or_none(producer) is not None
-        index = producer
-
-
-def _elements(state: GraphState, index: int) -> int:
-    """Return the number of elements per example of an output; unknown dims count as one."""
-    dims = state.shapes.dims(state.graph.writes[index][0]) or ()
-    return math.prod(d for d in dims[1:] if isinstance(d, int))
-
-
 def _count_new_tensors(state: GraphState, index: int, way: str, changes: dict[Key, Affine]) -> int:
     """Count the tensors that would hold values no tensor held before."""
     names = {key for key in changes if isinstance(key, str)}
@@ -506,26 +315,6 @@ def _count_new_tensors(state: GraphState, index: int, way: str, changes: dict[Ke
     if way == UPSTREAM and state.graph.only_reader(x):
         names.discard(x)
     return len(names)
-
-
-def require_totals(state: GraphState, origin: int | None, changes: Mapping[Key, Affine]) -> None:
-    """Refuse what a node takes as a further change, but not on top of those it has taken.
-
-    Args:
-        state: the graph before the changes.
-        origin: a node to be removed, or None.
-        changes: of every key, relative to now.
-    """
-    for key, change in changes.items():
-        before = state.total.get(key)
-        if before is None:
-            continue
-        total = before.then(change)
-        for index in state.neighbours(key):
-            if index == origin or index in state.removed or not state.absorbs(index, key):
-                continue
-            ports = (p for p in state.ports(index) if state.key(index, p) == key)
-            state.step(index, dict.fromkeys(ports, total))
 
 
 def _added(state: GraphState, changes: dict[Key, Affine]) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from onnx_bnfold.model.graph import Graph
 from onnx_bnfold.planning.notes import EQUALIZE, STANDALONE
-from onnx_bnfold.planning.planner import Decision, GraphPlan, Place
+from onnx_bnfold.planning.plan import Decision, GraphPlan, Place
 from onnx_bnfold.reasons import Reason
 
 

@@ -15,7 +15,7 @@ from onnx_bnfold.model.graph import operator
 from onnx_bnfold.model.source import rounded
 from onnx_bnfold.operators.entries import Combines
 from onnx_bnfold.planning.graph_state import GraphState
-from onnx_bnfold.planning.planner import GraphPlan
+from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.reports.nodes import Node, Places
 from onnx_bnfold.rewriting.new_constants import NewConstant, new_constants
 

@@ -11,7 +11,7 @@ from onnx import ModelProto
 from onnx_bnfold.model.graph import Graph, graphs_of, operator
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.pipeline import Pipeline
-from onnx_bnfold.planning.planner import Decision, GraphPlan
+from onnx_bnfold.planning.plan import Decision, GraphPlan
 from onnx_bnfold.report import Record
 
 # (position of the graph, node index) → position in the report's ``layers``.

@@ -25,7 +25,7 @@ from onnx_bnfold.model.node_order import GONE, arrange
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.entries import BiasPlace
 from onnx_bnfold.planning.notes import note
-from onnx_bnfold.planning.planner import GraphPlan
+from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.rewriting.integrity import Text, require_intact
 from onnx_bnfold.rewriting.new_constants import Compute, NewConstant, new_constants
 from onnx_bnfold.storage.tensors import clear_values, is_external

@@ -16,7 +16,7 @@ from onnx_bnfold.model.constants import Stored
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.operators.entries import Combines, Computed, Exact, Given, Multiplied, Revised
 from onnx_bnfold.planning.graph_state import GraphState
-from onnx_bnfold.planning.planner import GraphPlan
+from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.reasons import Refusal, Refused
 from onnx_bnfold.rewriting.rounded_products import ONE, Product, product, product_blocks, products
 

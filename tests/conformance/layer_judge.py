@@ -12,7 +12,7 @@ from onnx_bnfold.operators.batchnorm import OPERATOR
 from onnx_bnfold.operators.entries import Absorbing, BiasPlace
 from onnx_bnfold.operators.table import OPERATORS
 from onnx_bnfold.operators.transparent import OUT
-from onnx_bnfold.planning.planner import GraphPlan
+from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Refusal, Refused
 from onnx_bnfold.rewriting.new_constants import NewConstant, Unrepresentable, new_constants

@@ -1,0 +1,71 @@
+"""Which nodes may be removed, and in which order they are tried."""
+
+from __future__ import annotations
+
+import math
+
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.entries import Combines
+from onnx_bnfold.planning.graph_state import GraphState, constant_map
+from onnx_bnfold.reasons import Refused
+
+
+def candidates(state: GraphState) -> tuple[list[int], list[int]]:
+    """Return the BatchNormalizations of a graph, and the other affine nodes that may go."""
+    bns, affine = [], []
+    for index, op in enumerate(state.graph.ops):
+        if op == batchnorm.OPERATOR:
+            bns.append(index)
+        elif state.entries[index].operand is not None and _is_decomposed_bn(state, index):
+            affine.append(index)
+    if affine:
+        fixed = state.constants.fixed_nodes()
+        affine = [index for index in affine if index not in fixed]
+    return bns, affine
+
+
+def _is_decomposed_bn(state: GraphState, index: int) -> bool:
+    """Whether a Mul, Add, Sub or Div by a constant may go like a BatchNormalization.
+
+    One whose operand is a product or quotient of computed tensors belongs to a normalisation or an
+    activation (LayerNormalization, Gelu) that runtimes recognise as a whole: taking it out would
+    make the model slower.
+    """
+    view = state.view(index)
+    if len(view.reads) != 2 or view.opset < 7:
+        return False
+    if (view.constant(0) is None) == (view.constant(1) is None):
+        return False
+    try:
+        slot, _ = constant_map(state, index)
+    except Refused:
+        return False
+    producer = state.graph.producer.get(view.name_in(slot))
+    seen = 0
+    while producer is not None and state.entries[producer].operand is not None and seen < 2:
+        before = state.view(producer)
+        constant = [before.constant(s) is not None for s in (0, 1)]
+        if not any(constant):
+            return state.entries[producer].combines is not Combines.PRODUCT
+        producer = state.graph.producer.get(before.name_in(constant.index(False)))
+        seen += 1
+    return True
+
+
+def is_direct(state: GraphState, index: int) -> bool:
+    """Whether a BatchNormalization is the only reader of a layer, or of one that is direct."""
+    graph = state.graph
+    while True:
+        name = graph.reads[index][0]
+        producer = graph.producer.get(name)
+        if producer is None or not graph.only_reader(name):
+            return False
+        if graph.ops[producer] != batchnorm.OPERATOR:
+            return state.layer_or_none(producer) is not None
+        index = producer
+
+
+def elements(state: GraphState, index: int) -> int:
+    """Return the number of elements per example of an output; unknown dims count as one."""
+    dims = state.shapes.dims(state.graph.writes[index][0]) or ()
+    return math.prod(d for d in dims[1:] if isinstance(d, int))

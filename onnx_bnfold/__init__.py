@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from onnx_bnfold.api import fold, fold_file, plan, plan_file
     from onnx_bnfold.errors import BnFoldError, CheckFailed, ModelError, UsageError
-    from onnx_bnfold.pipeline import Options
+    from onnx_bnfold.options import Options
     from onnx_bnfold.reasons import Reason, Refusal
     from onnx_bnfold.report import Record, Report
 
@@ -40,7 +40,7 @@ __all__ = [
 _MODULES = {
     "api": ("fold", "fold_file", "plan", "plan_file"),
     "errors": ("BnFoldError", "CheckFailed", "ModelError", "UsageError"),
-    "pipeline": ("Options",),
+    "options": ("Options",),
     "reasons": ("Reason", "Refusal"),
     "report": ("Record", "Report"),
 }

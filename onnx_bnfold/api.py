@@ -14,7 +14,8 @@ from onnx import ModelProto
 
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.model.graph import bodies_of
-from onnx_bnfold.pipeline import Options, Pipeline
+from onnx_bnfold.options import Options
+from onnx_bnfold.pipeline import Pipeline
 from onnx_bnfold.provenance import Recorder
 from onnx_bnfold.rewriting.graph_editor import Pending
 from onnx_bnfold.rewriting.new_constants import Unrepresentable, compute_all

@@ -4,83 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
 from functools import partial
-from itertools import chain
-from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import ModelProto
 
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.errors import UsageError
 from onnx_bnfold.model.constants import Constants, OpenTensor
 from onnx_bnfold.model.graph import Graph, ReadTensor, graphs_of
 from onnx_bnfold.model.shape_inference import Inference, Shapes
 from onnx_bnfold.model.source import Source, rounded
 from onnx_bnfold.model.validate import require_sound
-from onnx_bnfold.operators.affine import Float64
+from onnx_bnfold.options import Options
 from onnx_bnfold.planning.graph_state import GraphState
-from onnx_bnfold.planning.plan import Decision, GraphPlan, Place, Standalone
+from onnx_bnfold.planning.plan import Decision, GraphPlan, Place
 from onnx_bnfold.planning.planner import plan_graph
-from onnx_bnfold.planning.precision_limits import Limits, Profile
+from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.rewriting.graph_editor import Pending, freeze_constants, rewrite
-from onnx_bnfold.rewriting.new_constants import Unrepresentable, Whole, exact, new_constants
+from onnx_bnfold.rewriting.new_constants import Unrepresentable, Whole, exact, require_representable
+from onnx_bnfold.rounds import Rounds
 from onnx_bnfold.storage.tensors import clear_place
-from onnx_bnfold.validation import require_at_least, require_types
 
 if TYPE_CHECKING:
-    from onnx_bnfold.planning.settle import Origins
     from onnx_bnfold.planning.value_ranges import Ranges
-    from onnx_bnfold.report import Record, Rescaled
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a user can ask of a fold.
-
-    Attributes:
-        freeze_initializers: treat initializers that are also graph inputs as constants, and take
-            them out of the inputs.
-        max_rescale: largest factor by which a channel of a tensor that stays may be rescaled; by
-            default it depends on the data type (``limits.MAX_RESCALE``).
-        standalone: what a BatchNormalization that stays is written as: itself (``keep``), a Mul
-            and an Add (``mul-add``), or a depthwise Conv (``conv``; on tensors with spatial axes).
-        metadata: let a fold from file to file record itself in the model's ``metadata_props``
-            (see ``metadata``). A fold that removes nothing records nothing, and a fold in memory
-            has no file to name.
-        merge_branches: merge parallel branches of Convs, identities and BatchNormalizations that
-            meet in an Add into one Conv (``merge``).
-        profile: what the folded model will be run in: ``float``, ``fp16`` or ``int8``; see
-            ``limits.Limits``.
-        equalize: make the channels of tensors between linear layers alike, as far as int8 gains by
-            it (``equalize``).
-        ranges: for ``equalize``, an .npz with an array per input of the model, examples of what it
-            is run on; without it ranges are what the BatchNormalizations say. For models in files.
-        keep_shared_weights: leave a BatchNormalization whose fold would copy a weight that others
-            read, too.
-    """
-
-    freeze_initializers: bool = False
-    max_rescale: float | None = None
-    standalone: Standalone = "keep"
-    metadata: bool = True
-    merge_branches: bool = False
-    profile: Profile = "float"
-    equalize: bool = False
-    ranges: str | None = None
-    keep_shared_weights: bool = False
-
-    def __post_init__(self) -> None:
-        require_types(self)
-        require_at_least("max_rescale", self.max_rescale, 1)
-        if self.ranges is not None and not self.equalize:
-            raise UsageError("ranges are used by equalize alone; ask for it, too")
-
-
-class Pipeline:
+class Pipeline(Rounds):
     """The planning of one model, and what was learnt from failed attempts.
 
     Args:
@@ -94,8 +45,6 @@ class Pipeline:
         original: the model, its nodes in order.
         model: the same with its branches merged, and with what else was put in a node's place; the
             result of the earlier rounds, if there are any.
-        plans: of the graphs of ``model``.
-        earlier: the plans of the rounds before.
     """
 
     def __init__(
@@ -106,18 +55,15 @@ class Pipeline:
         ranges: Ranges | None = None,
         open_tensor: OpenTensor | None = None,
     ) -> None:
+        super().__init__()
         self.model = model
         self.options = options
-        self.plans: list[GraphPlan] = []
-        self.earlier: list[list[GraphPlan]] = []
-        self.merged: tuple[Record, ...] = ()
         self.merges = 0
         self._source = Source(read, open_tensor)
         self._excluded: dict[tuple[int, int], Refusal] = {}
         self._ranges = ranges
         self._unequal: set[tuple[int, str]] = set()
         self._restated: dict[Place, Decision] = {}
-        self._origins: Origins | None = None
         self._unread: set[str] = set()
         self._index()
         if not require_sound(self._graphs):
@@ -133,8 +79,8 @@ class Pipeline:
     def _index(self) -> None:
         self._graphs = graphs_of(self.model, freeze_initializers=self.options.freeze_initializers)
         self._inference = Inference(self.model, self._graphs[0], self._source.read_rounded)
-        if self._origins is not None:
-            self._origins.label(self._graphs)
+        if self.origins is not None:
+            self.origins.label(self._graphs)
 
     def _copy(self) -> ModelProto:
         copy = ModelProto()
@@ -257,8 +203,8 @@ class Pipeline:
         self._source = self._source.with_computed(values)
         from onnx_bnfold.planning.settle import Origins
 
-        self._origins = self._origins or Origins()
-        self._origins.follow(self.plans)
+        self.origins = self.origins or Origins()
+        self.origins.follow(self.plans)
         self._ranges = self._ranges_of_result()
         self.earlier.append(self.plans)
         self._excluded, self._unequal, self._restated, self._unread = {}, set(), {}, set()
@@ -279,9 +225,8 @@ class Pipeline:
 
     def _plan_graph(self, position: int, known: dict[int, GraphState]) -> GraphPlan:
         excluded = {n: r for (p, n), r in self._excluded.items() if p == position}
-        keep = self.options.keep_shared_weights
         state = self._state(position, known)
-        return plan_graph(state, self._limits, excluded, keep_shared_weights=keep)
+        return plan_graph(state, self._limits, excluded, self.options)
 
     def _restate(self) -> bool:
         """Go on with a copy of the model in which nodes that stay have another form, if any do."""
@@ -346,16 +291,7 @@ class Pipeline:
         Raises:
             Unrepresentable: some do not fit their type; all of them are named.
         """
-        failures: dict[tuple[int, int], Refusal] = {}
-        for position, plan in enumerate(self.plans):
-            for new in new_constants(position, plan):
-                if (position, new.node) not in failures:
-                    try:
-                        new()
-                    except Unrepresentable as failed:
-                        failures.update(failed.failures)
-        if failures:
-            raise Unrepresentable(failures)
+        require_representable(self.plans)
 
     def planned(self) -> Sequence[GraphPlan]:
         """Plan until every new constant fits its type."""
@@ -369,7 +305,7 @@ class Pipeline:
                 return self.plans
 
     def apply(self, copy: ModelProto) -> dict[str, Pending]:
-        """Rewrite a copy of the model by the present plan; see ``rewrite.rewrite``."""
+        """Rewrite a copy of the model by the present plan; see ``graph_editor.rewrite``."""
         freeze, unread = self.options.freeze_initializers, self._unread
         pending = rewrite(copy, self.plans, freeze=freeze, unread=unread)
         if self._source.computed:
@@ -392,56 +328,6 @@ class Pipeline:
         )
 
     @property
-    def rounds(self) -> Iterator[list[GraphPlan]]:
-        """The plans of all rounds, each of the result of the one before."""
-        yield from self.earlier
-        yield self.plans
-
-    @property
-    def decisions(self) -> list[tuple[GraphPlan, Decision]]:
-        """What was decided on each node at last, and the plan that says it, in order."""
-        if self._origins is None:
-            return [(plan, decision) for plan in self.plans for decision in plan.decisions]
-        found = []
-        for number, plans in enumerate(self.rounds):
-            is_last = plans is self.plans
-            for position, plan in enumerate(plans):
-                for decision in plan.decisions:
-                    if is_last or decision.folded or decision.restated is not None:
-                        graph, index = plan.state.graph, decision.node
-                        place = self._origins.place(number, position, graph, index)
-                        found.append((place, plan, decision))
-        found.sort(key=itemgetter(0))
-        return [(plan, decision) for _, plan, decision in found]
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """How many BatchNormalizations go, and how many stay, by the present plan."""
-        fates = [d.folded for plan, d in self.decisions if plan.is_bn(d)]
-        return sum(fates) + len(self.merged), len(fates) - sum(fates)
-
-    @property
-    def equalized(self) -> tuple[str, ...]:
-        """The tensors whose channels are made alike by the present plan."""
-        plans = chain.from_iterable(self.rounds)
-        roots = (r for plan in plans for found in plan.equalized.values() for r in found)
-        return tuple(dict.fromkeys(roots))
-
-    @property
-    def rescaled(self) -> tuple[Rescaled, ...]:
-        """The tensors that stay and are re-parametrised by the present plan."""
-        from onnx_bnfold.report import rescaled_of
-
-        return rescaled_of([*self.rounds])
-
-    def changes(self) -> dict[str, tuple[Float64, Float64]]:
-        """Return scale and shift of every tensor of the main graph that changes, by name."""
-        from onnx_bnfold.report import composed
-
-        total = composed([plans[0] for plans in self.rounds])
-        return {name: (change.scale, change.shift) for name, change in total.items()}
-
-    @property
     def read(self) -> ReadTensor:
         """Reads the elements of an initializer of the model."""
         return self._source.read
@@ -450,12 +336,6 @@ class Pipeline:
     def graphs(self) -> list[Graph]:
         """The bodies of the model."""
         return self._graphs
-
-    def records(self) -> tuple[Record, ...]:
-        """Return what became of every node, by the present plan."""
-        from onnx_bnfold.report import record_of  # a quiet fold makes no report
-
-        return self.merged + tuple([record_of(*decided) for decided in self.decisions])
 
 
 def _exact(new: Pending) -> Array:

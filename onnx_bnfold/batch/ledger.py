@@ -12,7 +12,7 @@ from typing import Any
 
 from onnx_bnfold.batch.file_outcome import FileOutcome
 from onnx_bnfold.batch.locations import Location
-from onnx_bnfold.pipeline import Options
+from onnx_bnfold.options import Options
 from onnx_bnfold.version import __version__
 
 

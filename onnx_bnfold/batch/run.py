@@ -16,7 +16,7 @@ from onnx_bnfold.batch.processes import in_processes, thread_safe_start
 from onnx_bnfold.batch.report import StoreReport
 from onnx_bnfold.batch.task import Action, Batch, Task, failed, perform
 from onnx_bnfold.errors import UsageError
-from onnx_bnfold.pipeline import Options
+from onnx_bnfold.options import Options
 from onnx_bnfold.progress import progress
 from onnx_bnfold.storage.thread_pool import available_processors
 from onnx_bnfold.validation import require_at_least, require_value

@@ -27,7 +27,7 @@ from onnx_bnfold.batch.file_outcome import FileOutcome, Stamp, counts_of
 from onnx_bnfold.batch.locations import Location
 from onnx_bnfold.batch.opening import location_at
 from onnx_bnfold.errors import BnFoldError, CheckFailed, UsageError
-from onnx_bnfold.pipeline import Options
+from onnx_bnfold.options import Options
 from onnx_bnfold.provenance import sha256_of
 from onnx_bnfold.storage.data_files import data_files_of
 from onnx_bnfold.version import __version__

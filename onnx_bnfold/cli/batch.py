@@ -15,7 +15,7 @@ from onnx_bnfold.batch.run import fold_store, plan_store
 from onnx_bnfold.cli.console import tell
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.interrupts import EXIT_CODE
-from onnx_bnfold.pipeline import Options
+from onnx_bnfold.options import Options
 from onnx_bnfold.storage.files import OutputFile
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from onnx_bnfold.api import Outcome, plan_file, write_folded
 from onnx_bnfold.cli.console import tell
 from onnx_bnfold.errors import CheckFailed
-from onnx_bnfold.pipeline import Options
+from onnx_bnfold.options import Options
 
 if TYPE_CHECKING:
     from onnx_bnfold.check import CheckResult

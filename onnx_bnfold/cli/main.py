@@ -13,6 +13,10 @@ from onnx_bnfold.process_memory import collect_rarely, keep_freed_memory
 from onnx_bnfold.provenance import begin_hashing
 from onnx_bnfold.version import __version__
 
+TYPE_CHECKING = False  # that of `typing` is the same to type checkers, and has to be imported
+if TYPE_CHECKING:
+    from onnx_bnfold.options import Options
+
 EPILOG = """\
 other commands:
   %(prog)s check original.onnx folded.onnx    compare two models (see check --help)
@@ -66,7 +70,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--no-metadata",
-        action="store_true",
+        dest="metadata",
+        action="store_false",
         help="do not record version, counts and the source's SHA-256 in the model",
     )
     add(
@@ -160,19 +165,8 @@ def _fold(words: Sequence[str], keep: Callable[[object], None] | None) -> int:
     _begin(args)
     with held_back():
         from onnx_bnfold.cli.fold import run
-        from onnx_bnfold.pipeline import Options
 
-    options = Options(
-        freeze_initializers=args.freeze_initializers,
-        max_rescale=args.max_rescale,
-        standalone=args.standalone,
-        metadata=not args.no_metadata,
-        merge_branches=args.merge_branches,
-        profile=args.profile,
-        equalize=args.equalize,
-        ranges=args.ranges,
-        keep_shared_weights=args.keep_shared_weights,
-    )
+    options = options_of(args)
     if _is_store(args.model):
         with held_back():
             from onnx_bnfold.cli.batch import run as run_store
@@ -184,6 +178,16 @@ def _fold(words: Sequence[str], keep: Callable[[object], None] | None) -> int:
     return 0
 
 
+def options_of(args: argparse.Namespace) -> Options:
+    """Return the options of a fold: an argument for each, by the name of the field."""
+    with held_back():
+        from dataclasses import fields
+
+        from onnx_bnfold.options import Options
+
+    return Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
+
+
 def _begin(args: argparse.Namespace) -> None:
     """Prepare the process, and start hashing the source, before numpy and onnx are imported."""
     keep_freed_memory()
@@ -192,7 +196,7 @@ def _begin(args: argparse.Namespace) -> None:
         # A fold multiplies no matrices, so starting OpenBLAS's threads would be wasted time.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     writes = args.output and not args.dry_run
-    if writes and not args.no_metadata and not _is_store(args.model):
+    if writes and args.metadata and not _is_store(args.model):
         begin_hashing(args.model)
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.options import Standalone
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Refusal
 
-# What a BatchNormalization that stays is written as, for compilers that have none: itself, two
-# nodes with constants of shape (C, 1, …), or a depthwise Conv with a kernel of ones.
-Standalone = Literal["keep", "mul-add", "conv"]
 # (position of the graph, index of the node)
 Place = tuple[int, int]
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import BiasPlace, Combines
+from onnx_bnfold.options import Options
 from onnx_bnfold.planning.candidates import candidates, elements, is_direct
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.notes import require_unnoted
@@ -42,8 +43,7 @@ def plan_graph(
     state: GraphState,
     limits: Limits,
     excluded: dict[int, Refusal],
-    *,
-    keep_shared_weights: bool = False,
+    options: Options,
 ) -> GraphPlan:
     """Plan one graph.
 
@@ -51,12 +51,12 @@ def plan_graph(
         state: the graph, with nothing decided.
         limits: what a re-parametrised tensor may become.
         excluded: nodes that must stay, with the reason.
-        keep_shared_weights: copy no weight that others read, not for a BatchNormalization either.
+        options: what the user asked for.
 
     Returns:
         The plan; its state holds the changes.
     """
-    planner = _Planner(state, limits, excluded, keep_shared_weights)
+    planner = _Planner(state, limits, excluded, options)
     planner.run()
     decisions = sorted(planner.decisions.values(), key=lambda d: d.node)
     doubtful = planner.doubtful | excluded
@@ -71,12 +71,12 @@ class _Planner:
         state: GraphState,
         limits: Limits,
         excluded: dict[int, Refusal],
-        keep_shared_weights: bool,
+        options: Options,
     ) -> None:
         self.state = state
         self.limits = limits
         self.excluded = excluded
-        self.keep_shared_weights = keep_shared_weights
+        self.options = options
         self.decisions: dict[int, Decision] = {}
         self.touched: dict[int, list[int]] = {}
         self.doubtful: dict[int, Refusal] = {}
@@ -201,7 +201,7 @@ class _Planner:
         layer = state.layer_or_none(producer)
         if layer is None or layer.bias_slot is None:
             return False
-        if self.keep_shared_weights and not graph.only_reader(layer.weight.name):
+        if self.options.keep_shared_weights and not graph.only_reader(layer.weight.name):
             return False
         try:
             present = state.original_map(index)
@@ -248,7 +248,7 @@ class _Planner:
                 state.view(index).label,
                 "it is part of an activation that runtimes recognise as a whole",
             )
-        if not is_bn or self.keep_shared_weights:
+        if not is_bn or self.options.keep_shared_weights:
             self.shared.require_cheap(index, changes, asked)
         if _added(state, changes) > (1 if is_bn else 0):
             raise Refused(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from onnx import TensorProto
@@ -21,6 +21,7 @@ from onnx import TensorProto
 from onnx_bnfold.model.float_formats import unit_roundoff
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import VANISHED, Affine, Float64
+from onnx_bnfold.options import Profile
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.reasons import Reason, Refused
 
@@ -40,8 +41,6 @@ _NOISE = 0.25
 _COARSEST = unit_roundoff(TensorProto.BFLOAT16)
 # Below this cancellation no type rounds a BN's mean that far; half of it is room for rounding.
 _LEAST_CANCELLATION = _NOISE / _COARSEST / 2
-
-Profile = Literal["float", "fp16", "int8"]
 
 
 @dataclass(frozen=True)

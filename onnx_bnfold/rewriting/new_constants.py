@@ -197,6 +197,27 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
             raise Unrepresentable({cause: refused.refusal}) from None
 
 
+def require_representable(plans: Sequence[GraphPlan]) -> None:
+    """Compute every constant that changes and forget it.
+
+    Args:
+        plans: one per graph of the model.
+
+    Raises:
+        Unrepresentable: some do not fit their type; all of them are named.
+    """
+    failures: dict[tuple[int, int], Refusal] = {}
+    for position, plan in enumerate(plans):
+        for new in new_constants(position, plan):
+            if (position, new.node) not in failures:
+                try:
+                    new()
+                except Unrepresentable as failed:
+                    failures.update(failed.failures)
+    if failures:
+        raise Unrepresentable(failures)
+
+
 def _of_edge(state: GraphState, index: int, slot: int) -> Revised:
     view = state.view(index)
     info = view.constant(slot)

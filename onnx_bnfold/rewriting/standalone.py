@@ -19,9 +19,10 @@ from onnx_bnfold.model.node_order import arrange
 from onnx_bnfold.model.node_view import accepts
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Float64
+from onnx_bnfold.options import Standalone
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.notes import STANDALONE, is_noted
-from onnx_bnfold.planning.plan import Decision, GraphPlan, Place, Restated, Standalone
+from onnx_bnfold.planning.plan import Decision, GraphPlan, Place, Restated
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.rewriting.branch_merging import declare

@@ -1,0 +1,58 @@
+"""What a user can ask of a fold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from onnx_bnfold.errors import UsageError
+from onnx_bnfold.validation import require_at_least, require_types
+
+# The number format that the folded model will be run in.
+Profile = Literal["float", "fp16", "int8"]
+# What a BatchNormalization that stays is written as, for compilers that have none: itself, two
+# nodes with constants of shape (C, 1, …), or a depthwise Conv with a kernel of ones.
+Standalone = Literal["keep", "mul-add", "conv"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user can ask of a fold.
+
+    Attributes:
+        freeze_initializers: treat initializers that are also graph inputs as constants, and take
+            them out of the inputs.
+        max_rescale: largest factor by which a channel of a tensor that stays may be rescaled; by
+            default it depends on the data type (``precision_limits.MAX_RESCALE``).
+        standalone: what a BatchNormalization that stays is written as: itself (``keep``), a Mul
+            and an Add (``mul-add``), or a depthwise Conv (``conv``; on tensors with spatial axes).
+        metadata: let a fold from file to file record itself in the model's ``metadata_props``
+            (see ``provenance``). A fold that removes nothing records nothing, and a fold in memory
+            has no file to name.
+        merge_branches: merge parallel branches of Convs, identities and BatchNormalizations that
+            meet in an Add into one Conv (``branch_merging``).
+        profile: what the folded model will be run in: ``float``, ``fp16`` or ``int8``; see
+            ``precision_limits.Limits``.
+        equalize: make the channels of tensors between linear layers alike, as far as int8 gains by
+            it (``equalize``).
+        ranges: for ``equalize``, an .npz with an array per input of the model, examples of what it
+            is run on; without it ranges are what the BatchNormalizations say. For models in files.
+        keep_shared_weights: leave a BatchNormalization whose fold would copy a weight that others
+            read, too.
+    """
+
+    freeze_initializers: bool = False
+    max_rescale: float | None = None
+    standalone: Standalone = "keep"
+    metadata: bool = True
+    merge_branches: bool = False
+    profile: Profile = "float"
+    equalize: bool = False
+    ranges: str | None = None
+    keep_shared_weights: bool = False
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require_at_least("max_rescale", self.max_rescale, 1)
+        if self.ranges is not None and not self.equalize:
+            raise UsageError("ranges are used by equalize alone; ask for it, too")

@@ -2,7 +2,7 @@
 
 An entry of ``table.OPERATORS`` is *transparent* (``rules.Transparent``: a change passes through its
 nodes by a rule) or *absorbing*: its nodes take changes into their constants. What one absorbing
-node does is asked of its ``Absorber``, which the entry reads: a linear layer (``layers``), a
+node does is asked of its ``Absorber``, which the entry reads: a linear layer (``linear``), a
 BatchNormalization (``batchnorm``). Nobody outside the table asks for an operator's name.
 """
 

@@ -1,7 +1,7 @@
 """How operators that pick elements along an axis move a change: Slice, Gather, Pad and Tile.
 
-The functions have the signature of those in ``moves``. Most have one form: for each position along
-an axis of the output, the position in the input that it comes from.
+The functions have the signature of those in ``data_movement``. Most have one form: for each
+position along an axis of the output, the position in the input that it comes from.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The table of operators: one entry each, and everything that the package knows of them.
 
-The entries stand in the modules of their families: ``rules`` for operators through which changes
-pass, ``layouts`` for linear layers, ``batchnorm``, and ``normalizations`` for what normalises by
-statistics of its data.
+The entries stand in the modules of their families: ``transparent`` for operators through which
+changes pass, ``layouts`` for linear layers, ``batchnorm``, and ``normalizations`` for what
+normalises by statistics of its data.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine, Float64, all_along
 from onnx_bnfold.operators.entries import OUT, Absorber, Absorbing, ConstantOperand, Sides
 from onnx_bnfold.operators.linear import LinearLayer
+from onnx_bnfold.operators.rules import Known, Step, Transparent
 from onnx_bnfold.operators.table import entry_of
-from onnx_bnfold.operators.transparent import Known, Step, Transparent, data_outputs, data_slots
+from onnx_bnfold.operators.transparent import data_outputs, data_slots
 from onnx_bnfold.planning.merged_tensors import Groups
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 

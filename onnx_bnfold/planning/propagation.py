@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from onnx_bnfold.operators.affine import Affine
-from onnx_bnfold.operators.transparent import Step
+from onnx_bnfold.operators.rules import Step
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 

@@ -17,7 +17,8 @@ import numpy as np
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine, along
 from onnx_bnfold.operators.entries import OUT, Combines
-from onnx_bnfold.operators.transparent import Transparent, data_slots
+from onnx_bnfold.operators.rules import Transparent
+from onnx_bnfold.operators.transparent import data_slots
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.reasons import Reason, Refused
 

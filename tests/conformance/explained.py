@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onnx_bnfold.operators.affine import VANISHED
-from onnx_bnfold.operators.transparent import OUT
+from onnx_bnfold.operators.entries import OUT
 from onnx_bnfold.reasons import Reason, Refusal
 
 from .complete import influence

@@ -9,9 +9,8 @@ import numpy as np
 
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.batchnorm import OPERATOR
-from onnx_bnfold.operators.entries import Absorbing, BiasPlace
+from onnx_bnfold.operators.entries import OUT, Absorbing, BiasPlace
 from onnx_bnfold.operators.table import OPERATORS
-from onnx_bnfold.operators.transparent import OUT
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Refusal, Refused

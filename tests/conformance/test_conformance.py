@@ -13,9 +13,10 @@ import pytest
 from support import needs_kernels_as_read
 
 from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.entries import OUT
 from onnx_bnfold.operators.linear import LinearLayer
+from onnx_bnfold.operators.rules import Step
 from onnx_bnfold.operators.table import OPERATORS
-from onnx_bnfold.operators.transparent import OUT, Step
 from onnx_bnfold.reasons import Reason, Refused
 
 from . import changes

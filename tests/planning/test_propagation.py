@@ -8,8 +8,8 @@ from graphs import IMAGE, Net
 
 import onnx_bnfold
 from onnx_bnfold import Reason
+from onnx_bnfold.operators.rules import Step, Transparent
 from onnx_bnfold.operators.table import OPERATORS
-from onnx_bnfold.operators.transparent import Step, Transparent
 from onnx_bnfold.planning import propagation
 
 

@@ -1,0 +1,246 @@
+"""Rules of operators of several operands that broadcast: Add, Sub, Sum, Mul, Div, Max and Min."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from onnx_bnfold.model.node_view import NodeView
+from onnx_bnfold.operators.affine import AGREEMENT, CANCELLED, Affine, Float64, close, summed
+from onnx_bnfold.operators.entries import OUT
+from onnx_bnfold.operators.rules import Known, Ports, Rule, Step, inputs, require
+from onnx_bnfold.reasons import Reason, Refusal, Refused
+
+# Elements up to which a constant may grow along several axes: less than 5 kB for a whole node.
+LARGEST_GROWN = 1024
+
+
+def _lift(change: Affine, rank: int) -> Affine:
+    """Write an operand's change in the rank of the broadcast result."""
+    missing = rank - change.rank
+    return change.map(lambda a: a.reshape((1,) * missing + a.shape)) if missing else change
+
+
+def _lower(view: NodeView, slot: int, change: Affine) -> Affine:
+    """Write a change of the broadcast result as one of an operand.
+
+    A constant may grow to one value per position of an axis, as the parameters of a BN are, but
+    only if it stays small to one per element; a computed operand must have the change's axes.
+    """
+    constant = view.constant(slot)
+    if constant is not None:
+        if not change.is_ordinary:
+            raise Refused(
+                Reason.PRECISION, view.label, "a scale of zero cannot be taken out of its constant"
+            )
+        grown = np.broadcast_shapes(constant.dims, change.shape)  # ValueError where they disagree
+        if math.prod(grown) > max(constant.size, LARGEST_GROWN, *change.shape):
+            raise Refused(
+                Reason.NOT_SMALLER,
+                view.label,
+                "its constant would have to grow to one value per element of the tensor",
+            )
+        return change
+    dims = view.dims_in(slot)
+    missing = change.rank - len(dims)
+    aligned: tuple[Any, ...] = (1,) * missing + dims
+    for size, dim in zip(change.shape, aligned, strict=True):
+        if size > 1 and dim != size:
+            raise Refused(
+                Reason.UNKNOWN_SHAPE if not isinstance(dim, int) else Reason.AXES,
+                view.label,
+                f"its operand {view.name_in(slot)!r} is broadcast, or of unknown size, along an "
+                "axis on which the change varies",
+            )
+    return change.map(lambda a: a.reshape(a.shape[missing:])) if missing else change
+
+
+def _operands(view: NodeView, known: Known) -> tuple[int, dict[int, Affine]]:
+    """Return the rank of the result and all known changes in that rank."""
+    if view.opset < 7:
+        raise Refused(
+            Reason.OPAQUE,
+            view.label,
+            "before opset 7 operands broadcast by attributes; convert the model with "
+            "onnx.version_converter first",
+        )
+    rank = len(view.dims_out(0))
+    return rank, {port: _lift(change, rank) for port, change in known.changes.items()}
+
+
+def _complete(view: NodeView, lifted: Mapping[int, Affine]) -> Ports:
+    return {p: c if p == OUT else _lower(view, p, c) for p, c in lifted.items()}
+
+
+def _completions(view: NodeView, proposals: list[dict[int, Affine]], *, certain: bool) -> Step:
+    """Keep the proposals whose changes their operands can carry."""
+    found: list[Ports] = []
+    refusal: Refusal | None = None
+    for proposal in proposals:
+        try:
+            found.append(_complete(view, proposal))
+        except Refused as refused:
+            refusal = refusal or refused.refusal
+    if found:
+        return Step(tuple(found), certain)
+    if refusal is not None:
+        raise Refused.again(refusal)
+    raise Refused(Reason.CONFLICT, view.label, "none of its operands can take the shift")
+
+
+def _cost_to_change(view: NodeView, port: int) -> tuple[int, int]:
+    """Order ports by how cheaply they take a change: constants, then private tensors."""
+    if port == OUT:
+        return (3, port)
+    if view.constant(port) is not None:
+        return (0, port)
+    return (1 if view.graph.only_reader(view.name_in(port)) else 2, port)
+
+
+def sums(*signs: int) -> Rule:
+    """Make the rule of Add, Sub and Sum: one common scale; the shifts add up.
+
+    Args:
+        signs: the sign of each operand; all 1 if left out.
+    """
+
+    def rule(view: NodeView, known: Known) -> Step:
+        rank, lifted = _operands(view, known)
+        weight, first = _weights(view, signs)
+        lifted = {p: c for p, c in lifted.items() if p in weight}
+        scale = next(iter(lifted.values())).scale
+        _same_scales(view, lifted, scale)
+        terms = [-weight[p] * c.shift for p, c in lifted.items()]
+        left = summed(*terms)
+        free = sorted(
+            (p for p in weight if p not in lifted), key=lambda p: _cost_to_change(view, p)
+        )
+        if not free:
+            _balanced(view, terms, left)
+            return Step((known.changes,))
+        still = {p: Affine.of(scale, np.zeros((1,) * rank)) for p in free}
+        proposals = [{**lifted, **still}]
+        if left.any():
+            # A tensor that is subtracted from itself takes no shift.
+            takers = [p for p in free if weight[p]]
+            proposals = [{**lifted, **still, p: Affine.of(scale, left / weight[p])} for p in takers]
+        whole = [{**p, **{slot: p[rep] for slot, rep in first.items()}} for p in proposals]
+        return _completions(view, whole, certain=len(free) == 1)
+
+    return rule
+
+
+def _weights(view: NodeView, signs: tuple[int, ...]) -> tuple[dict[int, int], dict[int, int]]:
+    """Return how often each operand counts in ``sum - output = 0``, and each slot's first port.
+
+    A tensor that is added to itself is one operand that counts twice.
+    """
+    weight: dict[int, int] = {}
+    first: dict[int, int] = {}
+    seen: dict[str, int] = {}
+    for position, slot in enumerate(inputs(view)):
+        name = view.name_in(slot)
+        first[slot] = slot if view.constant(slot) is not None else seen.setdefault(name, slot)
+        sign = signs[position] if signs else 1
+        weight[first[slot]] = weight.get(first[slot], 0) + sign
+    return weight | {OUT: -1}, first
+
+
+def _same_scales(view: NodeView, lifted: Ports, scale: Float64) -> None:
+    if not all(close(scale, c.scale) for c in lifted.values()):
+        raise Refused(Reason.CONFLICT, view.label, "its operands would need different scales")
+
+
+def _balanced(view: NodeView, terms: Sequence[Float64], left: Float64) -> None:
+    size = sum(map(np.abs, terms[1:]), np.abs(terms[0]))
+    if (np.abs(left) > AGREEMENT * size).any():
+        raise Refused(Reason.CONFLICT, view.label, "the shifts of its operands do not add up")
+
+
+def products(power: int) -> Rule:
+    """Make the rule of Mul (``power`` 1) and Div (``power`` -1): scales multiply.
+
+    A shift passes only to or from an operand that the other, a constant, multiplies.
+    """
+
+    def rule(view: NodeView, known: Known) -> Step:
+        rank, lifted = _operands(view, known)
+        if power < 0 and view.constant(1) is not None:
+            require_divisor(view, known.constant(1))
+        powers = {0: 1, 1: power, OUT: -1}
+        for change in lifted.values():
+            _divisible(view, change)
+        scales = {p: c.scale for p, c in lifted.items()}
+        free = sorted(
+            (p for p in powers if p not in lifted), key=lambda p: _cost_to_change(view, p)
+        )
+        left = one = np.ones((1,) * rank)
+        for port, scale in scales.items():
+            left = left * scale ** powers[port]
+        left = np.where(np.abs(left - 1) <= CANCELLED, 1.0, left)
+        if not free and not close(left, np.broadcast_to(one, left.shape)):
+            raise Refused(Reason.CONFLICT, view.label, "the scales of its operands disagree")
+        takers = free if (left != 1).any() else free[:1]
+        ones = dict.fromkeys(free, one)
+        proposals = [{**scales, **ones, p: left ** -powers[p]} for p in takers] or [scales]
+        return _completions(
+            view,
+            [_with_shifts(view, known, lifted, proposal, power) for proposal in proposals],
+            certain=len(free) <= 1,
+        )
+
+    return rule
+
+
+def require_divisor(view: NodeView, constant: Float64) -> None:
+    """Refuse a node that divides by a constant of which some element is zero."""
+    if not constant.all():
+        raise Refused(
+            Reason.OPAQUE, view.label, "the constant that it divides by is zero in some element"
+        )
+
+
+def _divisible(view: NodeView, change: Affine) -> None:
+    if not change.is_invertible or not change.is_ordinary:
+        raise Refused(
+            Reason.PRECISION, view.label, "the scale is zero or too small to be divided by"
+        )
+
+
+def _with_shifts(
+    view: NodeView, known: Known, lifted: Ports, scales: dict[int, Float64], power: int
+) -> dict[int, Affine]:
+    """Give the data operand and the result of a product by a constant their shifts."""
+    rank = next(iter(scales.values())).ndim
+    zero = np.zeros((1,) * rank)
+    shifts = {p: (lifted[p].shift if p in lifted else zero) for p in scales}
+    if not any(s.any() for s in shifts.values()):
+        return {p: Affine.of(s, zero) for p, s in scales.items()}
+    constants = [p for p in (0, 1) if view.constant(p) is not None]
+    if len(constants) != 1 or (power < 0 and constants[0] == 0):
+        raise Refused(Reason.NO_SHIFT, view.label, "a scale passes it but a shift does not")
+    factor = known.constant(constants[0]) ** power
+    factor = factor.reshape((1,) * (rank - factor.ndim) + factor.shape)
+    data = 1 - constants[0]
+    # With y = f * x and t' = s * (t + e) for both, e_y = f * e_x.
+    if data in lifted:
+        moved = scales[OUT] * factor * lifted[data].shift / scales[data]
+        if OUT in lifted and not close(moved, shifts[OUT]):
+            raise Refused(Reason.CONFLICT, view.label, "the shifts of its sides do not agree")
+        shifts[OUT] = moved
+    else:
+        if not Affine(factor, zero).is_invertible:
+            raise Refused(Reason.PRECISION, view.label, "its constant is zero or very small")
+        shifts[data] = scales[data] * shifts[OUT] / (scales[OUT] * factor)
+    return {p: Affine.of(s, shifts[p]) for p, s in scales.items()}
+
+
+def extremum(view: NodeView, known: Known) -> Step:
+    """Complete a Max or Min: all operands and the result carry one change, its scale positive."""
+    _, lifted = _operands(view, known)
+    change = next(iter(lifted.values()))
+    require(view, change, positive=True, shift=True)
+    return _completions(view, [dict.fromkeys((*inputs(view), OUT), change)], certain=True)

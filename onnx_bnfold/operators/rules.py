@@ -1,0 +1,111 @@
+"""What the rule of a transparent operator is asked, and what it answers.
+
+A rule looks at a node, of some of whose ports a change is known, and returns every way to complete
+it: the changes of all its data ports. A port is an input slot (0, 1, …) or, for outputs, ``~slot``
+(-1 is output 0). A rule that has no choice, whatever becomes known later, says so with ``certain``;
+the planner leaves the others for last. A rule refuses by raising ``Refused``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from onnx_bnfold.model.node_view import NodeView
+from onnx_bnfold.operators import data_movement, picks
+from onnx_bnfold.operators.affine import Affine, Float64
+from onnx_bnfold.operators.entries import OUT, Operator
+from onnx_bnfold.reasons import Reason, Refused
+
+Ports = Mapping[int, Affine]
+
+
+@dataclass(frozen=True)
+class Step:
+    """The ways to complete a node: each gives every data port its change."""
+
+    alternatives: tuple[Ports, ...]
+    certain: bool = True
+
+
+UNDECIDED = Step((), certain=False)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a node's ports when its rule is asked.
+
+    Attributes:
+        changes: the ports whose change is decided.
+        constant: returns the present elements of a constant input, float64.
+        deciding: False while there is a choice that may be taken away by what follows; a rule may
+            then return ``UNDECIDED`` and save the work of listing the alternatives.
+    """
+
+    changes: Ports
+    constant: Callable[[int], Float64]
+    deciding: bool = True
+
+
+Rule = Callable[[NodeView, Known], Step]
+
+
+@dataclass(frozen=True, eq=False)
+class Transparent(Operator):
+    """An operator through which changes pass.
+
+    Attributes:
+        rule: says how.
+        symmetric: whether all of its inputs are data; else the first is, the others are parameters.
+        parted: whether all of its outputs are data; else the first is, the others tell of it, as
+            a mask or indices do, and stay as they are.
+    """
+
+    rule: Rule
+    symmetric: bool = False
+    parted: bool = False
+
+
+Mover = Callable[[NodeView, Affine, bool], Affine]
+
+
+def passes(
+    move: Mover = data_movement.unmoved,
+    *,
+    positive: bool = False,
+    shift: bool | Callable[[NodeView], bool] = True,
+) -> Rule:
+    """Make the rule of an operator whose input 0 and output 0 carry the same change.
+
+    Args:
+        move: moves a change from the input to the output (``True``) or back, as the data is moved.
+        positive: only scales that are not negative pass.
+        shift: whether a shift passes.
+    """
+
+    def rule(view: NodeView, known: Known) -> Step:
+        source = 0 if 0 in known.changes else OUT
+        change = known.changes[source]
+        other = move(view, change, source == 0)
+        require(view, change, positive, shift if isinstance(shift, bool) else shift(view))
+        certain = source == 0 or move not in picks.PARTIAL
+        return Step(({source: change, ~source: other},), certain)
+
+    return rule
+
+
+def require(view: NodeView, change: Affine, positive: bool, shift: bool) -> None:
+    """Refuse a negative scale or a shift where the operator takes none."""
+    if positive and (change.scale < 0).any():
+        raise Refused(
+            Reason.NEEDS_POSITIVE_SCALE,
+            view.label,
+            "only a positive scale passes it, and gamma is negative in some channel",
+        )
+    if not shift and change.has_shift:
+        raise Refused(Reason.NO_SHIFT, view.label, "a scale passes it but a shift does not")
+
+
+def inputs(view: NodeView) -> list[int]:
+    """Return the inputs of a node that are not left out."""
+    return [slot for slot, name in enumerate(view.reads) if name]

@@ -1,13 +1,13 @@
 """The table of operators: one entry each, and everything that the package knows of them.
 
 The entries stand in the modules of their families: ``transparent`` for operators through which
-changes pass, ``layouts`` for linear layers, ``batchnorm``, and ``normalizations`` for what
-normalises by statistics of its data.
+changes pass, ``layouts`` for linear layers, ``batchnorm_parameters``, and ``normalizations`` for
+what normalises by statistics of its data.
 """
 
 from __future__ import annotations
 
-from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators import batchnorm, batchnorm_parameters
 from onnx_bnfold.operators.entries import UNKNOWN, Operator
 from onnx_bnfold.operators.layouts import LINEAR_LAYERS
 from onnx_bnfold.operators.normalizations import NORMALIZATIONS
@@ -17,7 +17,7 @@ OPERATORS: dict[str, Operator] = {
     **RULES,
     **LINEAR_LAYERS,
     **NORMALIZATIONS,
-    batchnorm.OPERATOR: batchnorm.ENTRY,
+    batchnorm.OPERATOR: batchnorm_parameters.ENTRY,
 }
 
 

@@ -15,6 +15,7 @@ from onnx_bnfold.model.node_view import FLOATS, NodeView
 from onnx_bnfold.model.shape_inference import Shapes
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine, Float64, all_along
+from onnx_bnfold.operators.batchnorm_parameters import read_bns
 from onnx_bnfold.operators.entries import OUT, Absorber, Absorbing, ConstantOperand, Sides
 from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.operators.rules import Known, Step, Transparent
@@ -132,7 +133,7 @@ class GraphState:
         """Return the original coefficients of a BatchNormalization.
 
         Raises:
-            Refused: see ``batchnorm.read_bns``.
+            Refused: see ``batchnorm_parameters.read_bns``.
         """
         found = self._absorbers.get(index)
         if not isinstance(found, batchnorm.BatchNorm):
@@ -170,7 +171,7 @@ class GraphState:
 
     def read_bns(self, indices: Sequence[int]) -> None:
         """Read BatchNormalizations that ``BN`` will be asked for all at once."""
-        found = batchnorm.read_bns([self.view(index) for index in indices])
+        found = read_bns([self.view(index) for index in indices])
         self._absorbers.update(zip(indices, found, strict=True))
 
     def read_maps(self, indices: Iterable[int]) -> None:

@@ -10,7 +10,7 @@ from support import fold_checked, reasons
 
 from onnx_bnfold import Reason
 from onnx_bnfold.model.node_view import version_of
-from onnx_bnfold.operators import batchnorm, dequantized_weight
+from onnx_bnfold.operators import batchnorm_parameters, dequantized_weight
 from onnx_bnfold.operators.table import OPERATORS
 
 KNOWN = {
@@ -57,7 +57,12 @@ def quantised(net):
 
 @pytest.mark.parametrize(
     ("build", "operator"),
-    [(relu, "Relu"), (layer, "Conv"), (layer, batchnorm), (quantised, dequantized_weight)],
+    [
+        (relu, "Relu"),
+        (layer, "Conv"),
+        (layer, batchnorm_parameters),
+        (quantised, dequantized_weight),
+    ],
 )
 def test_a_newer_version_is_refused(build, operator, monkeypatch):
     net = Net(IMAGE)

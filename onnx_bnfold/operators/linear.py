@@ -6,16 +6,12 @@ with (Ibarrondo & Önen 2018 for the output side; the input side is its mirror i
 
     W' = W * s_o / s_i
     c' = s_o * (beta * c - alpha * sum_i,k W[o, i, k] * h_i / s_i) + h_o        and beta' = 1
-
-A layout is a string with a letter per axis of the (grouped) weight: ``g`` group, ``o`` output
-channel, ``i`` input channel, ``k`` kernel position, ``b`` batch of weights.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from functools import cache, lru_cache
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -24,15 +20,8 @@ from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.constants import Constant
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64, along
-from onnx_bnfold.operators.entries import (
-    OUT,
-    BiasPlace,
-    Computed,
-    Multiplied,
-    Read,
-    Revised,
-    Sides,
-)
+from onnx_bnfold.operators.entries import OUT, BiasPlace, Given, Multiplied, Read, Revised, Sides
+from onnx_bnfold.operators.weight_axes import axes_of, broadcast_shape, channels_of
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 if TYPE_CHECKING:
@@ -43,7 +32,7 @@ class LinearLayer(NamedTuple):
     """A linear layer with constant weights, seen through its layout.
 
     Attributes:
-        layout: letter per axis of ``grouped``, see the module's text.
+        layout: letter per axis of ``grouped``, see ``weight_axes``.
         grouped: shape of the weight with the group split off, e.g. ``(g, C_out/g, C_in/g, *k)``.
         data_slot, weight_slot, bias_slot: indices of the node's inputs; the last is None for a
             layer that has no input for a bias.
@@ -77,12 +66,12 @@ class LinearLayer(NamedTuple):
     @property
     def channels_out(self) -> int:
         """Number of output channels."""
-        return _channels(self.layout, self.grouped, "go")
+        return channels_of(self.layout, self.grouped, "go")
 
     @property
     def channels_in(self) -> int:
         """Number of input channels."""
-        return _channels(self.layout, self.grouped, "gi")
+        return channels_of(self.layout, self.grouped, "gi")
 
     @property
     def group(self) -> int:
@@ -96,7 +85,7 @@ class LinearLayer(NamedTuple):
 
     def axes(self, letters: str) -> tuple[int, ...]:
         """Axes of the grouped weight that some letters of the layout stand for."""
-        return _axes(self.layout, letters)
+        return axes_of(self.layout, letters)
 
     @property
     def factor_slot(self) -> int | None:
@@ -187,10 +176,19 @@ class LinearLayer(NamedTuple):
             "bias",
             dims,
             self.weight.data_type,
-            _NewBias(self, sides, dims),
+            Given(partial(self._new_bias, sides, dims)),
             self.voided,
             self.bias_place,
         )
+
+    def _new_bias(self, sides: Sides, dims: tuple[int, ...]) -> Float64:
+        into, out = sides
+        old = None if self.bias is None else self.view.constants.value(self.bias.name)
+        shifted = into is not None and into.has_shift
+        folded = self.fold_bias(old, self.weight_value() if shifted else None, into, out)
+        if self.bias_slot is None:
+            folded = folded.reshape(dims)
+        return folded if folded.shape == dims else np.broadcast_to(folded, dims)
 
     def weight_value(self) -> Array:
         """Return the elements of the weight."""
@@ -254,7 +252,7 @@ class LinearLayer(NamedTuple):
 
     def _laid(self, vector: Float64, channel: str) -> Float64:
         """Shape a vector over channels to broadcast against the grouped weight."""
-        return vector.reshape(_broadcast(self.layout, self.grouped, "g" + channel))
+        return vector.reshape(broadcast_shape(self.layout, self.grouped, "g" + channel))
 
     def weight_factor(self, into: Affine | None, out: Affine | None) -> Float64:
         """Return what the weight is multiplied by to compensate the scales of both sides.
@@ -346,43 +344,3 @@ class _NewWeight(Multiplied):
 
     def factor(self) -> Float64:
         return self._layer.weight_factor(*self._sides)
-
-
-class _NewBias(Computed):
-    """What becomes of its bias, in the shape ``dims``."""
-
-    __slots__ = ("_dims", "_layer", "_sides")
-    sums_over = None
-
-    def __init__(self, layer: LinearLayer, sides: Sides, dims: tuple[int, ...]) -> None:
-        self._layer = layer
-        self._sides = sides
-        self._dims = dims
-
-    def values(self) -> Float64:
-        layer, (into, out), dims = self._layer, self._sides, self._dims
-        old = None if layer.bias is None else layer.view.constants.value(layer.bias.name)
-        shifted = into is not None and into.has_shift
-        folded = layer.fold_bias(old, layer.weight_value() if shifted else None, into, out)
-        if layer.bias_slot is None:
-            folded = folded.reshape(dims)
-        return folded if folded.shape == dims else np.broadcast_to(folded, dims)
-
-
-@cache
-def _axes(layout: str, letters: str) -> tuple[int, ...]:
-    """Return the axes that some letters of a layout stand for."""
-    return tuple(axis for axis, letter in enumerate(layout) if letter in letters)
-
-
-# The layers of a model are of few shapes.
-@lru_cache(maxsize=1024)
-def _channels(layout: str, grouped: tuple[int, ...], letters: str) -> int:
-    """Return the number of channels that some letters of a layout stand for together."""
-    return math.prod(_broadcast(layout, grouped, letters))
-
-
-@lru_cache(maxsize=1024)
-def _broadcast(layout: str, grouped: tuple[int, ...], letters: str) -> tuple[int, ...]:
-    """Return a weight's shape with the axes that are not among some letters reduced to 1."""
-    return tuple(n if a in letters else 1 for n, a in zip(grouped, layout, strict=True))

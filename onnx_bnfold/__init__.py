@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from onnx_bnfold.api import fold, fold_file, plan, plan_file
     from onnx_bnfold.errors import BnFoldError, CheckFailed, ModelError, UsageError
-    from onnx_bnfold.folding import Options
+    from onnx_bnfold.pipeline import Options
     from onnx_bnfold.reasons import Reason, Refusal
     from onnx_bnfold.report import Record, Report
 
@@ -40,14 +40,15 @@ __all__ = [
 _MODULES = {
     "api": ("fold", "fold_file", "plan", "plan_file"),
     "errors": ("BnFoldError", "CheckFailed", "ModelError", "UsageError"),
-    "folding": ("Options",),
+    "pipeline": ("Options",),
     "reasons": ("Reason", "Refusal"),
     "report": ("Record", "Report"),
 }
+_PUBLIC_MODULES = ("batch", "check", "reports")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in _MODULES or name in _PUBLIC_MODULES:
         return import_module(f"{__name__}.{name}")
     for module, names in _MODULES.items():
         if name in names:
@@ -57,4 +58,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_MODULES})
+    return sorted({*__all__, *_MODULES, *_PUBLIC_MODULES})

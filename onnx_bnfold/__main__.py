@@ -16,8 +16,8 @@ def run() -> NoReturn:
     """Run the command line in a process that has nothing else to do."""
     try:
         # Imported here, so that an interrupt of the import is handled, too.
-        from onnx_bnfold.cli import main
-        from onnx_bnfold.memory import keep_to_the_end
+        from onnx_bnfold.cli.main import main
+        from onnx_bnfold.process_memory import keep_to_the_end
 
         code = main(keep=keep_to_the_end)
     except KeyboardInterrupt:

@@ -13,17 +13,17 @@ import numpy as np
 from onnx import ModelProto
 
 from onnx_bnfold.errors import UsageError
-from onnx_bnfold.folding import Folding, Options
-from onnx_bnfold.graph import bodies_of
-from onnx_bnfold.metadata import Recorder
-from onnx_bnfold.new_constants import Unrepresentable, compute_all
-from onnx_bnfold.rewrite import Pending
+from onnx_bnfold.model.graph import bodies_of
+from onnx_bnfold.pipeline import Options, Pipeline
+from onnx_bnfold.provenance import Recorder
+from onnx_bnfold.rewriting.graph_editor import Pending
+from onnx_bnfold.rewriting.new_constants import Unrepresentable, compute_all
 from onnx_bnfold.storage import ModelFile, data_files, read_tensor
 from onnx_bnfold.storage.tensors import fill, is_external
 from onnx_bnfold.validation import require_at_least, require_value
 
 if TYPE_CHECKING:
-    from onnx_bnfold.ranges import Ranges
+    from onnx_bnfold.planning.value_ranges import Ranges
     from onnx_bnfold.report import Report
 
 PathLike = str | os.PathLike[str]
@@ -40,14 +40,14 @@ class Outcome:
         source: the file that was folded.
         path: the folded model; a temporary path while it is inspected, None for a plan.
         original: the model before the fold, its nodes in order; large tensors carry no values.
-        folding: the plan and its records; it can read tensors of the source during the inspection.
+        pipeline: the plan and its records; it can read tensors of the source during the inspection.
         folded: the folded model; large tensors, and those that changed, carry no values.
     """
 
     source: Path
     path: Path | None
     original: ModelProto
-    folding: Folding
+    pipeline: Pipeline
     folded: ModelProto
     _data_files: list[str] | None = field(default=None, init=False, repr=False)
 
@@ -74,9 +74,9 @@ class Outcome:
     def report(self) -> Report:
         """What was folded; not computed before it is needed: it takes 5 % of the time of a fold."""
         if self.path is None:
-            return _report(self.folding)
+            return _report(self.pipeline)
         sizes = data_files.total_bytes(self.source_files), data_files.total_bytes(self.files)
-        return _report(self.folding, self.folded, sizes)
+        return _report(self.pipeline, self.folded, sizes)
 
 
 Inspect = Callable[[Outcome], None]
@@ -104,9 +104,9 @@ def plan(
         ...     print(line)
     """
     _require_in_memory(model, options, base_dir)
-    folding = Folding(model, lambda tensor: read_tensor(tensor, base_dir), options)
-    folding.planned()
-    return _report(folding)
+    pipeline = Pipeline(model, lambda tensor: read_tensor(tensor, base_dir), options)
+    pipeline.planned()
+    return _report(pipeline)
 
 
 def fold(
@@ -132,22 +132,22 @@ def fold(
         >>> onnx.save(folded, "folded.onnx")
     """
     _require_in_memory(model, options, base_dir)
-    folding = Folding(model, lambda tensor: read_tensor(tensor, base_dir), options)
+    pipeline = Pipeline(model, lambda tensor: read_tensor(tensor, base_dir), options)
     while True:
-        folding.plan()
+        pipeline.plan()
         copy = ModelProto()
-        copy.CopyFrom(folding.model)
+        copy.CopyFrom(pipeline.model)
         try:
-            for tensor, _, compute in _fill_small(folding.apply(copy)).values():
+            for tensor, _, compute in _fill_small(pipeline.apply(copy)).values():
                 if is_external(tensor):
                     tensor.ClearField("data_location")
                     tensor.ClearField("external_data")
                 fill(tensor, np.asarray(compute()))
         except Unrepresentable as failed:
-            _learn(folding, failed)
+            _learn(pipeline, failed)
         else:
             sizes = data_files.bytes_in_memory(model), data_files.bytes_in_memory(copy)
-            return copy, _report(folding, copy, sizes)
+            return copy, _report(pipeline, copy, sizes)
 
 
 def fold_file(
@@ -215,20 +215,20 @@ def write_folded(
     require_at_least("threads", threads, 1)
     with ModelFile.open(source) as file:
         recorder = Recorder(source) if options.metadata else None
-        folding = Folding(file.model, file.read, options, _measured(source, options), file.stored)
+        pipeline = Pipeline(file.model, file.read, options, _measured(source, options), file.stored)
         while True:
-            folding.plan()
+            pipeline.plan()
             copy = ModelProto()
-            copy.CopyFrom(folding.model)
-            outcome = Outcome(Path(source), Path(target), folding.original, folding, copy)
+            copy.CopyFrom(pipeline.model)
+            outcome = Outcome(Path(source), Path(target), pipeline.original, pipeline, copy)
             try:
-                large = _fill_small(folding.apply(copy))
-                late = recorder.late(copy, folding.counts) if recorder and folding.alters else {}
+                large = _fill_small(pipeline.apply(copy))
+                late = recorder.late(copy, pipeline.counts) if recorder and pipeline.alters else {}
                 blocks = {name: new.compute.blocks for name, new in large.items()}
                 look = partial(_show, inspect, outcome, report) if inspect or report else None
                 file.write(copy, blocks, target, late=late, inspect=look, threads=threads)
             except Unrepresentable as failed:
-                _learn(folding, failed)
+                _learn(pipeline, failed)
             else:
                 outcome.path = Path(target)
                 return outcome
@@ -262,14 +262,14 @@ def plan_file(
     """
     _require_call(source, options)
     with ModelFile.open(source) as file:
-        folding = Folding(file.model, file.read, options, _measured(source, options))
-        folding.planned()
+        pipeline = Pipeline(file.model, file.read, options, _measured(source, options))
+        pipeline.planned()
         if inspect is None:
-            return _report(folding)
+            return _report(pipeline)
         copy = ModelProto()
-        copy.CopyFrom(folding.model)
-        folding.apply(copy)
-        outcome = Outcome(Path(source), None, folding.original, folding, copy)
+        copy.CopyFrom(pipeline.model)
+        pipeline.apply(copy)
+        outcome = Outcome(Path(source), None, pipeline.original, pipeline, copy)
         inspect(outcome)
         return outcome.report
 
@@ -301,17 +301,17 @@ def _measured(source: PathLike, options: Options) -> Ranges | None:
     return measured(Path(source), Path(options.ranges))
 
 
-def _learn(folding: Folding, failed: Unrepresentable) -> None:
+def _learn(pipeline: Pipeline, failed: Unrepresentable) -> None:
     """Exclude from the plan what led to constants that do not fit their type.
 
     All new constants are computed once more, so that one attempt finds all that do not fit.
     """
     try:
-        folding.verify()
+        pipeline.verify()
     except Unrepresentable as others:
-        folding.exclude(failed.failures | others.failures)
+        pipeline.exclude(failed.failures | others.failures)
     else:  # exclude it all the same: the same attempt must not be made twice
-        folding.exclude(failed.failures)
+        pipeline.exclude(failed.failures)
 
 
 def _fill_small(pending: dict[str, Pending]) -> dict[str, Pending]:
@@ -332,7 +332,7 @@ def _fill_small(pending: dict[str, Pending]) -> dict[str, Pending]:
 
 
 def _report(
-    folding: Folding,
+    pipeline: Pipeline,
     folded: ModelProto | None = None,
     sizes: tuple[int | None, int | None] = (None, None),
 ) -> Report:
@@ -340,8 +340,8 @@ def _report(
 
     before = after = None
     if folded is not None:
-        before, after = folding.nodes_before, sum(len(body.node) for body in bodies_of(folded))
-    copied = sum(map(copied_bytes, folding.rounds))
+        before, after = pipeline.nodes_before, sum(len(body.node) for body in bodies_of(folded))
+    copied = sum(map(copied_bytes, pipeline.rounds))
     return Report(
-        folding.records(), before, after, folding.equalized, folding.rescaled, *sizes, copied
+        pipeline.records(), before, after, pipeline.equalized, pipeline.rescaled, *sizes, copied
     )

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnx_bnfold import batchnorm
-from onnx_bnfold.affine import VANISHED, Affine
 from onnx_bnfold.errors import printable
-from onnx_bnfold.planner import Decision, GraphPlan
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.affine import VANISHED, Affine
+from onnx_bnfold.planning.planner import Decision, GraphPlan
+from onnx_bnfold.planning.shared_constants import SharedConstants
 from onnx_bnfold.reasons import Refusal
-from onnx_bnfold.shared import SharedConstants
 
 # The way of a BatchNormalization whose whole branch went into a Conv.
 MERGED = "merged"
@@ -104,7 +104,7 @@ def composed(plans: Sequence[GraphPlan]) -> dict[str, Affine]:
     """Return the changes of a graph's tensors by all rounds together, by name."""
     total: dict[str, Affine] = {}
     for plan in plans:
-        for name, change in plan.site.total.items():
+        for name, change in plan.state.total.items():
             if isinstance(name, str):
                 before = total.get(name)
                 total[name] = change if before is None else before.then(change)
@@ -113,16 +113,16 @@ def composed(plans: Sequence[GraphPlan]) -> dict[str, Affine]:
 
 def _changed(plan: GraphPlan) -> list[str]:
     """Return the names that stand for tensors none of whose merged ones is as it was."""
-    total, site = plan.site.total, plan.site
-    roots = dict.fromkeys(site.groups.root(key) for key in total if isinstance(key, str))
-    return [root for root in roots if all(member in total for member in site.groups.members(root))]
+    total, state = plan.state.total, plan.state
+    roots = dict.fromkeys(state.groups.root(key) for key in total if isinstance(key, str))
+    return [root for root in roots if all(member in total for member in state.groups.members(root))]
 
 
 def _rescaled(plan: GraphPlan, name: str, change: Affine) -> Rescaled:
     size = np.abs(change.scale)
     size = size[(size > 0) & (size < VANISHED)]
     return Rescaled(
-        plan.site.graph.place(repr(name)),
+        plan.state.graph.place(repr(name)),
         float(size.min()) if size.size else 1.0,
         float(size.max()) if size.size else 1.0,
         float(np.abs(change.shift).max()),
@@ -201,20 +201,20 @@ def _counted(number: int, what: str) -> str:
 
 def copied_bytes(plans: Sequence[GraphPlan]) -> int:
     """Return what copies of constants that several nodes read add to a model."""
-    return sum(SharedConstants(plan.site).growth(plan.changed) for plan in plans)
+    return sum(SharedConstants(plan.state).growth(plan.changed) for plan in plans)
 
 
 def record_of(plan: GraphPlan, decision: Decision) -> Record:
     """Return the record of what was decided on a node of a graph."""
-    place, was = plan.site.place(decision.node), decision.restated
+    place, was = plan.state.place(decision.node), decision.restated
     if was is not None:
-        place = plan.site.graph.place(f"{batchnorm.OPERATOR} {was.name!r}")
+        place = plan.state.graph.place(f"{batchnorm.OPERATOR} {was.name!r}")
     return Record(
         place,
-        plan.is_norm(decision),
+        plan.is_bn(decision),
         decision.way,
-        tuple(map(plan.site.place, decision.scale_to)),
-        tuple(map(plan.site.place, decision.shift_to)),
+        tuple(map(plan.state.place, decision.scale_to)),
+        tuple(map(plan.state.place, decision.shift_to)),
         decision.added,
         decision.refusal,
         decision.tried,

@@ -14,10 +14,10 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 import onnx_bnfold
 from onnx_bnfold import Reason
-from onnx_bnfold.constants import Constants
-from onnx_bnfold.graph import graphs_of
-from onnx_bnfold.shapes import Inference, Shapes
-from onnx_bnfold.site import Site
+from onnx_bnfold.model.constants import Constants
+from onnx_bnfold.model.graph import graphs_of
+from onnx_bnfold.model.shape_inference import Inference, Shapes
+from onnx_bnfold.planning.graph_state import GraphState
 
 # Signs of a BatchNormalization's scales, repeated over its channels.
 SIGNS = {
@@ -182,12 +182,12 @@ class Net:
         made.graph.output.extend(inferred.graph.output)
         return made
 
-    def site(self, *outputs: str) -> Site:
+    def state(self, *outputs: str) -> GraphState:
         """The model as a planner sees it."""
         model = self.model(*outputs)
         (main,) = graphs_of(model)
         shapes = Shapes(main, Inference(model, main, numpy_helper.to_array), 0, None)
-        return Site(main, Constants(main, numpy_helper.to_array, shapes, None), shapes)
+        return GraphState(main, Constants(main, numpy_helper.to_array, shapes, None), shapes)
 
 
 def assert_report_names_nodes(model: ModelProto, report: onnx_bnfold.Report) -> None:

@@ -31,7 +31,7 @@ from support import (
 import onnx_bnfold
 from onnx_bnfold import ModelError, Options, Reason, UsageError, fold, fold_file, plan, plan_file
 from onnx_bnfold.api import write_folded
-from onnx_bnfold.folding import Folding
+from onnx_bnfold.pipeline import Pipeline
 from onnx_bnfold.reasons import Refused
 
 X = {"x": ("N", 3, 5, 6)}
@@ -184,7 +184,7 @@ def loaded_by(code: str) -> set[str]:
 
 def test_importing_the_package_imports_nothing_heavy():
     """The command line begins to hash the model before it loads onnx."""
-    assert not {"numpy", "onnx"} & loaded_by("import onnx_bnfold.cli")
+    assert not {"numpy", "onnx"} & loaded_by("import onnx_bnfold.cli.main")
 
 
 def test_a_fold_imports_no_runtime():
@@ -197,14 +197,14 @@ def test_a_fold_imports_no_runtime():
 def test_a_fold_imports_no_more_of_numpy_than_onnx_does(tmp_path, rng):
     """``np.unique`` imports masked arrays: a twentieth of the time of a small fold."""
     words = ["-q", "-o", str(tmp_path / "f.onnx"), str(saved(half_folding(rng), tmp_path / "m"))]
-    loaded = loaded_by(f"from onnx_bnfold.cli import main; main({words!r})")
-    assert "onnx_bnfold.rewrite" in loaded
+    loaded = loaded_by(f"from onnx_bnfold.cli.main import main; main({words!r})")
+    assert "onnx_bnfold.rewriting.graph_editor" in loaded
     assert {name for name in loaded if name.startswith("numpy")} <= loaded_by("import onnx")
 
 
 def test_public_functions_hide_no_module():
-    code = "import onnx_bnfold.planner, onnx_bnfold.api, onnx_bnfold as o; assert callable(o.plan)"
-    assert "onnx_bnfold.planner" in loaded_by(code)
+    code = "import onnx_bnfold.planning.planner, onnx_bnfold as o; assert callable(o.plan)"
+    assert "onnx_bnfold.planning.planner" in loaded_by(code)
 
 
 def test_modules_are_attributes_of_the_package():
@@ -331,7 +331,7 @@ def test_what_only_writing_refuses_is_kept(tmp_path, monkeypatch, rng):
         raise Refused(Reason.PRECISION, "Conv 'c'", "it is refused")
         yield
 
-    monkeypatch.setattr("onnx_bnfold.new_constants.product_blocks", refuse)
+    monkeypatch.setattr("onnx_bnfold.rewriting.new_constants.product_blocks", refuse)
     parts = join(conv("x", "c", (64, 3, 5, 5), rng), bn("c", "y", 64, rng))
     model = model_of(parts.nodes, X, ["y"], parts.initializers)
     report = fold_file(saved(model, tmp_path / "m.onnx"), tmp_path / "f.onnx")
@@ -345,8 +345,8 @@ def test_what_cannot_be_written_otherwise_is_written_as_it_is(form, tmp_path, rn
     parts = bn("x", "y", 3, rng)
     model = model_of(parts.nodes, X, ["y"], parts.initializers)
     model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT64
-    attempts, planning = iter(range(8)), Folding.plan
-    monkeypatch.setattr(Folding, "plan", lambda self: [next(attempts), planning(self)])
+    attempts, planning = iter(range(8)), Pipeline.plan
+    monkeypatch.setattr(Pipeline, "plan", lambda self: [next(attempts), planning(self)])
     options = Options(standalone=form)
     folded, _ = fold(model, options)
     assert folded == model
@@ -381,12 +381,12 @@ def test_what_fails_whatever_is_left_out_has_an_end(rng):
     """A bug of ours, but not one that hangs."""
     parts = join(conv("x", "c", (4, 3, 1, 1), rng), bn("c", "y", 4, rng))
     model = model_of(parts.nodes, X, ["y"], parts.initializers)
-    folding = Folding(model, lambda tensor: numpy_helper.to_array(tensor), Options())
-    folding.plan()
+    pipeline = Pipeline(model, lambda tensor: numpy_helper.to_array(tensor), Options())
+    pipeline.plan()
     failure = {(0, 0): Refused(Reason.PRECISION, "Conv 'c'", "it is refused").refusal}
-    folding.exclude(failure)
+    pipeline.exclude(failure)
     with pytest.raises(RuntimeError, match="Conv 'c' fails whatever"):
-        folding.exclude(failure)
+        pipeline.exclude(failure)
 
 
 def test_a_file_says_that_it_was_folded_and_from_what(tmp_path, rng):

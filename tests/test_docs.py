@@ -18,7 +18,7 @@ from support import bn, conv, join, model_of, node
 
 import onnx_bnfold
 from onnx_bnfold import Options, Reason, reports
-from onnx_bnfold.table import OPERATORS
+from onnx_bnfold.operators.table import OPERATORS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from support import bn, conv, join, model_of
 
-from onnx_bnfold.cli import main
+from onnx_bnfold.cli.main import main
 from onnx_bnfold.interrupts import held_back
 
 # Sends SIGINT when a module begins to be imported; the command line is run then. An extension takes
@@ -32,14 +32,14 @@ sys.meta_path.insert(0, Finder())
 from onnx_bnfold.__main__ import run
 run()
 """
-EARLY = ("onnx_bnfold.cli", "argparse", "onnx_bnfold.metadata")
+EARLY = ("onnx_bnfold.cli.main", "argparse", "onnx_bnfold.provenance")
 EXTENSIONS = ("numpy", "google.protobuf", "onnx", "onnx.onnx_cpp2py_export", "ml_dtypes")
 ONNXRUNTIME = "onnxruntime.capi.onnxruntime_pybind11_state"
 MOMENTS = [
-    *(("file", module) for module in (*EARLY, *EXTENSIONS, "onnx_bnfold.planner")),
-    ("store", "onnx_bnfold.cli"),
+    *(("file", module) for module in (*EARLY, *EXTENSIONS, "onnx_bnfold.planning.planner")),
+    ("store", "onnx_bnfold.cli.main"),
     ("store", "onnx"),
-    ("store", "onnx_bnfold.store.work"),
+    ("store", "onnx_bnfold.batch.task"),
     ("checked", "onnx"),
     ("checked", ONNXRUNTIME),
     ("check", "onnx"),
@@ -85,7 +85,7 @@ def test_an_interrupt_of_a_fold(where, model, tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"onnx_bnfold.job.{where}", interrupted)
+    monkeypatch.setattr(f"onnx_bnfold.cli.fold.{where}", interrupted)
     words = [str(model), *(["--dry-run"] if where == "plan_file" else [])]
     assert main([*words, "-o", str(tmp_path / "folded.onnx")]) == 130
     assert capsys.readouterr().err == ("onnx-bnfold: interrupted; no incomplete file was written\n")
@@ -97,7 +97,7 @@ def test_an_interrupt_of_a_store_behind_its_work(model, tmp_path, monkeypatch, c
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("onnx_bnfold.store.cli.tell", interrupted)
+    monkeypatch.setattr("onnx_bnfold.cli.batch.tell", interrupted)
     assert main([str(model.parent), "-o", str(tmp_path / "out"), "--jobs", "1"]) == 130
     assert "run the same command again to continue" in capsys.readouterr().err
 

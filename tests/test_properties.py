@@ -193,7 +193,7 @@ def test_a_file_is_folded_as_a_model_in_memory_is(choose, block, external):
     model = random_model(choose)
     note(sketch(model))
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("onnx_bnfold.blocks.BLOCK", block)  # elements
+        patch.setattr("onnx_bnfold.rewriting.blocked_products.BLOCK", block)  # elements
         patch.setattr(api, "_MOST_AT_ONCE", 0)
         patch.setattr(skeleton, "SMALL", 64)  # bytes; shapes are smaller
         source, target = Path(folder, "m.onnx"), Path(folder, "f.onnx")
@@ -207,7 +207,7 @@ def test_a_file_is_folded_as_a_model_in_memory_is(choose, block, external):
         in_file = onnx_bnfold.fold_file(source, target, Options(metadata=False), threads=2)
         onnx.checker.check_model(target, full_check=True)
         loaded = onnx.load(target)
-        patch.setattr("onnx_bnfold.blocks.BLOCK", 1 << 18)
+        patch.setattr("onnx_bnfold.rewriting.blocked_products.BLOCK", 1 << 18)
         folded, in_memory = onnx_bnfold.fold(model, base_dir=folder)
         load_external_data_for_model(folded, folder)
     assert in_file == in_memory

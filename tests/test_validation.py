@@ -10,9 +10,9 @@ from support import bn, conv, join, model_of
 
 import onnx_bnfold
 from onnx_bnfold import Options, UsageError
+from onnx_bnfold.batch import fold_store, plan_store
 from onnx_bnfold.check.options import CheckOptions
-from onnx_bnfold.cli import main
-from onnx_bnfold.store import fold_store, plan_store
+from onnx_bnfold.cli.main import main
 
 CHOICES = {
     "profile": "one of float, fp16, int8",

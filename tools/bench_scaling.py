@@ -22,7 +22,7 @@ import onnx
 from onnx import ModelProto, helper, numpy_helper
 
 from onnx_bnfold import Options
-from onnx_bnfold.folding import Folding
+from onnx_bnfold.pipeline import Pipeline
 from tools.peers.batch import Unusable, run_jobs
 from tools.peers.bench import OURS, PEERS
 from tools.peers.tables import head, row, write
@@ -75,12 +75,12 @@ def chain(pairs: int) -> ModelProto:
 def measure(model: ModelProto) -> tuple[float, float]:
     """Return the processor seconds of planning, and of rewriting with every constant computed."""
     start = time.process_time()
-    folding = Folding(model, numpy_helper.to_array, Options())
-    folding.plan()
+    pipeline = Pipeline(model, numpy_helper.to_array, Options())
+    pipeline.plan()
     planned = time.process_time()
     copy = ModelProto()
     copy.CopyFrom(model)
-    for new in folding.apply(copy).values():
+    for new in pipeline.apply(copy).values():
         new.compute()
     return planned - start, time.process_time() - planned
 

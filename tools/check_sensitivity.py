@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 import onnx_bnfold
 from onnx_bnfold.check import CheckOptions, check, numerics
-from onnx_bnfold.check.cli import add_arguments, options_from
+from onnx_bnfold.cli.check import add_arguments, options_from
 
 Change = Callable[[np.ndarray, np.random.Generator], None]
 

@@ -460,7 +460,7 @@ def fuzz_coverage(findings: Findings, seconds: float, seed: int, kept: Path) -> 
 
     with atheris.instrument_imports(include=["onnx_bnfold"]):
         import onnx_bnfold.api
-        import onnx_bnfold.cli  # noqa: F401
+        import onnx_bnfold.cli.main  # noqa: F401
 
     def mutator(content: bytes, largest: int, number: int) -> bytes:
         choose = random.Random(number)

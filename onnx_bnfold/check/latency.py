@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnx_bnfold import batchnorm
 from onnx_bnfold.check.inputs import make_feeds
 from onnx_bnfold.check.memory_probe import peak_memory
 from onnx_bnfold.check.models import CheckedModel
@@ -17,7 +16,8 @@ from onnx_bnfold.check.noise import all_nodes
 from onnx_bnfold.check.options import CheckOptions, Mode
 from onnx_bnfold.check.results import Latency, LatencyMode, Timing
 from onnx_bnfold.check.sessions import Feed, Session, optimised_graph
-from onnx_bnfold.graph import operator
+from onnx_bnfold.model.graph import operator
+from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.progress import progress
 
 _CREATIONS = 3  # sessions created per model and mode

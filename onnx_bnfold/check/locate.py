@@ -15,7 +15,7 @@ from onnx_bnfold.check.options import CheckOptions
 from onnx_bnfold.check.results import Difference, FirstDifference
 from onnx_bnfold.check.sessions import Array, Feed, Session, join
 from onnx_bnfold.errors import ModelError
-from onnx_bnfold.graph import subgraphs
+from onnx_bnfold.model.graph import subgraphs
 from onnx_bnfold.progress import progress
 
 Changes: TypeAlias = Mapping[str, tuple[Array, Array]]

@@ -25,7 +25,7 @@ from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.rescaled import rescaled
 from onnx_bnfold.check.sessions import Array, Session
 from onnx_bnfold.errors import ModelError
-from onnx_bnfold.graph import subgraphs
+from onnx_bnfold.model.graph import subgraphs
 from onnx_bnfold.storage import ModelFile
 from onnx_bnfold.storage.tensors import byte_length
 

@@ -24,7 +24,7 @@ from onnx_bnfold.check.options import CheckOptions
 from onnx_bnfold.check.results import Int8Output, Int8Range, Quantized
 from onnx_bnfold.check.sessions import Array, Feed, Session, join
 from onnx_bnfold.errors import ModelError, UsageError
-from onnx_bnfold.graph import STANDARD_DOMAINS
+from onnx_bnfold.model.graph import STANDARD_DOMAINS
 from onnx_bnfold.progress import progress
 from onnx_bnfold.storage import ModelFile
 

@@ -28,7 +28,7 @@ from onnx_bnfold.check.sessions import (
     with_outputs,
 )
 from onnx_bnfold.errors import ModelError
-from onnx_bnfold.graph import bodies_of, operator
+from onnx_bnfold.model.graph import bodies_of, operator
 
 
 class BatchNormalization(OpRun):

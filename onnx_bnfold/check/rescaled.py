@@ -1,4 +1,4 @@
-"""Rewrites a model so that its linear layers and norms may be given other weights.
+"""Rewrite a model so that its linear layers and BNs may be given other weights.
 
 Behind each of them goes a Mul by one number r; with weights and bias divided by r the model is what
 it was. The number is one for all layers that share a weight or a bias, however they lay it out, so
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
-from onnx_bnfold import batchnorm
-from onnx_bnfold.entries import Absorbing
-from onnx_bnfold.graph import STANDARD_DOMAINS, operator, subgraphs
+from onnx_bnfold.model.graph import STANDARD_DOMAINS, operator, subgraphs
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.entries import Absorbing
+from onnx_bnfold.operators.table import OPERATORS
 from onnx_bnfold.storage import ModelFile
-from onnx_bnfold.table import OPERATORS
 
 # Positions of the inputs in which the first output is linear if all of them change together; the
 # first of a choice that are constants are the weights.

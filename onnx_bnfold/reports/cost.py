@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
 
-from onnx_bnfold import costs
-from onnx_bnfold.constants import Constants
-from onnx_bnfold.costs import Depth, Unknown
-from onnx_bnfold.graph import ReadTensor, graphs_of, subgraphs
+from onnx_bnfold.model.constants import Constants
+from onnx_bnfold.model.graph import ReadTensor, graphs_of, subgraphs
+from onnx_bnfold.model.node_view import NodeView
+from onnx_bnfold.model.shape_inference import Inference, Shapes
+from onnx_bnfold.operators import costs
+from onnx_bnfold.operators.costs import Depth, Unknown
+from onnx_bnfold.operators.table import entry_of
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.reports.depth import depth_of
-from onnx_bnfold.shapes import Inference, Shapes
-from onnx_bnfold.table import entry_of
-from onnx_bnfold.view import NodeView
 
 Sizes = Mapping[str, tuple[int, ...]]
 _RANGE: tuple[tuple[str, int | None], ...] = (("start", 0), ("end", None))

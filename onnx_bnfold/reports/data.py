@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnx_bnfold import batchnorm
 from onnx_bnfold.api import Outcome
 from onnx_bnfold.check.results import CheckResult
-from onnx_bnfold.metadata import sha256_of
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.provenance import sha256_of
 from onnx_bnfold.report import Rescaled, copied_bytes
 from onnx_bnfold.reports.cost import Sizes, input_shapes
 from onnx_bnfold.reports.figures import Figures, figures_of
@@ -105,30 +105,30 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
     Returns:
         The report; its ``written`` is False, as the model is not in its place yet.
     """
-    folding = outcome.folding
-    layers, places = layers_of([*folding.rounds])
-    merged = merged_records(folding.merged, outcome.original)
-    records = [*merged, *records_of(folding, places)]
+    pipeline = outcome.pipeline
+    layers, places = layers_of([*pipeline.rounds])
+    merged = merged_records(pipeline.merged, outcome.original)
+    records = [*merged, *records_of(pipeline, places)]
     norms = [record for record in records if record.op == batchnorm.OPERATOR]
     source = _files(outcome.source_files)
     result = None if outcome.path is None else _files(outcome.files)
     return FoldReport(
         tool={"name": "onnx_bnfold", "version": __version__},
         packages=_packages(),
-        options=dataclasses.asdict(folding.options),
+        options=dataclasses.asdict(pipeline.options),
         source=source,
         result=result,
         bytes_before=_length(source),
         bytes_after=None if result is None else _length(result),
-        copied_bytes=sum(map(copied_bytes, folding.rounds)),
+        copied_bytes=sum(map(copied_bytes, pipeline.rounds)),
         written=False,
         input_shapes=input_shapes(outcome.original, sizes),
-        before=figures_of(outcome.original, folding.read, sizes),
-        after=figures_of(outcome.folded, folding.read, sizes),
+        before=figures_of(outcome.original, pipeline.read, sizes),
+        after=figures_of(outcome.folded, pipeline.read, sizes),
         batch_normalizations=tuple(norms),
         affine_nodes=tuple(r for r in records if r.op != batchnorm.OPERATOR),
         layers=layers,
-        rescaled_tensors=folding.rescaled,
+        rescaled_tensors=pipeline.rescaled,
         check=check,
     )
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from onnx_bnfold import costs
-from onnx_bnfold.costs import Depth, DepthOf, Unknown
-from onnx_bnfold.table import OPERATORS
-from onnx_bnfold.view import NodeView
+from onnx_bnfold.model.node_view import NodeView
+from onnx_bnfold.operators import costs
+from onnx_bnfold.operators.costs import Depth, DepthOf, Unknown
+from onnx_bnfold.operators.table import OPERATORS
 
 # Operators that have no entry in ``table.OPERATORS``; an entry says it itself.
 # fmt: off

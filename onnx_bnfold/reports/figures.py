@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from onnx import ModelProto, TensorProto
 
-from onnx_bnfold import batchnorm
-from onnx_bnfold.graph import ReadTensor, graphs_of, operator
+from onnx_bnfold.model.graph import ReadTensor, graphs_of, operator
+from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.reports.cost import Sizes, cost_of
 from onnx_bnfold.storage.tensors import byte_length
 

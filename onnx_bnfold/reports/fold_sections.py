@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from onnx_bnfold.layouts import LAYOUTS
+from onnx_bnfold.operators.layouts import LINEAR_LAYERS
 from onnx_bnfold.reports.charts import weights_chart
 from onnx_bnfold.reports.check_sections import verdict
 from onnx_bnfold.reports.markup import Element, el, pill, table
@@ -145,7 +145,7 @@ def _reasons(norms: Sequence[Record]) -> Iterator[Element]:
 def _is_drawn(layer: Record) -> bool:
     """Return whether a layer is one that is quantised, and its weights are not all zero."""
     ends = ("quietest_before", "quietest_after")
-    return layer["op"] in LAYOUTS and all(layer[end] is not None for end in ends)
+    return layer["op"] in LINEAR_LAYERS and all(layer[end] is not None for end in ends)
 
 
 def _weights(layers: Sequence[Record]) -> Element:

@@ -11,13 +11,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from onnx_bnfold.entries import Combines
-from onnx_bnfold.graph import operator
-from onnx_bnfold.new_constants import NewConstant, new_constants
-from onnx_bnfold.planner import GraphPlan
+from onnx_bnfold.model.graph import operator
+from onnx_bnfold.model.source import rounded
+from onnx_bnfold.operators.entries import Combines
+from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.planning.planner import GraphPlan
 from onnx_bnfold.reports.nodes import Node, Places
-from onnx_bnfold.site import Site
-from onnx_bnfold.source import rounded
+from onnx_bnfold.rewriting.new_constants import NewConstant, new_constants
 
 Array = np.ndarray[Any, Any]
 
@@ -62,38 +62,38 @@ def layers_of(rounds: Sequence[Sequence[GraphPlan]]) -> tuple[tuple[Layer, ...],
     for position, plan in chain.from_iterable(map(enumerate, rounds)):
         new = {(each.node, each.slot): each for each in new_constants(position, plan)}
         for index in sorted(
-            (plan.touched.keys() | plan.equalized.keys() | plan.evened) - plan.site.removed
+            (plan.touched.keys() | plan.equalized.keys() | plan.equal_scales) - plan.state.removed
         ):
-            slot = _factor_slot(plan.site, index)
+            slot = _factor_slot(plan.state, index)
             if slot is not None:
                 places[id(plan), index] = len(layers)
-                layers.append(_layer(plan.site, index, slot, new.get((index, slot))))
+                layers.append(_layer(plan.state, index, slot, new.get((index, slot))))
     return tuple(layers), places
 
 
-def _factor_slot(site: Site, index: int) -> int | None:
+def _factor_slot(state: GraphState, index: int) -> int | None:
     """Return the input that multiplies; None if there is none, or it is quantised."""
-    absorber = site.absorber_or_none(index)
+    absorber = state.absorber_or_none(index)
     if absorber is not None:
         return absorber.factor_slot
-    if site.entries[index].combines is not Combines.PRODUCT:
+    if state.entries[index].combines is not Combines.PRODUCT:
         return None
-    view = site.view(index)
+    view = state.view(index)
     return next((slot for slot in (0, 1) if view.constant(slot) is not None), None)
 
 
-def _layer(site: Site, index: int, slot: int, new: NewConstant | None) -> Layer:
-    view = site.view(index)
+def _layer(state: GraphState, index: int, slot: int, new: NewConstant | None) -> Layer:
+    view = state.view(index)
     name, info = view.name_in(slot), view.constant(slot)
     assert info is not None
-    before = rounded(partial(site.constants.value, name), info.data_type)
-    measured = _measured(site, index, before)
-    changed = measured if new is None else _measured(site, index, new())
+    before = rounded(partial(state.constants.value, name), info.data_type)
+    measured = _measured(state, index, before)
+    changed = measured if new is None else _measured(state, index, new())
     largest = float(ml_dtypes.finfo(before.dtype).max)  # type: ignore[no-untyped-call]
     return Layer(
         op=operator(view.node),
         name=view.graph.name(view.index),
-        graph=site.graph.path,
+        graph=state.graph.path,
         tensor=name,
         data_type=before.dtype.name,
         shape=before.shape,
@@ -106,10 +106,10 @@ def _layer(site: Site, index: int, slot: int, new: NewConstant | None) -> Layer:
     )
 
 
-def _measured(site: Site, index: int, values: Array) -> tuple[float | None, float | None]:
+def _measured(state: GraphState, index: int, values: Array) -> tuple[float | None, float | None]:
     """Return the largest magnitude, and that of the quietest output channel."""
     magnitude = np.abs(values)
-    absorber = site.absorber_or_none(index)
+    absorber = state.absorber_or_none(index)
     if absorber is not None:
         magnitude = absorber.peaks(magnitude)
     loud = magnitude[magnitude > 0]

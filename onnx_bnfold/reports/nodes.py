@@ -8,10 +8,10 @@ from itertools import chain
 
 from onnx import ModelProto
 
-from onnx_bnfold import batchnorm
-from onnx_bnfold.folding import Folding
-from onnx_bnfold.graph import Graph, graphs_of, operator
-from onnx_bnfold.planner import Decision, GraphPlan
+from onnx_bnfold.model.graph import Graph, graphs_of, operator
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.pipeline import Pipeline
+from onnx_bnfold.planning.planner import Decision, GraphPlan
 from onnx_bnfold.report import Record
 
 # (position of the graph, node index) → position in the report's ``layers``.
@@ -94,7 +94,7 @@ class NodeRecord(Node):
     is_graph_output: bool
 
 
-def records_of(folding: Folding, positions: Places) -> Iterator[NodeRecord]:
+def records_of(pipeline: Pipeline, positions: Places) -> Iterator[NodeRecord]:
     """Yield the decisions of all graphs of a model.
 
     Args:
@@ -105,9 +105,9 @@ def records_of(folding: Folding, positions: Places) -> Iterator[NodeRecord]:
         id(plan): _Recorder(
             plan, {n: layer for (p, n), layer in positions.items() if p == id(plan)}
         )
-        for plan in chain.from_iterable(folding.rounds)
+        for plan in chain.from_iterable(pipeline.rounds)
     }
-    for plan, decision in folding.decisions:
+    for plan, decision in pipeline.decisions:
         yield recorders[id(plan)].record(decision)
 
 
@@ -133,7 +133,7 @@ class _Recorder:
     """Records the decisions of one graph."""
 
     def __init__(self, plan: GraphPlan, layers: Mapping[int, int]) -> None:
-        self.site = plan.site
+        self.state = plan.state
         self.layers = layers
         self.touched: dict[int, list[int]] = {}
         for index, causes in plan.touched.items():
@@ -141,9 +141,9 @@ class _Recorder:
                 self.touched.setdefault(cause, []).append(index)
 
     def record(self, decision: Decision) -> NodeRecord:
-        graph, index = self.site.graph, decision.node
+        graph, index = self.state.graph, decision.node
         if decision.folded:
-            x, y = self.site.sides(index)
+            x, y = self.state.sides(index)
         else:
             x, y = graph.nodes[index].input[0], graph.nodes[index].output[0]
         if decision.restated is not None:
@@ -155,7 +155,7 @@ class _Recorder:
             return
         for index in sorted(self.touched.get(decision.node, ())):
             yield Taker(
-                *_names(self.site.graph, index),
+                *_names(self.state.graph, index),
                 scale=index in decision.scale_to,
                 shift=index in decision.shift_to,
                 is_behind=index > decision.node,

@@ -33,8 +33,8 @@ from onnx import ModelProto, StringStringEntryProto, TensorProto
 
 from onnx_bnfold.errors import ModelError, UsageError
 from onnx_bnfold.storage import external, skeleton, tensors, wire
-from onnx_bnfold.storage.crew import Job, run
 from onnx_bnfold.storage.files import InputFile, OutputFile, Span
+from onnx_bnfold.storage.thread_pool import Job, run
 
 PROTOBUF_LIMIT = (1 << 31) - 1  # bytes; protobuf reads no longer messages
 # Data of at least 1 MiB begins at an offset that every system can map into memory, as onnxruntime
@@ -154,7 +154,7 @@ def write_model(
         source: paths of files that must not be overwritten.
         inspect: called with the path of the finished model before it is moved to ``target``; an
             exception it raises keeps the model from there.
-        threads: see ``crew.run``.
+        threads: see ``thread_pool.run``.
 
     Returns:
         The path of the data file, None if there is none.

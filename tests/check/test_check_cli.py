@@ -10,7 +10,7 @@ import onnx
 import pytest
 from pairs import fold, model, weights
 
-from onnx_bnfold.check.cli import main
+from onnx_bnfold.cli.check import main
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from pairs import CLASSES, finish, model, weights
 
 import onnx_bnfold
 from onnx_bnfold.check import CheckOptions, check, render_text
-from onnx_bnfold.check.cli import main
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.reference import ReferenceSession
 from onnx_bnfold.check.sessions import Session
+from onnx_bnfold.cli.check import main
 from onnx_bnfold.errors import ModelError, UsageError
 
 

@@ -10,10 +10,10 @@ from onnx import helper
 from pairs import CLASSES, finish, fold, model, pair, weights
 
 from onnx_bnfold.check import CheckOptions, check, render_text
-from onnx_bnfold.check.cli import main
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.quantize import _failures, _ranges, snr
 from onnx_bnfold.check.results import Int8Output
+from onnx_bnfold.cli.check import main
 from onnx_bnfold.errors import ModelError, UsageError
 
 QUICK = CheckOptions(quantize=True, runs=3, warm_up=1)

@@ -7,7 +7,7 @@ import faulthandler
 import sys
 import time
 
-from onnx_bnfold.table import OPERATORS
+from onnx_bnfold.operators.table import OPERATORS
 
 from .campaign import Campaign, Progress
 from .explained import EXPLAINED, LATER

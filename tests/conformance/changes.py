@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnx_bnfold.affine import VANISHING, Affine
+from onnx_bnfold.operators.affine import VANISHING, Affine
 
 STRUCTURES = ("uniform", "channel", "channel", "axis", "axis", "axes", "element")
 SCALES = ("none", "positive", "positive", "mixed", "negative", "zeros", "ratios", "vanished")

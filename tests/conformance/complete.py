@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from onnx_bnfold.affine import Affine
+from onnx_bnfold.operators.affine import Affine
 
 from .changes import fitted
 from .engine import NotRunnable, Ports, Trial, is_float, tight, wide

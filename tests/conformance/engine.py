@@ -12,11 +12,11 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_bnfold.affine import Affine
-from onnx_bnfold.constants import Constants
-from onnx_bnfold.graph import graphs_of
-from onnx_bnfold.shapes import Inference, Shapes
-from onnx_bnfold.site import Site
+from onnx_bnfold.model.constants import Constants
+from onnx_bnfold.model.graph import graphs_of
+from onnx_bnfold.model.shape_inference import Inference, Shapes
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.planning.graph_state import GraphState
 
 from .cases import Case, draw_case, node_of
 
@@ -89,7 +89,7 @@ def _input(name: str, dtype: np.dtype) -> onnx.ValueInfoProto:
     return value
 
 
-def site_of(case: Case) -> Site:
+def site_of(case: Case) -> GraphState:
     """The package's view of a model of this one node."""
     listed, initializers = [], []
     element = helper.np_dtype_to_tensor_dtype(case.dtype)
@@ -108,7 +108,7 @@ def site_of(case: Case) -> Site:
     )
     (main,) = graphs_of(model)
     shapes = Shapes(main, Inference(model, main, numpy_helper.to_array), 0, None)
-    return Site(main, Constants(main, numpy_helper.to_array, shapes, None), shapes)
+    return GraphState(main, Constants(main, numpy_helper.to_array, shapes, None), shapes)
 
 
 class Trial:
@@ -142,7 +142,7 @@ class Trial:
         return min(found, key=lambda dtype: dtype.itemsize)
 
     @cached_property
-    def site(self) -> Site:
+    def state(self) -> GraphState:
         return site_of(self.case)
 
     def sample(self, index: int, sizes: Mapping[int | str | None, int] | None = None) -> Arrays:
@@ -192,7 +192,7 @@ class Trial:
         if port >= 0:
             declared: Sequence[Any] = self.case.operands[port].declared
         else:
-            declared = self.site.shapes.dims(f"y{~port}") or ()
+            declared = self.state.shapes.dims(f"y{~port}") or ()
         rank = len(self.shape(port))  # inference may be wrong about it
         return [axis for axis, dim in enumerate(declared[:rank]) if not isinstance(dim, int)]
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onnx_bnfold.affine import VANISHED
+from onnx_bnfold.operators.affine import VANISHED
+from onnx_bnfold.operators.transparent import OUT
 from onnx_bnfold.reasons import Reason, Refusal
-from onnx_bnfold.rules import OUT
 
 from .complete import influence
 from .engine import Ports, Trial

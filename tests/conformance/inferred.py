@@ -30,7 +30,7 @@ def _difference(trial: Trial, sample: Arrays, outs: Arrays) -> str:
         for d, n in zip(o.declared, value.shape, strict=False)
     }
     for index, y in enumerate(outs):
-        dims = trial.site.shapes.dims(f"y{index}")
+        dims = trial.state.shapes.dims(f"y{index}")
         if dims is None:
             continue
         sizes = [d if isinstance(d, int) else symbols.get(d) if d else None for d in dims]

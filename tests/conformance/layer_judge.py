@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnx_bnfold.affine import Affine
-from onnx_bnfold.batchnorm import OPERATOR
-from onnx_bnfold.entries import Absorbing, BiasPlace
-from onnx_bnfold.limits import Limits
-from onnx_bnfold.new_constants import NewConstant, Unrepresentable, new_constants
-from onnx_bnfold.planner import GraphPlan
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.batchnorm import OPERATOR
+from onnx_bnfold.operators.entries import Absorbing, BiasPlace
+from onnx_bnfold.operators.table import OPERATORS
+from onnx_bnfold.operators.transparent import OUT
+from onnx_bnfold.planning.planner import GraphPlan
+from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Refusal, Refused
-from onnx_bnfold.rules import OUT
-from onnx_bnfold.table import OPERATORS
+from onnx_bnfold.rewriting.new_constants import NewConstant, Unrepresentable, new_constants
 
 from .cases import Operand, schema
 from .changes import draw_change
@@ -32,11 +32,11 @@ SOLVED = 6  # samples
 
 def judged(trial: Trial, count: int) -> Iterator[Verdict]:
     """Yield the verdicts on some changes of the two sides of a layer."""
-    site = trial.site
+    state = trial.state
     try:
-        ports = site.ports(0)
+        ports = state.ports(0)
         if trial.case.op == OPERATOR:
-            site.norm(0)
+            state.bn(0)
     except Refused as refused:
         yield Verdict(False, refused.refusal, judged=False)
         return
@@ -60,10 +60,10 @@ def _change(trial: Trial, port: int) -> Affine:
 
 
 def _ask(trial: Trial, known: Ports) -> Verdict:
-    site = trial.site
+    state = trial.state
     try:
         with np.errstate(all="ignore"):
-            alternatives = site.step(0, known).alternatives
+            alternatives = state.step(0, known).alternatives
             answers = [_constants(trial, {**known, **more}) for more in alternatives]
     except Refused as refused:
         return _of_refusal(trial, known, refused.refusal)
@@ -75,7 +75,7 @@ def _ask(trial: Trial, known: Ports) -> Verdict:
         topic = f"{trial.case.op} {type(error).__name__}"
         return Verdict(True, finding=Finding("crash", topic, trial, known, detail))
     finally:
-        site.total.clear()
+        state.total.clear()
     for more, constants in zip(alternatives, answers, strict=True):
         ports = {**known, **more}
         difference = _wrong(trial, ports, constants)
@@ -92,9 +92,9 @@ def _sides(known: Ports) -> str:
 
 
 def _constants(trial: Trial, ports: Ports) -> list[tuple[NewConstant, np.ndarray]]:
-    site = trial.site
-    site.total = {site.key(0, port): change for port, change in ports.items()}
-    found = new_constants(0, GraphPlan(site, Limits(), touched={0: [0]}))
+    state = trial.state
+    state.total = {state.key(0, port): change for port, change in ports.items()}
+    found = new_constants(0, GraphPlan(state, Limits(), touched={0: [0]}))
     return [(new, np.asarray(new()).reshape(new.dims)) for new in found]
 
 
@@ -167,7 +167,7 @@ def _size(trial: Trial, ports: Ports, rewritten: _Rewritten, sample: Arrays) -> 
     into = {p: Affine(np.abs(c.scale), np.abs(c.shift)) for p, c in ports.items() if p >= 0}
     if trial.case.op == OPERATOR:
         return _norm_size(trial, into, rewritten, sample, ports.get(OUT))
-    if trial.site.layer_or_none(0) is None:
+    if trial.state.layer_or_none(0) is None:
         return _normalized_size(trial, rewritten, ports[OUT], sample)
     moved = trial.changed([np.abs(v) for v in sample], into)
     after = np.abs(wide(rewritten(moved, magnitudes=True)))
@@ -273,7 +273,7 @@ def _columns(
 
 def _own_bias(trial: Trial, shape: Sequence[int]) -> Iterator[np.ndarray]:
     """What a new bias would add: one value per output channel, where the layer has none."""
-    layer = trial.site.layer_or_none(0)
+    layer = trial.state.layer_or_none(0)
     if layer is None or layer.bias is not None or not shape:
         return
     axis = layer.out_axis

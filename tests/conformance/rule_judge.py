@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from onnx_bnfold.affine import Affine
+from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.reasons import Reason, Refused
 
 from .changes import disturbed, draw_change, fitted
@@ -38,7 +38,7 @@ def data_ports(trial: Trial) -> list[int]:
     operands = trial.case.operands
     outs = trial.outs[0]
     return [
-        p for p in trial.site.ports(0)
+        p for p in trial.state.ports(0)
         if (is_float(outs[~p].dtype) if p < 0 else operands[p].is_data)
     ]  # fmt: skip
 
@@ -87,7 +87,7 @@ def _ask(trial: Trial, known: Ports, right: Ports | None) -> tuple[Verdict, Port
     deciding = bool(trial.rng.random() < 0.95)
     try:
         with np.errstate(all="ignore"):
-            step = trial.site.step(0, known, deciding=deciding)
+            step = trial.state.step(0, known, deciding=deciding)
     except Refused as refused:
         return _of_refusal(trial, known, right, refused), None
     except Exception as error:
@@ -114,13 +114,13 @@ def _ask(trial: Trial, known: Ports, right: Ports | None) -> tuple[Verdict, Port
 
 def _taken(trial: Trial, known: Ports, answer: Ports) -> Ports | None:
     """An answer as the flood takes it: what is known stays; None if they do not agree."""
-    keys = {trial.site.key(0, port): change for port, change in known.items()}
+    keys = {trial.state.key(0, port): change for port, change in known.items()}
     for port, change in answer.items():
-        if not keys.setdefault(trial.site.key(0, port), change).agrees_with(change):
+        if not keys.setdefault(trial.state.key(0, port), change).agrees_with(change):
             return None
         if not change.is_finite:
             return None
-    return {port: keys[trial.site.key(0, port)] for port in {**answer, **known}}
+    return {port: keys[trial.state.key(0, port)] for port in {**answer, **known}}
 
 
 def _direction(known: Ports) -> str:
@@ -133,7 +133,7 @@ def _of_refusal(trial: Trial, known: Ports, right: Ports | None, refused: Refuse
     refusal = refused.refusal
     if not visible(trial, known):
         return Verdict(False, refusal, judged=False)
-    empty = any(trial.shape(p) and 0 in trial.shape(p) for p in trial.site.ports(0))
+    empty = any(trial.shape(p) and 0 in trial.shape(p) for p in trial.state.ports(0))
     if right is not None and not empty and not wrong(trial, right):
         found = f"it has answered {ports_text(right)}, which keeps these"
     else:

@@ -6,7 +6,7 @@ from collections.abc import Container, Sequence
 
 import numpy as np
 
-from onnx_bnfold.affine import Affine
+from onnx_bnfold.operators.affine import Affine
 
 from .engine import Arrays, NotRunnable, Ports, Trial, applied, is_float, rounding, tight, wide
 

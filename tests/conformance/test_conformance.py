@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from support import needs_kernels_as_read
 
-from onnx_bnfold.affine import Affine
-from onnx_bnfold.layers import LinearLayer
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.linear import LinearLayer
+from onnx_bnfold.operators.table import OPERATORS
+from onnx_bnfold.operators.transparent import OUT, Step
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.rules import OUT, Step
-from onnx_bnfold.table import OPERATORS
 
 from . import changes
 from .campaign import Campaign, schedule

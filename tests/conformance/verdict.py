@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx_bnfold.affine import Affine
+from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.reasons import Refusal
 
 from .engine import Ports, Trial

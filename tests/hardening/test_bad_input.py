@@ -16,7 +16,7 @@ import pytest
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from support import bn, conv, join, model_of, tensor
 
-from onnx_bnfold.cli import main
+from onnx_bnfold.cli.main import main
 
 
 def sound() -> ModelProto:
@@ -506,7 +506,7 @@ def test_a_bug_of_ours_is_no_traceback_either(tmp_path, monkeypatch, capsys):
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("surprise\nof two lines")
 
-    monkeypatch.setattr("onnx_bnfold.job.run", fail)
+    monkeypatch.setattr("onnx_bnfold.cli.fold.run", fail)
     assert main([str(tmp_path / "a"), "-o", str(tmp_path / "b")]) == 2
     said = capsys.readouterr().err
     assert "internal error" in said

@@ -16,7 +16,7 @@ import pytest
 from support import bn, conv, join, model_of, ops
 
 import onnx_bnfold
-from onnx_bnfold.cli import main
+from onnx_bnfold.cli.main import main
 from onnx_bnfold.errors import BnFoldError
 
 pytestmark = pytest.mark.slow  # hundreds of processes are started and killed
@@ -76,7 +76,7 @@ def test_a_signal_at_a_random_moment(kind, models):
     choose = random.Random(kind)
     script = (
         "import sys, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "import onnx_bnfold.api, onnx_bnfold.job; from onnx_bnfold.cli import main;"
+        "import onnx_bnfold.api, onnx_bnfold.cli.fold; from onnx_bnfold.cli.main import main;"
         "print(flush=True); code = 0\n"
         "try:\n"
         "  for i in range(9999):\n"
@@ -216,13 +216,13 @@ def test_a_file_that_goes_while_it_is_read(change, models, capsys):
             target.parent.rmdir()
 
     with pytest.MonkeyPatch.context() as patch:
-        real = onnx_bnfold.api.Folding.apply
+        real = onnx_bnfold.api.Pipeline.apply
 
         def apply(self, copy):
             interfere()
             return real(self, copy)
 
-        patch.setattr(onnx_bnfold.api.Folding, "apply", apply)
+        patch.setattr(onnx_bnfold.api.Pipeline, "apply", apply)
         code = main([str(sources[1]), "-o", str(target), "-q"])
     said = capsys.readouterr().err
     assert "Traceback" not in said

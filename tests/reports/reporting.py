@@ -69,7 +69,7 @@ def report_of(
     def look(outcome) -> None:
         result: CheckResult | None = None
         if checked is not None:
-            changes = outcome.folding.changes()
+            changes = outcome.pipeline.changes()
             result = check(outcome.source, outcome.path, checked, changes=changes)
         found.append(fold_report(outcome, sizes or {}, result))
 

@@ -127,20 +127,20 @@ def test_a_change_knows_what_executes_it(text, executing, names):
 
 def test_drawing_is_even_and_the_same_from_the_same_seed():
     package = ROOT / PACKAGE
-    modules = ["affine", "graph", "storage/wire"]
+    modules = ["operators/affine", "model/graph", "storage/wire"]
     drawn = changes.draw(package, modules, 1, 30)
     assert [change.module for change in drawn] == modules * 10
     assert len({(c.key, c.line) for c in drawn}) > 25
     assert changes.draw(package, modules, 1, 12) == drawn[:12]
-    assert changes.draw(package, ["graph"], 1, 10) == drawn[1::3]
+    assert changes.draw(package, ["model/graph"], 1, 10) == drawn[1::3]
     assert changes.draw(package, modules, 2, 30) != drawn
 
 
 def test_modules_are_named_by_file_or_folder():
     package = ROOT / PACKAGE
     everything = changes.modules_of(package)
-    assert {"graph", "storage/wire"} <= set(everything)
-    assert not {m for m in everything if m.startswith(("check/", "store/")) or m == "cli"}
+    assert {"model/graph", "storage/wire"} <= set(everything)
+    assert not {m for m in everything if m.startswith(("check/", "batch/", "cli/"))}
     assert "storage/wire" in changes.modules_of(package, ["storage"])
     assert changes.modules_of(package, ["storage/wire"]) == ["storage/wire"]
     with pytest.raises(SystemExit, match="no module wire"):
@@ -206,15 +206,17 @@ def test_every_equivalent_is_explained():
 
 def changed(text: str) -> changes.Change:
     """A change of `affine` that every line executes."""
-    source = (ROOT / PACKAGE / "affine.py").read_text()
+    source = (ROOT / PACKAGE / "operators" / "affine.py").read_text()
     everywhere = tuple(range(1, len(source.splitlines()) + 1))
-    return changes.Change("affine", "", 1, "", text, f"{source}\n{text}\n", everywhere, ())
+    return changes.Change(
+        "operators/affine", "", 1, "", text, f"{source}\n{text}\n", everywhere, ()
+    )
 
 
 @pytest.mark.slow
 def test_changes_are_judged_by_tests_in_a_process_of_their_own(tmp_path, monkeypatch):
     package, kept = ROOT / PACKAGE, tmp_path / "results.jsonl"
-    files = [ROOT / "tests" / "test_affine.py"]
+    files = [ROOT / "tests" / "operators" / "test_affine.py"]
     known = lines.lines_of(package, files, tmp_path / "map", 1)
     assert known.tests
     assert not known.failing

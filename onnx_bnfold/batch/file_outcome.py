@@ -1,0 +1,135 @@
+"""The outcome for one file of a store."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from onnx_bnfold.report import Report
+
+Status: TypeAlias = Literal["folded", "planned", "copied", "linked", "failed"]
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """The content of a file: its size in bytes and its SHA-256 in hexadecimal."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A BatchNormalization that is kept, and why.
+
+    Attributes:
+        name: its label.
+        reason: the code of ``reasons.Reason``.
+        culprit: see ``reasons.Refusal``.
+        sentence: see ``reasons.Refusal``.
+    """
+
+    name: str
+    reason: str
+    culprit: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a fold did, in numbers.
+
+    Attributes:
+        BNs: number of BatchNormalizations.
+        folded: number of those that were folded.
+        nodes_before, nodes_after: number of nodes; None for a plan.
+        kept: the BatchNormalizations that are kept.
+        bytes_before, bytes_after: length of the files; None for a plan.
+    """
+
+    norms: int
+    folded: int
+    nodes_before: int | None
+    nodes_after: int | None
+    kept: tuple[Kept, ...]
+    bytes_before: int | None = None
+    bytes_after: int | None = None
+
+    def summary(self) -> str:
+        """Return the numbers as text."""
+        parts = [f"{self.folded} of {self.norms} BatchNormalization folded"]
+        if self.nodes_before is not None:
+            parts.append(f"{self.nodes_before} -> {self.nodes_after} nodes")
+        if self.bytes_before is not None:
+            parts.append(f"{self.bytes_before:,} -> {self.bytes_after:,} bytes")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class FileOutcome:
+    """The outcome for one file.
+
+    Attributes:
+        name: its path below the store, with slashes.
+        status: what was done.
+        skipped: whether an earlier run had done it, from the same content with the same options.
+        error: one sentence, if it failed.
+        counts: of a model that was folded or planned.
+        source: name → content of the model and its data files, as they were read.
+        target: name → content of the model and its data file, as they were written.
+    """
+
+    name: str
+    status: Status
+    skipped: bool = False
+    error: str | None = None
+    counts: Counts | None = None
+    source: dict[str, Stamp] = field(default_factory=dict)
+    target: dict[str, Stamp] = field(default_factory=dict)
+
+    @property
+    def is_model(self) -> bool:
+        """Whether the file is a model, judged by its name."""
+        return is_model(self.name)
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the outcome as JSON types, without empty fields."""
+        return {key: value for key, value in asdict(self).items() if value not in (None, {})}
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> FileOutcome:
+        """Return the outcome that ``to_data`` has turned into ``data``.
+
+        Raises:
+            LookupError, TypeError, ValueError: ``data`` does not come from there.
+        """
+        counts = dict(data["counts"])
+        counts["kept"] = tuple(Kept(**kept) for kept in counts["kept"])
+        stamps = {
+            key: {name: Stamp(**stamp) for name, stamp in data[key].items()}
+            for key in ("source", "target")
+        }
+        return cls(**{**data, "counts": Counts(**counts), **stamps})
+
+
+def is_model(name: str) -> bool:
+    """Return whether a file of this name is a model."""
+    return name.lower().endswith(".onnx")
+
+
+def counts_of(report: Report) -> Counts:
+    """Return the numbers of a report."""
+    kept = tuple(
+        Kept(record.name, why.reason.value, why.culprit, why.sentence)
+        for record in report.kept
+        if (why := record.refusal)
+    )
+    return Counts(
+        len(report.norms),
+        len(report.folded),
+        report.nodes_before,
+        report.nodes_after,
+        kept,
+        report.bytes_before,
+        report.bytes_after,
+    )

@@ -1,0 +1,212 @@
+"""A run over a store: first the models, then the other files, then links and the report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+from onnx_bnfold.batch.file_outcome import FileOutcome, is_model
+from onnx_bnfold.batch.ledger import settings_of
+from onnx_bnfold.batch.locations import Listing, Location, is_url, lies_in
+from onnx_bnfold.batch.opening import location_at
+from onnx_bnfold.batch.processes import in_processes, thread_safe_start
+from onnx_bnfold.batch.report import StoreReport
+from onnx_bnfold.batch.task import Action, Batch, Task, failed, perform
+from onnx_bnfold.errors import UsageError
+from onnx_bnfold.pipeline import Options
+from onnx_bnfold.progress import progress
+from onnx_bnfold.storage.thread_pool import available_processors
+from onnx_bnfold.validation import require_at_least, require_value
+
+REPORT = "report.json"  # in the state
+_DEFAULT = Options()
+_Run = Callable[[Iterable[Task]], Iterator[FileOutcome]]
+
+
+def fold_store(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    options: Options = _DEFAULT,
+    *,
+    jobs: int | None = None,
+    dask: str | None = None,
+    state: str | os.PathLike[str] | None = None,
+    require_all: bool = False,
+) -> StoreReport:
+    """Fold every model below a folder into another folder, and copy all other files.
+
+    Files that an earlier run has done, from the same content with the same options, are skipped.
+
+    Args:
+        source: the folder, or a URL that fsspec can open; it is not changed.
+        target: the folder or URL of the output; created if it does not exist.
+        options: see ``Options``.
+        jobs: number of processes; by default one per processor.
+        dask: address of a Dask scheduler, whose workers do the work instead.
+        state: folder or URL of the records and of unfinished files, on the file system of the
+            target; by default the target's name followed by ``.onnx_bnfold``.
+        require_all: a model with a BatchNormalization that is kept fails and is not written.
+
+    Returns:
+        The report, failures included. It is also saved in the state, as ``report.json``.
+
+    Raises:
+        UsageError: source or target cannot be used, or there is no model.
+    """
+    _require_call(source, options, jobs, dask, require_all)
+    require_value("target", target, str | os.PathLike[str])
+    require_value("state", state, str | os.PathLike[str] | None)
+    batch = Batch(
+        _absolute(source),
+        _absolute(target),
+        None if state is None else _absolute(state),
+        options,
+        require_all,
+    )
+    origin, output = location_at(batch.source), location_at(batch.target, batch.state)
+    _check_apart(origin, output)
+    listing, models = _listed(origin)
+    with _runner(batch, jobs, dask) as run, _prepared(output):
+        outcomes = [*_problems(listing), *_all(run, "fold", models)]
+        # A model's data files are not copied: their content is in the folded model's data file.
+        done = models.keys() | {name for o in outcomes for name in (*o.source, *o.target)}
+        others = {name: size for name, size in listing.files.items() if name not in done}
+        outcomes += [*_all(run, "copy", others), *_folders_and_links(listing, output)]
+    report = StoreReport(_sorted(outcomes), settings_of(options))
+    try:
+        with output.claim("report") as scratch:
+            (scratch / REPORT).write_text(report.to_json(), encoding="ascii")
+            output.save(scratch / REPORT, REPORT)
+    except (OSError, UsageError) as error:  # return the report all the same
+        why = error.strerror if isinstance(error, OSError) else error
+        unsaved = UsageError(f"{output.state}/{REPORT}: cannot be written: {why}")
+        outcomes.append(failed(Task("copy", REPORT), unsaved))
+        return replace(report, outcomes=_sorted(outcomes))
+    return report
+
+
+def plan_store(
+    source: str | os.PathLike[str],
+    options: Options = _DEFAULT,
+    *,
+    jobs: int | None = None,
+    dask: str | None = None,
+    require_all: bool = False,
+) -> StoreReport:
+    """Plan every model below a folder, and write nothing; see ``fold_store``.
+
+    Args:
+        source: the folder, or a URL that fsspec can open.
+        options: see ``Options``.
+        jobs: number of processes; by default one per processor.
+        dask: address of a Dask scheduler, whose workers do the work instead.
+        require_all: a model with a BatchNormalization that is kept fails.
+
+    Returns:
+        The report, failures included.
+
+    Raises:
+        UsageError: the source cannot be used, or there is no model.
+    """
+    _require_call(source, options, jobs, dask, require_all)
+    batch = Batch(_absolute(source), "", None, options, require_all)
+    listing, models = _listed(location_at(batch.source))
+    with _runner(batch, jobs, dask) as run:
+        outcomes = [*_problems(listing), *_all(run, "plan", models)]
+    return StoreReport(_sorted(outcomes), settings_of(options))
+
+
+def _require_call(
+    source: object, options: object, jobs: int | None, dask: object, require_all: object
+) -> None:
+    require_value("source", source, str | os.PathLike[str])
+    require_value("options", options, Options)
+    require_value("jobs", jobs, int | None)
+    require_at_least("jobs", jobs, 1)
+    require_value("dask", dask, str | None)
+    require_value("require_all", require_all, bool)
+
+
+def _absolute(where: str | os.PathLike[str]) -> str:
+    text = os.fspath(where)
+    return text if is_url(text) else os.path.abspath(text)
+
+
+def _check_apart(source: Location, target: Location) -> None:
+    for address in (target.address, target.state):
+        if lies_in(address, source.address):
+            raise UsageError(f"{address}: is inside the input; give an output outside of it")
+    if lies_in(source.address, target.address) or lies_in(source.address, target.state):
+        raise UsageError(f"{source.address}: is inside the output; give another output")
+
+
+def _listed(source: Location) -> tuple[Listing, dict[str, int]]:
+    listing = source.listing()
+    models = {name: size for name, size in listing.files.items() if is_model(name)}
+    if not models and not listing.problems:
+        raise UsageError(f"{source.address}: there is no .onnx file below it")
+    return listing, models
+
+
+@contextmanager
+def _runner(batch: Batch, jobs: int | None, dask: str | None) -> Iterator[_Run]:
+    work = partial(perform, batch)
+    if dask is not None:
+        from onnx_bnfold.batch.dask_cluster import connected, on_dask
+
+        with connected(dask) as client:
+            yield lambda tasks: on_dask(client, work, tasks, failed)
+    else:
+        # Clients of object stores have threads, with which a process must not be forked.
+        method = thread_safe_start() if is_url(batch.source) or is_url(batch.target) else None
+        number = available_processors() if jobs is None else jobs
+        yield lambda tasks: in_processes(work, tasks, number, _died, method)
+
+
+@contextmanager
+def _prepared(output: Location) -> Iterator[None]:
+    output.prepare()
+    output.sweep()
+    try:
+        yield
+    finally:
+        output.sweep()
+
+
+def _died(task: Task) -> FileOutcome:
+    why = "the process that worked on it died, twice; it may need more memory than is available"
+    return failed(task, UsageError(f"{task.name}: {why}"))
+
+
+def _all(run: _Run, action: Action, files: dict[str, int]) -> Iterator[FileOutcome]:
+    # The largest first, so that no process is left alone with a large one at the end.
+    names = sorted(files, key=lambda name: (-files[name], name))
+    return progress(run([Task(action, n) for n in names]), total=len(names), label=action)
+
+
+def _problems(listing: Listing) -> Iterator[FileOutcome]:
+    for name, why in listing.problems.items():
+        yield failed(Task("copy", name), UsageError(f"{name}: {why}"))
+
+
+def _folders_and_links(listing: Listing, output: Location) -> Iterator[FileOutcome]:
+    """Create all folders, empty ones as well, and the links to them; yield their outcomes."""
+    for name in listing.folders:
+        try:
+            output.make_folder(name)
+        except (OSError, UsageError) as error:
+            yield failed(Task("copy", name), error)
+    for name, text in listing.links.items():
+        try:
+            output.link(name, text)
+        except (OSError, UsageError) as error:
+            yield failed(Task("copy", name), error)
+        else:
+            yield FileOutcome(name, "linked")
+
+
+def _sorted(outcomes: Iterable[FileOutcome]) -> tuple[FileOutcome, ...]:
+    return tuple(sorted(outcomes, key=lambda outcome: outcome.name))

@@ -1,0 +1,217 @@
+"""The work on one file of a store, from its source location to its target location.
+
+A file is completed in the claimed folder before it is moved to its name. A data file is moved
+before the model that refers to it, and its name depends on the model's content (see
+``storage.writer``), so that the output always has either the old pair or the new one. The record of
+the work is saved last; if it is missing or does not match the files, the work is done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, TypeAlias
+
+from onnx_bnfold.api import Inspect, fold_file, plan_file
+from onnx_bnfold.api import Outcome as Fold
+from onnx_bnfold.batch import ledger
+from onnx_bnfold.batch.file_outcome import FileOutcome, Stamp, counts_of
+from onnx_bnfold.batch.locations import Location
+from onnx_bnfold.batch.opening import location_at
+from onnx_bnfold.errors import BnFoldError, CheckFailed, UsageError
+from onnx_bnfold.pipeline import Options
+from onnx_bnfold.provenance import sha256_of
+from onnx_bnfold.storage.data_files import data_files_of
+from onnx_bnfold.version import __version__
+
+Action: TypeAlias = Literal["fold", "plan", "copy"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What all files of a run have in common.
+
+    Attributes:
+        source, target, state: absolute paths or URLs; see ``opening.location_at``.
+        options: see ``Options``.
+        require_all: see ``run.fold_store``.
+        version: of the package that started the run.
+        run: an identifier that is unique to the run.
+    """
+
+    source: str
+    target: str
+    state: str | None
+    options: Options
+    require_all: bool = False
+    version: str = __version__
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+@dataclass(frozen=True)
+class Task:
+    """An action on a file.
+
+    Attributes:
+        action: what to do.
+        name: of the file, below the store.
+    """
+
+    action: Action
+    name: str
+
+
+def perform(batch: Batch, task: Task) -> FileOutcome:
+    """Do the work on one file; every error becomes an outcome that has failed.
+
+    Args:
+        batch: the run.
+        task: the action and the file.
+    """
+    try:
+        if batch.version != __version__:
+            raise UsageError(
+                f"{task.name}: this worker has onnx_bnfold {__version__}, the run has "
+                f"{batch.version}; install one version everywhere"
+            )
+        if task.action == "plan":
+            with TemporaryDirectory() as folder:
+                return _plan(batch, task.name, Path(folder))
+        target = location_at(batch.target, batch.state)
+        key = hashlib.sha256(task.name.encode(errors="surrogateescape")).hexdigest()[:32]
+        with target.claim(key) as scratch:
+            if task.action == "copy":
+                return _copy(batch, task.name, target, scratch)
+            return _fold(batch, task.name, target, key, scratch)
+    except Exception as error:
+        return failed(task, error)
+
+
+def failed(task: Task, error: BaseException) -> FileOutcome:
+    """Return the outcome of work that raised an error."""
+    if isinstance(error, BnFoldError):
+        text = str(error)
+    elif isinstance(error, OSError) and error.strerror:
+        text = f"{task.name}: {error.strerror}"
+    elif isinstance(error, MemoryError):
+        text = f"{task.name}: not enough memory"
+    else:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        text = f"{task.name}: internal error, please report it: {what}"
+    return FileOutcome(task.name, "failed", error=text)
+
+
+def _plan(batch: Batch, name: str, scratch: Path) -> FileOutcome:
+    root, _ = _fetch(location_at(batch.source), name, scratch)
+    with _naming(root):
+        report = plan_file(root / name, batch.options, inspect=_gate(batch, name))
+    return FileOutcome(name, "planned", counts=counts_of(report))
+
+
+def _fold(batch: Batch, name: str, target: Location, key: str, scratch: Path) -> FileOutcome:
+    root, read = _fetch(location_at(batch.source), name, scratch)
+    source, settings = _stamps(root, read), ledger.settings_of(batch.options)
+    earlier = ledger.load(target, key)
+    if (
+        earlier is not None
+        and (earlier.settings, earlier.outcome.source) == (settings, source)
+        and not (batch.require_all and earlier.outcome.counts and earlier.outcome.counts.kept)
+        and _stamps_at(target, earlier.outcome.target, scratch) == earlier.outcome.target
+    ):
+        # The record is of this run if a process died before it could return the outcome.
+        return replace(earlier.outcome, skipped=earlier.run != batch.run)
+    parent, base = posixpath.split(name)
+    with _naming(root, scratch):
+        look, out = _gate(batch, name), scratch / base
+        # One thread: the run has a process for each processor.
+        report = fold_file(root / name, out, batch.options, inspect=look, threads=1)
+    # The model comes last; its data file has to be there before.
+    made = sorted((f for f in os.listdir(scratch) if f.startswith(base)), key=base.__eq__)
+    written = {posixpath.join(parent, file): _stamp(scratch / file) for file in made}
+    for file, new in zip(made, written, strict=True):
+        target.publish(scratch / file, new)
+    if earlier is not None:
+        for old in earlier.outcome.target.keys() - written.keys():
+            target.remove(old)
+    outcome = FileOutcome(name, "folded", counts=counts_of(report), source=source, target=written)
+    ledger.save(ledger.Record(outcome, settings, batch.run), target, key, scratch)
+    return outcome
+
+
+def _gate(batch: Batch, name: str) -> Inspect:
+    def inspect(fold: Fold) -> None:
+        if batch.require_all and fold.report.kept:
+            count = len(fold.report.kept)
+            raise CheckFailed(f"{name}: --require-all: BatchNormalizations that stay: {count}")
+
+    return inspect
+
+
+def _copy(batch: Batch, name: str, target: Location, scratch: Path) -> FileOutcome:
+    root = location_at(batch.source).fetch(name, scratch)
+    if _stamps_at(target, [name], scratch) == _stamps(root, [name]):
+        return FileOutcome(name, "copied", skipped=True)
+    shutil.copy2(root / name, scratch / "copy")
+    target.publish(scratch / "copy", name)
+    return FileOutcome(name, "copied")
+
+
+def _fetch(source: Location, name: str, scratch: Path) -> tuple[Path, list[str]]:
+    """Make a model and its data files readable; return their folder and their names."""
+    scratch = scratch / "source"
+    root = source.fetch(name, scratch)
+    data = [posixpath.join(posixpath.dirname(name), file) for file in _data_inside(root / name)]
+    for file in data:
+        with suppress(FileNotFoundError):  # the fold reports what is missing, and for which tensor
+            source.fetch(file, scratch)
+    return root, [name, *data]
+
+
+def _data_inside(model: Path) -> list[str]:
+    """Return the data files of a model that are below its folder, as paths with slashes."""
+    try:
+        names = {posixpath.normpath(name) for name in data_files_of(model) if name}
+    except (OSError, ValueError):
+        return []  # the fold reports what is wrong with the model
+    return sorted(name for name in names if name.partition("/")[0] not in ("", ".."))
+
+
+def _stamps(root: Path, names: Iterable[str]) -> dict[str, Stamp]:
+    """Return name → content of those files that exist."""
+    stamps: dict[str, Stamp] = {}
+    for name in names:
+        with suppress(FileNotFoundError):
+            stamps[name] = _stamp(root / name)
+    return stamps
+
+
+def _stamp(path: Path) -> Stamp:
+    return Stamp(path.stat().st_size, sha256_of(path))
+
+
+def _stamps_at(target: Location, names: Iterable[str], scratch: Path) -> dict[str, Stamp]:
+    stamps: dict[str, Stamp] = {}
+    for name in names:
+        with suppress(FileNotFoundError):
+            stamps |= _stamps(target.fetch(name, scratch / "target"), [name])
+    return stamps
+
+
+@contextmanager
+def _naming(*roots: Path) -> Iterator[None]:
+    """Make errors name files by their names below the store, not by paths of this machine."""
+    try:
+        yield
+    except BnFoldError as error:
+        text = str(error)
+        for root in roots:
+            text = text.replace(f"{root}{os.sep}", "")
+        raise type(error)(text) from error

@@ -1,0 +1,133 @@
+"""The fold command: fold or plan one file, check the gates, print and write the reports.
+
+The check and the reports are imported where they are used: most folds need neither.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from onnx_bnfold.api import Outcome, plan_file, write_folded
+from onnx_bnfold.cli.console import tell
+from onnx_bnfold.errors import CheckFailed
+from onnx_bnfold.pipeline import Options
+
+if TYPE_CHECKING:
+    from onnx_bnfold.check import CheckResult
+    from onnx_bnfold.reports import FoldReport
+
+
+def run(args: argparse.Namespace, options: Options) -> Outcome | None:
+    """Fold one model file, or plan it.
+
+    Args:
+        args: model, output, dry_run, require_all, require_folded, quiet, report (paths) and check;
+            if that is set, the options of the check, too.
+        options: of the fold.
+
+    Returns:
+        The outcome of the fold; None for a plan.
+
+    Raises:
+        CheckFailed: a gate does not hold; the reports are written, the model is not.
+        ModelError: the model cannot be read or is invalid.
+        UsageError: a path or an option cannot be used.
+    """
+    if args.report:
+        from onnx_bnfold.reports import require_writable
+
+        require_writable(args.report, taken=(args.model, args.output))
+    command = _FoldCommand(args)
+    outcome = None
+    try:
+        if args.dry_run:
+            plan_file(args.model, options, inspect=command.inspect)
+        else:
+            outcome = write_folded(args.model, args.output, options, inspect=command.inspect)
+    except CheckFailed:
+        command.finish(written=False)
+        raise
+    command.finish(written=not args.dry_run)
+    return outcome
+
+
+class _FoldCommand:
+    """What one run of the command says about its fold.
+
+    Attributes:
+        check: the result of the check, if one ran.
+        report: the content of the report files, if any are asked for.
+        text: lines to print.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.check: CheckResult | None = None
+        self.report: FoldReport | None = None
+        self.text: list[str] = []
+        if args.check:
+            from onnx_bnfold.cli.check import options_from
+
+            self.check_options = options_from(args)
+
+    def inspect(self, outcome: Outcome) -> None:
+        """Check the outcome, and collect what to print and report.
+
+        Raises:
+            CheckFailed: a gate does not hold.
+        """
+        if not self.args.quiet:
+            self.text = [*outcome.report.lines(), outcome.report.summary()]
+        failures = self._failures(outcome)
+        if self.args.report:
+            from onnx_bnfold.reports import fold_report
+
+            sizes = self.check_options.shapes if self.args.check else {}
+            self.report = fold_report(outcome, sizes, self.check)
+        if failures:
+            raise CheckFailed("; ".join(failures))
+
+    def finish(self, *, written: bool) -> None:
+        """Print, and write the reports.
+
+        Args:
+            written: whether the model was written.
+        """
+        if not self.args.quiet:
+            tell("\n".join(self.text))
+        if self.report is not None:
+            from onnx_bnfold.reports import write
+
+            data = replace(self.report, written=written).to_dict()
+            for path in self.args.report:
+                write(path, data)
+
+    def _failures(self, outcome: Outcome) -> list[str]:
+        failures = list(self._unmet_requirements(outcome))
+        if self.args.check and not failures:
+            self.check = self._checked(outcome)
+            failures += self.check.failures
+        return failures
+
+    def _unmet_requirements(self, outcome: Outcome) -> Iterator[str]:
+        if self.args.require_all and outcome.report.kept:
+            yield f"--require-all: BatchNormalizations that stay: {len(outcome.report.kept)}"
+        if self.args.require_folded:
+            folded = sum(record.folded for record in outcome.report.records)
+            if folded:
+                yield f"--require-folded: {self.args.model} has {folded} nodes to fold"
+
+    def _checked(self, outcome: Outcome) -> CheckResult:
+        from onnx_bnfold.check import check, render_text
+
+        assert outcome.path is not None
+        changes = outcome.pipeline.changes()
+        result = check(self.args.model, outcome.path, self.check_options, changes=changes)
+        staged, target = str(outcome.path), str(self.args.output)
+        failures = tuple(failure.replace(staged, target) for failure in result.failures)
+        result = replace(result, folded=target, failures=failures)
+        self.text += ["", render_text(result).rstrip()]
+        return result

@@ -1,0 +1,370 @@
+"""Constants of a graph: initializers, and what deterministic operators compute from them.
+
+Exporters write weights as Constant, ConstantOfShape, Cast, Reshape, Expand and Transpose nodes.
+Shapes and types of such constants come from onnx's inference of single nodes, so that nothing is
+computed before its size is known; values come from onnx's reference evaluator, node by node.
+
+``evaluate`` is imported where it is used, as many models compute no constant.
+
+The file has more than 350 lines: which tensors are constant and what they hold are found by the
+same walk over the graph, with the same caches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from threading import RLock
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
+
+from onnx_bnfold.arrays import Array
+from onnx_bnfold.model.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor
+from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.storage.small_tensors import SmallTensors
+
+# Constants are computed up to this many elements (256 MiB in float32), so that a hostile
+# ConstantOfShape of 10^12 elements cannot exhaust the memory. Initializers may be larger.
+LARGEST_COMPUTED = 2**26
+# Constants of up to this many elements may determine shapes (Reshape's and Expand's shape).
+LARGEST_SHAPE_INPUT = 1024
+
+EVALUATED = frozenset(
+    {
+        *("Abs", "Add", "Cast", "CastLike", "Ceil", "Concat", "Constant", "ConstantOfShape"),
+        *("Div", "Exp", "Expand", "Flatten", "Floor", "Gather", "Identity", "Log", "Max", "Min"),
+        *("Mul", "Neg", "Pow", "Range", "Reciprocal", "Reshape", "Shape", "Size", "Slice"),
+        *("Sqrt", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze"),
+    }
+)
+# (operator, input) of which only the type, or only the dims, matter.
+TYPE_ONLY = frozenset({("CastLike", 1)})
+DIMS_ONLY = frozenset({("Shape", 0), ("Size", 0)})
+
+
+class Constant(NamedTuple):
+    """Shape and type of a constant tensor; ``Constants.value`` has its elements."""
+
+    name: str
+    dims: tuple[int, ...]
+    data_type: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.dims)
+
+
+_UNSEEN = Constant("", (), TensorProto.UNDEFINED)
+
+
+class Stored(Protocol):
+    """The elements of a tensor in a file, one after another in the tensor's own data type."""
+
+    def read_into(self, start: int, out: Array, /) -> None:
+        """Fill ``out``, of shape ``(n,)``, with the ``n`` elements from number ``start`` on.
+
+        Raises:
+            ModelError: they cannot be read.
+        """
+
+
+# Returns a reader of an initializer's elements, None unless they are in a file in that layout.
+OpenTensor = Callable[[TensorProto], Stored | None]
+
+
+class TensorTypes(Protocol):
+    """Name → (dims, element type) of computed tensors."""
+
+    def __contains__(self, name: object, /) -> bool: ...
+    def __getitem__(self, name: str, /) -> tuple[Dims | None, int]: ...
+
+
+class Constants:
+    """Which tensors of a graph are constant, and their values.
+
+    Args:
+        graph: the graph.
+        read: returns the elements of an initializer.
+        known: name → (dims, element type) of computed tensors, from shape inference.
+        outer: the constants of the enclosing scope, which are visible here.
+        open_tensor: returns a reader of an initializer in a file, if any may be in one.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        read: ReadTensor,
+        known: TensorTypes,
+        outer: Constants | None,
+        open_tensor: OpenTensor | None = None,
+    ) -> None:
+        self.graph = graph
+        self._read = read
+        self._open = open_tensor
+        self._known = known
+        self._outer = outer
+        self._candidates: set[str] | None = None
+        self._infos: dict[str, Constant | None] = {}
+        self._small: SmallTensors | None = None
+        self._values: dict[str, Array] = {}
+        self._evaluating = RLock()
+
+    def get(self, name: str) -> Constant | None:
+        """Return shape and type of a constant tensor, None if it is not constant."""
+        info = self._infos.get(name, _UNSEEN)
+        if info is _UNSEEN:
+            info = self._infos[name] = self._find(name)
+        return info
+
+    def data_type(self, name: str) -> int | None:
+        """Return the element type of a constant tensor, None if it is not constant."""
+        tensor = self.graph.initializers.get(name)
+        if tensor is not None:
+            return None if name in self.graph.overridable else int(tensor.data_type)
+        info = self.get(name)
+        return None if info is None else info.data_type
+
+    def among(self, names: set[str]) -> set[str]:
+        """Return the names that are those of constants."""
+        stored = names & self.graph.initializers.keys()
+        others = {name for name in names - stored if name and self.get(name) is not None}
+        return stored - self.graph.overridable | others
+
+    def fixed_nodes(self) -> set[int]:
+        """Return the indices of nodes that depend on constants alone.
+
+        Their outputs need not be constants for ``get``, which knows fewer operators.
+        """
+        graph, fixed = self.graph, set[int]()
+        constants = (graph.dims.keys() - graph.overridable) | {""}
+        for index, (read, written) in enumerate(zip(graph.reads, graph.writes, strict=True)):
+            if not read and graph.ops[index] not in EVALUATED:
+                continue  # it may return random numbers
+            others = (n for n in read if n not in constants)
+            if index not in graph.carriers and all(self._is_outer_constant(n) for n in others):
+                fixed.add(index)
+                constants.update(written)
+        return fixed
+
+    def _is_outer_constant(self, name: str) -> bool:
+        graph, outer = self.graph, self._outer
+        if outer is None or name in graph.producer or name in graph.inputs:
+            return False
+        return name not in graph.overridable and outer.get(name) is not None
+
+    def _find(self, name: str) -> Constant | None:
+        graph = self.graph
+        tensor = graph.initializers.get(name)
+        if tensor is not None:
+            if name in graph.overridable:
+                return None
+            return Constant(name, graph.dims[name], tensor.data_type)
+        if name in graph.sparse:
+            return _sparse_constant(graph, name)
+        if name in graph.producer:
+            return self._computed(name)
+        if name in graph.inputs or self._outer is None:
+            return None
+        return self._outer.get(name)
+
+    def value(self, name: str) -> Array:
+        """Return the elements of a constant, in its own shape and data type.
+
+        Args:
+            name: of a tensor for which ``get`` does not return None.
+
+        Raises:
+            ModelError: the tensor's values cannot be read.
+            Refused: they cannot be computed.
+        """
+        small = (self._decoded() if self._small is None else self._small).get(name)
+        if small is not None:
+            return small
+        tensor = self.graph.initializers.get(name)
+        if tensor is not None:
+            return self._read(tensor)
+        if name in self.graph.sparse:
+            from onnx_bnfold.model.evaluate import dense
+
+            return dense(self.graph.sparse[name], self._read)
+        if name not in self.graph.producer:
+            assert self._outer is not None
+            return self._outer.value(name)
+        with self._evaluating:
+            if name in self._values:
+                return self._values[name]
+            for ancestor in self._ancestors(name):
+                self._evaluate(ancestor)
+            result = self._values[name]
+            self._forget_large()
+            return result
+
+    def rows(self, names: Sequence[Sequence[str]]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Yield the values of many rows of small initializers; see ``SmallTensors.rows``.
+
+        They are those of ``value``, which takes many times longer, one call for each name.
+        """
+        return self._decoded().rows(names)
+
+    def _decoded(self) -> SmallTensors:
+        if self._small is None:  # no lock: several threads would compute the same
+            graph = self.graph
+            constant: Mapping[str, TensorProto] = graph.initializers
+            if graph.overridable:
+                constant = {n: t for n, t in constant.items() if n not in graph.overridable}
+            self._small = SmallTensors(constant, graph.dims)
+        return self._small
+
+    def stored(self, name: str) -> Stored | None:
+        """Return a reader of a constant in a file, None unless it is there in that layout."""
+        tensor = self.graph.initializers.get(name)
+        return None if tensor is None or self._open is None else self._open(tensor)
+
+    def _computed(self, name: str) -> Constant | None:
+        if name not in self._computable():
+            return None
+        for ancestor in self._ancestors(name):
+            if ancestor not in self._infos:
+                self._infos[ancestor] = self._infer(ancestor)
+        return self._infos[name]
+
+    def _computable(self) -> set[str]:
+        """Return the outputs of deterministic nodes on constants, found in one pass."""
+        if self._candidates is None:
+            names: set[str] = set()
+            for index, node in enumerate(self.graph.nodes):
+                if node.op_type in EVALUATED and node.domain in STANDARD_DOMAINS:
+                    slots = [(s, n) for s, n in enumerate(self.graph.reads[index]) if n]
+                    if all(self._usable(node, s, n, names) for s, n in slots):
+                        names.update(self.graph.writes[index])
+            self._candidates = names
+            # No other output is constant; note that at once instead of name by name in ``get``.
+            self._infos.update(dict.fromkeys(self.graph.producer.keys() - names))
+        return self._candidates
+
+    def _usable(self, node: NodeProto, slot: int, name: str, computable: set[str]) -> bool:
+        graph = self.graph
+        if name in computable or (node.op_type, slot) in TYPE_ONLY:
+            return True
+        if name in graph.initializers or name in graph.sparse:
+            return name not in graph.overridable
+        if (node.op_type, slot) in DIMS_ONLY and self._static_dims(name) is not None:
+            return True
+        if name in graph.producer or name in graph.inputs or self._outer is None:
+            return False
+        return self._outer.get(name) is not None
+
+    def _static_dims(self, name: str) -> tuple[int, ...] | None:
+        dims = self._known[name][0] if name in self._known else None
+        if dims is None:
+            return None
+        fixed = tuple(d for d in dims if isinstance(d, int))
+        return fixed if len(fixed) == len(dims) else None
+
+    def _ancestors(self, name: str) -> list[str]:
+        """Return the computed constants that ``name`` depends on, in node order, and itself."""
+        graph, needed, stack = self.graph, {name}, [name]
+        while stack:
+            node = graph.nodes[graph.producer[stack.pop()]]
+            for slot, other in enumerate(node.input):
+                described = (node.op_type, slot) in TYPE_ONLY | DIMS_ONLY
+                if described and other not in self._computable():
+                    continue
+                if other in graph.producer and other not in needed and other not in self._values:
+                    needed.add(other)
+                    stack.append(other)
+        return sorted(needed, key=lambda n: graph.producer[n])
+
+    def _type_of(self, name: str) -> tuple[tuple[int, ...] | None, int] | None:
+        info = self.get(name) if name not in self._infos else self._infos[name]
+        if info is not None:
+            return info.dims, info.data_type
+        if name in self._known:
+            return self._static_dims(name), self._known[name][1]
+        return None
+
+    def _infer(self, name: str) -> Constant | None:
+        """Return shape and type of one node's output without computing it."""
+        node = self.graph.nodes[self.graph.producer[name]]
+        types: dict[str, TypeProto] = {}
+        for slot, other in enumerate(node.input):
+            if not other:
+                continue
+            described = (node.op_type, slot) in TYPE_ONLY | DIMS_ONLY
+            if not described and self.get(other) is None:
+                return None  # too large, or of unknown shape
+            kind = self._type_of(other)
+            if kind is None:
+                return None
+            types[other] = helper.make_tensor_type_proto(kind[1], kind[0])
+        try:
+            from onnx_bnfold.model.evaluate import infer_node
+
+            outputs = infer_node(node, self.graph.opset, types, self._small_inputs(node))
+            return None if outputs is None else _as_constant(name, outputs[name])
+        except Exception:  # the C++ inference raises several types; no shape means not constant
+            return None
+
+    def _small_inputs(self, node: NodeProto) -> dict[str, TensorProto]:
+        """Return the values that may determine the shape of a node's output."""
+        infos = {name: self._infos.get(name) for name in node.input if name}
+        return {
+            name: numpy_helper.from_array(self.value(name), name)
+            for name, info in infos.items()
+            if info is not None and info.size <= LARGEST_SHAPE_INPUT
+        }
+
+    def _evaluate(self, name: str) -> None:
+        if name in self._values:
+            return
+        index = self.graph.producer[name]
+        node = self.graph.nodes[index]
+        feeds = {n: self._feed(node, s, n) for s, n in enumerate(node.input) if n}
+        from onnx_bnfold.model.evaluate import held_by
+
+        held = held_by(node, self._read)
+        self._values.update(self._run(index, feeds) if held is None else held)
+
+    def _run(self, index: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        from onnx_bnfold.model.evaluate import run_node
+
+        results = run_node(self.graph, index, feeds, self._read)
+        for name, value in results.items():
+            info = self._infos.get(name)
+            if info is not None and info.dims != value.shape:
+                raise Refused(
+                    Reason.PARAMETERS_NOT_CONSTANT,
+                    self.graph.label(index),
+                    f"it cannot be evaluated (its result has shape {list(value.shape)}, not "
+                    f"{list(info.dims)}); repair the model",
+                )
+        return results
+
+    def _feed(self, node: NodeProto, slot: int, name: str) -> Array:
+        if (node.op_type, slot) in TYPE_ONLY | DIMS_ONLY:
+            kind = self._type_of(name)
+            assert kind is not None
+            dtype = helper.tensor_dtype_to_np_dtype(kind[1])
+            # A view of a single element, since only its type and dims matter.
+            return np.broadcast_to(np.zeros((), dtype), kind[0] or ())
+        return self._values[name] if name in self._values else self.value(name)
+
+    def _forget_large(self) -> None:
+        self._values = {n: v for n, v in self._values.items() if v.size <= LARGEST_SHAPE_INPUT}
+
+
+def _sparse_constant(graph: Graph, name: str) -> Constant | None:
+    sparse = graph.sparse[name]
+    info = Constant(name, graph.dims[name], sparse.values.data_type)
+    return None if name in graph.overridable or info.size > LARGEST_COMPUTED else info
+
+
+def _as_constant(name: str, kind: TypeProto) -> Constant | None:
+    tensor = kind.tensor_type
+    if not tensor.HasField("shape") or not all(d.HasField("dim_value") for d in tensor.shape.dim):
+        return None
+    info = Constant(name, tuple(d.dim_value for d in tensor.shape.dim), tensor.elem_type)
+    return info if info.size <= LARGEST_COMPUTED and min(info.dims, default=0) >= 0 else None

@@ -1,0 +1,350 @@
+"""Nodes that onnx's shape inference misreads: it infers other sizes than the kernels produce.
+
+Measured with onnx 1.23 and onnxruntime 1.32 on the nodes of the conformance tests. Nothing is
+folded behind such a node. Some attributes are misread whatever the sizes; others only with certain
+sizes, which have to be inferred first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    helper,
+    numpy_helper,
+)
+
+from onnx_bnfold.model.graph import (
+    STANDARD_DOMAINS,
+    Dims,
+    Graph,
+    bodies_of,
+    graphs_of,
+    operator,
+    subgraphs,
+)
+
+# Ends of a backward Slice that onnxruntime takes as "before the first element". Inference takes
+# them as an end behind the last one, so that nothing is left.
+ENDLESS = (2**31 - 1, 2**63 - 1)
+NEGATIVE_AXES = 11  # the first opset in which axes may be negative
+FIRST_STEPS = 10  # the opset in which inference lets a Slice keep symbolic sizes
+_OPEN = "onnx_bnfold.open"  # a name that nothing defines
+UNITED = 11  # the first opset in which inference compares the sizes of an If's branches
+
+Types = Mapping[str, tuple[Dims | None, int]]
+
+
+class Settings:
+    """The attributes of a node, and its inputs that are lists of integers.
+
+    Args:
+        node: the node.
+        opset: version of its operator set.
+        values: returns the integers of a constant by its name; None if they are not known.
+    """
+
+    def __init__(
+        self, node: NodeProto, opset: int, values: Callable[[str], list[int] | None]
+    ) -> None:
+        self.node = node
+        self.opset = opset
+        self._values = values
+        self._given = {item.name: item for item in node.attribute}
+
+    def get(self, name: str, default: Any) -> Any:
+        """Return an attribute's value; ``default`` if it refers to a parameter of a function."""
+        attribute = self._given.get(name)
+        return default if attribute is None else _value(attribute, default)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an attribute is a parameter of a local function."""
+        return any(item.ref_attr_name for item in self.node.attribute)
+
+    def listed(self, name: str, slot: int) -> list[int] | None:
+        """Return a list that is an attribute in old opsets and an input in new ones."""
+        if name in self._given:
+            return [*self.get(name, [])]
+        read = self.node.input
+        return self._values(read[slot]) if slot < len(read) and read[slot] else None
+
+
+def _value(attribute: AttributeProto, default: Any) -> Any:
+    if attribute.ref_attr_name:
+        return default
+    value = helper.get_attribute_value(attribute)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _squeeze(node: Settings) -> bool:
+    """Return whether the axes do not ascend (opset < 11), or are an empty list.
+
+    onnxruntime takes an empty list for all axes of size 1.
+    """
+    axes = node.listed("axes", 1)
+    unsorted = axes is not None and node.opset < NEGATIVE_AXES and axes != sorted(axes)
+    return axes == [] or unsorted or _unsqueeze(node)
+
+
+def _unsqueeze(node: Settings) -> bool:
+    """Return whether axes are negative in an opset that does not allow it."""
+    axes = node.listed("axes", 1) or []
+    return node.opset < NEGATIVE_AXES and any(axis < 0 for axis in axes)
+
+
+def _slice(node: Settings) -> bool:
+    ends, steps = node.listed("ends", 2) or [], node.listed("steps", 4) or []
+    return any(runs_to_the_front(*each) for each in zip(ends, steps, strict=False))
+
+
+def runs_to_the_front(end: int, step: int) -> bool:
+    """Return whether onnxruntime takes the end of a Slice as "before the first element"."""
+    return step < 0 and end in ENDLESS
+
+
+def _resize(node: Settings) -> bool:
+    """Return whether axes are negative where the aspect ratio is kept."""
+    keeps = node.get("keep_aspect_ratio_policy", "stretch") != "stretch"
+    return keeps and any(axis < 0 for axis in node.get("axes", []))
+
+
+def _is_same(node: Settings) -> bool:
+    return str(node.get("auto_pad", "NOTSET")).startswith("SAME")
+
+
+def _pool(node: Settings) -> bool:
+    return _is_same(node) and any(d > 1 for d in node.get("dilations", []))
+
+
+def _transposed(node: Settings) -> bool:
+    return _is_same(node) and any(node.get("output_padding", []))
+
+
+def _last_window_is_outside(node: Settings, before: Dims, after: Dims) -> bool:
+    """Return whether inference counts a window that begins behind the image; kernels do not."""
+    spatial = len(node.get("kernel_shape", []))
+    strides, pads = node.get("strides", [1] * spatial), node.get("pads", [0] * 2 * spatial)
+    return any(
+        isinstance(n, int) and isinstance(m, int) and (m - 1) * stride >= n + front
+        for n, m, stride, front in zip(before[2:], after[2:], strides, pads, strict=False)
+    )
+
+
+def _loses_axes(node: Settings, before: Dims, after: Dims) -> bool:
+    """Return whether inference gave up because ``output_shape`` is smaller than the image."""
+    return len(before) != len(after)
+
+
+def _keeps_symbols(node: Settings, before: Dims, after: Dims) -> bool:
+    """Return whether inference keeps a symbolic size that is sliced."""
+    rank = len(after)
+    axes = node.listed("axes", 3) or range(rank)
+    return any(isinstance(after[axis], str) for axis in axes if -rank <= axis < rank)
+
+
+class Misreading(NamedTuple):
+    """When inference misreads an operator.
+
+    Attributes:
+        what: is misread, and what the user can do; completes "a node of <operator> …".
+        settings: returns whether the node is misread whatever the sizes.
+        may: returns whether the node is misread with some sizes.
+        sizes: returns whether it is misread with these sizes of input 0 and output 0.
+        by_values: whether ``settings`` depends on inputs of the node.
+    """
+
+    what: str
+    settings: Callable[[Settings], bool] = lambda node: False
+    may: Callable[[Settings], bool] = lambda node: False
+    sizes: Callable[[Settings, Dims, Dims], bool] = lambda node, before, after: False
+    by_values: bool = False
+
+
+_AXES = (
+    "with axes that onnx's shape inference misreads; convert the model to opset 13 or later, and "
+    "leave out empty lists of axes"
+)
+_POOLING = Misreading(
+    "whose windows onnx's shape inference misreads; write its padding as pads that fit",
+    _pool,
+    lambda node: bool(node.get("ceil_mode", 0)),
+    _last_window_is_outside,
+)
+
+MISREAD: Mapping[str, Misreading] = {
+    "AveragePool": _POOLING,
+    "ConvTranspose": Misreading(
+        "whose output onnx's shape inference misreads; write its padding as pads",
+        _transposed,
+        lambda node: bool(node.get("output_shape", [])),
+        _loses_axes,
+    ),
+    "If": Misreading(
+        "whose branches differ in size, of which onnx's shape inference takes one; "
+        f"convert the model to opset {UNITED} or later",
+        may=lambda node: node.opset < UNITED,
+    ),
+    "MaxPool": _POOLING,
+    "Resize": Misreading(
+        "whose negative axes onnx's shape inference misreads; count them from the front",
+        _resize,
+    ),
+    "Slice": Misreading(
+        "whose bounds onnx's shape inference misreads; convert the model to opset 11 or later, and "
+        f"write an end that means the front as {-(2**31)}",
+        _slice,
+        lambda node: node.opset == FIRST_STEPS,
+        _keeps_symbols,
+        by_values=True,
+    ),
+    "Squeeze": Misreading(_AXES, _squeeze, by_values=True),
+    "Unsqueeze": Misreading(_AXES, _unsqueeze, by_values=True),
+}
+
+
+def is_misread(node: NodeProto, opset: int, values: Callable[[str], list[int] | None]) -> bool:
+    """Return whether inference misreads a node whatever the sizes.
+
+    Args:
+        node: the node.
+        opset: version of its operator set.
+        values: see ``Settings``.
+    """
+    misreading = MISREAD.get(operator(node))
+    return misreading is not None and misreading.settings(Settings(node, opset, values))
+
+
+class Suspects:
+    """The nodes of a model that inference may misread.
+
+    Args:
+        model: the model; afterwards only these nodes may change.
+    """
+
+    def __init__(self, model: ModelProto) -> None:
+        self._graphs: list[Graph] = []
+        self._left: list[tuple[Graph, int, Settings]] = []
+        # Index the model only if it has such nodes, which few have.
+        if any(_is_suspect(node) for body in bodies_of(model) for node in body.node):
+            self._graphs = graphs_of(model)
+            for graph in self._graphs:
+                for index, node in enumerate(graph.nodes):
+                    if graph.ops[index] in MISREAD:
+                        settings = Settings(node, graph.opset, partial(_integers, graph))
+                        self._left.append((graph, index, settings))
+
+    def take(self, types: Sequence[Types] | None = None) -> Iterator[tuple[str, NodeProto]]:
+        """Yield the nodes that are misread, with their operators; each node only once.
+
+        Args:
+            types: what was inferred of the tensors of each graph. Without it, the nodes are yielded
+                that are misread whatever the sizes, and in local functions, whose sizes are not
+                known, those that may be misread.
+        """
+        by_graph = None
+        if types is not None and self._graphs:
+            by_graph = {id(g): of_one for g, of_one in zip(self._graphs, types, strict=True)}
+        left, self._left = self._left, []  # empty if the model is not indexed
+        for graph, index, settings in left:
+            if self._is_misread(graph, index, settings, by_graph):
+                yield str(graph.ops[index]), graph.nodes[index]
+            else:
+                self._left.append((graph, index, settings))
+
+    def _is_misread(
+        self, graph: Graph, index: int, node: Settings, types: Mapping[int, Types] | None
+    ) -> bool:
+        misreading = MISREAD[str(graph.ops[index])]
+        if types is None:
+            inside = graph.is_of_function and (misreading.may(node) or node.is_open)
+            return inside or misreading.settings(node)
+        if not misreading.may(node):
+            return False
+        if graph.ops[index] == "If":
+            branches = [b for b in self._graphs if b.parent is graph and b.carrier == index]
+            return _differ(branches, types)
+        before = _dims(graph, graph.reads[index][0], types)
+        after = _dims(graph, graph.writes[index][0], types)
+        return before is not None and after is not None and misreading.sizes(node, before, after)
+
+
+def leave_open(nodes: Iterable[NodeProto]) -> None:
+    """Change nodes in place so that inference finds the types of their outputs, but no sizes.
+
+    A node becomes a Reshape to an unknown shape. A node with subgraphs keeps them, so that these
+    are still inferred; its outputs are renamed, so that nothing is known of what reads them.
+    """
+    for node in nodes:
+        if any(subgraphs(node)):
+            node.output[:] = [name and f"{_OPEN}.{name}" for name in node.output]
+            continue
+        node.op_type = "Reshape"
+        del node.attribute[:]
+        node.input[1:] = [_OPEN]
+
+
+def _is_suspect(node: NodeProto) -> bool:
+    misreading = MISREAD.get(node.op_type)
+    if misreading is None or node.domain not in STANDARD_DOMAINS:
+        return False
+    settings = Settings(node, 1, lambda name: None)
+    return (
+        misreading.by_values
+        or settings.is_open
+        or misreading.settings(settings)
+        or misreading.may(settings)
+    )
+
+
+def _differ(branches: Iterable[Graph], types: Mapping[int, Types]) -> bool:
+    """Return whether an output has unknown sizes, or not the same in all branches."""
+    sizes = [
+        [_dims(branch, value.name, types) for value in branch.body.output]
+        for branch in branches
+        if isinstance(branch.body, GraphProto)
+    ]
+    return any(each != sizes[0] or None in each for each in sizes)
+
+
+def _dims(graph: Graph | None, name: str, types: Mapping[int, Types]) -> Dims | None:
+    while graph is not None:
+        if name in graph.dims:
+            return graph.dims[name]
+        if graph.defines(name):
+            return types[id(graph)].get(name, (None, 0))[0]
+        graph = graph.parent
+    return None
+
+
+def _integers(graph: Graph, name: str) -> list[int] | None:
+    """Return the elements of an initializer or of a Constant node, if they are integers."""
+    initializer, index = graph.find_initializer(name), graph.producer.get(name)
+    if initializer is not None:
+        return _elements(initializer[1])
+    if index is None or graph.ops[index] != "Constant":
+        return None
+    for item in graph.nodes[index].attribute:
+        if item.HasField("t"):
+            return _elements(item.t)
+        if item.name == "value_ints":
+            return [*item.ints]
+    return None
+
+
+def _elements(tensor: TensorProto) -> list[int] | None:
+    kinds = (TensorProto.INT32, TensorProto.INT64)
+    if tensor.data_type not in kinds or tensor.data_location == TensorProto.EXTERNAL:
+        return None
+    try:
+        value = numpy_helper.to_array(tensor)
+    except ValueError:  # a copy without its values
+        return None
+    return [*map(int, value.reshape(-1))]

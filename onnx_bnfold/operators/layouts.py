@@ -1,0 +1,330 @@
+"""The linear layers and the layouts of their weights: the only place that knows them.
+
+To support another one, write what reads a node and add an entry to ``LAYOUTS``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from onnx_bnfold.model.constants import Constant
+from onnx_bnfold.model.node_view import FLOATS, NodeView
+from onnx_bnfold.operators import costs
+from onnx_bnfold.operators.entries import Absorbing
+from onnx_bnfold.operators.linear import LinearLayer
+from onnx_bnfold.reasons import Reason, Refusal, Refused
+
+
+def _no_shift(view: NodeView, reason: Reason, sentence: str) -> Refusal:
+    return Refusal(reason, view.label, sentence)
+
+
+def _dequantizer(view: NodeView, slot: int) -> NodeView | None:
+    from onnx_bnfold.operators.dequantized_weight import dequantizer  # most weights are constants
+
+    return dequantizer(view, slot)
+
+
+def _weight(view: NodeView, slot: int) -> Constant:
+    """Return a weight's shape and type; for a quantised one those it has in real numbers."""
+    info = view.constant(slot)
+    if info is not None:
+        return info
+    source = _dequantizer(view, slot)
+    if source is None or source.constant(0) is None or source.constant(1) is None:
+        return view.weight(slot)  # which says why it is none
+    integers, scale = source.weight(0), source.weight(1)
+    return Constant(view.name_in(slot), integers.dims, scale.data_type)
+
+
+def _kernel(weight: Constant) -> tuple[int, ...]:
+    return tuple(weight.dims[2:])
+
+
+def _padding(view: NodeView, weight: Constant) -> Refusal | None:
+    """Say why a convolution's input cannot be shifted: zeros at the border do not shift along."""
+    auto_pad = view.attribute("auto_pad", "NOTSET")
+    if auto_pad == "NOTSET":
+        pads_zeros = any(view.attribute("pads", []))
+    else:
+        pads_zeros = str(auto_pad).startswith("SAME") and any(k != 1 for k in _kernel(weight))
+    if pads_zeros:
+        return _no_shift(
+            view,
+            Reason.PADDING,
+            "it pads its input with zeros, and a shift would not hold at the border",
+        )
+    return None
+
+
+def _transposed_shift(view: NodeView, weight: Constant) -> Refusal | None:
+    strides: list[int] = view.attribute("strides", [])
+    output_padding: list[int] = view.attribute("output_padding", [])
+    plain = (
+        all(n == 1 for n in (*_kernel(weight), *strides))
+        and not any(output_padding)
+        and view.attribute("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    )
+    if plain:
+        return None
+    return _no_shift(
+        view,
+        Reason.PADDING,
+        "its output positions get different numbers of taps, and a shift would differ between them",
+    )
+
+
+def _convolution(view: NodeView, *, transposed: bool) -> LinearLayer:
+    """Read Conv, ``(C_out, C_in/group, *k)``, or ConvTranspose, ``(C_in, C_out/group, *k)``."""
+    weight = _weight(view, 1)
+    group = view.attribute("group", 1)
+    rank = len(weight.dims)
+    _require(view, rank >= 3 and group > 0 and weight.dims[0] % group == 0)
+    first, second = weight.dims[0], weight.dims[1]
+    return LinearLayer(
+        view,
+        ("gio" if transposed else "goi") + "k" * (rank - 2),
+        (group, first // group, *weight.dims[1:]),
+        weight,
+        view.bias(2, weight, (second * group if transposed else first,)),
+        *(0, 1, 2, 1, 1, rank, rank),
+        shift_in=_transposed_shift(view, weight) if transposed else _padding(view, weight),
+    )
+
+
+def _gemm(view: NodeView) -> LinearLayer:
+    weight = _weight(view, 1)
+    _require(view, len(weight.dims) == 2)
+    transposed = bool(view.attribute("transB", 0))
+    columns = weight.dims[0 if transposed else 1]
+    bias = view.bias(2, weight, None)
+    if bias is not None:
+        _require(view, len(bias.dims) <= 2 and (bias.dims or (1,))[-1] in (1, columns))
+    return LinearLayer(
+        view,
+        "oi" if transposed else "io",
+        weight.dims,
+        weight,
+        bias,
+        *(0, 1, 2, 0 if view.attribute("transA", 0) else 1, 1, 2, 2),
+        alpha=float(view.attribute("alpha", 1.0)),
+        beta=float(view.attribute("beta", 1.0)),
+        voided=(("beta", None),),
+    )
+
+
+def _constant_operand(view: NodeView) -> tuple[int, Constant]:
+    """Return which of two operands is the weight, and the weight."""
+    right = view.constant(1) is not None or _dequantizer(view, 1) is not None
+    slot = 1 if right else 0
+    return slot, _weight(view, slot)
+
+
+def _matmul(view: NodeView) -> LinearLayer:
+    weight_slot, weight = _constant_operand(view)
+    data_slot = 1 - weight_slot
+    rank, depth = len(view.dims_in(data_slot)), len(weight.dims)
+    if depth < 2 or depth > rank:
+        raise Refused(
+            Reason.AXES, view.label, "its constant operand has fewer than two or too many axes"
+        )
+    axis = rank - 1 if weight_slot == 1 else rank - 2
+    shift_in = None
+    if depth > 2:
+        shift_in = _no_shift(view, Reason.AXES, "it has a weight matrix per batch entry")
+    return LinearLayer(
+        view,
+        "b" * (depth - 2) + ("io" if weight_slot == 1 else "oi"),
+        weight.dims,
+        weight,
+        None,
+        *(data_slot, weight_slot, None, axis, axis, rank, rank),
+        shift_in=shift_in,
+        becomes_gemm=rank == 2 and weight_slot == 1,
+    )
+
+
+def _einsum(view: NodeView) -> LinearLayer:
+    """Read an Einsum of data and a constant.
+
+    A letter of the constant stands for input channels if the data has it and the output does not,
+    for output channels if the output has it and the data does not, and for both if all have it and
+    no other does either. Of several, the first does: one axis of each side may change.
+    """
+    terms, out = _equation(view)
+    if len(terms) != 2:
+        raise Refused(Reason.OPAQUE, view.label, "it is not a product of two operands")
+    slot, weight = _constant_operand(view)
+    dims = view.dims_in(1 - slot)
+    data, own, out = _axes_of(view, terms[1 - slot], terms[slot], out, len(dims))
+    _require(view, len(own) == len(weight.dims))
+    summed = [letter for letter in data if letter in own and letter not in out]
+    made = [letter for letter in out if letter in own and letter not in data]
+    shared = [letter for letter in out if letter in own and letter in data]
+    before, behind = summed[:1], (made or shared)[:1]
+    roles = {**dict.fromkeys(own, "k"), **dict.fromkeys((*made, *shared), "b")}
+    roles |= dict.fromkeys(behind, "o") | dict.fromkeys(before, "i")
+    if not summed and not made and shared:
+        before, roles[behind[0]] = behind, "g"
+    sizes = dict(zip(own, weight.dims, strict=True))
+    # Positions of the data that are added up without weights of their own, each with its shift.
+    counted = [
+        size
+        for letter, size in zip(data, dims, strict=True)
+        if letter not in out and sizes.get(letter, 1) == 1
+    ]
+    known = [size for size in counted if isinstance(size, int)]
+    shift_in = None
+    if len(known) < len(counted):
+        sentence = "it adds up positions of its data, a shift of each, and it is not known how many"
+        shift_in = _no_shift(view, Reason.UNKNOWN_SHAPE, sentence)
+    elif any(role == "b" and sizes[letter] > 1 for letter, role in roles.items()):
+        sentence = "a shift would need a bias that varies along several axes of its output"
+        shift_in = _no_shift(view, Reason.AXES, sentence)
+    return LinearLayer(
+        view,
+        "".join(roles[letter] for letter in own),
+        weight.dims,
+        weight,
+        None,
+        *(1 - slot, slot, None),
+        data.index(before[0]) if before else 0,  # without a channel any axis will do
+        out.index(behind[0]) if behind else 0,
+        *(len(data), len(out)),
+        alpha=math.prod(known),
+        shift_in=shift_in,
+    )
+
+
+def _axes_of(view: NodeView, data: str, own: str, out: str, rank: int) -> tuple[str, str, str]:
+    """Return the terms of data, constant and output with a character for each axis.
+
+    Args:
+        view: the Einsum.
+        data, own, out: the terms as they are written.
+        rank: of the data.
+
+    Raises:
+        Refused: they do not fit, or the constant has axes of no letter or a diagonal is taken.
+    """
+    if "..." in own:
+        raise Refused(Reason.AXES, view.label, "some axes of its constant have no letter")
+    unnamed = "".join(map(chr, range(rank - len(data.replace("...", "")))))  # these are no letters
+    data, out = data.replace("...", unnamed), out.replace("...", unnamed)
+    _require(view, len(data) == rank and {*out} <= {*data, *own})
+    if any(len({*letters}) < len(letters) for letters in (data, own, out)):
+        raise Refused(Reason.AXES, view.label, "a letter of its equation stands for a diagonal")
+    return data, own, out
+
+
+def _equation(view: NodeView) -> tuple[list[str], str]:
+    """Return the terms of an Einsum's operands, and that of its output."""
+    left, arrow, out = view.attribute("equation", "").replace(" ", "").partition("->")
+    if not arrow:
+        once = (letter for letter in sorted({*left}) if left.count(letter) == 1)
+        out = "..." * ("..." in left) + "".join(filter(str.isalpha, once))
+    return left.split(","), out
+
+
+def _einsum_count(view: NodeView) -> int:
+    """Count for an Einsum of two operands: an element for each letter that is summed."""
+    terms, out = _equation(view)
+    if len(terms) > 2:
+        raise costs.Unknown(f"{view.label}: its multiply-adds are not known")
+    sizes: dict[str, int] = {}
+    for slot, term in enumerate(terms):
+        for letter in {*term} - {*out, "."}:
+            ahead, _, behind = term.partition(letter)
+            axis = -1 - len(behind) if "..." in ahead else len(ahead)
+            size = costs.size(view, view.name_in(slot), slice(axis, axis + 1 or None))
+            sizes[letter] = max(size, sizes.get(letter, 1))
+    return costs.per_element(view) * math.prod(sizes.values()) if len(terms) > 1 else 0
+
+
+def _einsum_depth(view: NodeView, encrypted: set[str]) -> costs.Depth:
+    return len(view.reads) - 1, 0
+
+
+def _require(view: NodeView, holds: bool) -> None:
+    if not holds:
+        raise Refused(
+            Reason.INCONSISTENT_SHAPES,
+            view.label,
+            "the shapes of its weight, bias and attributes do not agree; repair the model",
+        )
+
+
+def linear_layer(view: NodeView, layout: Callable[[NodeView], LinearLayer]) -> LinearLayer:
+    """Return the linear layer a node is.
+
+    Args:
+        view: the node.
+        layout: reads the layout of its weight.
+
+    Raises:
+        Refused: its weight or bias is not constant, not a float, or of disagreeing shape.
+    """
+    layer = layout(view)
+    if layer.weight.data_type not in FLOATS:
+        raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its weight is not of a float type")
+    if 0 in layer.weight.dims:
+        raise Refused(Reason.INCONSISTENT_SHAPES, view.label, "its weight has no elements")
+    if view.constants.get(layer.weight.name) is not None:
+        return layer
+    source = _dequantizer(view, layer.weight_slot)
+    if source is None:
+        return layer
+    from onnx_bnfold.operators.dequantized_weight import quantized_weight
+
+    return layer._replace(quantized=quantized_weight(source, _out_axis(layer)))
+
+
+def _out_axis(layer: LinearLayer) -> int:
+    """Return the axis of the weight, with its groups not split off, that holds output channels."""
+    layout = layer.layout
+    if "o" in layout and "g" in layout and layout.index("o") != 1 and layer.grouped[0] > 1:
+        raise Refused(
+            Reason.QUANTIZED,
+            layer.view.label,
+            "its output channels are spread over groups and an axis",
+        )
+    if "o" in layout:
+        return layout.replace("g", "").index("o")
+    if "g" not in layout:
+        raise Refused(
+            Reason.QUANTIZED,
+            layer.view.label,
+            "its quantised weight has no axis of output channels; fold before quantising",
+        )
+    return layout.index("g")
+
+
+def _entry(
+    layout: Callable[[NodeView], LinearLayer],
+    version: int,
+    multiply_adds: costs.Count,
+    *linear_in: tuple[int, ...],
+    depth: costs.Depth | costs.DepthOf = costs.ONE_LEVEL,
+) -> Absorbing:
+    """Make the entry of a linear layer: how it is read, up to which version, and what it costs."""
+    return Absorbing(
+        partial(linear_layer, layout=layout),
+        linear_in,
+        version=version,
+        multiply_adds=multiply_adds,
+        depth=depth,
+    )
+
+
+_conv = partial(_convolution, transposed=False)
+_conv_transpose = partial(_convolution, transposed=True)
+
+LINEAR_LAYERS: Mapping[str, Absorbing] = {
+    "Conv": _entry(_conv, 22, costs.convolution(1), (1, 2)),
+    "ConvTranspose": _entry(_conv_transpose, 22, costs.transposed_convolution, (1, 2)),
+    "Einsum": _entry(_einsum, 28, _einsum_count, (1,), (0,), depth=_einsum_depth),
+    "Gemm": _entry(_gemm, 13, costs.gemm, (1, 2), (0, 2)),
+    "MatMul": _entry(_matmul, 13, costs.matmul, (1,), (0,)),
+}

@@ -1,0 +1,379 @@
+"""Linear layers: what becomes of their weights and biases; ``layouts`` reads them.
+
+Every layer computes ``y[o] = alpha * sum_i,k W[o, i, k] * x[i, k] + beta * c[o]``. With its input
+re-parametrised as ``x' = s_i * x + h_i`` and its output as ``y' = s_o * y + h_o`` it stays exact
+with (Ibarrondo & Önen 2018 for the output side; the input side is its mirror image)
+
+    W' = W * s_o / s_i
+    c' = s_o * (beta * c - alpha * sum_i,k W[o, i, k] * h_i / s_i) + h_o        and beta' = 1
+
+A layout is a string with a letter per axis of the (grouped) weight: ``g`` group, ``o`` output
+channel, ``i`` input channel, ``k`` kernel position, ``b`` batch of weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from onnx_bnfold.arrays import Array
+from onnx_bnfold.model.constants import Constant
+from onnx_bnfold.model.node_view import NodeView
+from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64, along
+from onnx_bnfold.operators.entries import (
+    OUT,
+    BiasPlace,
+    Computed,
+    Multiplied,
+    Read,
+    Revised,
+    Sides,
+)
+from onnx_bnfold.reasons import Reason, Refusal, Refused
+
+if TYPE_CHECKING:
+    from onnx_bnfold.operators.dequantized_weight import QuantizedWeight
+
+
+class LinearLayer(NamedTuple):
+    """A linear layer with constant weights, seen through its layout.
+
+    Attributes:
+        layout: letter per axis of ``grouped``, see the module's text.
+        grouped: shape of the weight with the group split off, e.g. ``(g, C_out/g, C_in/g, *k)``.
+        data_slot, weight_slot, bias_slot: indices of the node's inputs; the last is None for a
+            layer that has no input for a bias.
+        in_axis, out_axis: the channel axes of the data tensor and of the output.
+        in_rank, out_rank: ranks of the data tensor and of the output.
+        shift_in: why a shift of the input cannot be absorbed, or None if it can.
+        quantized: the DequantizeLinear that makes the weight, if one does.
+        becomes_gemm: whether a layer without an input for a bias gets one as a Gemm.
+        voided: attributes that a new bias takes away, as ``Revised.attributes``.
+    """
+
+    view: NodeView
+    layout: str
+    grouped: tuple[int, ...]
+    weight: Constant
+    bias: Constant | None
+    data_slot: int
+    weight_slot: int
+    bias_slot: int | None
+    in_axis: int
+    out_axis: int
+    in_rank: int
+    out_rank: int
+    alpha: float = 1.0
+    beta: float = 1.0
+    shift_in: Refusal | None = None
+    quantized: QuantizedWeight | None = None
+    becomes_gemm: bool = False
+    voided: tuple[tuple[str, None], ...] = ()
+
+    @property
+    def channels_out(self) -> int:
+        """Number of output channels."""
+        return _channels(self.layout, self.grouped, "go")
+
+    @property
+    def channels_in(self) -> int:
+        """Number of input channels."""
+        return _channels(self.layout, self.grouped, "gi")
+
+    @property
+    def group(self) -> int:
+        """Number of groups, each of which reads channels of its own."""
+        return self.grouped[self.layout.index("g")] if "g" in self.layout else 1
+
+    @property
+    def summed_axes(self) -> tuple[int, ...]:
+        """Axes of the grouped weight over which one output element sums."""
+        return self.axes("ik")
+
+    def axes(self, letters: str) -> tuple[int, ...]:
+        """Axes of the grouped weight that some letters of the layout stand for."""
+        return _axes(self.layout, letters)
+
+    @property
+    def factor_slot(self) -> int | None:
+        """The input that multiplies; None if it is quantised."""
+        return None if self.quantized is not None else self.weight_slot
+
+    @property
+    def bias_place(self) -> BiasPlace:
+        """Where a bias goes."""
+        if self.bias_slot is not None:
+            return BiasPlace.INPUT
+        return BiasPlace.GEMM if self.becomes_gemm else BiasPlace.ADD
+
+    def require(self, port: int, change: Affine) -> None:
+        """Refuse a change of the data or the output that weights and bias do not take.
+
+        Raises:
+            Refused: see ``input_vectors`` and ``output_vectors``.
+        """
+        if port == OUT:
+            self.output_vectors(change)
+        else:
+            self.input_vectors(change)
+
+    def passed_on(self, into: Affine, sides: Sides) -> Affine | None:
+        """Return the shift that the output gets if the weights do not compensate one.
+
+        A layer without a bias need not take the shift of its data: an Add behind it may be there to
+        do so.
+        """
+        if self.bias_slot is not None:
+            return None
+        factor = self.weight_factor(*sides)
+        value = self.weight_value().reshape(self.grouped)
+        shift = -self.fold_bias(None, value * factor, into, None)
+        laid = along(shift, self.out_axis, self.out_rank)
+        return Affine.identity(self.out_rank).with_shift(laid)
+
+    def altered(self, sides: Sides) -> Iterator[Read]:
+        """Yield the constants that get new values by changes of the two sides."""
+        into, out = sides
+        if sides.have_scale:
+            quantized = self.quantized
+            yield (
+                (self.view.index, self.weight_slot)
+                if quantized is None
+                else (quantized.view.index, 1)
+            )
+        shifted = (into is not None and into.has_shift) or out is not None
+        if shifted and self.bias is not None and self.bias_slot is not None:
+            yield self.view.index, self.bias_slot
+
+    def needs_bias(self, sides: Sides) -> bool:
+        """Whether the bias changes, or one has to be made, by changes of the two sides."""
+        into, out = sides
+        shifted = into is not None and into.has_shift
+        if not shifted and (out is None or not out.has_shift):
+            return self.bias is not None and out is not None and out.has_scale
+        if self.bias_slot is not None:
+            return True
+        weight = self.weight_value() if shifted else None
+        bias = self.fold_bias(None, weight, into, out)
+        size = self.bias_size(weight, into, out)
+        return bool((np.abs(bias) > AGREEMENT * size).any())
+
+    def revised(self, sides: Sides) -> Iterator[Revised]:
+        """Yield what becomes of the weight and the bias by changes of the two sides."""
+        if self.quantized is not None:
+            if sides.out is not None and sides.out.has_scale:
+                yield from self.quantized.revised(self.output_vectors(sides.out)[0])
+        elif sides.have_scale:
+            dims, data_type = self.weight.dims, self.weight.data_type
+            values = _NewWeight(self, sides)
+            yield Revised(self.view, self.weight_slot, "weight", dims, data_type, values)
+        if self.needs_bias(sides):
+            yield self._revised_bias(sides)
+
+    def _revised_bias(self, sides: Sides) -> Revised:
+        dims: tuple[int, ...] = (self.channels_out,)
+        if self.bias is not None:
+            dims = np.broadcast_shapes(self.bias.dims, dims)
+        elif self.bias_slot is None and self.view.opset >= 7:
+            # A new Add broadcasts from the right; before opset 7 its attributes say where.
+            dims += (1,) * (self.out_rank - 1 - self.out_axis)
+        return Revised(
+            self.view,
+            len(self.view.reads) if self.bias_slot is None else self.bias_slot,
+            "bias",
+            dims,
+            self.weight.data_type,
+            _NewBias(self, sides, dims),
+            self.voided,
+            self.bias_place,
+        )
+
+    def weight_value(self) -> Array:
+        """Return the elements of the weight."""
+        return self.view.constants.value(self.weight.name)
+
+    def peaks(self, magnitude: Array) -> Array:
+        """Return the largest magnitude of the weight per output channel."""
+        inner = tuple(i for i, letter in enumerate(self.layout) if letter not in "go")
+        largest: Array = magnitude.reshape(self.grouped).max(axis=inner)
+        return largest
+
+    def output_vectors(self, change: Affine) -> tuple[Float64, Float64]:
+        """Return the output's change as ``(C_out,)`` vectors.
+
+        Raises:
+            Refused: it is not per output channel, or beyond what weights can hold.
+        """
+        if not change.is_ordinary:
+            raise Refused(
+                Reason.PRECISION,
+                self.view.label,
+                "a scale in front of it is zero or so small that it cannot be divided by",
+            )
+        vectors = change.vector(self.out_axis, self.channels_out)
+        if vectors is None:
+            raise self._not_per_channel("output", self.out_axis)
+        return vectors
+
+    def input_vectors(self, change: Affine) -> tuple[Float64, Float64]:
+        """Return the input's change as ``(C_in,)`` vectors.
+
+        Raises:
+            Refused: it is not per input channel, cannot be divided by, or shifts a padded border.
+        """
+        if change.has_shift and self.shift_in is not None:
+            raise Refused.again(self.shift_in)
+        if self.quantized is not None:
+            raise Refused(
+                Reason.QUANTIZED,
+                self.view.label,
+                "its quantised weight has no scale per input channel; fold before quantising",
+            )
+        if not change.is_invertible:
+            raise Refused(
+                Reason.PRECISION,
+                self.view.label,
+                "the scale is zero or so small in a channel that the weights behind cannot be "
+                "divided by it",
+            )
+        vectors = change.vector(self.in_axis, self.channels_in)
+        if vectors is None:
+            raise self._not_per_channel("input", self.in_axis)
+        return vectors
+
+    def _not_per_channel(self, side: str, axis: int) -> Refused:
+        return Refused(
+            Reason.AXES,
+            self.view.label,
+            f"the change of its {side} is not one value per channel on axis {axis}",
+        )
+
+    def _laid(self, vector: Float64, channel: str) -> Float64:
+        """Shape a vector over channels to broadcast against the grouped weight."""
+        return vector.reshape(_broadcast(self.layout, self.grouped, "g" + channel))
+
+    def weight_factor(self, into: Affine | None, out: Affine | None) -> Float64:
+        """Return what the weight is multiplied by to compensate the scales of both sides.
+
+        Args:
+            into: change of the data tensor, or None.
+            out: change of the output, or None.
+
+        Returns:
+            Float64 that broadcasts against the weight of shape ``grouped``.
+        """
+        if out is None:
+            factor: Float64 = np.ones((1,) * len(self.grouped))
+        else:
+            factor = self._laid(self.output_vectors(out)[0], "o")
+        if into is not None and into.has_scale:
+            factor = factor / self._laid(self.input_vectors(into)[0], "i")
+        return factor
+
+    def fold_bias(
+        self, bias: Array | None, weight: Array | None, into: Affine | None, out: Affine | None
+    ) -> Float64:
+        """Return the bias, in float64, that compensates the shifts of both sides.
+
+        Args:
+            bias: Conv's bias or Gemm's C in any of its shapes, or None.
+            weight: the original weight; needed only where ``into`` has a shift.
+            into: change of the data tensor, or None.
+            out: change of the output, or None.
+
+        Returns:
+            The new bias: ``(C_out,)``, or Gemm's C broadcast with it; ``beta`` has become 1.
+        """
+        if bias is None and out is not None and (into is None or not into.has_shift):
+            return self.output_vectors(out)[1]
+        c = np.zeros(()) if bias is None else bias.astype(np.float64) * self.beta
+        with np.errstate(over="ignore", invalid="ignore"):  # it is judged when it is rounded
+            if into is not None and into.has_shift:
+                assert weight is not None
+                scale, shift = self.input_vectors(into)
+                grouped = weight.astype(np.float64).reshape(self.grouped)
+                c = c - self.alpha * self._summed(grouped * self._laid(shift / scale, "i"))
+            if out is not None:
+                scale, shift = self.output_vectors(out)
+                c = c * scale + shift
+        return c
+
+    def bias_size(self, weight: Array | None, into: Affine | None, out: Affine | None) -> Float64:
+        """Return the sum of the magnitudes of what ``fold_bias`` adds up without an old bias.
+
+        A bias that is much smaller is the rounding of its terms, which cancel.
+        """
+        size: Float64 = np.zeros(())
+        if into is not None and into.has_shift:
+            assert weight is not None
+            scale, shift = self.input_vectors(into)
+            grouped = np.abs(weight.astype(np.float64)).reshape(self.grouped)
+            ratio = self._laid(np.abs(shift / scale), "i")
+            size = self._summed(grouped * ratio)
+        if out is not None:
+            scale, shift = self.output_vectors(out)
+            size = size * np.abs(scale) + np.abs(shift)
+        return size
+
+    def _summed(self, product: Float64) -> Float64:
+        return np.asarray(product.sum(axis=self.summed_axes).reshape(-1))
+
+
+class _NewWeight(Multiplied):
+    """What becomes of the weight of a layer by changes of its two sides."""
+
+    __slots__ = ("_layer", "_sides", "name", "shape", "sums_over")
+
+    def __init__(self, layer: LinearLayer, sides: Sides) -> None:
+        self._layer = layer
+        self._sides = sides
+        self.name = layer.weight.name
+        self.shape = layer.grouped
+        self.sums_over = layer.summed_axes
+
+    def factor(self) -> Float64:
+        return self._layer.weight_factor(*self._sides)
+
+
+class _NewBias(Computed):
+    """What becomes of its bias, in the shape ``dims``."""
+
+    __slots__ = ("_dims", "_layer", "_sides")
+    sums_over = None
+
+    def __init__(self, layer: LinearLayer, sides: Sides, dims: tuple[int, ...]) -> None:
+        self._layer = layer
+        self._sides = sides
+        self._dims = dims
+
+    def values(self) -> Float64:
+        layer, (into, out), dims = self._layer, self._sides, self._dims
+        old = None if layer.bias is None else layer.view.constants.value(layer.bias.name)
+        shifted = into is not None and into.has_shift
+        folded = layer.fold_bias(old, layer.weight_value() if shifted else None, into, out)
+        if layer.bias_slot is None:
+            folded = folded.reshape(dims)
+        return folded if folded.shape == dims else np.broadcast_to(folded, dims)
+
+
+@cache
+def _axes(layout: str, letters: str) -> tuple[int, ...]:
+    """Return the axes that some letters of a layout stand for."""
+    return tuple(axis for axis, letter in enumerate(layout) if letter in letters)
+
+
+# The layers of a model are of few shapes.
+@lru_cache(maxsize=1024)
+def _channels(layout: str, grouped: tuple[int, ...], letters: str) -> int:
+    """Return the number of channels that some letters of a layout stand for together."""
+    return math.prod(_broadcast(layout, grouped, letters))
+
+
+@lru_cache(maxsize=1024)
+def _broadcast(layout: str, grouped: tuple[int, ...], letters: str) -> tuple[int, ...]:
+    """Return a weight's shape with the axes that are not among some letters reduced to 1."""
+    return tuple(n if a in letters else 1 for n, a in zip(grouped, layout, strict=True))

@@ -1,0 +1,462 @@
+"""One fold of one model: plan, compute, and plan again without what did not fit its type."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import ModelProto
+
+from onnx_bnfold.arrays import Array
+from onnx_bnfold.errors import UsageError
+from onnx_bnfold.model.constants import Constants, OpenTensor
+from onnx_bnfold.model.graph import Graph, ReadTensor, graphs_of
+from onnx_bnfold.model.shape_inference import Inference, Shapes
+from onnx_bnfold.model.source import Source, rounded
+from onnx_bnfold.model.validate import require_sound
+from onnx_bnfold.operators.affine import Float64
+from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.planning.planner import Decision, GraphPlan, Place, Standalone, plan_graph
+from onnx_bnfold.planning.precision_limits import Limits, Profile
+from onnx_bnfold.reasons import Refusal
+from onnx_bnfold.rewriting.graph_editor import Pending, freeze_constants, rewrite
+from onnx_bnfold.rewriting.new_constants import Unrepresentable, Whole, exact, new_constants
+from onnx_bnfold.storage.tensors import clear_place
+from onnx_bnfold.validation import require_at_least, require_types
+
+if TYPE_CHECKING:
+    from onnx_bnfold.planning.settle import Origins
+    from onnx_bnfold.planning.value_ranges import Ranges
+    from onnx_bnfold.report import Record, Rescaled
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user can ask of a fold.
+
+    Attributes:
+        freeze_initializers: treat initializers that are also graph inputs as constants, and take
+            them out of the inputs.
+        max_rescale: largest factor by which a channel of a tensor that stays may be rescaled; by
+            default it depends on the data type (``limits.MAX_RESCALE``).
+        standalone: what a BatchNormalization that stays is written as: itself (``keep``), a Mul
+            and an Add (``mul-add``), or a depthwise Conv (``conv``; on tensors with spatial axes).
+        metadata: let a fold from file to file record itself in the model's ``metadata_props``
+            (see ``metadata``). A fold that removes nothing records nothing, and a fold in memory
+            has no file to name.
+        merge_branches: merge parallel branches of Convs, identities and BatchNormalizations that
+            meet in an Add into one Conv (``merge``).
+        profile: what the folded model will be run in: ``float``, ``fp16`` or ``int8``; see
+            ``limits.Limits``.
+        equalize: make the channels of tensors between linear layers alike, as far as int8 gains by
+            it (``equalize``).
+        ranges: for ``equalize``, an .npz with an array per input of the model, examples of what it
+            is run on; without it ranges are what the BatchNormalizations say. For models in files.
+        keep_shared_weights: leave a BatchNormalization whose fold would copy a weight that others
+            read, too.
+    """
+
+    freeze_initializers: bool = False
+    max_rescale: float | None = None
+    standalone: Standalone = "keep"
+    metadata: bool = True
+    merge_branches: bool = False
+    profile: Profile = "float"
+    equalize: bool = False
+    ranges: str | None = None
+    keep_shared_weights: bool = False
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require_at_least("max_rescale", self.max_rescale, 1)
+        if self.ranges is not None and not self.equalize:
+            raise UsageError("ranges are used by equalize alone; ask for it, too")
+
+
+class Pipeline:
+    """The planning of one model, and what was learnt from failed attempts.
+
+    Args:
+        model: the model; it is never changed. Its tensors may lack their bytes.
+        read: reads the elements of an initializer.
+        options: what the user asked for.
+        ranges: of the tensors of the main graph, if they were measured.
+        open_tensor: tells where the elements of an initializer lie, if any may lie in a file.
+
+    Attributes:
+        original: the model, its nodes in order.
+        model: the same with its branches merged, and with what else was put in a node's place; the
+            result of the earlier rounds, if there are any.
+        plans: of the graphs of ``model``.
+        earlier: the plans of the rounds before.
+    """
+
+    def __init__(
+        self,
+        model: ModelProto,
+        read: ReadTensor,
+        options: Options,
+        ranges: Ranges | None = None,
+        open_tensor: OpenTensor | None = None,
+    ) -> None:
+        self.model = model
+        self.options = options
+        self.plans: list[GraphPlan] = []
+        self.earlier: list[list[GraphPlan]] = []
+        self.merged: tuple[Record, ...] = ()
+        self.merges = 0
+        self._source = Source(read, open_tensor)
+        self._excluded: dict[tuple[int, int], Refusal] = {}
+        self._ranges = ranges
+        self._unequal: set[tuple[int, str]] = set()
+        self._restated: dict[Place, Decision] = {}
+        self._origins: Origins | None = None
+        self._unread: set[str] = set()
+        self._index()
+        if not require_sound(self._graphs):
+            from onnx_bnfold.model.node_order import in_order
+
+            self.model = in_order(model, self._graphs)
+            self._index()
+        self.original = self.model
+        self.nodes_before = sum(len(graph.nodes) for graph in self._graphs)
+        if options.merge_branches:
+            self._merge()
+
+    def _index(self) -> None:
+        self._graphs = graphs_of(self.model, freeze_initializers=self.options.freeze_initializers)
+        self._inference = Inference(self.model, self._graphs[0], self._source.read_rounded)
+        if self._origins is not None:
+            self._origins.label(self._graphs)
+
+    def _copy(self) -> ModelProto:
+        copy = ModelProto()
+        copy.CopyFrom(self.model)
+        if self.options.freeze_initializers:
+            freeze_constants(copy, self._graphs[0])
+        return copy
+
+    def _merge(self) -> None:
+        """Go on with a copy of the model in which parallel branches are one Conv."""
+        from onnx_bnfold.report import Record
+        from onnx_bnfold.rewriting import branch_merging
+
+        state = self._state(0, {})
+        found = [one for one in branch_merging.merges(state) if branch_merging.fits(state, one)]
+        if not found:
+            return
+        copy = self._copy()
+        self._source = self._source.with_computed(
+            branch_merging.apply(copy, self._graphs, state, found)
+        )
+        self.merges += len(found)
+        self.merged += tuple(
+            Record.of_merged(state.place(bn), state.place(m.conv)) for m in found for bn in m.bns
+        )
+        self.model = copy
+        self._index()
+
+    def _state(self, position: int, known: dict[int, GraphState]) -> GraphState:
+        graph = self._graphs[position]
+        outer = None if graph.parent is None else known[id(graph.parent)]
+        shapes = Shapes(graph, self._inference, position, None if outer is None else outer.shapes)
+        constants = Constants(
+            graph,
+            self._source.read,
+            shapes,
+            None if outer is None else outer.constants,
+            self._source.open,
+        )
+        state = GraphState(graph, constants, shapes)
+        known[id(graph)] = state
+        return state
+
+    def plan(self) -> Sequence[GraphPlan]:
+        """Plan every graph of the model, leaving out what turned out not to be representable."""
+        with np.errstate(all="ignore"):  # what is no finite number is refused, not warned of
+            while True:
+                self._plan_once()
+                try:
+                    self._settle()
+                except Unrepresentable as failed:
+                    self.exclude(failed.failures)
+                else:
+                    return self.plans
+
+    def _plan_once(self) -> None:
+        self._plan_graphs()
+        while self._restate():
+            self._plan_graphs()
+        for position, plan in enumerate(self.plans):
+            here = [d for (p, _), d in self._restated.items() if p == position]
+            if here:
+                plan.decisions = sorted((*here, *plan.decisions), key=lambda d: d.node)
+            if self.options.equalize:
+                self._equalize(position, plan)
+
+    def _settle(self) -> None:
+        """See that another fold of the result finds nothing.
+
+        What it would find is done in another round, or left for good.
+        """
+        if not self.alters or not self._may_be_judged_otherwise:
+            return
+        from onnx_bnfold.planning import settle
+
+        gained = True
+        while True:
+            copy, pending = self._result()
+            source = self._source.with_computed({n: new.compute for n, new in pending.items()})
+            ranges = self._ranges_of_result()
+            again = Pipeline(copy, source.read, self.options, ranges, source.open)
+            again._plan_once()
+            if gained and (again.merges or settle.finds_places(self.plans, again.plans)):
+                gained = self._go_on()
+            elif not settle.leave(self.plans, again.plans, again._restated):
+                return
+
+    @property
+    def _may_be_judged_otherwise(self) -> bool:
+        options = self.options
+        if options.equalize or options.merge_branches or options.standalone != "keep":
+            return True
+        return any(plan.doubtful or plan.unsure for plan in self.plans)
+
+    def _result(self) -> tuple[ModelProto, dict[str, Pending]]:
+        """Return the result of the present plan, and those of its constants that lack values."""
+        copy = ModelProto()
+        copy.CopyFrom(self.model)
+        pending = self.apply(copy)
+        for tensor, _, _ in pending.values():
+            clear_place(tensor)
+        return copy, pending
+
+    def _ranges_of_result(self) -> Ranges | None:
+        if self._ranges is None:
+            return None
+        from onnx_bnfold.planning.value_ranges import of_result
+
+        return of_result(self._ranges, self.plans[0].state)
+
+    def _go_on(self) -> bool:
+        """Plan the result of the present plan, its constants not rounded yet.
+
+        Returns:
+            Whether more goes.
+        """
+        self.verify()
+        self.model, pending = self._result()
+        values = {name: partial(_exact, new) for name, new in pending.items()}
+        self._source = self._source.with_computed(values)
+        from onnx_bnfold.planning.settle import Origins
+
+        self._origins = self._origins or Origins()
+        self._origins.follow(self.plans)
+        self._ranges = self._ranges_of_result()
+        self.earlier.append(self.plans)
+        self._excluded, self._unequal, self._restated, self._unread = {}, set(), {}, set()
+        self._index()
+        merges = self.merges
+        if self.options.merge_branches:
+            self._merge()
+        self._plan_once()
+        return self.merges > merges or any(plan.state.removed for plan in self.plans)
+
+    @property
+    def _limits(self) -> Limits:
+        return Limits(self.options.max_rescale, self.options.profile)
+
+    def _plan_graphs(self) -> None:
+        known: dict[int, GraphState] = {}
+        self.plans = [self._plan_graph(position, known) for position in range(len(self._graphs))]
+
+    def _plan_graph(self, position: int, known: dict[int, GraphState]) -> GraphPlan:
+        excluded = {n: r for (p, n), r in self._excluded.items() if p == position}
+        keep = self.options.keep_shared_weights
+        state = self._state(position, known)
+        return plan_graph(state, self._limits, excluded, keep_shared_weights=keep)
+
+    def _restate(self) -> bool:
+        """Go on with a copy of the model in which nodes that stay have another form, if any do."""
+        form = self.options.standalone
+        if form == "keep":
+            return False
+        from onnx_bnfold.rewriting import standalone
+
+        found = []
+        for position, plan in enumerate(self.plans):
+            excluded = {n for p, n in self._excluded if p == position}
+            found.append(standalone.to_restate(plan, form, self._limits, excluded))
+        if not any(found):
+            return False
+        copy = self._copy()
+        copied = standalone.apply(copy, self.plans, found, form)
+        moved = copied.moved
+        self._unread |= copied.unread
+        self._excluded = {(p, moved[p, n]): r for (p, n), r in self._excluded.items()}
+        earlier = [(p, d._replace(node=moved[p, n])) for (p, n), d in self._restated.items()]
+        self._restated = copied.decisions | {(p, d.node): d for p, d in earlier}
+        self.model = copy
+        self._index()
+        return True
+
+    def _equalize(self, position: int, plan: GraphPlan) -> None:
+        from onnx_bnfold.planning.equalize import equalize
+        from onnx_bnfold.planning.value_ranges import from_statistics
+
+        if self._ranges is None:
+            ranges: Ranges = from_statistics(plan.state)
+        else:
+            ranges = self._ranges if position == 0 else {}
+        excluded = frozenset(root for p, root in self._unequal if p == position)
+        equalize(plan, ranges, self._limits, excluded)
+
+    def exclude(self, failures: Mapping[tuple[int, int], Refusal]) -> None:
+        """Keep, from the next plan on, the nodes that caused constants which do not fit.
+
+        Args:
+            failures: of one attempt: (position of the graph, index of the node whose constant
+                fails) → why.
+
+        Raises:
+            RuntimeError: they would be met again, without end.
+        """
+        excluded, unequal = set(self._excluded), set(self._unequal)
+        for (position, index), refusal in failures.items():
+            plan = self.plans[position]
+            if index in plan.equalized:  # what is not needed goes first
+                self._unequal.update((position, root) for root in plan.equalized[index])
+                continue
+            cause = position, plan.touched.get(index, [index])[-1]
+            self._excluded[cause] = refusal
+        if (excluded, unequal) == (set(self._excluded), self._unequal):
+            culprits = {refusal.culprit for refusal in failures.values()}
+            raise RuntimeError(f"{min(culprits)} fails whatever is left out")
+
+    def verify(self) -> None:
+        """Compute every new constant and forget it.
+
+        Raises:
+            Unrepresentable: some do not fit their type; all of them are named.
+        """
+        failures: dict[tuple[int, int], Refusal] = {}
+        for position, plan in enumerate(self.plans):
+            for new in new_constants(position, plan):
+                if (position, new.node) not in failures:
+                    try:
+                        new()
+                    except Unrepresentable as failed:
+                        failures.update(failed.failures)
+        if failures:
+            raise Unrepresentable(failures)
+
+    def planned(self) -> Sequence[GraphPlan]:
+        """Plan until every new constant fits its type."""
+        while True:
+            self.plan()
+            try:
+                self.verify()
+            except Unrepresentable as failed:
+                self.exclude(failed.failures)
+            else:
+                return self.plans
+
+    def apply(self, copy: ModelProto) -> dict[str, Pending]:
+        """Rewrite a copy of the model by the present plan; see ``rewrite.rewrite``."""
+        freeze, unread = self.options.freeze_initializers, self._unread
+        pending = rewrite(copy, self.plans, freeze=freeze, unread=unread)
+        if self._source.computed:
+            pending.update(self._computed(copy, pending.keys()))
+        return pending
+
+    def _computed(self, copy: ModelProto, known: Set[str]) -> Iterator[tuple[str, Pending]]:
+        """Yield what merges and earlier rounds have made and the plan does not change."""
+        for tensor in copy.graph.initializer:
+            compute = self._source.computed.get(tensor.name)
+            if compute is not None and tensor.name not in known:
+                whole = Whole(partial(rounded, compute, tensor.data_type))
+                yield tensor.name, Pending(tensor, math.prod(tensor.dims), whole)
+
+    @property
+    def alters(self) -> bool:
+        """Whether anything changes by the present plan."""
+        return bool(self.merges or self._restated or self.earlier) or any(
+            any((plan.state.removed, plan.equalized, plan.equal_scales)) for plan in self.plans
+        )
+
+    @property
+    def rounds(self) -> Iterator[list[GraphPlan]]:
+        """The plans of all rounds, each of the result of the one before."""
+        yield from self.earlier
+        yield self.plans
+
+    @property
+    def decisions(self) -> list[tuple[GraphPlan, Decision]]:
+        """What was decided on each node at last, and the plan that says it, in order."""
+        if self._origins is None:
+            return [(plan, decision) for plan in self.plans for decision in plan.decisions]
+        found = []
+        for number, plans in enumerate(self.rounds):
+            is_last = plans is self.plans
+            for position, plan in enumerate(plans):
+                for decision in plan.decisions:
+                    if is_last or decision.folded or decision.restated is not None:
+                        graph, index = plan.state.graph, decision.node
+                        place = self._origins.place(number, position, graph, index)
+                        found.append((place, plan, decision))
+        found.sort(key=itemgetter(0))
+        return [(plan, decision) for _, plan, decision in found]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many BatchNormalizations go, and how many stay, by the present plan."""
+        fates = [d.folded for plan, d in self.decisions if plan.is_bn(d)]
+        return sum(fates) + len(self.merged), len(fates) - sum(fates)
+
+    @property
+    def equalized(self) -> tuple[str, ...]:
+        """The tensors whose channels are made alike by the present plan."""
+        plans = chain.from_iterable(self.rounds)
+        roots = (r for plan in plans for found in plan.equalized.values() for r in found)
+        return tuple(dict.fromkeys(roots))
+
+    @property
+    def rescaled(self) -> tuple[Rescaled, ...]:
+        """The tensors that stay and are re-parametrised by the present plan."""
+        from onnx_bnfold.report import rescaled_of
+
+        return rescaled_of([*self.rounds])
+
+    def changes(self) -> dict[str, tuple[Float64, Float64]]:
+        """Return scale and shift of every tensor of the main graph that changes, by name."""
+        from onnx_bnfold.report import composed
+
+        total = composed([plans[0] for plans in self.rounds])
+        return {name: (change.scale, change.shift) for name, change in total.items()}
+
+    @property
+    def read(self) -> ReadTensor:
+        """Reads the elements of an initializer of the model."""
+        return self._source.read
+
+    @property
+    def graphs(self) -> list[Graph]:
+        """The bodies of the model."""
+        return self._graphs
+
+    def records(self) -> tuple[Record, ...]:
+        """Return what became of every node, by the present plan."""
+        from onnx_bnfold.report import record_of  # a quiet fold makes no report
+
+        return self.merged + tuple([record_of(*decided) for decided in self.decisions])
+
+
+def _exact(new: Pending) -> Array:
+    """Return the elements of a new constant before they are rounded, in its shape."""
+    return exact(new.compute).reshape(tuple(new.tensor.dims))

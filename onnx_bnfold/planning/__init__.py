@@ -1,0 +1,1 @@
+"""Which nodes go, how every tensor is re-parametrised, and why the others stay."""

@@ -1,0 +1,323 @@
+"""Cross-layer equalisation: the scales that are left free make the channels of a tensor alike.
+
+Int8 has one scale per activation tensor: a channel that is small beside the largest is rounded as
+coarsely. Between two linear layers every channel has a positive factor that can be chosen freely,
+through whatever hands it on (Nagel et al. 2019, "Data-free quantization through weight equalization
+and bias correction"). The layer in front, with a scale per output channel, does not feel it, nor
+does a depthwise layer behind; any other layer behind trades the rounding of its input for that of
+its weights.
+
+A group is what a propagation from one tensor reaches. Its factors are ``u**-alpha``, with ``u`` the
+peak of a channel beside the largest, and the ``alpha`` that makes the expected noise least:
+
+    noise(s) = sum_t step_t(s)**2 / 12 * sum_c gain_c / s_c**2
+             + sum_o step_o(s)**2 / 12 * sum_c power_c * s_c**2
+
+over the group's tensors ``t``, its channels ``c`` and the output channels ``o`` of the layers that
+read it, where a tensor's step is its range over 255, that of an output channel its largest weight
+over 127, and every reader counts relative to the power of its own output.
+
+A BatchNormalization that stays feels nothing either: onnxruntime rounds its ``scale`` to int8 with
+one step for all channels, so these are given one size, and ``input_var`` takes what they were.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import TensorProto
+
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64, along
+from onnx_bnfold.operators.linear import LinearLayer
+from onnx_bnfold.planning.graph_state import GraphState, Key
+from onnx_bnfold.planning.notes import EQUALIZE, is_noted
+from onnx_bnfold.planning.planner import GraphPlan, commit, require_totals
+from onnx_bnfold.planning.precision_limits import Limits
+from onnx_bnfold.planning.propagation import propagate
+from onnx_bnfold.planning.value_ranges import Range, Ranges
+from onnx_bnfold.reasons import Refused
+
+_ALPHAS = np.linspace(0, 1, 21)
+_WORTHWHILE = 0.9  # of the noise before: what gains less is left alone
+_SMALLEST = 2.0**-6  # of the largest peak; smaller ones are raised as if they were of this size
+_LEVELS, _WEIGHT_LEVELS = 255, 127
+_WIDE = (TensorProto.FLOAT, TensorProto.DOUBLE)  # types that hold the variances this makes
+# Runtimes quantise what these write, not what they read.
+_FUSED = frozenset(("Clip", "Relu"))
+
+
+@dataclass(frozen=True, eq=False)
+class _Member:
+    """A tensor of a group.
+
+    Attributes:
+        channels: for each of its channels the channel of the group, -1 for none.
+        range: as it is by now.
+    """
+
+    channels: np.ndarray[tuple[int], np.dtype[np.intp]]
+    range: Range
+
+    def factors(self, s: Float64) -> Float64:
+        """Return the factor of each of its channels."""
+        return np.where(self.channels < 0, 1.0, s[self.channels])
+
+    def onto(self, values: Float64, size: int) -> Float64:
+        """Sum a value per channel of the tensor over the channels of the group."""
+        known = self.channels >= 0
+        return np.bincount(self.channels[known], values[known], size).astype(np.float64)
+
+    def spent(self, s: Float64, gain: Float64) -> Float64:
+        """Return what noise of one in each of its channels is in the readers' outputs."""
+        known = np.maximum(self.channels, 0)
+        return np.where(self.channels < 0, 0.0, gain[known] / s[known] ** 2)
+
+    def noise(self, s: Float64, gain: Float64) -> float:
+        """Return what rounding the tensor adds."""
+        f = self.factors(s)
+        step = ((self.range.high * f).max() - (self.range.low * f).min()) / _LEVELS
+        return float(step**2 / 12 * self.spent(s, gain).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """A layer, or a BatchNormalization that stays, that reads a member.
+
+    Attributes:
+        peaks: ``(groups, C_out / groups, C_in / groups)``: largest magnitude of its weights, which
+            have a step per output channel.
+        gain: ``(C,)``: what noise of one in a channel is beside the power of its output.
+        power: ``(C,)``: what a weight's noise of one is beside it.
+    """
+
+    member: _Member
+    peaks: Float64
+    gain: Float64
+    power: Float64
+
+    def noise(self, s: Float64, gain: Float64) -> float:
+        """Return what rounding the weights adds."""
+        groups, _, each = self.peaks.shape
+        f = self.member.factors(s)
+        steps = (self.peaks / f.reshape(groups, 1, each)).max(axis=2) / _WEIGHT_LEVELS
+        sums = (self.power * f**2).reshape(groups, each).sum(axis=1)
+        return float((np.square(steps).sum(axis=1) / 12 * sums).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Tensors that share their factors.
+
+    Attributes:
+        members: those whose range is known; one that a Relu cuts off counts whole, since how far
+            it reaches beyond the cut differs from input to input.
+        rounded: what a runtime rounds: those of them that it quantises, and constants.
+        gain: ``(C,)``: what noise of one in a channel is in the readers' outputs.
+    """
+
+    members: tuple[_Member, ...]
+    rounded: tuple[_Member | _Reader, ...]
+    gain: Float64
+
+    def noise(self, s: Float64) -> float:
+        """Return the expected noise of int8, relative to the readers' outputs."""
+        return sum(each.noise(s, self.gain) for each in self.rounded)
+
+    def factors(self) -> Float64 | None:
+        """Return the factors of least noise; None if none is worth its while."""
+        peaks = np.zeros(len(self.gain))
+        for member in self.members:
+            known = member.channels >= 0
+            peak = member.range.peak
+            np.maximum.at(peaks, member.channels[known], peak[known] / (peak.max() or 1))
+        relative = np.clip(peaks / (peaks.max() or 1), _SMALLEST, 1)
+        candidates = [relative**-alpha for alpha in _ALPHAS]
+        noises = [self.noise(s) for s in candidates]
+        best = int(np.argmin(noises))
+        return candidates[best] if noises[best] < _WORTHWHILE * noises[0] else None
+
+
+def equalize(plan: GraphPlan, ranges: Ranges, limits: Limits, excluded: frozenset[str]) -> None:
+    """Choose the free factors of a planned graph.
+
+    Args:
+        plan: gets further changes, and the groups that have them.
+        ranges: of the graph's tensors before any change.
+        limits: bounds the changes.
+        excluded: roots of groups that must stay as they are.
+    """
+    state = plan.state
+    present = dict(_present(state, ranges))
+    seen: set[str] = set()
+    for root in sorted(present, key=lambda name: (-present[name].rank, -present[name].channels)):
+        if root in seen:
+            continue
+        rank, labels = present[root].rank, _labels(present[root].channels)
+        try:
+            probe = propagate(state, None, {root: _laid(labels, rank)})
+            seen.update(name for name in probe if isinstance(name, str))
+            if _is_left(state, probe, limits):
+                continue
+            group = _group(state, labels, present, probe)
+            factors = None if group is None or root in excluded else group.factors()
+            if factors is None:
+                continue
+            changes = propagate(state, None, {root: _laid(factors, rank)})
+            require_totals(state, None, changes)
+            limits.check_scales(state, {k: c for k, c in changes.items() if isinstance(k, str)})
+        except Refused:
+            continue
+        commit(state, changes)
+        for index in _absorbing(state, changes):
+            plan.equalized.setdefault(index, []).append(root)
+    plan.equal_scales = {i for i in range(len(state.graph.nodes)) if _is_to_be_evened(state, i)}
+
+
+def _is_left(state: GraphState, probe: Mapping[Key, Affine], limits: Limits) -> bool:
+    """Whether an earlier fold has left a group as it is; it knew more ranges."""
+    makers = (state.graph.producer.get(name) for name in probe if isinstance(name, str))
+    nodes = (state.graph.nodes[index] for index in makers if index is not None)
+    return any(is_noted(node, EQUALIZE, limits) for node in nodes)
+
+
+def _present(state: GraphState, ranges: Ranges) -> Iterator[tuple[str, Range]]:
+    for name, span in ranges.items():
+        # Who reads a constant has it for its own: a change of the tensor would not reach it.
+        if state.constants.get(name) is not None:
+            continue
+        if name in state.graph.producer and span.channels > 1:
+            now = span.changed(state.change(name, span.rank))
+            if now is not None and np.isfinite([now.low, now.high, now.power]).all():
+                yield name, now
+
+
+def _laid(factors: Float64, rank: int) -> Affine:
+    return Affine.of(along(factors, 1, rank), np.zeros((1,) * rank))
+
+
+def _labels(count: int) -> Float64:
+    """Return factors that tell channels apart, none of them a product or quotient of others."""
+    return np.sort(np.random.default_rng(0).uniform(1.25, 1.75, count))
+
+
+def _absorbing(state: GraphState, changes: Mapping[Key, Affine]) -> Iterator[int]:
+    for key in changes:
+        for index in state.neighbours(key):
+            if index not in state.removed and state.absorbs(index, key):
+                yield index
+
+
+def _group(
+    state: GraphState, labels: Float64, present: Mapping[str, Range], probe: Mapping[Key, Affine]
+) -> _Group | None:
+    """Return what the factors of a group do; None if that is not known or nothing.
+
+    Args:
+        state: the graph.
+        labels: the factors that the group was flooded with, ascending.
+        present: the ranges of its tensors as they are by now.
+        probe: what the propagation has found.
+    """
+    members: dict[str, _Member] = {}
+    rounded: dict[str, _Member] = {}
+    readers: list[_Reader] = []
+    gain = np.zeros(len(labels))
+    for name, change in probe.items():
+        if not isinstance(name, str):
+            continue
+        views = [
+            state.view(i) for i, _ in state.graph.readers.get(name, ()) if i not in state.removed
+        ]
+        if name not in present:
+            if any(state.layer_or_none(view.index) is not None for view in views):
+                return None
+            continue
+        member = _member(change, present[name], labels)
+        if member is None:
+            return None
+        members.setdefault(state.groups.root(name), member)
+        if any(view.op not in _FUSED for view in views):
+            rounded.setdefault(state.groups.root(name), member)
+        absorbing = (v.index for v in views if state.absorber_or_none(v.index) is not None)
+        readers += [_reader(state, index, member) for index in absorbing]
+    for reader in readers:
+        gain += reader.member.onto(reader.gain, len(gain))
+    if not rounded or not gain.any():
+        return None
+    gain = np.maximum(gain, gain.max() * 1e-6)  # noise that nobody reads counts a little
+    return _Group(tuple(members.values()), (*rounded.values(), *readers), gain)
+
+
+def _member(change: Affine, span: Range, labels: Float64) -> _Member | None:
+    """Return a tensor of a group; None if its channels have other factors than the group's."""
+    vectors = change.vector(1, span.channels)
+    if vectors is None:
+        return None
+    found = vectors[0]
+    channels = np.minimum(np.searchsorted(labels, found * (1 - AGREEMENT)), len(labels) - 1)
+    channels = np.where(found == 1, -1, channels)
+    exact = np.where(found == 1, 1.0, labels[channels])
+    if (np.abs(found - exact) > AGREEMENT * exact).any():
+        return None
+    return _Member(channels, span)
+
+
+def _reader(state: GraphState, index: int, member: _Member) -> _Reader:
+    if (
+        state.graph.ops[index] == batchnorm.OPERATOR
+    ):  # its scales get one size and are not rounded at all
+        gain = _gain_of_bn(state, index)
+        return _Reader(member, np.zeros((1, 1, len(gain))), gain, gain)
+    layer = state.layer(index)
+    weight = state.constants.value(layer.weight.name).reshape(layer.grouped)
+    weight = weight * layer.weight_factor(*state.side_changes(index))
+    inner = layer.axes("bk")
+    peaks = _by_channels(layer, np.abs(weight).max(axis=inner, keepdims=True))
+    energy = _by_channels(layer, np.square(weight).sum(axis=inner, keepdims=True))
+    energy, power = energy.sum(axis=1).reshape(-1), member.range.power
+    signal = float((energy * power).sum()) or 1.0
+    taps = math.prod(layer.grouped[axis] for axis in layer.axes("k"))
+    return _Reader(member, peaks, energy / signal, taps * power / signal)
+
+
+def _by_channels(layer: LinearLayer, weight: Float64) -> Float64:
+    """Lay a number per pair of channels out as ``(groups, C_out / groups, C_in / groups)``."""
+    order = [layer.layout.index(letter) for letter in "goi" if letter in layer.layout]
+    order += layer.axes("bk")
+    groups = math.prod(layer.grouped[axis] for axis in layer.axes("g"))
+    return weight.transpose(order).reshape(
+        groups, layer.channels_out // groups, layer.channels_in // groups
+    )
+
+
+def _gain_of_bn(state: GraphState, index: int) -> Float64:
+    """Return what noise of one in a channel of its input is beside the power of its output."""
+    bn, (p, r) = state.bn(index), _rescaled(state, index)
+    power = float(np.square(bn.a * r * bn.spread).sum())
+    return np.asarray(np.square(bn.a * r / p) / (power or 1.0))
+
+
+def _rescaled(state: GraphState, index: int) -> tuple[Float64, Float64]:
+    """Return the factors that input and output of a BN have got, ``(C,)`` each."""
+    rank, count = state.rank(index), state.bn(index).channels
+    vectors = (state.change(name, rank).vector(1, count) for name in state.sides(index))
+    p, r = (np.ones(count) if vector is None else vector[0] for vector in vectors)
+    return p, r
+
+
+def _is_to_be_evened(state: GraphState, index: int) -> bool:
+    """Whether a node is a BatchNormalization that stays, with scales of several sizes."""
+    view = state.view(index)
+    if index in state.removed or view.op != batchnorm.OPERATOR:
+        return False
+    try:
+        bn, (p, r) = state.bn(index), _rescaled(state, index)
+    except Refused:
+        return False
+    infos = (view.constant(1), view.constant(4))
+    wide = all(info is not None and info.data_type in _WIDE for info in infos)
+    return wide and bn.between(p, r, batchnorm.parameter_type(view, 4)).equal_scales() is not None

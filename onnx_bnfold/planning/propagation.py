@@ -1,0 +1,217 @@
+"""Carry a change of a tensor to everything it reaches, until every branch absorbs it.
+
+Nodes that leave no choice are settled first. Where a node leaves a choice (the shift of an Add's
+output may come from any one operand) the alternatives are tried in turn, the last decision being
+taken back first, within a limit on the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.transparent import Step
+from onnx_bnfold.planning.graph_state import GraphState, Key
+from onnx_bnfold.reasons import Reason, Refusal, Refused
+
+# Alternatives tried, and nodes settled, before a propagation is given up.
+MOST_BRANCHES = 256
+MOST_SETTLED_PER_NODE = 20
+
+
+@dataclass
+class _Branch:
+    """A partial solution.
+
+    Attributes:
+        changes: what is decided; a key with the identity is held fixed.
+        forced: nodes to look at.
+        open: nodes that leave a choice.
+        decided: a node and the alternative chosen for it, still to be carried out.
+    """
+
+    changes: dict[Key, Affine] = field(default_factory=dict)
+    forced: dict[int, None] = field(default_factory=dict)
+    open: dict[int, None] = field(default_factory=dict)
+    decided: tuple[int, Mapping[int, Affine]] | None = None
+
+    def fork(self, index: int, alternative: Mapping[int, Affine]) -> _Branch:
+        """Return a copy that has decided for one of a node's alternatives."""
+        decided = (index, alternative)
+        return _Branch(dict(self.changes), dict(self.forced), dict(self.open), decided)
+
+
+Judge = Callable[[dict[Key, Affine]], None]
+
+
+def propagate(
+    state: GraphState,
+    origin: int | None,
+    seeds: Mapping[Key, Affine],
+    judge: Judge | None = None,
+    asked: set[int] | None = None,
+    met: set[Reason] | None = None,
+) -> dict[Key, Affine]:
+    """Complete changes of some tensors, such as those that turn a node into an identity.
+
+    Args:
+        state: the graph as it is by now; it is not changed.
+        origin: index of a node to be removed, which is passed over, or None.
+        seeds: the changes of its two sides, or of any tensors.
+        judge: refuses an outcome, and the search goes on for another one.
+        asked: gets the nodes whose rules were asked; as long as nothing changes at these, the
+            outcome stays the same.
+        met: gets the reasons of all refusals.
+
+    Returns:
+        Every key that changes, with its change relative to now.
+
+    Raises:
+        Refused: no way was found; the refusal is the first that was met, unless the search was
+            given up.
+    """
+    search = _Flood(state, origin, judge, set() if asked is None else asked)
+    try:
+        return search.run(seeds)
+    finally:
+        if met is not None:
+            met |= search.met
+
+
+class _GivenUp(Refused):
+    """The limit on the work is reached: nothing was proven."""
+
+
+class _Flood:
+    def __init__(
+        self, state: GraphState, origin: int | None, judge: Judge | None, asked: set[int]
+    ) -> None:
+        self._state = state
+        self._origin = origin
+        self._judge = judge
+        self._asked = asked
+        self.met: set[Reason] = set()
+        self._budget = MOST_SETTLED_PER_NODE * len(state.graph.nodes) + 1000
+        self._answers: dict[tuple[int, ...], tuple[Mapping[int, Affine], Step | Refusal]] = {}
+
+    def run(self, seeds: Mapping[Key, Affine]) -> dict[Key, Affine]:
+        start = _Branch()
+        for key, change in seeds.items():
+            self._assign(start, key, change)
+        first: Refusal | None = None
+        stack, tried = [start], 0
+        while stack:
+            branch = stack.pop()
+            tried += 1
+            if tried > MOST_BRANCHES:
+                raise self._given_up()
+            try:
+                further = self._settle(branch)
+                if further is None:
+                    return self._outcome(branch)
+            except _GivenUp:
+                raise
+            except Refused as refused:
+                self.met.add(refused.refusal.reason)
+                first = first or refused.refusal
+                continue
+            stack.extend(reversed(further))
+        assert first is not None  # a branch ends in an outcome, in others, or in a refusal
+        raise Refused.again(first)
+
+    def _outcome(self, branch: _Branch) -> dict[Key, Affine]:
+        """Return the changes of a branch that is complete, if they are not refused as a whole."""
+        changes = {k: c for k, c in branch.changes.items() if not c.is_identity}
+        if self._judge is not None:
+            self._judge(changes)
+        return changes
+
+    def _settle(self, branch: _Branch) -> list[_Branch] | None:
+        """Settle what is forced, then make the next choice; None when nothing is left."""
+        if branch.decided is not None:
+            self._take(branch, *branch.decided)
+        ask = self._state.step if branch.decided is None else self._ask
+        while branch.forced or branch.open:
+            queue = branch.forced or branch.open
+            index = next(iter(queue))
+            del queue[index]
+            chosen = queue is branch.open
+            self._budget -= 1
+            if self._budget < 0:
+                raise self._given_up()
+            self._asked.add(index)
+            known = self._known(branch, index)
+            step = ask(index, known, deciding=chosen)
+            if not step.certain and not chosen:
+                branch.open[index] = None
+            elif len(step.alternatives) == 1:
+                self._take(branch, index, step.alternatives[0])
+            elif not step.alternatives:
+                raise Refused(
+                    Reason.CONFLICT,
+                    self._state.view(index).label,
+                    "no change of its other tensors makes up for that of one",
+                )
+            else:
+                return [branch.fork(index, alternative) for alternative in step.alternatives]
+        return None
+
+    def _known(self, branch: _Branch, index: int) -> dict[int, Affine]:
+        changes = branch.changes
+        return {port: changes[key] for port, key in self._state.keys(index) if key in changes}
+
+    def _ask(self, index: int, known: Mapping[int, Affine], *, deciding: bool) -> Step:
+        """Do what ``Site.step`` does, once for all branches that know the same of a node."""
+        # The answer is kept with the changes, lest others get their ids.
+        question = (index, deciding, *chain.from_iterable((p, id(c)) for p, c in known.items()))
+        found = self._answers.get(question)
+        if found is None:
+            try:
+                found = known, self._state.step(index, known, deciding=deciding)
+            except Refused as refused:
+                found = known, refused.refusal
+            self._answers[question] = found
+        answer = found[1]
+        if isinstance(answer, Refusal):
+            raise Refused.again(answer)
+        return answer
+
+    def _take(self, branch: _Branch, index: int, changes: Mapping[int, Affine]) -> None:
+        for port, change in changes.items():
+            key = self._state.key(index, port)
+            if key is not None:
+                self._assign(branch, key, change, settled=index)
+
+    def _assign(
+        self, branch: _Branch, key: Key, change: Affine, settled: int | None = None
+    ) -> None:
+        if key in branch.changes:
+            if not branch.changes[key].agrees_with(change):
+                raise Refused(
+                    Reason.CONFLICT,
+                    self._name(key),
+                    "two of the nodes around it need it changed in different ways",
+                )
+            return
+        if not change.is_finite:
+            raise Refused(Reason.OVERFLOW, self._name(key), "its change would overflow")
+        branch.changes[key] = change
+        if change.is_identity:
+            return
+        for index in self._state.neighbours(key):
+            if index not in (self._origin, settled):
+                branch.open.pop(index, None)
+                branch.forced[index] = None
+
+    def _name(self, key: Key) -> str:
+        return repr(key if isinstance(key, str) else self._state.graph.reads[key[0]][key[1]])
+
+    def _given_up(self) -> _GivenUp:
+        origin = self._origin
+        return _GivenUp(
+            Reason.SEARCH_LIMIT,
+            "the graph" if origin is None else self._state.view(origin).label,
+            "the search for a place for its scale and shift was given up after too many steps",
+        )

@@ -1,0 +1,118 @@
+"""What another fold of the result would do, and how that is kept from it.
+
+It is planned as the result would be, and what it finds is noted at the nodes that this fold leaves
+(``notes``), until it finds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from onnx_bnfold.model.graph import Graph
+from onnx_bnfold.planning.notes import EQUALIZE, STANDALONE
+from onnx_bnfold.planning.planner import Decision, GraphPlan, Place
+from onnx_bnfold.reasons import Reason
+
+
+class Origins:
+    """Where the nodes of each round's model stood in the first one, and what they were called."""
+
+    def __init__(self) -> None:
+        # For each round: (position of the graph, name of a tensor) → index and name of the node
+        # that writes it. What is missing is as it is there.
+        self._rounds: list[dict[tuple[int, str], tuple[int, str]]] = [{}]
+
+    def follow(self, plans: Sequence[GraphPlan]) -> None:
+        """Go on with the result of a plan."""
+        found = {}
+        for position, plan in enumerate(plans):
+            graph, state = plan.state.graph, plan.state
+            for index, written in enumerate(graph.writes):
+                for name in () if index in state.removed else written:
+                    where = self._where(-1, position, graph, index)
+                    found.update({(position, n): where for n in state.groups.members(name)})
+        self._rounds.append(found)
+
+    def _where(self, number: int, position: int, graph: Graph, index: int) -> tuple[int, str]:
+        written = next(iter(graph.writes[index]), "")
+        return self._rounds[number].get((position, written), (index, graph.name(index)))
+
+    def label(self, graphs: Sequence[Graph]) -> None:
+        """Call the nodes of the present model that have no name by their first ones."""
+        for position, graph in enumerate(graphs if self._rounds[-1] else ()):
+            for index, name in enumerate(graph.names):
+                if not name:
+                    graph.names[index] = self._where(-1, position, graph, index)[1]
+
+    def place(self, number: int, position: int, graph: Graph, index: int) -> Place:
+        """Return the place in the first model of a node of a round's."""
+        return position, self._where(number, position, graph, index)[0]
+
+
+def finds_places(plans: Sequence[GraphPlan], later: Sequence[GraphPlan]) -> bool:
+    """Whether a later plan finds places for nodes only for which this one has found none."""
+    found = [*_removed(plans, later)]
+    return bool(found) and not any(
+        index in plans[position].doubtful for position, index, _ in found
+    )
+
+
+def leave(
+    plans: Sequence[GraphPlan], later: Sequence[GraphPlan], restated: Mapping[Place, Decision]
+) -> bool:
+    """Let a plan leave for good what a later one would change.
+
+    Args:
+        plans: the plan; gets the notes.
+        later: the plan of its result.
+        restated: what that would write in another form.
+
+    Returns:
+        Whether there is anything new to note.
+    """
+    found = [*_removed(plans, later)]
+    # What goes along with them may stay by itself.
+    found = [each for each in found if each[1] in plans[each[0]].doubtful] or found
+    found += _equalized(plans, later)
+    for (position, _), decision in restated.items():
+        if decision.restated is not None:
+            index = survivor(plans[position], decision.restated.output)
+            if index is not None:
+                found.append((position, index, STANDALONE))
+    is_new = False
+    for position, index, why in found:
+        known = plans[position].left.setdefault(index, [])
+        if why not in known:
+            known.append(why)
+            is_new = True
+    return is_new
+
+
+def _removed(
+    plans: Sequence[GraphPlan], later: Sequence[GraphPlan]
+) -> Iterator[tuple[int, int, str]]:
+    for position, (plan, again) in enumerate(zip(plans, later, strict=True)):
+        for index in sorted(again.state.removed):
+            here = survivor(plan, again.state.graph.writes[index][0])
+            if here is not None:
+                refusal = plan.doubtful.get(here)
+                why = Reason.PRECISION if refusal is None else refusal.reason  # it was rounding
+                yield position, here, why.value
+
+
+def _equalized(
+    plans: Sequence[GraphPlan], later: Sequence[GraphPlan]
+) -> Iterator[tuple[int, int, str]]:
+    for position, (plan, again) in enumerate(zip(plans, later, strict=True)):
+        roots: Iterable[str] = {root for found in again.equalized.values() for root in found}
+        for root in sorted(roots):
+            here = survivor(plan, root)
+            if here is not None:
+                yield position, here, EQUALIZE
+
+
+def survivor(plan: GraphPlan, name: str) -> int | None:
+    """Return the node that writes, in the result of a plan, the tensor of a name."""
+    graph, state = plan.state.graph, plan.state
+    makers = (graph.producer.get(member) for member in state.groups.members(name))
+    return next((i for i in makers if i is not None and i not in state.removed), None)

@@ -1,0 +1,127 @@
+"""Constants that others read as they are: to change one for a single node takes a copy of it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Set
+from functools import cached_property
+
+from onnx import helper
+
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.entries import Read
+from onnx_bnfold.planning.graph_state import GraphState, Key
+from onnx_bnfold.reasons import Reason, Refused
+
+
+class SharedConstants:
+    """What changes would add to a model by copies of constants.
+
+    Args:
+        state: the graph as it is by now.
+    """
+
+    def __init__(self, state: GraphState) -> None:
+        self._state = state
+
+    @cached_property
+    def _readers(self) -> Mapping[str, list[Read]]:
+        """The nodes that read a constant, for those with several readers."""
+        state, graph, found = self._state, self._state.graph, defaultdict(list)
+        uses = ((name, number) for name, number in graph.uses.items() if number > 1)
+        several = {name for name, _ in uses if state.constants.get(name) is not None}
+        for index, names in enumerate(graph.reads if several else ()):
+            if not several.isdisjoint(names):
+                for slot, name in enumerate(names):
+                    if name in several:
+                        found[name].append((index, slot))
+        return found
+
+    def growth(self, nodes: Iterable[int]) -> int:
+        """Return the bytes that copies add by what is planned, the constants of some nodes."""
+        if not self._readers and not self._state.graph.captured:
+            return 0
+        staying = set(nodes) - self._state.removed
+        altered = (read for index in staying for read in self._altered_at(index, {}))
+        return sum(self._copies({read for read in altered if not self._is_own(read)}).values())
+
+    def require_cheap(self, origin: int, changes: Mapping[Key, Affine], asked: set[int]) -> None:
+        """Refuse changes whose copies take more bytes than the node that they remove.
+
+        Args:
+            origin: the node.
+            changes: of every key, relative to now.
+            asked: gets the readers of the constants that are too large to copy.
+
+        Raises:
+            Refused: the copies would cost more than the node does.
+        """
+        altered = {read for read in self._altered(changes, changes) if not self._is_own(read)}
+        copies = self._copies(altered - set(self._altered(changes, {}))) if altered else {}
+        if not copies:
+            return
+        graph = self._state.graph
+        own = filter(graph.only_reader, graph.reads[origin])
+        freed = graph.nodes[origin].ByteSize() + sum(map(self._bytes, own))
+        if sum(copies.values()) > freed:
+            asked.update(index for name in copies for index, _ in self._readers.get(name, ()))
+            name = max(copies, key=lambda each: copies[each])
+            raise Refused(
+                Reason.SHARED_WEIGHT,
+                repr(name),
+                f"others read it as it is, and a copy of it would add {copies[name]:,} bytes; fold "
+                "without --keep-shared-weights if the model may grow by them",
+            )
+
+    def _copies(self, fresh: Set[Read]) -> dict[str, int]:
+        """Return the bytes that copies of each constant add if some nodes get one of their own."""
+        graph = self._state.graph
+        counts = Counter(graph.reads[index][slot] for index, slot in fresh)
+        found = {}
+        for name, count in counts.items():
+            here = self._is_here(name)
+            others = (read for read in self._readers.get(name, ()) if read not in fresh)
+            fixed = not here or name in graph.outputs or name in graph.captured
+            if not fixed and all(map(self._has_own, others)):
+                count -= 1  # the last one takes the place of the original
+            if count:
+                found[name] = count * self._bytes(name)
+        return found
+
+    def _is_own(self, read: Read) -> bool:
+        """Whether nobody else reads a constant."""
+        index, slot = read
+        name = self._state.graph.reads[index][slot]
+        return self._is_here(name) and self._state.graph.only_reader(name)
+
+    def _is_here(self, name: str) -> bool:
+        """Whether a constant belongs to this body, not to one that holds it."""
+        return name in self._state.graph.producer or name in self._state.graph.dims
+
+    def _has_own(self, read: Read) -> bool:
+        """Whether a node needs a constant no more, or gets its own copy as it is planned by now."""
+        index, _ = read
+        return index in self._state.removed or read in set(self._altered_at(index, {}))
+
+    def _altered(self, near: Iterable[Key], changes: Mapping[Key, Affine]) -> Iterator[Read]:
+        """Yield the constants that get new values at the nodes near some keys."""
+        state = self._state
+        for index in {i for key in near for i in state.neighbours(key)} - state.removed:
+            yield from self._altered_at(index, changes)
+
+    def _altered_at(self, index: int, changes: Mapping[Key, Affine]) -> Iterator[Read]:
+        state = self._state
+        absorber = state.absorber_or_none(index)
+        if absorber is not None:
+            yield from absorber.altered(state.side_changes(index, changes))
+        else:
+            slots = range(len(state.graph.reads[index]))
+            yield from (
+                (index, s) for s in slots if (index, s) in state.total or (index, s) in changes
+            )
+
+    def _bytes(self, name: str) -> int:
+        info = self._state.constants.get(name)
+        if info is None:
+            return 0
+        return info.size * helper.tensor_dtype_to_np_dtype(info.data_type).itemsize

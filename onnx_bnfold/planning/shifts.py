@@ -1,0 +1,309 @@
+"""What a shift costs, and what rounding the constants costs that take it.
+
+Who reads ``t' = s * t + h`` in place of ``t`` takes the shift back, and the rounding error of
+``t'``, which is ``u * |t + h / s|`` in units of ``t``, remains where ``t`` had ``u * |t|``. So what
+counts is how large a shift makes a channel in units of what it was (``sizes``). A constant that is
+added is rounded, too, and its error is to be small beside what the sum leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
+from typing import NamedTuple
+
+import numpy as np
+from onnx import TensorProto
+
+from onnx_bnfold.model.constants import DIMS_ONLY, TYPE_ONLY
+from onnx_bnfold.model.float_formats import as_type, unit_roundoff
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.affine import VANISHED, Affine, Float64, along
+from onnx_bnfold.operators.entries import Absorbing, Combines
+from onnx_bnfold.planning.graph_state import GraphState, Key
+from onnx_bnfold.planning.sizes import Known, by_constant, sizes, usual_sizes
+from onnx_bnfold.reasons import Reason, Refused
+
+# Largest magnitude of a channel after a shift, in units of what it had before.
+MAX_OFFSET: dict[int, float] = {
+    TensorProto.FLOAT: 2.0**4,
+    TensorProto.DOUBLE: 2.0**4,
+    TensorProto.FLOAT16: 2.0**2,
+    TensorProto.BFLOAT16: 2.0**2,
+}
+
+
+class Shifts:
+    """The shifts that the removal of a node would leave.
+
+    Args:
+        state: the graph before the changes.
+        origin: the node to be removed.
+        changes: of every key, relative to now.
+        type_of: tells what type a tensor is judged by.
+    """
+
+    def __init__(
+        self,
+        state: GraphState,
+        origin: int,
+        changes: Mapping[Key, Affine],
+        type_of: Callable[[str], int],
+    ) -> None:
+        self._state = state
+        self._origin = origin
+        self._changes = changes
+        self._type_of = type_of
+        self._of_bn = state.graph.ops[origin] == batchnorm.OPERATOR
+
+    def check(self) -> None:
+        """Judge every tensor and every constant.
+
+        Raises:
+            Refused: a reader, or what a constant is added to, would lose precision.
+        """
+        for key, change in self._changes.items():
+            if not isinstance(key, str):
+                # A scale alone comes from a product, which has been rounded as much.
+                if change.has_shift and self._state.entries[key[0]].combines is Combines.SUM:
+                    self._check_summand(*key)
+                continue
+            self._check_means(key, change)
+            total = self._total(key)
+            # A scale alone leaves a shift of before as large as it was beside the tensor.
+            if change.has_shift and total is not None and total.has_shift:
+                self._check_bias(key, total)
+                self._check_tensor(key, total)
+
+    def _total(self, key: Key) -> Affine | None:
+        """Return the change of a key from the original to what it would be."""
+        before, more = self._state.total.get(key), self._changes.get(key)
+        if before is None or more is None:
+            return before or more
+        return before.then(more)
+
+    def _check_tensor(self, name: str, total: Affine) -> None:
+        """Refuse to move a tensor far from where it was if somebody has to move it back."""
+        state, readers = self._state, [*self._takers(name)]
+        if not readers:
+            return
+        known = sizes(state, name)
+        if all(state.graph.ops[index] == batchnorm.OPERATOR for index in readers):
+            known = known[:1]  # a BN adds its mean to the size of any data
+        if not self._of_bn:
+            known += usual_sizes(state, name)
+        if not known:
+            if self._of_bn or self._is_rounded_before(name):
+                return
+            raise Refused(
+                Reason.PRECISION,
+                repr(name),
+                "its readers would have to subtract a constant from values of unknown size, which "
+                "may cost all their digits",
+            )
+        moved = [_Moved.of(total, size) for size in known]
+        most_ever = max(float(one.ratio.max(initial=0)) for one in moved)
+        if most_ever <= min(MAX_OFFSET.values()):
+            return  # without asking for the data type, which takes shape inference
+        bound = most(self._type_of(name))
+        if any(one.is_seen_by(state, index, bound) for one in moved for index in readers):
+            raise Refused(
+                Reason.PRECISION,
+                repr(name),
+                "a channel of it would be moved so far from zero that this dwarfs what its readers "
+                "need of it",
+            )
+
+    def _takers(self, name: str) -> Iterator[int]:
+        """Yield the nodes that stay and take the shift of a tensor back.
+
+        The others hand it on, and what they write is judged by itself, unless it is of a type that
+        has more digits.
+        """
+        graph = self._state.graph
+        for index, slot in self._readers(name):
+            entry, after = self._state.entries[index], graph.writes[index]
+            if (graph.ops[index], slot) in TYPE_ONLY | DIMS_ONLY:
+                continue
+            if not isinstance(entry, Absorbing):
+                changes = (self._total(output) for output in after)
+                handed_on = any(change is not None and change.has_shift for change in changes)
+                if handed_on and not (entry.retypes and self._gains_digits(name, after[0])):
+                    continue
+            yield index
+
+    def _readers(self, name: str) -> Iterator[tuple[int, int]]:
+        for index, slot in self._state.graph.readers.get(name, ()):
+            if index != self._origin and index not in self._state.removed:
+                yield index, slot
+
+    def _gains_digits(self, before: str, after: str) -> bool:
+        types = self._state.type_of(before), self._state.type_of(after)
+        return unit_roundoff(types[0]) > unit_roundoff(types[1])
+
+    def _is_rounded_before(self, name: str) -> bool:
+        """Whether a tensor has the rounding error already that its readers would get.
+
+        So it is behind a product with a constant that has been rounded before another constant was
+        added to it, if the new values are those of the product. (Of other tensors that are large
+        beside what is left we do not know: they may hold exact numbers, like pixels.)
+        """
+        state = self._state
+        index = by_constant(state, name, Combines.SUM)
+        while index is not None:
+            name = state.sides(index)[0]
+            total, product = self._total(name), by_constant(state, name, Combines.PRODUCT)
+            if product is not None and (total is None or not total.has_shift):
+                factor = state.original_map(product).scale
+                return bool((np.abs(np.frexp(factor)[0]) != 0.5).all())
+            index = by_constant(state, name, Combines.SUM)
+        return False
+
+    def _check_summand(self, index: int, slot: int) -> None:
+        """Refuse a new constant of a sum if the sum would show that it is rounded."""
+        state, name = self._state, self._state.graph.writes[index][0]
+        change = self._changes[index, slot]
+        old = change.scale * state.present(index, slot)
+        known, total = sizes(state, name), self._total(name)
+        if known:
+            left = _least(known, total)
+        else:  # it is to be as exact as the parts that it is made of
+            parts = np.abs(old), np.abs(change.shift)
+            left = np.where(parts[0] * parts[1] > 0, np.minimum(*parts), np.maximum(*parts))
+        if _is_rounding_seen(old + change.shift, left, self._type_of(name), 0):
+            raise Refused(Reason.PRECISION, state.view(index).label, _TOO_COARSE)
+
+    def _check_bias(self, name: str, total: Affine) -> None:
+        """Refuse a new ``B`` of a BN if what the BN writes would show that it is rounded."""
+        state, index = self._state, self._state.graph.producer.get(name)
+        gone = index == self._origin or index in state.removed
+        if index is None or gone or not state.is_bn(index):
+            return
+        vectors, known = total.vector(1, state.bn(index).channels), sizes(state, name)
+        if vectors is not None and known:
+            exact = along(vectors[0] * state.bn(index).bias + vectors[1], 1, total.rank)
+            kind = batchnorm.parameter_type(state.view(index), 2)
+            if _is_rounding_seen(exact, _least(known, total), kind, 0):
+                raise Refused(Reason.PRECISION, state.view(index).label, _TOO_COARSE)
+
+    def _check_means(self, name: str, change: Affine) -> None:
+        """Refuse a new mean of a BN if the BN's output would show that it is rounded.
+
+        If it is scaled only, a product has gone that was rounded as much, except where runtimes
+        compute float16 in float32, without rounding between two nodes.
+        """
+        state, total = self._state, self._total(name)
+        for index, slot in self._readers(name):
+            if slot or total is None or not state.is_bn(index):
+                continue
+            bn, out = state.bn(index), self._total(state.graph.writes[index][0])
+            into = total.vector(1, bn.channels)
+            after = (out or Affine.identity(total.rank)).vector(1, bn.channels)
+            if into is None or after is None:
+                continue
+            (scale, shift), (factor, summand) = into, after
+            a = np.abs(factor * bn.a)
+            size = np.abs(factor * bn.bias + summand) + a * bn.spread
+            left, peak = np.abs(scale) / a * size, np.abs(scale) / a * size.max(initial=0)
+            kind = batchnorm.parameter_type(state.view(index), 3)
+            if not change.has_shift and unit_roundoff(kind) <= unit_roundoff(TensorProto.FLOAT):
+                continue
+            if _is_rounding_seen(scale * bn.mean + shift, left, kind, peak):
+                raise Refused(Reason.PRECISION, state.view(index).label, _TOO_COARSE)
+
+
+_TOO_COARSE = (
+    "its constant would be so large beside what is left when it has been added that the digits "
+    "which rounding it costs would be seen"
+)
+
+
+def check_product(state: GraphState, index: int, data_type: int) -> None:
+    """Refuse to write a BatchNormalization as a product and a sum that cancel each other.
+
+    It subtracts the mean first.
+
+    Args:
+        state: the graph with all changes.
+        index: the node.
+        data_type: of its input.
+
+    Raises:
+        Refused: the mean of a channel, multiplied, dwarfs what comes out.
+    """
+    bn, name = state.bn(index), state.sides(index)[0]
+    present, rank = state.affine_of(index), state.rank(index)
+    size = Affine.of(along(bn.spread, 1, rank), along(bn.mean, 1, rank))
+    size = size.then(state.change(name, rank))
+    after = size.then(present)
+    product = np.abs(present.scale) * (np.abs(size.shift) + np.abs(size.scale))
+    left = np.abs(after.scale) + np.abs(after.shift)
+    seen = product > left.max(initial=0)  # other rounding errors are not smaller
+    if (seen & (product > most(data_type) * left)).any():
+        raise Refused(
+            Reason.PRECISION,
+            state.view(index).label,
+            "the mean of its input dwarfs what comes out, and without a BatchNormalization it "
+            "would be subtracted after both have been rounded",
+        )
+
+
+def most(data_type: int) -> float:
+    """Return the largest offset in a type, float32's for types that have none."""
+    return MAX_OFFSET.get(data_type, MAX_OFFSET[TensorProto.FLOAT])
+
+
+class _Moved(NamedTuple):
+    """Channels that a shift moves.
+
+    Attributes:
+        before, after: their sizes, both in units of the original tensor.
+        ratio: of the two; 0 in channels that hold one value whatever they are.
+    """
+
+    before: Float64
+    after: Float64
+    ratio: Float64
+
+    @classmethod
+    def of(cls, total: Affine, size: Affine) -> _Moved:
+        """Make it of the change of a tensor, and of the tensor as an image of normal numbers."""
+        with np.errstate(all="ignore"):
+            before = np.abs(size.scale) + np.abs(size.shift)
+            after = np.abs(size.shift + total.shift / total.scale)
+            ratio = np.where(after > 0, after / before, 0)
+        constant = (total.scale == 0) | (np.abs(total.scale) >= VANISHED)
+        return cls(before, after, np.where(constant, 0, ratio))
+
+    def is_seen_by(self, state: GraphState, index: int, bound: float) -> bool:
+        """Whether a reader sees what rounding a channel of more than a ratio costs."""
+        far = self.ratio > bound
+        layer = state.layer_or_none(index)
+        if layer is not None and layer.group == 1 and far.any():
+            # It adds up all channels: errors that are small beside the largest one are not seen.
+            weight = np.abs(state.constants.value(layer.weight.name).astype(np.float64))
+            others = tuple(a for a, letter in enumerate(layer.layout) if letter != "i")
+            reach = along(
+                weight.reshape(layer.grouped).max(axis=others), layer.in_axis, layer.in_rank
+            )
+            far = far & (self.after * reach > (self.before * reach).max(initial=0))
+        return bool(far.any())
+
+
+def _least(known: Known, total: Affine | None) -> Float64:
+    """Return the least of the sizes that a tensor may have after a change."""
+    after = known if total is None else [size.then(total) for size in known]
+    return reduce(np.minimum, [np.abs(size.scale) + np.abs(size.shift) for size in after])
+
+
+def _is_rounding_seen(exact: Float64, left: Float64, data_type: int, peak: Float64 | float) -> bool:
+    """Whether rounding a summand costs more than rounding what is left of the sum.
+
+    Args:
+        exact: the summand.
+        left: size of what is left, per channel.
+        data_type: of the summand.
+        peak: below this no error counts.
+    """
+    lost = np.abs(as_type(exact, data_type).astype(np.float64) - exact)
+    return bool((lost > unit_roundoff(data_type) * np.maximum(most(data_type) * left, peak)).any())

@@ -1,0 +1,191 @@
+"""How widely tensors are spread, per channel: as BatchNormalizations say, or as data show.
+
+A BatchNormalization says of its input that its channels have the mean ``input_mean`` and the
+variance ``input_var``, and of its output that they have the mean ``B`` and the deviation
+``|scale|``. Ranges are taken to reach ``REACH`` deviations from the mean, and are carried on
+through the operators of ``_CARRY``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_bnfold.model.node_view import NodeView
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.affine import Affine, Float64
+from onnx_bnfold.operators.transparent import data_slots
+from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.reasons import Refused
+
+REACH = 4.0  # one value in 16,000 of a normal distribution is farther out
+
+
+@dataclass(frozen=True, eq=False)
+class Range:
+    """The values of a tensor with its channels on axis 1, ``(C,)`` float64 each.
+
+    Attributes:
+        low, high: smallest and largest value.
+        power: mean of the squares.
+        rank: of the tensor.
+    """
+
+    low: Float64
+    high: Float64
+    power: Float64
+    rank: int
+
+    @classmethod
+    def of(cls, mean: Float64, deviation: Float64, rank: int) -> Range:
+        """Return the range of a distribution."""
+        reach = REACH * deviation
+        return cls(mean - reach, mean + reach, mean**2 + deviation**2, rank)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return len(self.low)
+
+    @property
+    def peak(self) -> Float64:
+        """Largest magnitude per channel."""
+        return np.asarray(np.maximum(-self.low, self.high))
+
+    def changed(self, change: Affine) -> Range | None:
+        """Return the range of a re-parametrised tensor; None if it is not per channel."""
+        vectors = change.vector(1, self.channels) if change.rank == self.rank else None
+        if vectors is None:
+            return None
+        scale, shift = vectors
+        ends = scale * self.low + shift, scale * self.high + shift
+        middle = (self.low + self.high) / 2
+        power = scale**2 * self.power + 2 * scale * shift * middle + shift**2
+        return Range(np.minimum(*ends), np.maximum(*ends), np.maximum(power, 0), self.rank)
+
+
+Ranges = Mapping[str, Range]
+
+
+# From a node's view and the ranges of its data inputs to that of its output, None if not known.
+Carry = Callable[[NodeView, Sequence[Range]], "Range | None"]
+
+
+def _kept(view: NodeView, parts: Sequence[Range]) -> Range | None:
+    return parts[0]
+
+
+def _rectified(view: NodeView, parts: Sequence[Range]) -> Range | None:
+    x = parts[0]
+    width = x.high - x.low
+    share = np.divide(np.maximum(x.high, 0), width, out=np.zeros_like(width), where=width > 0)
+    low, high = np.maximum(x.low, 0), np.maximum(x.high, 0)
+    return Range(low, high, x.power * np.minimum(share, 1), x.rank)
+
+
+def _added(view: NodeView, parts: Sequence[Range]) -> Range | None:
+    x, y = parts
+    if (x.channels, x.rank) != (y.channels, y.rank):
+        return None
+    return Range(x.low + y.low, x.high + y.high, x.power + y.power, x.rank)
+
+
+def _concatenated(view: NodeView, parts: Sequence[Range]) -> Range | None:
+    rank = parts[0].rank
+    axis = view.attribute("axis", 1)
+    if axis not in (1, 1 - rank) or any(part.rank != rank for part in parts):
+        return None
+    low, high = (np.concatenate(v) for v in zip(*((p.low, p.high) for p in parts), strict=True))
+    return Range(low, high, np.concatenate([part.power for part in parts]), rank)
+
+
+def _flattened(view: NodeView, parts: Sequence[Range]) -> Range | None:
+    """Repeat every channel for its positions, where an output row is one of the batch."""
+    x, (_, *sizes), after = parts[0], view.dims_in(0), view.dims_out(0)
+    known = [size for size in sizes if isinstance(size, int)]
+    if len(after) != 2 or len(known) < len(sizes) or math.prod(known) != after[1]:
+        return None
+    times = math.prod(known[1:])
+    low, high, power = (np.repeat(values, times) for values in (x.low, x.high, x.power))
+    return Range(low, high, power, 2)
+
+
+# Operators whose output's range follows from those of their data inputs.
+_CARRY: Mapping[str, Carry] = {
+    "Add": _added,
+    "AveragePool": _kept,
+    "Concat": _concatenated,
+    "Dropout": _kept,
+    "Flatten": _flattened,
+    "GlobalAveragePool": _kept,
+    "Identity": _kept,
+    "LeakyRelu": _kept,
+    "MaxPool": _kept,
+    "PRelu": _kept,
+    "Relu": _rectified,
+    "Reshape": _flattened,
+}
+
+
+def of_result(ranges: Ranges, state: GraphState) -> dict[str, Range]:
+    """Return the ranges of a graph's tensors as they are with all changes.
+
+    Args:
+        ranges: of the tensors without any change.
+        state: the graph.
+    """
+    found: dict[str, Range] = {}
+    for name, span in ranges.items():
+        now = span.changed(state.change(name, span.rank))
+        if now is not None:
+            found.update(dict.fromkeys(state.groups.members(name), now))
+    return found
+
+
+def from_statistics(state: GraphState) -> dict[str, Range]:
+    """Return the ranges that the BatchNormalizations of a graph speak of.
+
+    Args:
+        state: the graph; ranges are of its tensors as they are without any change.
+    """
+    # Those that stay go first: what the others say a later fold will not know.
+    found = _stated(state, removed=False)
+    for name, span in _stated(state, removed=True).items():
+        found.setdefault(name, span)
+    for index, node in enumerate(state.graph.nodes):
+        carry = _CARRY.get(state.graph.ops[index] or "")
+        if carry is not None and node.output[0] not in found:
+            output = _carried(carry, state.view(index), found)
+            if output is not None:
+                found[node.output[0]] = output
+    return found
+
+
+def _stated(state: GraphState, *, removed: bool) -> dict[str, Range]:
+    """Return the ranges of the tensors around those BNs that are removed, or that are not."""
+    found: dict[str, Range] = {}
+    inputs: dict[str, Range] = {}
+    for index, node in enumerate(state.graph.nodes):
+        if state.graph.ops[index] == batchnorm.OPERATOR and (index in state.removed) == removed:
+            try:
+                bn, rank = state.bn(index), state.rank(index)
+            except Refused:
+                continue
+            inputs[node.input[0]] = Range.of(bn.mean, bn.spread, rank)
+            found[node.output[0]] = Range.of(bn.bias, np.abs(bn.a) * bn.spread, rank)
+    for name, span in inputs.items():
+        found.setdefault(name, span)
+    return found
+
+
+def _carried(carry: Carry, view: NodeView, found: Ranges) -> Range | None:
+    names = [view.name_in(slot) for slot in data_slots(view)]
+    if not names or not all(name in found for name in names):
+        return None
+    try:
+        return carry(view, [found[name] for name in names])
+    except Refused:  # a shape is not known
+        return None

@@ -1,0 +1,170 @@
+"""Products of large arrays, in blocks that caches hold: read, multiplied, rounded and measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from onnx_bnfold.arrays import Array
+from onnx_bnfold.model.constants import Stored
+from onnx_bnfold.model.float_formats import as_type
+from onnx_bnfold.pages import PAGE
+
+BlockIndex = tuple[slice, ...]  # selects a block of an array: slices of its leading axes
+
+# Elements of a large constant that are multiplied at once, 4 MiB of float32: the last cache holds
+# blocks of a few threads, and Python, for which these wait in turn, has little to do between them.
+BLOCK = 1 << 20
+# Elements that numpy converts to float64 before it multiplies them: the first cache holds them.
+_CONVERTED = 1 << 10
+
+
+class InMemory:
+    """An array as ``Stored``."""
+
+    def __init__(self, values: Array) -> None:
+        self._flat = values.reshape(-1)
+
+    def read_into(self, start: int, out: Array) -> None:
+        out[:] = self._flat[start : start + len(out)]
+
+
+class Blocks:
+    """A product in blocks that caches hold."""
+
+    def __init__(
+        self,
+        source: Stored,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        factor: NDArray[np.float64],
+        data_type: int,
+    ) -> None:
+        self.data_type = data_type
+        self.factor = factor
+        self._source = source
+        self._shape = shape
+        self._dtype = dtype
+
+    def products(self, sizes: Array, axes: tuple[int, ...]) -> Iterator[tuple[BlockIndex, Array]]:
+        """Yield where each block belongs and its product; raise ``sizes`` to its ``sizes_of``."""
+        dtype = helper.tensor_dtype_to_np_dtype(self.data_type)
+        largest = min(BLOCK, math.prod(self._shape))
+        rounded = None if self._dtype == dtype else np.empty(largest, dtype)
+        # Once for all blocks: what Python does between two of them keeps other threads waiting.
+        with _calculating():
+            for where, values, factor in self.operands():
+                out = values
+                if rounded is not None:
+                    out = rounded[: values.size].reshape(values.shape)
+                block = _multiplied(values, factor, self.data_type, out)
+                part = part_of(sizes, where)
+                np.maximum(part, sizes_of(block, axes), out=part)
+                yield where, block
+
+    def operands(self) -> Iterator[tuple[BlockIndex, Array, NDArray[np.float64]]]:
+        """Yield where each block belongs, its values and its factor."""
+        buffer = _on_a_page(min(BLOCK, math.prod(self._shape)), self._dtype)
+        factor = self.factor
+        factor = factor.reshape((1,) * (len(self._shape) - factor.ndim) + factor.shape)
+        start = 0
+        for where in _block_indices(self._shape):
+            shape = tuple(s.stop - s.start for s in where) + self._shape[len(where) :]
+            values = buffer[: math.prod(shape)]
+            self._source.read_into(start, values)
+            start += len(values)
+            yield where, values.reshape(shape), part_of(factor, where)
+
+    def values(self) -> Array:
+        """Return what is multiplied, in one array."""
+        values = np.empty(math.prod(self._shape), self._dtype)
+        self._source.read_into(0, values)
+        return values.reshape(self._shape)
+
+    def summed_shape(self, axes: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape with the axes that are summed over reduced to 1."""
+        return tuple(1 if axis in axes else size for axis, size in enumerate(self._shape))
+
+    def whole(self, axes: tuple[int, ...]) -> tuple[Array, Array]:
+        """Return the whole product, and its ``sizes_of``."""
+        dtype = helper.tensor_dtype_to_np_dtype(self.data_type)
+        result, sizes = np.empty(self._shape, dtype), np.zeros(self.summed_shape(axes), dtype)
+        for where, block in self.products(sizes, axes):
+            result[where] = block
+        return result, sizes
+
+
+def part_of(array: Array, where: BlockIndex) -> Array:
+    """Return the part of an array that broadcasts against a block."""
+    for axis, part in enumerate(where):
+        if array.shape[axis] > 1:
+            array = array[(slice(None),) * axis + (part,)]
+    return array
+
+
+def _on_a_page(count: int, dtype: np.dtype[Any]) -> Array:
+    """Allocate an array of ``count`` elements that begins on a page; see ``onnx_bnfold.pages``."""
+    raw = np.empty(count * dtype.itemsize + PAGE, np.uint8)
+    start = -raw.__array_interface__["data"][0] % PAGE
+    return raw[start : start + count * dtype.itemsize].view(dtype)
+
+
+def _block_indices(shape: tuple[int, ...]) -> Iterator[BlockIndex]:
+    """Divide a C-ordered array into runs of up to ``BLOCK`` elements."""
+    if not shape:
+        yield ()
+        return
+    axis = next(i for i in range(len(shape)) if math.prod(shape[i + 1 :]) <= BLOCK)
+    rows = BLOCK // max(1, math.prod(shape[axis + 1 :]))
+    for lead in np.ndindex(*shape[:axis]):
+        fixed = tuple(slice(i, i + 1) for i in lead)
+        for start in range(0, shape[axis], rows):
+            yield (*fixed, slice(start, min(start + rows, shape[axis])))
+
+
+@contextmanager
+def _calculating() -> Iterator[None]:
+    """Let numpy not warn of what is judged afterwards, and convert a little at a time."""
+    size = np.setbufsize(_CONVERTED)
+    try:
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            yield
+    finally:
+        np.setbufsize(size)
+
+
+def _multiplied(values: Array, factor: NDArray[np.float64], data_type: int, out: Array) -> Array:
+    """Do ``as_type`` in the memory of ``out``, which may be that of ``values``."""
+    if data_type == TensorProto.BFLOAT16:
+        return as_type(values, data_type, factor)
+    # The factor makes it a product of float64; numpy rounds that to the type of `out`.
+    return np.multiply(values, factor, out=out, casting="same_kind")
+
+
+def peaks_of(result: Array, axes: tuple[int, ...]) -> Array:
+    """Return the largest magnitude in each sum, as ``(…, 1, …)``; NaN where a factor is NaN."""
+    size = np.abs(result)
+    return np.asarray(size.max(axis=axes, keepdims=True, initial=0) if axes else size)
+
+
+def sizes_of(result: Array, axes: tuple[int, ...]) -> Array:
+    """Return ``peaks_of``, or what tells the same: root mean squares, in the same shape.
+
+    It is these only if all of them are finite and above 2**-64, and then the peaks are so, too.
+    BLAS takes one pass for them; magnitudes take two, and several times as long.
+    """
+    lead = result.ndim - len(axes)
+    if result.size and axes and axes[0] == lead and result.dtype in (np.float32, np.float64):
+        rows = result.reshape(math.prod(result.shape[:lead]), 1, -1)
+        mean = np.matmul(rows, rows.swapaxes(1, 2)) / rows.shape[2]
+        # Else a square may be beyond the range of the type, on either side.
+        if np.finfo(mean.dtype).tiny <= mean.min(initial=1) and mean.max(initial=1) < np.inf:
+            size: Array = np.sqrt(mean)
+            return size.reshape(result.shape[:lead] + (1,) * len(axes))
+    return peaks_of(result, axes)

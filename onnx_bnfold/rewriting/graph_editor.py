@@ -1,0 +1,460 @@
+"""Applying a plan to a copy of the model: each layer is rewritten exactly once."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+from onnx import (
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
+
+from onnx_bnfold.model.constants import EVALUATED
+from onnx_bnfold.model.graph import Body, Graph, counterparts, quantization_parameters
+from onnx_bnfold.model.node_order import GONE, arrange
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.entries import BiasPlace
+from onnx_bnfold.planning.notes import note
+from onnx_bnfold.planning.planner import GraphPlan
+from onnx_bnfold.rewriting.integrity import Text, require_intact
+from onnx_bnfold.rewriting.new_constants import Compute, NewConstant, new_constants
+from onnx_bnfold.storage.tensors import clear_values, is_external
+
+# --- the protobuf ---------------------------------------------------------------------------
+
+
+class Pending(NamedTuple):
+    """An initializer of the main graph that has name, shape and type, and no values yet.
+
+    Attributes:
+        tensor: the message.
+        size: number of elements.
+        compute: computes them.
+    """
+
+    tensor: TensorProto
+    size: int
+    compute: Compute
+
+
+def rewrite(
+    model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool, unread: Set[str] = frozenset()
+) -> dict[str, Pending]:
+    """Apply plans to a model in place.
+
+    Args:
+        model: a copy of the model that was planned, whose bodies are in the same order.
+        plans: one per body.
+        freeze: take initializers that are graph inputs out of the inputs.
+        unread: constants that may have lost their readers before, and go, too.
+
+    Returns:
+        The new initializers of the main graph, by name. Constants of other bodies are complete.
+
+    Raises:
+        Unrepresentable: a constant outside the main graph does not fit its type.
+        BrokenResult: the rewritten model is not sound.
+    """
+    graphs = [plan.state.graph for plan in plans]
+    bodies = counterparts(model, graphs)
+    names = Names(graphs)
+    pending: dict[str, Pending] = {}
+    if freeze:
+        freeze_constants(model, graphs[0])
+    maybe_unread = set(unread)
+    initializer_names: dict[int, list[str]] = {}
+    for position in reversed(range(len(plans))):
+        editor = _Editor(model, bodies[position], plans[position], position, names)
+        maybe_unread |= editor.run()
+        pending.update(editor.pending)
+        initializer_names[position] = editor.initializer_names
+    texts = [*map(Text, bodies)]
+    below = _those_below(graphs, texts)
+    dead = [
+        drop_dead(text, initializer_names[i], below[i], maybe_unread)
+        for i, text in enumerate(texts)
+    ]
+    for name in dead[0].intersection(pending):
+        del pending[name]
+    require_intact(graphs, texts, model.ir_version)
+    return pending
+
+
+def freeze_constants(model: ModelProto, main: Graph) -> None:
+    """Take initializers that are graph inputs out of the inputs."""
+    if model.ir_version >= 4:  # below, every initializer has to be an input
+        _drop_named(model.graph.input, main.initializers.keys() | main.sparse.keys())
+
+
+def _those_below(graphs: Sequence[Graph], bodies: Sequence[Text]) -> list[list[Text]]:
+    """Return for every body those that it holds, at any depth."""
+    below: dict[int, list[Text]] = {id(graph): [] for graph in graphs}
+    for graph, body in zip(graphs, bodies, strict=True):
+        outer = graph.parent
+        while outer is not None:
+            below[id(outer)].append(body)
+            outer = outer.parent
+    return [*below.values()]
+
+
+class Names:
+    """All names of a model, to make new ones that collide with none."""
+
+    def __init__(self, graphs: Iterable[Graph]) -> None:
+        self.taken: set[str] = set()
+        for graph in graphs:
+            self.taken.update(graph.inputs, graph.outputs, graph.initializers, graph.sparse)
+            self.taken.update(graph.uses, graph.producer, graph.names)
+
+    def fresh(self, wanted: str) -> str:
+        """Return ``wanted``, or the first of ``wanted_1``, ``wanted_2``, … that is free."""
+        name, number = wanted, 0
+        while name in self.taken:
+            number += 1
+            name = f"{wanted}_{number}"
+        self.taken.add(name)
+        return name
+
+
+class _Editor:
+    """Rewrites one body."""
+
+    def __init__(
+        self, model: ModelProto, body: Body, plan: GraphPlan, position: int, names: Names
+    ) -> None:
+        self.model = model
+        self.main = model.graph
+        self.body = body
+        self.plan = plan
+        self.state = plan.state
+        self.position = position
+        self.names = names
+        self.pending: dict[str, Pending] = {}
+        self.maybe_unread: set[str] = set()
+        self.nodes: list[NodeProto] = list(body.node)
+        self.before: list[NodeProto] = []
+        self.unmade: set[int] = set()
+        self.reshaped: set[str] = set()
+        self.initializer_names = [*self.state.graph.initializers]
+        self.positions = {name: i for i, name in enumerate(self.initializer_names)}
+        self.inputs = {v.name: v for v in body.input} if isinstance(body, GraphProto) else {}
+        self.after: dict[int, NodeProto] = {}
+
+    def run(self) -> set[str]:
+        """Apply the plan; return the names of constants that may have lost their readers."""
+        for new in new_constants(self.position, self.plan):
+            self._place(new)
+        reads = (self.state.graph.reads[index] for index in self.state.removed)
+        self.maybe_unread |= self.state.constants.among(set(chain.from_iterable(reads)))
+        for index in self.plan.equal_scales:
+            node = self.nodes[index]
+            node.doc_string = f"{node.doc_string} {batchnorm.EQUAL_SCALES}".lstrip()
+        for index, reasons in self.plan.left.items():
+            for why in reasons:
+                note(self.after.get(index, self.nodes[index]), why, self.plan.limits)
+        self._rename(self._final_names())
+        gone = self.state.removed | self.unmade
+        if gone or self.before or self.after:
+            self._arrange(gone)
+        return self.maybe_unread
+
+    def _arrange(self, gone: Set[int]) -> None:
+        """Take nodes out, and put the new ones in: constants in front, an Add behind its node."""
+        places = [GONE if index in gone else 2 * index for index in range(len(self.nodes))]
+        self.body.node.extend((*self.before, *self.after.values()))
+        places += [-1] * len(self.before) + [2 * index + 1 for index in self.after]
+        arrange(self.body.node, places)
+
+    def _place(self, new: NewConstant) -> None:
+        node, reads = self.nodes[new.node], self.state.graph.reads[new.node]
+        old = reads[new.slot] if new.slot < len(reads) else ""
+        name = self._name(old, new)
+        self._define(name, old, new)
+        if new.revised.place is BiasPlace.GEMM:
+            self._become_gemm(node, name)
+            return
+        if new.revised.place is BiasPlace.ADD:
+            self._append_add(node, new.node, name)
+            return
+        if name != old:
+            inputs = node.input
+            inputs.extend([""] * (new.slot + 1 - len(inputs)))
+            inputs[new.slot] = name
+        for attribute, value in new.revised.attributes:
+            _drop_attribute(node, attribute)
+            if value is not None:
+                node.attribute.append(helper.make_attribute(attribute, value))
+
+    def _name(self, old: str, new: NewConstant) -> str:
+        graph = self.state.graph
+        here = old in graph.initializers or old in graph.producer or old in graph.sparse
+        if old and here and graph.only_reader(old):
+            self.maybe_unread.discard(old)
+            return old
+        if old:
+            self.maybe_unread.add(old)
+            return self.names.fresh(f"{old}_folded")
+        return self.names.fresh(f"{graph.name(new.node)}_{new.revised.suffix}")
+
+    def _define(self, name: str, old: str, new: NewConstant) -> None:
+        replaces = name == old
+        if replaces:
+            self.reshaped.add(name)
+        if self.body is self.main:
+            tensor = self._initializer(self.main, name, new, replaces=replaces)
+            self.pending[name] = Pending(tensor, math.prod(new.dims), new)
+            source = None if replaces else self.state.graph.initializers.get(old)
+            if source is not None and is_external(source):
+                tensor.data_location = source.data_location
+                tensor.external_data.extend(source.external_data)
+            return
+        full = numpy_helper.from_array(np.ascontiguousarray(new()), name)
+        early = self.model.ir_version < 4 and name not in self.positions
+        if early or not isinstance(self.body, GraphProto):
+            self._unmake(name)
+            self.before.append(helper.make_node("Constant", [], [name], value=full))
+            return
+        tensor = self._initializer(self.body, name, new, replaces=replaces)
+        tensor.ClearField("data_location")
+        tensor.ClearField("external_data")
+        tensor.raw_data = full.raw_data
+
+    def _initializer(
+        self, body: GraphProto, name: str, new: NewConstant, *, replaces: bool
+    ) -> TensorProto:
+        """Return an initializer of the body that has name, shape and type, and no values yet."""
+        position = self.positions.get(name)
+        tensor: TensorProto
+        if position is None:
+            if replaces:
+                self._unmake(name)
+                _drop_sparse(body, {name})
+            tensor = body.initializer.add(name=name, dims=new.dims, data_type=new.data_type)
+            self.initializer_names.append(name)
+        else:
+            tensor = body.initializer[position]
+            clear_values(tensor)
+            if tensor.data_type == new.data_type and self.state.graph.dims[name] == new.dims:
+                return tensor  # it is declared as before
+            tensor.data_type = new.data_type
+            tensor.dims[:] = new.dims
+        if name in self.inputs:
+            self.inputs[name].CopyFrom(_declaration(tensor))
+        elif position is None and self.model.ir_version < 4 and body is self.main:
+            body.input.append(_declaration(tensor))
+        return tensor
+
+    def _unmake(self, name: str) -> None:
+        """Drop the node that made a constant which becomes an initializer of the same name."""
+        producer = self.state.graph.producer.get(name)
+        if producer is not None:
+            self.maybe_unread.update(self.nodes[producer].input)
+            self.unmade.add(producer)
+
+    def _become_gemm(self, node: NodeProto, bias: str) -> None:
+        """Write a product of two matrices as a Gemm, which has a bias."""
+        node.op_type = "Gemm"
+        node.input.append(bias)
+        if self.state.graph.opset < 7:
+            node.attribute.append(helper.make_attribute("broadcast", 1))
+
+    def _append_add(self, node: NodeProto, index: int, summand: str) -> None:
+        """Let an Add of a constant follow a node."""
+        product = self.names.fresh(f"{node.output[0]}_product")
+        name = self.names.fresh(f"{node.name}_bias") if node.name else ""
+        add = helper.make_node("Add", [product, summand], [node.output[0]], name=name)
+        if self.state.graph.opset < 7:
+            axis = self.state.layer(index).out_axis
+            add.attribute.append(helper.make_attribute("axis", axis))
+            add.attribute.append(helper.make_attribute("broadcast", 1))
+        node.output[0] = product
+        self.after[index] = add
+
+    def _final_names(self) -> dict[str, str]:
+        """Return the new name of every tensor that is merged into another."""
+        state = self.state
+        groups: dict[str, dict[str, None]] = {}
+        for index in sorted(state.removed):
+            x, y = state.sides(index)
+            members = groups.setdefault(state.groups.root(y), {})
+            members[x] = members[y] = None
+        mapping, fixed = {}, state.groups.fixed()
+        for root, members in groups.items():
+            same = [m for m in members if m in fixed] or [
+                m for m in members if m not in state.total
+            ]
+            final = same[-1] if same else root
+            for member in members:
+                if member != final:
+                    mapping[member] = final
+        return mapping
+
+    def _rename(self, mapping: dict[str, str]) -> None:
+        graph = self.state.graph
+        for old, new in mapping.items():
+            for index, slot in graph.readers.get(old, ()):
+                if index not in self.state.removed:
+                    _exchange(self.nodes[index].input, slot, old, new)
+            maker = graph.producer.get(old)
+            if maker is not None and maker not in self.state.removed:
+                _exchange(self.nodes[maker].output, graph.writes[maker].index(old), old, new)
+        for add in self.after.values():
+            if add.output[0] in mapping:
+                add.output[0] = mapping[add.output[0]]
+        if self.model.configuration:  # of several devices, for which nodes name their tensors
+            for node in chain(self.nodes, self.after.values()):
+                rename_shards(node, mapping)
+        changed = {key for key in self.state.total if isinstance(key, str)}
+        self.maybe_unread |= self.state.constants.among(
+            drop_descriptions(self.body, mapping.keys() | self.reshaped, changed)
+        )
+
+
+def drop_descriptions(body: Body, gone: Set[str], changed: Set[str] = frozenset()) -> set[str]:
+    """Drop what a body says beside its nodes of tensors that are no more what they were.
+
+    Args:
+        body: loses it.
+        gone: names that nothing has any more, or that have another shape or type.
+        changed: names of tensors of other values; what is said of their type stays.
+
+    Returns:
+        The names of the quantization parameters that go with it.
+    """
+    _drop_named(body.value_info, gone)
+    described = _described(body)
+    stale = described.keys() & (gone | changed)
+    if stale and isinstance(body, GraphProto):
+        _drop_annotations(body, stale)
+    return {parameter for name in stale for parameter in described[name]}
+
+
+def rename_shards(node: NodeProto, mapping: Mapping[str, str]) -> None:
+    """Let what a node says of its tensors' devices follow the tensors that it has by now."""
+    for device in node.device_configurations:
+        for shard in device.sharding_spec:
+            shard.tensor_name = mapping.get(shard.tensor_name, shard.tensor_name)
+        known = {*node.input, *node.output}
+        _drop(device.sharding_spec, [s.tensor_name not in known for s in device.sharding_spec])
+
+
+def _exchange(field: Any, slot: int, old: str, new: str) -> None:
+    """Rename one end of a node, unless it has become another tensor's by now."""
+    if slot < len(field) and field[slot] == old:
+        field[slot] = new
+
+
+def _declaration(tensor: TensorProto) -> ValueInfoProto:
+    return helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+
+
+def _drop_attribute(node: NodeProto, name: str) -> None:
+    kept = [a for a in node.attribute if a.name != name]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def _drop(field: Any, stale: Sequence[bool]) -> None:
+    """Take messages out of a repeated field, those for which ``stale`` is true."""
+    if any(stale):
+        arrange(field, [GONE if is_stale else 0 for is_stale in stale])
+
+
+def _drop_named(field: Any, names: Set[str]) -> None:
+    if names:
+        _drop(field, [item.name in names for item in field])
+
+
+def _drop_sparse(body: GraphProto, names: Set[str]) -> None:
+    fields = body.sparse_initializer
+    _drop(fields, [sparse.values.name in names for sparse in fields])
+
+
+def drop_dead(
+    text: Text, initializer_names: Sequence[str], below: Sequence[Text], maybe_unread: set[str]
+) -> set[str]:
+    """Drop the unread constants among ``maybe_unread``, and what only they needed.
+
+    Args:
+        text: the body that loses them.
+        given: the names of its initializers, in their order.
+        below: the bodies that its nodes carry, at any depth.
+        maybe_unread: names of constants.
+
+    Returns:
+        The names in this body that stand for nothing any more.
+    """
+    body, nodes = text.body, text.nodes
+    uses: Counter[str] = Counter()
+    for each in (text, *below):
+        uses.update(chain.from_iterable(each.reads))
+        uses.update(o if isinstance(o, str) else o.name for o in each.body.output)
+        uses.update(quantization_parameters(each.body))
+    queue = [name for name in maybe_unread if name not in uses]
+    described = _described(body)
+    makers: dict[str, int] = {}
+    if described or not set(initializer_names).issuperset(
+        queue
+    ):  # else no node makes what is not read
+        makers = {
+            name: index
+            for index, node in enumerate(nodes)
+            if node.op_type in EVALUATED
+            for name in node.output
+        }
+    dead_nodes: set[int] = set()
+    dead: set[str] = set()
+    while queue:
+        name = queue.pop()
+        dead.add(name)
+        needed = described.get(name, [])
+        index = makers.get(name)
+        if index is not None and not any(uses[output] for output in nodes[index].output):
+            needed = [*needed, *(() if index in dead_nodes else nodes[index].input)]
+            dead_nodes.add(index)
+        for other in needed:
+            uses[other] -= 1
+            if not uses[other]:
+                queue.append(other)
+    if dead_nodes:
+        _drop(body.node, [index in dead_nodes for index in range(len(nodes))])
+        text.reread()
+    if isinstance(body, GraphProto):
+        _drop_initializers(body, initializer_names, dead)
+        if described:
+            _drop_annotations(body, dead)
+    return dead
+
+
+def _described(body: Body) -> dict[str, list[str]]:
+    """Return the names of the quantization parameters of each tensor that has some in a body."""
+    if not isinstance(body, GraphProto):
+        return {}
+    return {
+        annotation.tensor_name: [p.value for p in annotation.quant_parameter_tensor_names]
+        for annotation in body.quantization_annotation
+    }
+
+
+def _drop_annotations(body: GraphProto, names: Set[str]) -> None:
+    fields = body.quantization_annotation
+    _drop(fields, [annotation.tensor_name in names for annotation in fields])
+
+
+def _drop_initializers(body: GraphProto, initializer_names: Sequence[str], dead: set[str]) -> None:
+    formal = dead.intersection(item.name for item in body.input)
+    if formal:
+        _drop_named(body.input, formal.intersection(initializer_names))
+    _drop(body.initializer, [name in dead for name in initializer_names])
+    _drop_sparse(body, dead)
+    _drop_named(body.value_info, dead)

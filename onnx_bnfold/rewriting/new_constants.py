@@ -1,0 +1,207 @@
+"""The constants that a plan changes: what each becomes, and the function that computes it.
+
+Nothing is computed here before it is asked for, so that a large model can be written one layer at
+a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from onnx_bnfold.arrays import Array
+from onnx_bnfold.model.constants import Stored
+from onnx_bnfold.operators.affine import Float64
+from onnx_bnfold.operators.entries import Combines, Computed, Exact, Given, Multiplied, Revised
+from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.planning.planner import GraphPlan
+from onnx_bnfold.reasons import Refusal, Refused
+from onnx_bnfold.rewriting.rounded_products import ONE, Product, product, product_blocks, products
+
+
+class Compute(Protocol):
+    """Computes the elements of a constant when they are asked for."""
+
+    def __call__(self) -> Array:
+        """Return all of them in the constant's shape and type."""
+
+    def blocks(self) -> Iterable[Array]:
+        """Return them in arrays one after another; each is there until the next is asked for."""
+
+    def product(self) -> Product | None:
+        """Return the product that they are, None if they are none."""
+
+
+class Whole:
+    """Computes all elements at once.
+
+    Args:
+        function: returns them.
+    """
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[[], Array]) -> None:
+        self._function = function
+
+    def __call__(self) -> Array:
+        """Return what the function returns."""
+        return self._function()
+
+    def blocks(self) -> Iterable[Array]:
+        """Return that as the only block."""
+        return (self(),)
+
+    def product(self) -> None:
+        """Return None: what a function returns may be anything."""
+
+
+def compute_all(wanted: Sequence[Compute]) -> Iterator[Array]:
+    """Compute small constants, thousands of them as soon as one.
+
+    Yields:
+        The elements of each, in its shape or flat.
+
+    Raises:
+        Unrepresentable: one of them does not fit its type.
+    """
+    described = [compute.product() for compute in wanted]
+    found = iter(products([each for each in described if each is not None]))
+    for compute, each in zip(wanted, described, strict=True):
+        result = None if each is None else next(found)
+        yield compute() if result is None else result
+
+
+def exact(compute: Compute) -> Array:
+    """Return the elements of a constant before they are rounded, float64 if they are."""
+    described = compute.product()
+    if described is None:
+        return compute()
+    with np.errstate(all="ignore"):
+        return np.asarray(described.values.astype(np.float64) * described.factor)
+
+
+class Unrepresentable(Exception):
+    """New constants do not fit their data type.
+
+    Attributes:
+        failures: (position of the graph, node index) → why.
+    """
+
+    def __init__(self, failures: dict[tuple[int, int], Refusal]) -> None:
+        super().__init__("constants do not fit their data type")
+        self.failures = failures
+
+
+class NewConstant:
+    """A constant that replaces the one a node reads; computes itself.
+
+    Attributes:
+        revised: says what it holds and who reads it.
+        node, slot: the input that reads it; a slot past the node's last adds an input.
+        dims, data_type: of the new tensor.
+        cause: (position of the graph, index of the node) whose changes it compensates.
+    """
+
+    __slots__ = ("cause", "data_type", "dims", "node", "revised", "slot")
+
+    def __init__(self, revised: Revised, cause: tuple[int, int]) -> None:
+        self.revised = revised
+        self.node = revised.view.index
+        self.slot = revised.slot
+        self.dims = revised.dims
+        self.data_type = revised.data_type
+        self.cause = cause
+
+    def __call__(self) -> Array:
+        """Return the elements.
+
+        Raises:
+            Unrepresentable: they do not fit their type; so say the other methods.
+        """
+        described = self.product()
+        try:
+            if described is not None:
+                return product(*described).reshape(self.dims)
+            assert isinstance(self.revised.values, Exact)
+            return self.revised.values.elements()
+        except Refused as refused:
+            raise self._failure(refused) from None
+
+    def blocks(self) -> Iterator[Array]:
+        """Yield the elements in arrays one after another."""
+        values = self.revised.values
+        if isinstance(values, Multiplied):
+            stored = self.revised.view.constants.stored(values.name)
+            if stored is not None:
+                yield from self._in_blocks(stored, values)
+                return
+        yield self()
+
+    def _in_blocks(self, stored: Stored, values: Multiplied) -> Iterator[Array]:
+        view, data_type, sums_over = self.revised.view, self.data_type, values.sums_over
+        try:
+            factor = values.factor()
+            yield from product_blocks(
+                stored, values.shape, factor, data_type, view, sums_over=sums_over
+            )
+        except Refused as refused:
+            raise self._failure(refused) from None
+
+    def product(self) -> Product | None:
+        """Return the product that the elements are, None if they are none."""
+        view, values, data_type = self.revised.view, self.revised.values, self.data_type
+        try:
+            if isinstance(values, Multiplied):
+                elements = view.constants.value(values.name).reshape(values.shape)
+                return Product(elements, values.factor(), data_type, view, values.sums_over)
+            if isinstance(values, Computed):
+                return Product(values.values(), ONE, data_type, view, values.sums_over)
+        except Refused as refused:
+            raise self._failure(refused) from None
+        return None
+
+    def _failure(self, refused: Refused) -> Unrepresentable:
+        return Unrepresentable({self.cause: refused.refusal})
+
+
+def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
+    """Yield the constants of a graph that change, in node order.
+
+    Args:
+        position: of the graph in the model, for ``Unrepresentable``.
+        plan: its plan.
+    """
+    state = plan.state
+    edges = sorted(key for key in state.total if isinstance(key, tuple))
+    found: Iterable[Revised]
+    for index in sorted(plan.changed - state.removed):
+        absorber = state.absorber_or_none(index)
+        if absorber is None:
+            found = (_of_edge(state, *edge) for edge in edges if edge[0] == index)
+        elif index in plan.equal_scales:
+            found = state.bn(index).revised(state.side_changes(index), even=True)
+        else:
+            found = absorber.revised(state.side_changes(index))
+        cause = position, index
+        try:
+            for revised in found:
+                yield NewConstant(revised, cause)
+        except Refused as refused:  # changes that are fine one by one may not be so together
+            raise Unrepresentable({cause: refused.refusal}) from None
+
+
+def _of_edge(state: GraphState, index: int, slot: int) -> Revised:
+    view = state.view(index)
+    info = view.constant(slot)
+    assert info is not None
+    dims = np.broadcast_shapes(info.dims, state.total[index, slot].shape)
+    multiplies = state.entries[index].combines is Combines.PRODUCT
+
+    def values() -> Float64:
+        return np.broadcast_to(state.present(index, slot), dims)
+
+    given = Given(values, () if multiplies else None)
+    return Revised(view, slot, "constant", dims, info.data_type, given)

@@ -1,0 +1,208 @@
+"""BatchNormalizations that stay, written as a Mul and an Add, or as a depthwise Conv.
+
+They are replaced in a copy of the model, which is planned again: each half may find a place where
+the whole has found none. The copy holds what is written where nothing more is found, constants that
+are rounded, so that a fold of the result makes up its mind from the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+
+from onnx_bnfold.model.float_formats import as_type
+from onnx_bnfold.model.graph import Body, counterparts
+from onnx_bnfold.model.node_order import arrange
+from onnx_bnfold.model.node_view import accepts
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.affine import Float64
+from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.planning.notes import STANDALONE, is_noted
+from onnx_bnfold.planning.planner import Decision, GraphPlan, Place, Restated, Standalone
+from onnx_bnfold.planning.precision_limits import Limits
+from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.rewriting.branch_merging import declare
+from onnx_bnfold.rewriting.graph_editor import Names
+from onnx_bnfold.rewriting.integrity import Text, require_intact
+from onnx_bnfold.rewriting.rounded_products import ONE, product
+
+# The first takes the place, the attributes aside, and the name of the BatchNormalization.
+_OPERATORS: Mapping[Standalone, Sequence[str]] = {"mul-add": ("Mul", "Add"), "conv": ("Conv",)}
+_SUFFIXES = ("factor", "summand")
+
+
+def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[int]) -> set[int]:
+    """Return the nodes that are to be written in another form.
+
+    Args:
+        plan: of one graph; where precision forbids the form, it says so from now on.
+        form: what BatchNormalizations that stay are to be written as.
+        limits: say what costs precision.
+        excluded: nodes whose constants, or those around them, do not fit their type.
+    """
+    found = set()
+    for position, decision in enumerate(plan.decisions):
+        index = decision.node
+        if decision.folded or index in excluded or not _can_be(plan.state, index, form):
+            continue
+        if _is_not_to_be_disturbed(plan.state, decision, limits):
+            continue
+        if is_noted(plan.state.graph.nodes[index], STANDALONE, limits):
+            continue
+        try:
+            limits.check_product(plan.state, index)
+            view = plan.state.view(index)
+            for values in _constants(plan.state, index, form):
+                product(values, ONE, batchnorm.data_type(view), view)
+        except Refused as refused:
+            plan.decisions[position] = decision._replace(refusal=refused.refusal)
+        else:
+            found.add(index)
+    return found
+
+
+def _is_not_to_be_disturbed(state: GraphState, decision: Decision, limits: Limits) -> bool:
+    """Whether a node stays because it, or one beside it, reads little more than rounding errors."""
+    if decision.refusal is None or decision.refusal.reason is not Reason.PRECISION:
+        return False
+    try:
+        limits.check_rounding(state, decision.node)
+    except Refused:
+        return True
+    return False
+
+
+def _can_be(state: GraphState, index: int, form: Standalone) -> bool:
+    try:
+        channels, rank = state.bn(index).channels, state.rank(index)
+        too_flat = rank < 2 or (form == "conv" and rank < 3)
+        # Where layers around it contradict each other on ranks, it has no such map.
+        if too_flat or state.affine_of(index).vector(1, channels) is None:
+            return False
+        is_empty = 0 in state.view(index).dims_in(0)[2:]
+    except Refused:
+        return False
+    if form == "conv" and is_empty:  # which no runtime computes
+        return False
+    # onnxruntime infers shapes too, and loads no node that does not fit what it has misread.
+    if state.shapes.why_unknown(state.sides(index)) is not None:
+        return False
+    opset, kind = state.graph.opset, batchnorm.data_type(state.view(index))
+    return opset >= 7 and all(accepts(operator, opset, kind) for operator in _OPERATORS[form])
+
+
+def _constants(state: GraphState, index: int, form: Standalone) -> tuple[Float64, Float64]:
+    """Return factor and summand in the shapes that the new nodes read."""
+    bn, spread = state.bn(index), (1,) * (state.rank(index) - 2)
+    if form == "conv":
+        return bn.a.reshape(-1, 1, *spread), bn.b
+    return bn.a.reshape(-1, *spread), bn.b.reshape(-1, *spread)
+
+
+@dataclass
+class Copied:
+    """What is in a copy of a model in which nodes have another form.
+
+    Attributes:
+        moved: for each node of the graphs as they were its index by now.
+        decisions: of the nodes that were replaced, by their index by now.
+        unread: the constants that these have read.
+    """
+
+    moved: dict[Place, int] = field(default_factory=dict)
+    decisions: dict[Place, Decision] = field(default_factory=dict)
+    unread: set[str] = field(default_factory=set)
+
+
+def apply(
+    model: ModelProto, plans: Sequence[GraphPlan], found: Sequence[Set[int]], form: Standalone
+) -> Copied:
+    """Replace BatchNormalizations in a copy of the model, in place.
+
+    Args:
+        model: the copy.
+        plans: of its graphs as they were.
+        found: for each graph the nodes to be replaced.
+        form: what by.
+
+    Raises:
+        BrokenResult: the new model is not sound.
+    """
+    graphs = [plan.state.graph for plan in plans]
+    bodies, names, copied = counterparts(model, graphs), Names(graphs), Copied()
+    for position, plan in reversed([*enumerate(plans)]):  # a body before the one that holds it
+        graph, nodes = plan.state.graph, found[position]
+        editor = _Editor(model, bodies[position], plan.state, form, names)
+        for index in sorted(nodes):
+            copied.unread |= editor.replace(index)
+        now = editor.finish()
+        copied.moved |= {(position, index): place for index, place in enumerate(now)}
+        for decision in plan.decisions:
+            index = decision.node
+            if index in nodes:
+                was = Restated(form, graph.name(index), graph.writes[index][0])
+                again = decision._replace(node=now[index], restated=was)
+                copied.decisions[position, now[index]] = again
+    require_intact(graphs, [*map(Text, bodies)], model.ir_version, halfway=True)
+    return copied
+
+
+class _Editor:
+    """Replaces nodes of one body."""
+
+    def __init__(
+        self, model: ModelProto, body: Body, state: GraphState, form: Standalone, names: Names
+    ) -> None:
+        self._model = model
+        self._body = body
+        self._state = state
+        self._form = form
+        self._names = names
+        self._front: list[NodeProto] = []
+        self._behind: dict[int, NodeProto] = {}
+
+    def replace(self, index: int) -> set[str]:
+        """Write a node as something else; return the names of the constants that it has read."""
+        node, state = self._body.node[index], self._state
+        x, *parameters = node.input
+        values, kind = _constants(state, index, self._form), batchnorm.data_type(state.view(index))
+        label = state.graph.name(index)
+        new = [
+            self._define(self._names.fresh(f"{label}_{suffix}"), array, kind)
+            for suffix, array in zip(_SUFFIXES, values, strict=True)
+        ]
+        del node.attribute[:], node.input[:], node.output[1:]
+        node.op_type = _OPERATORS[self._form][0]
+        if self._form == "conv":
+            node.input.extend([x, *new])
+            node.attribute.append(helper.make_attribute("group", state.bn(index).channels))
+        else:
+            between = self._names.fresh(f"{node.output[0]}_product")
+            name = self._names.fresh(f"{node.name}_bias") if node.name else ""
+            self._behind[index] = helper.make_node("Add", [between, new[1]], node.output, name=name)
+            node.input.extend([x, new[0]])
+            node.output[0] = between
+        return set(parameters)
+
+    def _define(self, name: str, values: Float64, data_type: int) -> str:
+        value = numpy_helper.from_array(as_type(values, data_type), name)
+        body, version = self._body, self._model.ir_version
+        if isinstance(body, GraphProto) and (version >= 4 or body is self._model.graph):
+            declare(version, body, name, values.shape, data_type)
+            body.initializer[-1].CopyFrom(value)
+        else:
+            self._front.append(helper.make_node("Constant", [], [name], value=value))
+        return name
+
+    def finish(self) -> list[int]:
+        """Put the new nodes in their places; return where each of the old ones is by now."""
+        count = len(self._body.node)
+        steps = (1 + (index in self._behind) for index in range(count))
+        *now, _ = accumulate(steps, initial=len(self._front))
+        places = [*range(0, 2 * count, 2), *(2 * index + 1 for index in self._behind)]
+        self._body.node.extend((*self._behind.values(), *self._front))
+        arrange(self._body.node, [*places, *(-1 for _ in self._front)])
+        return now

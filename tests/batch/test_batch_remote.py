@@ -1,0 +1,205 @@
+"""Stores at URLs: in fsspec's memory within this process, and as files with processes."""
+
+import os
+import sys
+import uuid
+
+import onnx
+import pytest
+from batches import digests, expected, fill, small_model, unfinished, write, write_external
+
+from onnx_bnfold import Options, UsageError
+from onnx_bnfold.batch import fold_store
+from onnx_bnfold.batch.opening import location_at
+from onnx_bnfold.batch.remote import RemoteLocation
+from onnx_bnfold.batch.task import Batch, Task, perform
+from onnx_bnfold.cli.main import main
+
+fsspec = pytest.importorskip("fsspec")
+
+
+@pytest.fixture
+def memory():
+    """The file system, and the URL of a folder in it."""
+    folder = f"/{uuid.uuid4().hex}"
+    system = fsspec.filesystem("memory")
+    system.makedirs(folder)
+    yield system, f"memory:/{folder}"
+    system.rm(folder, recursive=True)
+
+
+def upload(folder, system, url):
+    system.put(str(folder), url.removeprefix("memory:/"), recursive=True)
+
+
+def in_this_process(source, target, names, action="fold"):
+    """Memory is not shared with other processes."""
+    location_at(target).prepare()
+    batch = Batch(source, target, None, Options())
+    return [perform(batch, Task(action, name)) for name in names]
+
+
+def names_of(system, url):
+    root = url.removeprefix("memory:/")
+    return sorted(path[len(root) + 1 :] for path in system.find(root))
+
+
+def test_from_memory_to_memory(memory, tmp_path):
+    system, url = memory
+    store = fill(tmp_path / "models", 3)
+    upload(store, system, f"{url}/models")
+    names = sorted(digests(store))
+    assert sorted(location_at(f"{url}/models").listing().files) == names
+    models = [name for name in names if name.endswith(".onnx")]
+    others = [name for name in names if name not in models]
+    target = f"{url}/folded"
+    done = in_this_process(f"{url}/models", target, models)
+    done += in_this_process(f"{url}/models", target, others, "copy")
+    assert not [o.error for o in done if o.error]
+    system.get(target.removeprefix("memory:/"), str(tmp_path / "folded"), recursive=True)
+    assert digests(tmp_path / "folded") == expected(store, tmp_path / "expected")
+    again = in_this_process(f"{url}/models", target, models)
+    assert all(o.skipped for o in again)
+
+
+@pytest.mark.parametrize("remote", ["source", "target"])
+def test_between_memory_and_a_folder(memory, tmp_path, remote):
+    system, url = memory
+    store = tmp_path / "models"
+    write_external(store / "a" / "model.onnx", "sub/weights.bin")
+    source, target = str(store), str(tmp_path / "folded")
+    if remote == "source":
+        upload(store, system, f"{url}/models")
+        source = f"{url}/models"
+    else:
+        target = f"{url}/folded"
+    (outcome,) = in_this_process(source, target, ["a/model.onnx"])
+    assert outcome.source.keys() == {"a/model.onnx", "a/sub/weights.bin"}
+    found = names_of(system, target) if remote == "target" else digests(tmp_path / "folded")
+    assert set(found) == outcome.target.keys()
+    assert len(found) == 2
+
+
+def test_missing_data_is_named(memory, tmp_path):
+    system, url = memory
+    store = tmp_path / "models"
+    write_external(store / "model.onnx", "weights.bin")
+    (store / "weights.bin").unlink()
+    upload(store, system, f"{url}/models")
+    (outcome,) = in_this_process(f"{url}/models", f"{url}/folded", ["model.onnx"])
+    assert outcome.error.startswith("model.onnx: tensor ")
+    assert "weights.bin" in outcome.error
+    assert os.sep * 2 not in outcome.error
+    assert names_of(system, f"{url}/folded") == []
+
+
+@pytest.mark.parametrize("location", ["../out.bin", "a/../../out.bin", "/out.bin"])
+def test_data_outside_of_the_folder_is_not_fetched(tmp_path, location, monkeypatch):
+    store = tmp_path / "models"
+    model = onnx.load(write_external(store / "model.onnx", "w.bin"), load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = location if entry.key == "location" else entry.value
+    write(store / "model.onnx", model)
+    fetched = []
+    monkeypatch.setattr(
+        RemoteLocation, "fetch", lambda self, name, scratch: fetched.append(name) or store
+    )
+    (outcome,) = in_this_process(f"file://{store}", str(tmp_path / "folded"), ["model.onnx"])
+    assert "below the model's folder" in outcome.error
+    assert fetched == ["model.onnx"]
+
+
+def test_superseded_data_is_removed(memory, tmp_path):
+    system, url = memory
+    store = tmp_path / "models"
+    for layers in (2, 3):
+        (store / "weights.bin").unlink(missing_ok=True)
+        write_external(store / "model.onnx", "weights.bin", layers=layers)
+        in_this_process(str(store), f"{url}/folded", ["model.onnx"])
+        assert len(names_of(system, f"{url}/folded")) == 2
+
+
+@pytest.mark.parametrize("name", ["../x.onnx", "a/../../x.onnx", "a//x.onnx", "./x.onnx"])
+def test_names_that_would_lead_out_of_a_folder(memory, name):
+    """Object stores know no folders, and take any name."""
+    system, url = memory
+    system.store[f"{url.removeprefix('memory:/')}/{name}"] = system.open(f"{url}/fine.onnx", "wb")
+    listing = location_at(url).listing()
+    assert listing.files.keys() <= {"fine.onnx"}
+    assert set(listing.problems.values()) == {"is not a name that a file in a folder can have"}
+
+
+def test_processes_on_urls(tmp_path, capfd):
+    store, output = fill(tmp_path / "models", 4), tmp_path / "folded"
+    words = [f"file://{store}", "-o", f"file://{output}", "--jobs", "2"]
+    assert main(words) == 0
+    assert digests(output) == expected(store, tmp_path / "expected")
+    assert unfinished(output) == []
+    capfd.readouterr()
+    assert main(words) == 0
+    assert capfd.readouterr().out.splitlines()[-1].startswith("4 models: 4 done before")
+
+
+def test_links_at_a_url_are_reported(tmp_path):
+    store = fill(tmp_path / "models", 1)
+    outside = write(tmp_path / "outside.onnx", small_model())
+    (store / "out.onnx").symlink_to(outside)
+    (store / "folder").symlink_to(tmp_path)
+    report = fold_store(f"file://{store}", tmp_path / "folded", jobs=1)
+    assert sorted(o.name for o in report.failed) == ["folder", "out.onnx"]
+    assert all("is a link" in o.error for o in report.failed)
+    assert count_models(tmp_path / "folded") == 1
+
+
+def test_a_linked_folder_cannot_go_to_a_url(tmp_path):
+    store = fill(tmp_path / "models", 1)
+    (store / "latest").symlink_to("net0")
+    (failed,) = fold_store(store, f"file://{tmp_path}/folded", jobs=1).failed
+    assert failed.error == "latest: is a link to a folder, which cannot be written to a URL"
+
+
+def count_models(folder):
+    return len([onnx.load(path) for path in folder.rglob("*.onnx")])
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("other", ["", "file://"])
+def test_an_output_in_the_store_is_refused(tmp_path, scheme, other):
+    store = fill(tmp_path / "models", 1)
+    with pytest.raises(UsageError, match="is inside the input"):
+        fold_store(f"{scheme}{store}", f"{other}{store}/folded")
+
+
+@pytest.mark.parametrize(
+    ("url", "error"),
+    [
+        ("nope://models", "cannot be opened"),
+        ("memory://no-such-folder", "there is no such folder"),
+        ("file:///no/such/folder", "there is no such folder"),
+    ],
+)
+def test_urls_that_are_no_stores(tmp_path, url, error):
+    with pytest.raises(UsageError, match=error):
+        fold_store(url, tmp_path / "folded")
+
+
+def test_a_state_in_another_file_system(tmp_path, memory):
+    store = fill(tmp_path / "models", 1)
+    with pytest.raises(UsageError, match="another file system"):
+        fold_store(store, f"{memory[1]}/folded", state=f"file://{tmp_path}/state")
+
+
+def test_without_fsspec(tmp_path, monkeypatch):
+    for name in ("fsspec", "fsspec.core"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UsageError, match="URLs need fsspec"):
+        fold_store("memory://models", tmp_path / "folded")
+
+
+def test_a_worker_of_another_version_refuses(tmp_path):
+    store = fill(tmp_path / "models", 1)
+    batch = Batch(str(store), str(tmp_path / "folded"), None, Options(), version="0.0.0")
+    outcome = perform(batch, Task("fold", "net0/0/model.onnx"))
+    assert "install one version everywhere" in outcome.error
+    assert not (tmp_path / "folded").exists()

@@ -1,0 +1,112 @@
+"""Shapes: what inference does not say, what it is not shown, and what is said of nodes there."""
+
+import numpy as np
+import onnx
+import pytest
+from graphs import Net
+from onnx import TensorProto, helper
+from support import count, fold_checked, ops
+
+import onnx_bnfold
+from onnx_bnfold import Reason
+from onnx_bnfold.model import inference_guard
+
+WINDOW = {"kernel_shape": [2, 2]}
+FEEDS = {"x": np.random.default_rng(0).standard_normal((2, 4, 3, 3)).astype(np.float32)}
+
+
+def behind_slices(number):
+    """A BN behind each of several Slices, none of which is known to be safe before the others."""
+    net = Net(("N", 4, 8))
+    y = net.relu("x")
+    for _ in range(number):
+        y = net.op(
+            "Slice", net.conv(y, 4, channels=4, rank=3), net.ints(0), net.ints(4), net.ints(1)
+        )
+        y = net.relu(net.bn(y, channels=4, signs="positive"))
+    return net.model(y)
+
+
+@pytest.mark.parametrize(("number", "kept"), [(3, 0), (4, 1), (6, 2)])
+def test_behind_too_many_slices_the_others_fold(number, kept, monkeypatch):
+    """Behind the fourth no shape is known, but for the rank that a Conv gives."""
+    monkeypatch.setattr(inference_guard, "MOST_LEVELS", 3)
+    folded, report = fold_checked(behind_slices(number), kept=kept)
+    assert count(folded, "Slice") == number
+    for record in report.kept:
+        assert record.refusal.reason is Reason.SEARCH_LIMIT
+        assert "behind more than" in record.refusal.sentence
+
+
+@pytest.mark.parametrize("between", [None, "Tanh"])
+@pytest.mark.parametrize(("opset", "axes"), [(9, [3, 2]), (9, [-1])])
+def test_behind_axes_that_are_misread(opset, axes, between):
+    """The rank that inference would give is another than the real one."""
+    net = Net(("N", 4, 1, 1), opset=opset)
+    y = net.op("Squeeze", net.conv("x", 4), axes=axes)
+    y = net.op(between, y) if between else y
+    _, report = fold_checked(net.model(net.bn(y, channels=4)), kept=1)
+    assert report.kept[0].refusal.reason is Reason.UNKNOWN_SHAPE
+    assert "misreads" in report.kept[0].refusal.sentence
+
+
+def test_what_is_beside_axes_that_are_misread_is_not_behind_them():
+    net = Net(("N", 4, 1, 1), opset=9)
+    beside = net.bn(net.op("Tanh", net.input("u", None)), channels=4)
+    report = onnx_bnfold.plan(net.model(net.op("Squeeze", "x", axes=[3, 2]), beside))
+    (refusal,) = (record.refusal for record in report.kept)
+    assert refusal.reason is Reason.UNKNOWN_SHAPE
+    assert "misreads" not in refusal.sentence
+
+
+def test_axes_that_are_computed_from_constants():
+    """As PyTorch's exporter writes them; the other input of the node is one of the graph."""
+    net = Net(("N", 4, 3, 3), opset=18)
+    axes = net.op("Reshape", net.ints(2), net.ints(-1))
+    t = net.bn(net.op("ReduceMean", "x", axes, keepdims=0), channels=4)
+    t = net.op("MatMul", net.random(2, 4), t)
+    fold_checked(net.model(net.op("Add", t, net.random(2, 1))))
+
+
+@pytest.mark.parametrize("made_by", ["initializer", "Constant"])
+@pytest.mark.parametrize("upsampled", [False, True])
+def test_a_shape_that_lies_in_another_file_is_read(upsampled, made_by, tmp_path):
+    """Without it nobody knows the rank behind the Reshape, nor anything behind the Upsample."""
+    net = Net((2, 4, 3, 3), opset=9 if upsampled else 17)
+    y = net.conv("x", 4)
+    if upsampled:
+        y = net.op("Upsample", y, net.const(np.ones(4)))
+    y = net.op("Reshape", y, net.ints(2, 2, 2, 9))
+    model = net.model(net.bn(net.op("Reshape", y, net.ints(2, 4, 3, 3)), channels=4))
+    if made_by == "Constant":
+        shapes = [t for t in model.graph.initializer if t.data_type == TensorProto.INT64]
+        for tensor in shapes:
+            made = helper.make_node("Constant", [], [tensor.name], value=tensor)
+            model.graph.node.insert(0, made)
+            model.graph.initializer.remove(tensor)
+    expected, _ = fold_checked(model)
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path, save_as_external_data=True, size_threshold=0, convert_attribute=True)
+    unloaded = onnx.load(path, load_external_data=False)
+    assert all(t.data_location == TensorProto.EXTERNAL for t in unloaded.graph.initializer)
+    folded, report = onnx_bnfold.fold(unloaded, base_dir=tmp_path)
+    assert not report.kept
+    assert ops(folded) == ops(expected)
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes"), [("AveragePool", WINDOW), ("MaxPool", WINDOW), ("Identity", {})]
+)
+@pytest.mark.parametrize("side", ["behind", "in front"])
+def test_the_rank_that_a_layer_fixes_passes_an_operator(op, attributes, side):
+    """The input has no shape: how many axes there are, only the layer's weight says."""
+    net = Net(None)
+    t = net.input("x", None)
+    if side == "behind":
+        t = net.op(op, net.conv(t, 4, channels=4, rank=4), **attributes)
+        y = net.bn(t, channels=4, signs="positive")
+    else:
+        t = net.op(op, net.bn(t, channels=4, signs="positive"), **attributes)
+        y = net.conv(t, 4, channels=4, rank=4)
+    folded, _ = fold_checked(net.model(y), feeds=FEEDS)
+    assert "BatchNormalization" not in ops(folded)

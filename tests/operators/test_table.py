@@ -1,0 +1,125 @@
+"""The table of operators is the only place that knows an operator by its name."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from graphs import Net
+
+import onnx_bnfold
+from onnx_bnfold.check.rescaled import rescaled
+from onnx_bnfold.cli.main import main
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.entries import UNKNOWN, Absorbing
+from onnx_bnfold.operators.layouts import LINEAR_LAYERS
+from onnx_bnfold.operators.normalizations import NORMALIZATIONS
+from onnx_bnfold.operators.table import OPERATORS, entry_of
+from onnx_bnfold.operators.transparent import RULES
+from onnx_bnfold.storage import ModelFile
+
+PACKAGE = Path(onnx_bnfold.__file__).parent
+# Where the entries stand.
+FAMILIES = {
+    "operators/batchnorm.py",
+    "operators/layouts.py",
+    "operators/normalizations.py",
+    "operators/transparent.py",
+}
+# Modules that name operators that have an entry, and why they may.
+EXCEPTIONS = {
+    "check/reference.py": "what onnx's reference evaluator gets wrong",
+    "check/rescaled.py": "what hands a weight on in front of a layer; and it makes a Mul",
+    "model/constants.py": "what is evaluated where all inputs are constants",
+    "planning/equalize.py": "what onnxruntime quantises together with the node in front",
+    "model/inference_hints.py": "types and ranks where onnx's shape inference is not asked",
+    "rewriting/branch_merging.py": "it adds up the kernels of Convs",
+    "model/misread.py": "what onnx's shape inference gets wrong",
+    "operators/data_movement.py": "the scales of a Resize are another input in an old version",
+    "planning/value_ranges.py": "what is known of the spread of an operator's output",
+    "rewriting/graph_editor.py": "it makes a Gemm of a product of matrices, and an Add",
+    "model/inference_guard.py": "what onnx's shape inference gets wrong of a Slice",
+    "rewriting/standalone.py": "it makes a Mul, an Add, a Conv",
+}
+
+
+def modules() -> list[str]:
+    return sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def named(module: str) -> set[str]:
+    """The operators of the table that a module names in a string of its own."""
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    strings = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return {value for value in strings if isinstance(value, str) and value in OPERATORS}
+
+
+@pytest.mark.parametrize("module", sorted({*modules()} - FAMILIES - EXCEPTIONS.keys()))
+def test_no_operator_is_asked_for_by_name(module):
+    assert not named(module), "ask the operator's entry in `table.OPERATORS`"
+
+
+@pytest.mark.parametrize("module", sorted(FAMILIES | EXCEPTIONS.keys()))
+def test_the_exceptions_are_needed(module):
+    assert named(module)
+
+
+def test_every_operator_has_one_entry():
+    families = [*RULES, *LINEAR_LAYERS, *NORMALIZATIONS, batchnorm.OPERATOR]
+    assert sorted(families) == sorted(OPERATORS)
+    assert entry_of("NoSuchOperator") is entry_of(None) is UNKNOWN
+
+
+@pytest.mark.parametrize("op", [op for op, e in OPERATORS.items() if isinstance(e, Absorbing)])
+def test_the_weights_of_an_absorbing_operator_are_told(op):
+    entry = OPERATORS[op]
+    assert isinstance(entry, Absorbing)
+    assert entry.linear_in
+    assert {slot for choice in entry.linear_in for slot in choice} <= entry.weights
+
+
+def behind_einsum(net: Net) -> str:
+    return net.op("Einsum", "x", net.random(4, 3), equation="nchw,oc->nohw")
+
+
+def behind_instance_normalization(net: Net) -> str:
+    return net.op("InstanceNormalization", net.conv("x", 4), net.random(4), net.random(4))
+
+
+def behind_layer_normalization(net: Net) -> str:
+    rows = net.op("Transpose", net.conv("x", 4), perm=[0, 2, 3, 1])
+    y = net.op("LayerNormalization", rows, net.random(4), net.random(4))
+    return net.op("Transpose", y, perm=[0, 3, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("build", "operator"),
+    [(behind_einsum, "Einsum"), (behind_instance_normalization, "InstanceNormalization"),
+     (behind_layer_normalization, "LayerNormalization")],
+)  # fmt: skip
+def test_report_and_check_know_what_absorbs(build, operator, tmp_path):
+    """Folded from file to file, with a report of weights and cost, and checked."""
+    net = Net((2, 3, 4, 5))
+    onnx.save(net.model(net.bn(build(net))), tmp_path / "model.onnx")
+    files = [str(tmp_path / name) for name in ("model.onnx", "folded.onnx", "report.json")]
+    assert main([files[0], "-o", files[1], "--check", "--require-all", "--report", files[2]]) == 0
+    found = json.loads(Path(files[2]).read_text(encoding="utf-8"))
+    assert not found["check"]["failures"]
+    assert [layer["op"] for layer in found["layers"]] == [operator]
+    before, after = found["before"], found["after"]
+    assert before["unknown"] is after["unknown"] is None
+    assert before["multiply_adds"] - after["multiply_adds"] == 2 * 4 * 20  # those of the norm
+    assert before["multiplicative_depth"] - after["multiplicative_depth"] == 1
+
+
+def test_the_check_moves_the_weights_of_what_absorbs(tmp_path):
+    """What is measured as rounding noise is that of every absorbing operator's weights."""
+    net = Net((2, 3, 4, 5))
+    onnx.save(net.model(behind_einsum(net)), tmp_path / "model.onnx")
+    with ModelFile(tmp_path / "model.onnx") as file:
+        found = rescaled(file)
+    assert [list(group.weights) for group in found.groups] == [list(found.weights)]
+    assert len(found.weights) == 1

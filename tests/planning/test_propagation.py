@@ -1,0 +1,84 @@
+"""The search for a place for a change: its limits, and what it says when it finds none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from graphs import IMAGE, Net
+
+import onnx_bnfold
+from onnx_bnfold import Reason
+from onnx_bnfold.operators.table import OPERATORS
+from onnx_bnfold.operators.transparent import Step, Transparent
+from onnx_bnfold.planning import propagation
+
+
+def shifting_bn(net: Net, x: str) -> str:
+    """A BN that adds one value per channel and multiplies by one."""
+    ones, zeros = net.const(np.ones(4)), net.const(np.zeros(4))
+    shift = net.const(np.arange(1.0, 5))
+    return net.op("BatchNormalization", x, ones, shift, zeros, ones, epsilon=0.0)
+
+
+def stays(net: Net, *outputs: str):
+    (record,) = onnx_bnfold.plan(net.model(*outputs)).kept
+    return record
+
+
+def competing() -> tuple[Net, str]:
+    """The shift of a BN goes upstream by any of three layers, the second way only."""
+    net = Net(IMAGE)
+    t = net.op("Add", net.op("Add", net.conv("x", 4), net.conv("x", 4)), net.conv("x", 4))
+    return net, net.op("Sigmoid", net.bn(t))
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"), [("MOST_BRANCHES", 1), ("MOST_SETTLED_PER_NODE", -1000)]
+)
+def test_a_search_that_is_given_up_says_so(monkeypatch, limit, value):
+    """Downstream a Sigmoid refuses at once, which is true of that way and not the reason."""
+    net, y = competing()
+    assert not onnx_bnfold.plan(net.model(y)).kept
+    monkeypatch.setattr(propagation, limit, value)
+    record = stays(net, y)
+    assert record.refusal.reason is Reason.SEARCH_LIMIT
+    assert "given up" in record.refusal.sentence
+
+
+@pytest.mark.parametrize("first", [Reason.GRAPH_INPUT, Reason.OPAQUE], ids=str)
+def test_a_limit_does_not_hide_behind_an_earlier_refusal(monkeypatch, first):
+    """Upstream is refused for good; downstream nobody knows."""
+    net = Net(IMAGE)
+    x = "x" if first is Reason.GRAPH_INPUT else net.op("Sigmoid", "x")
+    t = net.op("Add", net.bn(x), net.conv("x", 4))
+    y = net.conv(t, 2)
+    assert not onnx_bnfold.plan(net.model(y)).kept
+    monkeypatch.setattr(propagation, "MOST_BRANCHES", 1)
+    record = stays(net, y)
+    assert record.tried[0][1].reason is first
+    assert record.refusal.reason is Reason.SEARCH_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"),
+    [("MOST_BRANCHES", 2), ("MOST_SETTLED_PER_NODE", (2 - 1000) / 5)],  # two nodes settled in all
+)
+def test_a_limit_does_not_hide_behind_a_branch_that_was_refused(monkeypatch, limit, value):
+    """The first operand of the Add takes no shift; the second was not reached."""
+    net = Net(IMAGE)
+    t = net.op("Add", net.op("Sigmoid", "x"), net.conv("x", 4))
+    y = net.op("Sigmoid", shifting_bn(net, t))
+    assert not onnx_bnfold.plan(net.model(y)).kept
+    monkeypatch.setattr(propagation, limit, value)
+    record = stays(net, y)
+    assert record.tried[0][1].reason is Reason.SEARCH_LIMIT
+
+
+@pytest.mark.parametrize("certain", [True, False])
+def test_a_rule_that_finds_no_way_refuses(monkeypatch, certain):
+    entry = Transparent(lambda view, known: Step((), certain), version=14)
+    monkeypatch.setitem(OPERATORS, "Relu", entry)
+    net = Net(IMAGE)
+    record = stays(net, net.op("Relu", net.bn(net.op("Relu", "x"))))
+    assert record.refusal.reason is Reason.CONFLICT
+    assert record.refusal.culprit.startswith("Relu")

@@ -1,0 +1,127 @@
+"""Memory: settings of the allocator and the collector, and what a fold leaves behind."""
+
+import atexit
+import ctypes
+import gc
+import math
+import random
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import onnx
+import pytest
+from random_graphs import random_model
+from support import bn, conv, join, model_of
+
+import onnx_bnfold
+from onnx_bnfold import Options, Reason, api
+from onnx_bnfold.cli.main import main
+from onnx_bnfold.model.graph import Graph
+from onnx_bnfold.process_memory import collect_rarely, keep_freed_memory
+
+
+class WithoutMallopt:
+    def __init__(self, name: object) -> None:
+        self.name = name
+
+
+@pytest.mark.parametrize("error", [None, OSError, TypeError])
+def test_a_system_without_mallopt(error, monkeypatch):
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr(ctypes, "CDLL", fail if error else WithoutMallopt)
+    keep_freed_memory()
+
+
+def test_both_thresholds_are_set(monkeypatch):
+    calls = []
+
+    class Library:
+        def __init__(self, name: object) -> None:
+            self.mallopt = lambda option, value: calls.append((option, value))
+
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    keep_freed_memory()
+    assert calls == [(-3, 1 << 25), (-1, 1 << 28)]
+
+
+def test_garbage_in_cycles_is_collected_all_the_same():
+    before = gc.get_threshold()
+    try:
+        gc.set_threshold(700, 10, 10)
+        collect_rarely()
+        assert gc.isenabled()
+        assert gc.get_threshold()[0] > 700
+    finally:
+        gc.set_threshold(*before)
+        atexit.unregister(gc.freeze)
+
+
+def test_the_end_of_a_process_frees_nothing_object_by_object():
+    """What hosts the process, and what asked to be called, is called all the same."""
+    code = (
+        "import atexit, gc; "
+        "from onnx_bnfold.process_memory import collect_rarely, keep_to_the_end; "
+        "thing = type('Thing', (), {'__del__': lambda self: print('freed')})(); "
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0)); "
+        "collect_rarely(); keep_to_the_end(thing)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "True\n"
+
+
+def test_only_a_process_that_ends_keeps_what_it_folded(tmp_path, rng):
+    """Who calls the command line as a function gets the memory back."""
+    parts = join(conv("x", "c", (4, 3, 1, 1), rng), bn("c", "y", 4, rng))
+    onnx.save(model_of(parts.nodes, {"x": (1, 3, 2, 2)}, ["y"], parts.initializers), tmp_path / "m")
+    words, kept = ["-q", "-o", str(tmp_path / "f"), str(tmp_path / "m")], []
+    with nothing_left():
+        assert main(words) == 0
+    assert main(words, keep=kept.append) == 0
+    (outcome,) = kept
+    assert len(outcome.report.folded) == 1
+
+
+OPTIONS = [
+    Options(),
+    Options(merge_branches=True),
+    Options(equalize=True),
+    Options(profile="int8", standalone="mul-add"),
+]
+
+
+@contextmanager
+def nothing_left():
+    """What refers to itself would stay with its whole model, hundreds of them in a store."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+        assert not [found for found in gc.get_objects() if isinstance(found, Graph)]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "merged", "equalized", "standalone"])
+def test_a_fold_leaves_nothing_for_the_collector(options):
+    with nothing_left():
+        for seed in range(60):
+            onnx_bnfold.fold(random_model(random.Random(seed), steps=20), options)
+
+
+def test_a_fold_that_is_planned_anew_leaves_nothing(rng, tmp_path):
+    parts = join(
+        conv("x", "c", (40, 40, 1, 1), rng, dtype=np.float16),
+        bn("c", "y", 40, rng, dtype=np.float16),
+    )
+    weight = next(t for t in parts.initializers if t.name == "c_W")
+    assert math.prod(weight.dims) > api._MOST_AT_ONCE
+    weight.raw_data = np.full(weight.dims, 60000, np.float16).tobytes()
+    model = model_of(parts.nodes, {"x": (1, 40, 2, 2)}, ["y"], parts.initializers, dtype=np.float16)
+    onnx.save(model, tmp_path / "model.onnx")
+    with nothing_left():
+        report = onnx_bnfold.fold_file(tmp_path / "model.onnx", tmp_path / "folded.onnx")
+        assert [r.refusal.reason for r in report.kept] == [Reason.OVERFLOW]

@@ -46,7 +46,8 @@ class ConstantOperand(NamedTuple):
     data: tuple[int, ...] = (0, 1)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+# Each method that dataclass would add is compiled at every start.
+@dataclass(eq=False, repr=False, kw_only=True)
 class Operator:
     """An entry of the table of operators.
 
@@ -72,7 +73,7 @@ class Operator:
 UNKNOWN = Operator(version=0)  # stands for an operator that has no entry
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Absorbing(Operator):
     """An operator whose nodes take changes into their constants.
 

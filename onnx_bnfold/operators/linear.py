@@ -324,23 +324,14 @@ class LinearLayer(NamedTuple):
 class _NewWeight(Multiplied):
     """What becomes of the weight of a layer by changes of its two sides."""
 
-    __slots__ = ("_layer", "_sides")
+    __slots__ = ("_layer", "_sides", "name", "shape", "sums_over")
 
     def __init__(self, layer: LinearLayer, sides: Sides) -> None:
         self._layer = layer
         self._sides = sides
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return self._layer.weight.name
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return self._layer.grouped
-
-    @property
-    def sums_over(self) -> tuple[int, ...]:  # type: ignore[override]
-        return self._layer.summed_axes
+        self.name = layer.weight.name
+        self.shape = layer.grouped
+        self.sums_over = layer.summed_axes
 
     def factor(self) -> Float64:
         return self._layer.weight_factor(*self._sides)

@@ -50,7 +50,7 @@ class Known:
 Rule = Callable[[NodeView, Known], Step]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Transparent(Operator):
     """An operator through which changes pass.
 

@@ -175,7 +175,11 @@ def equalize(plan: GraphPlan, ranges: Ranges, limits: Limits, excluded: frozense
         commit(state, changes)
         for index in _absorbing(state, changes):
             plan.equalized.setdefault(index, []).append(root)
-    plan.equal_scales = {i for i in range(len(state.graph.nodes)) if _is_to_be_evened(state, i)}
+    plan.equal_scales = {
+        index
+        for index, node in enumerate(state.graph.nodes)
+        if _is_to_be_evened(state, index) and not is_noted(node, EQUALIZE, limits)
+    }
 
 
 def _is_left(state: GraphState, probe: Mapping[Key, Affine], limits: Limits) -> bool:

@@ -59,7 +59,8 @@ class GraphState:
         self.graph = graph
         self.constants = constants
         self.shapes = shapes
-        self.entries = [*map(entry_of, graph.ops)]
+        entries = {op: entry_of(op) for op in {*graph.ops}}
+        self.entries = [entries[op] for op in graph.ops]
         self.total: dict[Key, Affine] = {}
         self.removed: set[int] = set()
         self.groups = Groups(graph)
@@ -284,8 +285,11 @@ class GraphState:
 
     def side_changes(self, index: int, changes: Mapping[Key, Affine] | None = None) -> Sides:
         """Return the changes of the data and the output of a node, with further ones on top."""
-        absorber = self.absorber_or_none(index)
-        slot = self.ports(index)[0] if absorber is None else absorber.data_slot
+        absorber = self._absorbers.get(index)
+        if absorber is None or isinstance(absorber, Refusal):
+            slot = self.ports(index)[0]
+        else:
+            slot = absorber.data_slot
         keys = (self.key(index, slot), self.key(index, OUT))
         if not changes:
             return Sides(*(None if key is None else self.total.get(key) for key in keys))

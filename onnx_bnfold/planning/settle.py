@@ -109,6 +109,10 @@ def _equalized(
             here = survivor(plan, root)
             if here is not None:
                 yield position, here, EQUALIZE
+        for index in sorted(again.equal_scales):
+            here = survivor(plan, again.state.graph.writes[index][0])
+            if here is not None and here not in plan.equal_scales:
+                yield position, here, EQUALIZE
 
 
 def survivor(plan: GraphPlan, name: str) -> int | None:

@@ -314,10 +314,28 @@ class _Editor:
         if self.model.configuration:  # of several devices, for which nodes name their tensors
             for node in chain(self.nodes, self.after.values()):
                 rename_shards(node, mapping)
+        _hand_on_shapes(self.body, mapping)
         changed = {key for key in self.state.total if isinstance(key, str)}
         self.maybe_unread |= self.state.constants.among(
             drop_descriptions(self.body, mapping.keys() | self.reshaped, changed)
         )
+
+
+def _hand_on_shapes(body: Body, mapping: Mapping[str, str]) -> None:
+    """Let what is said of a tensor's shape and type hold for the one that it is merged into.
+
+    Nothing else may be said of that one, and runtimes misread the shapes of some nodes.
+    """
+    if not mapping:
+        return
+    told = {value.name for value in body.value_info}
+    if isinstance(body, GraphProto):
+        told.update(value.name for value in chain(body.input, body.output))
+    for value in body.value_info:
+        final = mapping.get(value.name)
+        if final is not None and final not in told:
+            value.name = final
+            told.add(final)
 
 
 def drop_descriptions(body: Body, gone: Set[str], changed: Set[str] = frozenset()) -> set[str]:

@@ -121,14 +121,14 @@ class NewConstant:
         Raises:
             Unrepresentable: they do not fit their type; so say the other methods.
         """
+        described = self.product()
         try:
-            values = self.revised.values
-            if isinstance(values, Exact):
-                return values.elements()
-            result = product(*self._product(values))
+            if described is not None:
+                return product(*described).reshape(self.dims)
+            assert isinstance(self.revised.values, Exact)
+            return self.revised.values.elements()
         except Refused as refused:
             raise self._failure(refused) from None
-        return result if result.shape == self.dims else result.reshape(self.dims)
 
     def blocks(self) -> Iterator[Array]:
         """Yield the elements in arrays one after another."""
@@ -152,20 +152,16 @@ class NewConstant:
 
     def product(self) -> Product | None:
         """Return the product that the elements are, None if they are none."""
-        values = self.revised.values
-        if isinstance(values, Exact):
-            return None
+        view, values, data_type = self.revised.view, self.revised.values, self.data_type
         try:
-            return self._product(values)
+            if isinstance(values, Multiplied):
+                elements = view.constants.value(values.name).reshape(values.shape)
+                return Product(elements, values.factor(), data_type, view, values.sums_over)
+            if isinstance(values, Computed):
+                return Product(values.values(), ONE, data_type, view, values.sums_over)
         except Refused as refused:
             raise self._failure(refused) from None
-
-    def _product(self, values: Multiplied | Computed) -> Product:
-        view, data_type = self.revised.view, self.data_type
-        if isinstance(values, Computed):
-            return Product(values.values(), ONE, data_type, view, values.sums_over)
-        elements = view.constants.value(values.name).reshape(values.shape)
-        return Product(elements, values.factor(), data_type, view, values.sums_over)
+        return None
 
     def _failure(self, refused: Refused) -> Unrepresentable:
         return Unrepresentable({self.cause: refused.refusal})

@@ -181,3 +181,18 @@ def test_what_stays_for_good_by_its_neighbours_is_not_planned_twice(monkeypatch)
     monkeypatch.delattr(pipeline.Pipeline, "_result")
     report = onnx_bnfold.plan(model)
     assert (len(report.folded), len(report.kept)) == (1, 1)
+
+
+def test_a_norm_whose_scales_are_made_equal_only_later_is_noted():
+    """Its shape shows only when the nodes between it and a node that is misread have gone."""
+    net = Net(("N", 5, 4), opset=12)
+    weight, factor = net.random(5, 3, 1), net.random(3, 1)
+    x = net.op("ConvTranspose", "x", weight, kernel_shape=[1], output_shape=[3])
+    x = net.op("Mul", x, factor)
+    one, two, three = ([net.const(np.abs(net.values(3))) for _ in range(4)] for _ in range(3))
+    y = net.op("BatchNormalization", x, *one)
+    y = net.op("Conv", y, net.random(4, 3, 1), strides=[2])
+    z = net.op("BatchNormalization", net.op("BatchNormalization", x, *two), *three)
+    options = Options(equalize=True)
+    folded, _ = onnx_bnfold.fold(net.model(y, z), options)
+    assert_settled(folded, options)

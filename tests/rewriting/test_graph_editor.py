@@ -403,6 +403,23 @@ def test_value_info_of_vanished_values_goes(rng):
     assert set(names(folded.graph.value_info)) <= written
 
 
+def test_a_declared_shape_goes_on_with_its_tensor(rng):
+    """Runtimes misread the rank of a ConvTranspose with an output shape, unless it is declared."""
+    deconvolution = layer(
+        "ConvTranspose", "x", "c", (3, 4, 1, 3), rng, output_shape=[5, 4], bias_shape=(4,)
+    )
+    turned = node("Transpose", ["b"], ["y"], perm=[0, 1, 3, 2])
+    parts = join(deconvolution, bn("c", "b", 4, rng), turned)
+    declared = {"c": (2, 4, 5, 4)}
+    outputs = {"y": (2, 4, 4, 5)}
+    model = model_of(parts.nodes, X, outputs, parts.initializers, value_info=declared)
+    folded, report = fold_checked(model)
+    assert len(report.folded) == 1
+    assert [
+        [d.dim_value for d in v.type.tensor_type.shape.dim] for v in folded.graph.value_info
+    ] == [[2, 4, 5, 4]]
+
+
 def test_value_info_of_a_new_shape_is_not_stale(rng):
     """The constant grows from (6,) to (4, 5, 6) or so: nothing may still say (6,)."""
     parts = join(

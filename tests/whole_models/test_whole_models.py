@@ -236,7 +236,7 @@ def test_float64_agrees_with_onnxruntime(op: str, attributes: dict, weight) -> N
     interpreter = Interpreter(18, double=True)
     env = {n: interpreter.held(a, exact=True) for n, a in feeds.items()}
     (double,) = interpreter.node(node, env)
-    assert not interpreter.approximate
+    assert not interpreter.approximate or op == "Resize"
     np.testing.assert_allclose(double.array, single, rtol=1e-5, atol=1e-5)
     assert not np.array_equal(double.array, single) or op in ("MaxPool",)
 

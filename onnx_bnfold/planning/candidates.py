@@ -6,7 +6,7 @@ import math
 
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.entries import Combines
-from onnx_bnfold.planning.graph_state import GraphState, constant_map
+from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.reasons import Refused
 
 
@@ -37,10 +37,10 @@ def _is_decomposed_bn(state: GraphState, index: int) -> bool:
     if (view.constant(0) is None) == (view.constant(1) is None):
         return False
     try:
-        slot, _ = constant_map(state, index)
+        state.original_map(index)
     except Refused:
         return False
-    producer = state.graph.producer.get(view.name_in(slot))
+    producer = state.graph.producer.get(view.name_in(state.data_slot(index)))
     seen = 0
     while producer is not None and state.entries[producer].operand is not None and seen < 2:
         before = state.view(producer)

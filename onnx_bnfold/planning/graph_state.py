@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
-from typing import NamedTuple
-
-import numpy as np
-from onnx import TensorProto
+from collections.abc import Iterator, Mapping
 
 from onnx_bnfold.model.constants import DIMS_ONLY, TYPE_ONLY, Constants
 from onnx_bnfold.model.graph import Graph
-from onnx_bnfold.model.node_view import FLOATS, NodeView
+from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.model.shape_inference import Shapes
 from onnx_bnfold.operators import batchnorm
-from onnx_bnfold.operators.affine import Affine, Float64, all_along
-from onnx_bnfold.operators.batchnorm_parameters import read_bns
-from onnx_bnfold.operators.entries import OUT, Absorber, Absorbing, ConstantOperand, Sides
-from onnx_bnfold.operators.linear import LinearLayer
+from onnx_bnfold.operators.affine import Affine, Float64
+from onnx_bnfold.operators.entries import OUT, Absorbing, Sides
 from onnx_bnfold.operators.rules import Known, Step, Transparent
-from onnx_bnfold.operators.table import entry_of
 from onnx_bnfold.operators.transparent import data_outputs, data_slots
+from onnx_bnfold.planning.graph_nodes import MALFORMED, GraphNodes, malformed
 from onnx_bnfold.planning.merged_tensors import Groups
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
@@ -30,24 +23,12 @@ from onnx_bnfold.reasons import Reason, Refusal, Refused
 Key = str | tuple[int, int]
 
 _ABSORBED = Step(({},))
-# What arithmetic on the attributes and dims of a node raises that break its specification.
-_MALFORMED = (ArithmeticError, IndexError, TypeError, ValueError)
 
 
-class _Operands(NamedTuple):
-    """The slots of the constant and of the data of an affine node, and the rank of its data."""
-
-    constant: int
-    data: int
-    rank: int
-
-
-class GraphState:
+class GraphState(GraphNodes):
     """A graph with its decisions.
 
     Attributes:
-        graph, constants, shapes: what is known of the graph.
-        entries: what the table of operators says of each node's operator.
         total: the change decided so far for each key; a key that is missing is unchanged.
         removed: indices of the nodes that go; each is an identity by now.
         groups: the tensors that have become one by that.
@@ -56,11 +37,7 @@ class GraphState:
     """
 
     def __init__(self, graph: Graph, constants: Constants, shapes: Shapes) -> None:
-        self.graph = graph
-        self.constants = constants
-        self.shapes = shapes
-        entries = {op: entry_of(op) for op in {*graph.ops}}
-        self.entries = [entries[op] for op in graph.ops]
+        super().__init__(graph, constants, shapes)
         self.total: dict[Key, Affine] = {}
         self.removed: set[int] = set()
         self.groups = Groups(graph)
@@ -68,128 +45,6 @@ class GraphState:
         self._ports: dict[int, tuple[int, ...]] = {}
         self._keys: dict[int, tuple[tuple[int, Key], ...]] = {}
         self._neighbours: dict[str, tuple[int, ...]] = {}
-        self._views: dict[int, NodeView] = {}
-        self._absorbers: dict[int, Absorber | Refusal] = {}
-        self._maps: dict[int, Affine] = {}
-        self._operands: dict[int, _Operands] = {}
-
-    def view(self, index: int) -> NodeView:
-        """Return the view of a node."""
-        view = self._views.get(index)
-        if view is None:
-            view = NodeView(self.graph, self.constants, self.shapes, index)
-            self._views[index] = view
-        return view
-
-    def absorber(self, index: int) -> Absorber:
-        """Return what a node does with changes that it takes into its constants.
-
-        Raises:
-            Refused: it takes none: its weights are computed at run time, for example.
-        """
-        found = self._absorbers.get(index) or self._read(index)
-        if isinstance(found, Refusal):
-            raise Refused.again(found)
-        return found
-
-    def _read(self, index: int) -> Absorber | Refusal:
-        found: Absorber | Refusal
-        view, entry = self.view(index), self.entries[index]
-        assert isinstance(entry, Absorbing)
-        try:
-            view.require_version(entry.version)
-            found = entry.read(view)
-        except Refused as refused:
-            found = refused.refusal
-        except _MALFORMED:
-            found = _malformed(view).refusal
-        self._absorbers[index] = found
-        return found
-
-    def absorber_or_none(self, index: int) -> Absorber | None:
-        """Return what a node does with changes that it takes into its constants, if it does."""
-        found = self._absorbers.get(index)
-        if found is None:
-            if not isinstance(self.entries[index], Absorbing):
-                return None
-            found = self._read(index)
-        return None if isinstance(found, Refusal) else found
-
-    def layer(self, index: int) -> LinearLayer:
-        """Return the linear layer a node is.
-
-        Raises:
-            Refused: it is one of run-time weights.
-        """
-        found = self.absorber(index)
-        assert isinstance(found, LinearLayer)
-        return found
-
-    def layer_or_none(self, index: int) -> LinearLayer | None:
-        """Return the linear layer with constant weights that a node is, if it is one."""
-        found = self._absorbers.get(index) or self.absorber_or_none(index)
-        return found if isinstance(found, LinearLayer) else None
-
-    def bn(self, index: int) -> batchnorm.BatchNorm:
-        """Return the original coefficients of a BatchNormalization.
-
-        Raises:
-            Refused: see ``batchnorm_parameters.read_bns``.
-        """
-        found = self._absorbers.get(index)
-        if not isinstance(found, batchnorm.BatchNorm):
-            found = self.absorber(index)
-            assert isinstance(found, batchnorm.BatchNorm)
-        return found
-
-    @cached_property
-    def bn_pairs(self) -> dict[int, list[tuple[int, int]]]:
-        """BNs in a row, the second reading what the first writes, perhaps cut off; by either."""
-        bns = (i for i, op in enumerate(self.graph.ops) if op == batchnorm.OPERATOR)
-        pairs = [(front, i) for i in bns if (front := self._bn_in_front(i)) is not None]
-        pairs = [pair for pair in pairs if all(map(self.is_bn, pair))]
-        found: dict[int, list[tuple[int, int]]] = {}
-        for side in (0, 1):
-            for pair in pairs:
-                found.setdefault(pair[side], []).append(pair)
-        return found
-
-    def _bn_in_front(self, index: int) -> int | None:
-        graph, front = self.graph, self.graph.producer.get(self.graph.reads[index][0])
-        while front is not None and self.entries[front].rectifies:
-            front = graph.producer.get(graph.reads[front][0])
-        return front
-
-    def is_bn(self, index: int) -> bool:
-        """Whether a node is a BN that has coefficients: one in training has none."""
-        if self.graph.ops[index] != batchnorm.OPERATOR:
-            return False
-        try:
-            self.bn(index)
-        except Refused:
-            return False
-        return True
-
-    def read_bns(self, indices: Sequence[int]) -> None:
-        """Read BatchNormalizations that ``BN`` will be asked for all at once."""
-        found = read_bns([self.view(index) for index in indices])
-        self._absorbers.update(zip(indices, found, strict=True))
-
-    def read_maps(self, indices: Iterable[int]) -> None:
-        """Make the maps of BatchNormalizations that ``affine_of`` will be asked for all at once.
-
-        Raises:
-            Refused: the rank of an input is not known.
-        """
-        ranks = {index: self.rank(index) for index in indices}
-        found = [index for index, rank in ranks.items() if rank >= 2]
-        maps = [self.bn(index).map for index in found]
-        changes = all_along(maps, 1, [ranks[index] for index in found])
-        self._maps.update(zip(found, changes, strict=True))
-
-    def type_of(self, name: str) -> int:
-        """Return the element type of a computed tensor, float32 where it is not known."""
-        return self.shapes.type_of(name) or int(TensorProto.FLOAT)
 
     def change(self, key: Key, rank: int) -> Affine:
         """Return the change decided so far for a key."""
@@ -210,10 +65,6 @@ class GraphState:
         value = self.original(index, slot)
         change = self.total.get((index, slot))
         return value if change is None else change.scale * value + change.shift
-
-    def original(self, index: int, slot: int) -> Float64:
-        """Return the elements of a constant input as they were, float64."""
-        return self.constants.value(self.graph.reads[index][slot]).astype(np.float64)
 
     def ports(self, index: int) -> tuple[int, ...]:
         """Return the ports of a node that carry data.
@@ -268,8 +119,8 @@ class GraphState:
         asked = Known(known, lambda slot: self.present(index, slot), deciding)
         try:
             return entry.rule(view, asked)
-        except _MALFORMED as error:
-            raise _malformed(view) from error
+        except MALFORMED as error:
+            raise malformed(view) from error
 
     def _absorb(self, index: int, known: Mapping[int, Affine]) -> Step:
         absorber = self.absorber(index)
@@ -354,57 +205,13 @@ class GraphState:
         """
         if self.graph.ops[index] == batchnorm.OPERATOR:
             return self._seen_from(index, self.original_map(index))
-        return constant_map(self, index)[1]
-
-    def original_map(self, index: int) -> Affine:
-        """Return the affine map of a removable node before any change.
-
-        Raises:
-            Refused: it has none.
-        """
-        if self.graph.ops[index] != batchnorm.OPERATOR:
-            return constant_map(self, index, original=True)[1]
-        found = self._maps.get(index)
-        if found is None:
-            self.read_maps([index])
-            found = self._maps.get(index)
-        if found is None:
-            label = self.graph.label(index)
-            raise Refused(Reason.INCONSISTENT_SHAPES, label, "its input has no channel axis")
-        return found
-
-    def data_slot(self, index: int) -> int:
-        """Return the input of a removable node that is not a constant."""
-        if self.graph.ops[index] == batchnorm.OPERATOR:
-            return 0
-        return self.operands(index).data
-
-    def operands(self, index: int) -> _Operands:
-        """Return which operand of a Mul, Add, Sub or Div is its constant.
-
-        Raises:
-            Refused: see ``constant_map``.
-        """
-        found = self._operands.get(index)
-        if found is None:
-            entry = self.entries[index]
-            found = _operands(self.view(index), entry.operand, entry.version)
-            self._operands[index] = found
-        return found
-
-    def sides(self, index: int) -> tuple[str, str]:
-        """Return the names of the tensors that become one when a node is removed."""
-        return self.graph.reads[index][self.data_slot(index)], self.graph.writes[index][0]
+        return self.map_by(index, self.present(index, self.operands(index).constant))
 
     def absorbs(self, index: int, key: Key) -> bool:
         """Whether a node takes a change of a key into its constants."""
         if isinstance(key, tuple):
             return True
         return isinstance(self.entries[index], Absorbing)
-
-    def place(self, index: int) -> str:
-        """Name a node with the path of its graph."""
-        return self.graph.place(self.graph.label(index))
 
     def remove(self, index: int) -> None:
         """Note that a node has become an identity and its two sides one tensor."""
@@ -434,69 +241,6 @@ class GraphState:
                 return Affine.identity(original.rank)  # which the quotient is but for its rounding
             present = into.inverse().then(present)
         return present if out is None else present.then(out)
-
-    def rank(self, index: int) -> int:
-        """Return the rank of a node's input 0, from the layer that writes it where there is one.
-
-        Raises:
-            Refused: it is not known.
-        """
-        name = self.graph.reads[index][0]
-        producer = self.graph.producer.get(name)
-        while producer is not None and self.graph.ops[producer] == batchnorm.OPERATOR:
-            producer = self.graph.producer.get(self.graph.reads[producer][0])
-        layer = None if producer is None else self.layer_or_none(producer)
-        if layer is not None:
-            return layer.out_rank
-        return len(self.view(index).dims_in(0))
-
-
-def constant_map(state: GraphState, index: int, *, original: bool = False) -> tuple[int, Affine]:
-    """Return the data slot of a Mul, Add, Sub or Div by a constant, and its map as it is by now.
-
-    Args:
-        state: the graph.
-        index: the node.
-        original: take the constant as it was before any change.
-
-    Raises:
-        Refused: it is none, or it broadcasts its data operand.
-    """
-    constant, data, rank = state.operands(index)
-    view = state.view(index)
-    value = state.original(index, constant) if original else state.present(index, constant)
-    operand = state.entries[index].operand
-    assert operand is not None
-    return data, Affine.of(
-        *operand.map(view, value.reshape((1,) * (rank - value.ndim) + value.shape), data)
-    )
-
-
-def _operands(view: NodeView, operand: ConstantOperand | None, version: int) -> _Operands:
-    slots = [s for s in (0, 1) if view.constant(s) is not None]
-    if len(slots) != 1 or operand is None or 1 - slots[0] not in operand.data:
-        raise Refused(Reason.OPAQUE, view.label, "it is not an affine map of one tensor")
-    view.require_version(version)
-    info = view.constant(slots[0])
-    if info is None or info.data_type not in FLOATS:
-        raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its constant is not of a float type")
-    data = 1 - slots[0]
-    dims = view.dims_in(data)
-    if len(info.dims) > len(dims) or any(
-        n != 1 and n != d for n, d in zip(info.dims[::-1], dims[::-1], strict=False)
-    ):
-        raise Refused(
-            Reason.AXES, view.label, "it broadcasts its data operand, or may do so at some size"
-        )
-    return _Operands(slots[0], data, len(dims))
-
-
-def _malformed(view: NodeView) -> Refused:
-    return Refused(
-        Reason.INCONSISTENT_SHAPES,
-        view.label,
-        "its attributes and the shapes of its inputs and outputs do not agree; repair the model",
-    )
 
 
 def _opaque(view: NodeView) -> Refused:

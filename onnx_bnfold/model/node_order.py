@@ -8,17 +8,15 @@ Source: the ONNX IR specification, "Graphs".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from functools import partial
-from typing import Any
 
 from onnx import ModelProto
 
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.model.graph import Graph, counterparts
+from onnx_bnfold.model.repeated_fields import arrange
 
 # Index of a node → names that its subgraphs read from the scopes around them.
 Captures = Mapping[int, Set[str]]
-GONE = 1 << 29  # the place of a message that goes; more than any other
 _SHOWN = 6  # nodes of a cycle that a message names
 
 
@@ -115,17 +113,3 @@ def _cycle(graph: Graph, needs: Sequence[Set[int]], left: Set[int]) -> ModelErro
         f"these nodes form a cycle, in which each reads an output of the next one: "
         f"{', '.join(labels)}; repair the model"
     )
-
-
-def arrange(field: Any, places: Sequence[int]) -> None:
-    """Sort the messages of a repeated field, and take out those whose place is ``GONE``.
-
-    They are sorted to its end: those that stay, weights among them, are not copied.
-
-    Args:
-        field: of a message.
-        places: one per message; of those that are alike the order stays.
-    """
-    # A sort asks for its keys once, in the order of the field; what it gives is never the default.
-    field.sort(key=partial(next, iter(places)))
-    del field[len(places) - places.count(GONE) :]

@@ -23,8 +23,10 @@ from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.reasons import Refused
-from onnx_bnfold.rewriting.graph_editor import Names, drop_dead, drop_descriptions, rename_shards
+from onnx_bnfold.rewriting.descriptions import drop_descriptions, rename_shards
+from onnx_bnfold.rewriting.fresh_names import Names
 from onnx_bnfold.rewriting.integrity import Text, require_intact
+from onnx_bnfold.rewriting.removal import drop_dead
 
 SUMS = ("Add", "Sum")
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -19,18 +18,18 @@ from onnx import (
     numpy_helper,
 )
 
-from onnx_bnfold.model.constants import EVALUATED
-from onnx_bnfold.model.graph import Body, Graph, counterparts, quantization_parameters
-from onnx_bnfold.model.node_order import GONE, arrange
+from onnx_bnfold.model.graph import Body, Graph, counterparts
+from onnx_bnfold.model.repeated_fields import GONE, arrange, drop_named
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.entries import BiasPlace
 from onnx_bnfold.planning.notes import note
 from onnx_bnfold.planning.plan import GraphPlan
+from onnx_bnfold.rewriting.descriptions import drop_descriptions, hand_on_shapes, rename_shards
+from onnx_bnfold.rewriting.fresh_names import Names
 from onnx_bnfold.rewriting.integrity import Text, require_intact
 from onnx_bnfold.rewriting.new_constants import Compute, NewConstant, new_constants
+from onnx_bnfold.rewriting.removal import drop_dead, drop_sparse
 from onnx_bnfold.storage.tensors import clear_values, is_external
-
-# --- the protobuf ---------------------------------------------------------------------------
 
 
 class Pending(NamedTuple):
@@ -93,7 +92,7 @@ def rewrite(
 def freeze_constants(model: ModelProto, main: Graph) -> None:
     """Take initializers that are graph inputs out of the inputs."""
     if model.ir_version >= 4:  # below, every initializer has to be an input
-        _drop_named(model.graph.input, main.initializers.keys() | main.sparse.keys())
+        drop_named(model.graph.input, main.initializers.keys() | main.sparse.keys())
 
 
 def _those_below(graphs: Sequence[Graph], bodies: Sequence[Text]) -> list[list[Text]]:
@@ -105,25 +104,6 @@ def _those_below(graphs: Sequence[Graph], bodies: Sequence[Text]) -> list[list[T
             below[id(outer)].append(body)
             outer = outer.parent
     return [*below.values()]
-
-
-class Names:
-    """All names of a model, to make new ones that collide with none."""
-
-    def __init__(self, graphs: Iterable[Graph]) -> None:
-        self.taken: set[str] = set()
-        for graph in graphs:
-            self.taken.update(graph.inputs, graph.outputs, graph.initializers, graph.sparse)
-            self.taken.update(graph.uses, graph.producer, graph.names)
-
-    def fresh(self, wanted: str) -> str:
-        """Return ``wanted``, or the first of ``wanted_1``, ``wanted_2``, … that is free."""
-        name, number = wanted, 0
-        while name in self.taken:
-            number += 1
-            name = f"{wanted}_{number}"
-        self.taken.add(name)
-        return name
 
 
 class _Editor:
@@ -238,7 +218,7 @@ class _Editor:
         if position is None:
             if replaces:
                 self._unmake(name)
-                _drop_sparse(body, {name})
+                drop_sparse(body, {name})
             tensor = body.initializer.add(name=name, dims=new.dims, data_type=new.data_type)
             self.initializer_names.append(name)
         else:
@@ -314,56 +294,11 @@ class _Editor:
         if self.model.configuration:  # of several devices, for which nodes name their tensors
             for node in chain(self.nodes, self.after.values()):
                 rename_shards(node, mapping)
-        _hand_on_shapes(self.body, mapping)
+        hand_on_shapes(self.body, mapping)
         changed = {key for key in self.state.total if isinstance(key, str)}
         self.maybe_unread |= self.state.constants.among(
             drop_descriptions(self.body, mapping.keys() | self.reshaped, changed)
         )
-
-
-def _hand_on_shapes(body: Body, mapping: Mapping[str, str]) -> None:
-    """Let what is said of a tensor's shape and type hold for the one that it is merged into.
-
-    Nothing else may be said of that one, and runtimes misread the shapes of some nodes.
-    """
-    if not mapping:
-        return
-    told = {value.name for value in body.value_info}
-    if isinstance(body, GraphProto):
-        told.update(value.name for value in chain(body.input, body.output))
-    for value in body.value_info:
-        final = mapping.get(value.name)
-        if final is not None and final not in told:
-            value.name = final
-            told.add(final)
-
-
-def drop_descriptions(body: Body, gone: Set[str], changed: Set[str] = frozenset()) -> set[str]:
-    """Drop what a body says beside its nodes of tensors that are no more what they were.
-
-    Args:
-        body: loses it.
-        gone: names that nothing has any more, or that have another shape or type.
-        changed: names of tensors of other values; what is said of their type stays.
-
-    Returns:
-        The names of the quantization parameters that go with it.
-    """
-    _drop_named(body.value_info, gone)
-    described = _described(body)
-    stale = described.keys() & (gone | changed)
-    if stale and isinstance(body, GraphProto):
-        _drop_annotations(body, stale)
-    return {parameter for name in stale for parameter in described[name]}
-
-
-def rename_shards(node: NodeProto, mapping: Mapping[str, str]) -> None:
-    """Let what a node says of its tensors' devices follow the tensors that it has by now."""
-    for device in node.device_configurations:
-        for shard in device.sharding_spec:
-            shard.tensor_name = mapping.get(shard.tensor_name, shard.tensor_name)
-        known = {*node.input, *node.output}
-        _drop(device.sharding_spec, [s.tensor_name not in known for s in device.sharding_spec])
 
 
 def _exchange(field: Any, slot: int, old: str, new: str) -> None:
@@ -380,99 +315,3 @@ def _drop_attribute(node: NodeProto, name: str) -> None:
     kept = [a for a in node.attribute if a.name != name]
     del node.attribute[:]
     node.attribute.extend(kept)
-
-
-def _drop(field: Any, stale: Sequence[bool]) -> None:
-    """Take messages out of a repeated field, those for which ``stale`` is true."""
-    if any(stale):
-        arrange(field, [GONE if is_stale else 0 for is_stale in stale])
-
-
-def _drop_named(field: Any, names: Set[str]) -> None:
-    if names:
-        _drop(field, [item.name in names for item in field])
-
-
-def _drop_sparse(body: GraphProto, names: Set[str]) -> None:
-    fields = body.sparse_initializer
-    _drop(fields, [sparse.values.name in names for sparse in fields])
-
-
-def drop_dead(
-    text: Text, initializer_names: Sequence[str], below: Sequence[Text], maybe_unread: set[str]
-) -> set[str]:
-    """Drop the unread constants among ``maybe_unread``, and what only they needed.
-
-    Args:
-        text: the body that loses them.
-        given: the names of its initializers, in their order.
-        below: the bodies that its nodes carry, at any depth.
-        maybe_unread: names of constants.
-
-    Returns:
-        The names in this body that stand for nothing any more.
-    """
-    body, nodes = text.body, text.nodes
-    uses: Counter[str] = Counter()
-    for each in (text, *below):
-        uses.update(chain.from_iterable(each.reads))
-        uses.update(o if isinstance(o, str) else o.name for o in each.body.output)
-        uses.update(quantization_parameters(each.body))
-    queue = [name for name in maybe_unread if name not in uses]
-    described = _described(body)
-    makers: dict[str, int] = {}
-    if described or not set(initializer_names).issuperset(
-        queue
-    ):  # else no node makes what is not read
-        makers = {
-            name: index
-            for index, node in enumerate(nodes)
-            if node.op_type in EVALUATED
-            for name in node.output
-        }
-    dead_nodes: set[int] = set()
-    dead: set[str] = set()
-    while queue:
-        name = queue.pop()
-        dead.add(name)
-        needed = described.get(name, [])
-        index = makers.get(name)
-        if index is not None and not any(uses[output] for output in nodes[index].output):
-            needed = [*needed, *(() if index in dead_nodes else nodes[index].input)]
-            dead_nodes.add(index)
-        for other in needed:
-            uses[other] -= 1
-            if not uses[other]:
-                queue.append(other)
-    if dead_nodes:
-        _drop(body.node, [index in dead_nodes for index in range(len(nodes))])
-        text.reread()
-    if isinstance(body, GraphProto):
-        _drop_initializers(body, initializer_names, dead)
-        if described:
-            _drop_annotations(body, dead)
-    return dead
-
-
-def _described(body: Body) -> dict[str, list[str]]:
-    """Return the names of the quantization parameters of each tensor that has some in a body."""
-    if not isinstance(body, GraphProto):
-        return {}
-    return {
-        annotation.tensor_name: [p.value for p in annotation.quant_parameter_tensor_names]
-        for annotation in body.quantization_annotation
-    }
-
-
-def _drop_annotations(body: GraphProto, names: Set[str]) -> None:
-    fields = body.quantization_annotation
-    _drop(fields, [annotation.tensor_name in names for annotation in fields])
-
-
-def _drop_initializers(body: GraphProto, initializer_names: Sequence[str], dead: set[str]) -> None:
-    formal = dead.intersection(item.name for item in body.input)
-    if formal:
-        _drop_named(body.input, formal.intersection(initializer_names))
-    _drop(body.initializer, [name in dead for name in initializer_names])
-    _drop_sparse(body, dead)
-    _drop_named(body.value_info, dead)

@@ -15,8 +15,8 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from onnx_bnfold.model.float_formats import as_type
 from onnx_bnfold.model.graph import Body, counterparts
-from onnx_bnfold.model.node_order import arrange
 from onnx_bnfold.model.node_view import accepts
+from onnx_bnfold.model.repeated_fields import arrange
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.options import Standalone
@@ -26,7 +26,7 @@ from onnx_bnfold.planning.plan import Decision, GraphPlan, Place, Restated
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.rewriting.branch_merging import declare
-from onnx_bnfold.rewriting.graph_editor import Names
+from onnx_bnfold.rewriting.fresh_names import Names
 from onnx_bnfold.rewriting.integrity import Text, require_intact
 from onnx_bnfold.rewriting.rounded_products import ONE, product
 

@@ -1,0 +1,35 @@
+"""Repeated fields of protobuf messages: sorting them and taking messages out without copies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from functools import partial
+from typing import Any
+
+GONE = 1 << 29  # the place of a message that goes; more than any other
+
+
+def arrange(field: Any, places: Sequence[int]) -> None:
+    """Sort the messages of a repeated field, and take out those whose place is ``GONE``.
+
+    They are sorted to its end: those that stay, weights among them, are not copied.
+
+    Args:
+        field: of a message.
+        places: one per message; of those that are alike the order stays.
+    """
+    # A sort asks for its keys once, in the order of the field; what it gives is never the default.
+    field.sort(key=partial(next, iter(places)))
+    del field[len(places) - places.count(GONE) :]
+
+
+def drop(field: Any, stale: Sequence[bool]) -> None:
+    """Take messages out of a repeated field, those for which ``stale`` is true."""
+    if any(stale):
+        arrange(field, [GONE if is_stale else 0 for is_stale in stale])
+
+
+def drop_named(field: Any, names: Set[str]) -> None:
+    """Take the messages of some names out of a repeated field."""
+    if names:
+        drop(field, [item.name in names for item in field])

@@ -93,9 +93,10 @@ class Pipeline(Rounds):
         """Go on with a copy of the model in which parallel branches are one Conv."""
         from onnx_bnfold.report import Record
         from onnx_bnfold.rewriting import branch_merging
+        from onnx_bnfold.rewriting.parallel_branches import merges
 
         state = self._state(0, {})
-        found = [one for one in branch_merging.merges(state) if branch_merging.fits(state, one)]
+        found = [one for one in merges(state) if branch_merging.fits(state, one)]
         if not found:
             return
         copy = self._copy()

@@ -36,7 +36,7 @@ EXCEPTIONS = {
     "model/constants.py": "what is evaluated where all inputs are constants",
     "planning/equalize.py": "what onnxruntime quantises together with the node in front",
     "model/inference_hints.py": "types and ranks where onnx's shape inference is not asked",
-    "rewriting/branch_merging.py": "it adds up the kernels of Convs",
+    "rewriting/parallel_branches.py": "it looks for Convs that meet in an Add or a Sum",
     "model/misread.py": "what onnx's shape inference gets wrong",
     "operators/data_movement.py": "the scales of a Resize are another input in an old version",
     "planning/value_ranges.py": "what is known of the spread of an operator's output",

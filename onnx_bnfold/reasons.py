@@ -67,6 +67,9 @@ class Refused(Exception):
     def __init__(self, reason: Reason, culprit: str, sentence: str) -> None:
         self.refusal = Refusal(reason, culprit, sentence)
 
+    def __str__(self) -> str:
+        return f"{self.refusal.culprit}: {self.refusal.sentence}"
+
     @classmethod
     def again(cls, refusal: Refusal) -> Refused:
         """Return a new exception for a known refusal."""

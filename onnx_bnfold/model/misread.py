@@ -150,6 +150,32 @@ def _keeps_symbols(node: Settings, before: Dims, after: Dims) -> bool:
     return any(isinstance(after[axis], str) for axis in axes if -rank <= axis < rank)
 
 
+def _shares_letters(node: Settings) -> bool:
+    """Return whether operands share a letter of the output: kernels broadcast a size of 1."""
+    terms, out = _terms(node)
+    return any(sum(letter in term for term in terms) > 1 for letter in out)
+
+
+def _stretches(node: Settings, before: Dims, after: Dims) -> bool:
+    """Return whether a letter may be of size 1 in the first operand that has it, and larger later.
+
+    Inference takes the size in the first. Only those of operand 0 are known here.
+    """
+    (first, *others), out = _terms(node)
+    if any(sum(letter in term for term in others) > 1 for letter in out - {*first}):
+        return True
+    ahead, _, behind = first.partition("...")
+    sizes = [*zip(ahead, before, strict=False), *zip(behind[::-1], before[::-1], strict=False)]
+    shared = out & {*"".join(others)}
+    return any(size == 1 and letter in shared for letter, size in sizes)
+
+
+def _terms(node: Settings) -> tuple[list[str], set[str]]:
+    """Return the terms of an Einsum's operands, and the letters that its output names."""
+    left, _, out = node.get("equation", "").replace(" ", "").partition("->")
+    return left.split(","), {*out} - {"."}
+
+
 class Misreading(NamedTuple):
     """When inference misreads an operator.
 
@@ -186,6 +212,12 @@ MISREAD: Mapping[str, Misreading] = {
         _transposed,
         lambda node: bool(node.get("output_shape", [])),
         _loses_axes,
+    ),
+    "Einsum": Misreading(
+        "whose first operand is broadcast along a letter, which onnx's shape inference misreads; "
+        "expand it",
+        may=_shares_letters,
+        sizes=_stretches,
     ),
     "If": Misreading(
         "whose branches differ in size, of which onnx's shape inference takes one; "

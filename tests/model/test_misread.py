@@ -89,6 +89,23 @@ def test_what_is_read_right_is_known(case):
     assert inferred(model_of(net, net.relu(y)), y) == (real, TensorProto.FLOAT)
 
 
+@pytest.mark.parametrize(
+    ("equation", "shape", "other", "dims"),
+    [
+        ("nc,nc->nc", (2, 1), (2, 3), None),
+        ("...c,bc->b...c", (2, 1), (4, 3), None),
+        ("nc,nc->nc", (2, 3), (2, 1), (2, 3)),
+        ("nc,co->no", (2, 1), (3, 4), (2, 4)),
+    ],
+)
+def test_an_einsum_that_stretches_its_first_operand(equation, shape, other, dims):
+    net = Net(shape)
+    y = net.op("Einsum", "x", net.random(*other), equation=equation)
+    real = run(model_of(net, y), feeds_for(model_of(net, y)))[0].shape
+    assert inferred(model_of(net, net.relu(y)), y)[0] == dims
+    assert (net.shape(y) == [*real]) is (dims is not None)
+
+
 @pytest.mark.parametrize(("axis", "dims"), [(3, None), (2, ("N", 4, 1, "W"))])
 def test_an_open_size_that_is_sliced_is_another(axis, dims):
     """The Slice of opset 10 is said to leave it as it is."""

@@ -11,14 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import onnx
-from onnx import (
-    GraphProto,
-    ModelProto,
-    TensorProto,
-    ValueInfoProto,
-    helper,
-    numpy_helper,
-)
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onnx_bnfold.model.constants import Constants
 from onnx_bnfold.model.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor, bodies_of, graphs_of
@@ -27,7 +20,7 @@ from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.storage.tensors import elsewhere, fill, is_external, tensors
 
 if TYPE_CHECKING:
-    from onnx_bnfold.model.misread import Suspects, Types
+    from onnx_bnfold.model.suspects import Suspects, Types
 
 # Initializers of up to this many elements keep their values, since shapes may depend on them.
 LARGEST_KEPT = 1024
@@ -154,7 +147,7 @@ class Inference:
         return self._types[position] if position < len(self._types) else {}
 
     def _run(self) -> list[Types]:
-        from onnx_bnfold.model.misread import Suspects  # needed where shapes are
+        from onnx_bnfold.model.suspects import Suspects
 
         light = without_weights(self._model)
         self._read_parameters(light)
@@ -191,7 +184,8 @@ class Inference:
         self, light: ModelProto, suspects: Suspects, types: Sequence[Types] | None
     ) -> bool:
         """Hide misread nodes from the inference; return whether there were any."""
-        from onnx_bnfold.model.misread import MISREAD, leave_open
+        from onnx_bnfold.model.misread import MISREAD
+        from onnx_bnfold.model.suspects import leave_open
 
         misread = [*suspects.take(types)]
         for op, node in misread:

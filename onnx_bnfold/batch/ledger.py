@@ -23,7 +23,7 @@ class Record:
     Attributes:
         outcome: for the model.
         settings: version and options of the run.
-        run: see ``work.Batch``.
+        run: see ``task.Batch``.
     """
 
     outcome: FileOutcome

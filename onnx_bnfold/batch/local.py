@@ -17,7 +17,7 @@ from onnx_bnfold.errors import UsageError
 
 
 class LocalLocation:
-    """See ``places.Location``.
+    """See ``locations.Location``.
 
     Links to files are followed and links to folders are copied as links. A link that leads out of
     the folder is a problem: following it could copy files that are not meant to be in the output.
@@ -35,7 +35,7 @@ class LocalLocation:
         self.state = self._state.as_uri()
 
     def listing(self) -> Listing:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         if not self._root.is_dir():
             raise UsageError(f"{self._root}: there is no such folder; give the folder of models")
         listing = Listing()
@@ -49,7 +49,7 @@ class LocalLocation:
         return listing
 
     def prepare(self) -> None:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         try:
             for folder in (self._root, self._unfinished, self._state / "records"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ class LocalLocation:
             )
 
     def sweep(self) -> None:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         for key in {name.partition(".")[0] for name in os.listdir(self._unfinished)}:
             # On a full disk no lock file can be created; leave it to the next run.
             with suppress(OSError), hold(self._lock(key), wait=False) as held:
@@ -72,7 +72,7 @@ class LocalLocation:
 
     @contextmanager
     def claim(self, key: str) -> Iterator[Path]:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         # A new folder every time: without locks, two processes may have the same key.
         with (
             hold(self._lock(key)),
@@ -83,15 +83,15 @@ class LocalLocation:
             yield Path(folder)
 
     def fetch(self, name: str, scratch: Path) -> Path:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         return self._root
 
     def publish(self, path: Path, name: str) -> None:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         os.replace(path, self._parent(name) / posixpath.basename(name))
 
     def link(self, name: str, text: str) -> None:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         path = self._parent(name) / posixpath.basename(name)
         if path.is_symlink() and os.readlink(path) == text:
             return
@@ -100,23 +100,23 @@ class LocalLocation:
             os.replace(scratch / "link", path)
 
     def make_folder(self, name: str) -> None:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         self._parent(f"{name}/")
 
     def remove(self, name: str) -> None:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         with suppress(FileNotFoundError):
             (self._root / name).unlink()
 
     def load(self, name: str) -> bytes | None:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         try:
             return (self._state / name).read_bytes()
         except FileNotFoundError:
             return None
 
     def save(self, path: Path, name: str) -> None:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         os.replace(path, self._state / name)
 
     def _lock(self, key: str) -> Path:

@@ -21,7 +21,7 @@ from onnx_bnfold.errors import UsageError
 
 
 class RemoteLocation:
-    """See ``places.Location``.
+    """See ``locations.Location``.
 
     Args:
         where: the URL of the folder.
@@ -44,7 +44,7 @@ class RemoteLocation:
         self.state = self._address(self._state)
 
     def listing(self) -> Listing:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         if not self._fs.isdir(self._root):
             raise UsageError(f"{self.address}: there is no such folder; give the URL of a folder")
         listing = Listing()
@@ -56,7 +56,7 @@ class RemoteLocation:
         return listing
 
     def prepare(self) -> None:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         try:
             for folder in (self._root, f"{self._state}/unfinished", f"{self._state}/records"):
                 self._fs.makedirs(folder, exist_ok=True)
@@ -68,12 +68,12 @@ class RemoteLocation:
 
     @contextmanager
     def claim(self, key: str) -> Iterator[Path]:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         with TemporaryDirectory(prefix="onnx_bnfold.", ignore_cleanup_errors=True) as folder:
             yield Path(folder)
 
     def fetch(self, name: str, scratch: Path) -> Path:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         folder = scratch / "fetched"
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,26 +81,26 @@ class RemoteLocation:
         return folder
 
     def publish(self, path: Path, name: str) -> None:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         target = f"{self._root}/{name}"
         self._fs.makedirs(posixpath.dirname(target), exist_ok=True)
         self._upload(path, target)
 
     def link(self, name: str, text: str) -> None:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         raise UsageError(f"{name}: is a link to a folder, which cannot be written to a URL")
 
     def make_folder(self, name: str) -> None:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         self._fs.makedirs(f"{self._root}/{name}", exist_ok=True)
 
     def remove(self, name: str) -> None:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         with suppress(FileNotFoundError):
             self._fs.rm_file(f"{self._root}/{name}")
 
     def load(self, name: str) -> bytes | None:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         try:
             content: bytes = self._fs.cat_file(f"{self._state}/{name}")
         except FileNotFoundError:
@@ -108,7 +108,7 @@ class RemoteLocation:
         return content
 
     def save(self, path: Path, name: str) -> None:
-        """See ``places.Location``."""
+        """See ``locations.Location``."""
         self._upload(path, f"{self._state}/{name}")
 
     def _upload(self, path: Path, target: str) -> None:

@@ -68,7 +68,7 @@ class StoreReport:
 
         ``models`` has an entry for each model and ``files`` for each other file: ``name``,
         ``status`` and ``skipped``; ``error`` if the status is "failed"; ``counts``, ``source`` and
-        ``target`` if it is a folded model (see ``outcome.FileOutcome``).
+        ``target`` if it is a folded model (see ``file_outcome.FileOutcome``).
         """
         data = {
             "schema": SCHEMA,

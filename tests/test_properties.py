@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 from onnx.external_data_helper import load_external_data_for_model
+from planning.test_planner import networks
 from random_graphs import random_model, sketch
 from support import all_nodes, assert_same_function
-from test_planner import networks
 
 import onnx_bnfold
 from onnx_bnfold import Options, api

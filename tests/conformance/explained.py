@@ -103,6 +103,10 @@ def _padded(trial: Trial, known: Ports) -> bool:
     return any(attributes.get("pads", ())) or "SAME" in attributes.get("auto_pad", "")
 
 
+def _forward_over_two_axes(trial: Trial, known: Ports) -> bool:
+    return 0 in known and min(trial.shape(0)[-2:]) > 1
+
+
 def _always(trial: Trial, known: Ports) -> bool:
     return True
 
@@ -239,6 +243,10 @@ EXPLAINED = (
         "zeros that are added may have any scale; the rule gives them none",
     ),
     Explained(
+        "Trilu", Reason.CONFLICT, _always,
+        "what becomes zero may have any scale; the rule gives it that of the element in front",
+    ),
+    Explained(
         "AveragePool", Reason.NO_SHIFT, _always,
         "the zeros that are counted make another shift at the border, a picture that nothing takes",
     ),
@@ -307,6 +315,10 @@ LATER = (
     Explained(
         "Pad", Reason.NO_SHIFT, _always,
         "zeros on several axes leave a shift that is none in the padding: a picture",
+    ),
+    Explained(
+        "Trilu", Reason.NO_SHIFT, _forward_over_two_axes,
+        "a shift in front is one in the triangle and none in its zeros: a picture",
     ),
     Explained(
         "Pad", Reason.OPAQUE, _always,

@@ -70,6 +70,14 @@ def transpose(d: Draw) -> Case:
     return d.node(d.data(shape), perm=d.pick(None, *[d.rng.permutation(len(shape)).tolist()] * 4))
 
 
+@generator("Trilu")
+def trilu(d: Draw) -> Case:
+    shape = d.shape(2)
+    far = (2**63 - 1, -(2**63), 1000, -1000)
+    k = d.pick(*far) if d.chance(0.1) else d.integer(-shape[-2] - 1, shape[-1] + 1)
+    return d.node(d.data(shape), k=d.pick(None, k, k, k), upper=d.pick(None, 0, 1, 1, 0, 2))
+
+
 @generator("Reshape")
 def reshape(d: Draw) -> Case:
     shape = d.shape(0, 5, sizes=(1, 2, 2, 3, 4, 6))

@@ -743,6 +743,56 @@ PADS = [
     Rule("pad-channel", simple("Pad", ints(0, 1, 0, 0, 0, 0, 0, 0)), up=Reason.NO_SHIFT),
 ]
 
+
+def trilu(k: int | None = None, **attributes) -> Callable[[Net, str], str]:
+    return simple("Trilu", *([] if k is None else [const(np.int64(k))]), **attributes)
+
+
+def trilu_of_computed_k(n: Net, t: str) -> str:
+    return n.op("Trilu", t, n.input("k", [], TensorProto.INT64))
+
+
+FIRST_TWO = {"shift": np.array([1, 1, 0, 0])}
+TRIANGLES = [
+    *(
+        rule
+        for id, build, shape in (
+            ("default", trilu(), IMAGE),
+            ("14", trilu(upper=1), IMAGE),
+            ("lower", trilu(upper=0), IMAGE),
+            ("upper-of-any-number", trilu(upper=-3), IMAGE),
+            ("k", trilu(1), IMAGE),
+            ("all-but-one", trilu(-2), IMAGE),
+            ("lower-all-but-one", trilu(2, upper=0), IMAGE),
+            ("nothing-kept", trilu(4), IMAGE),
+            ("rows-are-channels", trilu(), (2, 4, 3)),
+            ("matrix", trilu(-1), (3, 4)),
+        )
+        for rule in (
+            Rule(f"trilu-{id}-scale", build, shape, opset=14, norm=SCALE),
+            Rule(f"trilu-{id}-shift", build, shape, **refused(Reason.NO_SHIFT)),
+        )
+    ),
+    Rule("trilu-all-kept", trilu(-3)),
+    Rule("trilu-lower-all-kept", trilu(3, upper=0)),
+    Rule("trilu-all-kept-k-a-vector", simple("Trilu", ints(-3))),
+    Rule("trilu-all-kept-of-few-columns", trilu(-3), ("N", 2, 4, 1)),
+    Rule("trilu-all-kept-of-a-matrix", trilu(-2), (3, 4)),
+    Rule("trilu-far-k", trilu(-(2**63))),
+    # One axis tells what becomes zero: there, a layer behind needs no shift.
+    Rule("trilu-one-column", trilu(-1), ("N", 4, 1), up=Reason.NO_SHIFT),
+    Rule("trilu-one-column-lower", trilu(-2, upper=0), ("N", 4, 1), up=Reason.NO_SHIFT),
+    Rule("trilu-one-row", trilu(2), (1, 4), up=Reason.NO_SHIFT),
+    # A shift of channels that are kept as a whole.
+    Rule("trilu-shift-of-whole-rows", trilu(-1), (2, 4, 3), norm=FIRST_TWO),
+    Rule("trilu-shift-of-a-cut-row", trilu(), (2, 4, 3), norm=FIRST_TWO,
+         **refused(Reason.NO_SHIFT)),
+    Rule("trilu-computed-k", trilu_of_computed_k, norm=SCALE),
+    Rule("trilu-computed-k-shift", trilu_of_computed_k, **refused(Reason.PARAMETERS_NOT_CONSTANT)),
+    Rule("trilu-open-sizes", trilu(), ("N", 4, "H", "W"), norm=SCALE),
+    Rule("trilu-open-sizes-shift", trilu(), ("N", 4, "H", "W"), **refused(Reason.UNKNOWN_SHAPE)),
+]  # fmt: skip
+
 OTHERS = [
     Rule("neg", simple("Neg")),
     Rule("abs-positive", simple("Abs"), norm=POSITIVE_SCALE),
@@ -768,7 +818,7 @@ OTHERS = [
     ),
 ]
 
-RULES = MOVING + SLICES + ACTIVATIONS + POOLS + RESIZES + PADS + OTHERS
+RULES = MOVING + SLICES + ACTIVATIONS + POOLS + RESIZES + PADS + TRIANGLES + OTHERS
 
 
 def cases(direction: str) -> list:
@@ -947,6 +997,16 @@ def split_spatial_before_bn(n):
 def split_spatial_in_front_of_layers(n):
     a, b = n.op("Split", n.bn("x"), outputs=2, axis=2)
     return n.conv(a, 2), n.conv(b, 2)
+
+
+@several(shape=("N", 4, 1))
+def trilu_of_a_tensor_that_is_read_beside_it(n):
+    """What becomes zero may be shifted as the other reader needs it."""
+    t = n.conv("x", 4)
+    y = n.op("Concat", n.op("Trilu", t, n.const(np.int64(-1))), n.op("Identity", t), axis=1)
+    shift = np.array([1.0, 2, 0, 0, 1, 2, 3, 4])
+    ones, zeros = n.const(np.ones(8)), n.const(np.zeros(8))
+    return n.op("BatchNormalization", y, ones, n.const(shift), zeros, ones)
 
 
 @several()

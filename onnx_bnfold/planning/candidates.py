@@ -7,21 +7,29 @@ import math
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.entries import Combines
 from onnx_bnfold.planning.graph_state import GraphState
-from onnx_bnfold.reasons import Refused
+from onnx_bnfold.reasons import Reason, Refused
 
 
-def candidates(state: GraphState) -> tuple[list[int], list[int]]:
-    """Return the BatchNormalizations of a graph, and the other affine nodes that may go."""
-    bns, affine = [], []
+def candidates(state: GraphState) -> tuple[list[int], list[int], list[int]]:
+    """Return the BatchNormalizations of a graph, and the other affine nodes that may go.
+
+    The third are those of unknown shape: it may be known when others have gone.
+    """
+    bns, affine, unknown = [], [], []
     for index, op in enumerate(state.graph.ops):
         if op == batchnorm.OPERATOR:
             bns.append(index)
-        elif state.entries[index].operand is not None and _is_decomposed_bn(state, index):
-            affine.append(index)
+        elif state.entries[index].operand is not None:
+            try:
+                if _is_decomposed_bn(state, index):
+                    affine.append(index)
+            except Refused as refused:
+                if refused.refusal.reason is Reason.UNKNOWN_SHAPE:
+                    unknown.append(index)
     if affine:
         fixed = state.constants.fixed_nodes()
         affine = [index for index in affine if index not in fixed]
-    return bns, affine
+    return bns, affine, unknown
 
 
 def _is_decomposed_bn(state: GraphState, index: int) -> bool:
@@ -30,16 +38,16 @@ def _is_decomposed_bn(state: GraphState, index: int) -> bool:
     One whose operand is a product or quotient of computed tensors belongs to a normalisation or an
     activation (LayerNormalization, Gelu) that runtimes recognise as a whole: taking it out would
     make the model slower.
+
+    Raises:
+        Refused: it is no affine map, or of unknown shape.
     """
     view = state.view(index)
     if len(view.reads) != 2 or view.opset < 7:
         return False
     if (view.constant(0) is None) == (view.constant(1) is None):
         return False
-    try:
-        state.original_map(index)
-    except Refused:
-        return False
+    state.original_map(index)
     producer = state.graph.producer.get(view.name_in(state.data_slot(index)))
     seen = 0
     while producer is not None and state.entries[producer].operand is not None and seen < 2:

@@ -87,7 +87,8 @@ class _Planner:
         self._moved: dict[int, int] = {}
 
     def run(self) -> None:
-        bns, affine = candidates(self.state)
+        bns, affine, unknown = candidates(self.state)
+        self.unsure.update(unknown)
         self.state.read_bns([i for i in bns if i not in self.excluded])
         usable = [i for i in bns if self._is_usable(i)]
         direct = [i for i in usable if is_direct(self.state, i)]

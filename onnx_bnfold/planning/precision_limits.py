@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto
 
-from onnx_bnfold.model.float_formats import unit_roundoff
+from onnx_bnfold.model.float_formats import FORMATS, unit_roundoff
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import VANISHED, Affine, Float64
 from onnx_bnfold.options import Profile
@@ -36,6 +36,7 @@ MAX_RESCALE: dict[int, float] = {
 # Unit roundoff of float64, in which shifts are computed, and how much of it may be lost.
 _UNIT_64, _DIGITS_64 = 2.0**-53, 2.0**13
 _SAFE_CANCELLATION = 2.0**13  # of that kind in any type
+_LARGEST_SHIFT = 0.25  # of a tensor, in units of the largest number of its type
 # Largest rounding error of what a BN reads, as it comes out, in units of its largest output.
 _NOISE = 0.25
 _COARSEST = unit_roundoff(TensorProto.BFLOAT16)
@@ -83,6 +84,7 @@ class Limits:
                 "it would get ranges that no tensor had; --profile float folds it all the same",
             )
         self.check_scales(state, staying)
+        self._check_shifts(state, staying)
         Shifts(state, origin, changes, partial(self._type, state)).check()
 
     def _check_neighbours(
@@ -117,6 +119,23 @@ class Limits:
                     repr(name),
                     f"a channel of it would be rescaled by more than {bound:g}, which its data "
                     "type may not hold; --max-rescale sets the limit",
+                )
+
+    def _check_shifts(self, state: GraphState, changes: Mapping[str, Affine]) -> None:
+        """Refuse shifts that leave a tensor too little room in its type, whatever it holds."""
+        for name, change in changes.items():
+            if not change.has_shift:
+                continue
+            shift = np.abs(_total(state, name, change).shift).max(initial=0)
+            if shift <= _LARGEST_SHIFT * FORMATS[TensorProto.FLOAT16][0]:
+                continue  # without asking for the data type, which takes shape inference
+            largest = FORMATS.get(self._type(state, name), FORMATS[TensorProto.FLOAT])[0]
+            if shift > _LARGEST_SHIFT * largest:
+                raise Refused(
+                    Reason.RANGE,
+                    repr(name),
+                    f"a channel of it would be shifted by {shift:.3g}, and its data type ends at "
+                    f"{largest:.3g}; convert the model to a wider type",
                 )
 
     def check_product(self, state: GraphState, index: int) -> None:

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import onnx
 import pytest
+from graphs import IMAGE, Net
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 from support import (
@@ -755,3 +756,17 @@ def test_odd_numbers_cost_no_digits(dtype, options):
         folded_nodes += sum(record.folded for record in report.records)
         assert_no_less_accurate(net.model, folded, net.x)
     assert folded_nodes > 10
+
+
+@pytest.mark.parametrize(("factor", "kept"), [(1.0, False), (2.0**-100, True)])
+def test_a_shift_leaves_a_tensor_room_in_its_type(factor, kept, rng):
+    """The Add could go into the Conv, its summand divided by the factor, in float16 on the way."""
+    net = Net((3, 1, 3, 6))
+    x = net.op("Cast", net.conv("x", 4, bias=False), to=TensorProto.FLOAT16)
+    factors = net.const(np.array([1, factor, 1, factor])[:, None, None])
+    x = net.op("Mul", net.op("Cast", x, to=TensorProto.FLOAT), factors)
+    x = net.op("MaxPool", net.op("Add", x, net.random(4, 1, 1)), kernel_shape=[2, 2])
+    model = net.model(net.bn(x))
+    folded, _ = onnx_bnfold.fold(model)
+    assert_same_function(model, folded, tolerance=2e-3)  # that of float16
+    assert ("Add" in ops(folded)) is kept

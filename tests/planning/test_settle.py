@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import IMAGE, Net
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 from onnx.external_data_helper import convert_model_to_external_data
 from support import all_nodes, assert_same_function, initializer, ops, tensor
 
@@ -196,3 +196,38 @@ def test_a_norm_whose_scales_are_made_equal_only_later_is_noted():
     options = Options(equalize=True)
     folded, _ = onnx_bnfold.fold(net.model(y, z), options)
     assert_settled(folded, options)
+
+
+def test_a_new_add_takes_what_the_matmul_in_front_of_it_does_not():
+    net = Net((2, 1, 3, 6))
+    x = net.op("Transpose", net.bn("x"), perm=[0, 3, 1, 2])
+    x = net.op("MatMul", x, net.random(3, 5))
+    x = net.relu(net.bn(x))
+    model = net.model(net.conv(x, 4))
+    folded, _ = onnx_bnfold.fold(model)
+    assert_same_function(model, folded)
+    assert_settled(folded, Options())
+
+
+def test_an_affine_node_whose_shape_is_known_only_later_goes_at_once():
+    """In a function nothing says the rank of what the Mul writes; the Conv says its own."""
+    net = Net((3, 6, 1), opset=12)
+    factor, summand = (np.full((1, 1), value, np.float32) for value in (1.5, -0.5))
+    body = [
+        helper.make_node("Constant", [], ["w"], value=tensor("w", np.ones((1, 6, 1), np.float32))),
+        helper.make_node("Conv", ["f"], ["a"]),
+    ]
+    body[1].input.append("w")
+    for op, x, y, value in (("Mul", "a", "b", factor), ("Add", "b", "y", summand)):
+        body += [
+            helper.make_node("Constant", [], [f"c_{y}"], value=tensor(f"c_{y}", value)),
+            helper.make_node(op, [x, f"c_{y}"], [y]),
+        ]
+    net.functions.append(
+        helper.make_function("local", "F", ["f"], ["y"], body, [helper.make_opsetid("", 12)])
+    )
+    model = net.model(net.op("F", "x", domain="local"))
+    folded, _ = onnx_bnfold.fold(model)
+    assert_same_function(model, folded)
+    assert_settled(folded, Options())
+    assert [n.op_type for n in folded.functions[0].node if n.op_type != "Constant"] == ["Conv"]

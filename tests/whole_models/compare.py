@@ -114,7 +114,7 @@ def _of_one(i, a, b, true, spread, approximate) -> tuple[float, Doubt] | None:
     limit = _TIMES[a.dtype] * noise + _UNITS * UNIT[a.dtype] * size + 4 * TINY[a.dtype]
     if rough:
         limit = limit + 1e-3 * size
-    apart = _apart(x, y, true, limit, a.dtype)
+    apart = _apart(x, y, true, steady, limit, a.dtype)
     if apart.any():
         at = tuple(int(k) for k in np.argwhere(apart)[0])
         return np.inf, Doubt("not finite in other places", i, f"at {at}: {x[at]} became {y[at]}")
@@ -131,7 +131,7 @@ def _of_one(i, a, b, true, spread, approximate) -> tuple[float, Doubt] | None:
     return float(ratio[at]), Doubt("precision" if ratio[at] < _GROSS else "wrong", i, detail)
 
 
-def _apart(x, y, true, limit, dtype) -> np.ndarray:
+def _apart(x, y, true, steady, limit, dtype) -> np.ndarray:
     """Return where one result is finite and the other is not, or another infinity."""
     with np.errstate(invalid="ignore"):
         alike = (np.isfinite(x) & np.isfinite(y)) | (x == y) | (np.isnan(x) & np.isnan(y))
@@ -139,7 +139,7 @@ def _apart(x, y, true, limit, dtype) -> np.ndarray:
         # number that the permitted error alone may carry beyond the end of its type.
         firm = np.isfinite(x) == np.isfinite(true)
         ends = np.isfinite(true) & (np.abs(true) + limit > LARGEST[dtype])
-    return firm & ~alike & ~ends
+    return firm & steady & ~alike & ~ends
 
 
 def _close(original, folded, feed, output: int) -> bool:

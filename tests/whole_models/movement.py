@@ -39,7 +39,7 @@ def cast(b: Builder, x: str) -> str:
     """Go to another float type, and often back."""
     here = b.type(x)
     there = b.draw.pick([t for t in FLOATS if t != here or b.draw.chance(0.1)] or [here])
-    extra = {"saturate": b.draw.pick([0, 1])} if b.opset >= 19 and b.draw.chance(0.1) else {}
+    extra = {"saturate": 1} if b.opset >= 19 and b.draw.chance(0.1) else {}
     y = b.one("Cast", [x], to=helper.np_dtype_to_tensor_dtype(there), **extra)
     if b.draw.chance(0.4):
         y = b.one("Cast", [y], to=helper.np_dtype_to_tensor_dtype(here))

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import onnx
 import pytest
-from graphs import IMAGE, Net
+from graphs import Net
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 from support import (

@@ -1,6 +1,6 @@
 """The linear layers and the layouts of their weights: the only place that knows them.
 
-To support another one, write what reads a node and add an entry to ``LAYOUTS``.
+To support another one, write what reads a node and add an entry to ``LINEAR_LAYERS``.
 """
 
 from __future__ import annotations

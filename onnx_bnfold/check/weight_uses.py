@@ -18,7 +18,6 @@ from onnx_bnfold.operators.table import OPERATORS
 # Here are the operators that have no entry in the table.
 _LINEAR: dict[str | None, tuple[tuple[int, ...], ...]] = {
     **{op: entry.linear_in for op, entry in OPERATORS.items() if isinstance(entry, Absorbing)},
-    "DeformConv": ((1, 3),),
     "GroupNormalization": ((1, 2),),
 }
 # Positions of all weights, of operators that are not linear in theirs too.

@@ -1,6 +1,6 @@
 """The linear layers and the layouts of their weights: the only place that knows them.
 
-To support another one, write what reads a node and add an entry to ``LAYOUTS``.
+To support another one, write what reads a node and add an entry to ``LINEAR_LAYERS``.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _transposed_shift(view: NodeView, weight: Constant) -> Refusal | None:
     )
 
 
-def _convolution(view: NodeView, *, transposed: bool) -> LinearLayer:
+def _convolution(view: NodeView, *, transposed: bool, bias_slot: int = 2) -> LinearLayer:
     """Read Conv, ``(C_out, C_in/group, *k)``, or ConvTranspose, ``(C_in, C_out/group, *k)``."""
     weight = _weight(view, 1)
     group = view.attribute("group", 1)
@@ -88,10 +88,28 @@ def _convolution(view: NodeView, *, transposed: bool) -> LinearLayer:
         ("gio" if transposed else "goi") + "k" * (rank - 2),
         (group, first // group, *weight.dims[1:]),
         weight,
-        view.bias(2, weight, (second * group if transposed else first,)),
-        *(0, 1, 2, 1, 1, rank, rank),
+        view.bias(bias_slot, weight, (second * group if transposed else first,)),
+        *(0, 1, bias_slot, 1, 1, rank, rank),
         shift_in=_transposed_shift(view, weight) if transposed else _padding(view, weight),
     )
+
+
+def _deform_conv(view: NodeView) -> LinearLayer:
+    """Read a Conv whose samples are moved and weighed; if neither is done, a shift may pass."""
+    layer = _convolution(view, transposed=False, bias_slot=3)
+    offset, mask = (view.value(slot) if view.constant(slot) else None for slot in (2, 4))
+    if offset is None or offset.any():
+        sentence = "its samples may lie outside of its input, among zeros that do not shift along"
+    elif view.name_in(4) and (mask is None or (mask != 1).any()):
+        sentence = "its mask weighs the samples, and a shift would differ between positions"
+    else:
+        return layer
+    return layer._replace(shift_in=_no_shift(view, Reason.PADDING, sentence))
+
+
+def _deform_depth(view: NodeView, encrypted: set[str]) -> costs.Depth:
+    offset, mask = (view.name_in(slot) in encrypted for slot in (2, 4))
+    return 1 + offset + mask, int(offset)  # to find samples at encrypted places is no polynomial
 
 
 def _gemm(view: NodeView) -> LinearLayer:
@@ -324,6 +342,7 @@ _conv_transpose = partial(_convolution, transposed=True)
 LINEAR_LAYERS: Mapping[str, Absorbing] = {
     "Conv": _entry(_conv, 22, costs.convolution(1), (1, 2)),
     "ConvTranspose": _entry(_conv_transpose, 22, costs.transposed_convolution, (1, 2)),
+    "DeformConv": _entry(_deform_conv, 22, costs.convolution(1), (1, 3), depth=_deform_depth),
     "Einsum": _entry(_einsum, 28, _einsum_count, (1,), (0,), depth=_einsum_depth),
     "Gemm": _entry(_gemm, 13, costs.gemm, (1, 2), (0, 2)),
     "MatMul": _entry(_matmul, 13, costs.matmul, (1,), (0,)),

@@ -107,6 +107,13 @@ def _forward_over_two_axes(trial: Trial, known: Ports) -> bool:
     return 0 in known and min(trial.shape(0)[-2:]) > 1
 
 
+def _deformed(trial: Trial, known: Ports) -> bool:
+    """Whether a DeformConv moves or weighs its samples, or may do so in another run."""
+    given = {o.name: o.value for o in trial.case.operands if o.value is not None}
+    mask = given.get("mask", np.ones(()))
+    return bool(trial.case.run_time) or given["offset"].any() or (mask != 1).any()
+
+
 def _always(trial: Trial, known: Ports) -> bool:
     return True
 
@@ -198,8 +205,8 @@ EXPLAINED = (
             op, Reason.AXES, _over_positions,
             "a change that varies over positions comes from no BatchNormalization",
         )
-        for op in ("AveragePool", "Conv", "ConvTranspose", "GlobalAveragePool", "GlobalMaxPool",
-                   "InstanceNormalization", "MaxPool")
+        for op in ("AveragePool", "Conv", "ConvTranspose", "DeformConv", "GlobalAveragePool",
+                   "GlobalMaxPool", "InstanceNormalization", "MaxPool")
     ),
     *(
         Explained(
@@ -258,9 +265,20 @@ EXPLAINED = (
         "Pad", Reason.AXES, _always,
         "a change that varies along a padded axis: channels are not padded with each other",
     ),
-    Explained(
-        "Conv", Reason.PADDING, _padded,
-        "no window of this size, or no weight of this layer, reaches the zeros",
+    *(
+        Explained(
+            op, Reason.PADDING, _padded,
+            "no window of this size, or no weight of this layer, reaches the zeros",
+        )
+        for op in ("Conv", "DeformConv")
+    ),
+    *(
+        Explained(
+            "DeformConv", reason, _deformed,
+            "where the samples of this run lie, and what they weigh, says nothing of others; "
+            "constant offsets and masks, which may suit a change, no exporter writes",
+        )
+        for reason in (Reason.AXES, Reason.PADDING)
     ),
     Explained(
         "ConvTranspose", Reason.PADDING, _always,

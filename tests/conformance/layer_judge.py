@@ -130,12 +130,12 @@ def _with_inputs(trial: Trial, constants: Sequence[NewConstant]) -> Kernel:
     voided = {name: None for new in constants for name, _ in new.revised.attributes}
     voided = {name: None for name in voided if name in case.attributes}
     operands = list(case.operands)
-    for new in constants:
-        if new.slot >= len(operands) or not operands[new.slot].name:
-            operands.extend([Operand("")] * (new.slot + 1 - len(operands)))
-            operands[new.slot] = Operand(f"new_{new.revised.suffix}", np.zeros((), case.dtype))
-    if len(operands) == len(case.operands) and not voided:
+    left_out = [n for n in constants if n.slot >= len(operands) or not operands[n.slot].name]
+    if not left_out and not voided:
         return trial.kernel
+    for new in left_out:
+        operands.extend([Operand("")] * (new.slot + 1 - len(operands)))
+        operands[new.slot] = Operand(f"new_{new.revised.suffix}", np.zeros((), case.dtype))
     return Kernel(replace(case, operands=tuple(operands)), **voided)
 
 
@@ -235,7 +235,8 @@ def _solvable(trial: Trial, known: Ports) -> bool:
 
     A layer is linear in its constants: the columns are what each element of them contributes.
     """
-    constants = [s for s, o in enumerate(trial.case.operands) if o.name and not o.is_data][:2]
+    operands = enumerate(trial.case.operands)
+    constants = [s for s, o in operands if o.name and o.changes and not o.is_data][:2]
     zeros = [np.zeros_like(v) for v in trial.samples[0]]
     if trial.case.op == OPERATOR:
         zeros[4] = np.ones_like(zeros[4])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from .cases import Case, Draw, Operand, generator
@@ -51,6 +53,48 @@ def conv_transpose(d: Draw) -> Case:
         output_shape=d.pick(None, None, None, None, exact),
         **settings,
     )
+
+
+@generator("DeformConv")
+def deform_conv(d: Draw) -> Case:
+    """Offsets of any size, most of them computed at run time; onnxruntime knows two axes only."""
+    spatial, group, offset_group = d.pick(1, 2, 2, 2, 2, 2, 3), d.pick(1, 1, 2, 3), d.pick(1, 1, 2)
+    inner, outer = d.integer(1, 2) * offset_group, d.integer(1, 2)
+    batch, kernel = d.integer(1, 2), d.integers(1, 2, spatial)
+    sizes = d.integers(1, 4, spatial)
+    strides, dilations = d.integers(1, 2, spatial), d.integers(1, 2, spatial)
+    pads = [0] * 2 * spatial if d.chance(0.5) else d.integers(0, 2, 2 * spatial)
+    out = []
+    for axis, (size, k) in enumerate(zip(sizes, kernel, strict=True)):
+        room = size + pads[axis] + pads[axis + spatial] - (k - 1) * dilations[axis] - 1
+        if room < 0:
+            pads[axis] -= room
+        out.append(max(room, 0) // strides[axis] + 1)
+    taps = offset_group * int(np.prod(kernel))
+    moves, weighs = [batch, taps * spatial, *out], [batch, taps, *out]
+    offset = d.pick(0.0, 0.4, 1.0, 1.0, 3.0) * d.rng.standard_normal(moves)
+    if d.chance(0.3):
+        offset = np.round(offset)
+    mask = d.pick(
+        None, None, np.ones(weighs), np.full(weighs, 0.5), d.rng.standard_normal(weighs),
+        d.rng.uniform(0, 1, weighs),
+    )  # fmt: skip
+    bias = [Operand(""), d.constant([outer * group])] if d.chance(0.6) else []
+    case = d.node(
+        d.data([batch, inner * group, *sizes]),
+        d.constant([outer * group, inner, *kernel]),
+        *bias,
+        offset=offset,
+        mask=mask,
+        group=group if group > 1 else d.pick(None, 1),
+        offset_group=offset_group if offset_group > 1 else d.pick(None, 1),
+        kernel_shape=d.pick(None, kernel),
+        strides=strides if max(strides) > 1 else d.pick(None, strides),
+        dilations=dilations if max(dilations) > 1 else d.pick(None, dilations),
+        pads=pads if any(pads) else d.pick(None, pads),
+    )
+    given = [o.name for o in case.operands if o.name in ("offset", "mask")]
+    return replace(case, run_time=frozenset(name for name in given if d.chance(0.7)))
 
 
 def _sizes(d: Draw) -> list[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 from graphs import Net
+from support import needs_kernels_as_read
 
 import onnx_bnfold
 from onnx_bnfold.check.rescaled import rescaled
@@ -87,6 +88,11 @@ def behind_einsum(net: Net) -> str:
     return net.op("Einsum", "x", net.random(4, 3), equation="nchw,oc->nohw")
 
 
+def behind_deform_conv(net: Net) -> str:
+    net.opset = 22
+    return net.op("DeformConv", "x", net.random(4, 3, 1, 1), net.random(2, 2, 4, 5))
+
+
 def behind_instance_normalization(net: Net) -> str:
     return net.op("InstanceNormalization", net.conv("x", 4), net.random(4), net.random(4))
 
@@ -99,7 +105,9 @@ def behind_layer_normalization(net: Net) -> str:
 
 @pytest.mark.parametrize(
     ("build", "operator"),
-    [(behind_einsum, "Einsum"), (behind_instance_normalization, "InstanceNormalization"),
+    [(behind_einsum, "Einsum"),
+     pytest.param(behind_deform_conv, "DeformConv", marks=needs_kernels_as_read),
+     (behind_instance_normalization, "InstanceNormalization"),
      (behind_layer_normalization, "LayerNormalization")],
 )  # fmt: skip
 def test_report_and_check_know_what_absorbs(build, operator, tmp_path):

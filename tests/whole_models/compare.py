@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, helper
 
+from .engine import holds_type
 from .floats import FLOATS, LARGEST, TINY, UNIT
 from .interpreter import Interpreter
 
@@ -19,6 +20,7 @@ _UNITS = 8  # units that any result may be off by
 # shift cost four bits, and two more go where the data are narrower than the statistics say.
 _TIMES = {t: 4 if UNIT[t] > UNIT[np.dtype(np.float32)] else 64 for t in FLOATS}
 _DRAWS = 6
+_KIND = {t: helper.np_dtype_to_tensor_dtype(t) for t in FLOATS}
 _FEW = 6  # elements
 _GROSS = 100  # times the bound: no matter of rounding
 
@@ -73,10 +75,11 @@ def difference(
 ) -> Doubt | None:
     """Return what is wrong with the folded model's outputs, judged by float64, or None."""
     exact, approximate = _evaluated(original, feed, None)
+    coarsest = max((UNIT[t] for t in FLOATS if holds_type(original, _KIND[t])), default=0.0)
     spread: list[list[np.ndarray]] = []
     for draw in range(_DRAWS):  # the bound only grows with them, so the first that explains will do
         spread.append(_evaluated(original, feed, np.random.default_rng(draw))[0])
-        worst = _worst(expected, found, exact, spread, approximate)
+        worst = _worst(expected, found, exact, spread, approximate, coarsest)
         if worst is None:
             return None
     if worst.kind == "precision" and not _close(original, folded, feed, worst.output):
@@ -84,7 +87,7 @@ def difference(
     return worst
 
 
-def _worst(expected, found, exact, spread, approximate: bool) -> Doubt | None:
+def _worst(expected, found, exact, spread, approximate: bool, coarsest: float) -> Doubt | None:
     worst: tuple[float, Doubt] | None = None
     for i, (a, b, true) in enumerate(zip(expected, found, exact, strict=True)):
         drawn = [s[i] for s in spread]
@@ -92,13 +95,13 @@ def _worst(expected, found, exact, spread, approximate: bool) -> Doubt | None:
             if not np.array_equal(a, b) and all(np.array_equal(true, s) for s in drawn):
                 return Doubt("wrong", i, "what is no float differs")
             continue
-        doubt = _of_one(i, a, b, true, drawn, approximate)
+        doubt = _of_one(i, a, b, true, drawn, approximate, coarsest)
         if doubt is not None and (worst is None or doubt[0] > worst[0]):
             worst = doubt
     return None if worst is None else worst[1]
 
 
-def _of_one(i, a, b, true, spread, approximate) -> tuple[float, Doubt] | None:
+def _of_one(i, a, b, true, spread, approximate, coarsest) -> tuple[float, Doubt] | None:
     rough = approximate and a.dtype == np.float64  # a node was computed in float32 after all
     x, y = a.astype(np.float64), b.astype(np.float64)
     steady = np.isfinite(true) & np.all([np.isfinite(s) for s in spread], axis=0)
@@ -111,7 +114,9 @@ def _of_one(i, a, b, true, spread, approximate) -> tuple[float, Doubt] | None:
         drawn = np.max([np.where(judged, np.abs(s - true), zeros) for s in spread], axis=0)
         size = _yardstick(np.where(usable, true, zeros))
     noise = np.maximum(_yardstick(own, zeros=True), _yardstick(drawn, zeros=True))
-    limit = _TIMES[a.dtype] * noise + _UNITS * UNIT[a.dtype] * size + 4 * TINY[a.dtype]
+    # A narrower type in front of a Cast holds constants that were of the output's type.
+    unit = max(UNIT[a.dtype], coarsest)
+    limit = _TIMES[a.dtype] * noise + _UNITS * unit * size + 4 * TINY[a.dtype]
     if rough:
         limit = limit + 1e-3 * size
     apart = _apart(x, y, true, steady, limit, a.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +41,8 @@ class Options:
             is run on; without it ranges are what the BatchNormalizations say. For models in files.
         keep_shared_weights: leave a BatchNormalization whose fold would copy a weight that others
             read, too.
+        keep: regular expressions: a BatchNormalization is left as it is if one is found in its
+            name or in that of its first output (``planning.kept``). Each must match one.
     """
 
     freeze_initializers: bool = False
@@ -50,9 +54,20 @@ class Options:
     equalize: bool = False
     ranges: str | None = None
     keep_shared_weights: bool = False
+    keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_types(self)
         require_at_least("max_rescale", self.max_rescale, 1)
         if self.ranges is not None and not self.equalize:
             raise UsageError("ranges are used by equalize alone; ask for it, too")
+        object.__setattr__(self, "keep", tuple(map(os.fspath, self.keep)))
+        for pattern in self.keep:
+            _require_pattern(pattern)
+
+
+def _require_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UsageError(f"keep has {pattern!r}, which is no regular expression: {error}") from None

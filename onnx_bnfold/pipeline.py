@@ -18,6 +18,7 @@ from onnx_bnfold.model.source import Source, rounded
 from onnx_bnfold.model.validate import require_sound
 from onnx_bnfold.options import Options
 from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.planning.kept import UnmatchedPatterns, unmatched
 from onnx_bnfold.planning.plan import Decision, GraphPlan, Place
 from onnx_bnfold.planning.planner import plan_graph
 from onnx_bnfold.planning.precision_limits import Limits
@@ -71,6 +72,7 @@ class Pipeline(Rounds):
 
             self.model = in_order(model, self._graphs)
             self._index()
+        self._unmatched = unmatched(self._graphs, options.keep)
         self.original = self.model
         self.nodes_before = sum(len(graph.nodes) for graph in self._graphs)
         if options.merge_branches:
@@ -121,12 +123,14 @@ class Pipeline(Rounds):
             None if outer is None else outer.constants,
             self._source.open,
         )
-        state = GraphState(graph, constants, shapes)
+        state = GraphState(graph, constants, shapes, self.options.keep)
         known[id(graph)] = state
         return state
 
     def plan(self) -> Sequence[GraphPlan]:
         """Plan every graph of the model, leaving out what turned out not to be representable."""
+        if self._unmatched:
+            raise UnmatchedPatterns(self._unmatched)
         with np.errstate(all="ignore"):  # what is no finite number is refused, not warned of
             while True:
                 self._plan_once()

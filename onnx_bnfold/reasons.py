@@ -40,6 +40,7 @@ class Reason(str, Enum):
     EQUALIZED = "equalized"
     UNKNOWN_VERSION = "unknown_version"
     SHARED_WEIGHT = "shared_weight"
+    EXCLUDED = "excluded"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from exhaustive import can_go, larger_set
 from graphs import IMAGE, Net
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, assume, given, note, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 from onnx.external_data_helper import load_external_data_for_model
@@ -104,6 +104,17 @@ def test_second_fold_changes_nothing(way, choose):
     model = random_model(choose, steps=20)
     note(sketch(model))
     assert_second_fold_changes_nothing(model, REPEATABLE[way])
+
+
+@given(choices)
+@settings(quick, max_examples=100)
+def test_second_fold_keeps_what_was_kept(choose):
+    """A pattern must match a BN of the model, so that it is drawn with it."""
+    model = random_model(choose, steps=20)
+    note(sketch(model))
+    norms = [n.output[0] for n in model.graph.node if n.op_type == "BatchNormalization"]
+    assume(norms)
+    assert_second_fold_changes_nothing(model, Options(keep=(f"^{choose.choice(norms)}$",)))
 
 
 @pytest.mark.parametrize("seed", [641, 853, 1103, 1180, 1423])

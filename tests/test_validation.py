@@ -55,6 +55,7 @@ def test_a_rescale_below_one(value):
         ({"equalize": True, "ranges": Path("a") / "b.npz"}, os.path.join("a", "b.npz")),
         ({"profile": "int8"}, "int8"),
         ({"standalone": "mul-add"}, "mul-add"),
+        ({"keep": ["a", Path("b")]}, ("a", "b")),
     ],
     ids=str,
 )
@@ -62,7 +63,7 @@ def test_what_is_right_is_held_in_plain_types(given, held):
     """As JSON has them: a report and a store's records name all options."""
     found = getattr(Options(**given), list(given)[-1])
     assert found == held
-    assert type(found) in (int, float, str)
+    assert type(found) in (int, float, str, tuple)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ class FileOutcome:
         counts: of a model that was folded or planned.
         source: name → content of the model and its data files, as they were read.
         target: name → content of the model and its data file, as they were written.
+        unmatched: patterns of ``options.keep`` that match nothing in the model.
     """
 
     name: str
@@ -86,6 +87,7 @@ class FileOutcome:
     counts: Counts | None = None
     source: dict[str, Stamp] = field(default_factory=dict)
     target: dict[str, Stamp] = field(default_factory=dict)
+    unmatched: tuple[str, ...] = ()
 
     @property
     def is_model(self) -> bool:
@@ -94,7 +96,7 @@ class FileOutcome:
 
     def to_data(self) -> dict[str, Any]:
         """Return the outcome as JSON types, without empty fields."""
-        return {key: value for key, value in asdict(self).items() if value not in (None, {})}
+        return {key: value for key, value in asdict(self).items() if value not in (None, {}, ())}
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> FileOutcome:
@@ -109,7 +111,8 @@ class FileOutcome:
             key: {name: Stamp(**stamp) for name, stamp in data[key].items()}
             for key in ("source", "target")
         }
-        return cls(**{**data, "counts": Counts(**counts), **stamps})
+        unmatched = tuple(data.get("unmatched", ()))
+        return cls(**{**data, "counts": Counts(**counts), "unmatched": unmatched, **stamps})
 
 
 def is_model(name: str) -> bool:

@@ -32,8 +32,12 @@ class Record:
 
 
 def settings_of(options: Options) -> dict[str, Any]:
-    """Return what a folded model depends on besides its original: version and options."""
-    return {"version": __version__, "options": asdict(options)}
+    """Return what a folded model depends on besides its original: version and options.
+
+    As JSON has them: they are compared with what was saved.
+    """
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}
+    return {"version": __version__, "options": plain}
 
 
 def load(location: Location, key: str) -> Record | None:

@@ -17,6 +17,7 @@ from onnx_bnfold.batch.report import StoreReport
 from onnx_bnfold.batch.task import Action, Batch, Task, failed, perform
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.options import Options
+from onnx_bnfold.planning.kept import UnmatchedPatterns
 from onnx_bnfold.progress import progress
 from onnx_bnfold.storage.thread_pool import available_processors
 from onnx_bnfold.validation import require_at_least, require_value
@@ -75,6 +76,7 @@ def fold_store(
         done = models.keys() | {name for o in outcomes for name in (*o.source, *o.target)}
         others = {name: size for name, size in listing.files.items() if name not in done}
         outcomes += [*_all(run, "copy", others), *_folders_and_links(listing, output)]
+    outcomes += _unmatched(options, outcomes)
     report = StoreReport(_sorted(outcomes), settings_of(options))
     try:
         with output.claim("report") as scratch:
@@ -116,6 +118,7 @@ def plan_store(
     listing, models = _listed(location_at(batch.source))
     with _runner(batch, jobs, dask) as run:
         outcomes = [*_problems(listing), *_all(run, "plan", models)]
+    outcomes += _unmatched(options, outcomes)
     return StoreReport(_sorted(outcomes), settings_of(options))
 
 
@@ -206,6 +209,15 @@ def _folders_and_links(listing: Listing, output: Location) -> Iterator[FileOutco
             yield failed(Task("copy", name), error)
         else:
             yield FileOutcome(name, "linked")
+
+
+def _unmatched(options: Options, outcomes: Iterable[FileOutcome]) -> Iterator[FileOutcome]:
+    """Yield a failure if patterns of ``keep`` match in no model, as far as all could be read."""
+    models = [outcome for outcome in outcomes if outcome.is_model]
+    if all(outcome.counts for outcome in models):
+        common = set(options.keep).intersection(*(outcome.unmatched for outcome in models))
+        if patterns := [pattern for pattern in dict.fromkeys(options.keep) if pattern in common]:
+            yield failed(Task("copy", "--keep"), UnmatchedPatterns(patterns, "any model"))
 
 
 def _sorted(outcomes: Iterable[FileOutcome]) -> tuple[FileOutcome, ...]:

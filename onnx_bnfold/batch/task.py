@@ -13,7 +13,7 @@ import os
 import posixpath
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +28,9 @@ from onnx_bnfold.batch.locations import Location
 from onnx_bnfold.batch.opening import location_at
 from onnx_bnfold.errors import BnFoldError, CheckFailed, UsageError
 from onnx_bnfold.options import Options
+from onnx_bnfold.planning.kept import UnmatchedPatterns
 from onnx_bnfold.provenance import sha256_of
+from onnx_bnfold.report import Report
 from onnx_bnfold.storage.data_files import data_files_of
 from onnx_bnfold.version import __version__
 
@@ -112,8 +114,10 @@ def failed(task: Task, error: BaseException) -> FileOutcome:
 def _plan(batch: Batch, name: str, scratch: Path) -> FileOutcome:
     root, _ = _fetch(location_at(batch.source), name, scratch)
     with _naming(root):
-        report = plan_file(root / name, batch.options, inspect=_gate(batch, name))
-    return FileOutcome(name, "planned", counts=counts_of(report))
+        report, unmatched = _applied(
+            batch.options, lambda own: plan_file(root / name, own, inspect=_gate(batch, name))
+        )
+    return FileOutcome(name, "planned", counts=counts_of(report), unmatched=unmatched)
 
 
 def _fold(batch: Batch, name: str, target: Location, key: str, scratch: Path) -> FileOutcome:
@@ -132,7 +136,10 @@ def _fold(batch: Batch, name: str, target: Location, key: str, scratch: Path) ->
     with _naming(root, scratch):
         look, out = _gate(batch, name), scratch / base
         # One thread: the run has a process for each processor.
-        report = fold_file(root / name, out, batch.options, inspect=look, threads=1)
+        report, unmatched = _applied(
+            batch.options,
+            lambda own: fold_file(root / name, out, own, inspect=look, threads=1),
+        )
     # The model comes last; its data file has to be there before.
     made = sorted((f for f in os.listdir(scratch) if f.startswith(base)), key=base.__eq__)
     written = {posixpath.join(parent, file): _stamp(scratch / file) for file in made}
@@ -141,9 +148,29 @@ def _fold(batch: Batch, name: str, target: Location, key: str, scratch: Path) ->
     if earlier is not None:
         for old in earlier.outcome.target.keys() - written.keys():
             target.remove(old)
-    outcome = FileOutcome(name, "folded", counts=counts_of(report), source=source, target=written)
+    outcome = FileOutcome(
+        name,
+        "folded",
+        counts=counts_of(report),
+        source=source,
+        target=written,
+        unmatched=unmatched,
+    )
     ledger.save(ledger.Record(outcome, settings, batch.run), target, key, scratch)
     return outcome
+
+
+def _applied(options: Options, work: Callable[[Options], Report]) -> tuple[Report, tuple[str, ...]]:
+    """Do work on one model without the patterns of ``keep`` that are meant for others.
+
+    Returns:
+        The report, and these patterns.
+    """
+    try:
+        return work(options), ()
+    except UnmatchedPatterns as unmatched:
+        own = tuple(pattern for pattern in options.keep if pattern not in unmatched.patterns)
+        return work(replace(options, keep=own)), tuple(sorted(unmatched.patterns))
 
 
 def _gate(batch: Batch, name: str) -> Inspect:

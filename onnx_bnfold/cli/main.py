@@ -116,6 +116,14 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="keep each BatchNormalization whose fold would copy a weight that other nodes read",
     )
+    add(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="REGEX",
+        help="leave each BatchNormalization as it is whose name, or whose first output's, matches "
+        "(re.search); repeatable",
+    )
     add("-q", "--quiet", action="store_true", help="print nothing but errors")
     add("--version", action="version", version=f"%(prog)s {__version__}")
     return result

@@ -317,7 +317,7 @@ def _rescaled(state: GraphState, index: int) -> tuple[Float64, Float64]:
 def _is_to_be_evened(state: GraphState, index: int) -> bool:
     """Whether a node is a BatchNormalization that stays, with scales of several sizes."""
     view = state.view(index)
-    if index in state.removed or view.op != batchnorm.OPERATOR:
+    if index in state.removed or index in state.kept or view.op != batchnorm.OPERATOR:
         return False
     try:
         bn, (p, r) = state.bn(index), _rescaled(state, index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from onnx_bnfold.model.constants import DIMS_ONLY, TYPE_ONLY, Constants
 from onnx_bnfold.model.graph import Graph
@@ -14,6 +14,7 @@ from onnx_bnfold.operators.entries import OUT, Absorbing, Sides
 from onnx_bnfold.operators.rules import Known, Step, Transparent
 from onnx_bnfold.operators.transparent import data_outputs, data_slots
 from onnx_bnfold.planning.graph_nodes import MALFORMED, GraphNodes, malformed
+from onnx_bnfold.planning.kept import kept_by
 from onnx_bnfold.planning.merged_tensors import Groups
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
@@ -30,17 +31,22 @@ class GraphState(GraphNodes):
 
     Attributes:
         total: the change decided so far for each key; a key that is missing is unchanged.
+        kept: the BatchNormalizations that the user wants to have left as they are, each with its
+            refusal: they absorb nothing, and go on to write a tensor of the same name.
         removed: indices of the nodes that go; each is an identity by now.
         groups: the tensors that have become one by that.
         sizes: of original tensors, as far as they were asked for, and how many nodes had gone by
             then; see ``sizes.sizes``.
     """
 
-    def __init__(self, graph: Graph, constants: Constants, shapes: Shapes) -> None:
+    def __init__(
+        self, graph: Graph, constants: Constants, shapes: Shapes, keep: Sequence[str] = ()
+    ) -> None:
         super().__init__(graph, constants, shapes)
+        self.kept = kept_by(graph, keep)
         self.total: dict[Key, Affine] = {}
         self.removed: set[int] = set()
-        self.groups = Groups(graph)
+        self.groups = Groups(graph, {graph.writes[index][0] for index in self.kept})
         self.sizes: dict[str, tuple[int, tuple[Affine, ...]]] = {}
         self._ports: dict[int, tuple[int, ...]] = {}
         self._keys: dict[int, tuple[tuple[int, Key], ...]] = {}
@@ -123,6 +129,8 @@ class GraphState(GraphNodes):
             raise malformed(view) from error
 
     def _absorb(self, index: int, known: Mapping[int, Affine]) -> Step:
+        if index in self.kept:
+            raise Refused.again(self.kept[index])
         absorber = self.absorber(index)
         for port, change in known.items():
             absorber.require(port, change)

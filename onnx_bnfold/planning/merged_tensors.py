@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from onnx_bnfold.model.graph import Graph
 
 
@@ -9,10 +11,15 @@ class Groups:
     """The tensors of a graph, each a group of its own until it is joined with others.
 
     A name is fixed if somebody outside the graph knows it, or nobody in the graph computes it.
+
+    Args:
+        graph: the graph.
+        named: further names that are fixed.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, named: Set[str] = frozenset()) -> None:
         self._graph = graph
+        self._named = named
         self._parents: dict[str, str] = {}
         self._members: dict[str, list[str]] = {}
 
@@ -41,12 +48,13 @@ class Groups:
     def fixed(self) -> set[str]:
         """Return all names that are fixed."""
         graph = self._graph
-        return (graph.uses.keys() - graph.producer.keys()) | graph.outputs | graph.captured.keys()
+        outer = graph.uses.keys() - graph.producer.keys()
+        return outer | graph.outputs | graph.captured.keys() | self._named
 
     def is_fixed(self, name: str) -> bool:
         """Whether this very name is fixed."""
         graph = self._graph
-        if name in graph.outputs or name in graph.captured:
+        if name in graph.outputs or name in graph.captured or name in self._named:
             return True
         return name in graph.uses and name not in graph.producer
 

@@ -121,6 +121,8 @@ class _Planner:
     def _is_usable(self, index: int) -> bool:
         view = self.state.view(index)
         try:
+            if index in self.state.kept:
+                raise Refused.again(self.state.kept[index])
             if index in self.excluded:
                 raise Refused.again(self.excluded[index])
             self.state.bn(index)

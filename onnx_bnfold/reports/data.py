@@ -70,7 +70,7 @@ class FoldReport:
 
     tool: dict[str, str]
     packages: dict[str, str | None]
-    options: dict[str, str | float | None]
+    options: dict[str, str | float | tuple[str, ...] | None]
     source: tuple[File, ...]
     result: tuple[File, ...] | None
     bytes_before: int

@@ -116,7 +116,7 @@ def _branch(state: GraphState, name: str) -> Branch | None:
     a, b = np.ones(()), np.zeros(())
     index = graph.producer.get(source)
     while index is not None and state.graph.ops[index] == batchnorm.OPERATOR:
-        if not graph.only_reader(source):
+        if index in state.kept or not graph.only_reader(source):
             break
         try:
             bn = state.bn(index)

@@ -47,7 +47,9 @@ def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[
     found = set()
     for position, decision in enumerate(plan.decisions):
         index = decision.node
-        if decision.folded or index in excluded or not _can_be(plan.state, index, form):
+        if decision.folded or index in excluded or index in plan.state.kept:
+            continue
+        if not _can_be(plan.state, index, form):
             continue
         if _is_not_to_be_disturbed(plan.state, decision, limits):
             continue

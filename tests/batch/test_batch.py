@@ -19,6 +19,7 @@ from batches import (
     write,
     write_external,
 )
+from graphs import Net
 from support import assert_same_function, count
 
 from onnx_bnfold import Options, UsageError
@@ -26,6 +27,8 @@ from onnx_bnfold.batch import fold_store, plan_store, task
 from onnx_bnfold.batch.local import LocalLocation
 from onnx_bnfold.batch.task import Batch, Task, perform
 from onnx_bnfold.cli.main import main
+
+NORM = "BatchNormalization"
 
 
 def statuses(report):
@@ -514,6 +517,34 @@ def test_require_all(store, output, capfd):
     assert run(capfd, store, "-o", output)[0] == 0
     assert run(capfd, store, "-o", output, "--require-all")[0] == 1
     assert run(capfd, store, "--dry-run", "--require-all")[0] == 1
+
+
+def test_a_pattern_of_keep_need_not_match_in_every_model(store, output, capfd):
+    write(store / "plain.onnx", Net([1, 3, 8, 8]).model("x"))
+    write(store / "other.onnx", small_model(layers=3))
+    third = next(n.name for n in small_model(layers=3).graph.node[::-1] if n.op_type == NORM)
+    words = (store, "-o", output, "--keep", f"^{third}$")
+    code, out, err = run(capfd, *words)
+    assert (code, err) == (0, "")
+    assert [count(onnx.load(output / n)) for n in ("other.onnx", "plain.onnx")] == [1, 0]
+    assert "12 of 13 BatchNormalization folded" in out
+    assert " 7 done before" in run(capfd, *words)[1]
+
+
+def test_a_pattern_of_keep_that_matches_in_no_model(store, output, capfd):
+    words = (store, "-o", output, "--keep", "typo", "--keep", NORM.lower())
+    expected = (
+        "onnx-bnfold: failed  --keep 'typo': no BatchNormalization of any model has such a name or "
+        "first output; correct the pattern or leave it out\n"
+    )
+    for again in range(2):
+        code, out, err = run(capfd, *words)
+        assert (code, err) == (1, expected)
+        assert ("5 done before" if again else "5 folded") in out
+    code, _, err = run(capfd, *words, "--dry-run")
+    assert (code, err) == (1, expected)
+    write(store / "broken.onnx", b"")  # it might have such a node
+    assert "typo" not in run(capfd, *words)[2]
 
 
 def test_a_dry_run_writes_nothing(store, output, capfd, tmp_path):

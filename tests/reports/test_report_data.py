@@ -86,6 +86,7 @@ CASES = {
     "with latency": (Options(), CheckOptions(sets=1, draws=2, latency=True, runs=3, warm_up=1)),
     "failed": (Options(), CheckOptions(sets=1, draws=2, rtol=0, atol=0)),
     "standalone": (Options(standalone="mul-add"), None),
+    "keep": (Options(keep=("",)), None),
 }
 
 

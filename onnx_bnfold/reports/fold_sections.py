@@ -179,7 +179,8 @@ def _footer(data: Record) -> Element:
     shapes = ", ".join(f"{name} {list(shape)}" for name, shape in data["input_shapes"].items())
     versions = [f"{data['tool']['name']} {data['tool']['version']}"]
     versions += [f"{name} {version}" for name, version in data["packages"].items() if version]
-    options = ", ".join(f"{name} {value}" for name, value in data["options"].items())
+    given = {name: value for name, value in data["options"].items() if value not in ((), [])}
+    options = ", ".join(f"{name} {value}" for name, value in given.items())
     return el(
         "footer",
         el("h2", "Files and versions"),

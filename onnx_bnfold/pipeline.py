@@ -178,10 +178,7 @@ class Pipeline(Rounds):
         options = self.options
         if options.equalize or options.merge_branches or options.standalone != "keep":
             return True
-        if any(plan.doubtful or plan.unsure for plan in self.plans):
-            return True
-        # A new Add takes changes that the MatMul in front of it does not.
-        return any(decision.added for plan in self.plans for decision in plan.decisions)
+        return any(plan.is_open for plan in self.plans)
 
     def _result(self) -> tuple[ModelProto, dict[str, Pending]]:
         """Return the result of the present plan, and those of its constants that lack values."""

@@ -91,6 +91,12 @@ class GraphPlan:
         edges = (key[0] for key in self.state.total if isinstance(key, tuple))
         return {*self.touched, *self.equalized, *self.equal_scales, *edges}
 
+    @property
+    def is_open(self) -> bool:
+        """Whether what stays might be judged otherwise if the result were planned."""
+        # A new Add takes changes that the MatMul in front of it does not.
+        return bool(self.doubtful or self.unsure or any(d.added for d in self.decisions))
+
     def is_bn(self, decision: Decision) -> bool:
         """Whether a decision is about a BatchNormalization."""
         op = self.state.graph.ops[decision.node]

@@ -693,3 +693,15 @@ def test_a_sparse_weight_is_right_or_stays(rng):
         assert folded.graph == model.graph
     else:
         assert_same_function(reference, folded)
+
+
+@pytest.mark.parametrize(("scale", "left"), [(1.0, 0), (1e-4, 1)])
+def test_a_scale_below_the_normal_numbers_is_none_to_be_had(scale, left, rng):
+    """It is a factor, of which digits count: 1e-41 has three of them in float32."""
+    norm = bn("s", "n", 4, rng)
+    norm.initializers[0].CopyFrom(tensor("n_scale", np.full(4, scale, np.float32)))
+    factor = Parts([], [tensor("f", np.full((4, 1, 1), 1e-37, np.float32))])
+    parts = join(node("Sigmoid", ["x"], ["s"]), norm, node("Mul", ["n", "f"], ["y"]), factor)
+    model = model_of(parts.nodes, {"x": (2, 4, 3, 3)}, ["y"], parts.initializers)
+    folded, _ = onnx_bnfold.fold(model)
+    assert ops(folded).count("Mul") == left

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from graphs import Net
 
-from onnx_bnfold.planning.sizes import sizes
+from onnx_bnfold.planning.sizes import sizes, usual_sizes
 
 
 @pytest.mark.parametrize("side", ["in front", "behind"])
@@ -42,3 +42,16 @@ def test_a_norm_that_stays_says_it_through_one_that_goes():
     state = net.state(y)
     state.removed.add(1)
     assert [spread.scale.item() for spread in sizes(state, x)] == [5, 5, 3, 3]
+
+
+def test_a_norm_that_stays_is_no_constant_behind_what_is_normalised():
+    """It says itself how large its output is."""
+    net = Net(("N", 4, 3))
+    x = net.op("Sub", net.op("Sigmoid", "x"), net.random(4, 1))
+    x = net.op("Mul", x, net.random(4, 1))
+    y = net.bn(x)
+    state = net.state(y)
+    assert usual_sizes(state, x)
+    assert not usual_sizes(state, y)
+    state.removed.add(3)
+    assert usual_sizes(state, y)

@@ -527,6 +527,17 @@ def test_a_negative_size_of_an_input_is_an_open_one(dim, tmp_path, capsys):
     assert code == 0, said
 
 
+def test_a_deprecated_operator_may_have_the_inputs_of_an_older_version(tmp_path, capsys):
+    """Opset 10 deprecates Upsample, of which that of opset 7 has one input, of opset 9 two."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 5, opset_import: ["": 10]> g (float[N,2,3,3] x) => (float[N,2,6,6] z)
+        <float[2] k = {1, 2}>
+        { y = BatchNormalization(x, k, k, k, k) z = Upsample<scales = [1.0, 1.0, 2.0, 2.0]>(y) }"""
+    )
+    code, said = fold(model.SerializeToString(), tmp_path, capsys)
+    assert code == 0, said
+
+
 def survive(model: ModelProto, folder: Path) -> None:
     """Fold a model in a process of its own, which a failed assertion of onnx would end."""
     source = folder / "model.onnx"

@@ -331,6 +331,12 @@ def bn_whose_mean_is_the_shape_of_its_input(net):
     return net.model(net.op("BatchNormalization", t, *parameters))
 
 
+def test_what_only_gives_its_shape_is_not_evaluated():
+    net = Net((2, 4, 3, 3))
+    shape = net.op("Shape", net.op("Add", net.relu("x"), net.random(4, 1, 1)))
+    assert net.state(shape).constants.value(shape).tolist() == [2, 4, 3, 3]
+
+
 def test_shape_of_a_computed_tensor_of_known_dims():
     folded, _ = fold_checked(bn_whose_mean_is_the_shape_of_its_input(Net((2, 4, 3, 5))))
     assert ops(folded) == ["Conv"]

@@ -10,6 +10,9 @@ from support import count, fold_checked, ops
 import onnx_bnfold
 from onnx_bnfold import Reason
 from onnx_bnfold.model import inference_guard
+from onnx_bnfold.model.graph import graphs_of
+from onnx_bnfold.model.inference_hints import ranks_by_layers
+from onnx_bnfold.model.shape_inference import without_weights
 
 WINDOW = {"kernel_shape": [2, 2]}
 FEEDS = {"x": np.random.default_rng(0).standard_normal((2, 4, 3, 3)).astype(np.float32)}
@@ -110,3 +113,33 @@ def test_the_rank_that_a_layer_fixes_passes_an_operator(op, attributes, side):
         y = net.conv(t, 4, channels=4, rank=4)
     folded, _ = fold_checked(net.model(y), feeds=FEEDS)
     assert "BatchNormalization" not in ops(folded)
+
+
+def test_the_shape_of_a_value_to_fill_in_is_not_that_of_the_constant():
+    """A ConstantOfShape holds a tensor of one element, as a Constant does."""
+    net = Net(None)
+    x, shape = net.input("x", None), net.input("shape", (4,), TensorProto.INT64)
+    value = helper.make_tensor("", TensorProto.FLOAT, [1], [0.5])
+    y = net.op("Conv", x, net.op("ConstantOfShape", shape, value=value))
+    (graph,) = graphs_of(net.model(y))
+    assert ranks_by_layers(graph, {}) == {}
+
+
+def test_inference_is_told_the_shape_of_a_sparse_initializer():
+    net = Net((2, 4))
+    model = net.model(net.op("MatMul", "x", "w"))
+    values = helper.make_tensor("w", TensorProto.FLOAT, [1], [0.5])
+    indices = helper.make_tensor("", TensorProto.INT64, [1], [0])
+    sparse = helper.make_sparse_tensor(values, indices, [4, 5])
+    model.graph.sparse_initializer.append(sparse)
+    (told,) = without_weights(model).graph.initializer
+    assert (told.name, told.dims, told.data_type) == ("w", [4, 5], TensorProto.FLOAT)
+
+
+def test_a_slice_of_another_domain_is_not_shown_as_a_standard_one():
+    net = Net((2, 4))
+    model = net.model(net.op("Slice", "x", net.ints(0), net.ints(1)))
+    model.graph.node[0].domain = "own"
+    model.opset_import.add(domain="own", version=1)
+    inference_guard.hide_unsafe_slices(model, data_prop=False)
+    assert model.graph.node[0].domain == "own"

@@ -693,3 +693,29 @@ def test_a_sparse_weight_is_right_or_stays(rng):
         assert folded.graph == model.graph
     else:
         assert_same_function(reference, folded)
+
+
+def test_a_scale_of_zero_is_not_taken_out_of_what_is_added_behind(rng):
+    """The Conv is to blame: the shift does not pass its padding."""
+    parts = join(
+        bn("x", "t", 3, rng), constant_operand("Add", "t", "a", (3, 1, 1), rng),
+        conv("a", "y", (4, 3, 3, 3), rng, pads=[1] * 4),
+    )  # fmt: skip
+    for name, values in (("t_scale", [1, 0, 1]), ("t_B", [0] * 3), ("t_mean", [0] * 3)):
+        (item,) = (i for i in parts.initializers if i.name == name)
+        item.CopyFrom(tensor(name, np.array(values, np.float32)))
+    _, report = fold_checked(model_of(parts.nodes, X, ["y"], parts.initializers), kept=1)
+    assert Reason.PADDING in reasons(report)[0]
+    assert Reason.OVERFLOW not in reasons(report)[0]
+
+
+@pytest.mark.parametrize(("scale", "left"), [(1.0, 0), (1e-4, 1)])
+def test_a_scale_below_the_normal_numbers_is_none_to_be_had(scale, left, rng):
+    """It is a factor, of which digits count: 1e-41 has three of them in float32."""
+    norm = bn("s", "n", 4, rng)
+    norm.initializers[0].CopyFrom(tensor("n_scale", np.full(4, scale, np.float32)))
+    factor = Parts([], [tensor("f", np.full((4, 1, 1), 1e-37, np.float32))])
+    parts = join(node("Sigmoid", ["x"], ["s"]), norm, node("Mul", ["n", "f"], ["y"]), factor)
+    model = model_of(parts.nodes, {"x": (2, 4, 3, 3)}, ["y"], parts.initializers)
+    folded, _ = onnx_bnfold.fold(model)
+    assert ops(folded).count("Mul") == left

@@ -96,6 +96,8 @@ KINDS = {
     "uint4": (ml_dtypes.uint4, 0, 15),
     "int8": (np.int8, -128, 127),
     "uint8": (np.uint8, 0, 255),
+    "int16": (np.int16, -(2**15), 2**15 - 1),
+    "uint16": (np.uint16, 0, 2**16 - 1),
 }
 
 

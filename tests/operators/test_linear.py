@@ -689,6 +689,22 @@ def test_a_bias_that_nearly_cancels_is_made_and_one_that_cancels_is_not(left):
     assert ops(folded) == (["Gemm"] if left else ["MatMul"])
 
 
+def test_no_bias_is_made_of_what_a_norm_behind_nearly_cancels():
+    """The rounding of the mean 0.17, times the scale behind, is small beside 170,000."""
+    x, one, ones = ["N", 2], np.ones(1), np.ones(2)
+    front = {"s": ones, "b": np.array([0.1, 0.2]), "m": 0 * ones, "v": ones}
+    behind = {"S": 1e6 * one, "B": 0 * one, "M": np.array([np.nextafter(0.17, 1)]), "V": one}
+    nodes = [
+        *node("BatchNormalization", ["x", *front], ["t"], epsilon=1e-5).nodes,
+        *node("MatMul", ["t", "W"], ["u"]).nodes,
+        *node("BatchNormalization", ["u", *behind], ["y"], epsilon=1e-5).nodes,
+    ]
+    values = {**front, **behind, "W": np.array([[0.3], [0.7]])}
+    initializers = [tensor(name, value) for name, value in values.items()]
+    folded, _ = fold_checked(model_of(nodes, {"x": x}, ["y"], initializers, dtype=np.float64))
+    assert ops(folded) == ["MatMul"]
+
+
 def test_an_add_behind_a_matmul_takes_the_whole_shift(rng):
     """What the weights make of a shift is rounded on the way; that is no bias to be added."""
     weight = tensor("W", rng.standard_normal((32, 64)).astype(np.float32))

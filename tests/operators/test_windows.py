@@ -45,6 +45,13 @@ def test_of_an_unknown_size_what_holds_for_all():
             assert everywhere == axis.are_filled(None), axis
 
 
+@pytest.mark.parametrize("beyond", [False, True])
+def test_windows_beyond_a_number_are_not_examined(beyond):
+    """All of them are filled."""
+    front = 2**16 + beyond
+    assert _Axis(front + 1, 1, 1, front, 0, False).are_filled(2**17) != beyond
+
+
 RUNNING = [a for a in AXES[::11] if max(a.front, a.back) < a.kernel]
 
 

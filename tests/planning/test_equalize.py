@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from graphs import Net
 from onnx import TensorProto, helper, numpy_helper
 from support import (
     Parts,
@@ -29,7 +30,7 @@ from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.quantize import quantised, snr
 from onnx_bnfold.check.sessions import Session
 from onnx_bnfold.operators.affine import Affine
-from onnx_bnfold.planning.equalize import _gain_of_bn, _Group, _Member, _Reader
+from onnx_bnfold.planning.equalize import _gain_of_bn, _Group, _Member, _Reader, _reader
 from onnx_bnfold.planning.value_ranges import Range
 
 EQUALIZE = Options(profile="int8", equalize=True)
@@ -154,6 +155,16 @@ def test_the_noise_of_steps_of_one():
     reader = _Reader(member, np.full((1, 2, 2), 127.0), gain, power)
     assert reader.noise(np.ones(2), gain) == pytest.approx(2 * 12 / 12)
     assert reader.noise(np.array([2.0, 1]), gain) == pytest.approx(2 * 24 / 12)
+
+
+@pytest.mark.parametrize(("weight", "gain"), [([3, 1], [9 / 11, 1 / 11]), ([0, 0], [0, 0])])
+def test_noise_in_front_of_a_layer_counts_beside_what_the_layer_writes(weight, gain):
+    """Of inputs of power 1 and 2, weights of 3 and 1 make 9 + 2."""
+    net = Net(("N", 2, 3, 3))
+    y = net.op("Conv", "x", net.const(np.array(weight, np.float32).reshape(1, 2, 1, 1)))
+    ends, power = np.ones(2), np.array([1.0, 2])
+    reader = _reader(net.state(y), 0, _Member(np.arange(2), Range(-ends, ends, power, 4)))
+    np.testing.assert_allclose(reader.gain, gain)
 
 
 def test_noise_in_front_of_a_norm_counts_beside_what_the_norm_writes():

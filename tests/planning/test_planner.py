@@ -1087,6 +1087,14 @@ def test_report_of_a_shift_and_a_scale_that_part():
     assert set(record.shift_to) == {f"Conv '{first.name}'", f"Conv '{sibling.name}'"}
 
 
+def test_report_of_a_scale_names_who_takes_it():
+    net = Net(IMAGE)
+    x = net.conv("x", 4)
+    y = net.op("Mul", x, net.random(4, 1, 1))
+    (line,) = onnx_bnfold.plan(net.model(y)).lines()
+    assert line.split() == ["folded", "Mul", f"'n_{y}'", "into", "Conv", f"'n_{x}'"]
+
+
 def test_report_of_a_refusal_names_both_ways():
     net = Net(IMAGE)
     sigmoid = net.op("Sigmoid", "x")

@@ -25,6 +25,8 @@ from support import (
 
 import onnx_bnfold
 from onnx_bnfold import Options, Reason
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.planning.precision_limits import _present
 
 X = {"x": ["N", 4, 6, 6]}
 
@@ -229,6 +231,17 @@ def test_a_norm_beside_one_that_stays_for_rounding_stays_too(rng):
     assert len(report.kept) == 2
     again, _ = onnx_bnfold.fold(folded)
     assert again.SerializeToString() == folded.SerializeToString()
+
+
+def test_the_statistics_of_a_norm_whose_input_and_output_have_changed():
+    net = Net(("N", 1, 3))
+    x = net.op("Sigmoid", "x")
+    constants = [net.const(np.array([value])) for value in (6.0, 1.0, 5.0, 4.0)]  # 3·(x - 5) + 1
+    y = net.op("BatchNormalization", x, *constants, epsilon=0.0)
+    state = net.state(y)
+    scale, shift = (np.full((1, 1, 1), value) for value in (2.0, -7.0))
+    state.total[x], state.total[y] = Affine.of(-scale, shift), Affine.of(4 * scale, shift)
+    assert _present(state, 1) == (3 * 8 / -2, 1 * 8 - 7, 5 * -2 - 7, 2 * 2)
 
 
 @pytest.mark.parametrize("damage", ["training", "variance"])

@@ -1,5 +1,7 @@
 """A second fold changes nothing: there is another round, or a note at what would go then."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -10,6 +12,7 @@ from support import all_nodes, assert_same_function, initializer, ops, tensor
 
 import onnx_bnfold
 from onnx_bnfold import Options, Reason, pipeline
+from onnx_bnfold.planning import settle
 
 MERGE = Options(merge_branches=True)
 NARROW = Options(max_rescale=2)
@@ -80,6 +83,15 @@ def test_a_doc_string_may_be_no_text():
     assert notes(folded)["Mul"].endswith(
         "onnx_bnfold: left for range (profile float, rescaling 2.0)"
     )
+
+
+def test_what_goes_along_with_a_doubtful_node_is_not_noted(monkeypatch):
+    plan = SimpleNamespace(doubtful={3: None}, left={})
+    removed = [(0, 2, "axes"), (0, 3, "range")]
+    monkeypatch.setattr(settle, "_removed", lambda plans, later: removed)
+    monkeypatch.setattr(settle, "_equalized", lambda plans, later: [])
+    assert settle.leave([plan], [plan], {})
+    assert plan.left == {3: ["range"]}
 
 
 def test_nothing_is_noted_where_nothing_goes():

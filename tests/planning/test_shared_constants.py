@@ -40,6 +40,15 @@ def test_a_weight_is_not_copied_for_a_mul(kind, after):
     assert folded.SerializeToString() == model.SerializeToString(), report.lines()
 
 
+def test_a_scale_that_two_norms_share_is_not_copied_for_a_mul():
+    net = Net(("N", 8 * BIG, 2, 2))
+    one, two = (net.bn(net.op(kind, "x")) for kind in ("Sigmoid", "Tanh"))
+    net.nodes[3].input[1] = net.nodes[1].input[1]
+    model = net.model(affine(net, "scalar", one), two)
+    folded, report = fold_checked(model, kept=2)
+    assert folded.SerializeToString() == model.SerializeToString(), report.lines()
+
+
 def test_an_operand_is_not_copied_for_a_mul():
     net = Net(("N", BIG, 8, 8))
     operand = net.random(BIG, 8, 8)

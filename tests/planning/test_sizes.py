@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from graphs import Net
 
-from onnx_bnfold.planning.sizes import sizes
+from onnx_bnfold.planning.sizes import sizes, usual_sizes
 
 
 @pytest.mark.parametrize("side", ["in front", "behind"])
@@ -29,3 +29,29 @@ def test_the_size_goes_where_a_movement_puts_it(side):
     for spread in found:
         np.testing.assert_array_equal(spread.scale, deviation.reshape(1, 1, 3))
         assert not spread.has_shift
+
+
+def test_a_norm_that_stays_says_it_through_one_that_goes():
+    """The first has learned a deviation of 3, which it doubles; the second one of 10."""
+    net = Net(("N", 1, 3))
+    zero = net.const(np.zeros(1))
+    x = y = net.op("Sigmoid", "x")
+    for scale, variance in ((6.0, 9.0), (1.0, 100.0)):
+        factor, spread = (net.const(np.array([value])) for value in (scale, variance))
+        y = net.op("BatchNormalization", y, factor, zero, zero, spread, epsilon=0.0)
+    state = net.state(y)
+    state.removed.add(1)
+    assert [spread.scale.item() for spread in sizes(state, x)] == [5, 5, 3, 3]
+
+
+def test_a_norm_that_stays_is_no_constant_behind_what_is_normalised():
+    """It says itself how large its output is."""
+    net = Net(("N", 4, 3))
+    x = net.op("Sub", net.op("Sigmoid", "x"), net.random(4, 1))
+    x = net.op("Mul", x, net.random(4, 1))
+    y = net.bn(x)
+    state = net.state(y)
+    assert usual_sizes(state, x)
+    assert not usual_sizes(state, y)
+    state.removed.add(3)
+    assert usual_sizes(state, y)

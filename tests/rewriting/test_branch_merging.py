@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support import bn, conv, fold_checked, join, model_of, node, ops, tensor
+from support import Parts, bn, conv, fold_checked, join, model_of, node, ops, tensor
 
 import onnx_bnfold
 from onnx_bnfold import Options
@@ -162,6 +162,19 @@ SEPARATE = {
             conv("x", "a", (4, 4, 3, 3), rng, auto_pad="SAME_UPPER"),
             conv("x", "b", (4, 4, 3, 3), rng, auto_pad="SAME_UPPER"),
             add("a", "b"),
+        ),
+        MERGE,
+    ),
+    "quantised": (
+        lambda rng: join(
+            Parts(
+                node("DequantizeLinear", ["q", "q_scale"], ["w"]).nodes,
+                [
+                    tensor("q", rng.integers(-9, 9, (4, 4, 1, 1)).astype(np.int8)),
+                    tensor("q_scale", np.array(0.1, np.float32)),
+                ],
+            ),
+            three(rng), node("Conv", ["x", "w"], ["b"]), add("a", "b"),
         ),
         MERGE,
     ),

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 from support import (
     Parts,
     all_nodes,
@@ -357,6 +357,20 @@ def test_dead_initializers_of_ir_version_3_leave_the_inputs(rng):
     types = {i.name: i.type.tensor_type for i in folded.graph.input}
     for t in folded.graph.initializer:
         assert [d.dim_value for d in types[t.name].shape.dim] == list(t.dims)
+
+
+def test_what_only_gave_its_shape_goes_unless_others_read_the_node(rng):
+    """An operator of another domain may have the name of a standard one, and two outputs."""
+    parts = join(
+        node("Identity", ["x"], ["s", "z"], domain="own"), node("Shape", ["s"], ["n"]),
+        node("Cast", ["n"], ["y_scale"], to=TensorProto.FLOAT),
+        conv("x", "c", (4, 3, 1, 1), rng), bn("c", "y", 4, rng),
+    )  # fmt: skip
+    initializers = [t for t in parts.initializers if t.name != "y_scale"]
+    model = model_of(parts.nodes, X, ["y", "z"], initializers, imports={"own": 1},
+                     value_info={"s": (1, 2, 3, 4)})  # fmt: skip
+    folded, _ = onnx_bnfold.fold(model)
+    assert ops(folded) == ["Identity", "Conv"]
 
 
 @pytest.mark.parametrize(("ir_version", "opset", "left"), [(3, 8, True), (4, 9, False)], ids=str)

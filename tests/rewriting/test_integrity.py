@@ -298,6 +298,13 @@ def test_what_may_change(change):
     checked(sample(), change)
 
 
+def test_a_declaration_that_was_wrong_before_is_no_break():
+    model = sample()
+    (info,) = (v for v in model.graph.value_info if v.name == "c_W")
+    info.type.tensor_type.shape.dim[0].dim_value = 7
+    checked(model, lambda m: None)
+
+
 def test_frozen_initializers_leave_the_inputs():
     checked(sample(), frozen, freeze=True)
     with pytest.raises(BrokenResult, match="the constant 'spare' is still an input"):

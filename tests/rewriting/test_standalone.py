@@ -52,6 +52,16 @@ def test_neither_an_addition_of_zero_nor_a_product_by_one_is_written(scale, shif
     assert len(report.records) == 3 - len(written)
 
 
+@pytest.mark.parametrize(
+    ("form", "written"), [("mul-add", ["Mul", "Add"]), ("conv", ["BatchNormalization"])]
+)
+def test_a_norm_of_vectors_is_written_as_no_conv(form, written):
+    net = Net(("N", 4))
+    model = net.model(net.op("Tanh", net.bn(net.op("Sigmoid", "x"))))
+    folded, _ = folded_twice(model, FORMS[form])
+    assert ops(folded) == ["Sigmoid", *written, "Tanh"]
+
+
 def test_a_half_goes_where_the_whole_cannot():
     """The Conv pads its input with zeros: it takes a scale, and no shift."""
     net = Net(IMAGE)

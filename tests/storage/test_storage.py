@@ -371,6 +371,15 @@ def test_external_tensor_that_also_has_values(tmp_path, all_large):
     np.testing.assert_array_equal(values_of(tmp_path / "out.onnx")["w"], got)
 
 
+def test_an_entry_of_an_external_tensor_is_no_mark_of_ours(tmp_path, all_large):
+    """Its offset 0, the last thing said of it, is not the number of a tensor left in the file."""
+    tensor = make_external(floats("w", 10, seed=1), tmp_path, "d", entries={"length": None})
+    source = save(make_model(floats("v", 10), tensor), tmp_path / "m.onnx")
+    with ModelFile.open(source) as file:
+        got = file.read(file.model.graph.initializer[1])
+    np.testing.assert_array_equal(got, numpy_helper.to_array(floats("w", 10, seed=1)))
+
+
 def test_values_cut_within_a_number(tmp_path, all_large):
     floats = TensorProto(data_type=1, float_data=[1] * 10).SerializeToString()
     content = floats.replace(b"\x22\x28", b"\x22\x26")[:-2]

@@ -79,9 +79,10 @@ class Lines:
         """Return the tests that execute a change.
 
         What only an import executes is met by the tests that execute a line with a name that it
-        defines, and if there are none, by all tests of the module. Tests that start processes may
-        execute anything: those of the module's own files are asked, too, and all of them where no
-        test executes the change in its own process.
+        defines, and if there are none, by all tests of the module; those of the module's own files
+        are asked in any case. Tests that start processes may execute anything: those of the
+        module's own files are asked, too, and all of them where no test executes the change in its
+        own process.
         """
         here = self.lines.get(change.module, {})
         found: set[int] = set().union(*(here.get(line, ()) for line in change.lines))
@@ -90,7 +91,9 @@ class Lines:
                 found |= self.lines.get(module, {}).get(line, set())
         if not found and not change.lines:
             found = set().union(*here.values())
-        own = {i for i in self.processes if self.tests[i].is_about(change.module)}
+        # A test that reads a constant of its module executes no line of it.
+        asked = self.processes if change.lines else range(len(self.tests))
+        own = {i for i in asked if self.tests[i].is_about(change.module)}
         return [self.tests[i] for i in sorted(found | own if found else self.processes)]
 
 

@@ -125,6 +125,7 @@ class _Editor:
         self.before: list[NodeProto] = []
         self.unmade: set[int] = set()
         self.reshaped: set[str] = set()
+        self.revalued = {key for key in self.state.total if isinstance(key, str)}
         self.initializer_names = [*self.state.graph.initializers]
         self.positions = {name: i for i, name in enumerate(self.initializer_names)}
         self.inputs = {v.name: v for v in body.input} if isinstance(body, GraphProto) else {}
@@ -160,6 +161,8 @@ class _Editor:
         old = reads[new.slot] if new.slot < len(reads) else ""
         name = self._name(old, new)
         self._define(name, old, new)
+        if new.node != new.cause[1]:  # a DequantizeLinear of a weight: nothing makes up for it here
+            self.revalued.update(self.state.graph.writes[new.node])
         if new.revised.place is BiasPlace.GEMM:
             self._become_gemm(node, name)
             return
@@ -295,9 +298,8 @@ class _Editor:
             for node in chain(self.nodes, self.after.values()):
                 rename_shards(node, mapping)
         hand_on_shapes(self.body, mapping)
-        changed = {key for key in self.state.total if isinstance(key, str)}
         self.maybe_unread |= self.state.constants.among(
-            drop_descriptions(self.body, mapping.keys() | self.reshaped, changed)
+            drop_descriptions(self.body, mapping.keys() | self.reshaped, self.revalued)
         )
 
 

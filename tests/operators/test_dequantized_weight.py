@@ -49,6 +49,16 @@ def test_scale_goes_into_the_quantisation_scale(case, rng):
     assert kinds["q"] == parts.initializers[0].data_type
 
 
+def test_a_quantization_annotation_of_a_weight_of_new_values_goes(rng):
+    parts = quantised(rng)
+    model = model_of(parts.nodes, X, ["y"], parts.initializers)
+    for name in ("w", "x"):
+        annotation = model.graph.quantization_annotation.add(tensor_name=name)
+        annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="y_var")
+    folded, _ = fold_checked(model)
+    assert [a.tensor_name for a in folded.graph.quantization_annotation] == ["x"]
+
+
 @pytest.mark.filterwarnings("error::RuntimeWarning")  # numpy's
 def test_an_infinite_scale_of_a_dead_channel_stays(rng):
     parts = quantised(rng)

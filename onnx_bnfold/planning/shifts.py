@@ -118,7 +118,7 @@ class Shifts:
         """Yield the nodes that stay and take the shift of a tensor back.
 
         The others hand it on, and what they write is judged by itself, unless it is of a type that
-        has more digits.
+        has more digits, or nobody knows how large it is: a Concat may have other operands.
         """
         graph = self._state.graph
         for index, slot in self._readers(name):
@@ -128,7 +128,9 @@ class Shifts:
             if not isinstance(entry, Absorbing):
                 changes = (self._total(output) for output in after)
                 handed_on = any(change is not None and change.has_shift for change in changes)
-                if handed_on and not (entry.retypes and self._gains_digits(name, after[0])):
+                unknown = handed_on and self._of_bn and not sizes(self._state, after[0])
+                gains = entry.retypes and self._gains_digits(name, after[0])
+                if handed_on and not unknown and not gains:
                     continue
             yield index
 

@@ -784,3 +784,18 @@ def test_a_shift_leaves_a_tensor_room_in_its_type(factor, layer):
     assert_same_function(model, folded, tolerance=2e-3)  # that of float16
     (added,) = (r for r in report.records if r.folded and r.name.startswith("Add"))
     assert [name.split(" ")[0] for name in added.shift_to] == [layer]
+
+
+@pytest.mark.parametrize(("gamma", "kept"), [(1.0, 0), (1e-4, 1)])
+def test_a_concat_with_a_tensor_of_unknown_size_hides_no_shift(gamma, kept):
+    """What a Concat writes may be of unknown size; of its part behind the Conv the size is known."""
+    net = Net(IMAGE)
+    x = net.conv("x", 4)
+    other = net.op("Abs", net.conv("x", 4))
+    scale, bias = net.const(np.full(4, gamma)), net.const(np.full(4, 0.4))
+    mean, variance = net.const(np.zeros(4)), net.const(np.ones(4))
+    y = net.op("BatchNormalization", x, scale, bias, mean, variance)
+    z = net.conv(net.op("Concat", other, x, axis=1), 3)
+    _, report = fold_checked(net.model(y, z), kept=kept)
+    if kept:
+        assert Reason.PRECISION in reasons(report)[0]

@@ -9,6 +9,9 @@ from onnx_bnfold.operators.entries import Combines
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.reasons import Reason, Refused
 
+# Reasons of an affine node whose operand is of unknown shape, or may be broadcast at some size.
+_MAY_BE_KNOWN = frozenset((Reason.AXES, Reason.UNKNOWN_SHAPE))
+
 
 def candidates(state: GraphState) -> tuple[list[int], list[int], list[int]]:
     """Return the BatchNormalizations of a graph, and the other affine nodes that may go.
@@ -24,7 +27,7 @@ def candidates(state: GraphState) -> tuple[list[int], list[int], list[int]]:
                 if _is_decomposed_bn(state, index):
                     affine.append(index)
             except Refused as refused:
-                if refused.refusal.reason is Reason.UNKNOWN_SHAPE:
+                if refused.refusal.reason in _MAY_BE_KNOWN:
                     unknown.append(index)
     if affine:
         fixed = state.constants.fixed_nodes()

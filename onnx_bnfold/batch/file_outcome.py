@@ -40,7 +40,7 @@ class Counts:
     """What a fold did, in numbers.
 
     Attributes:
-        BNs: number of BatchNormalizations.
+        norms: number of BatchNormalizations.
         folded: number of those that were folded.
         nodes_before, nodes_after: number of nodes; None for a plan.
         kept: the BatchNormalizations that are kept.

@@ -80,9 +80,8 @@ class WeightUses:
         """Whether a constant is a weight that may be moved by half a unit."""
         for number, position in self._readers.get(name, ()):
             if operator(self.nodes[number]) == "DequantizeLinear" and position:
-                return (
-                    False  # it may be the scale of a QuantizeLinear too, whose codes would change
-                )
+                # It may be the scale of a QuantizeLinear, too, whose codes would change.
+                return False
         return any(
             use is not None and use.position in _WEIGHTS.get(operator(self.nodes[use.node]), ())
             for use in self._uses.get(name, ())

@@ -45,7 +45,7 @@ def read_bns(views: Sequence[NodeView]) -> list[BatchNorm | Refusal]:
     return [found[position] for position in range(len(views))]
 
 
-def read_norm(view: NodeView) -> BatchNorm:
+def read_bn(view: NodeView) -> BatchNorm:
     """Read one BatchNormalization.
 
     Raises:
@@ -216,7 +216,7 @@ def _parameter(view: NodeView, index: int) -> Array:
 
 
 ENTRY = Absorbing(
-    read_norm,
+    read_bn,
     linear_in=((1, 2),),
     parameters=(3, 4),
     data_slot=0,

@@ -223,7 +223,7 @@ def _group(
 
     Args:
         state: the graph.
-        labels: the factors that the group was flooded with, ascending.
+        labels: the factors that were carried through the group, ascending.
         present: the ranges of its tensors as they are by now.
         probe: what the propagation has found.
     """

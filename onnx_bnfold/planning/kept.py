@@ -38,7 +38,7 @@ def kept_by(graph: Graph, patterns: Sequence[str]) -> dict[int, Refusal]:
         patterns: regular expressions, searched in a node's name and in that of its first output.
     """
     found: dict[int, Refusal] = {}
-    for index in _norms(graph) if patterns else ():
+    for index in _bns(graph) if patterns else ():
         pattern = next((each for each in patterns if _matches(graph, index, each)), None)
         if pattern is not None:
             sentence = f"it matches --keep {pattern!r}"
@@ -51,11 +51,11 @@ def unmatched(graphs: Sequence[Graph], patterns: Sequence[str]) -> tuple[str, ..
     return tuple(
         pattern
         for pattern in dict.fromkeys(patterns)
-        if not any(_matches(graph, index, pattern) for graph in graphs for index in _norms(graph))
+        if not any(_matches(graph, index, pattern) for graph in graphs for index in _bns(graph))
     )
 
 
-def _norms(graph: Graph) -> Iterable[int]:
+def _bns(graph: Graph) -> Iterable[int]:
     return (index for index, op in enumerate(graph.ops) if op == batchnorm.OPERATOR)
 
 

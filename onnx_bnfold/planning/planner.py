@@ -3,7 +3,7 @@
 Planning reads shapes and the parameters of BatchNormalizations; it touches no weight and changes
 no model. A node is removed by making its two sides the same tensor: its input becomes
 ``x' = p * x + q`` and its output ``y' = r * y + u`` such that ``x' = y'``. The ways to choose
-``p, q, r, u`` are tried from the cheapest; each is flooded through the graph.
+``p, q, r, u`` are tried from the cheapest; each is carried through the graph (``propagation``).
 
 A BatchNormalization that stays absorbs any change, one that is gone absorbs none, so what can be
 removed together depends on the order: those right behind their layer go first (they take nothing

@@ -72,7 +72,7 @@ def propagate(
         Refused: no way was found; the refusal is the first that was met, unless the search was
             given up.
     """
-    search = _Flood(state, origin, judge, set() if asked is None else asked)
+    search = _Search(state, origin, judge, set() if asked is None else asked)
     try:
         return search.run(seeds)
     finally:
@@ -84,7 +84,7 @@ class _GivenUp(Refused):
     """The limit on the work is reached: nothing was proven."""
 
 
-class _Flood:
+class _Search:
     def __init__(
         self, state: GraphState, origin: int | None, judge: Judge | None, asked: set[int]
     ) -> None:

@@ -48,7 +48,7 @@ def sizes(state: GraphState, name: str) -> Known:
     if when != len(state.removed):
         # Those that stay by themselves: what a removed one has said no later fold will know. Where
         # they contradict each other, the smaller size is what matters.
-        found = _around(state, name, _of_staying_norm, set())
+        found = _around(state, name, _of_staying_bn, set())
         found += _around(state, name, _of_bn, set())
         state.sizes[name] = len(state.removed), found
     return found
@@ -137,14 +137,14 @@ def _sum(one: Spread, other: Spread) -> Spread:
 
 
 def _of_bn(state: GraphState, name: str) -> Known:
-    return _said_by_norms(state, name, lambda index: True)
+    return _said_by_bns(state, name, lambda index: True)
 
 
-def _of_staying_norm(state: GraphState, name: str) -> Known:
-    return _said_by_norms(state, name, lambda index: index not in state.removed)
+def _of_staying_bn(state: GraphState, name: str) -> Known:
+    return _said_by_bns(state, name, lambda index: index not in state.removed)
 
 
-def _said_by_norms(state: GraphState, name: str, counts: Callable[[int], bool]) -> Known:
+def _said_by_bns(state: GraphState, name: str, counts: Callable[[int], bool]) -> Known:
     graph = state.graph
     readers = [index for index, slot in graph.readers.get(name, ()) if slot == 0]
     producer = graph.producer.get(name)

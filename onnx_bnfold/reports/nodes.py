@@ -98,7 +98,7 @@ def records_of(pipeline: Pipeline, positions: Places) -> Iterator[NodeRecord]:
     """Yield the decisions of all graphs of a model.
 
     Args:
-        folding: the fold.
+        pipeline: the fold.
         positions: (identity of the plan, node index) → position in the report's ``layers``.
     """
     recorders = {

@@ -70,7 +70,7 @@ class _Finished:
     Attributes:
         graph: the body as it was.
         formal: the names of its inputs.
-        given: the names of its initializers.
+        initializer_names: of its initializers.
         defined: all names that it defines.
         outside: the names that it reads from around it.
     """

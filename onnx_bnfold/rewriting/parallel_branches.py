@@ -40,7 +40,7 @@ class Term:
     Attributes:
         conv: index of the Conv, or None for the identity.
         geometry: its geometry.
-        BNs: indices of the BatchNormalizations behind it.
+        bns: indices of the BatchNormalizations behind it.
         a, b: their composition, ``(C_out,)``.
     """
 

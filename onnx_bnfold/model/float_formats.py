@@ -19,6 +19,11 @@ FORMATS: dict[int, tuple[float, float, float]] = {
 }
 
 
+def largest(data_type: int) -> float:
+    """Return the largest finite value of a float type, float32's for others."""
+    return FORMATS.get(data_type, FORMATS[TensorProto.FLOAT])[0]
+
+
 def unit_roundoff(data_type: int) -> float:
     """Return the largest relative error of rounding to a float type, float32's for others."""
     return FORMATS.get(data_type, FORMATS[TensorProto.FLOAT])[2]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
-import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
+from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.constants import Constant, Constants
 from onnx_bnfold.model.graph import Dims, Graph
 from onnx_bnfold.model.shape_inference import Shapes
@@ -118,7 +118,7 @@ class NodeView:
         name = self.name_in(slot)
         return self.constants.get(name) if name else None
 
-    def value(self, slot: int) -> np.ndarray[Any, Any] | None:
+    def value(self, slot: int) -> Array | None:
         """Return the elements of a constant input; None if it is absent.
 
         Raises:

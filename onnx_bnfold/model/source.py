@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from onnx import TensorProto
 
+from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.constants import OpenTensor, Stored
 from onnx_bnfold.model.float_formats import as_type
 from onnx_bnfold.model.graph import ReadTensor
 from onnx_bnfold.storage.tensors import is_external
 
-Array = np.ndarray[Any, Any]
-
 
 class Source:
     """Where the elements of initializers come from.
 
-    Attributes:
-        computed: functions that return those of some, by name.
-
     The pipeline holds the graph states, and these hold this: it must not refer to the pipeline. A
     cycle stays in memory until Python looks for cycles, with all of its model.
+
+    Attributes:
+        computed: functions that return those of some, by name.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto
 
-from onnx_bnfold.model.float_formats import FORMATS, unit_roundoff
+from onnx_bnfold.model.float_formats import largest, unit_roundoff
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import VANISHED, Affine, Float64
 from onnx_bnfold.options import Profile
@@ -127,15 +127,15 @@ class Limits:
             if not change.has_shift:
                 continue
             shift = np.abs(_total(state, name, change).shift).max(initial=0)
-            if shift <= _LARGEST_SHIFT * FORMATS[TensorProto.FLOAT16][0]:
+            if shift <= _LARGEST_SHIFT * largest(TensorProto.FLOAT16):
                 continue  # without asking for the data type, which takes shape inference
-            largest = FORMATS.get(self._type(state, name), FORMATS[TensorProto.FLOAT])[0]
-            if shift > _LARGEST_SHIFT * largest:
+            end = largest(self._type(state, name))
+            if shift > _LARGEST_SHIFT * end:
                 raise Refused(
                     Reason.RANGE,
                     repr(name),
                     f"a channel of it would be shifted by {shift:.3g}, and its data type ends at "
-                    f"{largest:.3g}; convert the model to a wider type",
+                    f"{end:.3g}; convert the model to a wider type",
                 )
 
     def check_product(self, state: GraphState, index: int) -> None:

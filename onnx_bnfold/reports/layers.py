@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.graph import operator
 from onnx_bnfold.model.source import rounded
 from onnx_bnfold.operators.entries import Combines
@@ -18,8 +18,6 @@ from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.reports.nodes import Node, Places
 from onnx_bnfold.rewriting.new_constants import NewConstant, new_constants
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

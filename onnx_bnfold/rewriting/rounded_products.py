@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.constants import Stored
 from onnx_bnfold.model.float_formats import FORMATS, as_type
 from onnx_bnfold.model.node_view import NodeView
@@ -17,8 +18,6 @@ from onnx_bnfold.operators.affine import VANISHED
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.rewriting.blocked_products import Blocks, InMemory, part_of, peaks_of
 from onnx_bnfold.storage.tensors import MOST_AXES
-
-Array = np.ndarray[Any, Any]
 
 ONE = np.ones(())
 

@@ -163,13 +163,12 @@ class Pipeline(Rounds):
 
         gained = True
         while True:
-            copy, pending = self._result()
+            copy, pending, ranges = self._result()
             source = self._source.with_computed({n: new.compute for n, new in pending.items()})
-            ranges = self._ranges_of_result()
             again = Pipeline(copy, source.read, self.options, ranges, source.open)
             again._plan_once()
             if gained and (again.merges or settle.finds_places(self.plans, again.plans)):
-                gained = self._go_on()
+                gained = self._go_on(copy, pending, ranges)
             elif not settle.leave(self.plans, again.plans, again._restated):
                 return
 
@@ -180,37 +179,39 @@ class Pipeline(Rounds):
             return True
         return any(plan.is_open for plan in self.plans)
 
-    def _result(self) -> tuple[ModelProto, dict[str, Pending]]:
-        """Return the result of the present plan, and those of its constants that lack values."""
+    def _result(self) -> tuple[ModelProto, dict[str, Pending], Ranges | None]:
+        """Return the present plan's result, its constants that lack values, and measured ranges."""
         copy = ModelProto()
         copy.CopyFrom(self.model)
         pending = self.apply(copy)
         for tensor, _, _ in pending.values():
             clear_place(tensor)
-        return copy, pending
-
-    def _ranges_of_result(self) -> Ranges | None:
         if self._ranges is None:
-            return None
+            return copy, pending, None
         from onnx_bnfold.planning.value_ranges import of_result
 
-        return of_result(self._ranges, self.plans[0].state)
+        return copy, pending, of_result(self._ranges, self.plans[0].state)
 
-    def _go_on(self) -> bool:
+    def _go_on(
+        self, result: ModelProto, pending: Mapping[str, Pending], ranges: Ranges | None
+    ) -> bool:
         """Plan the result of the present plan, its constants not rounded yet.
+
+        Args:
+            result, pending, ranges: see ``_result``.
 
         Returns:
             Whether more goes.
         """
         self.verify()
-        self.model, pending = self._result()
+        self.model = result
         values = {name: partial(_exact, new) for name, new in pending.items()}
         self._source = self._source.with_computed(values)
         from onnx_bnfold.planning.settle import Origins
 
         self.origins = self.origins or Origins()
         self.origins.follow(self.plans)
-        self._ranges = self._ranges_of_result()
+        self._ranges = ranges
         self.earlier.append(self.plans)
         self._excluded, self._unequal, self._restated, self._unread = {}, set(), {}, set()
         self._index()

@@ -152,11 +152,10 @@ class GraphState(GraphNodes):
         keys = (self.key(index, slot), self.key(index, OUT))
         if not changes:
             return Sides(*(None if key is None else self.total.get(key) for key in keys))
-        return Sides(self._total_of(keys[0], changes), self._total_of(keys[1], changes))
+        return Sides(*(None if key is None else self.total_of(key, changes) for key in keys))
 
-    def _total_of(self, key: Key | None, changes: Mapping[Key, Affine]) -> Affine | None:
-        if key is None:
-            return None
+    def total_of(self, key: Key, changes: Mapping[Key, Affine]) -> Affine | None:
+        """Return the change of a key from the original on, with further changes on top."""
         before, more = self.total.get(key), changes.get(key)
         if before is None or more is None:
             return before or more

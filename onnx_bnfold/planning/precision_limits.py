@@ -283,12 +283,8 @@ def _merged_with_original(
     """Return the tensors that the removal merges into one that the original model has."""
     merged = {name for side in state.sides(origin) for name in state.groups.members(side)}
     for name in merged:
-        before, now = state.total.get(name), changes.get(name)
-        if now is None:
-            unchanged = before is None
-        else:
-            unchanged = (now if before is None else before.then(now)).is_identity
-        if unchanged:
+        total = state.total_of(name, changes)
+        if total is None or total.is_identity:
             return merged
     return set()
 

@@ -77,10 +77,7 @@ class Shifts:
 
     def _total(self, key: Key) -> Affine | None:
         """Return the change of a key from the original to what it would be."""
-        before, more = self._state.total.get(key), self._changes.get(key)
-        if before is None or more is None:
-            return before or more
-        return before.then(more)
+        return self._state.total_of(key, self._changes)
 
     def _check_tensor(self, name: str, total: Affine) -> None:
         """Refuse to move a tensor far from where it was if somebody has to move it back."""

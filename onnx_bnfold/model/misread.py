@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from onnx import AttributeProto, NodeProto, helper
 
+from onnx_bnfold.model.einsum_equation import terms_of
 from onnx_bnfold.model.graph import Dims, operator
 
 # Ends of a backward Slice that onnxruntime takes as "before the first element". Inference takes
@@ -152,8 +153,8 @@ def _stretches(node: Settings, before: Dims, after: Dims) -> bool:
 
 def _terms(node: Settings) -> tuple[list[str], set[str]]:
     """Return the terms of an Einsum's operands, and the letters that its output names."""
-    left, _, out = node.get("equation", "").replace(" ", "").partition("->")
-    return left.split(","), {*out} - {"."}
+    terms, out = terms_of(node.get("equation", ""))
+    return terms, {*out} - {"."}
 
 
 class Misreading(NamedTuple):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from onnx_bnfold.model.constants import Constant
+from onnx_bnfold.model.einsum_equation import terms_of
 from onnx_bnfold.model.node_view import FLOATS, NodeView
 from onnx_bnfold.operators import costs
 from onnx_bnfold.operators.entries import Absorbing
@@ -238,12 +239,7 @@ def _axes_of(view: NodeView, data: str, own: str, out: str, rank: int) -> tuple[
 
 
 def _equation(view: NodeView) -> tuple[list[str], str]:
-    """Return the terms of an Einsum's operands, and that of its output."""
-    left, arrow, out = view.attribute("equation", "").replace(" ", "").partition("->")
-    if not arrow:
-        once = (letter for letter in sorted({*left}) if left.count(letter) == 1)
-        out = "..." * ("..." in left) + "".join(filter(str.isalpha, once))
-    return left.split(","), out
+    return terms_of(view.attribute("equation", ""))
 
 
 def _einsum_count(view: NodeView) -> int:

@@ -32,7 +32,12 @@ def note(node: NodeProto, why: str, limits: Limits) -> None:
         why: the value of a ``Reason``, ``EQUALIZE`` or ``STANDALONE``.
         limits: of the fold; others may judge otherwise.
     """
-    node.doc_string = f"{_text(node)} {_START} {why} {_end(limits)}".lstrip()
+    append(node, f"{_START} {why} {_end(limits)}")
+
+
+def append(node: NodeProto, text: str) -> None:
+    """Add a text to the ``doc_string`` of a node."""
+    node.doc_string = f"{_text(node)} {text}".lstrip()
 
 
 def is_noted(node: NodeProto, why: str, limits: Limits) -> bool:

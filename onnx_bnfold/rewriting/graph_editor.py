@@ -22,7 +22,7 @@ from onnx_bnfold.model.graph import Body, Graph, counterparts
 from onnx_bnfold.model.repeated_fields import GONE, arrange, drop_named
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.entries import BiasPlace
-from onnx_bnfold.planning.notes import note
+from onnx_bnfold.planning.notes import append, note
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.rewriting.descriptions import drop_descriptions, hand_on_shapes, rename_shards
 from onnx_bnfold.rewriting.fresh_names import Names
@@ -138,8 +138,7 @@ class _Editor:
         reads = (self.state.graph.reads[index] for index in self.state.removed)
         self.maybe_unread |= self.state.constants.among(set(chain.from_iterable(reads)))
         for index in self.plan.equal_scales:
-            node = self.nodes[index]
-            node.doc_string = f"{node.doc_string} {batchnorm.EQUAL_SCALES}".lstrip()
+            append(self.nodes[index], batchnorm.EQUAL_SCALES)
         for index, reasons in self.plan.left.items():
             for why in reasons:
                 note(self.after.get(index, self.nodes[index]), why, self.plan.limits)

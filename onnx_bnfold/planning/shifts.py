@@ -55,6 +55,7 @@ class Shifts:
         self._changes = changes
         self._type_of = type_of
         self._of_bn = state.graph.ops[origin] == batchnorm.OPERATOR
+        self._totals: dict[Key, Affine | None] = {}
 
     def check(self) -> None:
         """Judge every tensor and every constant.
@@ -69,15 +70,17 @@ class Shifts:
                     self._check_summand(*key)
                 continue
             self._check_means(key, change)
-            total = self._total(key)
             # A scale alone leaves a shift of before as large as it was beside the tensor.
-            if change.has_shift and total is not None and total.has_shift:
+            total = self._total(key) if change.has_shift else None
+            if total is not None and total.has_shift:
                 self._check_bias(key, total)
                 self._check_tensor(key, total)
 
     def _total(self, key: Key) -> Affine | None:
         """Return the change of a key from the original to what it would be."""
-        return self._state.total_of(key, self._changes)
+        if key not in self._totals:  # several checks ask for it
+            self._totals[key] = self._state.total_of(key, self._changes)
+        return self._totals[key]
 
     def _check_tensor(self, name: str, total: Affine) -> None:
         """Refuse to move a tensor far from where it was if somebody has to move it back."""
@@ -191,9 +194,10 @@ class Shifts:
         If it is scaled only, a product has gone that was rounded as much, except where runtimes
         compute float16 in float32, without rounding between two nodes.
         """
-        state, total = self._state, self._total(name)
+        state = self._state
         for index, slot in self._readers(name):
-            if slot or total is None or not state.is_bn(index):
+            total = None if slot or not state.is_bn(index) else self._total(name)
+            if total is None:
                 continue
             bn, out = state.bn(index), self._total(state.graph.writes[index][0])
             into = total.vector(1, bn.channels)

@@ -19,9 +19,10 @@ from onnx_bnfold.model.validate import require_sound
 from onnx_bnfold.options import Options
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.kept import UnmatchedPatterns, unmatched
-from onnx_bnfold.planning.plan import Decision, GraphPlan, Place
+from onnx_bnfold.planning.plan import GraphPlan, Place, Restated
 from onnx_bnfold.planning.planner import plan_graph
 from onnx_bnfold.planning.precision_limits import Limits
+from onnx_bnfold.planning.record import Record
 from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.rewriting.graph_editor import Pending, freeze_constants, rewrite
 from onnx_bnfold.rewriting.new_constants import Unrepresentable, Whole, exact, require_representable
@@ -64,7 +65,7 @@ class Pipeline(Rounds):
         self._excluded: dict[tuple[int, int], Refusal] = {}
         self._ranges = ranges
         self._unequal: set[tuple[int, str]] = set()
-        self._restated: dict[Place, Decision] = {}
+        self._restated: dict[Place, Restated] = {}
         self._unread: set[str] = set()
         self._index()
         if not require_sound(self._graphs):
@@ -93,7 +94,6 @@ class Pipeline(Rounds):
 
     def _merge(self) -> None:
         """Go on with a copy of the model in which parallel branches are one Conv."""
-        from onnx_bnfold.report import Record
         from onnx_bnfold.rewriting import branch_merging
         from onnx_bnfold.rewriting.parallel_branches import merges
 
@@ -146,9 +146,7 @@ class Pipeline(Rounds):
         while self._restate():
             self._plan_graphs()
         for position, plan in enumerate(self.plans):
-            here = [d for (p, _), d in self._restated.items() if p == position]
-            if here:
-                plan.decisions = sorted((*here, *plan.decisions), key=lambda d: d.node)
+            plan.restated = {n: was for (p, n), was in self._restated.items() if p == position}
             if self.options.equalize:
                 self._equalize(position, plan)
 
@@ -252,8 +250,8 @@ class Pipeline(Rounds):
         moved = copied.moved
         self._unread |= copied.unread
         self._excluded = {(p, moved[p, n]): r for (p, n), r in self._excluded.items()}
-        earlier = [(p, d._replace(node=moved[p, n])) for (p, n), d in self._restated.items()]
-        self._restated = copied.decisions | {(p, d.node): d for p, d in earlier}
+        earlier = {(p, moved[p, n]): was for (p, n), was in self._restated.items()}
+        self._restated = copied.restated | earlier
         self.model = copy
         self._index()
         return True
@@ -285,7 +283,7 @@ class Pipeline(Rounds):
             if index in plan.equalized:  # what is not needed goes first
                 self._unequal.update((position, root) for root in plan.equalized[index])
                 continue
-            cause = position, plan.touched.get(index, [index])[-1]
+            cause = position, [*plan.touched.get(index, [index])][-1]
             self._excluded[cause] = refusal
         if (excluded, unequal) == (set(self._excluded), self._unequal):
             culprits = {refusal.culprit for refusal in failures.values()}

@@ -23,9 +23,10 @@ from onnx_bnfold.options import Options
 from onnx_bnfold.planning.candidates import candidates, elements, is_direct
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.notes import require_unnoted
-from onnx_bnfold.planning.plan import Decision, GraphPlan
+from onnx_bnfold.planning.plan import GraphPlan, Taken
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.propagation import propagate
+from onnx_bnfold.planning.record import Record
 from onnx_bnfold.planning.totals import commit, require_totals
 from onnx_bnfold.planning.ways import UPSTREAM, splits
 from onnx_bnfold.reasons import Reason, Refusal, Refused
@@ -33,6 +34,7 @@ from onnx_bnfold.reasons import Reason, Refusal, Refused
 if TYPE_CHECKING:
     from onnx_bnfold.planning.shared_constants import SharedConstants
 
+_NOTHING = Taken(scale=False, shift=False)
 # Reasons that have to do with other nodes than the one that refuses.
 _MAY_CHANGE = frozenset(
     (Reason.CAPTURED, Reason.CONFLICT, Reason.SEARCH_LIMIT, Reason.UNKNOWN_SHAPE)
@@ -58,10 +60,10 @@ def plan_graph(
     """
     planner = _Planner(state, limits, excluded, options)
     planner.run()
-    decisions = sorted(planner.decisions.values(), key=lambda d: d.node)
+    records = dict(sorted(planner.records.items()))
     doubtful = planner.doubtful | excluded
     return GraphPlan(
-        state, limits, decisions, planner.touched, doubtful=doubtful, unsure=planner.unsure
+        state, limits, records, planner.touched, doubtful=doubtful, unsure=planner.unsure
     )
 
 
@@ -77,8 +79,8 @@ class _Planner:
         self.limits = limits
         self.excluded = excluded
         self.options = options
-        self.decisions: dict[int, Decision] = {}
-        self.touched: dict[int, list[int]] = {}
+        self.records: dict[int, Record] = {}
+        self.touched: dict[int, dict[int, Taken]] = {}
         self.doubtful: dict[int, Refusal] = {}
         self.unsure: set[int] = set()
         # For each node that stayed when it was tried: when that was, counted in removals, and the
@@ -132,7 +134,7 @@ class _Planner:
                     Reason.OPAQUE, view.label, "its input is a constant; fold constants first"
                 )
         except Refused as refused:
-            self.decisions[index] = Decision(index, refusal=refused.refusal)
+            self.records[index] = Record(self.state.place(index), True, refusal=refused.refusal)
             return False
         return True
 
@@ -187,7 +189,8 @@ class _Planner:
         if not met.isdisjoint(_MAY_CHANGE):
             self.unsure.add(index)
         if is_bn:
-            self.decisions[index] = Decision(index, refusal=_why(tried), tried=tuple(tried))
+            name = state.place(index)
+            self.records[index] = Record(name, True, refusal=_why(tried), tried=tuple(tried))
 
     def _fold_directly(self, index: int) -> bool:
         """Put a BN into the layer that it alone reads, where nothing else has changed yet.
@@ -270,20 +273,27 @@ class _Planner:
     ) -> None:
         """Make changes and note which nodes' constants take the scale and the shift."""
         state = self.state
-        for index, _ in absorbing:
-            touched = self.touched.setdefault(index, [])
-            if origin not in touched:
-                touched.append(origin)
+        for index, change in absorbing:
+            causes = self.touched.setdefault(index, {})
+            before = causes.get(origin, _NOTHING)
+            causes[origin] = Taken(
+                before.scale or change.has_scale, before.shift or change.has_shift
+            )
         commit(state, changes)
         state.remove(origin)
         if self._tried:
             self._tried.pop(origin, None)
             near = (index for key in changes for index in state.neighbours(key))
             self._moved.update(dict.fromkeys((origin, *near), len(state.removed)))
-        scale = {index for index, change in absorbing if change.has_scale}
-        shift = {index for index, change in absorbing if change.has_shift}
-        self.decisions[origin] = Decision(
-            origin, way, tuple(sorted(scale)), tuple(sorted(shift)), added
+        takers = sorted({index for index, _ in absorbing})
+        taken = [(state.place(index), self.touched[index][origin]) for index in takers]
+        self.records[origin] = Record(
+            state.place(origin),
+            state.graph.ops[origin] == batchnorm.OPERATOR,
+            way,
+            tuple([name for name, part in taken if part.scale]),
+            tuple([name for name, part in taken if part.shift]),
+            added,
         )
 
     def _absorbing(self, origin: int, changes: Mapping[Key, Affine]) -> list[tuple[int, Affine]]:

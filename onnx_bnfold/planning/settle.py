@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from onnx_bnfold.model.graph import Graph
 from onnx_bnfold.planning.notes import EQUALIZE, STANDALONE
-from onnx_bnfold.planning.plan import Decision, GraphPlan, Place
+from onnx_bnfold.planning.plan import GraphPlan, Place, Restated
 from onnx_bnfold.reasons import Reason
 
 
@@ -58,7 +58,7 @@ def finds_places(plans: Sequence[GraphPlan], later: Sequence[GraphPlan]) -> bool
 
 
 def leave(
-    plans: Sequence[GraphPlan], later: Sequence[GraphPlan], restated: Mapping[Place, Decision]
+    plans: Sequence[GraphPlan], later: Sequence[GraphPlan], restated: Mapping[Place, Restated]
 ) -> bool:
     """Let a plan leave for good what a later one would change.
 
@@ -74,11 +74,10 @@ def leave(
     # What goes along with them may stay by itself.
     found = [each for each in found if each[1] in plans[each[0]].doubtful] or found
     found += _equalized(plans, later)
-    for (position, _), decision in restated.items():
-        if decision.restated is not None:
-            index = survivor(plans[position], decision.restated.output)
-            if index is not None:
-                found.append((position, index, STANDALONE))
+    for (position, _), was in restated.items():
+        index = survivor(plans[position], was.output)
+        if index is not None:
+            found.append((position, index, STANDALONE))
     is_new = False
     for position, index, why in found:
         known = plans[position].left.setdefault(index, [])

@@ -27,7 +27,7 @@ from onnx_bnfold.planning.plan import GraphPlan, Taken
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.propagation import propagate
 from onnx_bnfold.planning.record import Record
-from onnx_bnfold.planning.totals import commit, require_totals
+from onnx_bnfold.planning.totals import Totals, commit, require_totals
 from onnx_bnfold.planning.ways import UPSTREAM, splits
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
@@ -243,8 +243,9 @@ class _Planner:
     def _judge(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> None:
         state = self.state
         is_bn = state.graph.ops[index] == batchnorm.OPERATOR
-        self.limits.check(state, index, changes)
-        require_totals(state, index, changes)
+        totals = Totals(state, changes)
+        self.limits.check(state, index, totals)
+        require_totals(state, index, totals)
         x, y = state.sides(index)
         if state.groups.has_fixed(x) and state.groups.has_fixed(y):
             raise _two_names(y)

@@ -165,9 +165,10 @@ class Pipeline(Rounds):
             source = self._source.with_computed({n: new.compute for n, new in pending.items()})
             again = Pipeline(copy, source.read, self.options, ranges, source.open)
             again._plan_once()
-            if gained and (again.merges or settle.finds_places(self.plans, again.plans)):
+            found = [*settle.removed(self.plans, again.plans)]
+            if gained and (again.merges or settle.finds_places(self.plans, found)):
                 gained = self._go_on(copy, pending, ranges)
-            elif not settle.leave(self.plans, again.plans, again._restated):
+            elif not settle.leave(self.plans, again.plans, found, again._restated):
                 return
 
     @property

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import NamedTuple
 
+from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.options import Standalone
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.precision_limits import Limits
@@ -23,8 +24,12 @@ class Taken(NamedTuple):
         scale, shift: whether they take that.
     """
 
-    scale: bool
-    shift: bool
+    scale: bool = False
+    shift: bool = False
+
+    def more(self, change: Affine) -> Taken:
+        """Return what they take with a further change."""
+        return Taken(self.scale or change.has_scale, self.shift or change.has_shift)
 
 
 class Restated(NamedTuple):

@@ -34,7 +34,6 @@ from onnx_bnfold.reasons import Reason, Refusal, Refused
 if TYPE_CHECKING:
     from onnx_bnfold.planning.shared_constants import SharedConstants
 
-_NOTHING = Taken(scale=False, shift=False)
 # Reasons that have to do with other nodes than the one that refuses.
 _MAY_CHANGE = frozenset(
     (Reason.CAPTURED, Reason.CONFLICT, Reason.SEARCH_LIMIT, Reason.UNKNOWN_SHAPE)
@@ -276,10 +275,7 @@ class _Planner:
         state = self.state
         for index, change in absorbing:
             causes = self.touched.setdefault(index, {})
-            before = causes.get(origin, _NOTHING)
-            causes[origin] = Taken(
-                before.scale or change.has_scale, before.shift or change.has_shift
-            )
+            causes[origin] = causes.get(origin, Taken()).more(change)
         commit(state, changes)
         state.remove(origin)
         if self._tried:

@@ -64,7 +64,7 @@ class Recorded(NamedTuple):
     restated: Restated | None
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class GraphPlan:
     """The plan of one graph.
 

@@ -11,7 +11,6 @@ still reads, whatever kind of node is removed: what one removal may not do, two 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -45,8 +44,7 @@ _COARSEST = unit_roundoff(TensorProto.BFLOAT16)
 _LEAST_CANCELLATION = _NOISE / _COARSEST / 2
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """Bounds on the changes of tensors that stay.
 
     Attributes:

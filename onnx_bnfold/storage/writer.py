@@ -27,7 +27,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from onnx import ModelProto, StringStringEntryProto, TensorProto
 
@@ -45,7 +45,7 @@ _COPIED_LATER = 1 << 16  # from this many bytes on, a copy is a job of its own
 _AT_ONCE = 1 << 24  # bytes that one job copies; a large tensor is divided among several
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Computed:
     """Bytes that a function computes, part by part, when they are written.
 
@@ -66,8 +66,7 @@ InspectFile: TypeAlias = Callable[[Path], None]
 OpenInput: TypeAlias = Callable[["str | None"], InputFile]
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """A tensor of the message to write, and its values.
 
     Attributes:
@@ -85,7 +84,7 @@ class Slot:
     external: bool
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class _Layout:
     """Where the values go: into the message (``marks``) or to an offset in the data file.
 

@@ -46,7 +46,7 @@ _AT_ONCE = 1 << 24  # bytes that one job copies; a large tensor is divided among
 
 
 @dataclass(eq=False, repr=False)
-class Computed:
+class ComputedBytes:
     """Bytes that a function computes, part by part, when they are written.
 
     Attributes:
@@ -61,7 +61,7 @@ class Computed:
         return self.length
 
 
-Values: TypeAlias = "Span | Computed"
+Values: TypeAlias = "Span | ComputedBytes"
 InspectFile: TypeAlias = Callable[[Path], None]
 OpenInput: TypeAlias = Callable[["str | None"], InputFile]
 
@@ -111,7 +111,7 @@ class _Layout:
             marks = marks.setdefault(number, {}).setdefault(index, {})
         marks[tensors.field_number(TensorProto, slot.field)] = {0: slot.values}
 
-    def add_late(self, model: ModelProto, late: Mapping[str, Computed]) -> None:
+    def add_late(self, model: ModelProto, late: Mapping[str, ComputedBytes]) -> None:
         """Mark metadata whose values are computed when they are written."""
         number = tensors.field_number(ModelProto, "metadata_props")
         value = tensors.field_number(StringStringEntryProto, "value")
@@ -135,7 +135,7 @@ class _Layout:
 def write_model(
     model: ModelProto,
     slots: list[Slot],
-    late: Mapping[str, Computed],
+    late: Mapping[str, ComputedBytes],
     target: Path,
     open_input: OpenInput,
     source: set[str],
@@ -222,7 +222,7 @@ def check_target(target: Path, source: set[str]) -> None:
 
 
 def _lay_out(
-    model: ModelProto, slots: list[Slot], late: Mapping[str, Computed], target: Path
+    model: ModelProto, slots: list[Slot], late: Mapping[str, ComputedBytes], target: Path
 ) -> tuple[_Layout, list[Sized]]:
     location = _data_name(target, _NO_DIGEST)
     for everything in (False, True):
@@ -255,7 +255,7 @@ def _emit(piece: Sized, out: OutputFile, open_input: OpenInput) -> Iterator[Job]
         for start in range(0, piece.length, _AT_ONCE):
             length = min(_AT_ONCE, piece.length - start)
             yield partial(_copy, piece, open_input, start, length, out, position)
-    elif isinstance(piece, Computed):
+    elif isinstance(piece, ComputedBytes):
         position = out.reserve(piece.length)
         yield lambda: out.fill(position, piece.compute())
     elif isinstance(piece, (bytes, memoryview)):

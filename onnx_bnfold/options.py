@@ -15,6 +15,8 @@ Profile = Literal["float", "fp16", "int8"]
 # What a BatchNormalization that stays is written as, for compilers that have none: itself, two
 # nodes with constants of shape (C, 1, …), or a depthwise Conv with a kernel of ones.
 Standalone = Literal["keep", "mul-add", "conv"]
+# What runs a model without BatchNormalizations.
+Target = Literal["any", "onnxruntime"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,12 @@ class Options:
             default it depends on the data type (``precision_limits.MAX_RESCALE``).
         standalone: what a BatchNormalization that stays is written as: itself (``keep``), a Mul
             and an Add (``mul-add``), or a depthwise Conv (``conv``; on tensors with spatial axes).
+        bn_free: let no BatchNormalization stay for which there is an exact form without one. A
+            Relu or Clip becomes a Max or Min with constants (``planning.clamps``); what is left is
+            written as ``standalone`` says, and as a Mul and an Add where it says ``keep``.
+        target: for ``bn_free``, what the forms are to be cheap for: ``any`` runtime, which takes
+            the fewest elements and nodes, or ``onnxruntime``, where a depthwise Conv is cheaper
+            than a Max that no pool of maxima is in front of.
         metadata: let a fold from file to file record itself in the model's ``metadata_props``
             (see ``provenance``). A fold that removes nothing records nothing, and a fold in memory
             has no file to name.
@@ -48,6 +56,8 @@ class Options:
     freeze_initializers: bool = False
     max_rescale: float | None = None
     standalone: Standalone = "keep"
+    bn_free: bool = False
+    target: Target = "any"
     metadata: bool = True
     merge_branches: bool = False
     profile: Profile = "float"
@@ -61,9 +71,27 @@ class Options:
         require_at_least("max_rescale", self.max_rescale, 1)
         if self.ranges is not None and not self.equalize:
             raise UsageError("ranges are used by equalize alone; ask for it, too")
+        if self.target != "any" and not self.bn_free:
+            raise UsageError("target says what bn_free is cheap for; ask for that, too")
         object.__setattr__(self, "keep", tuple(map(os.fspath, self.keep)))
         for pattern in self.keep:
             _require_pattern(pattern)
+
+    @property
+    def clamps_everywhere(self) -> bool:
+        """Whether a clamp may be written with constants where no pool makes that cheap."""
+        return self.bn_free and self.target == "any" and self.profile != "int8"
+
+    @property
+    def forms(self) -> tuple[Standalone, ...]:
+        """What a BatchNormalization that stays is written as: the first that can be."""
+        asked: tuple[Standalone, ...] = () if self.standalone == "keep" else (self.standalone,)
+        if not self.bn_free:
+            return asked
+        own: tuple[Standalone, ...] = ("mul-add",)
+        if self.target == "onnxruntime":
+            own = ("conv", "mul-add")
+        return tuple(dict.fromkeys((*asked, *own)))
 
 
 def _require_pattern(pattern: str) -> None:

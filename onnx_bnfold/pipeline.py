@@ -16,7 +16,7 @@ from onnx_bnfold.model.graph import Graph, ReadTensor, graphs_of
 from onnx_bnfold.model.shape_inference import Inference, Shapes
 from onnx_bnfold.model.source import Source, rounded
 from onnx_bnfold.model.validate import require_sound
-from onnx_bnfold.options import Options
+from onnx_bnfold.options import Options, Standalone
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.kept import UnmatchedPatterns, unmatched
 from onnx_bnfold.planning.plan import GraphPlan, Place, Restated
@@ -174,7 +174,7 @@ class Pipeline(Rounds):
     @property
     def _may_be_judged_otherwise(self) -> bool:
         options = self.options
-        if options.equalize or options.merge_branches or options.standalone != "keep":
+        if options.equalize or options.merge_branches or options.forms:
             return True
         return any(plan.is_open for plan in self.plans)
 
@@ -235,9 +235,9 @@ class Pipeline(Rounds):
 
     def _restate(self) -> bool:
         """Go on with a copy of the model in which nodes that stay have another form, if any do."""
-        form = self.options.standalone
-        if form == "keep":
-            return False
+        return any(self._restate_as(form) for form in self.options.forms)
+
+    def _restate_as(self, form: Standalone) -> bool:
         from onnx_bnfold.rewriting import standalone
 
         found = []

@@ -120,6 +120,18 @@ def _add_forms(add: Callable[..., object]) -> None:
         "depthwise Conv (default: keep)",
     )
     add(
+        "--bn-free",
+        action="store_true",
+        help="let no BatchNormalization stay that has an exact form without one: a Max or Min with "
+        "constants for a Relu or Clip, what --standalone says, or Mul and Add",
+    )
+    add(
+        "--target",
+        choices=["any", "onnxruntime"],
+        default="any",
+        help="for --bn-free: what its forms are to be cheap for (default: any)",
+    )
+    add(
         "--equalize",
         action="store_true",
         help="equalize the channel ranges of tensors between linear layers, where int8 gains by it",
@@ -245,6 +257,8 @@ def _require_compatible(args: argparse.Namespace, options: argparse.ArgumentPars
         options.error("a dry run makes no model to check; leave out --dry-run or --check")
     if args.ranges and not args.equalize:
         options.error("--ranges has no effect without --equalize; give both")
+    if args.target != "any" and not args.bn_free:
+        options.error("--target has no effect without --bn-free; give both")
     if _is_store(args.model):
         if args.check or args.require_folded or args.ranges or len(args.report) > 1:
             options.error(

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine
-from onnx_bnfold.operators.entries import BiasPlace, Combines
 from onnx_bnfold.options import Options
 from onnx_bnfold.planning.candidates import candidates, elements, is_direct
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.notes import require_unnoted
+from onnx_bnfold.planning.outcomes import count_added, count_new_tensors, is_gating, two_names
 from onnx_bnfold.planning.plan import GraphPlan, Taken
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.propagation import propagate
@@ -32,6 +32,8 @@ from onnx_bnfold.planning.ways import UPSTREAM, splits
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 if TYPE_CHECKING:
+    from onnx_bnfold.operators.entries import Operator
+    from onnx_bnfold.planning.clamps import Clamps
     from onnx_bnfold.planning.shared_constants import SharedConstants
 
 # Reasons that have to do with other nodes than the one that refuses.
@@ -82,6 +84,7 @@ class _Planner:
         self.touched: dict[int, dict[int, Taken]] = {}
         self.doubtful: dict[int, Refusal] = {}
         self.unsure: set[int] = set()
+        self.clamps: Clamps | None = None
         # For each node that stayed when it was tried: when that was, counted in removals, and the
         # nodes that were asked. For each node: at which removal something last changed there.
         self._tried: dict[int, tuple[int, set[int]]] = {}
@@ -99,10 +102,50 @@ class _Planner:
             others.sort(key=lambda i: -elements(self.state, i))
         affine = [i for i in affine if self._may_go(i)]
         queue = [*direct, *others, *affine]
+        self._decide_all(queue)
+        self._decide_with_clamps(queue)
+
+    def _decide_all(self, queue: Sequence[int]) -> None:
         while queue:
             for index in queue:
                 self._decide(index)
             queue = [i for i in queue if i in self._tried and self._may_go_now(i)]
+
+    def _decide_with_clamps(self, queue: Sequence[int]) -> None:
+        """Try the nodes that stay again where a clamp written with constants lets more pass."""
+        state, everywhere = self.state, self.options.clamps_everywhere
+        if not any(entry.bounds for i in self._tried for entry in self._entries_asked(i)):
+            return
+        from onnx_bnfold.planning.clamps import Clamps  # few plain folds ask
+
+        self.clamps = Clamps(state, queue, everywhere=everywhere)
+        gained = True
+        while gained:
+            gone = len(state.removed)
+            for index in queue:
+                if index in self._tried:
+                    state.clamps = self.clamps.near(index, self._tried[index][1])
+                    if state.clamps:
+                        self._decide_again(index)
+            state.clamps = self.clamps.written
+            self._decide_all([i for i in queue if i in self._tried and self._may_go_now(i)])
+            gained = len(state.removed) > gone
+
+    def _entries_asked(self, index: int) -> Iterator[Operator]:
+        return (self.state.entries[other] for other in self._tried[index][1])
+
+    def _decide_again(self, index: int) -> None:
+        """Decide on a node that stays; if it still does, for the same reason."""
+        before = self.records.get(index), self.doubtful.get(index), self._tried[index]
+        self._decide(index)
+        if index in self._tried:
+            record, doubt, (when, asked) = before
+            self._tried[index] = when, asked | self._tried[index][1]
+            self.doubtful.pop(index, None)
+            if doubt is not None:
+                self.doubtful[index] = doubt
+            if record is not None:
+                self.records[index] = record
 
     @cached_property
     def shared(self) -> SharedConstants:
@@ -170,11 +213,10 @@ class _Planner:
                 except Refused as refused:
                     tried.append((way, refused.refusal))
                     continue
-                added = _added(state, changes)
-                cost = (added, _count_new_tensors(state, index, way, changes), number)
+                cost = (*self._cost(index, way, changes), number)
                 if best is None or cost < best[0]:
                     best = (cost, way, changes)
-                if cost[:2] == (0, 0) or not is_bn:
+                if not any(cost[:-1]) or not is_bn:
                     break
         except Refused as refused:
             tried.append(("", refused.refusal))
@@ -190,6 +232,12 @@ class _Planner:
         if is_bn:
             name = state.place(index)
             self.records[index] = Record(name, True, refusal=_why(tried), tried=tuple(tried))
+
+    def _cost(self, index: int, way: str, changes: dict[Key, Affine]) -> tuple[int, ...]:
+        """Return what an outcome costs: new Adds, elements that clamps read, new tensors."""
+        clamped = self.clamps.cost(index, changes) if self.clamps is not None else (0, 0)
+        new = count_new_tensors(self.state, index, way, changes)
+        return count_added(self.state, changes), *clamped, new
 
     def _fold_directly(self, index: int) -> bool:
         """Put a BN into the layer that it alone reads, where nothing else has changed yet.
@@ -227,7 +275,7 @@ class _Planner:
             raise Refused(Reason.OVERFLOW, state.view(index).label, "its factor would overflow")
         x, y = state.sides(index)
         if state.groups.has_fixed(x) and state.groups.has_fixed(y) and present.is_identity:
-            raise _two_names(y)
+            raise two_names(y)
         for way, upstream, downstream in splits(present):
             yield way, {x: upstream, y: downstream}
 
@@ -245,10 +293,12 @@ class _Planner:
         totals = Totals(state, changes)
         self.limits.check(state, index, totals)
         require_totals(state, index, totals)
+        if self.clamps is not None:
+            self.clamps.require_cheap(index, changes)
         x, y = state.sides(index)
         if state.groups.has_fixed(x) and state.groups.has_fixed(y):
-            raise _two_names(y)
-        if not is_bn and any(_is_gating(state, i) for k in changes for i in state.neighbours(k)):
+            raise two_names(y)
+        if not is_bn and any(is_gating(state, i) for k in changes for i in state.neighbours(k)):
             raise Refused(
                 Reason.OPAQUE,
                 state.view(index).label,
@@ -256,7 +306,7 @@ class _Planner:
             )
         if not is_bn or self.options.keep_shared_weights:
             self.shared.require_cheap(index, changes, asked)
-        if _added(state, changes) > (1 if is_bn else 0):
+        if count_added(state, changes) > (1 if is_bn else 0):
             raise Refused(
                 Reason.NOT_SMALLER,
                 state.view(index).label,
@@ -308,40 +358,3 @@ def _why(tried: Sequence[tuple[str, Refusal]]) -> Refusal:
     """Return the refusal to report: the first, unless a search was given up and nothing is sure."""
     refusals = [refusal for _, refusal in tried]
     return next((r for r in refusals if r.reason is Reason.SEARCH_LIMIT), refusals[0])
-
-
-def _is_gating(state: GraphState, index: int) -> bool:
-    """Whether a node multiplies or divides two computed tensors, as in Gelu and Swish."""
-    if state.entries[index].combines is not Combines.PRODUCT:
-        return False
-    view = state.view(index)
-    return view.constant(0) is None and view.constant(1) is None
-
-
-def _count_new_tensors(state: GraphState, index: int, way: str, changes: dict[Key, Affine]) -> int:
-    """Count the tensors that would hold values no tensor held before."""
-    names = {key for key in changes if isinstance(key, str)}
-    x, _ = state.sides(index)
-    if way == UPSTREAM and state.graph.only_reader(x):
-        names.discard(x)
-    return len(names)
-
-
-def _added(state: GraphState, changes: dict[Key, Affine]) -> int:
-    """Count the layers whose shift only a new Add can hold, less those that lose theirs."""
-    near = {i for key in changes if isinstance(key, str) for i in state.neighbours(key)}
-    count = 0
-    for index in sorted(near - state.removed):
-        layer = state.layer_or_none(index)
-        if layer is not None and layer.bias_place is BiasPlace.ADD:
-            count += layer.needs_bias(state.side_changes(index, changes))
-            count -= layer.needs_bias(state.side_changes(index))
-    return count
-
-
-def _two_names(name: str) -> Refused:
-    return Refused(
-        Reason.GRAPH_OUTPUT,
-        repr(name),
-        "the tensors on both sides keep their names, so the two cannot become one",
-    )

@@ -1,0 +1,51 @@
+"""What the outcome of a propagation costs, and what of it is no gain for anybody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.entries import BiasPlace, Combines
+from onnx_bnfold.planning.graph_state import GraphState, Key
+from onnx_bnfold.planning.ways import UPSTREAM
+from onnx_bnfold.reasons import Reason, Refused
+
+
+def is_gating(state: GraphState, index: int) -> bool:
+    """Whether a node multiplies or divides two computed tensors, as in Gelu and Swish."""
+    if state.entries[index].combines is not Combines.PRODUCT:
+        return False
+    view = state.view(index)
+    return view.constant(0) is None and view.constant(1) is None
+
+
+def count_new_tensors(
+    state: GraphState, index: int, way: str, changes: Mapping[Key, Affine]
+) -> int:
+    """Count the tensors that would hold values no tensor held before."""
+    names = {key for key in changes if isinstance(key, str)}
+    x, _ = state.sides(index)
+    if way == UPSTREAM and state.graph.only_reader(x):
+        names.discard(x)
+    return len(names)
+
+
+def count_added(state: GraphState, changes: Mapping[Key, Affine]) -> int:
+    """Count the layers whose shift only a new Add can hold, less those that lose theirs."""
+    near = {i for key in changes if isinstance(key, str) for i in state.neighbours(key)}
+    count = 0
+    for index in sorted(near - state.removed):
+        layer = state.layer_or_none(index)
+        if layer is not None and layer.bias_place is BiasPlace.ADD:
+            count += layer.needs_bias(state.side_changes(index, changes))
+            count -= layer.needs_bias(state.side_changes(index))
+    return count
+
+
+def two_names(name: str) -> Refused:
+    """Return the refusal of a node both of whose sides keep their names."""
+    return Refused(
+        Reason.GRAPH_OUTPUT,
+        repr(name),
+        "the tensors on both sides keep their names, so the two cannot become one",
+    )

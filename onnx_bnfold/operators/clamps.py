@@ -30,6 +30,11 @@ class Bounds(NamedTuple):
     high: float
 
 
+# What cuts data off at a lower and at an upper constant; the opset from which they broadcast, and
+# that from which runtimes have them for other types than float32 and float64.
+OPERATORS = ("Max", "Min")
+FIRST_OPSET, FIRST_FOR_NARROW = 8, 12
+
 # Returns the bounds of a node, or refuses one whose bounds are not known.
 BoundsOf = Callable[[NodeView], Bounds]
 
@@ -80,17 +85,39 @@ def clip_bound(view: NodeView, slot: int, name: str, sign: float) -> float:
     return np.inf if sign * bound >= known[0] else sign * bound
 
 
-def moved(bounds: Bounds, change: Affine) -> tuple[Float64, Float64]:
-    """Return the lower and the upper bounds that a clamp has after a change of both its sides.
+class Constant(NamedTuple):
+    """A constant that a clamp is written with.
+
+    Attributes:
+        operator: that cuts the data off at it.
+        values: broadcast against the data; infinite where it does not.
+    """
+
+    operator: str
+    values: Float64
+
+
+def constants(bounds: Bounds, change: Affine) -> tuple[Constant, ...]:
+    """Return what a clamp is to be written with after a change of both its sides.
 
     Args:
         bounds: of the clamp.
         change: of its input and its output.
 
     Returns:
-        Two arrays that broadcast against the tensor, infinite where nothing is cut off.
+        Nothing if it stays what it is.
     """
+    scales_along = not any(np.isfinite(bound) and bound for bound in bounds)
+    if change.is_identity or (
+        scales_along and not change.has_shift and bool((change.scale >= 0).all())
+    ):
+        return ()
     scale, shift = np.broadcast_arrays(change.scale, change.shift)
     with np.errstate(invalid="ignore"):  # 0 * inf, which is not taken
         ends = [np.where(scale == 0, shift, scale * bound + shift) for bound in bounds]
-    return np.minimum(*ends), np.maximum(*ends)
+    values = np.minimum(*ends), np.maximum(*ends)
+    return tuple(
+        Constant(operator, each)
+        for operator, each in zip(OPERATORS, values, strict=True)
+        if np.isfinite(each).any()
+    )

@@ -11,19 +11,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from typing import NamedTuple
 
-import numpy as np
 from onnx import TensorProto
 
 from onnx_bnfold.model.node_view import accepts
-from onnx_bnfold.operators.affine import Affine, Float64
-from onnx_bnfold.operators.clamps import moved
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.clamps import (
+    FIRST_FOR_NARROW,
+    FIRST_OPSET,
+    OPERATORS,
+    Constant,
+    constants,
+)
 from onnx_bnfold.operators.entries import OUT
 from onnx_bnfold.planning.candidates import elements
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.reasons import Reason, Refused
-
-# The opset from which Max and Min broadcast, and from which runtimes have them for narrow types.
-_FIRST_OPSET, _FIRST_FOR_NARROW = 8, 12
 
 
 class Cost(NamedTuple):
@@ -36,18 +38,6 @@ class Cost(NamedTuple):
 
     elements: int
     nodes: int
-
-
-class Bound(NamedTuple):
-    """A constant that a clamp is written with.
-
-    Attributes:
-        operator: that cuts the data off at it.
-        values: broadcast against the data; infinite where it does not.
-    """
-
-    operator: str
-    values: Float64
 
 
 class Clamps:
@@ -86,7 +76,7 @@ class Clamps:
     @property
     def written(self) -> frozenset[int]:
         """Those that are written with constants by now."""
-        return frozenset(index for index in self._between if bounds(self._state, index))
+        return frozenset(index for index in self._between if written(self._state, index))
 
     def cost(self, origin: int, changes: Mapping[Key, Affine]) -> Cost:
         """Return what further changes make of clamps that had no constants before.
@@ -99,7 +89,7 @@ class Clamps:
         touched = {i for key in changes if isinstance(key, str) for i in state.neighbours(key)}
         gone = state.removed | {origin}
         for index in sorted(touched & state.clamps):
-            more = len(bounds(state, index, changes)) - len(bounds(state, index))
+            more = len(written(state, index, changes)) - len(written(state, index))
             pool, _ = _way_to_pool(state, index, gone)
             read = more * elements(state, index if pool is None else pool)
             total = Cost(total.elements + read, total.nodes + more)
@@ -123,9 +113,9 @@ class Clamps:
             )
 
 
-def bounds(
+def written(
     state: GraphState, index: int, changes: Mapping[Key, Affine] | None = None
-) -> tuple[Bound, ...]:
+) -> tuple[Constant, ...]:
     """Return what a clamp is to be written with; nothing if it stays what it is.
 
     Args:
@@ -133,18 +123,11 @@ def bounds(
         index: the clamp.
         changes: on top of those decided so far.
     """
-    key = state.key(index, OUT)
+    key, bounds = state.key(index, OUT), state.entries[index].bounds
     total = None if key is None else state.total_of(key, changes or {})
-    entry = state.entries[index]
-    if total is None or total.is_identity or entry.bounds is None:
+    if total is None or bounds is None:
         return ()
-    original = entry.bounds(state.view(index))
-    scales_along = not any(np.isfinite(bound) and bound for bound in original)
-    if scales_along and not total.has_shift and (total.scale >= 0).all():
-        return ()
-    low, high = moved(original, total)
-    found = (Bound("Max", low), Bound("Min", high))
-    return tuple(bound for bound in found if np.isfinite(bound.values).any())
+    return constants(bounds(state.view(index)), total)
 
 
 def pool_behind(state: GraphState, index: int) -> int | None:
@@ -180,7 +163,7 @@ def _is_plain(state: GraphState, pool: int) -> bool:
 
 def _is_movable(state: GraphState, index: int) -> bool:
     view, entry = state.view(index), state.entries[index]
-    if view.opset < _FIRST_OPSET or entry.bounds is None:
+    if view.opset < FIRST_OPSET or entry.bounds is None:
         return False
     try:
         view.require_version(entry.version)
@@ -188,6 +171,6 @@ def _is_movable(state: GraphState, index: int) -> bool:
     except (Refused, ArithmeticError, TypeError, ValueError):
         return False
     kind = state.type_of(view.name_in(0))
-    if kind not in (TensorProto.FLOAT, TensorProto.DOUBLE) and view.opset < _FIRST_FOR_NARROW:
+    if kind not in (TensorProto.FLOAT, TensorProto.DOUBLE) and view.opset < FIRST_FOR_NARROW:
         return False
-    return all(accepts(operator, view.opset, kind) for operator in ("Max", "Min"))
+    return all(accepts(operator, view.opset, kind) for operator in OPERATORS)

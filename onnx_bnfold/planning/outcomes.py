@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import BiasPlace, Combines
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.ways import UPSTREAM
-from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 
 def is_gating(state: GraphState, index: int) -> bool:
@@ -49,3 +49,9 @@ def two_names(name: str) -> Refused:
         repr(name),
         "the tensors on both sides keep their names, so the two cannot become one",
     )
+
+
+def why(tried: Sequence[tuple[str, Refusal]]) -> Refusal:
+    """Return the refusal to report: the first, unless a search was given up and nothing is sure."""
+    refusals = [refusal for _, refusal in tried]
+    return next((r for r in refusals if r.reason is Reason.SEARCH_LIMIT), refusals[0])

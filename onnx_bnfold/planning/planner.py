@@ -22,7 +22,7 @@ from onnx_bnfold.options import Options
 from onnx_bnfold.planning.candidates import candidates, elements, is_direct
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.notes import require_unnoted
-from onnx_bnfold.planning.outcomes import count_added, count_new_tensors, is_gating, two_names
+from onnx_bnfold.planning.outcomes import count_added, count_new_tensors, is_gating, two_names, why
 from onnx_bnfold.planning.plan import GraphPlan, Taken
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.propagation import propagate
@@ -231,7 +231,7 @@ class _Planner:
             self.unsure.add(index)
         if is_bn:
             name = state.place(index)
-            self.records[index] = Record(name, True, refusal=_why(tried), tried=tuple(tried))
+            self.records[index] = Record(name, True, refusal=why(tried), tried=tuple(tried))
 
     def _cost(self, index: int, way: str, changes: dict[Key, Affine]) -> tuple[int, ...]:
         """Return what an outcome costs: new Adds, elements that clamps read, new tensors."""
@@ -352,9 +352,3 @@ class _Planner:
             for index in state.neighbours(key)
             if index != origin and index not in state.removed and state.absorbs(index, key)
         ]
-
-
-def _why(tried: Sequence[tuple[str, Refusal]]) -> Refusal:
-    """Return the refusal to report: the first, unless a search was given up and nothing is sure."""
-    refusals = [refusal for _, refusal in tried]
-    return next((r for r in refusals if r.reason is Reason.SEARCH_LIMIT), refusals[0])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from onnx import NodeProto, helper
 
-from onnx_bnfold.planning.clamps import bounds, pool_behind
+from onnx_bnfold.planning.clamps import pool_behind, written
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.rewriting.fresh_names import Names
 
@@ -24,7 +24,7 @@ def write_clamp(
         state: the graph, with all changes.
         nodes: of the body; their tensors have their final names.
         index: the clamp.
-        constants: names of what ``bounds`` returns.
+        constants: names of what ``written`` returns.
         names: gives new ones.
 
     Returns:
@@ -40,7 +40,7 @@ def write_clamp(
         first.output[0] = nodes[pool].output[0]
         nodes[pool].input[0] = node.input[0]
         nodes[pool].output[0] = first.input[0]
-    chain = _chain(first, [bound.operator for bound in bounds(state, index)], constants, names)
+    chain = _chain(first, [each.operator for each in written(state, index)], constants, names)
     return (index, chain[1:]) if pool is None else (pool, chain)
 
 

@@ -219,11 +219,11 @@ def require_representable(plans: Sequence[GraphPlan]) -> None:
 
 
 def _of_clamp(state: GraphState, index: int) -> Iterator[Revised]:
-    from onnx_bnfold.planning.clamps import bounds  # few plans have any
+    from onnx_bnfold.planning.clamps import written  # few plans have any
 
     view = state.view(index)
     kind = state.type_of(view.name_in(0))
-    for number, (operator, values) in enumerate(bounds(state, index)):
+    for number, (operator, values) in enumerate(written(state, index)):
         slot, exactly = len(view.reads) + number, Exact(partial(as_type, values, kind))
         yield Revised(view, slot, operator.lower(), values.shape, kind, exactly)
 

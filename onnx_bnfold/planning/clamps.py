@@ -8,7 +8,7 @@ more elements than the node has that goes by it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import NamedTuple
 
 from onnx import TensorProto
@@ -86,14 +86,26 @@ class Clamps:
             changes: of every key, relative to now.
         """
         state, total = self._state, Cost(0, 0)
-        touched = {i for key in changes if isinstance(key, str) for i in state.neighbours(key)}
         gone = state.removed | {origin}
-        for index in sorted(touched & state.clamps):
-            more = len(written(state, index, changes)) - len(written(state, index))
+        for index, more in self._more(changes):
             pool, _ = _way_to_pool(state, index, gone)
             read = more * elements(state, index if pool is None else pool)
             total = Cost(total.elements + read, total.nodes + more)
         return total
+
+    def new(self, changes: Mapping[Key, Affine]) -> list[int]:
+        """Return the clamps that get constants by further changes and had none."""
+        state = self._state
+        return [index for index, _ in self._more(changes) if not written(state, index)]
+
+    def _more(self, changes: Mapping[Key, Affine]) -> Iterator[tuple[int, int]]:
+        """Yield the clamps that get more constants by further changes, and how many more."""
+        state = self._state
+        touched = {i for key in changes if isinstance(key, str) for i in state.neighbours(key)}
+        for index in sorted(touched & state.clamps):
+            more = len(written(state, index, changes)) - len(written(state, index))
+            if more:
+                yield index, more
 
     def require_cheap(self, origin: int, changes: Mapping[Key, Affine]) -> None:
         """Refuse clamps that read more than the node that goes by them, unless they are asked for.

@@ -55,3 +55,15 @@ def why(tried: Sequence[tuple[str, Refusal]]) -> Refusal:
     """Return the refusal to report: the first, unless a search was given up and nothing is sure."""
     refusals = [refusal for _, refusal in tried]
     return next((r for r in refusals if r.reason is Reason.SEARCH_LIMIT), refusals[0])
+
+
+def absorbing(
+    state: GraphState, origin: int, changes: Mapping[Key, Affine]
+) -> list[tuple[int, Affine]]:
+    """Return the nodes that take a change into their constants, each with that change."""
+    return [
+        (index, change)
+        for key, change in changes.items()
+        for index in state.neighbours(key)
+        if index != origin and index not in state.removed and state.absorbs(index, key)
+    ]

@@ -12,7 +12,7 @@ from anybody), then those with the most elements, so that most work is saved.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,14 @@ from onnx_bnfold.options import Options
 from onnx_bnfold.planning.candidates import candidates, elements, is_direct
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.notes import require_unnoted
-from onnx_bnfold.planning.outcomes import count_added, count_new_tensors, is_gating, two_names, why
+from onnx_bnfold.planning.outcomes import (
+    absorbing,
+    count_added,
+    count_new_tensors,
+    is_gating,
+    two_names,
+    why,
+)
 from onnx_bnfold.planning.plan import GraphPlan, Taken
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.propagation import propagate
@@ -223,7 +230,7 @@ class _Planner:
         if best is not None:
             least, way, changes = best
             self.doubtful.pop(index, None)
-            self._commit(index, way, changes, least[0], self._absorbing(index, changes))
+            self._commit(index, way, changes, least[0], absorbing(state, index, changes))
             return
         self._tried[index] = len(state.removed), asked
         met.update(refusal.reason for _, refusal in tried)
@@ -319,21 +326,22 @@ class _Planner:
         way: str,
         changes: dict[Key, Affine],
         added: int,
-        absorbing: Sequence[tuple[int, Affine]],
+        takers: Sequence[tuple[int, Affine]],
     ) -> None:
         """Make changes and note which nodes' constants take the scale and the shift."""
         state = self.state
-        for index, change in absorbing:
+        for index, change in takers:
             causes = self.touched.setdefault(index, {})
             causes[origin] = causes.get(origin, Taken()).more(change)
+        clamps = self.clamps.new(changes) if self.clamps is not None else []
         commit(state, changes)
         state.remove(origin)
         if self._tried:
             self._tried.pop(origin, None)
             near = (index for key in changes for index in state.neighbours(key))
             self._moved.update(dict.fromkeys((origin, *near), len(state.removed)))
-        takers = sorted({index for index, _ in absorbing})
-        taken = [(state.place(index), self.touched[index][origin]) for index in takers]
+        nodes = sorted({index for index, _ in takers})
+        taken = [(state.place(index), self.touched[index][origin]) for index in nodes]
         self.records[origin] = Record(
             state.place(origin),
             state.graph.ops[origin] == batchnorm.OPERATOR,
@@ -341,14 +349,5 @@ class _Planner:
             tuple([name for name, part in taken if part.scale]),
             tuple([name for name, part in taken if part.shift]),
             added,
+            clamps=tuple(map(state.place, clamps)),
         )
-
-    def _absorbing(self, origin: int, changes: Mapping[Key, Affine]) -> list[tuple[int, Affine]]:
-        """Return the nodes that take a change into their constants, each with that change."""
-        state = self.state
-        return [
-            (index, change)
-            for key, change in changes.items()
-            for index in state.neighbours(key)
-            if index != origin and index not in state.removed and state.absorbs(index, key)
-        ]

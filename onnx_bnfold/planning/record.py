@@ -24,6 +24,7 @@ class Record:
         added: Add nodes that its shift needs, behind a MatMul.
         refusal: why it stays.
         tried: for each way to fold it, what was in that way.
+        clamps: the nodes that became a Max or Min with constants, or both, by its removal.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Record:
     added: int = 0
     refusal: Refusal | None = None
     tried: tuple[tuple[str, Refusal], ...] = ()
+    clamps: tuple[str, ...] = ()
 
     @classmethod
     def of_merged(cls, name: str, conv: str) -> Record:
@@ -60,7 +62,8 @@ class Record:
             text = ", ".join(self.shift_to)
         else:
             text = f"{', '.join(self.scale_to)} (scale) and {', '.join(self.shift_to)} (shift)"
-        return text + (" and a new Add" if self.added else "")
+        text += " and a new Add" if self.added else ""
+        return text + "".join(f", {name} becoming a clamp with constants" for name in self.clamps)
 
 
 def _told(refusal: Refusal) -> str:

@@ -87,6 +87,7 @@ class NodeRecord(Node):
             "way": record.way,
             "taken_by": tuple(map(asdict, self.taken_by)),
             "added_nodes": record.added,
+            "clamps": list(record.clamps),
             "written_as": self.written_as,
             **told,
             "tried": tuple({"way": way, **met.to_dict()} for way, met in record.tried),

@@ -69,6 +69,8 @@ def _where(norm: Data) -> list[Element | str]:
         text.append(f"; and {len(norm['taken_by']) - _SHOWN} more nodes")
     if norm["added_nodes"]:
         text.append("; and a new Add")
+    for clamp in norm["clamps"]:
+        text += ["; ", el("code", clamp), " becomes a clamp with constants"]
     return [*text, " ", el("span", norm["way"], class_="way")]
 
 

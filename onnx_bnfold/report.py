@@ -119,6 +119,9 @@ class Report:
         parts = [f"{len(self.folded)} of {len(self.norms)} BatchNormalization folded"]
         if affine:
             parts.append(f"{_counted(affine, 'affine node')} folded")
+        clamps = {clamp for record in self.records for clamp in record.clamps}
+        if clamps:
+            parts.append(f"{_counted(len(clamps), 'clamp')} written with constants")
         if self.equalized:
             parts.append(f"channels equalized from {_counted(len(self.equalized), 'tensor')} on")
         if self.rescaled:

@@ -1,13 +1,13 @@
-"""What the outcome of a propagation costs, and what of it is no gain for anybody."""
+"""The ways to remove a node, what the outcome of one costs, and why none was found."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import BiasPlace, Combines
 from onnx_bnfold.planning.graph_state import GraphState, Key
-from onnx_bnfold.planning.ways import UPSTREAM
+from onnx_bnfold.planning.ways import UPSTREAM, splits
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 
@@ -67,3 +67,19 @@ def absorbing(
         for index in state.neighbours(key)
         if index != origin and index not in state.removed and state.absorbs(index, key)
     ]
+
+
+def ways(state: GraphState, index: int) -> Iterator[tuple[str, dict[Key, Affine]]]:
+    """Yield the ways to remove a node: what each is called, and the changes of its two sides.
+
+    Raises:
+        Refused: there is none.
+    """
+    present = state.affine_of(index)
+    if not present.is_finite:
+        raise Refused(Reason.OVERFLOW, state.view(index).label, "its factor would overflow")
+    x, y = state.sides(index)
+    if state.groups.has_fixed(x) and state.groups.has_fixed(y) and present.is_identity:
+        raise two_names(y)
+    for way, upstream, downstream in splits(present):
+        yield way, {x: upstream, y: downstream}

@@ -28,6 +28,7 @@ from onnx_bnfold.planning.outcomes import (
     count_new_tensors,
     is_gating,
     two_names,
+    ways,
     why,
 )
 from onnx_bnfold.planning.plan import GraphPlan, Taken
@@ -35,7 +36,7 @@ from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.propagation import propagate
 from onnx_bnfold.planning.record import Record
 from onnx_bnfold.planning.totals import Totals, commit, require_totals
-from onnx_bnfold.planning.ways import UPSTREAM, splits
+from onnx_bnfold.planning.ways import UPSTREAM
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ class _Planner:
         tried: list[tuple[str, Refusal]] = []
         asked, met = {index}, set[Reason]()
         try:
-            for number, (way, seeds) in enumerate(self._ways(index)):
+            for number, (way, seeds) in enumerate(ways(state, index)):
                 try:
                     changes = propagate(
                         state,
@@ -274,17 +275,6 @@ class _Planner:
         else:
             self._commit(index, UPSTREAM, {x: present}, 0, ((producer, present),))
         return True
-
-    def _ways(self, index: int) -> Iterator[tuple[str, dict[Key, Affine]]]:
-        state = self.state
-        present = state.affine_of(index)
-        if not present.is_finite:
-            raise Refused(Reason.OVERFLOW, state.view(index).label, "its factor would overflow")
-        x, y = state.sides(index)
-        if state.groups.has_fixed(x) and state.groups.has_fixed(y) and present.is_identity:
-            raise two_names(y)
-        for way, upstream, downstream in splits(present):
-            yield way, {x: upstream, y: downstream}
 
     def _require_allowed(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> None:
         """Refuse the outcome of a propagation that costs more than it saves, and note that."""

@@ -30,12 +30,6 @@ class Options:
             default it depends on the data type (``precision_limits.MAX_RESCALE``).
         standalone: what a BatchNormalization that stays is written as: itself (``keep``), a Mul
             and an Add (``mul-add``), or a depthwise Conv (``conv``; on tensors with spatial axes).
-        bn_free: let no BatchNormalization stay for which there is an exact form without one. A
-            Relu or Clip becomes a Max or Min with constants (``planning.clamps``); what is left is
-            written as ``standalone`` says, and as a Mul and an Add where it says ``keep``.
-        target: for ``bn_free``, what the forms are to be cheap for: ``any`` runtime, which takes
-            the fewest elements and nodes, or ``onnxruntime``, where a depthwise Conv is cheaper
-            than a Max that no pool of maxima is in front of.
         metadata: let a fold from file to file record itself in the model's ``metadata_props``
             (see ``provenance``). A fold that removes nothing records nothing, and a fold in memory
             has no file to name.
@@ -51,13 +45,17 @@ class Options:
             read, too.
         keep: regular expressions: a BatchNormalization is left as it is if one is found in its
             name or in that of its first output (``planning.kept``). Each must match one.
+        bn_free: let no BatchNormalization stay for which there is an exact form without one. A
+            Relu or Clip becomes a Max or Min with constants (``planning.clamps``); what is left is
+            written as ``standalone`` says, and as a Mul and an Add where it says ``keep``.
+        target: for ``bn_free``, what the forms are to be cheap for: ``any`` runtime, which takes
+            the fewest elements and nodes, or ``onnxruntime``, where a depthwise Conv is cheaper
+            than a Max that no pool of maxima is in front of.
     """
 
     freeze_initializers: bool = False
     max_rescale: float | None = None
     standalone: Standalone = "keep"
-    bn_free: bool = False
-    target: Target = "any"
     metadata: bool = True
     merge_branches: bool = False
     profile: Profile = "float"
@@ -65,6 +63,8 @@ class Options:
     ranges: str | None = None
     keep_shared_weights: bool = False
     keep: tuple[str, ...] = ()
+    bn_free: bool = False
+    target: Target = "any"
 
     def __post_init__(self) -> None:
         require_types(self)

@@ -104,10 +104,8 @@ class GraphPlan:
     @property
     def is_open(self) -> bool:
         """Whether what stays might be judged otherwise if the result were planned."""
-        # A new Add takes changes that the MatMul in front of it does not; so does a new Max.
-        if self.doubtful or self.unsure or self.state.clamps:
-            return True
-        return any(record.added for record in self.records.values())
+        # A new Add takes changes that the MatMul in front of it does not.
+        return bool(self.doubtful or self.unsure or any(r.added for r in self.records.values()))
 
     @property
     def recorded(self) -> list[Recorded]:

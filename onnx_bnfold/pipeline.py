@@ -159,7 +159,7 @@ class Pipeline(Rounds):
             return
         from onnx_bnfold.planning import settle
 
-        gained = True
+        gained, measured = True, self._ranges is not None
         while True:
             copy, pending, ranges = self._result()
             source = self._source.with_computed({n: new.compute for n, new in pending.items()})
@@ -168,7 +168,9 @@ class Pipeline(Rounds):
             found = [*settle.removed(self.plans, again.plans)]
             if gained and (again.merges or settle.finds_places(self.plans, found)):
                 gained = self._go_on(copy, pending, ranges)
-            elif not settle.leave(self.plans, again.plans, found, again._restated):
+            elif not settle.leave(
+                self.plans, again.plans, found, again._restated, measured=measured
+            ):
                 return
 
     @property

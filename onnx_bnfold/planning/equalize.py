@@ -163,6 +163,7 @@ def equalize(plan: GraphPlan, ranges: Ranges, limits: Limits, excluded: frozense
             seen.update(name for name in probe if isinstance(name, str))
             if _is_left(state, probe, limits):
                 continue
+            plan.free.append(root)
             group = _group(state, labels, present, probe)
             factors = None if group is None or root in excluded else group.factors()
             if factors is None:

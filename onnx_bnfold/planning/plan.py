@@ -77,6 +77,7 @@ class GraphPlan:
         equalized: for each node whose constants change for it, the tensors whose channels are made
             alike (``equalize``).
         equal_scales: the BatchNormalizations that stay and get scales of one size.
+        free: of every group of tensors whose channels could be made alike, one tensor.
         doubtful: nodes that stay though a place was found for what they do, and why: another fold
             may judge otherwise.
         unsure: nodes that stay for reasons that may not hold where other nodes have gone.
@@ -90,6 +91,7 @@ class GraphPlan:
     touched: dict[int, dict[int, Taken]] = field(default_factory=dict)
     equalized: dict[int, list[str]] = field(default_factory=dict)
     equal_scales: set[int] = field(default_factory=set)
+    free: list[str] = field(default_factory=list)
     doubtful: dict[int, Refusal] = field(default_factory=dict)
     unsure: set[int] = field(default_factory=set)
     left: dict[int, list[str]] = field(default_factory=dict)

@@ -70,6 +70,8 @@ def leave(
     later: Sequence[GraphPlan],
     found: Sequence[Found],
     restated: Mapping[Place, Restated],
+    *,
+    measured: bool,
 ) -> bool:
     """Let a plan leave for good what a later one would change.
 
@@ -78,13 +80,14 @@ def leave(
         later: the plan of its result.
         found: the nodes that this removes; see ``removed``.
         restated: what that would write in another form.
+        measured: whether ``equalize`` goes by ranges that the next fold measures anew.
 
     Returns:
         Whether there is anything new to note.
     """
     # What goes along with them may stay by itself.
     left = [each for each in found if each[1] in plans[each[0]].doubtful] or [*found]
-    left += _equalized(plans, later)
+    left += _equalized(plans, later, measured=measured)
     for (position, _), was in restated.items():
         index = survivor(plans[position], was.output)
         if index is not None:
@@ -109,10 +112,14 @@ def removed(plans: Sequence[GraphPlan], later: Sequence[GraphPlan]) -> Iterator[
                 yield position, here, why.value
 
 
-def _equalized(plans: Sequence[GraphPlan], later: Sequence[GraphPlan]) -> Iterator[Found]:
+def _equalized(
+    plans: Sequence[GraphPlan], later: Sequence[GraphPlan], *, measured: bool
+) -> Iterator[Found]:
     for position, (plan, again) in enumerate(zip(plans, later, strict=True)):
         roots: Iterable[str] = {root for found in again.equalized.values() for root in found}
-        for root in sorted(roots):
+        # Of ranges that are measured anew nobody knows what they will say: a sum that is all but
+        # zero is only rounding errors, and a new node's output has had no range yet.
+        for root in again.free if measured else sorted(roots):
             here = survivor(plan, root)
             if here is not None:
                 yield position, here, EQUALIZE

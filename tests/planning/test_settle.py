@@ -88,8 +88,8 @@ def test_a_doc_string_may_be_no_text():
 def test_what_goes_along_with_a_doubtful_node_is_not_noted(monkeypatch):
     plan = SimpleNamespace(doubtful={3: None}, left={})
     removed = [(0, 2, "axes"), (0, 3, "range")]
-    monkeypatch.setattr(settle, "_equalized", lambda plans, later: [])
-    assert settle.leave([plan], [plan], removed, {})
+    monkeypatch.setattr(settle, "_equalized", lambda plans, later, measured: [])
+    assert settle.leave([plan], [plan], removed, {}, measured=False)
     assert plan.left == {3: ["range"]}
 
 
@@ -180,6 +180,47 @@ def test_measured_ranges_go_along(tmp_path):
     report = onnx_bnfold.fold_file(tmp_path / "0.onnx", tmp_path / "1.onnx", options)
     assert report.equalized
     onnx_bnfold.fold_file(tmp_path / "1.onnx", tmp_path / "2.onnx", options)
+    assert (tmp_path / "1.onnx").read_bytes() == (tmp_path / "2.onnx").read_bytes()
+    assert_same_function(model, onnx.load(tmp_path / "2.onnx"))
+
+
+def nothing_but_rounding_errors(net: Net) -> str:
+    """What a BN leaves of images of ones: their mean is all that is there."""
+    x = net.conv("x", 4)
+    weight, bias = (numpy_helper.to_array(t) for t in net.initializers)
+    mean = weight.sum(axis=(1, 2, 3)) + bias
+    constants = np.ones(4), np.zeros(4), mean, np.full(4, 1e-9)
+    return net.op("BatchNormalization", x, *map(net.const, constants))
+
+
+def even_though_its_product_is_not(net: Net) -> str:
+    """The output of a BN that is written as a Mul and an Add, whose own output is a new tensor."""
+    constants = np.tile([1, 0.2], 2), np.tile([0, 1.6], 2), np.zeros(4), np.ones(4)
+    return net.op("BatchNormalization", "x", *map(net.const, constants))
+
+
+@pytest.mark.parametrize(
+    ("begin", "standalone", "images"),
+    [
+        (nothing_but_rounding_errors, "keep", np.ones((1, *IMAGE[1:]))),
+        (
+            even_though_its_product_is_not,
+            "mul-add",
+            np.random.default_rng(0).normal(size=(8, *IMAGE[1:])),
+        ),
+    ],
+    ids=["rounding", "new"],
+)
+def test_what_another_fold_measures_anew_is_left(tmp_path, begin, standalone, images):
+    net = Net(IMAGE)
+    model = net.model(net.conv(begin(net), 4, 3, pads=[1] * 4))
+    np.savez(tmp_path / "x.npz", x=images.astype(np.float32))
+    ranges = str(tmp_path / "x.npz")
+    options = Options(profile="int8", standalone=standalone, equalize=True, ranges=ranges)
+    onnx.save(model, tmp_path / "0.onnx")
+    for number in range(2):
+        source, target = (tmp_path / f"{number + k}.onnx" for k in range(2))
+        onnx_bnfold.fold_file(source, target, options)
     assert (tmp_path / "1.onnx").read_bytes() == (tmp_path / "2.onnx").read_bytes()
     assert_same_function(model, onnx.load(tmp_path / "2.onnx"))
 

@@ -177,6 +177,25 @@ class NodeView:
         reason, sentence = why or (Reason.UNKNOWN_SHAPE, sentence)
         return Refused(reason, self.label, sentence)
 
+    def require_no_misreading(self) -> None:
+        """Refuse a node whose output is misread, unless the model declares it.
+
+        Runtimes misread it, too, and plan by that which tensors may lie in the same memory. So what
+        runs may run no more if a node goes.
+
+        Raises:
+            Refused: it is.
+        """
+        declared = {value.name for value in self.graph.body.value_info}
+        if declared.issuperset(self.writes) or self._shapes.why_unknown(self.writes) is None:
+            return
+        raise Refused(
+            Reason.UNKNOWN_SHAPE,
+            self.label,
+            "onnx's shape inference, by which runtimes plan their memory, misreads the shape of "
+            "its output; declare that shape, or write its padding as pads",
+        )
+
     def type_of(self, name: str) -> int:
         """Return a tensor's element type, UNDEFINED where it is not known."""
         info = self.constants.get(name)

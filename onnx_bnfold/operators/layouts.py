@@ -79,6 +79,8 @@ def _transposed_shift(view: NodeView, weight: Constant) -> Refusal | None:
 
 def _convolution(view: NodeView, *, transposed: bool, bias_slot: int = 2) -> LinearLayer:
     """Read Conv, ``(C_out, C_in/group, *k)``, or ConvTranspose, ``(C_in, C_out/group, *k)``."""
+    if view.attribute("output_shape", []):
+        view.require_no_misreading()
     weight = _weight(view, 1)
     group = view.attribute("group", 1)
     rank = len(weight.dims)

@@ -154,6 +154,21 @@ def test_behind_a_transposed_convolution_that_makes_less_than_it_reads(standalon
     assert ops(folded) == ops(model)
 
 
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_transposed_convolution_that_makes_less_than_it_reads(declared):
+    """onnxruntime takes its output for one of two axes, and lets it lie where such a one lay."""
+    net = Net((3, 4, 6, 2), opset=12)
+    t = net.op("ConvTranspose", "x", net.random(4, 3, 1, 1), output_shape=[5, 2])
+    x = net.bn(t, channels=3)
+    x = net.op("Mul", x, net.op("GlobalAveragePool", x))
+    model = model_of(net, net.relu(net.op("Softmax", x)))
+    if declared:
+        shape = helper.make_tensor_value_info(t, TensorProto.FLOAT, [3, 3, 5, 2])
+        model.graph.value_info.append(shape)
+    _, report = fold_checked(model, kept=0 if declared else 1)
+    assert [r.refusal.reason for r in report.kept] == ([] if declared else [Reason.UNKNOWN_SHAPE])
+
+
 def if_node(net, *builds):
     """An If with two branches that read x."""
     branches = []

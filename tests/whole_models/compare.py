@@ -5,12 +5,12 @@ largest channel would hide does not hide in its own.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import ModelProto, helper
+from onnx import ModelProto, TensorProto, helper
 
-from .engine import holds_type
+from .engine import Emulation, attempt, every_node, holds_type
 from .floats import FLOATS, LARGEST, TINY, UNIT
 from .interpreter import Interpreter
 
@@ -19,10 +19,16 @@ _UNITS = 8  # units that any result may be off by
 # Times the rounding error that the original itself has. Of float32 and float64 the package lets a
 # shift cost four bits, and two more go where the data are narrower than the statistics say.
 _TIMES = {t: 4 if UNIT[t] > UNIT[np.dtype(np.float32)] else 64 for t in FLOATS}
+# A shift costs so many of them beside the largest values of a channel: it makes small ones coarse.
+_TIMES_BROAD = {t: 4 if UNIT[t] > UNIT[np.dtype(np.float32)] else 16 for t in FLOATS}
 _DRAWS = 6
 _KIND = {t: helper.np_dtype_to_tensor_dtype(t) for t in FLOATS}
 _FEW = 6  # elements
+_APART = "not finite in other places"
 _GROSS = 100  # times the bound: no matter of rounding
+# Behind these a channel may lie on the last axis; else it lies on axis 1, as a BN's does.
+_MOVES_AXES = frozenset({"DepthToSpace", "Einsum", "Flatten", "Gemm", "MatMul", "Reshape"})
+_MOVES_AXES |= {"SpaceToDepth", "Squeeze", "Transpose", "Unsqueeze"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,52 @@ def _yardstick(values: np.ndarray, zeros: bool = False) -> np.ndarray:
     return found
 
 
+@dataclass
+class _Truth:
+    """What the outputs of a model should be, and how far rounding may carry them from that.
+
+    Attributes:
+        exact: in float64.
+        held: in the model's own types, rounded after every node; None without float16, of which
+            onnxruntime holds in float32 what overflows, as long as no kernel asks for float16.
+        spread: of evaluations with the noise of each value, and ``broad`` with that of its channel.
+        approximate: whether a node was, in part, computed in float32 after all.
+        coarsest: unit of the coarsest type in the model.
+    """
+
+    exact: list[np.ndarray]
+    held: list[np.ndarray] | None
+    approximate: bool
+    coarsest: float
+    spread: list[list[np.ndarray]] = field(default_factory=list)
+    broad: list[list[np.ndarray]] = field(default_factory=list)
+
+    def of(self, output: int) -> "_Truth":
+        """Return what it says of one output."""
+        held = None if self.held is None else [self.held[output]]
+        draws = ([[s[output]] for s in each] for each in (self.spread, self.broad))
+        return _Truth([self.exact[output]], held, self.approximate, self.coarsest, *draws)
+
+    @property
+    def is_steady(self) -> np.ndarray:
+        """Which elements are finite whatever the noise."""
+        return np.all([np.isfinite(s) for (s,) in (self.exact, *self.spread)], axis=0)
+
+    @property
+    def is_held(self) -> np.ndarray:
+        """Which elements are finite in the model's own types, if that is known."""
+        (exact,) = self.exact
+        return np.isfinite((self.held or [np.zeros_like(exact)])[0].astype(np.float64))
+
+    def noise(self, draws: Sequence[list[np.ndarray]]) -> np.ndarray | float:
+        """Return the largest error of some draws, where they are finite."""
+        if not draws:
+            return 0.0
+        (exact,) = self.exact
+        errors = [np.abs(s - exact) for (s,) in draws]
+        return np.max([np.where(np.isfinite(e), e, 0) for e in errors], axis=0, initial=0)
+
+
 def difference(
     original: ModelProto,
     folded: ModelProto,
@@ -74,55 +126,64 @@ def difference(
     found: Sequence[np.ndarray],
 ) -> Doubt | None:
     """Return what is wrong with the folded model's outputs, judged by float64, or None."""
-    exact, approximate = _evaluated(original, feed, None)
+    exact, approximate = _evaluated(original, feed)
     coarsest = max((UNIT[t] for t in FLOATS if holds_type(original, _KIND[t])), default=0.0)
-    spread: list[list[np.ndarray]] = []
-    for draw in range(_DRAWS):  # the bound only grows with them, so the first that explains will do
-        spread.append(_evaluated(original, feed, np.random.default_rng(draw))[0])
-        worst = _worst(expected, found, exact, spread, approximate, coarsest)
-        if worst is None:
-            return None
-    if worst.kind == "precision" and not _close(original, folded, feed, worst.output):
-        return Doubt("wrong", worst.output, worst.detail)
-    return worst
+    held = attempt(Emulation(original), feed) if holds_type(original, TensorProto.FLOAT16) else None
+    truth = _Truth(exact, held, approximate, coarsest)
+    axes = (1, -1) if any(n.op_type in _MOVES_AXES for n in every_node(original)) else (1,)
+    # The bound only grows with the draws, so the first that explains will do.
+    for draws, channel_axes in ((truth.spread, ()), (truth.broad, axes)):
+        for draw in range(_DRAWS):
+            noise = np.random.default_rng(draw)
+            draws.append(_evaluated(original, feed, noise, channel_axes)[0])
+            worst = _worst(expected, found, truth)
+            if worst is None:
+                return None
+    close = _close(original, folded, feed, worst.output)
+    kind = {("precision", False): "wrong", (_APART, True): "overflow"}.get((worst.kind, close))
+    return worst if kind is None else Doubt(kind, worst.output, worst.detail)
 
 
-def _worst(expected, found, exact, spread, approximate: bool, coarsest: float) -> Doubt | None:
+def _worst(expected, found, truth: _Truth) -> Doubt | None:
     worst: tuple[float, Doubt] | None = None
-    for i, (a, b, true) in enumerate(zip(expected, found, exact, strict=True)):
-        drawn = [s[i] for s in spread]
+    for i, (a, b) in enumerate(zip(expected, found, strict=True)):
+        of_one = truth.of(i)
         if a.dtype not in FLOATS:
-            if not np.array_equal(a, b) and all(np.array_equal(true, s) for s in drawn):
+            steady = all(np.array_equal(s, truth.exact[i]) for (s,) in of_one.spread)
+            if steady and not np.array_equal(a, b):
                 return Doubt("wrong", i, "what is no float differs")
             continue
-        doubt = _of_one(i, a, b, true, drawn, approximate, coarsest)
+        doubt = _of_one(i, a, b, of_one)
         if doubt is not None and (worst is None or doubt[0] > worst[0]):
             worst = doubt
     return None if worst is None else worst[1]
 
 
-def _of_one(i, a, b, true, spread, approximate, coarsest) -> tuple[float, Doubt] | None:
-    rough = approximate and a.dtype == np.float64  # a node was computed in float32 after all
+def _of_one(i: int, a, b, truth: _Truth) -> tuple[float, Doubt] | None:
+    rough = truth.approximate and a.dtype == np.float64
     x, y = a.astype(np.float64), b.astype(np.float64)
-    steady = np.isfinite(true) & np.all([np.isfinite(s) for s in spread], axis=0)
+    (true,), steady = truth.exact, truth.is_steady
     with np.errstate(invalid="ignore"):
         usable = steady & np.isfinite(x) & np.isfinite(y)
-        zeros = np.zeros_like(true)
-        error = np.where(usable, np.abs(y - true), zeros)
+        error = np.where(usable, np.abs(y - true), 0)
         judged = steady & np.isfinite(x)
-        own = np.where(judged, np.abs(x - true), zeros)
-        drawn = np.max([np.where(judged, np.abs(s - true), zeros) for s in spread], axis=0)
-        size = _yardstick(np.where(usable, true, zeros))
+        own, drawn, drawn_broadly = (
+            np.where(judged, each, 0)
+            for each in (np.abs(x - true), truth.noise(truth.spread), truth.noise(truth.broad))
+        )
+        size = _yardstick(np.where(usable, true, 0))
     noise = np.maximum(_yardstick(own, zeros=True), _yardstick(drawn, zeros=True))
+    noise = np.maximum(
+        _TIMES[a.dtype] * noise, _TIMES_BROAD[a.dtype] * _yardstick(drawn_broadly, zeros=True)
+    )
     # A narrower type in front of a Cast holds constants that were of the output's type.
-    unit = max(UNIT[a.dtype], coarsest)
-    limit = _TIMES[a.dtype] * noise + _UNITS * unit * size + 4 * TINY[a.dtype]
+    limit = noise + _UNITS * max(UNIT[a.dtype], truth.coarsest) * size + 4 * TINY[a.dtype]
     if rough:
         limit = limit + 1e-3 * size
-    apart = _apart(x, y, true, steady, limit, a.dtype)
+    apart = _apart(x, y, true, steady & truth.is_held, limit, a.dtype)
     if apart.any():
         at = tuple(int(k) for k in np.argwhere(apart)[0])
-        return np.inf, Doubt("not finite in other places", i, f"at {at}: {x[at]} became {y[at]}")
+        return np.inf, Doubt(_APART, i, f"at {at}: {x[at]} became {y[at]}")
     ratio = error / limit
     if not ratio.size or ratio.max() <= 1:
         return None
@@ -130,8 +191,8 @@ def _of_one(i, a, b, true, spread, approximate, coarsest) -> tuple[float, Doubt]
     detail = (
         f"at {tuple(int(k) for k in at)}: {x[at]:.9g} became {y[at]:.9g}, float64 says "
         f"{true[at]:.9g}; error {error[at]:.3g}, {ratio[at]:.3g} times the bound; the original's "
-        f"own error is {own[at]:.3g}, the largest of {len(spread)} draws {drawn[at]:.3g}, the "
-        f"slice's peak {size[at]:.3g}"
+        f"own error is {own[at]:.3g}, the largest of {len(truth.spread)} draws {drawn[at]:.3g}, "
+        f"the slice's peak {size[at]:.3g}"
     )
     return float(ratio[at]), Doubt("precision" if ratio[at] < _GROSS else "wrong", i, detail)
 
@@ -148,19 +209,23 @@ def _apart(x, y, true, steady, limit, dtype) -> np.ndarray:
 
 
 def _close(original, folded, feed, output: int) -> bool:
-    """Whether both models are nearly the same function in float64, so that it is rounding."""
-    one = _evaluated(original, feed, None)[0][output]
-    other = _evaluated(folded, feed, None)[0][output]
-    peak = np.abs(one[np.isfinite(one)]).max(initial=0)
-    with np.errstate(invalid="ignore"):
-        return bool(np.nanmax(np.abs(one - other), initial=0) <= 0.05 * peak)
+    """Whether both models are nearly the same function in float64: it is for their types."""
+    one, other = (_evaluated(model, feed)[0][output] for model in (original, folded))
+    finite = np.isfinite(one)
+    peak = np.abs(one[finite]).max(initial=0)
+    return bool((np.abs(one - other)[finite] <= 0.05 * peak).all())
 
 
 def _evaluated(
-    model: ModelProto, feed: Mapping[str, np.ndarray], noise: np.random.Generator | None
+    model: ModelProto,
+    feed: Mapping[str, np.ndarray],
+    noise: np.random.Generator | None = None,
+    channel_axes: Sequence[int] = (),
 ) -> tuple[list[np.ndarray], bool]:
     opset = next(i.version for i in model.opset_import if not i.domain)
-    interpreter = Interpreter(opset, model.functions, double=True, noise=noise)
+    interpreter = Interpreter(
+        opset, model.functions, double=True, noise=noise, channel_axes=channel_axes
+    )
     with np.errstate(all="ignore"):
         found = interpreter.model(model, feed)
     return [t.array for t in found], interpreter.approximate

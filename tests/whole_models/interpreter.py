@@ -3,7 +3,9 @@
 Each tensor is held with the type it has in the model. ``double`` holds every float in float64;
 else a bfloat16 is held as a float32 that is rounded after each node, since onnxruntime has next to
 no kernels for it. ``noise`` moves whatever is rounded by one unit of its own type, so that the
-spread of several evaluations is the rounding error that a model has by its very nature.
+spread of several evaluations is the rounding error that a model has by its very nature. With
+``channel_axes`` the unit is that of the largest value of an element's channel, which lies on one of
+these axes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -90,8 +92,10 @@ class Interpreter:
         *,
         double: bool = False,
         noise: np.random.Generator | None = None,
+        channel_axes: Sequence[int] = (),
     ) -> None:
         self.opset, self.double, self.noise = opset, double, noise
+        self.channel_axes = channel_axes
         self.functions = {(f.domain, f.name): f for f in functions}
         self.approximate = False
 
@@ -100,7 +104,7 @@ class Interpreter:
         array: np.ndarray,
         dtype: np.dtype | None = None,
         exact: bool = False,
-        size: float = 0,
+        size: float | np.ndarray = 0,
     ) -> Tensor:
         """Return an array as this evaluation holds it; rounding is that of a `size` at least."""
         array = np.asarray(array)
@@ -118,13 +122,16 @@ class Interpreter:
         """Return a constant; noise moves it where it is read, unless it only says a size."""
         return self.held(array, exact=True)._replace(written=True)
 
-    def _moved(self, array: np.ndarray, dtype: np.dtype, size: float = 0) -> np.ndarray:
+    def _moved(
+        self, array: np.ndarray, dtype: np.dtype, size: float | np.ndarray = 0
+    ) -> np.ndarray:
         if self.noise is None:
             return array
+        size = np.maximum(np.abs(array), size)
+        if self.channel_axes and array.ndim > 1:
+            size = np.maximum(size, np.min([_peaks(array, a) for a in self.channel_axes], axis=0))
         signs = self.noise.choice([-1.0, 1.0], array.shape)
-        return np.asarray(
-            array + signs * (UNIT[dtype] * np.maximum(np.abs(array), size) + TINY[dtype])
-        )
+        return np.asarray(array + signs * (UNIT[dtype] * size + TINY[dtype]))
 
     def _read(self, node: NodeProto, env: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Return a node's inputs; in float32 what can be nothing else (a Resize's scales)."""
@@ -179,6 +186,10 @@ class Interpreter:
         special = getattr(self, f"_{node.op_type.lower()}", None)
         if special is not None and not node.domain:
             return special(node, env)
+        return self._plain(node, env)
+
+    def _plain(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
+        """Evaluate a node by onnxruntime's kernel, or one in numpy."""
         inputs = {n: env[n] for n in node.input if n}
         dtype = next((t.dtype for t in inputs.values() if t.dtype in FLOATS), None)
         exact, size = node.op_type in _EXACT, _SIZES.get(node.op_type, 0)
@@ -207,6 +218,21 @@ class Interpreter:
         full = [t.array for t in parts if t.array.size] or [t.array for t in parts]
         joined = np.concatenate(full, attributes(node)["axis"])
         return [self.held(joined, parts[0].dtype, exact=True)]
+
+    def _instancenormalization(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
+        """Subtract the mean and multiply; onnxruntime multiplies first, and rounds that.
+
+        So its result is all rounding where an image is one element, or nearly constant.
+        """
+        if not self.double:
+            return self._plain(node, env)
+        read = self._read(node, env)
+        x, scale, bias = (read[name] for name in node.input)
+        axes, epsilon = tuple(range(2, x.ndim)), attributes(node).get("epsilon", np.float32(1e-5))
+        deviation = np.sqrt(x.var(axes, keepdims=True) + float(epsilon))
+        factor, summand = (v.reshape(-1, *[1] * len(axes)) for v in (scale, bias))
+        y = (x - x.mean(axes, keepdims=True)) * (factor / deviation) + summand
+        return [self.held(y, env[node.input[0]].dtype, size=np.abs(x * factor / deviation))]
 
     def _constant(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
         ((name, value),) = attributes(node).items()
@@ -324,6 +350,13 @@ def _bound(node: NodeProto, given: Mapping) -> NodeProto:
         elif not a.ref_attr_name:
             bound.attribute.add().CopyFrom(a)
     return bound
+
+
+def _peaks(array: np.ndarray, axis: int) -> np.ndarray:
+    """Return the largest finite magnitude at each position of an axis."""
+    size = np.where(np.isfinite(array), np.abs(array), 0)
+    others = tuple(i for i in range(size.ndim) if i != axis % size.ndim)
+    return np.broadcast_to(size.max(axis=others, keepdims=True, initial=0), size.shape)
 
 
 def _dense(sparse: SparseTensorProto) -> np.ndarray:

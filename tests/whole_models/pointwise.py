@@ -83,6 +83,7 @@ _PLAIN = [
 
 def plain(b: Builder, x: str) -> str:
     op = b.draw.pick(_PLAIN)
+    b.need(op != "MeanVarianceNormalization" or b.rank(x) == 4)  # its axes are 0, 2 and 3
     return b.one(op, [x])
 
 

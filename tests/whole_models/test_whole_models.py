@@ -179,6 +179,91 @@ def test_a_small_channel_does_not_hide_beside_a_large_one(monkeypatch) -> None:
     assert judge(_case(text, 2, 2, 3, 3)).kind == "wrong"
 
 
+def _told(text: str, x: np.ndarray, found: np.ndarray, expected: np.ndarray | None = None):
+    """What the comparison says of other outputs of a model than its own, or than these."""
+    model, feed = onnx.parser.parse_model(text), {"x": x}
+    if expected is None:
+        expected = session(model).run(None, feed)[0]
+    doubt = difference(model, model, feed, [expected], [found])
+    return doubt and doubt.kind
+
+
+def test_an_image_of_one_element_is_all_rounding_when_it_is_normalised() -> None:
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,2,%d] x) => (float[1,2,%d] y)
+        <float[2] s = {17.0, -36.0}, float[2] b = {-2.0, 0.9}>
+        { y = InstanceNormalization (x, s, b) }
+    """
+    one = np.float32([120.937, 80.4177]).reshape(1, 2, 1)
+    bias = np.float32([-2, 0.9]).reshape(1, 2, 1)
+    assert _told(text % (1, 1), one, bias + 0.02) is None
+    assert _told(text % (1, 1), one, bias + 20) is not None
+    many = one + np.linspace(-9, 9, 8, dtype=np.float32)
+    exact = session(onnx.parser.parse_model(text % (8, 8))).run(None, {"x": many})[0]
+    assert _told(text % (8, 8), many, exact * np.float32(1.01)) is not None
+
+
+def test_what_float16_cannot_hold_is_nothing_to_be_kept() -> None:
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float16[1,2] x) => (float16[1,2] y)
+        <float16 w = {16384}>
+        { t = Mul (x, w) u = Neg (t) y = Div (u, w) }
+    """
+    for size, kind in ((60000, None), (30000, "overflow")):
+        x = np.float16([[1, size]])
+        assert _told(text, x, np.float16([[-1, -np.inf]]), expected=-x) == kind
+
+
+def test_small_values_are_as_coarse_as_large_ones_of_their_channel() -> None:
+    """The rows at the border are a small bias, and the others large."""
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,2,6,6] x) => (float[1,2,8,8] y)
+        <float[2,2,1,1] w = {1.0, 2.0, 3.0, 4.0}, float[2] b = {0.5, 0.25}>
+        { y = Conv <pads = [1, 1, 1, 1]> (x, w, b) }
+    """
+    x = np.random.default_rng(0).standard_normal((1, 2, 6, 6)).astype(np.float32) * 1e4
+    (y,) = session(onnx.parser.parse_model(text)).run(None, {"x": x})
+    border = (slice(None), slice(None), 0)
+    for error, kind in ((1e-3, None), (1, "precision")):
+        found = y.copy()
+        found[border] += np.float32(error)
+        assert _told(text, x, found) == kind
+    found = y.copy()
+    found[:, 0] += np.float32(1)
+    assert _told(text, x, found) == "precision"
+
+
+def _magnified(_, made, __):
+    """Multiply what the last node makes by 64, and divide by it."""
+    made.graph.initializer.append(numpy_helper.from_array(np.float16(64), "k"))
+    made.graph.node[-1].output[0] = "small"
+    made.graph.node.add(op_type="Mul", input=["small", "k"], output=["large"])
+    made.graph.node.add(op_type="Div", input=["large", "k"], output=["y"])
+
+
+@pytest.mark.parametrize(("scale", "variance", "is_found"), [(25600, 5e5, True), (15360, 1, False)])
+def test_who_is_told_that_there_is_room_may_use_it(monkeypatch, scale, variance, is_found) -> None:
+    """A variance of 1 says that the input is small, which is a lie."""
+    text = f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float16[2,2,3,3] x) => (float16[2,2,3,3] y)
+        <float16[2,2,1,1] w = {{24576, 24576, 24576, 24576}}, float16[2] s = {{{scale}, {scale}}},
+         float16[2] b = {{0, 0}}, float[2] m = {{0, 0}}, float[2] v = {{{variance}, {variance}}}>
+        {{ t = Conv (x, w) y = BatchNormalization (t, s, b, m, v) }}
+    """
+    x = np.random.default_rng(0).standard_normal((2, 2, 3, 3)).astype(np.float16)
+    case = Case(onnx.parser.parse_model(text), onnx_bnfold.Options(), ({"x": x},))
+    assert judge(case).kind is None
+    with monkeypatch.context() as patch:
+        _sabotaged(patch, _magnified)
+        assert (judge(case).kind == "overflow") == is_found
+    _sabotaged(monkeypatch, _scaled("w", np.inf))
+    assert judge(case).kind == "not finite in other places"
+
+
 def test_a_finding_becomes_small() -> None:
     """What is asked for is a model with a Relu: nothing else stays."""
     case = next(

@@ -37,6 +37,8 @@ MAX_RESCALE: dict[int, float] = {
 _UNIT_64, _DIGITS_64 = 2.0**-53, 2.0**13
 _SAFE_CANCELLATION = 2.0**13  # of that kind in any type
 _LARGEST_SHIFT = 0.25  # of a tensor, in units of the largest number of its type
+_LARGEST_REACH = 0.25  # of what BNs say of a tensor, in the same units
+_FAR = 2.0**64  # from the end of its type no tensor gets there
 # Largest rounding error of what a BN reads, as it comes out, in units of its largest output.
 _NOISE = 0.25
 _COARSEST = unit_roundoff(TensorProto.BFLOAT16)
@@ -112,8 +114,8 @@ class Limits(NamedTuple):
             total = totals.of(name) if totals.changes[name].has_scale else None
             if total is None:
                 continue
-            magnitude = np.abs(total.scale)
-            bound = self.max_rescale or _bound(MAX_RESCALE, self._type(state, name))
+            magnitude, kind = np.abs(total.scale), self._type(state, name)
+            bound = self.max_rescale or _bound(MAX_RESCALE, kind)
             magnitude = magnitude[magnitude < VANISHED]
             if (magnitude > bound).any() or (magnitude[magnitude > 0] < 1 / bound).any():
                 raise Refused(
@@ -122,6 +124,7 @@ class Limits(NamedTuple):
                     f"a channel of it would be rescaled by more than {bound:g}, which its data "
                     "type may not hold; --max-rescale sets the limit",
                 )
+            _check_room(state, name, total, kind)
 
     def _check_shifts(self, state: GraphState, totals: Totals, names: Iterable[str]) -> None:
         """Refuse shifts that leave a tensor too little room in its type, whatever it holds."""
@@ -192,6 +195,25 @@ class Limits(NamedTuple):
                     "the mean of its input dwarfs what comes out so far that its shift is not "
                     "known to all digits",
                 )
+
+
+def _check_room(state: GraphState, name: str, total: Affine, kind: int) -> None:
+    """Refuse a scale by which a tensor would leave its type, as BNs say how large it is."""
+    end = largest(kind)
+    if np.abs(total.scale).max(initial=0) * _FAR < end:
+        return  # without looking for BNs
+    from onnx_bnfold.planning.sizes import reach, sizes  # few plain folds come here
+
+    for size in sizes(state, name):
+        before, after = reach(size), reach(size.then(total))
+        after = np.where(np.abs(total.scale) < VANISHED, after, 0)
+        if (after > np.maximum(_LARGEST_REACH * end, before)).any():
+            raise Refused(
+                Reason.RANGE,
+                repr(name),
+                f"a channel of it would reach {after.max():.3g}, and its data type ends at "
+                f"{end:.3g}; convert the model to a wider type",
+            )
 
 
 def _inputs(

@@ -15,11 +15,12 @@ from functools import reduce
 import numpy as np
 
 from onnx_bnfold.operators import batchnorm
-from onnx_bnfold.operators.affine import Affine, along
+from onnx_bnfold.operators.affine import Affine, Float64, along
 from onnx_bnfold.operators.entries import OUT, Combines
 from onnx_bnfold.operators.rules import Transparent
 from onnx_bnfold.operators.transparent import data_slots
 from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.planning.value_ranges import REACH
 from onnx_bnfold.reasons import Reason, Refused
 
 # A tensor as an image of numbers of mean 0 and deviation 1: its scale is the deviation, its shift
@@ -52,6 +53,11 @@ def sizes(state: GraphState, name: str) -> Known:
         found += _around(state, name, _of_bn, set())
         state.sizes[name] = len(state.removed), found
     return found
+
+
+def reach(spread: Spread) -> Float64:
+    """Return how far from zero the values of a tensor lie."""
+    return np.asarray(np.abs(spread.shift) + REACH * np.abs(spread.scale))
 
 
 def usual_sizes(state: GraphState, name: str, most: int = _MOST) -> Known:

@@ -786,6 +786,28 @@ def test_a_shift_leaves_a_tensor_room_in_its_type(factor, layer):
     assert [name.split(" ")[0] for name in added.shift_to] == [layer]
 
 
+@pytest.mark.parametrize(
+    ("gamma", "half", "kept"),
+    [(1500.0, True, 2), (100.0, True, 1), (1500.0, False, 1), (-1500.0, True, 2), (0.0, True, 1)],
+)
+def test_a_scale_leaves_a_tensor_room_in_its_type(gamma, half, kept):
+    """The BN divides by 30, and what is added is to be 30 times as large: 180,000 is too much."""
+    net = Net((1, 4, 8, 8))
+
+    def norm(x, gamma, variance):
+        values = ([gamma] * 4, [0.0] * 4, [0.0] * 4, [variance] * 4)
+        return net.op("BatchNormalization", x, *map(net.const, values), epsilon=0.0)
+
+    t = net.conv(net.input("z", (1, 4, 8, 8)), 4)
+    added = net.op("Add", net.relu(norm("x", 1.0, 900.0)), norm(t, gamma, 1.0))
+    made = net.model(net.conv(added, 4), net.op("Sigmoid", t))
+    made = in_half(made) if half else made
+    _, report = onnx_bnfold.fold(made)
+    assert len(report.kept) == kept
+    if kept == 2:
+        assert any("would reach" in line for line in report.lines())
+
+
 @pytest.mark.parametrize(("gamma", "kept"), [(1.0, 0), (1e-4, 1)])
 def test_a_concat_with_a_tensor_of_unknown_size_hides_no_shift(gamma, kept):
     """What the Concat writes is of unknown size; of its part behind the Conv the size is known."""

@@ -13,7 +13,7 @@ same walk over the graph, with the same caches.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from threading import RLock
 from typing import NamedTuple, Protocol
 
@@ -21,7 +21,14 @@ import numpy as np
 from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.model.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor
+from onnx_bnfold.model.determinism import (
+    DIMS_ONLY,
+    READ_BY_REFERENCE,
+    TYPE_ONLY,
+    WRITTEN_OVER,
+    is_deterministic,
+)
+from onnx_bnfold.model.graph import Dims, Graph, ReadTensor
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.storage.small_tensors import SmallTensors
 
@@ -30,18 +37,8 @@ from onnx_bnfold.storage.small_tensors import SmallTensors
 LARGEST_COMPUTED = 2**26
 # Constants of up to this many elements may determine shapes (Reshape's and Expand's shape).
 LARGEST_SHAPE_INPUT = 1024
-
-EVALUATED = frozenset(
-    {
-        *("Abs", "Add", "Cast", "CastLike", "Ceil", "Concat", "Constant", "ConstantOfShape"),
-        *("Div", "Exp", "Expand", "Flatten", "Floor", "Gather", "Identity", "Log", "Max", "Min"),
-        *("Mul", "Neg", "Pow", "Range", "Reciprocal", "Reshape", "Shape", "Size", "Slice"),
-        *("Sqrt", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze"),
-    }
-)
-# (operator, input) of which only the type, or only the dims, matter.
-TYPE_ONLY = frozenset({("CastLike", 1)})
-DIMS_ONLY = frozenset({("Shape", 0), ("Size", 0)})
+# Multiply-adds that a node may take, roughly: seconds. See ``_work``.
+MOST_WORK = 2**36
 
 
 class Constant(NamedTuple):
@@ -141,7 +138,7 @@ class Constants:
         graph, fixed = self.graph, set[int]()
         constants = (graph.dims.keys() - graph.overridable) | {""}
         for index, (read, written) in enumerate(zip(graph.reads, graph.writes, strict=True)):
-            if not read and graph.ops[index] not in EVALUATED:
+            if not read and not is_deterministic(graph.ops[index], graph.opset):
                 continue  # it may return random numbers
             others = (n for n in read if n not in constants)
             if index not in graph.carriers and all(self._is_outer_constant(n) for n in others):
@@ -224,34 +221,49 @@ class Constants:
         return None if tensor is None or self._open is None else self._open(tensor)
 
     def _computed(self, name: str) -> Constant | None:
-        if name not in self._computable():
+        if name not in self.computed:
             return None
         for ancestor in self._ancestors(name):
             if ancestor not in self._infos:
                 self._infos[ancestor] = self._infer(ancestor)
         return self._infos[name]
 
-    def _computable(self) -> set[str]:
-        """Return the outputs of deterministic nodes on constants, found in one pass."""
+    @property
+    def computed(self) -> Set[str]:
+        """The outputs of deterministic nodes on constants, found in one pass.
+
+        Not all are constants for ``get``: they may be too large, or of a size that is not known.
+        """
         if self._candidates is None:
-            names: set[str] = set()
-            for index, node in enumerate(self.graph.nodes):
-                if node.op_type in EVALUATED and node.domain in STANDARD_DOMAINS:
-                    slots = [(s, n) for s, n in enumerate(self.graph.reads[index]) if n]
-                    if all(self._usable(node, s, n, names) for s, n in slots):
-                        names.update(self.graph.writes[index])
+            graph, names = self.graph, set[str]()
+            for index, (read, written) in enumerate(zip(graph.reads, graph.writes, strict=True)):
+                op = graph.ops[index]
+                usable = (self._usable(op, s, n, names) for s, n in enumerate(read) if n)
+                if all(usable) and self._is_lasting(index):
+                    names.update(written)
             self._candidates = names
             # No other output is constant; note that at once instead of name by name in ``get``.
             self._infos.update(dict.fromkeys(self.graph.producer.keys() - names))
         return self._candidates
 
-    def _usable(self, node: NodeProto, slot: int, name: str, computable: set[str]) -> bool:
+    def _is_lasting(self, index: int) -> bool:
+        """Whether a node computes the same from constants in each run, and for each caller."""
+        graph, op = self.graph, self.graph.ops[index]
+        if not is_deterministic(op, graph.opset):
+            return False
+        if any(item.ref_attr_name for item in graph.attributes.get(index, {}).values()):
+            return False
+        if op not in WRITTEN_OVER or not any(graph.writes[index][1:]):
+            return True
+        return all(graph.only_reader(graph.reads[index][slot]) for slot in WRITTEN_OVER[op])
+
+    def _usable(self, op: str | None, slot: int, name: str, computable: set[str]) -> bool:
         graph = self.graph
-        if name in computable or (node.op_type, slot) in TYPE_ONLY:
+        if name in computable or (op, slot) in TYPE_ONLY:
             return True
         if name in graph.initializers or name in graph.sparse:
             return name not in graph.overridable
-        if (node.op_type, slot) in DIMS_ONLY and self._static_dims(name) is not None:
+        if (op, slot) in DIMS_ONLY and self._static_dims(name) is not None:
             return True
         if name in graph.producer or name in graph.inputs or self._outer is None:
             return False
@@ -271,7 +283,7 @@ class Constants:
             node = graph.nodes[graph.producer[stack.pop()]]
             for slot, other in enumerate(node.input):
                 described = (node.op_type, slot) in TYPE_ONLY | DIMS_ONLY
-                if described and other not in self._computable():
+                if described and other not in self.computed:
                     continue
                 if other in graph.producer and other not in needed and other not in self._values:
                     needed.add(other)
@@ -304,9 +316,19 @@ class Constants:
             from onnx_bnfold.model.evaluate import infer_node
 
             outputs = infer_node(node, self.graph.opset, types, self._small_inputs(node))
-            return None if outputs is None else _as_constant(name, outputs[name])
+            found = None if outputs is None else _as_constant(name, outputs[name])
+            return None if found is None or self._is_heavy(node, found) else found
         except Exception:  # the C++ inference raises several types; no shape means not constant
             return None
+
+    def _is_heavy(self, node: NodeProto, made: Constant) -> bool:
+        """Whether a node takes too long to be computed for one of its outputs."""
+        if node.op_type in READ_BY_REFERENCE:  # which take time in proportion to what they make
+            return False
+        from onnx_bnfold.model.evaluate import work
+
+        infos = [info for name in node.input if name and (info := self.get(name)) is not None]
+        return work(node, [info.size for info in infos], made.size) > MOST_WORK
 
     def _small_inputs(self, node: NodeProto) -> dict[str, TensorProto]:
         """Return the values that may determine the shape of a node's output."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from onnx_bnfold.model.constants import DIMS_ONLY, TYPE_ONLY, Constants
+from onnx_bnfold.model.constants import Constants
+from onnx_bnfold.model.determinism import DIMS_ONLY, TYPE_ONLY
 from onnx_bnfold.model.graph import Graph
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.model.shape_inference import Shapes

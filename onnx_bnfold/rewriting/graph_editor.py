@@ -80,8 +80,8 @@ def rewrite(
     texts = [*map(Text, bodies)]
     below = _those_below(graphs, texts)
     dead = [
-        drop_dead(text, initializer_names[i], below[i], maybe_unread)
-        for i, text in enumerate(texts)
+        drop_dead(text, plan.state.constants, initializer_names[i], below[i], maybe_unread)
+        for i, (plan, text) in enumerate(zip(plans, texts, strict=True))
     ]
     for name in dead[0].intersection(pending):
         del pending[name]

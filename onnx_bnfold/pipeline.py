@@ -18,7 +18,7 @@ from onnx_bnfold.model.source import Source, rounded
 from onnx_bnfold.model.validate import require_sound
 from onnx_bnfold.options import Options
 from onnx_bnfold.planning.graph_state import GraphState
-from onnx_bnfold.planning.kept import UnmatchedPatterns, unmatched
+from onnx_bnfold.planning.kept import UnmatchedPatterns, kept_by, unmatched
 from onnx_bnfold.planning.plan import Decision, GraphPlan, Place
 from onnx_bnfold.planning.planner import plan_graph
 from onnx_bnfold.planning.precision_limits import Limits
@@ -116,14 +116,16 @@ class Pipeline(Rounds):
         graph = self._graphs[position]
         outer = None if graph.parent is None else known[id(graph.parent)]
         shapes = Shapes(graph, self._inference, position, None if outer is None else outer.shapes)
+        kept = kept_by(graph, self.options.keep)
         constants = Constants(
             graph,
             self._source.read,
             shapes,
             None if outer is None else outer.constants,
             self._source.open,
+            kept,
         )
-        state = GraphState(graph, constants, shapes, self.options.keep)
+        state = GraphState(graph, constants, shapes, kept)
         known[id(graph)] = state
         return state
 
@@ -143,7 +145,7 @@ class Pipeline(Rounds):
 
     def _plan_once(self) -> None:
         self._plan_graphs()
-        while self._restate():
+        while self._evaluate() or self._restate():
             self._plan_graphs()
         for position, plan in enumerate(self.plans):
             here = [d for (p, _), d in self._restated.items() if p == position]
@@ -233,6 +235,27 @@ class Pipeline(Rounds):
         excluded = {n: r for (p, n), r in self._excluded.items() if p == position}
         state = self._state(position, known)
         return plan_graph(state, self._limits, excluded, self.options)
+
+    def _evaluate(self) -> bool:
+        """Go on with a copy of the model in which constants replace BNs that compute them, if any.
+
+        Those that only a weight needs that another BN goes into would not be evaluated otherwise,
+        but they would go unnoticed.
+        """
+        if all(decision.folded for plan in self.plans for decision in plan.decisions):
+            return False
+        from onnx_bnfold.rewriting import constant_bns
+
+        found = [constant_bns.values(plan) for plan in self.plans]
+        if not any(found):
+            return False
+        copy = self._copy()
+        replaced = constant_bns.apply(copy, self.plans, found)
+        self._unread |= replaced.unread
+        self._restated |= replaced.decisions
+        self.model = copy
+        self._index()
+        return True
 
     def _restate(self) -> bool:
         """Go on with a copy of the model in which nodes that stay have another form, if any do."""

@@ -10,7 +10,7 @@ import numpy as np
 from onnx_bnfold.errors import printable
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import VANISHED, Affine
-from onnx_bnfold.planning.plan import Decision, GraphPlan
+from onnx_bnfold.planning.plan import CONSTANT, Decision, GraphPlan
 from onnx_bnfold.planning.shared_constants import SharedConstants
 from onnx_bnfold.reasons import Refusal
 
@@ -60,6 +60,8 @@ class Record:
         return f"{text}; the other way, {_told(other)}" if other is not None else text
 
     def _takers(self) -> str:
+        if self.way == CONSTANT:
+            return "the constant that it computes"
         if self.scale_to == self.shift_to or not self.shift_to:
             text = ", ".join(self.scale_to) or "its neighbours (it changes nothing)"
         elif not self.scale_to:

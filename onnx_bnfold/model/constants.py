@@ -13,7 +13,7 @@ same walk over the graph, with the same caches.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Set
 from threading import RLock
 from typing import NamedTuple, Protocol
 
@@ -88,6 +88,7 @@ class Constants:
         known: name → (dims, element type) of computed tensors, from shape inference.
         outer: the constants of the enclosing scope, which are visible here.
         open_tensor: returns a reader of an initializer in a file, if any may be in one.
+        kept: indices of nodes that are to go on computing what they compute.
     """
 
     def __init__(
@@ -97,12 +98,14 @@ class Constants:
         known: TensorTypes,
         outer: Constants | None,
         open_tensor: OpenTensor | None = None,
+        kept: Container[int] = (),
     ) -> None:
         self.graph = graph
         self._read = read
         self._open = open_tensor
         self._known = known
         self._outer = outer
+        self._kept = kept
         self._candidates: set[str] | None = None
         self._infos: dict[str, Constant | None] = {}
         self._small: SmallTensors | None = None
@@ -247,9 +250,9 @@ class Constants:
         return self._candidates
 
     def _is_lasting(self, index: int) -> bool:
-        """Whether a node computes the same from constants in each run, and for each caller."""
+        """Whether a node may go, as it computes the same from constants in each run and call."""
         graph, op = self.graph, self.graph.ops[index]
-        if not is_deterministic(op, graph.opset):
+        if index in self._kept or not is_deterministic(op, graph.opset):
             return False
         if any(item.ref_attr_name for item in graph.attributes.get(index, {}).values()):
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import onnx
 
@@ -40,8 +41,9 @@ def is_deterministic(op: str | None, opset: int) -> bool:
     if op is None:
         return False
     try:
-        kind = onnx.defs.get_schema(op, opset, "").node_determinism
+        schema: Any = onnx.defs.get_schema(op, opset, "")
     except onnx.defs.SchemaError:
         return False
+    kind = schema.node_determinism  # which the stub lacks
     # onnx 1.22 takes Range for another: its function has a Loop.
     return op in READ_BY_REFERENCE or kind == onnx.defs.OpSchema.NodeDeterminism.Deterministic

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.options import Standalone
@@ -11,6 +11,8 @@ from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Refusal
 
+# The way of a BatchNormalization that computes a constant, which is written in its place.
+CONSTANT: Literal["constant"] = "constant"
 # (position of the graph, index of the node)
 Place = tuple[int, int]
 
@@ -21,11 +23,13 @@ class Restated(NamedTuple):
     Attributes:
         form: what it is written as.
         name: of the node it was.
+        input: name of the tensor it read.
         output: name of the tensor it wrote.
     """
 
-    form: Standalone
+    form: Standalone | Literal["constant"]
     name: str
+    input: str
     output: str
 
 
@@ -39,7 +43,7 @@ class Decision(NamedTuple):
         added: number of Add nodes that its shift needs (behind a MatMul of rank 3 and more).
         refusal: why it stays, or None if it is folded.
         tried: for each way that was tried, the refusal it met.
-        restated: what the node was if it stays as something else: the first of those in its place.
+        restated: what the node was if it is something else by now: the first of those in its place.
     """
 
     node: int

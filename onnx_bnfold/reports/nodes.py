@@ -142,12 +142,12 @@ class _Recorder:
 
     def record(self, decision: Decision) -> NodeRecord:
         graph, index = self.state.graph, decision.node
-        if decision.folded:
+        if decision.restated is not None:
+            x, y = decision.restated.input, decision.restated.output
+        elif decision.folded:
             x, y = self.state.sides(index)
         else:
             x, y = graph.nodes[index].input[0], graph.nodes[index].output[0]
-        if decision.restated is not None:
-            y = decision.restated.output
         return _record(graph, (index, x, y), decision, tuple(self._takers(decision)))
 
     def _takers(self, decision: Decision) -> Iterator[Taker]:

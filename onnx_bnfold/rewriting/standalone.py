@@ -146,7 +146,8 @@ def apply(
         for decision in plan.decisions:
             index = decision.node
             if index in nodes:
-                was = Restated(form, graph.name(index), graph.writes[index][0])
+                x, y = graph.reads[index][0], graph.writes[index][0]
+                was = Restated(form, graph.name(index), x, y)
                 again = decision._replace(node=now[index], restated=was)
                 copied.decisions[position, now[index]] = again
     require_intact(graphs, [*map(Text, bodies)], model.ir_version, halfway=True)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import ModelProto
 
-from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.constants import Constants, OpenTensor
 from onnx_bnfold.model.graph import Graph, ReadTensor, graphs_of
 from onnx_bnfold.model.shape_inference import Inference, Shapes
@@ -24,12 +23,13 @@ from onnx_bnfold.planning.planner import plan_graph
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.rewriting.graph_editor import Pending, freeze_constants, rewrite
-from onnx_bnfold.rewriting.new_constants import Unrepresentable, Whole, exact, require_representable
+from onnx_bnfold.rewriting.new_constants import Unrepresentable, Whole, require_representable
 from onnx_bnfold.rounds import Rounds
 from onnx_bnfold.storage.tensors import clear_place
 
 if TYPE_CHECKING:
     from onnx_bnfold.planning.value_ranges import Ranges
+    from onnx_bnfold.rewriting.replaced_nodes import Copied
 
 
 class Pipeline(Rounds):
@@ -117,14 +117,9 @@ class Pipeline(Rounds):
         outer = None if graph.parent is None else known[id(graph.parent)]
         shapes = Shapes(graph, self._inference, position, None if outer is None else outer.shapes)
         kept = kept_by(graph, self.options.keep)
-        constants = Constants(
-            graph,
-            self._source.read,
-            shapes,
-            None if outer is None else outer.constants,
-            self._source.open,
-            kept,
-        )
+        around = None if outer is None else outer.constants
+        source = self._source
+        constants = Constants(graph, source.read, shapes, around, source.open, kept)
         state = GraphState(graph, constants, shapes, kept)
         known[id(graph)] = state
         return state
@@ -207,8 +202,7 @@ class Pipeline(Rounds):
         """
         self.verify()
         self.model = result
-        values = {name: partial(_exact, new) for name, new in pending.items()}
-        self._source = self._source.with_computed(values)
+        self._source = self._source.with_computed({n: new.exact for n, new in pending.items()})
         from onnx_bnfold.planning.settle import Origins
 
         self.origins = self.origins or Origins()
@@ -237,47 +231,35 @@ class Pipeline(Rounds):
         return plan_graph(state, self._limits, excluded, self.options)
 
     def _evaluate(self) -> bool:
-        """Go on with a copy of the model in which constants replace BNs that compute them, if any.
-
-        Those that only a weight needs that another BN goes into would not be evaluated otherwise,
-        but they would go unnoticed.
-        """
+        """Go on with a copy of the model in which constants stand for BNs, if some compute any."""
         if all(decision.folded for plan in self.plans for decision in plan.decisions):
             return False
         from onnx_bnfold.rewriting import constant_bns
 
-        found = [constant_bns.values(plan) for plan in self.plans]
-        if not any(found):
-            return False
-        copy = self._copy()
-        replaced = constant_bns.apply(copy, self.plans, found)
-        self._unread |= replaced.unread
-        self._restated |= replaced.decisions
-        self.model = copy
-        self._index()
-        return True
+        return self._go_on_with(constant_bns.evaluated(self._copy, self.plans))
 
     def _restate(self) -> bool:
         """Go on with a copy of the model in which nodes that stay have another form, if any do."""
-        form = self.options.standalone
+        form, excluded = self.options.standalone, self._excluded.keys()
         if form == "keep":
             return False
         from onnx_bnfold.rewriting import standalone
 
-        found = []
-        for position, plan in enumerate(self.plans):
-            excluded = {n for p, n in self._excluded if p == position}
-            found.append(standalone.to_restate(plan, form, self._limits, excluded))
-        if not any(found):
+        return self._go_on_with(
+            standalone.restated(self._copy, self.plans, form, self._limits, excluded)
+        )
+
+    def _go_on_with(self, copied: Copied | None) -> bool:
+        if copied is None:
             return False
-        copy = self._copy()
-        copied = standalone.apply(copy, self.plans, found, form)
         moved = copied.moved
+        if moved:
+            self._excluded = {(p, moved[p, n]): r for (p, n), r in self._excluded.items()}
+            earlier = [(p, d._replace(node=moved[p, n])) for (p, n), d in self._restated.items()]
+            self._restated = {(p, d.node): d for p, d in earlier}
         self._unread |= copied.unread
-        self._excluded = {(p, moved[p, n]): r for (p, n), r in self._excluded.items()}
-        earlier = [(p, d._replace(node=moved[p, n])) for (p, n), d in self._restated.items()]
-        self._restated = copied.decisions | {(p, d.node): d for p, d in earlier}
-        self.model = copy
+        self._restated |= copied.decisions
+        self.model = copied.model
         self._index()
         return True
 
@@ -365,8 +347,3 @@ class Pipeline(Rounds):
     def graphs(self) -> list[Graph]:
         """The bodies of the model."""
         return self._graphs
-
-
-def _exact(new: Pending) -> Array:
-    """Return the elements of a new constant before they are rounded, in its shape."""
-    return exact(new.compute).reshape(tuple(new.tensor.dims))

@@ -5,25 +5,43 @@ PyTorch standardises weights by a BatchNormalization in training mode, for examp
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.graph import counterparts
 from onnx_bnfold.operators import batchnorm
-from onnx_bnfold.planning.plan import CONSTANT, Decision, GraphPlan, Place, Restated
+from onnx_bnfold.planning.plan import CONSTANT, Decision, GraphPlan, Restated
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.rewriting.descriptions import rename_shards
+from onnx_bnfold.rewriting.replaced_nodes import Copied
 
 
-def values(plan: GraphPlan) -> dict[int, Array]:
-    """Return what the BatchNormalizations of a graph compute that compute a constant.
+def evaluated(copy: Callable[[], ModelProto], plans: Sequence[GraphPlan]) -> Copied | None:
+    """Return a copy of a model in which Constant nodes hold what BNs compute, None if none does.
 
     Args:
-        plan: of the graph; where a constant cannot be computed, it says so from now on.
+        copy: makes a copy.
+        plans: of the graphs; where a constant cannot be computed, they say so from now on.
     """
+    found = [_values(plan) for plan in plans]
+    if not any(found):
+        return None
+    graphs, copied = [plan.state.graph for plan in plans], Copied(copy())
+    bodies = counterparts(copied.model, graphs)
+    for position, (graph, body) in enumerate(zip(graphs, bodies, strict=True)):
+        for index, value in found[position].items():
+            name, x, y = graph.name(index), graph.reads[index][0], graph.writes[index][0]
+            was = Restated(CONSTANT, name, x, y)
+            copied.decisions[position, index] = Decision(index, CONSTANT, restated=was)
+            copied.unread.update(graph.reads[index])
+            _hold(body.node[index], value)
+    return copied
+
+
+def _values(plan: GraphPlan) -> dict[int, Array]:
+    """Return what the BatchNormalizations of a graph compute that compute a constant."""
     graph, constants, found = plan.state.graph, plan.state.constants, dict[int, Array]()
     for position, decision in enumerate(plan.decisions):
         index = decision.node
@@ -37,41 +55,6 @@ def values(plan: GraphPlan) -> dict[int, Array]:
         except Refused as refused:
             plan.decisions[position] = decision._replace(refusal=refused.refusal)
     return found
-
-
-@dataclass
-class Replaced:
-    """What is in a copy of a model in which constants replace nodes.
-
-    Attributes:
-        decisions: of the nodes that were replaced.
-        unread: the constants that these have read.
-    """
-
-    decisions: dict[Place, Decision] = field(default_factory=dict)
-    unread: set[str] = field(default_factory=set)
-
-
-def apply(
-    model: ModelProto, plans: Sequence[GraphPlan], found: Sequence[Mapping[int, Array]]
-) -> Replaced:
-    """Replace BatchNormalizations by Constant nodes in a copy of a model, in place.
-
-    Args:
-        model: the copy.
-        plans: of its graphs.
-        found: for each graph what its nodes compute that are to be replaced.
-    """
-    graphs, replaced = [plan.state.graph for plan in plans], Replaced()
-    bodies = counterparts(model, graphs)
-    for position, (graph, body) in enumerate(zip(graphs, bodies, strict=True)):
-        for index, value in found[position].items():
-            name, x, y = graph.name(index), graph.reads[index][0], graph.writes[index][0]
-            was = Restated(CONSTANT, name, x, y)
-            replaced.decisions[position, index] = Decision(index, CONSTANT, restated=was)
-            replaced.unread.update(graph.reads[index])
-            _hold(body.node[index], value)
-    return replaced
 
 
 def _hold(node: NodeProto, value: Array) -> None:

@@ -37,6 +37,8 @@ from onnx_bnfold.storage.small_tensors import SmallTensors
 LARGEST_COMPUTED = 2**26
 # Constants of up to this many elements may determine shapes (Reshape's and Expand's shape).
 LARGEST_SHAPE_INPUT = 1024
+# Elements of larger ones that are remembered, so that a weight is not computed for each question.
+MOST_REMEMBERED = 2**22
 # Multiply-adds that a node may take, roughly: seconds. See ``_work``.
 MOST_WORK = 2**36
 
@@ -110,6 +112,7 @@ class Constants:
         self._infos: dict[str, Constant | None] = {}
         self._small: SmallTensors | None = None
         self._values: dict[str, Array] = {}
+        self._asked: list[str] = []
         self._evaluating = RLock()
 
     def get(self, name: str) -> Constant | None:
@@ -194,13 +197,11 @@ class Constants:
             assert self._outer is not None
             return self._outer.value(name)
         with self._evaluating:
-            if name in self._values:
-                return self._values[name]
-            for ancestor in self._ancestors(name):
-                self._evaluate(ancestor)
-            result = self._values[name]
-            self._forget_large()
-            return result
+            if name not in self._values:
+                for ancestor in self._ancestors(name):
+                    self._evaluate(ancestor)
+                self._forget_large(name)
+            return self._values[name]
 
     def rows(self, names: Sequence[Sequence[str]]) -> Iterator[tuple[list[int], np.ndarray]]:
         """Yield the values of many rows of small initializers; see ``SmallTensors.rows``.
@@ -318,9 +319,13 @@ class Constants:
         try:
             from onnx_bnfold.model.evaluate import infer_node
 
-            outputs = infer_node(node, self.graph.opset, types, self._small_inputs(node))
-            found = None if outputs is None else _as_constant(name, outputs[name])
-            return None if found is None or self._is_heavy(node, found) else found
+            for made in (False, True):  # what is computed is asked for where it determines a shape
+                values = self._small_inputs(node, made=made)
+                outputs = infer_node(node, self.graph.opset, types, values)
+                found = None if outputs is None else _as_constant(name, outputs[name])
+                if found is not None:
+                    return None if self._is_heavy(node, found) else found
+            return None
         except Exception:  # the C++ inference raises several types; no shape means not constant
             return None
 
@@ -333,14 +338,25 @@ class Constants:
         infos = [info for name in node.input if name and (info := self.get(name)) is not None]
         return work(node, [info.size for info in infos], made.size) > MOST_WORK
 
-    def _small_inputs(self, node: NodeProto) -> dict[str, TensorProto]:
-        """Return the values that may determine the shape of a node's output."""
+    def _small_inputs(self, node: NodeProto, *, made: bool) -> dict[str, TensorProto]:
+        """Return the values that may determine the shape of a node's output.
+
+        Args:
+            node: the node.
+            made: whether those that nodes compute from others are wanted, too.
+        """
         infos = {name: self._infos.get(name) for name in node.input if name}
         return {
             name: numpy_helper.from_array(self.value(name), name)
             for name, info in infos.items()
-            if info is not None and info.size <= LARGEST_SHAPE_INPUT
+            if info is not None
+            and info.size <= LARGEST_SHAPE_INPUT
+            and (made or not self._is_made(name))
         }
+
+    def _is_made(self, name: str) -> bool:
+        index = self.graph.producer.get(name)
+        return index is not None and any(self.graph.reads[index])
 
     def _evaluate(self, name: str) -> None:
         if name in self._values:
@@ -377,8 +393,15 @@ class Constants:
             return np.broadcast_to(np.zeros((), dtype), kind[0] or ())
         return self._values[name] if name in self._values else self.value(name)
 
-    def _forget_large(self) -> None:
-        self._values = {n: v for n, v in self._values.items() if v.size <= LARGEST_SHAPE_INPUT}
+    def _forget_large(self, asked: str) -> None:
+        """Forget the large values but those that were asked for last, and the one asked for now."""
+        values = self._values
+        if values[asked].size > LARGEST_SHAPE_INPUT:
+            self._asked.append(asked)
+        while len(self._asked) > 1 and sum(values[n].size for n in self._asked) > MOST_REMEMBERED:
+            del self._asked[0]
+        small = (n for n, v in values.items() if v.size <= LARGEST_SHAPE_INPUT)
+        self._values = {n: values[n] for n in (*small, *self._asked)}
 
 
 def _sparse_constant(graph: Graph, name: str) -> Constant | None:

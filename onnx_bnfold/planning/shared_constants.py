@@ -90,15 +90,15 @@ class SharedConstants:
                     raise Refused(
                         Reason.NOT_SMALLER,
                         repr(name),
-                        f"it is computed from less, and to store what it becomes would add {more:,} "
-                        "bytes",
+                        f"it is computed from less, and what it becomes would take {more:,} bytes "
+                        "more",
                     )
 
     def _freed_by(self, origin: int) -> int:
         """Return the bytes of a node and of the constants that nothing else reads."""
         graph = self._state.graph
         own = filter(graph.only_reader, graph.reads[origin])
-        return graph.nodes[origin].ByteSize() + sum(map(self._bytes, own))
+        return int(graph.nodes[origin].ByteSize()) + sum(map(self._bytes, own))
 
     def _needed_for(self, name: str) -> int:
         """Return the bytes of the nodes and initializers that only a computed constant needs."""

@@ -33,7 +33,7 @@ _DEFAULT = Options()
 _MOST_AT_ONCE = 1024
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Outcome:
     """A finished fold.
 

@@ -15,6 +15,8 @@ Profile = Literal["float", "fp16", "int8"]
 # What a BatchNormalization that stays is written as, for compilers that have none: itself, two
 # nodes with constants of shape (C, 1, …), or a depthwise Conv with a kernel of ones.
 Standalone = Literal["keep", "mul-add", "conv"]
+# What runs a model without BatchNormalizations.
+Target = Literal["any", "onnxruntime"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class Options:
             read, too.
         keep: regular expressions: a BatchNormalization is left as it is if one is found in its
             name or in that of its first output (``planning.kept``). Each must match one.
+        bn_free: let no BatchNormalization stay for which there is an exact form without one. A
+            Relu or Clip becomes a Max or Min with constants (``planning.clamps``); what is left is
+            written as ``standalone`` says, and as a Mul and an Add where it says ``keep``.
+        target: for ``bn_free``, what the forms are to be cheap for: ``any`` runtime, which takes
+            the fewest elements and nodes, or ``onnxruntime``, where a depthwise Conv is cheaper
+            than a Max that no pool of maxima is in front of.
     """
 
     freeze_initializers: bool = False
@@ -55,15 +63,35 @@ class Options:
     ranges: str | None = None
     keep_shared_weights: bool = False
     keep: tuple[str, ...] = ()
+    bn_free: bool = False
+    target: Target = "any"
 
     def __post_init__(self) -> None:
         require_types(self)
         require_at_least("max_rescale", self.max_rescale, 1)
         if self.ranges is not None and not self.equalize:
             raise UsageError("ranges are used by equalize alone; ask for it, too")
+        if self.target != "any" and not self.bn_free:
+            raise UsageError("target says what bn_free is cheap for; ask for that, too")
         object.__setattr__(self, "keep", tuple(map(os.fspath, self.keep)))
         for pattern in self.keep:
             _require_pattern(pattern)
+
+    @property
+    def clamps_everywhere(self) -> bool:
+        """Whether a clamp may be written with constants where no pool makes that cheap."""
+        return self.bn_free and self.target == "any" and self.profile != "int8"
+
+    @property
+    def forms(self) -> tuple[Standalone, ...]:
+        """What a BatchNormalization that stays is written as: the first that can be."""
+        asked: tuple[Standalone, ...] = () if self.standalone == "keep" else (self.standalone,)
+        if not self.bn_free:
+            return asked
+        own: tuple[Standalone, ...] = ("mul-add",)
+        if self.target == "onnxruntime":
+            own = ("conv", "mul-add")
+        return tuple(dict.fromkeys((*asked, *own)))
 
 
 def _require_pattern(pattern: str) -> None:

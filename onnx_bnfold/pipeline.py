@@ -15,12 +15,13 @@ from onnx_bnfold.model.graph import Graph, ReadTensor, graphs_of
 from onnx_bnfold.model.shape_inference import Inference, Shapes
 from onnx_bnfold.model.source import Source, rounded
 from onnx_bnfold.model.validate import require_sound
-from onnx_bnfold.options import Options
+from onnx_bnfold.options import Options, Standalone
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.kept import UnmatchedPatterns, kept_by, unmatched
-from onnx_bnfold.planning.plan import Decision, GraphPlan, Place
+from onnx_bnfold.planning.plan import GraphPlan, Place, Restated
 from onnx_bnfold.planning.planner import plan_graph
 from onnx_bnfold.planning.precision_limits import Limits
+from onnx_bnfold.planning.record import Record
 from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.rewriting.graph_editor import Pending, freeze_constants, rewrite
 from onnx_bnfold.rewriting.new_constants import Unrepresentable, Whole, require_representable
@@ -64,7 +65,7 @@ class Pipeline(Rounds):
         self._excluded: dict[tuple[int, int], Refusal] = {}
         self._ranges = ranges
         self._unequal: set[tuple[int, str]] = set()
-        self._restated: dict[Place, Decision] = {}
+        self._restated: dict[Place, Restated] = {}
         self._unread: set[str] = set()
         self._index()
         if not require_sound(self._graphs):
@@ -93,7 +94,6 @@ class Pipeline(Rounds):
 
     def _merge(self) -> None:
         """Go on with a copy of the model in which parallel branches are one Conv."""
-        from onnx_bnfold.report import Record
         from onnx_bnfold.rewriting import branch_merging
         from onnx_bnfold.rewriting.parallel_branches import merges
 
@@ -116,8 +116,7 @@ class Pipeline(Rounds):
         graph = self._graphs[position]
         outer = None if graph.parent is None else known[id(graph.parent)]
         shapes = Shapes(graph, self._inference, position, None if outer is None else outer.shapes)
-        kept = kept_by(graph, self.options.keep)
-        around = None if outer is None else outer.constants
+        around, kept = None if outer is None else outer.constants, kept_by(graph, self.options.keep)
         source = self._source
         constants = Constants(graph, source.read, shapes, around, source.open, kept)
         state = GraphState(graph, constants, shapes, kept)
@@ -143,9 +142,7 @@ class Pipeline(Rounds):
         while self._evaluate() or self._restate():
             self._plan_graphs()
         for position, plan in enumerate(self.plans):
-            here = [d for (p, _), d in self._restated.items() if p == position]
-            if here:
-                plan.decisions = sorted((*here, *plan.decisions), key=lambda d: d.node)
+            plan.restated = {n: was for (p, n), was in self._restated.items() if p == position}
             if self.options.equalize:
                 self._equalize(position, plan)
 
@@ -164,15 +161,16 @@ class Pipeline(Rounds):
             source = self._source.with_computed({n: new.compute for n, new in pending.items()})
             again = Pipeline(copy, source.read, self.options, ranges, source.open)
             again._plan_once()
-            if gained and (again.merges or settle.finds_places(self.plans, again.plans)):
+            found = [*settle.removed(self.plans, again.plans)]
+            if gained and (again.merges or settle.finds_places(self.plans, found)):
                 gained = self._go_on(copy, pending, ranges)
-            elif not settle.leave(self.plans, again.plans, again._restated):
+            elif not settle.leave(self.plans, again.plans, found, again._restated):
                 return
 
     @property
     def _may_be_judged_otherwise(self) -> bool:
         options = self.options
-        if options.equalize or options.merge_branches or options.standalone != "keep":
+        if options.equalize or options.merge_branches or options.forms:
             return True
         return any(plan.is_open for plan in self.plans)
 
@@ -232,7 +230,7 @@ class Pipeline(Rounds):
 
     def _evaluate(self) -> bool:
         """Go on with a copy of the model in which constants stand for BNs, if some compute any."""
-        if all(decision.folded for plan in self.plans for decision in plan.decisions):
+        if all(record.folded for plan in self.plans for record in plan.records.values()):
             return False
         from onnx_bnfold.rewriting import constant_bns
 
@@ -240,11 +238,12 @@ class Pipeline(Rounds):
 
     def _restate(self) -> bool:
         """Go on with a copy of the model in which nodes that stay have another form, if any do."""
-        form, excluded = self.options.standalone, self._excluded.keys()
-        if form == "keep":
-            return False
+        return any(self._restate_as(form) for form in self.options.forms)
+
+    def _restate_as(self, form: Standalone) -> bool:
         from onnx_bnfold.rewriting import standalone
 
+        excluded = self._excluded.keys()
         return self._go_on_with(
             standalone.restated(self._copy, self.plans, form, self._limits, excluded)
         )
@@ -255,10 +254,9 @@ class Pipeline(Rounds):
         moved = copied.moved
         if moved:
             self._excluded = {(p, moved[p, n]): r for (p, n), r in self._excluded.items()}
-            earlier = [(p, d._replace(node=moved[p, n])) for (p, n), d in self._restated.items()]
-            self._restated = {(p, d.node): d for p, d in earlier}
+            self._restated = {(p, moved[p, n]): was for (p, n), was in self._restated.items()}
+        self._restated = copied.restated | self._restated
         self._unread |= copied.unread
-        self._restated |= copied.decisions
         self.model = copied.model
         self._index()
         return True
@@ -290,7 +288,7 @@ class Pipeline(Rounds):
             if index in plan.equalized:  # what is not needed goes first
                 self._unequal.update((position, root) for root in plan.equalized[index])
                 continue
-            cause = position, plan.touched.get(index, [index])[-1]
+            cause = position, [*plan.touched.get(index, [index])][-1]
             self._excluded[cause] = refusal
         if (excluded, unequal) == (set(self._excluded), self._unequal):
             culprits = {refusal.culprit for refusal in failures.values()}

@@ -57,6 +57,10 @@ class Refusal:
     culprit: str
     sentence: str
 
+    def to_dict(self) -> dict[str, str]:
+        """Return it as plain JSON types."""
+        return {"reason": self.reason.value, "culprit": self.culprit, "sentence": self.sentence}
+
 
 class Refused(Exception):
     """Raised during planning where a change meets a node that cannot take it.

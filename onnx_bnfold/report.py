@@ -8,71 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnx_bnfold.errors import printable
-from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import VANISHED, Affine
-from onnx_bnfold.planning.plan import CONSTANT, Decision, GraphPlan
+from onnx_bnfold.planning.plan import GraphPlan
+from onnx_bnfold.planning.record import Record as Record  # a public name of this module
 from onnx_bnfold.planning.shared_constants import SharedConstants
-from onnx_bnfold.reasons import Refusal
-
-# The way of a BatchNormalization whose whole branch went into a Conv.
-MERGED = "merged"
-
-
-@dataclass(frozen=True)
-class Record:
-    """What became of one node.
-
-    Attributes:
-        name: its operator and name, with the path of its graph.
-        is_norm: whether it is a BatchNormalization; else a Mul, Add, Sub or Div by a constant.
-        way: how it was folded, or None if it stays.
-        scale_to, shift_to: the nodes that took its scale and its shift.
-        added: Add nodes that its shift needs, behind a MatMul.
-        refusal: why it stays.
-        tried: for each way to fold it, what was in that way.
-    """
-
-    name: str
-    is_norm: bool
-    way: str | None
-    scale_to: tuple[str, ...]
-    shift_to: tuple[str, ...]
-    added: int
-    refusal: Refusal | None
-    tried: tuple[tuple[str, Refusal], ...]
-
-    @classmethod
-    def of_merged(cls, name: str, conv: str) -> Record:
-        """Return the record of a BatchNormalization whose branch was merged into a Conv."""
-        return cls(name, True, MERGED, (conv,), (conv,), 0, None, ())
-
-    @property
-    def folded(self) -> bool:
-        """Whether the node went."""
-        return self.refusal is None
-
-    def sentence(self) -> str:
-        """Return one line for people."""
-        if self.refusal is None:
-            return f"folded  {self.name} into {self._takers()}"
-        text = f"kept    {self.name}: [{self.refusal.reason.value}] {_told(self.refusal)}"
-        other = next((r for _, r in self.tried if r.culprit != self.refusal.culprit), None)
-        return f"{text}; the other way, {_told(other)}" if other is not None else text
-
-    def _takers(self) -> str:
-        if self.way == CONSTANT:
-            return "the constant that it computes"
-        if self.scale_to == self.shift_to or not self.shift_to:
-            text = ", ".join(self.scale_to) or "its neighbours (it changes nothing)"
-        elif not self.scale_to:
-            text = ", ".join(self.shift_to)
-        else:
-            text = f"{', '.join(self.scale_to)} (scale) and {', '.join(self.shift_to)} (shift)"
-        return text + (" and a new Add" if self.added else "")
-
-
-def _told(refusal: Refusal) -> str:
-    return f"{refusal.culprit}: {refusal.sentence}"
 
 
 @dataclass(frozen=True)
@@ -180,6 +119,9 @@ class Report:
         parts = [f"{len(self.folded)} of {len(self.norms)} BatchNormalization folded"]
         if affine:
             parts.append(f"{_counted(affine, 'affine node')} folded")
+        clamps = {clamp for record in self.records for clamp in record.clamps}
+        if clamps:
+            parts.append(f"{_counted(len(clamps), 'clamp')} written with constants")
         if self.equalized:
             parts.append(f"channels equalized from {_counted(len(self.equalized), 'tensor')} on")
         if self.rescaled:
@@ -204,20 +146,3 @@ def _counted(number: int, what: str) -> str:
 def copied_bytes(plans: Sequence[GraphPlan]) -> int:
     """Return what copies of constants that several nodes read add to a model."""
     return sum(SharedConstants(plan.state).growth(plan.changed) for plan in plans)
-
-
-def record_of(plan: GraphPlan, decision: Decision) -> Record:
-    """Return the record of what was decided on a node of a graph."""
-    place, was = plan.state.place(decision.node), decision.restated
-    if was is not None:
-        place = plan.state.graph.place(f"{batchnorm.OPERATOR} {was.name!r}")
-    return Record(
-        place,
-        plan.is_bn(decision),
-        decision.way,
-        tuple(map(plan.state.place, decision.scale_to)),
-        tuple(map(plan.state.place, decision.shift_to)),
-        decision.added,
-        decision.refusal,
-        decision.tried,
-    )

@@ -8,11 +8,12 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from onnx_bnfold.operators.affine import Float64
-from onnx_bnfold.planning.plan import Decision, GraphPlan
+from onnx_bnfold.planning.plan import GraphPlan, Recorded
+from onnx_bnfold.planning.record import Record
 
 if TYPE_CHECKING:
     from onnx_bnfold.planning.settle import Origins
-    from onnx_bnfold.report import Record, Rescaled
+    from onnx_bnfold.report import Rescaled
 
 
 class Rounds:
@@ -38,26 +39,25 @@ class Rounds:
         yield self.plans
 
     @property
-    def decisions(self) -> list[tuple[GraphPlan, Decision]]:
-        """What was decided on each node at last, and the plan that says it, in order."""
+    def recorded(self) -> list[Recorded]:
+        """What was decided on each node at last, in order."""
         if self.origins is None:
-            return [(plan, decision) for plan in self.plans for decision in plan.decisions]
+            return [each for plan in self.plans for each in plan.recorded]
         found = []
         for number, plans in enumerate(self.rounds):
             is_last = plans is self.plans
             for position, plan in enumerate(plans):
-                for decision in plan.decisions:
-                    if is_last or decision.folded or decision.restated is not None:
-                        graph, index = plan.state.graph, decision.node
-                        place = self.origins.place(number, position, graph, index)
-                        found.append((place, plan, decision))
+                for each in plan.recorded:
+                    if is_last or each.record.folded or each.restated is not None:
+                        place = self.origins.place(number, position, plan.state.graph, each.node)
+                        found.append((place, each))
         found.sort(key=itemgetter(0))
-        return [(plan, decision) for _, plan, decision in found]
+        return [each for _, each in found]
 
     @property
     def counts(self) -> tuple[int, int]:
         """How many BatchNormalizations go, and how many stay, by the present plan."""
-        fates = [d.folded for plan, d in self.decisions if plan.is_bn(d)]
+        fates = [each.record.folded for each in self.recorded if each.record.is_norm]
         return sum(fates) + len(self.merged), len(fates) - sum(fates)
 
     @property
@@ -83,6 +83,4 @@ class Rounds:
 
     def records(self) -> tuple[Record, ...]:
         """Return what became of every node, by the present plan."""
-        from onnx_bnfold.report import record_of  # a quiet fold makes no report
-
-        return self.merged + tuple([record_of(*decided) for decided in self.decisions])
+        return self.merged + tuple([each.record for each in self.recorded])

@@ -79,6 +79,8 @@ WAYS = {
     "equalize": Options(equalize=True),
     "mul-add": Options(standalone="mul-add"),
     "conv": Options(standalone="conv"),
+    "bn-free": Options(bn_free=True),
+    "bn-free-onnxruntime": Options(bn_free=True, target="onnxruntime"),
     "all": Options(merge_branches=True, profile="int8", equalize=True, standalone="mul-add"),
 }
 

@@ -18,7 +18,8 @@ from onnx import numpy_helper
 
 import onnx_bnfold
 from onnx_bnfold.check import CheckOptions, check, numerics
-from onnx_bnfold.cli.check import add_arguments, options_from
+from onnx_bnfold.cli.check import add_arguments
+from onnx_bnfold.cli.console import options_of
 
 Change = Callable[[np.ndarray, np.random.Generator], None]
 
@@ -93,7 +94,7 @@ def main() -> None:
     args = parser.parse_args()
     numerics.first_difference = lambda *_: None  # takes long, and nobody reads it here
     for path in args.models:
-        measure(path, args.layers, options_from(args))
+        measure(path, args.layers, options_of(CheckOptions, args))
 
 
 if __name__ == "__main__":

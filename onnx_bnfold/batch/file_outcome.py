@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeAlias
 
 from onnx_bnfold.report import Report
 
+_KEPT = ("name", "reason", "culprit", "sentence")
+
 Status: TypeAlias = Literal["folded", "planned", "copied", "linked", "failed"]
 
 
@@ -19,23 +21,6 @@ class Stamp:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A BatchNormalization that is kept, and why.
-
-    Attributes:
-        name: its label.
-        reason: the code of ``reasons.Reason``.
-        culprit: see ``reasons.Refusal``.
-        sentence: see ``reasons.Refusal``.
-    """
-
-    name: str
-    reason: str
-    culprit: str
-    sentence: str
-
-
-@dataclass(frozen=True)
 class Counts:
     """What a fold did, in numbers.
 
@@ -43,7 +28,7 @@ class Counts:
         norms: number of BatchNormalizations.
         folded: number of those that were folded.
         nodes_before, nodes_after: number of nodes; None for a plan.
-        kept: the BatchNormalizations that are kept.
+        kept: name and refusal of each BatchNormalization that is kept (``Refusal.to_dict``).
         bytes_before, bytes_after: length of the files; None for a plan.
     """
 
@@ -51,7 +36,7 @@ class Counts:
     folded: int
     nodes_before: int | None
     nodes_after: int | None
-    kept: tuple[Kept, ...]
+    kept: tuple[dict[str, str], ...]
     bytes_before: int | None = None
     bytes_after: int | None = None
 
@@ -106,7 +91,7 @@ class FileOutcome:
             LookupError, TypeError, ValueError: ``data`` does not come from there.
         """
         counts = dict(data["counts"])
-        counts["kept"] = tuple(Kept(**kept) for kept in counts["kept"])
+        counts["kept"] = tuple({key: kept[key] for key in _KEPT} for kept in counts["kept"])
         stamps = {
             key: {name: Stamp(**stamp) for name, stamp in data[key].items()}
             for key in ("source", "target")
@@ -123,9 +108,9 @@ def is_model(name: str) -> bool:
 def counts_of(report: Report) -> Counts:
     """Return the numbers of a report."""
     kept = tuple(
-        Kept(record.name, why.reason.value, why.culprit, why.sentence)
+        {"name": record.name, **record.refusal.to_dict()}
         for record in report.kept
-        if (why := record.refusal)
+        if record.refusal is not None
     )
     return Counts(
         len(report.norms),

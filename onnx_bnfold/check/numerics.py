@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import repeat
 
 import numpy as np
@@ -28,6 +29,24 @@ _ABSENT = np.empty(0, "V1")  # for elements of a sequence that is shorter than t
 _UNSTABLE_DB = 40.0  # noise at 1 % of the signal
 
 
+@dataclass
+class _Evaluated:
+    """The outputs of two models.
+
+    Attributes:
+        evaluator: what ran them.
+        feeds: the inputs.
+        original, folded: name of an output → its values for all inputs.
+        lost: initializers that an input can no longer override.
+    """
+
+    evaluator: Evaluator
+    feeds: Sequence[Feed]
+    original: dict[str, Array]
+    folded: dict[str, Array]
+    lost: set[str]
+
+
 def check_numerics(
     original: CheckedModel, folded: CheckedModel, options: CheckOptions, changes: Changes
 ) -> tuple[Numerics | None, tuple[str, ...]]:
@@ -46,32 +65,23 @@ def check_numerics(
         UsageError: the inputs cannot be made, or give no output that can be compared.
     """
     start = time.perf_counter()
-    evaluator, session = evaluator_of(original)
-    feeds = make_feeds(session.inputs, options)
-    reference = join(session.run(feed) for feed in feeds)
-    _require_values(original, reference, feeds)
-    try:
-        other = evaluator.session(folded)
-        if failures := _signature_failures(session, other):
-            return None, failures
-        result = join(other.run(feed) for feed in feeds)
-    except ModelError as error:
-        return None, (f"load: {error}",)
-    lost = set(session.overridable) - set(other.overridable)
-    del session, other  # free their memory for the noisy evaluations
+    found = _evaluated(original, folded, options)
+    if not isinstance(found, _Evaluated):
+        return None, found
+    evaluator, feeds = found.evaluator, found.feeds
+    comparisons = [
+        Comparison(name, array, found.folded.get(name, _ABSENT))
+        for name, array in found.original.items()
+    ]
     with ModelFile.open(original.path) as file:
         weights = RoundedWeights(file, options.seed)
         noisy = weights.session(evaluator, original)
-        comparisons = [
-            Comparison(name, array, result.get(name, _ABSENT)) for name, array in reference.items()
-        ]
         outputs, draws = _judged(comparisons, weights, noisy, feeds, options)
         del noisy
         _require_verdict(original, comparisons, outputs)
         seconds = time.perf_counter() - start  # without the search below, which only failures need
-        failed = {output.name for output in outputs if not output.holds}
         first = None
-        if failed:
+        if failed := {output.name for output in outputs if not output.holds}:
             first = first_difference(
                 original, folded, evaluator, feeds, weights, failed, changes, options
             )
@@ -85,12 +95,31 @@ def check_numerics(
         atol=options.atol,
         outputs=outputs,
         first_difference=first,
-        notes=tuple(_notes(evaluator, outputs, weights, lost)),
+        notes=tuple(_notes(evaluator, outputs, weights, found.lost)),
         seconds=seconds,
         evaluator=evaluator.name,
         onnxruntime_seconds=evaluator.watch.seconds,
     )
     return numerics, tuple(_failures(outputs, first))
+
+
+def _evaluated(
+    original: CheckedModel, folded: CheckedModel, options: CheckOptions
+) -> _Evaluated | tuple[str, ...]:
+    """Run two models on the same inputs; return why, if they cannot be compared."""
+    evaluator, session = evaluator_of(original)
+    feeds = make_feeds(session.inputs, options)
+    reference = join(session.run(feed) for feed in feeds)
+    _require_values(original, reference, feeds)
+    try:
+        other = evaluator.session(folded)
+        if failures := _signature_failures(session, other):
+            return failures
+        result = join(other.run(feed) for feed in feeds)
+    except ModelError as error:
+        return (f"load: {error}",)
+    lost = set(session.overridable) - set(other.overridable)
+    return _Evaluated(evaluator, feeds, reference, result, lost)
 
 
 def _require_values(

@@ -3,12 +3,13 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from onnx_bnfold.check.api import check
 from onnx_bnfold.check.options import MODES, CheckOptions
 from onnx_bnfold.check.results import CheckResult
 from onnx_bnfold.check.text import render_text
-from onnx_bnfold.cli.console import tell
+from onnx_bnfold.cli.console import options_of, tell
 from onnx_bnfold.errors import ModelError, UsageError
 
 _EPILOG = """\
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _checked(args: argparse.Namespace) -> CheckResult:
-    options = options_from(args)
+    options = options_of(CheckOptions, args)
     if not args.report:
         return check(args.original, args.folded, options)
     from onnx_bnfold.reports.files import require_writable, write
@@ -63,8 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("numerics (always checked)")
     group.add_argument(
         "--shape",
-        action="append",
-        default=[],
+        dest="shapes",
+        action=_Gather,
+        default={},
         type=_shape,
         metavar="NAME=SIZES",
         help="shape of an input, input=1,3,224,224, or size of a symbolic dimension, N=4",
@@ -138,6 +140,8 @@ def _add_latency(group: argparse._ArgumentGroup, default: CheckOptions) -> None:
     _add(group, "--threads", int, default.threads, "threads; 0: onnxruntime's choice")
     group.add_argument(
         "--min-speedup",
+        action=_Gate,
+        const="latency",
         type=float,
         metavar="R",
         help="gate in every mode; fails only if the interval of the speed-up is below R",
@@ -153,42 +157,29 @@ def _add_int8(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--max-snr-drop",
+        action=_Gate,
+        const="quantize",
         type=float,
         metavar="DB",
         help="gate: largest loss of signal-to-noise against the original's",
     )
 
 
-def options_from(args: argparse.Namespace) -> CheckOptions:
-    """Return the options of parsed arguments.
+class _Gather(argparse.Action):
+    """Gathers names and values of an option that is repeated."""
 
-    Raises:
-        UsageError: a value is invalid, or options contradict each other.
-    """
-    return CheckOptions(
-        shapes=dict(args.shape),
-        value_range=args.value_range,
-        seed=args.seed,
-        inputs=args.inputs,
-        sets=args.sets,
-        draws=args.draws,
-        factor=args.factor,
-        rtol=args.rtol,
-        atol=args.atol,
-        data=args.data,
-        batch=args.batch,
-        max_accuracy_drop=args.max_accuracy_drop,
-        min_agreement=args.min_agreement,
-        latency=args.latency or args.min_speedup is not None,
-        modes=args.modes,
-        runs=args.runs,
-        warm_up=args.warm_up,
-        threads=args.threads,
-        min_speedup=args.min_speedup,
-        quantize=args.quantize or args.max_snr_drop is not None,
-        max_snr_drop=args.max_snr_drop,
-        custom_ops=tuple(args.custom_ops),
-    )
+    def __call__(self, *called: Any) -> None:
+        _, namespace, (name, value), *_ = called
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest), name: value})
+
+
+class _Gate(argparse.Action):
+    """A gate that asks for the measurement that it needs, which ``const`` names."""
+
+    def __call__(self, *called: Any) -> None:
+        _, namespace, limit, *_ = called
+        setattr(namespace, self.dest, limit)
+        setattr(namespace, str(self.const), True)
 
 
 def _add(group: argparse._ArgumentGroup, flag: str, kind: type, default: float, text: str) -> None:

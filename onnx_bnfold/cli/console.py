@@ -1,9 +1,26 @@
-"""Printing results."""
+"""What the commands share: options as they were given, and printing results."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+from dataclasses import fields
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
+
+
+def options_of(kind: type[Settings], args: argparse.Namespace) -> Settings:
+    """Return parsed arguments as the options that they are: one for each field, by its name.
+
+    Raises:
+        UsageError: a value is invalid, or options contradict each other.
+    """
+    return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})
 
 
 def tell(text: str) -> None:

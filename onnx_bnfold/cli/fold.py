@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from onnx_bnfold.api import Outcome, plan_file, write_folded
-from onnx_bnfold.cli.console import tell
+from onnx_bnfold.cli.console import options_of, tell
 from onnx_bnfold.errors import CheckFailed
 from onnx_bnfold.options import Options
 
@@ -69,9 +69,9 @@ class _FoldCommand:
         self.report: FoldReport | None = None
         self.text: list[str] = []
         if args.check:
-            from onnx_bnfold.cli.check import options_from
+            from onnx_bnfold.check import CheckOptions
 
-            self.check_options = options_from(args)
+            self.check_options = options_of(CheckOptions, args)
 
     def inspect(self, outcome: Outcome) -> None:
         """Check the outcome, and collect what to print and report.

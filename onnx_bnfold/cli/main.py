@@ -13,10 +13,6 @@ from onnx_bnfold.process_memory import collect_rarely, keep_freed_memory
 from onnx_bnfold.provenance import begin_hashing
 from onnx_bnfold.version import __version__
 
-TYPE_CHECKING = False  # that of `typing` is the same to type checkers, and has to be imported
-if TYPE_CHECKING:
-    from onnx_bnfold.options import Options
-
 EPILOG = """\
 other commands:
   %(prog)s check original.onnx folded.onnx    compare two models (see check --help)
@@ -39,41 +35,17 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = result.add_argument
-    add("model", help="the ONNX model; it is never changed")
+    result.add_argument("model", help="the ONNX model; it is never changed")
+    for add in (_add_outputs, _add_limits, _add_forms):
+        add(result.add_argument)
+    result.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return result
+
+
+def _add_outputs(add: Callable[..., object]) -> None:
+    """Add what is written, printed and required."""
     add("-o", "--output", metavar="FILE", help="where the folded model goes")
     add("--dry-run", action="store_true", help="say what would be folded; write nothing")
-    add("--require-all", action="store_true", help="exit 1 if a BatchNormalization stays")
-    add(
-        "--require-folded",
-        action="store_true",
-        help="exit 1 if there is anything to fold; for models that should be folded already",
-    )
-    add(
-        "--freeze-initializers",
-        action="store_true",
-        help="treat initializers that are also graph inputs as constants, and drop those inputs",
-    )
-    add(
-        "--max-rescale",
-        type=float,
-        metavar="R",
-        help="largest factor by which a channel of a remaining tensor may be rescaled "
-        "(default: by data type; 32 for float16)",
-    )
-    add(
-        "--standalone",
-        choices=["keep", "mul-add", "conv"],
-        default="keep",
-        help="write each BatchNormalization that stays as itself, as Mul and Add, or as a "
-        "depthwise Conv (default: keep)",
-    )
-    add(
-        "--no-metadata",
-        dest="metadata",
-        action="store_false",
-        help="do not record version, counts and the source's SHA-256 in the model",
-    )
     add(
         "--report",
         action="append",
@@ -87,6 +59,22 @@ def parser() -> argparse.ArgumentParser:
         help="compare with the original first, and write no model if a gate does not hold; accepts "
         "the options of the check command (see check --help)",
     )
+    add("--require-all", action="store_true", help="exit 1 if a BatchNormalization stays")
+    add(
+        "--require-folded",
+        action="store_true",
+        help="exit 1 if there is anything to fold; for models that should be folded already",
+    )
+    add("-q", "--quiet", action="store_true", help="print nothing but errors")
+
+
+def _add_limits(add: Callable[..., object]) -> None:
+    """Add what may be folded, and how far."""
+    add(
+        "--freeze-initializers",
+        action="store_true",
+        help="treat initializers that are also graph inputs as constants, and drop those inputs",
+    )
     add(
         "--merge-branches",
         action="store_true",
@@ -94,11 +82,54 @@ def parser() -> argparse.ArgumentParser:
         "(RepVGG, MobileOne) into one Conv",
     )
     add(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="REGEX",
+        help="leave each BatchNormalization as it is whose name, or whose first output's, matches "
+        "(re.search); repeatable",
+    )
+    add(
+        "--keep-shared-weights",
+        action="store_true",
+        help="keep each BatchNormalization whose fold would copy a weight that other nodes read",
+    )
+    add(
         "--profile",
         choices=["float", "fp16", "int8"],
         default="float",
         help="number format that the folded model will run in: int8 does not change the ranges of "
         "remaining tensors, fp16 limits rescaling for float16 (default: float)",
+    )
+    add(
+        "--max-rescale",
+        type=float,
+        metavar="R",
+        help="largest factor by which a channel of a remaining tensor may be rescaled "
+        "(default: by data type; 32 for float16)",
+    )
+
+
+def _add_forms(add: Callable[..., object]) -> None:
+    """Add what becomes of the model besides."""
+    add(
+        "--standalone",
+        choices=["keep", "mul-add", "conv"],
+        default="keep",
+        help="write each BatchNormalization that stays as itself, as Mul and Add, or as a "
+        "depthwise Conv (default: keep)",
+    )
+    add(
+        "--bn-free",
+        action="store_true",
+        help="let no BatchNormalization stay that has an exact form without one: a Max or Min with "
+        "constants for a Relu or Clip, what --standalone says, or Mul and Add",
+    )
+    add(
+        "--target",
+        choices=["any", "onnxruntime"],
+        default="any",
+        help="for --bn-free: what its forms are to be cheap for (default: any)",
     )
     add(
         "--equalize",
@@ -112,21 +143,11 @@ def parser() -> argparse.ArgumentParser:
         "(default: estimated from the BatchNormalizations)",
     )
     add(
-        "--keep-shared-weights",
-        action="store_true",
-        help="keep each BatchNormalization whose fold would copy a weight that other nodes read",
+        "--no-metadata",
+        dest="metadata",
+        action="store_false",
+        help="do not record version, counts and the source's SHA-256 in the model",
     )
-    add(
-        "--keep",
-        action="append",
-        default=[],
-        metavar="REGEX",
-        help="leave each BatchNormalization as it is whose name, or whose first output's, matches "
-        "(re.search); repeatable",
-    )
-    add("-q", "--quiet", action="store_true", help="print nothing but errors")
-    add("--version", action="version", version=f"%(prog)s {__version__}")
-    return result
 
 
 def main(argv: Sequence[str] | None = None, *, keep: Callable[[object], None] | None = None) -> int:
@@ -172,9 +193,11 @@ def _fold(words: Sequence[str], keep: Callable[[object], None] | None) -> int:
     args = _arguments(words)
     _begin(args)
     with held_back():
+        from onnx_bnfold.cli.console import options_of
         from onnx_bnfold.cli.fold import run
+        from onnx_bnfold.options import Options
 
-    options = options_of(args)
+    options = options_of(Options, args)
     if _is_store(args.model):
         with held_back():
             from onnx_bnfold.cli.batch import run as run_store
@@ -184,16 +207,6 @@ def _fold(words: Sequence[str], keep: Callable[[object], None] | None) -> int:
     if keep:
         keep(outcome)
     return 0
-
-
-def options_of(args: argparse.Namespace) -> Options:
-    """Return the options of a fold: an argument for each, by the name of the field."""
-    with held_back():
-        from dataclasses import fields
-
-        from onnx_bnfold.options import Options
-
-    return Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
 
 
 def _begin(args: argparse.Namespace) -> None:
@@ -244,6 +257,8 @@ def _require_compatible(args: argparse.Namespace, options: argparse.ArgumentPars
         options.error("a dry run makes no model to check; leave out --dry-run or --check")
     if args.ranges and not args.equalize:
         options.error("--ranges has no effect without --equalize; give both")
+    if args.target != "any" and not args.bn_free:
+        options.error("--target has no effect without --bn-free; give both")
     if _is_store(args.model):
         if args.check or args.require_folded or args.ranges or len(args.report) > 1:
             options.error(

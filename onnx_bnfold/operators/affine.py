@@ -28,11 +28,17 @@ CANCELLED = 2.0**-50
 # Smallest scale to divide by; for smaller ones 1 / scale or scale * weight is not a normal float.
 SMALLEST_SCALE = 2.0**-100
 # Used instead of a scale of zero where it has to be inverted: 1 / VANISHING is finite, and a weight
-# times VANISHING is zero in every type. A channel whose scale is 1 / VANISHING was constant; its
-# new values do not matter, since the weights that read them become zero.
+# times VANISHING is zero in every type, in float64 by ``divided``. A channel whose scale is
+# 1 / VANISHING was constant; its new values do not matter, since the weights that read them become
+# zero.
 VANISHING = 2.0**-500
 # Scales from here on are of that kind, whatever they were multiplied by on the way.
 VANISHED = 2.0**400
+
+
+def divided(factor: Float64, scale: Float64) -> Float64:
+    """Return factor / scale, and zero for channels that were constant: see ``VANISHING``."""
+    return np.where(np.abs(scale) >= VANISHED, 0.0, factor / scale)
 
 
 def _compressed(array: Float64, neutral: float) -> Float64:

@@ -17,7 +17,7 @@ from onnx import TensorProto
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.float_formats import FORMATS, as_type
 from onnx_bnfold.model.node_view import NodeView
-from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64
+from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64, divided
 from onnx_bnfold.operators.entries import OUT, Given, Read, Revised, Sides
 from onnx_bnfold.reasons import Reason, Refused
 
@@ -114,7 +114,7 @@ class BatchNorm:
         holds = (np.abs(into) != 1) & (before > 0) & (after > 0) & np.isfinite(after)
         variance = np.where(holds, after, before)
         deviation = np.where(holds, np.sqrt(variance + self.epsilon), self.deviation)
-        return Scaled(self.a * out / into * deviation, variance, deviation, self.epsilon)
+        return Scaled(divided(self.a * out, into) * deviation, variance, deviation, self.epsilon)
 
     def require(self, port: int, change: Affine) -> None:
         """Refuse a change of the data or the output that is not one of parameters.

@@ -17,6 +17,7 @@ from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators import costs
 from onnx_bnfold.operators.affine import Affine, Float64
+from onnx_bnfold.operators.clamps import BoundsOf
 
 OUT = ~0  # the port of a node's first output; its inputs are the ports 0, 1, …
 # A constant as one node reads it: (node index, input index).
@@ -59,6 +60,8 @@ class Operator:
         operand: what it is with a constant operand.
         rectifies: whether it hands on single channels, some of their elements cut off.
         retypes: whether its output is of another element type than its input.
+        bounds: what it cuts its data off at, if it does nothing else; see ``clamps``.
+        picks_maxima: whether each element of its output is the largest of some of its input.
     """
 
     version: int
@@ -68,6 +71,8 @@ class Operator:
     operand: ConstantOperand | None = None
     rectifies: bool = False
     retypes: bool = False
+    bounds: BoundsOf | None = None
+    picks_maxima: bool = False
 
 
 UNKNOWN = Operator(version=0)  # stands for an operator that has no entry

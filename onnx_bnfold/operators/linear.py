@@ -19,7 +19,7 @@ import numpy as np
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.constants import Constant
 from onnx_bnfold.model.node_view import NodeView
-from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64, along
+from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64, along, divided
 from onnx_bnfold.operators.entries import OUT, BiasPlace, Given, Multiplied, Read, Revised, Sides
 from onnx_bnfold.operators.weight_axes import axes_of, broadcast_shape, channels_of
 from onnx_bnfold.reasons import Reason, Refusal, Refused
@@ -269,7 +269,7 @@ class LinearLayer(NamedTuple):
         else:
             factor = self._laid(self.output_vectors(out)[0], "o")
         if into is not None and into.has_scale:
-            factor = factor / self._laid(self.input_vectors(into)[0], "i")
+            factor = divided(factor, self._laid(self.input_vectors(into)[0], "i"))
         return factor
 
     def fold_bias(

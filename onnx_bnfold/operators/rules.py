@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators import data_movement, picks
@@ -20,8 +21,7 @@ from onnx_bnfold.reasons import Reason, Refused
 Ports = Mapping[int, Affine]
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """The ways to complete a node: each gives every data port its change."""
 
     alternatives: tuple[Ports, ...]
@@ -31,8 +31,7 @@ class Step:
 UNDECIDED = Step((), certain=False)
 
 
-@dataclass(frozen=True)
-class Known:
+class Known(NamedTuple):
     """What is known of a node's ports when its rule is asked.
 
     Attributes:

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from onnx_bnfold.model.float_formats import FORMATS
 from onnx_bnfold.model.node_view import NodeView
-from onnx_bnfold.operators import costs, data_movement, picks
+from onnx_bnfold.operators import clamps, costs, data_movement, picks
 from onnx_bnfold.operators.broadcasting import extremum, products, sums
 from onnx_bnfold.operators.constant_operand import minus, over, plus, times
 from onnx_bnfold.operators.entries import OUT, Combines, ConstantOperand
@@ -69,32 +68,17 @@ def _clip(view: NodeView, known: Known) -> Step:
     return passes(positive=any(bounded), shift=not any(bounded))(view, known)
 
 
-# Before opset 11 a bound that is left out is float32's largest number, whatever the tensor's type.
-_DEFAULT_BOUND = float(np.finfo(np.float32).max)
-
-
 def _is_bounded(view: NodeView, slot: int, name: str, sign: float) -> bool:
     """Whether a side of Clip has the bound 0; otherwise no number of the tensor's type exceeds it.
 
     Args:
-        view: the node.
-        slot, name: of the input (opset 11 on) or the attribute.
-        sign: 1 for the upper bound, -1 for the lower.
+        view, slot, name, sign: see ``clamps.clip_bound``.
 
     Raises:
         Refused: it is another number, which a scale would have to move.
     """
-    if view.opset >= 11:
-        given = view.value(slot)
-        if given is None:
-            return False
-        bound = float(given.astype(np.float64).reshape(()))
-    else:
-        bound = float(view.attribute(name, sign * _DEFAULT_BOUND))
-    known = FORMATS.get(view.type_of(view.name_in(0)))
-    if bound != 0 and known is None:
-        raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its input is not known to be a float")
-    if known is not None and bound != 0 and not sign * bound >= known[0]:
+    bound = clamps.clip_bound(view, slot, name, sign)
+    if bound not in (0, np.inf):
         which = "upper" if sign > 0 else "lower"
         raise Refused(Reason.OPAQUE, view.label, f"its {which} bound does not scale along")
     return bound == 0
@@ -177,10 +161,22 @@ def _product(
 
 
 def _bent(
-    rule: Rule, version: int, *, symmetric: bool = False, rectifies: bool = False
+    rule: Rule,
+    version: int,
+    *,
+    symmetric: bool = False,
+    rectifies: bool = False,
+    bounds: clamps.BoundsOf | None = None,
+    picks_maxima: bool = False,
 ) -> Transparent:
     return Transparent(
-        rule, symmetric, version=version, depth=costs.NO_POLYNOMIAL, rectifies=rectifies
+        rule,
+        symmetric,
+        version=version,
+        depth=costs.NO_POLYNOMIAL,
+        rectifies=rectifies,
+        bounds=bounds,
+        picks_maxima=picks_maxima,
     )
 
 
@@ -195,7 +191,7 @@ RULES: Mapping[str, Transparent] = {
     "Add": _sum(sums(1, 1), 14, ConstantOperand(plus)),
     "AveragePool": _mean(passes(data_movement.windowed, shift=_mean_takes_shift), 22),
     "Cast": Transparent(passes(data_movement.cast), version=28, retypes=True),
-    "Clip": _bent(_clip, 13, rectifies=True),
+    "Clip": _bent(_clip, 13, rectifies=True, bounds=clamps.of_clip),
     "Concat": Transparent(concat, version=13, symmetric=True),
     "DepthToSpace": Transparent(passes(data_movement.depth_to_space), version=28),
     "Div": _product(products(-1), 14, costs.division, ConstantOperand(over, data=(0,))),
@@ -204,11 +200,11 @@ RULES: Mapping[str, Transparent] = {
     "Flatten": Transparent(passes(data_movement.reshaped), version=25),
     "Gather": Transparent(passes(picks.gathered), version=13, depth=costs.lookup),
     "GlobalAveragePool": _mean(passes(data_movement.windowed), 22),
-    "GlobalMaxPool": _bent(passes(data_movement.windowed, positive=True), 22),
+    "GlobalMaxPool": _bent(passes(data_movement.windowed, positive=True), 22, picks_maxima=True),
     "Identity": Transparent(passes(), version=25),
     "LeakyRelu": _bent(_rectifier, 16, rectifies=True),
     "Max": _bent(extremum, 13, symmetric=True),
-    "MaxPool": _bent(_maxpool, 22),
+    "MaxPool": _bent(_maxpool, 22, picks_maxima=True),
     "Min": _bent(extremum, 13, symmetric=True),
     "Mul": _product(products(1), 14, costs.ONE_LEVEL, ConstantOperand(times)),
     "Neg": Transparent(_neg, version=13),
@@ -218,7 +214,7 @@ RULES: Mapping[str, Transparent] = {
     "ReduceMean": _mean(passes(data_movement.reduced), 18),
     "ReduceMin": _bent(passes(data_movement.reduced, positive=True), 20),
     "ReduceSum": Transparent(passes(data_movement.summed), version=13),
-    "Relu": _bent(_rectifier, 14, rectifies=True),
+    "Relu": _bent(_rectifier, 14, rectifies=True, bounds=clamps.of_relu),
     "Reshape": Transparent(passes(data_movement.reshaped), version=25),
     "Resize": Transparent(passes(data_movement.resized), version=19, depth=costs.interpolation),
     "Slice": Transparent(passes(picks.sliced), version=13),

@@ -38,7 +38,7 @@ from onnx_bnfold.planning.notes import EQUALIZE, is_noted
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.propagation import propagate
-from onnx_bnfold.planning.totals import commit, require_totals
+from onnx_bnfold.planning.totals import Totals, commit, require_totals
 from onnx_bnfold.planning.value_ranges import Range, Ranges
 from onnx_bnfold.reasons import Refused
 
@@ -168,8 +168,9 @@ def equalize(plan: GraphPlan, ranges: Ranges, limits: Limits, excluded: frozense
             if factors is None:
                 continue
             changes = propagate(state, None, {root: _laid(factors, rank)})
-            require_totals(state, None, changes)
-            limits.check_scales(state, {k: c for k, c in changes.items() if isinstance(k, str)})
+            totals = Totals(state, changes)
+            require_totals(state, None, totals)
+            limits.check_scales(state, totals, [key for key in changes if isinstance(key, str)])
         except Refused:
             continue
         commit(state, changes)

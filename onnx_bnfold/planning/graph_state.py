@@ -36,6 +36,8 @@ class GraphState(GraphNodes):
             refusal: they absorb nothing, and go on to write a tensor of the same name.
         removed: indices of the nodes that go; each is an identity by now.
         groups: the tensors that have become one by that.
+        clamps: nodes that any change passes, since they may be written with constants
+            (``clamps``).
         sizes: of original tensors, as far as they were asked for, and how many nodes had gone by
             then; see ``sizes.sizes``.
     """
@@ -51,6 +53,7 @@ class GraphState(GraphNodes):
         self.kept = kept
         self.total: dict[Key, Affine] = {}
         self.removed: set[int] = set()
+        self.clamps: frozenset[int] = frozenset()
         self.groups = Groups(graph, {graph.writes[index][0] for index in self.kept})
         self.sizes: dict[str, tuple[int, tuple[Affine, ...]]] = {}
         self._ports: dict[int, tuple[int, ...]] = {}
@@ -122,9 +125,15 @@ class GraphState(GraphNodes):
         if index in self.removed:  # an identity by now
             change = next(iter(known.values()))
             return Step((dict.fromkeys(self.ports(index), change),))
-        entry = self.entries[index]
-        if isinstance(entry, Absorbing):
+        if index in self.clamps:
+            return Step((dict.fromkeys(self.ports(index), next(iter(known.values()))),))
+        if isinstance(self.entries[index], Absorbing):
             return self._absorb(index, known)
+        return self.passed(index, known, deciding=deciding)
+
+    def passed(self, index: int, known: Mapping[int, Affine], *, deciding: bool = True) -> Step:
+        """Ask the rule of a transparent node; see ``step``."""
+        entry = self.entries[index]
         assert isinstance(entry, Transparent)
         view = self.view(index)
         asked = Known(known, lambda slot: self.present(index, slot), deciding)

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Literal, NamedTuple
 
-from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.options import Standalone
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.precision_limits import Limits
+from onnx_bnfold.planning.record import Record
 from onnx_bnfold.reasons import Refusal
 
-# The way of a BatchNormalization that computes a constant, which is written in its place.
-CONSTANT: Literal["constant"] = "constant"
 # (position of the graph, index of the node)
 Place = tuple[int, int]
+
+
+class Taken(NamedTuple):
+    """What the constants of a node take of a removed one.
+
+    Attributes:
+        scale, shift: whether they take that.
+    """
+
+    scale: bool = False
+    shift: bool = False
+
+    def more(self, change: Affine) -> Taken:
+        """Return what they take with a further change."""
+        return Taken(self.scale or change.has_scale, self.shift or change.has_shift)
 
 
 class Restated(NamedTuple):
@@ -23,53 +38,43 @@ class Restated(NamedTuple):
     Attributes:
         form: what it is written as.
         name: of the node it was.
-        input: name of the tensor it read.
-        output: name of the tensor it wrote.
+        input, output: names of the tensors it read and wrote.
+        record: why it stays, or that it goes.
     """
 
     form: Standalone | Literal["constant"]
     name: str
     input: str
     output: str
+    record: Record
 
 
-class Decision(NamedTuple):
-    """What becomes of one BatchNormalization, or of one affine node that is removed.
+class Recorded(NamedTuple):
+    """What became of a node, and where that node is.
 
     Attributes:
-        node: index of the node in its graph.
-        way: how it is folded, or None if it stays.
-        scale_to, shift_to: indices of the nodes that take its scale and its shift, in order.
-        added: number of Add nodes that its shift needs (behind a MatMul of rank 3 and more).
-        refusal: why it stays, or None if it is folded.
-        tried: for each way that was tried, the refusal it met.
-        restated: what the node was if it is something else by now: the first of those in its place.
+        plan: of the node's graph.
+        node: index in that graph; where ``restated`` is given, of the first of those in its place.
+        record: what became of it.
+        restated: what the node was if it is something else by now.
     """
 
+    plan: GraphPlan
     node: int
-    way: str | None = None
-    scale_to: tuple[int, ...] = ()
-    shift_to: tuple[int, ...] = ()
-    added: int = 0
-    refusal: Refusal | None = None
-    tried: tuple[tuple[str, Refusal], ...] = ()
-    restated: Restated | None = None
-
-    @property
-    def folded(self) -> bool:
-        """Whether the node goes."""
-        return self.refusal is None
+    record: Record
+    restated: Restated | None
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class GraphPlan:
     """The plan of one graph.
 
     Attributes:
         state: the graph with the total change of every key and the removed nodes.
         limits: what it was planned by.
-        decisions: one per BatchNormalization and per removed affine node, in node order.
-        touched: for each node whose constants change, the removed nodes that caused it, in order.
+        records: of each BatchNormalization and each removed affine node, in node order.
+        touched: for each node whose constants change, the removed nodes that caused it, in order,
+            and what it takes of each.
         equalized: for each node whose constants change for it, the tensors whose channels are made
             alike (``equalize``).
         equal_scales: the BatchNormalizations that stay and get scales of one size.
@@ -77,31 +82,38 @@ class GraphPlan:
             may judge otherwise.
         unsure: nodes that stay for reasons that may not hold where other nodes have gone.
         left: nodes that stay for good, and what for (``notes``).
+        restated: nodes that stand for BatchNormalizations, and what those were.
     """
 
     state: GraphState
     limits: Limits
-    decisions: list[Decision] = field(default_factory=list)
-    touched: dict[int, list[int]] = field(default_factory=dict)
+    records: dict[int, Record] = field(default_factory=dict)
+    touched: dict[int, dict[int, Taken]] = field(default_factory=dict)
     equalized: dict[int, list[str]] = field(default_factory=dict)
     equal_scales: set[int] = field(default_factory=set)
     doubtful: dict[int, Refusal] = field(default_factory=dict)
     unsure: set[int] = field(default_factory=set)
     left: dict[int, list[str]] = field(default_factory=dict)
+    restated: dict[int, Restated] = field(default_factory=dict)
 
     @property
     def changed(self) -> set[int]:
         """The nodes whose constants change."""
         edges = (key[0] for key in self.state.total if isinstance(key, tuple))
-        return {*self.touched, *self.equalized, *self.equal_scales, *edges}
+        return {*self.touched, *self.equalized, *self.equal_scales, *edges, *self.state.clamps}
 
     @property
     def is_open(self) -> bool:
         """Whether what stays might be judged otherwise if the result were planned."""
         # A new Add takes changes that the MatMul in front of it does not.
-        return bool(self.doubtful or self.unsure or any(d.added for d in self.decisions))
+        return bool(self.doubtful or self.unsure or any(r.added for r in self.records.values()))
 
-    def is_bn(self, decision: Decision) -> bool:
-        """Whether a decision is about a BatchNormalization."""
-        op = self.state.graph.ops[decision.node]
-        return decision.restated is not None or op == batchnorm.OPERATOR
+    @property
+    def recorded(self) -> list[Recorded]:
+        """What became of each BatchNormalization and each removed affine node, in node order."""
+        own = [Recorded(self, index, record, None) for index, record in self.records.items()]
+        if not self.restated:
+            return own
+        # A Mul that stands for a BatchNormalization may have a record of its own.
+        others = [Recorded(self, index, was.record, was) for index, was in self.restated.items()]
+        return sorted((*others, *own), key=attrgetter("node"))

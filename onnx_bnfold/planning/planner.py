@@ -12,25 +12,36 @@ from anybody), then those with the most elements, so that most work is saved.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine
-from onnx_bnfold.operators.entries import BiasPlace, Combines
 from onnx_bnfold.options import Options
 from onnx_bnfold.planning.candidates import candidates, elements, is_direct
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.notes import require_unnoted
-from onnx_bnfold.planning.plan import Decision, GraphPlan
+from onnx_bnfold.planning.outcomes import (
+    absorbing,
+    count_added,
+    count_new_tensors,
+    is_gating,
+    two_names,
+    ways,
+    why,
+)
+from onnx_bnfold.planning.plan import GraphPlan, Taken
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.propagation import propagate
-from onnx_bnfold.planning.totals import commit, require_totals
-from onnx_bnfold.planning.ways import UPSTREAM, splits
+from onnx_bnfold.planning.record import Record
+from onnx_bnfold.planning.totals import Totals, commit, require_totals
+from onnx_bnfold.planning.ways import UPSTREAM
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 if TYPE_CHECKING:
+    from onnx_bnfold.operators.entries import Operator
+    from onnx_bnfold.planning.clamps import Clamps
     from onnx_bnfold.planning.shared_constants import SharedConstants
 
 # Reasons that have to do with other nodes than the one that refuses.
@@ -58,10 +69,10 @@ def plan_graph(
     """
     planner = _Planner(state, limits, excluded, options)
     planner.run()
-    decisions = sorted(planner.decisions.values(), key=lambda d: d.node)
+    records = dict(sorted(planner.records.items()))
     doubtful = planner.doubtful | excluded
     return GraphPlan(
-        state, limits, decisions, planner.touched, doubtful=doubtful, unsure=planner.unsure
+        state, limits, records, planner.touched, doubtful=doubtful, unsure=planner.unsure
     )
 
 
@@ -77,10 +88,11 @@ class _Planner:
         self.limits = limits
         self.excluded = excluded
         self.options = options
-        self.decisions: dict[int, Decision] = {}
-        self.touched: dict[int, list[int]] = {}
+        self.records: dict[int, Record] = {}
+        self.touched: dict[int, dict[int, Taken]] = {}
         self.doubtful: dict[int, Refusal] = {}
         self.unsure: set[int] = set()
+        self.clamps: Clamps | None = None
         # For each node that stayed when it was tried: when that was, counted in removals, and the
         # nodes that were asked. For each node: at which removal something last changed there.
         self._tried: dict[int, tuple[int, set[int]]] = {}
@@ -98,10 +110,50 @@ class _Planner:
             others.sort(key=lambda i: -elements(self.state, i))
         affine = [i for i in affine if self._may_go(i)]
         queue = [*direct, *others, *affine]
+        self._decide_all(queue)
+        self._decide_with_clamps(queue)
+
+    def _decide_all(self, queue: Sequence[int]) -> None:
         while queue:
             for index in queue:
                 self._decide(index)
             queue = [i for i in queue if i in self._tried and self._may_go_now(i)]
+
+    def _decide_with_clamps(self, queue: Sequence[int]) -> None:
+        """Try the nodes that stay again where a clamp written with constants lets more pass."""
+        state, everywhere = self.state, self.options.clamps_everywhere
+        if not any(entry.bounds for i in self._tried for entry in self._entries_asked(i)):
+            return
+        from onnx_bnfold.planning.clamps import Clamps  # few plain folds ask
+
+        self.clamps = Clamps(state, queue, everywhere=everywhere)
+        gained = True
+        while gained:
+            gone = len(state.removed)
+            for index in queue:
+                if index in self._tried:
+                    state.clamps = self.clamps.near(index, self._tried[index][1])
+                    if state.clamps:
+                        self._decide_again(index)
+            state.clamps = self.clamps.written
+            self._decide_all([i for i in queue if i in self._tried and self._may_go_now(i)])
+            gained = len(state.removed) > gone
+
+    def _entries_asked(self, index: int) -> Iterator[Operator]:
+        return (self.state.entries[other] for other in self._tried[index][1])
+
+    def _decide_again(self, index: int) -> None:
+        """Decide on a node that stays; if it still does, for the same reason."""
+        before = self.records.get(index), self.doubtful.get(index), self._tried[index]
+        self._decide(index)
+        if index in self._tried:
+            record, doubt, (when, asked) = before
+            self._tried[index] = when, asked | self._tried[index][1]
+            self.doubtful.pop(index, None)
+            if doubt is not None:
+                self.doubtful[index] = doubt
+            if record is not None:
+                self.records[index] = record
 
     @cached_property
     def shared(self) -> SharedConstants:
@@ -132,7 +184,7 @@ class _Planner:
                     Reason.OPAQUE, view.label, "its input is a constant; fold constants first"
                 )
         except Refused as refused:
-            self.decisions[index] = Decision(index, refusal=refused.refusal)
+            self.records[index] = Record(self.state.place(index), True, refusal=refused.refusal)
             return False
         return True
 
@@ -156,7 +208,7 @@ class _Planner:
         tried: list[tuple[str, Refusal]] = []
         asked, met = {index}, set[Reason]()
         try:
-            for number, (way, seeds) in enumerate(self._ways(index)):
+            for number, (way, seeds) in enumerate(ways(state, index)):
                 try:
                     changes = propagate(
                         state,
@@ -169,25 +221,31 @@ class _Planner:
                 except Refused as refused:
                     tried.append((way, refused.refusal))
                     continue
-                added = _added(state, changes)
-                cost = (added, _count_new_tensors(state, index, way, changes), number)
+                cost = (*self._cost(index, way, changes), number)
                 if best is None or cost < best[0]:
                     best = (cost, way, changes)
-                if cost[:2] == (0, 0) or not is_bn:
+                if not any(cost[:-1]) or not is_bn:
                     break
         except Refused as refused:
             tried.append(("", refused.refusal))
         if best is not None:
             least, way, changes = best
             self.doubtful.pop(index, None)
-            self._commit(index, way, changes, least[0], self._absorbing(index, changes))
+            self._commit(index, way, changes, least[0], absorbing(state, index, changes))
             return
         self._tried[index] = len(state.removed), asked
         met.update(refusal.reason for _, refusal in tried)
         if not met.isdisjoint(_MAY_CHANGE):
             self.unsure.add(index)
         if is_bn:
-            self.decisions[index] = Decision(index, refusal=_why(tried), tried=tuple(tried))
+            name = state.place(index)
+            self.records[index] = Record(name, True, refusal=why(tried), tried=tuple(tried))
+
+    def _cost(self, index: int, way: str, changes: dict[Key, Affine]) -> tuple[int, ...]:
+        """Return what an outcome costs: new Adds, elements that clamps read, new tensors."""
+        clamped = self.clamps.cost(index, changes) if self.clamps is not None else (0, 0)
+        new = count_new_tensors(self.state, index, way, changes)
+        return count_added(self.state, changes), *clamped, new
 
     def _fold_directly(self, index: int) -> bool:
         """Put a BN into the layer that it alone reads, where nothing else has changed yet.
@@ -218,17 +276,6 @@ class _Planner:
             self._commit(index, UPSTREAM, {x: present}, 0, ((producer, present),))
         return True
 
-    def _ways(self, index: int) -> Iterator[tuple[str, dict[Key, Affine]]]:
-        state = self.state
-        present = state.affine_of(index)
-        if not present.is_finite:
-            raise Refused(Reason.OVERFLOW, state.view(index).label, "its factor would overflow")
-        x, y = state.sides(index)
-        if state.groups.has_fixed(x) and state.groups.has_fixed(y) and present.is_identity:
-            raise _two_names(y)
-        for way, upstream, downstream in splits(present):
-            yield way, {x: upstream, y: downstream}
-
     def _require_allowed(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> None:
         """Refuse the outcome of a propagation that costs more than it saves, and note that."""
         try:
@@ -240,12 +287,15 @@ class _Planner:
     def _judge(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> None:
         state = self.state
         is_bn = state.graph.ops[index] == batchnorm.OPERATOR
-        self.limits.check(state, index, changes)
-        require_totals(state, index, changes)
+        totals = Totals(state, changes)
+        self.limits.check(state, index, totals)
+        require_totals(state, index, totals)
+        if self.clamps is not None:
+            self.clamps.require_cheap(index, changes)
         x, y = state.sides(index)
         if state.groups.has_fixed(x) and state.groups.has_fixed(y):
-            raise _two_names(y)
-        if not is_bn and any(_is_gating(state, i) for k in changes for i in state.neighbours(k)):
+            raise two_names(y)
+        if not is_bn and any(is_gating(state, i) for k in changes for i in state.neighbours(k)):
             raise Refused(
                 Reason.OPAQUE,
                 state.view(index).label,
@@ -255,7 +305,7 @@ class _Planner:
             self.shared.require_cheap(index, changes, asked)
         if not is_bn:
             self.shared.require_stored(index, changes)
-        if _added(state, changes) > (1 if is_bn else 0):
+        if count_added(state, changes) > (1 if is_bn else 0):
             raise Refused(
                 Reason.NOT_SMALLER,
                 state.view(index).label,
@@ -268,75 +318,28 @@ class _Planner:
         way: str,
         changes: dict[Key, Affine],
         added: int,
-        absorbing: Sequence[tuple[int, Affine]],
+        takers: Sequence[tuple[int, Affine]],
     ) -> None:
         """Make changes and note which nodes' constants take the scale and the shift."""
         state = self.state
-        for index, _ in absorbing:
-            touched = self.touched.setdefault(index, [])
-            if origin not in touched:
-                touched.append(origin)
+        for index, change in takers:
+            causes = self.touched.setdefault(index, {})
+            causes[origin] = causes.get(origin, Taken()).more(change)
+        clamps = self.clamps.new(changes) if self.clamps is not None else []
         commit(state, changes)
         state.remove(origin)
         if self._tried:
             self._tried.pop(origin, None)
             near = (index for key in changes for index in state.neighbours(key))
             self._moved.update(dict.fromkeys((origin, *near), len(state.removed)))
-        scale = {index for index, change in absorbing if change.has_scale}
-        shift = {index for index, change in absorbing if change.has_shift}
-        self.decisions[origin] = Decision(
-            origin, way, tuple(sorted(scale)), tuple(sorted(shift)), added
+        nodes = sorted({index for index, _ in takers})
+        taken = [(state.place(index), self.touched[index][origin]) for index in nodes]
+        self.records[origin] = Record(
+            state.place(origin),
+            state.graph.ops[origin] == batchnorm.OPERATOR,
+            way,
+            tuple([name for name, part in taken if part.scale]),
+            tuple([name for name, part in taken if part.shift]),
+            added,
+            clamps=tuple(map(state.place, clamps)),
         )
-
-    def _absorbing(self, origin: int, changes: Mapping[Key, Affine]) -> list[tuple[int, Affine]]:
-        """Return the nodes that take a change into their constants, each with that change."""
-        state = self.state
-        return [
-            (index, change)
-            for key, change in changes.items()
-            for index in state.neighbours(key)
-            if index != origin and index not in state.removed and state.absorbs(index, key)
-        ]
-
-
-def _why(tried: Sequence[tuple[str, Refusal]]) -> Refusal:
-    """Return the refusal to report: the first, unless a search was given up and nothing is sure."""
-    refusals = [refusal for _, refusal in tried]
-    return next((r for r in refusals if r.reason is Reason.SEARCH_LIMIT), refusals[0])
-
-
-def _is_gating(state: GraphState, index: int) -> bool:
-    """Whether a node multiplies or divides two computed tensors, as in Gelu and Swish."""
-    if state.entries[index].combines is not Combines.PRODUCT:
-        return False
-    view = state.view(index)
-    return view.constant(0) is None and view.constant(1) is None
-
-
-def _count_new_tensors(state: GraphState, index: int, way: str, changes: dict[Key, Affine]) -> int:
-    """Count the tensors that would hold values no tensor held before."""
-    names = {key for key in changes if isinstance(key, str)}
-    x, _ = state.sides(index)
-    if way == UPSTREAM and state.graph.only_reader(x):
-        names.discard(x)
-    return len(names)
-
-
-def _added(state: GraphState, changes: dict[Key, Affine]) -> int:
-    """Count the layers whose shift only a new Add can hold, less those that lose theirs."""
-    near = {i for key in changes if isinstance(key, str) for i in state.neighbours(key)}
-    count = 0
-    for index in sorted(near - state.removed):
-        layer = state.layer_or_none(index)
-        if layer is not None and layer.bias_place is BiasPlace.ADD:
-            count += layer.needs_bias(state.side_changes(index, changes))
-            count -= layer.needs_bias(state.side_changes(index))
-    return count
-
-
-def _two_names(name: str) -> Refused:
-    return Refused(
-        Reason.GRAPH_OUTPUT,
-        repr(name),
-        "the tensors on both sides keep their names, so the two cannot become one",
-    )

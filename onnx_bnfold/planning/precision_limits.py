@@ -10,8 +10,7 @@ still reads, whatever kind of node is removed: what one removal may not do, two 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import VANISHED, Affine, Float64
 from onnx_bnfold.options import Profile
 from onnx_bnfold.planning.graph_state import GraphState, Key
+from onnx_bnfold.planning.totals import Totals
 from onnx_bnfold.reasons import Reason, Refused
 
 # Largest factor, up or down, by which a channel of a staying tensor may be rescaled.
@@ -44,8 +44,7 @@ _COARSEST = unit_roundoff(TensorProto.BFLOAT16)
 _LEAST_CANCELLATION = _NOISE / _COARSEST / 2
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """Bounds on the changes of tensors that stay.
 
     Attributes:
@@ -58,34 +57,35 @@ class Limits:
     max_rescale: float | None = None
     profile: Profile = "float"
 
-    def check(self, state: GraphState, origin: int, changes: Mapping[Key, Affine]) -> None:
+    def check(self, state: GraphState, origin: int, totals: Totals) -> None:
         """Refuse the outcome of a propagation that would cost precision.
 
         Args:
             state: the graph before the changes.
             origin: the node to be removed.
-            changes: of every key, relative to now.
+            totals: with the changes on top.
 
         Raises:
             Refused: a scale or a shift is too large.
         """
+        changes = totals.changes
         if state.graph.ops[origin] == batchnorm.OPERATOR:
             self.check_rounding(state, origin)
         else:
             self._check_neighbours(state, origin, changes)
         from onnx_bnfold.planning.shifts import Shifts  # few plain folds come here
 
-        existing = _merged_with_original(state, origin, changes)
-        staying = {k: c for k, c in changes.items() if isinstance(k, str) and k not in existing}
+        existing = _merged_with_original(state, origin, totals)
+        staying = [key for key in changes if isinstance(key, str) and key not in existing]
         if self.profile == "int8" and (staying or _seen_by_others(state, origin)):
             raise Refused(
                 Reason.RANGE,
                 repr(next(iter(staying), state.sides(origin)[0])),
                 "it would get ranges that no tensor had; --profile float folds it all the same",
             )
-        self.check_scales(state, staying)
-        self._check_shifts(state, staying)
-        Shifts(state, origin, changes, partial(self._type, state)).check()
+        self.check_scales(state, totals, staying)
+        self._check_shifts(state, totals, staying)
+        Shifts(state, origin, totals, partial(self._type, state)).check()
 
     def _check_neighbours(
         self, state: GraphState, origin: int, changes: Mapping[Key, Affine]
@@ -97,20 +97,22 @@ class Limits:
                 if slot == 0 and index not in state.removed and state.is_bn(index):
                     self.check_rounding(state, index)
 
-    def check_scales(self, state: GraphState, changes: Mapping[str, Affine]) -> None:
+    def check_scales(self, state: GraphState, totals: Totals, names: Iterable[str]) -> None:
         """Refuse changes that rescale a tensor beyond what its type may hold.
 
         Args:
             state: the graph before the changes.
-            changes: of tensors, relative to now.
+            totals: with the changes on top.
+            names: of the tensors.
 
         Raises:
             Refused: a scale is too large or too small.
         """
-        for name, change in changes.items():
-            if not change.has_scale:
+        for name in names:
+            total = totals.of(name) if totals.changes[name].has_scale else None
+            if total is None:
                 continue
-            magnitude = np.abs(_total(state, name, change).scale)
+            magnitude = np.abs(total.scale)
             bound = self.max_rescale or _bound(MAX_RESCALE, self._type(state, name))
             magnitude = magnitude[magnitude < VANISHED]
             if (magnitude > bound).any() or (magnitude[magnitude > 0] < 1 / bound).any():
@@ -121,12 +123,13 @@ class Limits:
                     "type may not hold; --max-rescale sets the limit",
                 )
 
-    def _check_shifts(self, state: GraphState, changes: Mapping[str, Affine]) -> None:
+    def _check_shifts(self, state: GraphState, totals: Totals, names: Iterable[str]) -> None:
         """Refuse shifts that leave a tensor too little room in its type, whatever it holds."""
-        for name, change in changes.items():
-            if not change.has_shift:
+        for name in names:
+            total = totals.of(name) if totals.changes[name].has_shift else None
+            if total is None:
                 continue
-            shift = np.abs(_total(state, name, change).shift).max(initial=0)
+            shift = np.abs(total.shift).max(initial=0)
             if shift <= _LARGEST_SHIFT * largest(TensorProto.FLOAT16):
                 continue  # without asking for the data type, which takes shape inference
             end = largest(self._type(state, name))
@@ -277,13 +280,11 @@ def _bound(table: Mapping[int, float], data_type: int) -> float:
     return table.get(data_type, table[TensorProto.FLOAT])
 
 
-def _merged_with_original(
-    state: GraphState, origin: int, changes: Mapping[Key, Affine]
-) -> set[str]:
+def _merged_with_original(state: GraphState, origin: int, totals: Totals) -> set[str]:
     """Return the tensors that the removal merges into one that the original model has."""
     merged = {name for side in state.sides(origin) for name in state.groups.members(side)}
     for name in merged:
-        total = state.total_of(name, changes)
+        total = totals.of(name)
         if total is None or total.is_identity:
             return merged
     return set()
@@ -296,8 +297,3 @@ def _seen_by_others(state: GraphState, origin: int) -> bool:
     return any(
         index != origin and index not in state.removed for found in readers for index, _ in found
     )
-
-
-def _total(state: GraphState, name: str, change: Affine) -> Affine:
-    """Return the change of a tensor from the original to what it is after a change."""
-    return state.change(name, change.rank).then(change)

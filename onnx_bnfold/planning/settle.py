@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from onnx_bnfold.model.graph import Graph
 from onnx_bnfold.planning.notes import EQUALIZE, STANDALONE
-from onnx_bnfold.planning.plan import Decision, GraphPlan, Place
+from onnx_bnfold.planning.plan import GraphPlan, Place, Restated
 from onnx_bnfold.reasons import Reason
 
 
@@ -49,38 +49,48 @@ class Origins:
         return position, self._where(number, position, graph, index)[0]
 
 
-def finds_places(plans: Sequence[GraphPlan], later: Sequence[GraphPlan]) -> bool:
-    """Whether a later plan finds places for nodes only for which this one has found none."""
-    found = [*_removed(plans, later)]
+# (position of the graph, index of a node that a later plan would change, what it is left for)
+Found = tuple[int, int, str]
+
+
+def finds_places(plans: Sequence[GraphPlan], found: Sequence[Found]) -> bool:
+    """Whether a later plan removes nodes only for which this one has found no place.
+
+    Args:
+        plans: the plan.
+        found: see ``removed``.
+    """
     return bool(found) and not any(
         index in plans[position].doubtful for position, index, _ in found
     )
 
 
 def leave(
-    plans: Sequence[GraphPlan], later: Sequence[GraphPlan], restated: Mapping[Place, Decision]
+    plans: Sequence[GraphPlan],
+    later: Sequence[GraphPlan],
+    found: Sequence[Found],
+    restated: Mapping[Place, Restated],
 ) -> bool:
     """Let a plan leave for good what a later one would change.
 
     Args:
         plans: the plan; gets the notes.
         later: the plan of its result.
+        found: the nodes that this removes; see ``removed``.
         restated: what that would write in another form.
 
     Returns:
         Whether there is anything new to note.
     """
-    found = [*_removed(plans, later)]
     # What goes along with them may stay by itself.
-    found = [each for each in found if each[1] in plans[each[0]].doubtful] or found
-    found += _equalized(plans, later)
-    for (position, _), decision in restated.items():
-        if decision.restated is not None:
-            index = survivor(plans[position], decision.restated.output)
-            if index is not None:
-                found.append((position, index, STANDALONE))
+    left = [each for each in found if each[1] in plans[each[0]].doubtful] or [*found]
+    left += _equalized(plans, later)
+    for (position, _), was in restated.items():
+        index = survivor(plans[position], was.output)
+        if index is not None:
+            left.append((position, index, STANDALONE))
     is_new = False
-    for position, index, why in found:
+    for position, index, why in left:
         known = plans[position].left.setdefault(index, [])
         if why not in known:
             known.append(why)
@@ -88,9 +98,8 @@ def leave(
     return is_new
 
 
-def _removed(
-    plans: Sequence[GraphPlan], later: Sequence[GraphPlan]
-) -> Iterator[tuple[int, int, str]]:
+def removed(plans: Sequence[GraphPlan], later: Sequence[GraphPlan]) -> Iterator[Found]:
+    """Yield the nodes of a plan that a plan of its result removes."""
     for position, (plan, again) in enumerate(zip(plans, later, strict=True)):
         for index in sorted(again.state.removed):
             here = survivor(plan, again.state.graph.writes[index][0])
@@ -100,9 +109,7 @@ def _removed(
                 yield position, here, why.value
 
 
-def _equalized(
-    plans: Sequence[GraphPlan], later: Sequence[GraphPlan]
-) -> Iterator[tuple[int, int, str]]:
+def _equalized(plans: Sequence[GraphPlan], later: Sequence[GraphPlan]) -> Iterator[Found]:
     for position, (plan, again) in enumerate(zip(plans, later, strict=True)):
         roots: Iterable[str] = {root for found in again.equalized.values() for root in found}
         for root in sorted(roots):

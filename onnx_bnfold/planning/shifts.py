@@ -8,7 +8,7 @@ added is rounded, too, and its error is to be small beside what the sum leaves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import reduce
 from typing import NamedTuple
 
@@ -20,8 +20,9 @@ from onnx_bnfold.model.float_formats import as_type, unit_roundoff
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import VANISHED, Affine, Float64, along
 from onnx_bnfold.operators.entries import Absorbing, Combines
-from onnx_bnfold.planning.graph_state import GraphState, Key
+from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.sizes import Known, by_constant, sizes, usual_sizes
+from onnx_bnfold.planning.totals import Totals
 from onnx_bnfold.reasons import Reason, Refused
 
 # Largest magnitude of a channel after a shift, in units of what it had before.
@@ -39,7 +40,7 @@ class Shifts:
     Args:
         state: the graph before the changes.
         origin: the node to be removed.
-        changes: of every key, relative to now.
+        totals: with the changes on top.
         type_of: tells what type a tensor is judged by.
     """
 
@@ -47,15 +48,15 @@ class Shifts:
         self,
         state: GraphState,
         origin: int,
-        changes: Mapping[Key, Affine],
+        totals: Totals,
         type_of: Callable[[str], int],
     ) -> None:
         self._state = state
         self._origin = origin
-        self._changes = changes
+        self._changes = totals.changes
+        self._total = totals.of
         self._type_of = type_of
         self._of_bn = state.graph.ops[origin] == batchnorm.OPERATOR
-        self._totals: dict[Key, Affine | None] = {}
 
     def check(self) -> None:
         """Judge every tensor and every constant.
@@ -75,12 +76,6 @@ class Shifts:
             if total is not None and total.has_shift:
                 self._check_bias(key, total)
                 self._check_tensor(key, total)
-
-    def _total(self, key: Key) -> Affine | None:
-        """Return the change of a key from the original to what it would be."""
-        if key not in self._totals:  # several checks ask for it
-            self._totals[key] = self._state.total_of(key, self._changes)
-        return self._totals[key]
 
     def _check_tensor(self, name: str, total: Affine) -> None:
         """Refuse to move a tensor far from where it was if somebody has to move it back."""

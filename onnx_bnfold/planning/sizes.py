@@ -221,7 +221,7 @@ def _carried(
     entry = state.entries[index]
     if not entry.operand and state.graph.ops[index] != batchnorm.OPERATOR:
         there = 0 if here == OUT else OUT
-        return state.step(index, {there: spread}).alternatives[0][here]
+        return state.passed(index, {there: spread}).alternatives[0][here]
     change = state.original_map(index)
     if here != OUT:
         if not change.is_invertible:

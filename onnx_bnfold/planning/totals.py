@@ -8,6 +8,29 @@ from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.planning.graph_state import GraphState, Key
 
 
+class Totals:
+    """Changes of keys from the original on, with further ones on top; each is composed once.
+
+    Args:
+        state: the graph before the further changes.
+        changes: of every key, relative to now.
+
+    Attributes:
+        changes: the same.
+    """
+
+    def __init__(self, state: GraphState, changes: Mapping[Key, Affine]) -> None:
+        self.changes = changes
+        self._state = state
+        self._found: dict[Key, Affine | None] = {}
+
+    def of(self, key: Key) -> Affine | None:
+        """Return the change of a key, None if it has none."""
+        if key not in self._found:
+            self._found[key] = self._state.total_of(key, self.changes)
+        return self._found[key]
+
+
 def commit(state: GraphState, changes: Mapping[Key, Affine]) -> None:
     """Make changes on top of those decided so far."""
     for key, change in changes.items():
@@ -19,19 +42,18 @@ def commit(state: GraphState, changes: Mapping[Key, Affine]) -> None:
             state.total[key] = after
 
 
-def require_totals(state: GraphState, origin: int | None, changes: Mapping[Key, Affine]) -> None:
+def require_totals(state: GraphState, origin: int | None, totals: Totals) -> None:
     """Refuse what a node takes as a further change, but not on top of those it has taken.
 
     Args:
         state: the graph before the changes.
         origin: a node to be removed, or None.
-        changes: of every key, relative to now.
+        totals: with the changes on top.
     """
-    for key, change in changes.items():
-        before = state.total.get(key)
-        if before is None:
+    for key in totals.changes:
+        total = totals.of(key) if key in state.total else None
+        if total is None:
             continue
-        total = before.then(change)
         for index in state.neighbours(key):
             if index == origin or index in state.removed or not state.absorbs(index, key):
                 continue

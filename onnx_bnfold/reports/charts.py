@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from onnx_bnfold.reports.markup import Element, el, shortened
-
-Record = Mapping[str, Any]
+from onnx_bnfold.reports.markup import Data, Element, el, shortened
 
 _LARGEST_SPAN = 14  # most decades of weights in a chart
 _RANGES_CAPTION = "quantised activations, in the order of the graph"
@@ -57,7 +54,7 @@ def svg(*parts: Element, width: int, height: int, label: str) -> Element:
     )  # fmt: skip
 
 
-def noise_chart(outputs: Sequence[Record], factor: float) -> Element:
+def noise_chart(outputs: Sequence[Data], factor: float) -> Element:
     """Draw, per output, the difference of both models in units of the rounding noise.
 
     Args:
@@ -99,7 +96,7 @@ def _limit(axis: Axis, limit: float, y: float, height: float) -> Element:
     )
 
 
-def _noise_row(output: Record, limit: float, axis: Axis, y: float) -> Iterator[Element]:
+def _noise_row(output: Data, limit: float, axis: Axis, y: float) -> Iterator[Element]:
     times = math.inf if output["times_noise"] is None else output["times_noise"]
     kind = "good" if output["holds"] else "bad"
     at = axis.at(times)
@@ -111,7 +108,7 @@ def _noise_row(output: Record, limit: float, axis: Axis, y: float) -> Iterator[E
     yield el("text", text, x=axis.stop + 10, y=y, class_=f"value start {kind}")
 
 
-def latency_chart(mode: Record) -> Element:
+def latency_chart(mode: Data) -> Element:
     """Draw the timed runs of both models in one mode, with medians and 10 to 90 % ranges."""
     width, left, height = 1036, 210, 108
     models = [("original", mode["original"]), ("folded", mode["folded"])]
@@ -126,7 +123,7 @@ def latency_chart(mode: Record) -> Element:
     return svg(*parts, width=width, height=height, label=f"latency, optimisations {mode['mode']}")
 
 
-def _strip(name: str, timing: Record, axis: Axis, y: float) -> Iterator[Element]:
+def _strip(name: str, timing: Data, axis: Axis, y: float) -> Iterator[Element]:
     low, high, median = (axis.at(timing[key]) for key in ("low_ms", "high_ms", "median_ms"))
     yield el("text", name, x=axis.start - 10, y=y, class_="label end")
     box = {"x": low, "y": y - 15, "width": max(high - low, 1), "height": 30, "rx": 3}
@@ -140,7 +137,7 @@ def _strip(name: str, timing: Record, axis: Axis, y: float) -> Iterator[Element]
     yield el("text", median_text, x=axis.stop + 10, y=y, class_="value start")
 
 
-def weights_chart(layers: Sequence[Record]) -> Element:
+def weights_chart(layers: Sequence[Data]) -> Element:
     """Draw, per layer, the span from the smallest to the largest of its channels' peaks.
 
     Args:
@@ -157,7 +154,7 @@ def weights_chart(layers: Sequence[Record]) -> Element:
     )
 
 
-def ranges_chart(ranges: Sequence[Record]) -> Element:
+def ranges_chart(ranges: Sequence[Data]) -> Element:
     """Draw, per quantised activation, the span of its int8 codes in both models.
 
     Args:
@@ -203,12 +200,12 @@ def _columns(
     return svg(*parts, width=width, height=height, label=label)
 
 
-def _ends(layer: Record) -> list[float]:
+def _ends(layer: Data) -> list[float]:
     ends = ("quietest", "largest")
     return [layer[f"{end}_{time}"] for time in ("before", "after") for end in ends]
 
 
-def _candles(layer: Record, axis: Axis, x: float, step: float) -> Element:
+def _candles(layer: Data, axis: Axis, x: float, step: float) -> Element:
     quiet_before, loud_before, quiet_after, loud_after = _ends(layer)
     wide = step * 0.34
     text = (

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from onnx_bnfold.reports.charts import latency_chart, noise_chart, ranges_chart
-from onnx_bnfold.reports.markup import Element, el, pill, table
-
-Record = Mapping[str, Any]
+from onnx_bnfold.reports.markup import Data, Element, el, pill, table
 
 _MODELS = ("original", "folded")
 
 
-def header(check: Record) -> list[Element]:
+def header(check: Data) -> list[Element]:
     """Return the head of a page that shows a check alone."""
     names = el(
         "h1", "Check of ", el("code", Path(check["folded"]).name),
@@ -23,14 +20,14 @@ def header(check: Record) -> list[Element]:
     return [el("header", names, el("p", verdict(check), class_="pills"))]
 
 
-def verdict(check: Record | None) -> Element:
+def verdict(check: Data | None) -> Element:
     """Return a pill with the outcome of a check; None if none ran."""
     if check is None:
         return pill("not checked", "quiet")
     return pill("check holds", "good") if check["holds"] else pill("check FAILED", "bad")
 
 
-def sections(check: Record) -> list[Element]:
+def sections(check: Data) -> list[Element]:
     """Return the sections of a check: failures, errors per output, accuracy, latency, int8."""
     parts = []
     if check["failures"]:
@@ -51,7 +48,7 @@ def _section(name: str, title: str, *children: Element) -> Element:
     return el("section", el("h2", title), *children, id=name)
 
 
-def _numerics(numerics: Record) -> Element:
+def _numerics(numerics: Data) -> Element:
     by_tolerance = numerics["rtol"] is not None or numerics["atol"] is not None
     limit = (
         f"The limit is atol {numerics['atol'] or 0:g} + rtol {numerics['rtol'] or 0:g}."
@@ -77,12 +74,12 @@ def _numerics(numerics: Record) -> Element:
     return _section("numerics", "Difference and rounding noise", *parts)
 
 
-def _outputs(outputs: Sequence[Record]) -> Element:
+def _outputs(outputs: Sequence[Data]) -> Element:
     heads = ("output", "max error", "of peak", "SNR", "noise SNR", "× noise", "top-1 same", "")
     return table(heads, [_output(output) for output in outputs], numbers=range(1, 7))
 
 
-def _output(output: Record) -> list[Element | str]:
+def _output(output: Data) -> list[Element | str]:
     verdict = pill("ok", "good") if output["holds"] else pill("failed", "bad")
     if "float" not in output["dtype"]:
         return [el("code", output["name"]), f"{output['mismatched']} differ", *[""] * 5, verdict]
@@ -102,7 +99,7 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
     return "–" if value is None else format(value, form) + unit
 
 
-def _first(first: Record | None) -> Iterator[Element]:
+def _first(first: Data | None) -> Iterator[Element]:
     if first is not None:
         node = f"{first['op_type']} {first['node']!r}"
         yield el(
@@ -112,7 +109,7 @@ def _first(first: Record | None) -> Iterator[Element]:
         )  # fmt: skip
 
 
-def _accuracy(accuracy: Record) -> Element:
+def _accuracy(accuracy: Data) -> Element:
     rows: list[list[Element | str]] = [
         [name, f"{original:.4%}", f"{folded:.4%}"]
         for name, original, folded in (
@@ -129,7 +126,7 @@ def _accuracy(accuracy: Record) -> Element:
     return _section("accuracy", "Accuracy", el("p", changed, class_="lead"), figures)
 
 
-def _latency(latency: Record) -> Element:
+def _latency(latency: Data) -> Element:
     threads = latency["threads"] or "onnxruntime's choice of"
     about = (
         f"{latency['runs']} interleaved pairs of runs, batch {latency['batch']}, {threads} "
@@ -144,7 +141,7 @@ def _latency(latency: Record) -> Element:
     return _section("latency", "Latency", *parts, table(heads, rows, numbers=range(2, 6)))
 
 
-def _timed(mode: Record) -> list[Element]:
+def _timed(mode: Data) -> list[Element]:
     told = (
         f"optimisations {mode['mode']}: speed-up {mode['speedup']:.3f} "
         f"(95 % interval {mode['speedup_low']:.3f} to {mode['speedup_high']:.3f})"
@@ -152,7 +149,7 @@ def _timed(mode: Record) -> list[Element]:
     return [el("h3", told), el("div", latency_chart(mode), class_="scroll")]
 
 
-def _quantized(quantized: Record) -> Element:
+def _quantized(quantized: Data) -> Element:
     about = (
         "Both models quantised by onnxruntime's quantize_static (QDQ, int8, one scale per tensor "
         "of activations and per channel of weights), calibrated on "
@@ -182,7 +179,7 @@ def _quantized(quantized: Record) -> Element:
     return _section("quantized", "Int8", *parts)
 
 
-def _costs(mode: Record) -> Iterator[list[Element | str]]:
+def _costs(mode: Data) -> Iterator[list[Element | str]]:
     for name in _MODELS:
         timing = mode[name]
         yield [

@@ -16,7 +16,6 @@ from typing import Any
 
 from onnx_bnfold.api import Outcome
 from onnx_bnfold.check.results import CheckResult
-from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.provenance import sha256_of
 from onnx_bnfold.report import Rescaled, copied_bytes
 from onnx_bnfold.reports.cost import Sizes, input_shapes
@@ -89,9 +88,14 @@ class FoldReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON types."""
-        plain = dataclasses.asdict(dataclasses.replace(self, check=None))
-        check = None if self.check is None else self.check.to_dict()
-        return {"schema_version": self.schema_version, **plain, "check": check}
+        rest = dataclasses.replace(self, batch_normalizations=(), affine_nodes=(), check=None)
+        return {
+            "schema_version": self.schema_version,
+            **dataclasses.asdict(rest),
+            "batch_normalizations": tuple(r.to_dict() for r in self.batch_normalizations),
+            "affine_nodes": tuple(r.to_dict() for r in self.affine_nodes),
+            "check": None if self.check is None else self.check.to_dict(),
+        }
 
 
 def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> FoldReport:
@@ -109,7 +113,6 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
     layers, places = layers_of([*pipeline.rounds])
     merged = merged_records(pipeline.merged, outcome.original)
     records = [*merged, *records_of(pipeline, places)]
-    norms = [record for record in records if record.op == batchnorm.OPERATOR]
     source = _files(outcome.source_files)
     result = None if outcome.path is None else _files(outcome.files)
     return FoldReport(
@@ -125,8 +128,8 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
         input_shapes=input_shapes(outcome.original, sizes),
         before=figures_of(outcome.original, pipeline.read, sizes),
         after=figures_of(outcome.folded, pipeline.read, sizes),
-        batch_normalizations=tuple(norms),
-        affine_nodes=tuple(r for r in records if r.op != batchnorm.OPERATOR),
+        batch_normalizations=tuple(r for r in records if r.record.is_norm),
+        affine_nodes=tuple(r for r in records if not r.record.is_norm),
         layers=layers,
         rescaled_tensors=pipeline.rescaled,
         check=check,

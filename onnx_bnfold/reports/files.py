@@ -6,12 +6,10 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from onnx_bnfold.errors import UsageError
+from onnx_bnfold.reports.markup import Data
 from onnx_bnfold.storage.files import OutputFile
-
-Data = Mapping[str, Any]
 
 
 def _json(data: Data) -> str:

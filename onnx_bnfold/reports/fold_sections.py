@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from onnx_bnfold.operators.layouts import LINEAR_LAYERS
 from onnx_bnfold.reports.charts import weights_chart
 from onnx_bnfold.reports.check_sections import verdict
-from onnx_bnfold.reports.markup import Element, el, pill, table
+from onnx_bnfold.reports.markup import Data, Element, el, pill, table
 from onnx_bnfold.reports.norm_section import norms_section
-
-Record = Mapping[str, Any]
 
 _FIGURES = (
     ("batch_normalizations", "BatchNormalizations"),
@@ -23,7 +20,7 @@ _FIGURES = (
 )
 
 
-def sections(data: Record, checked: Sequence[Element]) -> list[Element]:
+def sections(data: Data, checked: Sequence[Element]) -> list[Element]:
     """Return the sections of the page of a fold.
 
     Args:
@@ -38,7 +35,7 @@ def sections(data: Record, checked: Sequence[Element]) -> list[Element]:
     return [*parts, _footer(data)]
 
 
-def _header(data: Record) -> Element:
+def _header(data: Data) -> Element:
     norms = data["batch_normalizations"]
     folded = sum(norm["status"] == "folded" for norm in norms)
     pills = [pill(f"{folded} of {len(norms)} folded", "good" if folded else "quiet")]
@@ -63,7 +60,7 @@ def _spaced(elements: Sequence[Element]) -> list[Element | str]:
 # --- summary --------------------------------------------------------------------------------
 
 
-def _summary(data: Record) -> Element:
+def _summary(data: Data) -> Element:
     cards = [_card(label, data["before"][key], data["after"][key]) for key, label in _FIGURES]
     if data["result"] is not None:
         cards.append(_card("bytes", data["bytes_before"], data["bytes_after"]))
@@ -101,7 +98,7 @@ def _short(number: int) -> str:
     return f"{number:,}"
 
 
-def _strip(norms: Sequence[Record]) -> Element:
+def _strip(norms: Sequence[Data]) -> Element:
     """Draw one square per BatchNormalization, in the order of the graph."""
     squares = [
         el("a", href=f"#bn-{i}", class_=f"square {norm['status']}", title=_title(norm))
@@ -115,11 +112,11 @@ def _strip(norms: Sequence[Record]) -> Element:
     return el("div", key, el("div", *squares, class_="strip"))
 
 
-def _title(norm: Record) -> str:
+def _title(norm: Data) -> str:
     return f"{norm['status']}: {norm['name']}" + (f" ({norm['reason']})" if norm["reason"] else "")
 
 
-def _reasons(norms: Sequence[Record]) -> Iterator[Element]:
+def _reasons(norms: Sequence[Data]) -> Iterator[Element]:
     """Yield the reasons why BatchNormalizations are kept, the most frequent first."""
     counts = Counter(norm["reason"] for norm in norms if norm["reason"])
     if not counts:
@@ -142,13 +139,13 @@ def _reasons(norms: Sequence[Record]) -> Iterator[Element]:
 # --- weights, files -------------------------------------------------------------------------
 
 
-def _is_drawn(layer: Record) -> bool:
+def _is_drawn(layer: Data) -> bool:
     """Return whether a layer is one that is quantised, and its weights are not all zero."""
     ends = ("quietest_before", "quietest_after")
     return layer["op"] in LINEAR_LAYERS and all(layer[end] is not None for end in ends)
 
 
-def _weights(layers: Sequence[Record]) -> Element:
+def _weights(layers: Sequence[Data]) -> Element:
     lead = el(
         "p", "For each layer, the largest weights of its output channels, from the smallest to the "
         "largest of them: ", el("span", class_="square before"), " before, ",
@@ -162,7 +159,7 @@ def _weights(layers: Sequence[Record]) -> Element:
     return el("section", el("h2", "Range of the weights"), lead, chart, numbers, id="weights")
 
 
-def _layer(layer: Record) -> list[Element | str]:
+def _layer(layer: Data) -> list[Element | str]:
     keys = ("quietest_before", "quietest_after", "largest_before", "largest_after")
     values = ["" if layer[key] is None else f"{layer[key]:.3g}" for key in keys]
     used = layer["range_used_after"]
@@ -170,7 +167,7 @@ def _layer(layer: Record) -> list[Element | str]:
     return [name, layer["data_type"], *values, "" if used is None else f"{used:.1e}"]
 
 
-def _footer(data: Record) -> Element:
+def _footer(data: Data) -> Element:
     files = [
         [role, el("code", file["name"]), f"{file['bytes']:,}", el("code", file["sha256"])]
         for role in ("source", "result")

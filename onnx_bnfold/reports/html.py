@@ -10,18 +10,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from onnx_bnfold.errors import printable
 from onnx_bnfold.reports import check_sections, fold_sections
-from onnx_bnfold.reports.markup import written
-
-Data = Mapping[str, Any]
+from onnx_bnfold.reports.markup import Data, written
 
 
 def page(data: Data) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 from xml.etree import ElementTree
 
 from onnx_bnfold.errors import printable
+
+Data: TypeAlias = Mapping[str, Any]  # of a report, or a part of it, as its JSON has it
 
 Element = ElementTree.Element
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
+from typing import Any
 
 from onnx import ModelProto
 
 from onnx_bnfold.model.graph import Graph, graphs_of, operator
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.pipeline import Pipeline
-from onnx_bnfold.planning.plan import Decision, GraphPlan
-from onnx_bnfold.report import Record
+from onnx_bnfold.planning.plan import GraphPlan, Restated, Taken
+from onnx_bnfold.planning.record import Record
 
-# (position of the graph, node index) → position in the report's ``layers``.
+# (identity of the plan, node index) → position in the report's ``layers``.
 Places = Mapping[tuple[int, int], int]
+_NO_REFUSAL = dict.fromkeys(("reason", "culprit", "sentence"))
 
 
 @dataclass(frozen=True)
@@ -50,27 +52,13 @@ class Taker(Node):
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """A failed way to remove a node, and why it failed (see ``reasons.Refusal``)."""
-
-    way: str
-    reason: str
-    culprit: str
-    sentence: str
-
-
-@dataclass(frozen=True)
 class NodeRecord(Node):
-    """What was done with one node.
+    """What became of one node, and what was around it.
 
     Attributes:
-        status: ``folded`` or ``kept``.
-        way: how it was folded, or None.
+        record: what became of it.
         taken_by: the nodes that took its scale and shift; empty if it changed nothing.
-        added_nodes: number of Add nodes that its shift needed.
         written_as: of a kept node ``keep``, ``mul-add`` or ``conv``; else None.
-        reason, culprit, sentence: of a kept node see ``reasons.Refusal``; else None.
-        tried: of a kept node, each way to fold it and why it failed.
         input: name of the tensor that it reads.
         producer: the node that writes that tensor; None if it is an input of the graph.
         output: name of the tensor that it writes.
@@ -78,37 +66,61 @@ class NodeRecord(Node):
         is_graph_output: whether that tensor is an output of its graph.
     """
 
-    status: str
-    way: str | None
+    record: Record
     taken_by: tuple[Taker, ...]
-    added_nodes: int
     written_as: str | None
-    reason: str | None
-    culprit: str | None
-    sentence: str | None
-    tried: tuple[Attempt, ...]
     input: str
     producer: Node | None
     output: str
     consumers: tuple[Node, ...]
     is_graph_output: bool
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as ``schema.json`` has it, as plain JSON types."""
+        record = self.record
+        told = _NO_REFUSAL if record.refusal is None else record.refusal.to_dict()
+        return {
+            "op": self.op,
+            "name": self.name,
+            "graph": self.graph,
+            "status": "folded" if record.folded else "kept",
+            "way": record.way,
+            "taken_by": tuple(map(asdict, self.taken_by)),
+            "added_nodes": record.added,
+            "clamps": list(record.clamps),
+            "written_as": self.written_as,
+            **told,
+            "tried": tuple({"way": way, **met.to_dict()} for way, met in record.tried),
+            "input": self.input,
+            "producer": None if self.producer is None else asdict(self.producer),
+            "output": self.output,
+            "consumers": tuple(map(asdict, self.consumers)),
+            "is_graph_output": self.is_graph_output,
+        }
+
 
 def records_of(pipeline: Pipeline, positions: Places) -> Iterator[NodeRecord]:
-    """Yield the decisions of all graphs of a model.
+    """Yield the records of all graphs of a model.
 
     Args:
         pipeline: the fold.
         positions: (identity of the plan, node index) → position in the report's ``layers``.
     """
-    recorders = {
-        id(plan): _Recorder(
-            plan, {n: layer for (p, n), layer in positions.items() if p == id(plan)}
+    taken = {id(plan): _taken(plan) for plan in chain.from_iterable(pipeline.rounds)}
+    for each in pipeline.recorded:
+        graph, index, plan = each.plan.state.graph, each.node, id(each.plan)
+        if each.restated is not None:
+            x, y = each.restated.input, each.restated.output
+        elif each.record.folded:
+            x, y = each.plan.state.sides(index)
+        else:
+            x, y = graph.nodes[index].input[0], graph.nodes[index].output[0]
+        takers = sorted(taken[plan].get(index, {}).items()) if each.record.folded else ()
+        taken_by = tuple(
+            Taker(*_names(graph, i), *part, i > index, positions.get((plan, i)))
+            for i, part in takers
         )
-        for plan in chain.from_iterable(pipeline.rounds)
-    }
-    for plan, decision in pipeline.decisions:
-        yield recorders[id(plan)].record(decision)
+        yield _record(graph, (index, x, y), each.record, taken_by, each.restated)
 
 
 def merged_records(merged: Sequence[Record], original: ModelProto) -> Iterator[NodeRecord]:
@@ -126,77 +138,45 @@ def merged_records(merged: Sequence[Record], original: ModelProto) -> Iterator[N
         takers: tuple[Taker, ...] = ()
         if conv is not None:  # else it stands for another BatchNormalization
             takers = (Taker(*_names(graph, conv), True, True, conv > index, None),)
-        yield _record(graph, (index, x, y), Decision(index, record.way), takers)
+        yield _record(graph, (index, x, y), record, takers)
 
 
-class _Recorder:
-    """Records the decisions of one graph."""
-
-    def __init__(self, plan: GraphPlan, layers: Mapping[int, int]) -> None:
-        self.state = plan.state
-        self.layers = layers
-        self.touched: dict[int, list[int]] = {}
-        for index, causes in plan.touched.items():
-            for cause in causes:
-                self.touched.setdefault(cause, []).append(index)
-
-    def record(self, decision: Decision) -> NodeRecord:
-        graph, index = self.state.graph, decision.node
-        if decision.restated is not None:
-            x, y = decision.restated.input, decision.restated.output
-        elif decision.folded:
-            x, y = self.state.sides(index)
-        else:
-            x, y = graph.nodes[index].input[0], graph.nodes[index].output[0]
-        return _record(graph, (index, x, y), decision, tuple(self._takers(decision)))
-
-    def _takers(self, decision: Decision) -> Iterator[Taker]:
-        if not decision.folded:
-            return
-        for index in sorted(self.touched.get(decision.node, ())):
-            yield Taker(
-                *_names(self.state.graph, index),
-                scale=index in decision.scale_to,
-                shift=index in decision.shift_to,
-                is_behind=index > decision.node,
-                layer=self.layers.get(index),
-            )
+def _taken(plan: GraphPlan) -> dict[int, dict[int, Taken]]:
+    """Return what ``plan.touched`` says, by the removed nodes first."""
+    found: dict[int, dict[int, Taken]] = {}
+    for index, causes in plan.touched.items():
+        for origin, part in causes.items():
+            found.setdefault(origin, {})[index] = part
+    return found
 
 
 def _record(
     graph: Graph,
     where: tuple[int, str, str],
-    decision: Decision,
+    record: Record,
     takers: tuple[Taker, ...],
+    restated: Restated | None = None,
 ) -> NodeRecord:
-    """Return the record of a node.
+    """Return the record of a node with what was around it.
 
     Args:
         graph: of the node.
         where: the node's index, its data input and its output.
-        decision: about the node.
+        record: of the node.
         takers: the nodes that took its scale and shift.
+        restated: what the node was, if it is something else by now.
     """
     index, x, y = where
-    producer, refusal, was = graph.producer.get(x), decision.refusal, decision.restated
-    names = _names(graph, index)
-    if was is not None:
-        names = batchnorm.OPERATOR, was.name, graph.path
+    names, form = _names(graph, index), "keep"
+    if restated is not None:
+        names, form = (batchnorm.OPERATOR, restated.name, graph.path), restated.form
+    producer = graph.producer.get(x)
     readers = dict.fromkeys(reader for reader, _ in graph.readers.get(y, ()))
     return NodeRecord(
         *names,
-        status="folded" if refusal is None else "kept",
-        way=decision.way,
+        record=record,
         taken_by=takers,
-        added_nodes=decision.added,
-        written_as=None if refusal is None else "keep" if was is None else was.form,
-        reason=None if refusal is None else refusal.reason.value,
-        culprit=None if refusal is None else refusal.culprit,
-        sentence=None if refusal is None else refusal.sentence,
-        tried=tuple(
-            Attempt(way, met.reason.value, met.culprit, met.sentence)
-            for way, met in (decision.tried if refusal is not None else ())
-        ),
+        written_as=None if record.folded else form,
         input=x,
         producer=None if producer is None else Node(*_names(graph, producer)),
         output=y,

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from onnx_bnfold.reports.markup import Element, el, pill
+from onnx_bnfold.reports.markup import Data, Element, el, pill
 from onnx_bnfold.reports.pictures import pictures
-
-Record = Mapping[str, Any]
 
 _SHOWN = 3  # nodes that a line names
 
 
-def norms_section(data: Record) -> Element:
+def norms_section(data: Data) -> Element:
     """Return the table with its filter; the first folded and the first kept BN are expanded."""
     norms = data["batch_normalizations"]
     first = {norm["status"]: i for i, norm in reversed(list(enumerate(norms)))}
@@ -40,7 +37,7 @@ def norms_section(data: Record) -> Element:
     return section
 
 
-def _norm(number: int, norm: Record, *, is_open: bool) -> Element:
+def _norm(number: int, norm: Data, *, is_open: bool) -> Element:
     graph = [el("span", f" in {norm['graph']}", class_="way")] if norm["graph"] else []
     became = _why(norm) if norm["status"] == "kept" else _where(norm)
     details = el("details", el("summary", "graph"), pictures(norm), *_more(norm), open=is_open)
@@ -53,7 +50,7 @@ def _norm(number: int, norm: Record, *, is_open: bool) -> Element:
     )
 
 
-def _why(norm: Record) -> list[Element | str]:
+def _why(norm: Data) -> list[Element | str]:
     text: list[Element | str] = [el("code", norm["reason"], class_="reason"), " "]
     text += [el("code", norm["culprit"]), f": {norm['sentence']}"]
     if norm["written_as"] not in (None, "keep"):
@@ -61,7 +58,7 @@ def _why(norm: Record) -> list[Element | str]:
     return text
 
 
-def _where(norm: Record) -> list[Element | str]:
+def _where(norm: Data) -> list[Element | str]:
     if not norm["taken_by"]:
         return ["changed nothing: its neighbours need no change"]
     text: list[Element | str] = []
@@ -72,10 +69,12 @@ def _where(norm: Record) -> list[Element | str]:
         text.append(f"; and {len(norm['taken_by']) - _SHOWN} more nodes")
     if norm["added_nodes"]:
         text.append("; and a new Add")
+    for clamp in norm["clamps"]:
+        text += ["; ", el("code", clamp), " becomes a clamp with constants"]
     return [*text, " ", el("span", norm["way"], class_="way")]
 
 
-def _more(norm: Record) -> list[Element]:
+def _more(norm: Data) -> list[Element]:
     """Return what the line above has no room for: every failed way, every node that took part."""
     parts = []
     if len(norm["tried"]) > 1:
@@ -86,7 +85,7 @@ def _more(norm: Record) -> list[Element]:
     return parts
 
 
-def _attempts(norm: Record) -> Iterator[Element]:
+def _attempts(norm: Data) -> Iterator[Element]:
     for attempt in norm["tried"]:
         way = f"{attempt['way'] or 'any way'}: "
         reason = el("code", attempt["reason"], class_="reason")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from onnx_bnfold.reports.markup import Element, el, shortened
+from onnx_bnfold.reports.markup import Data, Element, el, shortened
 
 _WIDTH, _HEIGHT = 150, 46  # of a box, in pixels
 _GAP_X, _GAP_Y, _MARGIN = 30, 10, 4
 _SHOWN = 3  # most boxes in a column
 _LETTERS = 24
-
-Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Column:
     is_far: bool = False
 
 
-def pictures(record: Record) -> Element:
+def pictures(record: Data) -> Element:
     """Return pictures of the graph around a node before the fold and, if it was folded, after."""
     is_kept = record["status"] == "kept"
     figures = [_figure("before and after" if is_kept else "before", _columns(record, False))]
@@ -57,13 +54,13 @@ def _figure(caption: str, columns: Sequence[Column]) -> Element:
 # --- layout ---------------------------------------------------------------------------------
 
 
-def _columns(record: Record, is_after: bool) -> list[Column]:
+def _columns(record: Data, is_after: bool) -> list[Column]:
     takers = {_key(taker): taker for taker in record["taken_by"]}
     producer, consumers = record["producer"], record["consumers"]
     near = {_key(node) for node in (producer, *consumers) if node is not None}
     far = [taker for key, taker in takers.items() if key not in near]
 
-    def box(node: Record) -> Box:
+    def box(node: Data) -> Box:
         taker = takers.get(_key(node))
         if taker is None or not is_after:
             return _marked(Box(node["op"], node["name"]), record)
@@ -84,25 +81,25 @@ def _columns(record: Record, is_after: bool) -> list[Column]:
     return [column for column in columns if column.boxes]
 
 
-def _key(node: Record) -> tuple[str, str, str]:
+def _key(node: Data) -> tuple[str, str, str]:
     return node["op"], node["name"], node["graph"]
 
 
-def _taken(taker: Record) -> str:
+def _taken(taker: Data) -> str:
     return " and ".join(word for word in ("scale", "shift") if taker[word])
 
 
-def _label(node: Record) -> str:
+def _label(node: Data) -> str:
     return f"{node['op']} {node['name']!r}"
 
 
-def _marked(box: Box, record: Record) -> Box:
+def _marked(box: Box, record: Data) -> Box:
     if record["culprit"] == f"{box.op} {box.name!r}":
         return replace(box, kind="culprit", note="in the way")
     return box
 
 
-def _culprit(record: Record) -> Iterator[Box]:
+def _culprit(record: Data) -> Iterator[Box]:
     """Yield the node or tensor that refused, if it is not one of the neighbours."""
     neighbours = [record, *record["consumers"]]
     neighbours += [] if record["producer"] is None else [record["producer"]]

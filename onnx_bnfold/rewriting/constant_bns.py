@@ -6,13 +6,14 @@ PyTorch standardises weights by a BatchNormalization in training mode, for examp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.graph import counterparts
-from onnx_bnfold.operators import batchnorm
-from onnx_bnfold.planning.plan import CONSTANT, Decision, GraphPlan, Restated
+from onnx_bnfold.planning.plan import GraphPlan, Restated
+from onnx_bnfold.planning.record import CONSTANT, Record
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.rewriting.descriptions import rename_shards
 from onnx_bnfold.rewriting.replaced_nodes import Copied
@@ -32,9 +33,10 @@ def evaluated(copy: Callable[[], ModelProto], plans: Sequence[GraphPlan]) -> Cop
     bodies = counterparts(copied.model, graphs)
     for position, (graph, body) in enumerate(zip(graphs, bodies, strict=True)):
         for index, value in found[position].items():
-            name, x, y = graph.name(index), graph.reads[index][0], graph.writes[index][0]
-            was = Restated(CONSTANT, name, x, y)
-            copied.decisions[position, index] = Decision(index, CONSTANT, restated=was)
+            x, y = graph.reads[index][0], graph.writes[index][0]
+            record = Record(graph.place(graph.label(index)), True, CONSTANT)
+            was = Restated("constant", graph.name(index), x, y, record)
+            copied.restated[position, index] = was
             copied.unread.update(graph.reads[index])
             _hold(body.node[index], value)
     return copied
@@ -43,9 +45,8 @@ def evaluated(copy: Callable[[], ModelProto], plans: Sequence[GraphPlan]) -> Cop
 def _values(plan: GraphPlan) -> dict[int, Array]:
     """Return what the BatchNormalizations of a graph compute that compute a constant."""
     graph, constants, found = plan.state.graph, plan.state.constants, dict[int, Array]()
-    for position, decision in enumerate(plan.decisions):
-        index = decision.node
-        if graph.ops[index] != batchnorm.OPERATOR:
+    for index, record in plan.records.items():
+        if not record.is_norm:
             continue
         output, *others = graph.writes[index]
         if constants.get(output) is None or any(graph.is_read(name) for name in others if name):
@@ -53,7 +54,7 @@ def _values(plan: GraphPlan) -> dict[int, Array]:
         try:
             found[index] = constants.value(output)
         except Refused as refused:
-            plan.decisions[position] = decision._replace(refusal=refused.refusal)
+            plan.records[index] = replace(record, refusal=refused.refusal)
     return found
 
 

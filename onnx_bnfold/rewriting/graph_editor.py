@@ -134,7 +134,8 @@ class _Editor:
         self.initializer_names = [*self.state.graph.initializers]
         self.positions = {name: i for i, name in enumerate(self.initializer_names)}
         self.inputs = {v.name: v for v in body.input} if isinstance(body, GraphProto) else {}
-        self.after: dict[int, NodeProto] = {}
+        self.after: dict[int, list[NodeProto]] = {}
+        self.bounds: dict[int, list[str]] = {}
 
     def run(self) -> set[str]:
         """Apply the plan; return the names of constants that may have lost their readers."""
@@ -146,8 +147,10 @@ class _Editor:
             append(self.nodes[index], batchnorm.EQUAL_SCALES)
         for index, reasons in self.plan.left.items():
             for why in reasons:
-                note(self.after.get(index, self.nodes[index]), why, self.plan.limits)
+                note([self.nodes[index], *self.after.get(index, ())][-1], why, self.plan.limits)
         self._rename(self._final_names())
+        for index, constants in self.bounds.items():
+            self._clamp(index, constants)
         gone = self.state.removed | self.unmade
         if gone or self.before or self.after:
             self._arrange(gone)
@@ -156,8 +159,9 @@ class _Editor:
     def _arrange(self, gone: Set[int]) -> None:
         """Take nodes out, and put the new ones in: constants in front, an Add behind its node."""
         places = [GONE if index in gone else 2 * index for index in range(len(self.nodes))]
-        self.body.node.extend((*self.before, *self.after.values()))
-        places += [-1] * len(self.before) + [2 * index + 1 for index in self.after]
+        behind = [(index, node) for index, nodes in self.after.items() for node in nodes]
+        self.body.node.extend((*self.before, *(node for _, node in behind)))
+        places += [-1] * len(self.before) + [2 * index + 1 for index, _ in behind]
         arrange(self.body.node, places)
 
     def _place(self, new: NewConstant) -> None:
@@ -167,6 +171,9 @@ class _Editor:
         self._define(name, old, new)
         if new.node != new.cause[1]:  # a DequantizeLinear of a weight: nothing makes up for it here
             self.revalued.update(self.state.graph.writes[new.node])
+        if new.node in self.state.clamps:
+            self.bounds.setdefault(new.node, []).append(name)
+            return
         if new.revised.place is BiasPlace.GEMM:
             self._become_gemm(node, name)
             return
@@ -265,7 +272,20 @@ class _Editor:
             add.attribute.append(helper.make_attribute("axis", axis))
             add.attribute.append(helper.make_attribute("broadcast", 1))
         node.output[0] = product
-        self.after[index] = add
+        self.after[index] = [add]
+
+    def _clamp(self, index: int, constants: Sequence[str]) -> None:
+        """Write a clamp with constants, and drop what only it has needed."""
+        from onnx_bnfold.rewriting.clamp_nodes import write_clamp  # few plans have any
+
+        [_, *old], result = self.nodes[index].input, self.nodes[index].output[0]
+        place, behind = write_clamp(self.state, self.nodes, index, constants, self.names)
+        self.after.setdefault(place, []).extend(behind)
+        gone = set(old)
+        if place != index:
+            self.unmade.add(index)
+            gone |= drop_descriptions(self.body, {result})
+        self.maybe_unread |= self.state.constants.among(gone)
 
     def _final_names(self) -> dict[str, str]:
         """Return the new name of every tensor that is merged into another."""
@@ -295,11 +315,11 @@ class _Editor:
             maker = graph.producer.get(old)
             if maker is not None and maker not in self.state.removed:
                 _exchange(self.nodes[maker].output, graph.writes[maker].index(old), old, new)
-        for add in self.after.values():
+        for add in chain.from_iterable(self.after.values()):
             if add.output[0] in mapping:
                 add.output[0] = mapping[add.output[0]]
         if self.model.configuration:  # of several devices, for which nodes name their tensors
-            for node in chain(self.nodes, self.after.values()):
+            for node in chain(self.nodes, *self.after.values()):
                 rename_shards(node, mapping)
         hand_on_shapes(self.body, mapping)
         self.maybe_unread |= self.state.constants.among(

@@ -7,12 +7,14 @@ a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.constants import Stored
+from onnx_bnfold.model.float_formats import as_type
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.operators.entries import Combines, Computed, Exact, Given, Multiplied, Revised
 from onnx_bnfold.planning.graph_state import GraphState
@@ -179,7 +181,9 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
     found: Iterable[Revised]
     for index in sorted(plan.changed - state.removed):
         absorber = state.absorber_or_none(index)
-        if absorber is None:
+        if index in state.clamps:
+            found = _of_clamp(state, index)
+        elif absorber is None:
             found = (_of_edge(state, *edge) for edge in edges if edge[0] == index)
         elif index in plan.equal_scales:
             found = state.bn(index).revised(state.side_changes(index), even=True)
@@ -212,6 +216,16 @@ def require_representable(plans: Sequence[GraphPlan]) -> None:
                     failures.update(failed.failures)
     if failures:
         raise Unrepresentable(failures)
+
+
+def _of_clamp(state: GraphState, index: int) -> Iterator[Revised]:
+    from onnx_bnfold.planning.clamps import written  # few plans have any
+
+    view = state.view(index)
+    kind = state.type_of(view.name_in(0))
+    for number, (operator, values) in enumerate(written(state, index)):
+        slot, exactly = len(view.reads) + number, Exact(partial(as_type, values, kind))
+        yield Revised(view, slot, operator.lower(), values.shape, kind, exactly)
 
 
 def _of_edge(state: GraphState, index: int, slot: int) -> Revised:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from onnx import ModelProto
 
-from onnx_bnfold.planning.plan import Decision, Place
+from onnx_bnfold.planning.plan import Place, Restated
 
 
 @dataclass
@@ -16,11 +16,11 @@ class Copied:
     Attributes:
         model: the copy.
         moved: for each node of the graphs as they were its index by now, if any has moved.
-        decisions: of the nodes that were replaced, by their index by now.
+        restated: what was replaced, by the index by now.
         unread: the constants that these have read.
     """
 
     model: ModelProto
     moved: dict[Place, int] = field(default_factory=dict)
-    decisions: dict[Place, Decision] = field(default_factory=dict)
+    restated: dict[Place, Restated] = field(default_factory=dict)
     unread: set[str] = field(default_factory=set)

@@ -8,6 +8,7 @@ are rounded, so that a fold of the result makes up its mind from the same number
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import replace
 from itertools import accumulate
 
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
@@ -21,8 +22,9 @@ from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.options import Standalone
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.notes import STANDALONE, is_noted
-from onnx_bnfold.planning.plan import Decision, GraphPlan, Place, Restated
+from onnx_bnfold.planning.plan import GraphPlan, Place, Restated
 from onnx_bnfold.planning.precision_limits import Limits
+from onnx_bnfold.planning.record import Record
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.rewriting.branch_merging import declare
 from onnx_bnfold.rewriting.fresh_names import Names
@@ -45,13 +47,12 @@ def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[
         excluded: nodes whose constants, or those around them, do not fit their type.
     """
     found = set()
-    for position, decision in enumerate(plan.decisions):
-        index = decision.node
-        if decision.folded or index in excluded or index in plan.state.kept:
+    for index, record in plan.records.items():
+        if record.folded or index in excluded or index in plan.state.kept:
             continue
         if not _can_be(plan.state, index, form):
             continue
-        if _is_not_to_be_disturbed(plan.state, decision, limits):
+        if _is_not_to_be_disturbed(plan.state, index, record, limits):
             continue
         if is_noted(plan.state.graph.nodes[index], STANDALONE, limits):
             continue
@@ -61,18 +62,18 @@ def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[
             for values in _constants(plan.state, index, form):
                 product(values, ONE, batchnorm.data_type(view), view)
         except Refused as refused:
-            plan.decisions[position] = decision._replace(refusal=refused.refusal)
+            plan.records[index] = replace(record, refusal=refused.refusal)
         else:
             found.add(index)
     return found
 
 
-def _is_not_to_be_disturbed(state: GraphState, decision: Decision, limits: Limits) -> bool:
+def _is_not_to_be_disturbed(state: GraphState, index: int, record: Record, limits: Limits) -> bool:
     """Whether a node stays because it, or one beside it, reads little more than rounding errors."""
-    if decision.refusal is None or decision.refusal.reason is not Reason.PRECISION:
+    if record.refusal is None or record.refusal.reason is not Reason.PRECISION:
         return False
     try:
-        limits.check_rounding(state, decision.node)
+        limits.check_rounding(state, index)
     except Refused:
         return True
     return False
@@ -152,13 +153,10 @@ def apply(
             copied.unread |= editor.replace(index)
         now = editor.finish()
         copied.moved |= {(position, index): place for index, place in enumerate(now)}
-        for decision in plan.decisions:
-            index = decision.node
-            if index in nodes:
-                x, y = graph.reads[index][0], graph.writes[index][0]
-                was = Restated(form, graph.name(index), x, y)
-                again = decision._replace(node=now[index], restated=was)
-                copied.decisions[position, now[index]] = again
+        for index in sorted(nodes):
+            x, y = graph.reads[index][0], graph.writes[index][0]
+            was = Restated(form, graph.name(index), x, y, plan.records[index])
+            copied.restated[position, now[index]] = was
     require_intact(graphs, [*map(Text, bodies)], model.ir_version, halfway=True)
     return copied
 

@@ -18,7 +18,7 @@ from onnx_bnfold.errors import ModelError
 from onnx_bnfold.storage import external, tensors, writer
 from onnx_bnfold.storage.files import InputFile, Span
 from onnx_bnfold.storage.skeleton import Skeleton
-from onnx_bnfold.storage.writer import Computed, InspectFile, Slot
+from onnx_bnfold.storage.writer import ComputedBytes, InspectFile, Slot
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
 # Name of an initializer of the main graph → a function that computes its values. It returns flat
@@ -172,7 +172,9 @@ class ModelFile:
         out = ModelProto()
         out.CopyFrom(model)
         slots = list(self._slots(out, pending))
-        computed = {key: Computed(_in_one_part(c), length) for key, (length, c) in late.items()}
+        computed = {
+            key: ComputedBytes(_in_one_part(c), length) for key, (length, c) in late.items()
+        }
         data = writer.write_model(
             out, slots, computed, target, self._input, source, inspect, threads
         )
@@ -261,7 +263,7 @@ class ModelFile:
             length = tensors.byte_length(tensor)
         self._skeleton.restore(tensor)
         tensors.clear_values(tensor)
-        values = Computed(lambda: tensors.encode(compute(), tensor), length)
+        values = ComputedBytes(lambda: tensors.encode(compute(), tensor), length)
         return Slot(path, tensor, values, "raw_data", tensors.is_external(tensor))
 
 

@@ -27,7 +27,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from onnx import ModelProto, StringStringEntryProto, TensorProto
 
@@ -45,8 +45,8 @@ _COPIED_LATER = 1 << 16  # from this many bytes on, a copy is a job of its own
 _AT_ONCE = 1 << 24  # bytes that one job copies; a large tensor is divided among several
 
 
-@dataclass(frozen=True, eq=False)
-class Computed:
+@dataclass(eq=False, repr=False)
+class ComputedBytes:
     """Bytes that a function computes, part by part, when they are written.
 
     Attributes:
@@ -61,13 +61,12 @@ class Computed:
         return self.length
 
 
-Values: TypeAlias = "Span | Computed"
+Values: TypeAlias = "Span | ComputedBytes"
 InspectFile: TypeAlias = Callable[[Path], None]
 OpenInput: TypeAlias = Callable[["str | None"], InputFile]
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """A tensor of the message to write, and its values.
 
     Attributes:
@@ -85,7 +84,7 @@ class Slot:
     external: bool
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class _Layout:
     """Where the values go: into the message (``marks``) or to an offset in the data file.
 
@@ -112,7 +111,7 @@ class _Layout:
             marks = marks.setdefault(number, {}).setdefault(index, {})
         marks[tensors.field_number(TensorProto, slot.field)] = {0: slot.values}
 
-    def add_late(self, model: ModelProto, late: Mapping[str, Computed]) -> None:
+    def add_late(self, model: ModelProto, late: Mapping[str, ComputedBytes]) -> None:
         """Mark metadata whose values are computed when they are written."""
         number = tensors.field_number(ModelProto, "metadata_props")
         value = tensors.field_number(StringStringEntryProto, "value")
@@ -136,7 +135,7 @@ class _Layout:
 def write_model(
     model: ModelProto,
     slots: list[Slot],
-    late: Mapping[str, Computed],
+    late: Mapping[str, ComputedBytes],
     target: Path,
     open_input: OpenInput,
     source: set[str],
@@ -223,7 +222,7 @@ def check_target(target: Path, source: set[str]) -> None:
 
 
 def _lay_out(
-    model: ModelProto, slots: list[Slot], late: Mapping[str, Computed], target: Path
+    model: ModelProto, slots: list[Slot], late: Mapping[str, ComputedBytes], target: Path
 ) -> tuple[_Layout, list[Sized]]:
     location = _data_name(target, _NO_DIGEST)
     for everything in (False, True):
@@ -256,7 +255,7 @@ def _emit(piece: Sized, out: OutputFile, open_input: OpenInput) -> Iterator[Job]
         for start in range(0, piece.length, _AT_ONCE):
             length = min(_AT_ONCE, piece.length - start)
             yield partial(_copy, piece, open_input, start, length, out, position)
-    elif isinstance(piece, Computed):
+    elif isinstance(piece, ComputedBytes):
         position = out.reserve(piece.length)
         yield lambda: out.fill(position, piece.compute())
     elif isinstance(piece, (bytes, memoryview)):

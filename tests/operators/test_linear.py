@@ -716,3 +716,18 @@ def test_an_add_behind_a_matmul_takes_the_whole_shift(rng):
     )
     folded, _ = fold_checked(model_of(parts.nodes, {"x": ["N", 64, 3]}, ["y"], parts.initializers))
     assert ops(folded) == ["MatMul", "Add"]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_channel_of_gamma_zero_becomes_zero_in_the_layer_behind(dtype, rng):
+    """In float64, too, which has numbers as small as the scale that stands for zero."""
+    norm = bn("x", "a", 3, rng, dtype=dtype)
+    norm.initializers[0].CopyFrom(tensor("a_scale", np.zeros(3, dtype)))
+    norm.initializers[1].CopyFrom(tensor("a_B", np.zeros(3, dtype)))
+    parts = join(
+        node("Sigmoid", ["z"], ["x"]), norm, layer("MatMul", "a", "y", (3, 2), rng, dtype=dtype)
+    )
+    folded, _ = fold_checked(
+        model_of(parts.nodes, {"z": (4, 3)}, ["y"], parts.initializers, dtype=dtype)
+    )
+    assert not initializer(folded, "y_W").any()

@@ -88,9 +88,8 @@ def test_a_doc_string_may_be_no_text():
 def test_what_goes_along_with_a_doubtful_node_is_not_noted(monkeypatch):
     plan = SimpleNamespace(doubtful={3: None}, left={})
     removed = [(0, 2, "axes"), (0, 3, "range")]
-    monkeypatch.setattr(settle, "_removed", lambda plans, later: removed)
     monkeypatch.setattr(settle, "_equalized", lambda plans, later: [])
-    assert settle.leave([plan], [plan], {})
+    assert settle.leave([plan], [plan], removed, {})
     assert plan.left == {3: ["range"]}
 
 

@@ -49,8 +49,6 @@ DATACLASSES = {
     "figures": figures.Figures,
     "node": nodes.Node,
     "taker": nodes.Taker,
-    "attempt": nodes.Attempt,
-    "node_record": nodes.NodeRecord,
     "layer": layers.Layer,
     "rescaled": Rescaled,
     "check": CheckResult,
@@ -66,6 +64,7 @@ DATACLASSES = {
     "int8_output": check_results.Int8Output,
     "int8_range": check_results.Int8Range,
 }
+RECORDS = ("node_record", "attempt")  # made of a Record and its refusals
 
 
 @pytest.mark.parametrize(("name", "kind"), DATACLASSES.items(), ids=DATACLASSES)
@@ -76,8 +75,19 @@ def test_the_schema_knows_every_field(name, kind):
     assert part["additionalProperties"] is False
 
 
+def test_the_schema_knows_what_became_of_a_node(tmp_path, rng):
+    gone, kept = plain(report_of(half(rng), tmp_path))["batch_normalizations"]
+    for name, found in (
+        *zip(RECORDS, (gone, kept["tried"][0]), strict=True),
+        ("node_record", kept),
+    ):
+        part = SCHEMA["$defs"][name]
+        assert list(part["properties"]) == part["required"] == list(found)
+        assert part["additionalProperties"] is False
+
+
 def test_the_schema_defines_nothing_else():
-    assert set(SCHEMA["$defs"]) == set(DATACLASSES) - {""}
+    assert set(SCHEMA["$defs"]) == {*DATACLASSES, *RECORDS} - {""}
 
 
 CASES = {

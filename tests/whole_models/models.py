@@ -262,6 +262,13 @@ def _output(b: Builder, name: str) -> ValueInfoProto:
     return typed(name, b.type(name), None if b.uncertain else [None] * b.rank(name))
 
 
+_BN_FREE = {
+    (): 8,
+    (("bn_free", True),): 1.5,
+    (("bn_free", True), ("target", "onnxruntime")): 0.5,
+}
+
+
 def _options(d: Draw) -> Options:
     return Options(
         freeze_initializers=d.chance(0.2),
@@ -271,4 +278,5 @@ def _options(d: Draw) -> Options:
         profile=d.weighted({"float": 6, "fp16": 1.5, "int8": 1.5}),
         equalize=d.chance(0.15),
         keep_shared_weights=d.chance(0.15),
+        **dict(d.weighted(_BN_FREE)),
     )

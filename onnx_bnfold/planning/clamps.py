@@ -1,0 +1,188 @@
+"""Clamps that may be written with constants, so that any change passes them.
+
+A Relu or Clip passes no shift. As a Max or Min with one constant per channel it passes any change
+(``operators.clamps``). That costs a node that reads and writes its data, so it is asked for by
+``Options.bn_free``; unasked it is done only where the clamp can go behind a pool of maxima, to no
+more elements than the node has that goes by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Set
+from typing import NamedTuple
+
+from onnx import TensorProto
+
+from onnx_bnfold.model.node_view import accepts
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.clamps import (
+    FIRST_FOR_NARROW,
+    FIRST_OPSET,
+    OPERATORS,
+    Constant,
+    constants,
+)
+from onnx_bnfold.operators.entries import OUT
+from onnx_bnfold.planning.candidates import elements
+from onnx_bnfold.planning.graph_state import GraphState, Key
+from onnx_bnfold.reasons import Reason, Refused
+
+
+class Cost(NamedTuple):
+    """What clamps with constants cost.
+
+    Attributes:
+        elements: that they read, per example.
+        nodes: their number.
+    """
+
+    elements: int
+    nodes: int
+
+
+class Clamps:
+    """The clamps of a graph that may be written with constants.
+
+    Args:
+        state: the graph.
+        nodes: those that may be removed.
+        everywhere: whether they may be where no pool follows.
+    """
+
+    def __init__(self, state: GraphState, nodes: Iterable[int], *, everywhere: bool) -> None:
+        self._state = state
+        self._everywhere = everywhere
+        self._between: dict[int, Set[int]] = {}
+        may_go = frozenset(nodes)
+        for index, entry in enumerate(state.entries):
+            if entry.bounds is None:
+                continue
+            pool, between = _way_to_pool(state, index, may_go)
+            if (everywhere or pool is not None) and _is_movable(state, index):
+                self._between[index] = between
+
+    def near(self, index: int, asked: Set[int]) -> frozenset[int]:
+        """Return those that a change may pass when a node is removed.
+
+        Args:
+            index: the node.
+            asked: the nodes that were asked when it was tried without.
+        """
+        gone = self._state.removed | {index}
+        open_ = (c for c, between in self._between.items() if self._everywhere or between <= gone)
+        met = asked & {*open_}
+        return frozenset(met) | self.written if met else frozenset()
+
+    @property
+    def written(self) -> frozenset[int]:
+        """Those that are written with constants by now."""
+        return frozenset(index for index in self._between if written(self._state, index))
+
+    def cost(self, origin: int, changes: Mapping[Key, Affine]) -> Cost:
+        """Return what further changes make of clamps that had no constants before.
+
+        Args:
+            origin: the node that they remove.
+            changes: of every key, relative to now.
+        """
+        state, total = self._state, Cost(0, 0)
+        gone = state.removed | {origin}
+        for index, more in self._more(changes):
+            pool, _ = _way_to_pool(state, index, gone)
+            read = more * elements(state, index if pool is None else pool)
+            total = Cost(total.elements + read, total.nodes + more)
+        return total
+
+    def new(self, changes: Mapping[Key, Affine]) -> list[int]:
+        """Return the clamps that get constants by further changes and had none."""
+        state = self._state
+        return [index for index, _ in self._more(changes) if not written(state, index)]
+
+    def _more(self, changes: Mapping[Key, Affine]) -> Iterator[tuple[int, int]]:
+        """Yield the clamps that get more constants by further changes, and how many more."""
+        state = self._state
+        touched = {i for key in changes if isinstance(key, str) for i in state.neighbours(key)}
+        for index in sorted(touched & state.clamps):
+            more = len(written(state, index, changes)) - len(written(state, index))
+            if more:
+                yield index, more
+
+    def require_cheap(self, origin: int, changes: Mapping[Key, Affine]) -> None:
+        """Refuse clamps that read more than the node that goes by them, unless they are asked for.
+
+        Args:
+            origin, changes: see ``cost``.
+        """
+        state = self._state
+        if self._everywhere or not state.clamps:
+            return
+        if self.cost(origin, changes).elements > elements(state, origin):
+            raise Refused(
+                Reason.NOT_SMALLER,
+                state.view(origin).label,
+                "the Max and Min that would hold its shift cost more than it does; --bn-free "
+                "takes them all the same",
+            )
+
+
+def written(
+    state: GraphState, index: int, changes: Mapping[Key, Affine] | None = None
+) -> tuple[Constant, ...]:
+    """Return what a clamp is to be written with; nothing if it stays what it is.
+
+    Args:
+        state: the graph.
+        index: the clamp.
+        changes: on top of those decided so far.
+    """
+    key, bounds = state.key(index, OUT), state.entries[index].bounds
+    total = None if key is None else state.total_of(key, changes or {})
+    if total is None or bounds is None:
+        return ()
+    return constants(bounds(state.view(index)), total)
+
+
+def pool_behind(state: GraphState, index: int) -> int | None:
+    """Return the pool of maxima that alone reads what a clamp writes, if there is one."""
+    return _way_to_pool(state, index, state.removed)[0]
+
+
+def _way_to_pool(
+    state: GraphState, index: int, may_go: Set[int]
+) -> tuple[int | None, frozenset[int]]:
+    """Return the pool that a clamp may go behind, and the nodes that have to go before."""
+    graph, between, name = state.graph, set[int](), state.graph.writes[index][0]
+    while graph.only_reader(name) and name in graph.readers:
+        [(reader, slot)] = graph.readers[name]
+        if state.entries[reader].picks_maxima and slot == 0:
+            return (reader if _is_plain(state, reader) else None), frozenset(between)
+        if reader not in may_go:
+            break
+        between.add(reader)
+        name = graph.writes[reader][0]
+    return None, frozenset(between)
+
+
+def _is_plain(state: GraphState, pool: int) -> bool:
+    """Whether a pool lets changes pass at all: its indices, or its padding, may be seen."""
+    try:
+        rank = len(state.view(pool).dims_out(0))
+        state.step(pool, {OUT: Affine.identity(rank)})
+    except Refused:
+        return False
+    return True
+
+
+def _is_movable(state: GraphState, index: int) -> bool:
+    view, entry = state.view(index), state.entries[index]
+    if view.opset < FIRST_OPSET or entry.bounds is None:
+        return False
+    try:
+        view.require_version(entry.version)
+        entry.bounds(view)
+    except (Refused, ArithmeticError, TypeError, ValueError):
+        return False
+    kind = state.type_of(view.name_in(0))
+    if kind not in (TensorProto.FLOAT, TensorProto.DOUBLE) and view.opset < FIRST_FOR_NARROW:
+        return False
+    return all(accepts(operator, view.opset, kind) for operator in OPERATORS)

@@ -1,0 +1,85 @@
+"""The ways to remove a node, what the outcome of one costs, and why none was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.entries import BiasPlace, Combines
+from onnx_bnfold.planning.graph_state import GraphState, Key
+from onnx_bnfold.planning.ways import UPSTREAM, splits
+from onnx_bnfold.reasons import Reason, Refusal, Refused
+
+
+def is_gating(state: GraphState, index: int) -> bool:
+    """Whether a node multiplies or divides two computed tensors, as in Gelu and Swish."""
+    if state.entries[index].combines is not Combines.PRODUCT:
+        return False
+    view = state.view(index)
+    return view.constant(0) is None and view.constant(1) is None
+
+
+def count_new_tensors(
+    state: GraphState, index: int, way: str, changes: Mapping[Key, Affine]
+) -> int:
+    """Count the tensors that would hold values no tensor held before."""
+    names = {key for key in changes if isinstance(key, str)}
+    x, _ = state.sides(index)
+    if way == UPSTREAM and state.graph.only_reader(x):
+        names.discard(x)
+    return len(names)
+
+
+def count_added(state: GraphState, changes: Mapping[Key, Affine]) -> int:
+    """Count the layers whose shift only a new Add can hold, less those that lose theirs."""
+    near = {i for key in changes if isinstance(key, str) for i in state.neighbours(key)}
+    count = 0
+    for index in sorted(near - state.removed):
+        layer = state.layer_or_none(index)
+        if layer is not None and layer.bias_place is BiasPlace.ADD:
+            count += layer.needs_bias(state.side_changes(index, changes))
+            count -= layer.needs_bias(state.side_changes(index))
+    return count
+
+
+def two_names(name: str) -> Refused:
+    """Return the refusal of a node both of whose sides keep their names."""
+    return Refused(
+        Reason.GRAPH_OUTPUT,
+        repr(name),
+        "the tensors on both sides keep their names, so the two cannot become one",
+    )
+
+
+def why(tried: Sequence[tuple[str, Refusal]]) -> Refusal:
+    """Return the refusal to report: the first, unless a search was given up and nothing is sure."""
+    refusals = [refusal for _, refusal in tried]
+    return next((r for r in refusals if r.reason is Reason.SEARCH_LIMIT), refusals[0])
+
+
+def absorbing(
+    state: GraphState, origin: int, changes: Mapping[Key, Affine]
+) -> list[tuple[int, Affine]]:
+    """Return the nodes that take a change into their constants, each with that change."""
+    return [
+        (index, change)
+        for key, change in changes.items()
+        for index in state.neighbours(key)
+        if index != origin and index not in state.removed and state.absorbs(index, key)
+    ]
+
+
+def ways(state: GraphState, index: int) -> Iterator[tuple[str, dict[Key, Affine]]]:
+    """Yield the ways to remove a node: what each is called, and the changes of its two sides.
+
+    Raises:
+        Refused: there is none.
+    """
+    present = state.affine_of(index)
+    if not present.is_finite:
+        raise Refused(Reason.OVERFLOW, state.view(index).label, "its factor would overflow")
+    x, y = state.sides(index)
+    if state.groups.has_fixed(x) and state.groups.has_fixed(y) and present.is_identity:
+        raise two_names(y)
+    for way, upstream, downstream in splits(present):
+        yield way, {x: upstream, y: downstream}

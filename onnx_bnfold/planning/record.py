@@ -1,0 +1,74 @@
+"""What became of one node: one type from the planner to the reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnx_bnfold.reasons import Refusal
+
+# The way of a BatchNormalization whose whole branch went into a Conv.
+MERGED = "merged"
+# That of one that computes a constant, which is written in its place.
+CONSTANT = "constant"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one node.
+
+    It names nodes instead of referring to them, so that it outlives the model.
+
+    Attributes:
+        name: its operator and name, with the path of its graph.
+        is_norm: whether it is a BatchNormalization; else a Mul, Add, Sub or Div by a constant.
+        way: how it was folded, or None if it stays.
+        scale_to, shift_to: the nodes that took its scale and its shift.
+        added: Add nodes that its shift needs, behind a MatMul.
+        refusal: why it stays.
+        tried: for each way to fold it, what was in that way.
+        clamps: the nodes that became a Max or Min with constants, or both, by its removal.
+    """
+
+    name: str
+    is_norm: bool
+    way: str | None = None
+    scale_to: tuple[str, ...] = ()
+    shift_to: tuple[str, ...] = ()
+    added: int = 0
+    refusal: Refusal | None = None
+    tried: tuple[tuple[str, Refusal], ...] = ()
+    clamps: tuple[str, ...] = ()
+
+    @classmethod
+    def of_merged(cls, name: str, conv: str) -> Record:
+        """Return the record of a BatchNormalization whose branch was merged into a Conv."""
+        return cls(name, True, MERGED, (conv,), (conv,))
+
+    @property
+    def folded(self) -> bool:
+        """Whether the node went."""
+        return self.refusal is None
+
+    def sentence(self) -> str:
+        """Return one line for people."""
+        if self.refusal is None:
+            return f"folded  {self.name} into {self._takers()}"
+        text = f"kept    {self.name}: [{self.refusal.reason.value}] {_told(self.refusal)}"
+        other = next((r for _, r in self.tried if r.culprit != self.refusal.culprit), None)
+        return f"{text}; the other way, {_told(other)}" if other is not None else text
+
+    def _takers(self) -> str:
+        if self.way == CONSTANT:
+            return "the constant that it computes"
+        if self.scale_to == self.shift_to or not self.shift_to:
+            text = ", ".join(self.scale_to) or "its neighbours (it changes nothing)"
+        elif not self.scale_to:
+            text = ", ".join(self.shift_to)
+        else:
+            text = f"{', '.join(self.scale_to)} (scale) and {', '.join(self.shift_to)} (shift)"
+        text += " and a new Add" if self.added else ""
+        return text + "".join(f", {name} becoming a clamp with constants" for name in self.clamps)
+
+
+def _told(refusal: Refusal) -> str:
+    return f"{refusal.culprit}: {refusal.sentence}"

@@ -1,0 +1,335 @@
+"""Relus and Clips that become a Max or Min with constants, so that any change passes them."""
+
+import numpy as np
+import onnx
+import pytest
+from support import (
+    assert_same_function,
+    bn,
+    conv,
+    error,
+    fold_checked,
+    join,
+    layer,
+    model_of,
+    node,
+    ops,
+    run,
+    tensor,
+)
+
+import onnx_bnfold
+from onnx_bnfold import Options, UsageError
+
+FREE = Options(bn_free=True)
+FOR_ONNXRUNTIME = Options(bn_free=True, target="onnxruntime")
+X = {"x": ("N", 3, 12, 12)}
+PADDED = [1, 1, 1, 1]
+
+
+def pool(x: str, y: str, **attributes):
+    return node("MaxPool", [x], [y], **{"kernel_shape": [2, 2], "strides": [2, 2]} | attributes)
+
+
+def sigmoid(x: str, y: str):
+    return node("Sigmoid", [x], [y])
+
+
+def relu(x: str, y: str, **attributes):
+    return node("Relu", [x], [y], **attributes)
+
+
+def clip(x: str, y: str, low: float | None, high: float | None):
+    bounds = {"low": low, "high": high}
+    given = {f"{y}_{k}": np.float32(v) for k, v in bounds.items() if v is not None}
+    names = [f"{y}_{k}" if v is not None else "" for k, v in bounds.items()]
+    found = node("Clip", [x, *names], [y])
+    return found._replace(initializers=[tensor(k, v) for k, v in given.items()])
+
+
+def model(*parts, outputs=("y",), inputs=None, **more):
+    nodes, initializers = join(*parts)
+    return model_of(nodes, X if inputs is None else inputs, outputs, initializers, **more)
+
+
+def layers(rng):
+    return conv("x", "a", (4, 3, 3, 3), rng, pads=PADDED)
+
+
+def keras(rng, *, positive=False, act=relu):
+    """Conv → Relu → BN → MaxPool → padded Conv, as Keras writes it."""
+    norm = bn("b", "c", 4, rng, positive=positive)
+    end = conv("d", "e", (4, 4, 3, 3), rng, pads=PADDED)
+    return model(layers(rng), act("a", "b"), norm, pool("c", "d"), end, sigmoid("e", "y"))
+
+
+# --- behind a pool, unasked -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_a_clamp_goes_behind_the_pool(rng, positive):
+    folded, report = fold_checked(keras(rng, positive=positive))
+    clamps = ["Max"] if positive else ["Max", "Min"]
+    assert ops(folded) == ["Conv", "MaxPool", *clamps, "Conv", "Sigmoid"]
+    (record,) = report.folded
+    assert record.clamps == ("Relu 'n_b'",)
+    assert "Relu 'n_b' becoming a clamp with constants" in record.sentence()
+    assert "1 clamp written with constants" in report.summary()
+
+
+def test_the_bn_may_stand_behind_the_pool(rng):
+    norm = bn("c", "d", 4, rng, positive=True)
+    end = conv("d", "e", (4, 4, 3, 3), rng, pads=PADDED)
+    parts = layers(rng), relu("a", "b"), pool("b", "c"), norm, end, sigmoid("e", "y")
+    folded, _ = fold_checked(model(*parts))
+    assert ops(folded) == ["Conv", "MaxPool", "Max", "Conv", "Sigmoid"]
+
+
+def test_a_global_pool(rng):
+    norm = bn("b", "c", 4, rng)
+    parts = layers(rng), relu("a", "b"), norm, node("GlobalMaxPool", ["c"], ["d"])
+    folded, _ = fold_checked(model(*parts, sigmoid("d", "y")))
+    assert ops(folded) == ["Conv", "GlobalMaxPool", "Max", "Min", "Sigmoid"]
+
+
+@pytest.mark.parametrize(("positive", "kept"), [(True, 0), (False, 1)])
+def test_constants_must_not_read_more_than_the_bn_does(rng, positive, kept):
+    """Behind a pool of stride 1 one of them reads as much, two read twice as much."""
+    norm = bn("b", "c", 4, rng, positive=positive)
+    behind = pool("c", "d", kernel_shape=[3, 3], strides=[1, 1], pads=PADDED)
+    given = model(layers(rng), relu("a", "b"), norm, behind, sigmoid("d", "y"))
+    fold_checked(given, kept=kept)
+    fold_checked(given, options=FREE)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 6), (0, None), (-1, 1), (None, 2), (None, None)], ids=str
+)
+def test_bounds_of_a_clip(rng, low, high):
+    fold_checked(keras(rng, act=lambda x, y: clip(x, y, low, high)))
+
+
+def test_a_clip_of_old(rng):
+    def act(x, y):
+        return node("Clip", [x], [y], min=-0.5, max=6.0)
+
+    given = keras(rng, act=act)
+    given.opset_import[0].version = 10
+    fold_checked(given)
+
+
+MUST_STAY = {
+    "its indices are used": lambda rng: model(
+        layers(rng),
+        relu("a", "b"),
+        bn("b", "c", 4, rng),
+        node("MaxPool", ["c"], ["y", "i"], kernel_shape=[2, 2]),
+        outputs={"y": None, "i": (np.int64, None)},
+    ),
+    "a window lies in its padding": lambda rng: model(
+        layers(rng),
+        relu("a", "b"),
+        bn("b", "c", 4, rng),
+        pool("c", "y", kernel_shape=[1, 1], strides=[1, 1], pads=PADDED),
+    ),
+    "another node reads the clamp": lambda rng: model(
+        layers(rng),
+        relu("a", "b"),
+        bn("b", "c", 4, rng),
+        pool("c", "y"),
+        sigmoid("b", "z"),
+        outputs=("y", "z"),
+    ),
+    "another node reads the BN": lambda rng: model(
+        layers(rng),
+        relu("a", "b"),
+        bn("b", "c", 4, rng),
+        pool("c", "y"),
+        sigmoid("c", "z"),
+        outputs=("y", "z"),
+    ),
+    "the BN is an output": lambda rng: model(
+        layers(rng), relu("a", "b"), bn("b", "c", 4, rng), pool("c", "y"), outputs=("y", "c")
+    ),
+    "no pool of maxima follows": lambda rng: model(
+        layers(rng),
+        relu("a", "b"),
+        bn("b", "c", 4, rng),
+        node("AveragePool", ["c"], ["d"], kernel_shape=[2, 2]),
+        sigmoid("d", "y"),
+    ),
+    "Max does not broadcast": lambda rng: model(
+        layers(rng), relu("a", "b"), bn("b", "c", 4, rng), pool("c", "y"), opset=7
+    ),
+}
+
+
+@pytest.mark.parametrize("why", MUST_STAY)
+def test_what_stays(why, rng):
+    folded, _ = fold_checked(MUST_STAY[why](rng), kept=1, compare=why[:3] != "a w")
+    assert "Relu" in ops(folded)
+
+
+def test_int8_gets_no_new_ranges(rng):
+    fold_checked(keras(rng), kept=1, options=Options(profile="int8"))
+
+
+# --- everywhere, on request -----------------------------------------------------------------
+
+
+def test_upstream(rng):
+    """Whatever reads it, and whatever its signs."""
+    norm = bn("b", "c", 4, rng)
+    parts = layers(rng), relu("a", "b"), norm, sigmoid("c", "y"), node("Tanh", ["c"], ["z"])
+    given = model(*parts, outputs=("y", "z"))
+    folded, _ = fold_checked(given, options=FREE)
+    assert ops(folded) == ["Conv", "Max", "Min", "Sigmoid", "Tanh"]
+    fold_checked(given, kept=1)
+
+
+def test_downstream(rng):
+    parts = (
+        sigmoid("x", "a"),
+        bn("a", "b", 3, rng),
+        relu("b", "c"),
+        conv("c", "d", (4, 3, 3, 3), rng),
+    )
+    given = model(*parts, sigmoid("d", "y"))
+    folded, _ = fold_checked(given, options=FREE)
+    assert ops(folded) == ["Sigmoid", "Max", "Min", "Conv", "Sigmoid"]
+    fold_checked(given, kept=1)
+
+
+def written(given, options, *expected):
+    folded, report = onnx_bnfold.fold(given, options)
+    onnx.checker.check_model(folded, full_check=True)
+    assert_same_function(given, folded)
+    assert ops(folded) == [*expected]
+    again, _ = onnx_bnfold.fold(folded, options)
+    assert again.SerializeToString() == folded.SerializeToString()
+    return report
+
+
+@pytest.mark.parametrize(("positive", "clamps"), [(True, ["Relu"]), (False, ["Max", "Min"])])
+def test_half_a_fold(rng, positive, clamps):
+    """The scale goes through the clamp into the padded Conv, where the shift would be wrong."""
+    norm = bn("a", "b", 3, rng, positive=positive)
+    parts = sigmoid("x", "a"), norm, relu("b", "c"), conv("c", "d", (4, 3, 3, 3), rng, pads=PADDED)
+    given = model(*parts, sigmoid("d", "y"))
+    written(given, FREE, "Sigmoid", "Add", *clamps, "Conv", "Sigmoid")
+    written(given, FOR_ONNXRUNTIME, "Sigmoid", "Conv", "Relu", "Conv", "Sigmoid")
+
+
+def test_int8_has_halves_and_no_clamps(rng):
+    given = model(layers(rng), relu("a", "b"), bn("b", "c", 4, rng), sigmoid("c", "y"))
+    options = Options(bn_free=True, profile="int8")
+    written(given, options, "Conv", "Relu", "Mul", "Add", "Sigmoid")
+
+
+def test_a_channel_of_gamma_zero(rng):
+    norm = bn("b", "c", 4, rng)
+    norm.initializers[0].CopyFrom(tensor("c_scale", np.float32([0, 1, -1, 0])))
+    given = model(layers(rng), relu("a", "b"), norm, sigmoid("c", "y"))
+    fold_checked(given, options=FREE)
+
+
+def test_several_readers_and_a_concat_with_an_opaque_partner(rng):
+    parts = (
+        layers(rng),
+        relu("a", "b"),
+        bn("b", "c", 4, rng),
+        node("Concat", ["c", "p"], ["d"], axis=1),
+        node("Softmax", ["x"], ["p"]),
+        sigmoid("d", "y"),
+        conv("b", "z", (2, 4, 1, 1), rng),
+    )
+    given = model(*parts, outputs=("y", "z"))
+    order = [0, 1, 2, 4, 3, 5, 6]
+    nodes = [given.graph.node[i] for i in order]
+    kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    del given.graph.node[:]
+    given.graph.node.extend(kept)
+    fold_checked(given, options=FREE)
+
+
+def test_a_clamp_that_is_an_output_keeps_its_values(rng):
+    parts = layers(rng), relu("a", "b"), bn("b", "c", 4, rng), sigmoid("c", "y")
+    written(model(*parts, outputs=("y", "b")), FREE, "Conv", "Relu", "Mul", "Add", "Sigmoid")
+
+
+@pytest.mark.parametrize(("opset", "clamp"), [(11, "Relu"), (12, "Max")])
+def test_float16_from_the_opset_on_in_which_runtimes_have_it(rng, opset, clamp):
+    parts = (
+        layer("Conv", "x", "a", (4, 3, 3, 3), rng, bias_shape=(4,), dtype=np.float16),
+        relu("a", "b"),
+        bn("b", "c", 4, rng, positive=True, dtype=np.float16),
+        sigmoid("c", "y"),
+    )
+    given = model(*parts, dtype=np.float16, opset=opset)
+    folded, _ = onnx_bnfold.fold(given, FREE)
+    assert clamp in ops(folded)
+    assert_same_function(given, folded)
+
+
+def test_flat_tensors_of_unknown_batch(rng):
+    parts = (
+        layer("Gemm", "x", "a", (5, 4), rng),
+        relu("a", "b"),
+        bn("b", "c", 4, rng),
+        sigmoid("c", "y"),
+    )
+    given = model(*parts, inputs={"x": (None, 5)})
+    folded, _ = fold_checked(given, options=FREE)
+    assert ops(folded) == ["Gemm", "Max", "Min", "Sigmoid"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -0.0])
+def test_odd_values(rng, value):
+    given = keras(rng)
+    folded, _ = onnx_bnfold.fold(given, FREE)
+    x = rng.standard_normal((1, 3, 12, 12)).astype(np.float32)
+    x[0, 1, 4, 4] = value
+    (a,), (b,) = run(given, {"x": x}), run(folded, {"x": x})
+    assert (np.isnan(a) == np.isnan(b)).all()
+    known = np.isfinite(a)
+    assert error(a[known], b[known]) < 1e-5
+
+
+def test_the_second_bn_finds_the_clamp_of_the_first(rng):
+    parts = (
+        layers(rng),
+        relu("a", "b"),
+        bn("b", "c", 4, rng),
+        pool("c", "d"),
+        bn("d", "e", 4, rng, positive=True),
+        sigmoid("e", "y"),
+    )
+    folded, _ = fold_checked(model(*parts))
+    assert ops(folded) == ["Conv", "MaxPool", "Max", "Min", "Sigmoid"]
+
+
+def test_a_model_whose_constants_lie_in_a_body(rng):
+    """Constants of a subgraph become its own."""
+    inner = join(
+        conv("x", "a", (4, 3, 3, 3), rng), relu("a", "b"), bn("b", "c", 4, rng), pool("c", "then")
+    )
+    other = join(conv("x", "k", (4, 3, 3, 3), rng), pool("k", "else"))
+    bodies = {
+        f"{name}_branch": onnx.helper.make_graph(
+            parts.nodes,
+            name,
+            [],
+            [onnx.helper.make_tensor_value_info(name, 1, None)],
+            parts.initializers,
+        )
+        for name, parts in {"then": inner, "else": other}.items()
+    }
+    choice = node("If", ["which"], ["y"], **bodies)
+    inputs = {"x": (1, 3, 12, 12), "which": (np.bool_, ())}
+    given = model_of(choice.nodes, inputs, {"y": None})
+    fold_checked(given)
+
+
+def test_target_alone_says_nothing():
+    with pytest.raises(UsageError, match="target"):
+        Options(target="onnxruntime")

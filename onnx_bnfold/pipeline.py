@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import ModelProto
 
-from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.constants import Constants, OpenTensor
 from onnx_bnfold.model.graph import Graph, ReadTensor, graphs_of
 from onnx_bnfold.model.shape_inference import Inference, Shapes
@@ -18,19 +17,20 @@ from onnx_bnfold.model.source import Source, rounded
 from onnx_bnfold.model.validate import require_sound
 from onnx_bnfold.options import Options, Standalone
 from onnx_bnfold.planning.graph_state import GraphState
-from onnx_bnfold.planning.kept import UnmatchedPatterns, unmatched
+from onnx_bnfold.planning.kept import UnmatchedPatterns, kept_by, unmatched
 from onnx_bnfold.planning.plan import GraphPlan, Place, Restated
 from onnx_bnfold.planning.planner import plan_graph
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.record import Record
 from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.rewriting.graph_editor import Pending, freeze_constants, rewrite
-from onnx_bnfold.rewriting.new_constants import Unrepresentable, Whole, exact, require_representable
+from onnx_bnfold.rewriting.new_constants import Unrepresentable, Whole, require_representable
 from onnx_bnfold.rounds import Rounds
 from onnx_bnfold.storage.tensors import clear_place
 
 if TYPE_CHECKING:
     from onnx_bnfold.planning.value_ranges import Ranges
+    from onnx_bnfold.rewriting.replaced_nodes import Copied
 
 
 class Pipeline(Rounds):
@@ -116,14 +116,10 @@ class Pipeline(Rounds):
         graph = self._graphs[position]
         outer = None if graph.parent is None else known[id(graph.parent)]
         shapes = Shapes(graph, self._inference, position, None if outer is None else outer.shapes)
-        constants = Constants(
-            graph,
-            self._source.read,
-            shapes,
-            None if outer is None else outer.constants,
-            self._source.open,
-        )
-        state = GraphState(graph, constants, shapes, self.options.keep)
+        around, kept = None if outer is None else outer.constants, kept_by(graph, self.options.keep)
+        source = self._source
+        constants = Constants(graph, source.read, shapes, around, source.open, kept)
+        state = GraphState(graph, constants, shapes, kept)
         known[id(graph)] = state
         return state
 
@@ -143,7 +139,7 @@ class Pipeline(Rounds):
 
     def _plan_once(self) -> None:
         self._plan_graphs()
-        while self._restate():
+        while self._evaluate() or self._restate():
             self._plan_graphs()
         for position, plan in enumerate(self.plans):
             plan.restated = {n: was for (p, n), was in self._restated.items() if p == position}
@@ -206,8 +202,7 @@ class Pipeline(Rounds):
         """
         self.verify()
         self.model = result
-        values = {name: partial(_exact, new) for name, new in pending.items()}
-        self._source = self._source.with_computed(values)
+        self._source = self._source.with_computed({n: new.exact for n, new in pending.items()})
         from onnx_bnfold.planning.settle import Origins
 
         self.origins = self.origins or Origins()
@@ -235,6 +230,14 @@ class Pipeline(Rounds):
         state = self._state(position, known)
         return plan_graph(state, self._limits, excluded, self.options)
 
+    def _evaluate(self) -> bool:
+        """Go on with a copy of the model in which constants stand for BNs, if some compute any."""
+        if all(record.folded for plan in self.plans for record in plan.records.values()):
+            return False
+        from onnx_bnfold.rewriting import constant_bns
+
+        return self._go_on_with(constant_bns.evaluated(self._copy, self.plans))
+
     def _restate(self) -> bool:
         """Go on with a copy of the model in which nodes that stay have another form, if any do."""
         return any(self._restate_as(form) for form in self.options.forms)
@@ -242,20 +245,21 @@ class Pipeline(Rounds):
     def _restate_as(self, form: Standalone) -> bool:
         from onnx_bnfold.rewriting import standalone
 
-        found = []
-        for position, plan in enumerate(self.plans):
-            excluded = {n for p, n in self._excluded if p == position}
-            found.append(standalone.to_restate(plan, form, self._limits, excluded))
-        if not any(found):
+        excluded = self._excluded.keys()
+        return self._go_on_with(
+            standalone.restated(self._copy, self.plans, form, self._limits, excluded)
+        )
+
+    def _go_on_with(self, copied: Copied | None) -> bool:
+        if copied is None:
             return False
-        copy = self._copy()
-        copied = standalone.apply(copy, self.plans, found, form)
         moved = copied.moved
+        if moved:
+            self._excluded = {(p, moved[p, n]): r for (p, n), r in self._excluded.items()}
+            self._restated = {(p, moved[p, n]): was for (p, n), was in self._restated.items()}
+        self._restated = copied.restated | self._restated
         self._unread |= copied.unread
-        self._excluded = {(p, moved[p, n]): r for (p, n), r in self._excluded.items()}
-        earlier = {(p, moved[p, n]): was for (p, n), was in self._restated.items()}
-        self._restated = copied.restated | earlier
-        self.model = copy
+        self.model = copied.model
         self._index()
         return True
 
@@ -343,8 +347,3 @@ class Pipeline(Rounds):
     def graphs(self) -> list[Graph]:
         """The bodies of the model."""
         return self._graphs
-
-
-def _exact(new: Pending) -> Array:
-    """Return the elements of a new constant before they are rounded, in its shape."""
-    return exact(new.compute).reshape(tuple(new.tensor.dims))

@@ -203,3 +203,92 @@ class NasNet(nn.Module):
         for cell in self.cells:
             before, now = cell(before, now)
         return self.fc(functional.adaptive_avg_pool2d(functional.relu(now), 1).flatten(1))
+
+
+class StandardisedConv(nn.Conv2d):
+    """A Conv2d whose weight is standardised per output channel (Qiao et al. 2019)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        var, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True, correction=0)
+        weight = (self.weight - mean) / torch.sqrt(var + 1e-5)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class StdConv(nn.Conv2d):
+    """The same by a batch normalisation in training mode (timm's StdConv2d)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = functional.batch_norm(flat, None, None, training=True, momentum=0.0, eps=1e-6)
+        return self._conv_forward(x, weight.reshape_as(self.weight), self.bias)
+
+
+class BinaryConv(nn.Conv2d):
+    """A Conv2d of the signs of its weight times their mean magnitude (XNOR-Net)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = self.weight.abs().mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, torch.sign(self.weight) * size, self.bias)
+
+
+class QatConv(nn.Conv2d):
+    """A Conv2d that is trained for int8: weights per channel and its input are quantised."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.full((self.out_channels,), 0.01)
+        if torch.compiler.is_exporting():  # dynamo does not know PyTorch's own operators for it
+            x = _quantised(x, torch.tensor(0.05), torch.tensor(0, dtype=torch.int8))
+            weight = _quantised(self.weight, scale, torch.zeros_like(scale, dtype=torch.int8))
+        else:
+            x = torch.fake_quantize_per_tensor_affine(x, 0.05, 0, -128, 127)
+            zero = torch.zeros(self.out_channels, dtype=torch.int32)
+            weight = torch.fake_quantize_per_channel_affine(self.weight, scale, zero, 0, -128, 127)
+        return self._conv_forward(x, weight, self.bias)
+
+
+def _quantised(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Return what QuantizeLinear and DequantizeLinear make of a tensor, an axis 0 of scales."""
+    options = {"attrs": {"axis": 0}, "shape": x.shape, "version": 20}
+    made = torch.onnx.ops.symbolic
+    integers = made("QuantizeLinear", (x, scale, zero), dtype=torch.int8, **options)
+    return made("DequantizeLinear", (integers, scale, zero), dtype=torch.float32, **options)
+
+
+def weight_norm(inputs: int, outputs: int, kernel: int, **options: int) -> nn.Module:
+    """Return a Conv2d whose weight is ``g * v / |v|`` (Salimans and Kingma 2016)."""
+    return nn.utils.parametrizations.weight_norm(nn.Conv2d(inputs, outputs, kernel, **options))
+
+
+def spectral_norm(inputs: int, outputs: int, kernel: int, **options: int) -> nn.Module:
+    """Return a Conv2d whose weight is divided by its largest singular value, as estimated."""
+    return nn.utils.spectral_norm(nn.Conv2d(inputs, outputs, kernel, **options))
+
+
+class ComputedWeights(nn.Module):
+    """A residual network whose convolutions compute their weights."""
+
+    def __init__(self, conv: str, widths: tuple[int, ...] = (16, 32, 64)) -> None:
+        super().__init__()
+        made = globals()[conv]
+        self.stem = nn.Sequential(made(3, widths[0], 3, padding=1), nn.BatchNorm2d(widths[0]))
+        blocks = []
+        for inputs, outputs in zip((widths[0], *widths), widths, strict=False):
+            blocks.append(
+                nn.ModuleList(
+                    [
+                        nn.Sequential(made(inputs, outputs, 3, stride=2, padding=1),
+                                      nn.BatchNorm2d(outputs), nn.ReLU(),
+                                      made(outputs, outputs, 3, padding=1),
+                                      nn.BatchNorm2d(outputs)),
+                        nn.Sequential(made(inputs, outputs, 1, stride=2), nn.BatchNorm2d(outputs)),
+                    ]
+                )
+            )  # fmt: skip
+        self.blocks = nn.ModuleList(blocks)
+        self.fc = nn.Linear(widths[-1], 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.stem(x))
+        for body, shortcut in self.blocks:
+            x = functional.relu(body(x) + shortcut(x))
+        return self.fc(x.mean((2, 3)))

@@ -130,6 +130,13 @@ ENTRIES = {
     ),
     "repvgg_a0": _entry(_own("RepVGG", *_A0), 61, _SMALL, mixed=44),
     "nasnet_cells": _entry(_own("NasNet"), 41, _SMALL),
+    # Weights that the graph computes from constants.
+    "weight_norm": _entry(_own("ComputedWeights", "weight_norm"), 10, _SMALL, quick=True),
+    "spectral_norm": _entry(_own("ComputedWeights", "spectral_norm"), 10, _SMALL, quick=True),
+    "standardised": _entry(_own("ComputedWeights", "StandardisedConv"), 10, _SMALL, quick=True),
+    "timm_std_conv": _entry(_own("ComputedWeights", "StdConv"), 20, _SMALL, quick=True),
+    "binary_weights": _entry(_own("ComputedWeights", "BinaryConv"), 10, _SMALL, quick=True),
+    "qat": _entry(_own("ComputedWeights", "QatConv"), 10, _SMALL, quick=True),
 }
 
 

@@ -13,7 +13,7 @@ same walk over the graph, with the same caches.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Set
 from threading import RLock
 from typing import NamedTuple, Protocol
 
@@ -21,7 +21,14 @@ import numpy as np
 from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.model.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor
+from onnx_bnfold.model.determinism import (
+    DIMS_ONLY,
+    READ_BY_REFERENCE,
+    TYPE_ONLY,
+    WRITTEN_OVER,
+    is_deterministic,
+)
+from onnx_bnfold.model.graph import Dims, Graph, ReadTensor
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.storage.small_tensors import SmallTensors
 
@@ -30,18 +37,10 @@ from onnx_bnfold.storage.small_tensors import SmallTensors
 LARGEST_COMPUTED = 2**26
 # Constants of up to this many elements may determine shapes (Reshape's and Expand's shape).
 LARGEST_SHAPE_INPUT = 1024
-
-EVALUATED = frozenset(
-    {
-        *("Abs", "Add", "Cast", "CastLike", "Ceil", "Concat", "Constant", "ConstantOfShape"),
-        *("Div", "Exp", "Expand", "Flatten", "Floor", "Gather", "Identity", "Log", "Max", "Min"),
-        *("Mul", "Neg", "Pow", "Range", "Reciprocal", "Reshape", "Shape", "Size", "Slice"),
-        *("Sqrt", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze"),
-    }
-)
-# (operator, input) of which only the type, or only the dims, matter.
-TYPE_ONLY = frozenset({("CastLike", 1)})
-DIMS_ONLY = frozenset({("Shape", 0), ("Size", 0)})
+# Elements of larger ones that are remembered, so that a weight is not computed for each question.
+MOST_REMEMBERED = 2**22
+# Multiply-adds that a node may take, roughly: seconds. See ``_work``.
+MOST_WORK = 2**36
 
 
 class Constant(NamedTuple):
@@ -91,6 +90,7 @@ class Constants:
         known: name → (dims, element type) of computed tensors, from shape inference.
         outer: the constants of the enclosing scope, which are visible here.
         open_tensor: returns a reader of an initializer in a file, if any may be in one.
+        kept: indices of nodes that are to go on computing what they compute.
     """
 
     def __init__(
@@ -100,16 +100,19 @@ class Constants:
         known: TensorTypes,
         outer: Constants | None,
         open_tensor: OpenTensor | None = None,
+        kept: Container[int] = (),
     ) -> None:
         self.graph = graph
         self._read = read
         self._open = open_tensor
         self._known = known
         self._outer = outer
+        self._kept = kept
         self._candidates: set[str] | None = None
         self._infos: dict[str, Constant | None] = {}
         self._small: SmallTensors | None = None
         self._values: dict[str, Array] = {}
+        self._asked: list[str] = []
         self._evaluating = RLock()
 
     def get(self, name: str) -> Constant | None:
@@ -141,7 +144,7 @@ class Constants:
         graph, fixed = self.graph, set[int]()
         constants = (graph.dims.keys() - graph.overridable) | {""}
         for index, (read, written) in enumerate(zip(graph.reads, graph.writes, strict=True)):
-            if not read and graph.ops[index] not in EVALUATED:
+            if not read and not is_deterministic(graph.ops[index], graph.opset):
                 continue  # it may return random numbers
             others = (n for n in read if n not in constants)
             if index not in graph.carriers and all(self._is_outer_constant(n) for n in others):
@@ -194,13 +197,11 @@ class Constants:
             assert self._outer is not None
             return self._outer.value(name)
         with self._evaluating:
-            if name in self._values:
-                return self._values[name]
-            for ancestor in self._ancestors(name):
-                self._evaluate(ancestor)
-            result = self._values[name]
-            self._forget_large()
-            return result
+            if name not in self._values:
+                for ancestor in self._ancestors(name):
+                    self._evaluate(ancestor)
+                self._forget_large(name)
+            return self._values[name]
 
     def rows(self, names: Sequence[Sequence[str]]) -> Iterator[tuple[list[int], np.ndarray]]:
         """Yield the values of many rows of small initializers; see ``SmallTensors.rows``.
@@ -224,34 +225,49 @@ class Constants:
         return None if tensor is None or self._open is None else self._open(tensor)
 
     def _computed(self, name: str) -> Constant | None:
-        if name not in self._computable():
+        if name not in self.computed:
             return None
         for ancestor in self._ancestors(name):
             if ancestor not in self._infos:
                 self._infos[ancestor] = self._infer(ancestor)
         return self._infos[name]
 
-    def _computable(self) -> set[str]:
-        """Return the outputs of deterministic nodes on constants, found in one pass."""
+    @property
+    def computed(self) -> Set[str]:
+        """The outputs of deterministic nodes on constants, found in one pass.
+
+        Not all are constants for ``get``: they may be too large, or of a size that is not known.
+        """
         if self._candidates is None:
-            names: set[str] = set()
-            for index, node in enumerate(self.graph.nodes):
-                if node.op_type in EVALUATED and node.domain in STANDARD_DOMAINS:
-                    slots = [(s, n) for s, n in enumerate(self.graph.reads[index]) if n]
-                    if all(self._usable(node, s, n, names) for s, n in slots):
-                        names.update(self.graph.writes[index])
+            graph, names = self.graph, set[str]()
+            for index, (read, written) in enumerate(zip(graph.reads, graph.writes, strict=True)):
+                op = graph.ops[index]
+                usable = (self._usable(op, s, n, names) for s, n in enumerate(read) if n)
+                if all(usable) and self._is_lasting(index):
+                    names.update(written)
             self._candidates = names
             # No other output is constant; note that at once instead of name by name in ``get``.
             self._infos.update(dict.fromkeys(self.graph.producer.keys() - names))
         return self._candidates
 
-    def _usable(self, node: NodeProto, slot: int, name: str, computable: set[str]) -> bool:
+    def _is_lasting(self, index: int) -> bool:
+        """Whether a node may go, as it computes the same from constants in each run and call."""
+        graph, op = self.graph, self.graph.ops[index]
+        if index in self._kept or not is_deterministic(op, graph.opset):
+            return False
+        if any(item.ref_attr_name for item in graph.attributes.get(index, {}).values()):
+            return False
+        if op not in WRITTEN_OVER or not any(graph.writes[index][1:]):
+            return True
+        return all(graph.only_reader(graph.reads[index][slot]) for slot in WRITTEN_OVER[op])
+
+    def _usable(self, op: str | None, slot: int, name: str, computable: set[str]) -> bool:
         graph = self.graph
-        if name in computable or (node.op_type, slot) in TYPE_ONLY:
+        if name in computable or (op, slot) in TYPE_ONLY:
             return True
         if name in graph.initializers or name in graph.sparse:
             return name not in graph.overridable
-        if (node.op_type, slot) in DIMS_ONLY and self._static_dims(name) is not None:
+        if (op, slot) in DIMS_ONLY and self._static_dims(name) is not None:
             return True
         if name in graph.producer or name in graph.inputs or self._outer is None:
             return False
@@ -271,7 +287,7 @@ class Constants:
             node = graph.nodes[graph.producer[stack.pop()]]
             for slot, other in enumerate(node.input):
                 described = (node.op_type, slot) in TYPE_ONLY | DIMS_ONLY
-                if described and other not in self._computable():
+                if described and other not in self.computed:
                     continue
                 if other in graph.producer and other not in needed and other not in self._values:
                     needed.add(other)
@@ -303,19 +319,44 @@ class Constants:
         try:
             from onnx_bnfold.model.evaluate import infer_node
 
-            outputs = infer_node(node, self.graph.opset, types, self._small_inputs(node))
-            return None if outputs is None else _as_constant(name, outputs[name])
+            for made in (False, True):  # what is computed is asked for where it determines a shape
+                values = self._small_inputs(node, made=made)
+                outputs = infer_node(node, self.graph.opset, types, values)
+                found = None if outputs is None else _as_constant(name, outputs[name])
+                if found is not None:
+                    return None if self._is_heavy(node, found) else found
+            return None
         except Exception:  # the C++ inference raises several types; no shape means not constant
             return None
 
-    def _small_inputs(self, node: NodeProto) -> dict[str, TensorProto]:
-        """Return the values that may determine the shape of a node's output."""
+    def _is_heavy(self, node: NodeProto, made: Constant) -> bool:
+        """Whether a node takes too long to be computed for one of its outputs."""
+        if node.op_type in READ_BY_REFERENCE:  # which take time in proportion to what they make
+            return False
+        from onnx_bnfold.model.evaluate import work
+
+        infos = [info for name in node.input if name and (info := self.get(name)) is not None]
+        return work(node, [info.size for info in infos], made.size) > MOST_WORK
+
+    def _small_inputs(self, node: NodeProto, *, made: bool) -> dict[str, TensorProto]:
+        """Return the values that may determine the shape of a node's output.
+
+        Args:
+            node: the node.
+            made: whether those that nodes compute from others are wanted, too.
+        """
         infos = {name: self._infos.get(name) for name in node.input if name}
         return {
             name: numpy_helper.from_array(self.value(name), name)
             for name, info in infos.items()
-            if info is not None and info.size <= LARGEST_SHAPE_INPUT
+            if info is not None
+            and info.size <= LARGEST_SHAPE_INPUT
+            and (made or not self._is_made(name))
         }
+
+    def _is_made(self, name: str) -> bool:
+        index = self.graph.producer.get(name)
+        return index is not None and any(self.graph.reads[index])
 
     def _evaluate(self, name: str) -> None:
         if name in self._values:
@@ -352,8 +393,15 @@ class Constants:
             return np.broadcast_to(np.zeros((), dtype), kind[0] or ())
         return self._values[name] if name in self._values else self.value(name)
 
-    def _forget_large(self) -> None:
-        self._values = {n: v for n, v in self._values.items() if v.size <= LARGEST_SHAPE_INPUT}
+    def _forget_large(self, asked: str) -> None:
+        """Forget the large values but those that were asked for last, and the one asked for now."""
+        values = self._values
+        if values[asked].size > LARGEST_SHAPE_INPUT:
+            self._asked.append(asked)
+        while len(self._asked) > 1 and sum(values[n].size for n in self._asked) > MOST_REMEMBERED:
+            del self._asked[0]
+        small = (n for n, v in values.items() if v.size <= LARGEST_SHAPE_INPUT)
+        self._values = {n: values[n] for n in (*small, *self._asked)}
 
 
 def _sparse_constant(graph: Graph, name: str) -> Constant | None:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import NodeProto, SparseTensorProto, TensorProto, TypeProto, helper, numpy_helper
+from onnx import (
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+    TypeProto,
+    helper,
+    numpy_helper,
+)
 
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.errors import ModelError
+from onnx_bnfold.model.determinism import READ_BY_REFERENCE
 from onnx_bnfold.model.graph import Graph, ReadTensor
 from onnx_bnfold.model.misread import is_misread
 from onnx_bnfold.reasons import Reason, Refused
@@ -102,10 +112,29 @@ def _read_named(tensor: TensorProto, name: str, read: ReadTensor) -> Array:
     return read(named)
 
 
+def work(node: NodeProto, read: Sequence[int], made: int) -> float:
+    """Return roughly how many products a node adds up, a bound for most operators.
+
+    A product of matrices of sizes ``mk`` and ``kn`` adds up ``mkn``, the root of the sizes of all
+    three; a convolution or pooling adds up more by its kernel, at most.
+
+    Args:
+        node: the node.
+        read: numbers of elements of its inputs.
+        made: number of elements of an output.
+    """
+    kernel = next((item.ints for item in node.attribute if item.name == "kernel_shape"), ())
+    return math.sqrt(math.prod(sorted(read)[-2:]) * made) * math.prod(kernel)
+
+
 def run_node(
     graph: Graph, index: int, feeds: Mapping[str, Array], read: ReadTensor
 ) -> dict[str, Array]:
-    """Return output name → values of a node, by onnx's reference evaluator.
+    """Return output name → values of a node, each in the type that it has in the model.
+
+    The node computes in its own types, as it does when the model runs: with more digits a
+    QuantizeLinear, a Round or a Sign could return something else. Operators that onnx's reference
+    evaluator does not read as onnxruntime does are run by onnxruntime, on one thread.
 
     Args:
         graph: that has the node.
@@ -116,29 +145,76 @@ def run_node(
     Raises:
         Refused: the node cannot be evaluated.
     """
-    from onnx.reference import ReferenceEvaluator  # 0.3 s, needed by few models
+    plain = _plain(graph.nodes[index], read)
+    try:
+        if plain.op_type in READ_BY_REFERENCE:
+            return _by_reference(plain, graph.opset, feeds)
+        return _by_runtime(plain, graph.opset, feeds)
+    except Exception as error:  # the evaluators raise what numpy and pybind11 raise
+        sentence = next(iter(str(error).splitlines()), type(error).__name__)
+        raise Refused(
+            Reason.PARAMETERS_NOT_CONSTANT,
+            graph.label(index),
+            f"it cannot be evaluated ({sentence}); repair the model, or fold constants first",
+        ) from error
 
+
+def _plain(node: NodeProto, read: ReadTensor) -> NodeProto:
+    """Copy a node of the standard domain with all that it refers to."""
     plain = NodeProto()
-    plain.CopyFrom(graph.nodes[index])
+    plain.CopyFrom(node)
     plain.domain = ""
     for item in plain.attribute:
         if item.HasField("t") and is_external(item.t):
             item.t.CopyFrom(numpy_helper.from_array(read(item.t)))
-    names = [n for n in plain.output if n]
-    alone = helper.make_graph(
-        [plain],
+    while plain.output and not plain.output[-1]:  # onnxruntime crashes at some of these
+        del plain.output[-1]
+    return plain
+
+
+def _by_reference(node: NodeProto, opset: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    from onnx.reference import ReferenceEvaluator  # 0.3 s, needed by few models
+
+    names = [n for n in node.output if n]
+    model = _model_of(node, names, opset, feeds, {})
+    results = ReferenceEvaluator(model).run(names, dict(feeds))
+    return {n: np.asarray(r) for n, r in zip(names, results, strict=True)}
+
+
+def _by_runtime(node: NodeProto, opset: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    import onnxruntime as ort  # 0.1 s, needed by few models
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False
+    names = [n for n in node.output if n]
+    # What is fed could be written over, and arrays of ml_dtypes cannot be.
+    model = _model_of(node, names, opset, {}, feeds)
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    results = session.run(names, {})
+    return {n: np.asarray(r) for n, r in zip(names, results, strict=True)}
+
+
+def _model_of(
+    node: NodeProto,
+    outputs: Sequence[str],
+    opset: int,
+    fed: Mapping[str, Array],
+    held: Mapping[str, Array],
+) -> ModelProto:
+    graph = helper.make_graph(
+        [node],
         "constant",
         [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
-         for n, v in feeds.items()],
-        [onnx.ValueInfoProto(name=n) for n in names],
+         for n, v in fed.items()],
+        [onnx.ValueInfoProto(name=n) for n in outputs],
+        [numpy_helper.from_array(v, n) for n, v in held.items()],
     )  # fmt: skip
-    model = helper.make_model(alone, opset_imports=[helper.make_opsetid("", graph.opset)])
-    try:
-        results = ReferenceEvaluator(model).run(names, dict(feeds))
-    except Exception as error:  # the evaluator raises what numpy raises
-        raise Refused(
-            Reason.PARAMETERS_NOT_CONSTANT,
-            graph.label(index),
-            f"it cannot be evaluated ({error}); repair the model",
-        ) from error
-    return {n: np.asarray(r) for n, r in zip(names, results, strict=True)}
+    imports = [helper.make_opsetid("", opset)]
+    # The newest version of the format may be newer than onnxruntime.
+    version = helper.find_min_ir_version_for(imports, ignore_unknown=True)
+    return helper.make_model(graph, opset_imports=imports, ir_version=version)

@@ -53,7 +53,8 @@ class Settings:
     def listed(self, name: str, slot: int) -> list[int] | None:
         """Return a list that is an attribute in old opsets and an input in new ones."""
         if name in self._given:
-            return [*self.get(name, [])]
+            value = self.get(name, [])
+            return value if isinstance(value, list) else None  # of another type in a broken model
         read = self.node.input
         return self._values(read[slot]) if slot < len(read) and read[slot] else None
 

@@ -33,7 +33,7 @@ def version_of(operator: str, opset: int) -> int:
 @cache
 def accepts(operator: str, opset: int, data_type: int) -> bool:
     """Whether a standard operator takes data of some type in the version that an opset holds."""
-    if not version_of(operator, opset):
+    if not version_of(operator, opset) or data_type not in TensorProto.DataType.values():
         return False
     name = TensorProto.DataType.Name(data_type).lower()
     return f"tensor({name})" in onnx.defs.get_schema(operator, opset, "").inputs[0].types

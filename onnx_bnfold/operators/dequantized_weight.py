@@ -66,9 +66,12 @@ class QuantizedWeight:
         return (self.integers.dims[self.out_axis],)
 
     def revised(self, factor: Float64) -> Iterator[Revised]:
-        """Yield what becomes of its constants by a factor per output channel."""
+        """Yield what becomes of its constants by a factor per output channel.
+
+        Integers that a QuantizeLinear makes are stored, as its scale is no longer that of them.
+        """
         view, dims = self.view, self.scale_dims
-        if (factor < 0).any():
+        if (factor < 0).any() or self.integers.name in view.graph.producer:
             mirrored = Exact(partial(self.fold_integers, factor))
             integers = self.integers
             yield Revised(view, 0, "integers", integers.dims, integers.data_type, mirrored)

@@ -23,6 +23,8 @@ def _no_shift(view: NodeView, reason: Reason, sentence: str) -> Refusal:
 
 
 def _dequantizer(view: NodeView, slot: int) -> NodeView | None:
+    if view.name_in(slot) not in view.graph.producer:
+        return None
     from onnx_bnfold.operators.dequantized_weight import dequantizer  # most weights are constants
 
     return dequantizer(view, slot)
@@ -287,8 +289,6 @@ def linear_layer(view: NodeView, layout: Callable[[NodeView], LinearLayer]) -> L
         raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its weight is not of a float type")
     if 0 in layer.weight.dims:
         raise Refused(Reason.INCONSISTENT_SHAPES, view.label, "its weight has no elements")
-    if view.constants.get(layer.weight.name) is not None:
-        return layer
     source = _dequantizer(view, layer.weight_slot)
     if source is None:
         return layer

@@ -58,6 +58,8 @@ def _is_decomposed_bn(state: GraphState, index: int) -> bool:
         constant = [before.constant(s) is not None for s in (0, 1)]
         if not any(constant):
             return state.entries[producer].combines is not Combines.PRODUCT
+        if all(constant):  # of shapes that do not agree, say, or it was constant as a whole
+            return True
         producer = state.graph.producer.get(before.name_in(constant.index(False)))
         seen += 1
     return True

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
-from onnx_bnfold.model.constants import DIMS_ONLY, TYPE_ONLY, Constants
+from onnx_bnfold.model.constants import Constants
+from onnx_bnfold.model.determinism import DIMS_ONLY, TYPE_ONLY
 from onnx_bnfold.model.graph import Graph
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.model.shape_inference import Shapes
@@ -14,7 +16,6 @@ from onnx_bnfold.operators.entries import OUT, Absorbing, Sides
 from onnx_bnfold.operators.rules import Known, Step, Transparent
 from onnx_bnfold.operators.transparent import data_outputs, data_slots
 from onnx_bnfold.planning.graph_nodes import MALFORMED, GraphNodes, malformed
-from onnx_bnfold.planning.kept import kept_by
 from onnx_bnfold.planning.merged_tensors import Groups
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
@@ -42,10 +43,14 @@ class GraphState(GraphNodes):
     """
 
     def __init__(
-        self, graph: Graph, constants: Constants, shapes: Shapes, keep: Sequence[str] = ()
+        self,
+        graph: Graph,
+        constants: Constants,
+        shapes: Shapes,
+        kept: Mapping[int, Refusal] = MappingProxyType({}),
     ) -> None:
         super().__init__(graph, constants, shapes)
-        self.kept = kept_by(graph, keep)
+        self.kept = kept
         self.total: dict[Key, Affine] = {}
         self.removed: set[int] = set()
         self.clamps: frozenset[int] = frozenset()

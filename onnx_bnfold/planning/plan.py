@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.options import Standalone
@@ -38,12 +38,13 @@ class Restated(NamedTuple):
     Attributes:
         form: what it is written as.
         name: of the node it was.
-        output: name of the tensor it wrote.
-        record: why it stays.
+        input, output: names of the tensors it read and wrote.
+        record: why it stays, or that it goes.
     """
 
-    form: Standalone
+    form: Standalone | Literal["constant"]
     name: str
+    input: str
     output: str
     record: Record
 
@@ -55,7 +56,7 @@ class Recorded(NamedTuple):
         plan: of the node's graph.
         node: index in that graph; where ``restated`` is given, of the first of those in its place.
         record: what became of it.
-        restated: what the node was if it stays as something else.
+        restated: what the node was if it is something else by now.
     """
 
     plan: GraphPlan
@@ -82,7 +83,7 @@ class GraphPlan:
             may judge otherwise.
         unsure: nodes that stay for reasons that may not hold where other nodes have gone.
         left: nodes that stay for good, and what for (``notes``).
-        restated: nodes that stand for BatchNormalizations which stay, and what those were.
+        restated: nodes that stand for BatchNormalizations, and what those were.
     """
 
     state: GraphState

@@ -303,6 +303,8 @@ class _Planner:
             )
         if not is_bn or self.options.keep_shared_weights:
             self.shared.require_cheap(index, changes, asked)
+        if not is_bn:
+            self.shared.require_stored(index, changes)
         if count_added(state, changes) > (1 if is_bn else 0):
             raise Refused(
                 Reason.NOT_SMALLER,

@@ -8,6 +8,8 @@ from onnx_bnfold.reasons import Refusal
 
 # The way of a BatchNormalization whose whole branch went into a Conv.
 MERGED = "merged"
+# That of one that computes a constant, which is written in its place.
+CONSTANT = "constant"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Record:
         return f"{text}; the other way, {_told(other)}" if other is not None else text
 
     def _takers(self) -> str:
+        if self.way == CONSTANT:
+            return "the constant that it computes"
         if self.scale_to == self.shift_to or not self.shift_to:
             text = ", ".join(self.scale_to) or "its neighbours (it changes nothing)"
         elif not self.scale_to:

@@ -60,10 +60,7 @@ class SharedConstants:
         copies = self._copies(altered - set(self._altered(changes, {}))) if altered else {}
         if not copies:
             return
-        graph = self._state.graph
-        own = filter(graph.only_reader, graph.reads[origin])
-        freed = graph.nodes[origin].ByteSize() + sum(map(self._bytes, own))
-        if sum(copies.values()) > freed:
+        if sum(copies.values()) > self._freed_by(origin):
             asked.update(index for name in copies for index, _ in self._readers.get(name, ()))
             name = max(copies, key=lambda each: copies[each])
             raise Refused(
@@ -72,6 +69,53 @@ class SharedConstants:
                 f"others read it as it is, and a copy of it would add {copies[name]:,} bytes; fold "
                 "without --keep-shared-weights if the model may grow by them",
             )
+
+    def require_stored(self, origin: int, changes: Mapping[Key, Affine]) -> None:
+        """Refuse changes of computed constants that take more bytes than all that they save.
+
+        Args:
+            origin: the node that is removed.
+            changes: of every key, relative to now.
+
+        Raises:
+            Refused: a model that computes a constant from a few numbers would grow by its elements.
+        """
+        graph = self._state.graph
+        altered = {graph.reads[i][s] for i, s in self._altered(changes, changes)}
+        before = {graph.reads[i][s] for i, s in self._altered(changes, {})}
+        for name in sorted(altered - before):
+            if name in graph.producer and graph.only_reader(name):
+                more = self._bytes(name) - self._needed_for(name)
+                if more > self._freed_by(origin):
+                    raise Refused(
+                        Reason.NOT_SMALLER,
+                        repr(name),
+                        f"it is computed from less, and what it becomes would take {more:,} bytes "
+                        "more",
+                    )
+
+    def _freed_by(self, origin: int) -> int:
+        """Return the bytes of a node and of the constants that nothing else reads."""
+        graph = self._state.graph
+        own = filter(graph.only_reader, graph.reads[origin])
+        return int(graph.nodes[origin].ByteSize()) + sum(map(self._bytes, own))
+
+    def _needed_for(self, name: str) -> int:
+        """Return the bytes of the nodes and initializers that only a computed constant needs."""
+        graph, total, uses, unread = self._state.graph, 0, Counter[str](), [name]
+        while unread:
+            name = unread.pop()
+            if name in graph.dims:
+                total += self._bytes(name)
+            elif name in graph.producer and self._state.constants.get(name) is not None:
+                index = graph.producer[name]
+                total += graph.nodes[index].ByteSize()
+                for other in filter(None, graph.reads[index]):
+                    uses[other] += 1
+                    is_last = uses[other] == graph.uses[other]
+                    if is_last and other not in graph.outputs and other not in graph.captured:
+                        unread.append(other)
+        return total
 
     def _copies(self, fresh: Set[Read]) -> dict[str, int]:
         """Return the bytes that copies of each constant add if some nodes get one of their own."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto
 
-from onnx_bnfold.model.constants import DIMS_ONLY, TYPE_ONLY
+from onnx_bnfold.model.determinism import DIMS_ONLY, TYPE_ONLY
 from onnx_bnfold.model.float_formats import as_type, unit_roundoff
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import VANISHED, Affine, Float64, along

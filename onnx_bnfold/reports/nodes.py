@@ -109,12 +109,12 @@ def records_of(pipeline: Pipeline, positions: Places) -> Iterator[NodeRecord]:
     taken = {id(plan): _taken(plan) for plan in chain.from_iterable(pipeline.rounds)}
     for each in pipeline.recorded:
         graph, index, plan = each.plan.state.graph, each.node, id(each.plan)
-        if each.record.folded:
+        if each.restated is not None:
+            x, y = each.restated.input, each.restated.output
+        elif each.record.folded:
             x, y = each.plan.state.sides(index)
         else:
             x, y = graph.nodes[index].input[0], graph.nodes[index].output[0]
-        if each.restated is not None:
-            y = each.restated.output
         takers = sorted(taken[plan].get(index, {}).items()) if each.record.folded else ()
         taken_by = tuple(
             Taker(*_names(graph, i), *part, i > index, positions.get((plan, i)))
@@ -164,7 +164,7 @@ def _record(
         where: the node's index, its data input and its output.
         record: of the node.
         takers: the nodes that took its scale and shift.
-        restated: what the node was, if it stays as something else.
+        restated: what the node was, if it is something else by now.
     """
     index, x, y = where
     names, form = _names(graph, index), "keep"

@@ -119,7 +119,8 @@ def apply(
     initializer_names = [tensor.name for tensor in graph.initializer]
     texts = [*map(Text, bodies)]
     below = [text for text, each in zip(texts, graphs, strict=True) if each.parent is not None]
-    drop_dead(texts[0], initializer_names, below, state.constants.among(maybe_unread))
+    constants = state.constants
+    drop_dead(texts[0], constants, initializer_names, below, constants.among(maybe_unread))
     require_intact(graphs, texts, model.ir_version, halfway=True)
     return pending
 

@@ -18,6 +18,7 @@ from onnx import (
     numpy_helper,
 )
 
+from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.graph import Body, Graph, counterparts
 from onnx_bnfold.model.repeated_fields import GONE, arrange, drop_named
 from onnx_bnfold.operators import batchnorm
@@ -27,7 +28,7 @@ from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.rewriting.descriptions import drop_descriptions, hand_on_shapes, rename_shards
 from onnx_bnfold.rewriting.fresh_names import Names
 from onnx_bnfold.rewriting.integrity import Text, require_intact
-from onnx_bnfold.rewriting.new_constants import Compute, NewConstant, new_constants
+from onnx_bnfold.rewriting.new_constants import Compute, NewConstant, exact, new_constants
 from onnx_bnfold.rewriting.removal import drop_dead, drop_sparse
 from onnx_bnfold.storage.tensors import clear_values, is_external
 
@@ -44,6 +45,10 @@ class Pending(NamedTuple):
     tensor: TensorProto
     size: int
     compute: Compute
+
+    def exact(self) -> Array:
+        """Return the elements before they are rounded, in the shape of the tensor."""
+        return exact(self.compute).reshape(tuple(self.tensor.dims))
 
 
 def rewrite(
@@ -80,8 +85,8 @@ def rewrite(
     texts = [*map(Text, bodies)]
     below = _those_below(graphs, texts)
     dead = [
-        drop_dead(text, initializer_names[i], below[i], maybe_unread)
-        for i, text in enumerate(texts)
+        drop_dead(text, plan.state.constants, initializer_names[i], below[i], maybe_unread)
+        for i, (plan, text) in enumerate(zip(plans, texts, strict=True))
     ]
     for name in dead[0].intersection(pending):
         del pending[name]

@@ -8,7 +8,7 @@ from itertools import chain
 
 from onnx import GraphProto
 
-from onnx_bnfold.model.constants import EVALUATED
+from onnx_bnfold.model.constants import Constants
 from onnx_bnfold.model.graph import quantization_parameters
 from onnx_bnfold.model.repeated_fields import drop, drop_named
 from onnx_bnfold.rewriting.descriptions import described_in, drop_annotations
@@ -16,12 +16,17 @@ from onnx_bnfold.rewriting.integrity import Text
 
 
 def drop_dead(
-    text: Text, initializer_names: Sequence[str], below: Sequence[Text], maybe_unread: set[str]
+    text: Text,
+    constants: Constants,
+    initializer_names: Sequence[str],
+    below: Sequence[Text],
+    maybe_unread: set[str],
 ) -> set[str]:
     """Drop the unread constants among ``maybe_unread``, and what only they needed.
 
     Args:
         text: the body that loses them.
+        constants: of the body as it was.
         initializer_names: the names of its initializers, in their order.
         below: the bodies that its nodes carry, at any depth.
         maybe_unread: names of constants.
@@ -43,8 +48,8 @@ def drop_dead(
         makers = {
             name: index
             for index, node in enumerate(nodes)
-            if node.op_type in EVALUATED
             for name in node.output
+            if name in constants.computed
         }
     dead_nodes: set[int] = set()
     dead: set[str] = set()

@@ -7,8 +7,8 @@ are rounded, so that a fold of the result makes up its mind from the same number
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import replace
 from itertools import accumulate
 
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
@@ -29,6 +29,7 @@ from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.rewriting.branch_merging import declare
 from onnx_bnfold.rewriting.fresh_names import Names
 from onnx_bnfold.rewriting.integrity import Text, require_intact
+from onnx_bnfold.rewriting.replaced_nodes import Copied
 from onnx_bnfold.rewriting.rounded_products import ONE, product
 
 # The first takes the place, the attributes aside, and the name of the BatchNormalization.
@@ -105,19 +106,28 @@ def _constants(state: GraphState, index: int, form: Standalone) -> tuple[Float64
     return bn.a.reshape(-1, *spread), bn.b.reshape(-1, *spread)
 
 
-@dataclass
-class Copied:
-    """What is in a copy of a model in which nodes have another form.
+def restated(
+    copy: Callable[[], ModelProto],
+    plans: Sequence[GraphPlan],
+    form: Standalone,
+    limits: Limits,
+    excluded: Set[Place],
+) -> Copied | None:
+    """Return a copy of a model in which nodes that stay have another form, None if none has.
 
-    Attributes:
-        moved: for each node of the graphs as they were its index by now.
-        restated: what was replaced, by the index by now.
-        unread: the constants that these have read.
+    Args:
+        copy: makes a copy.
+        plans: see ``to_restate``; one for each graph.
+        form, limits, excluded: see there.
+
+    Raises:
+        BrokenResult: the new model is not sound.
     """
-
-    moved: dict[Place, int] = field(default_factory=dict)
-    restated: dict[Place, Restated] = field(default_factory=dict)
-    unread: set[str] = field(default_factory=set)
+    found = [
+        to_restate(plan, form, limits, {node for p, node in excluded if p == position})
+        for position, plan in enumerate(plans)
+    ]
+    return apply(copy(), plans, found, form) if any(found) else None
 
 
 def apply(
@@ -135,7 +145,7 @@ def apply(
         BrokenResult: the new model is not sound.
     """
     graphs = [plan.state.graph for plan in plans]
-    bodies, names, copied = counterparts(model, graphs), Names(graphs), Copied()
+    bodies, names, copied = counterparts(model, graphs), Names(graphs), Copied(model)
     for position, plan in reversed([*enumerate(plans)]):  # a body before the one that holds it
         graph, nodes = plan.state.graph, found[position]
         editor = _Editor(model, bodies[position], plan.state, form, names)
@@ -144,8 +154,8 @@ def apply(
         now = editor.finish()
         copied.moved |= {(position, index): place for index, place in enumerate(now)}
         for index in sorted(nodes):
-            name, output = graph.name(index), graph.writes[index][0]
-            was = Restated(form, name, output, plan.records[index])
+            x, y = graph.reads[index][0], graph.writes[index][0]
+            was = Restated(form, graph.name(index), x, y, plan.records[index])
             copied.restated[position, now[index]] = was
     require_intact(graphs, [*map(Text, bodies)], model.ir_version, halfway=True)
     return copied

@@ -3,6 +3,8 @@
 import ml_dtypes
 import numpy as np
 import pytest
+import support
+from graphs import Net
 from onnx import TensorProto, helper, numpy_helper
 from support import bn, fold_checked, join, model_of, node, ops, reasons, tensor
 
@@ -232,3 +234,73 @@ def test_every_layer_finds_its_output_channels(op, x, shape, axis, attributes, k
     )
     _, report = fold_checked(model_of(parts.nodes, x, ["y"], parts.initializers), kept=kept)
     assert not kept or Reason.QUANTIZED in reasons(report)[0]
+
+
+# --- quantised in the graph ----------------------------------------------------------------------
+
+
+def trained_for_int8(rng, kind=np.int8, zero=0, axis=0, signs=(1, -1)):
+    """A float weight behind QuantizeLinear and DequantizeLinear of one scale, Conv, BN."""
+    rows = 5 if axis == 0 else 4
+    net = Net((2, 4, 6, 6), opset=21)
+    net.rng = rng
+    scale = net.const(rng.uniform(0.02, 0.04, rows))
+    point = net.const(np.full(rows, zero).astype(kind))
+    weight = net.const(rng.uniform(-0.12, 0.12, (5, 4, 3, 3)))
+    integers = net.op("QuantizeLinear", weight, scale, point, axis=axis)
+    w = net.op("DequantizeLinear", integers, scale, point, axis=axis)
+    return net, net.bn(net.op("Conv", "x", w), channels=5, signs=signs)
+
+
+@pytest.mark.parametrize("signs", [(1,), (1, -1)], ids=["positive", "mixed"])
+@pytest.mark.parametrize(
+    ("kind", "zero"), [(np.int8, 0), (np.int8, 3), (np.uint8, 128), (np.int16, 0)]
+)
+def test_a_weight_that_is_quantised_in_the_graph_stays_quantised(kind, zero, signs, rng):
+    net, y = trained_for_int8(rng, kind, zero, signs=signs)
+    model = net.model(y)
+    folded, _ = fold_checked(model)
+    assert ops(folded) == ["DequantizeLinear", "Conv"]
+    stored = {t.data_type for t in folded.graph.initializer if len(t.dims) == 4}
+    assert stored == {helper.np_dtype_to_tensor_dtype(np.dtype(kind))}, "the float weight goes"
+    assert folded.ByteSize() < model.ByteSize()
+
+
+def test_a_weight_that_is_quantised_along_its_input_channels_stays(rng):
+    net, y = trained_for_int8(rng, axis=1)
+    model = net.model(y)
+    folded, report = fold_checked(model, kept=1)
+    refusal = report.kept[0].refusal
+    assert refusal.reason is Reason.QUANTIZED
+    assert "before quantising" in refusal.sentence
+    assert folded == model
+
+
+def test_four_bits_that_onnxruntime_does_not_hand_out(rng):
+    """Nothing is folded, or the weight stays in four bits."""
+    net, y = trained_for_int8(rng, ml_dtypes.int4)
+    folded, report = onnx_bnfold.fold(net.model(y))
+    if report.kept:
+        assert report.kept[0].refusal.reason is Reason.PARAMETERS_NOT_CONSTANT
+    else:
+        support.assert_same_function(net.model(y), folded)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int32])
+def test_parameters_and_biases_behind_a_dequantizer(kind, rng):
+    """As quantize_static writes them; they end as numbers of their own."""
+    net = Net((2, 4, 6, 6))
+    q = net.const(rng.integers(20, 100, 4).astype(kind))
+    made = net.op("DequantizeLinear", q, net.const(np.float32(0.02)))
+    conv = net.op("Conv", "x", net.random(4, 4, 1, 1), made)
+    rest = (net.random(4), net.random(4), net.const(np.ones(4)))
+    folded, _ = fold_checked(net.model(net.op("BatchNormalization", conv, made, *rest)))
+    assert ops(folded) == ["Conv"]
+
+
+def test_an_operand_behind_a_dequantizer(rng):
+    net = Net((2, 4, 6, 6))
+    q = net.const(rng.integers(20, 100, (4, 1, 1)).astype(np.int8))
+    made = net.op("DequantizeLinear", q, net.const(np.float32(0.02)))
+    folded, _ = fold_checked(net.model(net.op("Add", net.conv("x", 4), made)))
+    assert ops(folded) == ["Conv"]

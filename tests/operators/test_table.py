@@ -35,7 +35,7 @@ EXCEPTIONS = {
     "check/reference.py": "what onnx's reference evaluator gets wrong",
     "check/rescaled.py": "it makes a Mul",
     "check/weight_uses.py": "what hands a weight on in front of a layer",
-    "model/constants.py": "what is evaluated where all inputs are constants",
+    "model/determinism.py": "which evaluator computes what, and what of a node alone matters",
     "planning/equalize.py": "what onnxruntime quantises together with the node in front",
     "model/inference_hints.py": "types and ranks where onnx's shape inference is not asked",
     "rewriting/parallel_branches.py": "it looks for Convs that meet in an Add or a Sum",

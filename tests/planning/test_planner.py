@@ -585,8 +585,8 @@ def weight_that_is_read_as_a_tensor(n):
     return n.bn(n.op("Conv", "x", w)), n.op("Mul", w, w)
 
 
-@traps(1, Reason.WEIGHT_NOT_CONSTANT)
-def weight_that_is_its_own_input(n):
+@traps()
+def weight_that_a_convolution_of_itself_makes(n):
     w = n.random(4, 4, 1, 1)
     return n.bn(n.op("Conv", "x", n.op("Conv", w, w)))
 

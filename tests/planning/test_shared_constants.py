@@ -231,3 +231,38 @@ def test_a_report_of_files_says_their_length(tmp_path, external):
     report = onnx_bnfold.fold_file(source, target)
     lengths = [sum(f.stat().st_size for f in path.parent.iterdir()) for path in (source, target)]
     assert [report.bytes_before, report.bytes_after] == lengths
+
+
+def expanded(net: Net) -> str:
+    """A weight that takes a few bytes in the model."""
+    return net.op("Expand", net.random(1, 1, 1, 1), net.ints(BIG, BIG, 3, 3))
+
+
+def positive(net: Net) -> str:
+    return net.op("Sqrt", net.const(abs(net.values(BIG, BIG, 3, 3))))
+
+
+@pytest.mark.parametrize(
+    ("weight", "goes"), [(expanded, False), (positive, True)], ids=["from less", "from as much"]
+)
+def test_a_weight_that_is_computed_is_not_stored_for_a_mul(weight, goes):
+    net = Net(X)
+    model = net.model(affine(net, "Mul", net.op("Conv", "x", weight(net), net.random(BIG))))
+    folded, _ = fold_checked(model)
+    assert (ops(folded) == ["Conv"]) is goes
+    assert folded.ByteSize() <= model.ByteSize()
+
+
+def test_a_weight_whose_source_others_read_is_not_stored_for_a_mul():
+    net = Net(X)
+    v = net.random(BIG, BIG, 3, 3)
+    y = net.op("Conv", "x", net.op("Abs", v), net.random(BIG))
+    model = net.model(affine(net, "Mul", y), net.op("Conv", "x", v))
+    folded, _ = fold_checked(model)
+    assert folded == model
+
+
+def test_a_weight_that_is_computed_is_stored_for_a_norm():
+    net = Net(X)
+    folded, _ = fold_checked(net.model(net.bn(net.op("Conv", "x", expanded(net)))))
+    assert ops(folded) == ["Conv"]

@@ -1,0 +1,26 @@
+"""A copy of a model in which nodes have been replaced, which is to be planned again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from onnx import ModelProto
+
+from onnx_bnfold.planning.plan import Place, Restated
+
+
+@dataclass
+class Copied:
+    """A copy of a model, and what is in it.
+
+    Attributes:
+        model: the copy.
+        moved: for each node of the graphs as they were its index by now, if any has moved.
+        restated: what was replaced, by the index by now.
+        unread: the constants that these have read.
+    """
+
+    model: ModelProto
+    moved: dict[Place, int] = field(default_factory=dict)
+    restated: dict[Place, Restated] = field(default_factory=dict)
+    unread: set[str] = field(default_factory=set)

@@ -24,9 +24,6 @@ _LINEAR: dict[str | None, tuple[tuple[int, ...], ...]] = {
 _WEIGHTS: dict[str | None, Collection[int]] = {
     **{op: {i for choice in choices for i in choice} for op, choices in _LINEAR.items()},
     **{op: entry.weights for op, entry in OPERATORS.items() if isinstance(entry, Absorbing)},
-    "GRU": {1, 2, 3},
-    "LSTM": {1, 2, 3},
-    "RNN": {1, 2, 3},
 }
 # Operators that hand a weight on, as exporters place them in front of a layer, and the input that
 # they hand on; a DequantizeLinear of constant codes is linear in its scale.

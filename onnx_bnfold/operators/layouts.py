@@ -28,7 +28,7 @@ def _dequantizer(view: NodeView, slot: int) -> NodeView | None:
     return dequantizer(view, slot)
 
 
-def _weight(view: NodeView, slot: int) -> Constant:
+def weight_of(view: NodeView, slot: int) -> Constant:
     """Return a weight's shape and type; for a quantised one those it has in real numbers."""
     info = view.constant(slot)
     if info is not None:
@@ -79,7 +79,7 @@ def _transposed_shift(view: NodeView, weight: Constant) -> Refusal | None:
 
 def _convolution(view: NodeView, *, transposed: bool, bias_slot: int = 2) -> LinearLayer:
     """Read Conv, ``(C_out, C_in/group, *k)``, or ConvTranspose, ``(C_in, C_out/group, *k)``."""
-    weight = _weight(view, 1)
+    weight = weight_of(view, 1)
     group = view.attribute("group", 1)
     rank = len(weight.dims)
     _require(view, rank >= 3 and group > 0 and weight.dims[0] % group == 0)
@@ -114,7 +114,7 @@ def _deform_depth(view: NodeView, encrypted: set[str]) -> costs.Depth:
 
 
 def _gemm(view: NodeView) -> LinearLayer:
-    weight = _weight(view, 1)
+    weight = weight_of(view, 1)
     _require(view, len(weight.dims) == 2)
     transposed = bool(view.attribute("transB", 0))
     columns = weight.dims[0 if transposed else 1]
@@ -138,7 +138,7 @@ def _constant_operand(view: NodeView) -> tuple[int, Constant]:
     """Return which of two operands is the weight, and the weight."""
     right = view.constant(1) is not None or _dequantizer(view, 1) is not None
     slot = 1 if right else 0
-    return slot, _weight(view, slot)
+    return slot, weight_of(view, slot)
 
 
 def _matmul(view: NodeView) -> LinearLayer:

@@ -157,11 +157,15 @@ class LinearLayer(NamedTuple):
             if sides.out is not None and sides.out.has_scale:
                 yield from self.quantized.revised(self.output_vectors(sides.out)[0])
         elif sides.have_scale:
-            dims, data_type = self.weight.dims, self.weight.data_type
-            values = _NewWeight(self, sides)
-            yield Revised(self.view, self.weight_slot, "weight", dims, data_type, values)
+            yield self.revised_weight(sides)
         if self.needs_bias(sides):
             yield self._revised_bias(sides)
+
+    def revised_weight(self, sides: Sides) -> Revised:
+        """Return what becomes of a weight that is a constant itself."""
+        dims, data_type = self.weight.dims, self.weight.data_type
+        values = _NewWeight(self, sides)
+        return Revised(self.view, self.weight_slot, "weight", dims, data_type, values)
 
     def _revised_bias(self, sides: Sides) -> Revised:
         dims: tuple[int, ...] = (self.channels_out,)

@@ -239,7 +239,7 @@ def _group(
             state.view(i) for i, _ in state.graph.readers.get(name, ()) if i not in state.removed
         ]
         if name not in present:
-            if any(state.layer_or_none(view.index) is not None for view in views):
+            if any(state.absorber_or_none(view.index) is not None for view in views):
                 return None
             continue
         member = _member(change, present[name], labels)

@@ -194,8 +194,12 @@ class GraphState(GraphNodes):
     def _with_port(self, index: int, port: int) -> int:
         if port not in self.ports(index):
             view = self.view(index)
-            what = "uses the tensor as a parameter" if port >= 0 else "writes the tensor as a mask"
-            raise Refused(Reason.OPAQUE, view.label, f"it {what}, not as data")
+            what = (
+                "uses the tensor as a parameter"
+                if port >= 0
+                else "writes the tensor beside its data"
+            )
+            raise Refused(Reason.OPAQUE, view.label, f"it {what}, and no change of it passes")
         return index
 
     def _require_free(self, name: str) -> None:

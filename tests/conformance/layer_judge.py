@@ -1,4 +1,4 @@
-"""Linear layers and BatchNormalization: what they take into their constants."""
+"""Layers, recurrent ones and normalisations: what they take into their constants."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.batchnorm import OPERATOR
 from onnx_bnfold.operators.entries import OUT, Absorbing, BiasPlace
+from onnx_bnfold.operators.normalizations import NORMALIZATIONS
+from onnx_bnfold.operators.recurrent import RECURRENT
 from onnx_bnfold.operators.table import OPERATORS
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.planning.precision_limits import Limits
@@ -52,7 +54,9 @@ def _change(trial: Trial, port: int) -> Affine:
     rng, itemsize = trial.rng, trial.narrowest.itemsize
     if not shape or rng.random() < 0.2:
         return draw_change(rng, shape, itemsize=itemsize)
-    axis = 1 if len(shape) > 2 and rng.random() < 0.7 else int(rng.integers(len(shape)))
+    usual = -1 if trial.case.op in RECURRENT else 1
+    axis = usual if len(shape) > 2 and rng.random() < 0.7 else int(rng.integers(len(shape)))
+    axis %= len(shape)
     change = draw_change(rng, shape[axis : axis + 1], itemsize=itemsize)
     laid = (1,) * axis + (-1,) + (1,) * (len(shape) - axis - 1)
     return change.map(lambda a: a.reshape(laid))
@@ -108,20 +112,24 @@ class _Rewritten:
         self.summand = next(behind, None)
         self.kernel = _with_inputs(trial, [new for new, _ in own])
 
-    def __call__(self, sample: Arrays, *, magnitudes: bool = False) -> np.ndarray:
+    def __call__(self, sample: Arrays) -> Arrays:
+        """The outputs."""
+        y, *others = self.kernel(self._values(sample))
+        return [y if self.summand is None else y + self.summand, *others]
+
+    def _values(self, sample: Arrays) -> Arrays:
         count = max([len(sample), *(slot + 1 for slot in self.by_slot)])
-        values = [self.by_slot[s] if s in self.by_slot else sample[s] for s in range(count)]
-        summand = self.summand
-        if magnitudes:
-            values = [np.abs(v) for v in values]
-            summand = None if summand is None else np.abs(summand)
+        return [self.by_slot[s] if s in self.by_slot else sample[s] for s in range(count)]
+
+    def size(self, sample: Arrays) -> np.ndarray:
+        """The size of the numbers that the first output adds up."""
+        values = [np.abs(v) for v in self._values(sample)]
         y, *_ = self.kernel(values)
-        if magnitudes and len(values) == 3:  # alpha and beta may be of different signs
+        if len(values) == 3:  # alpha and beta may be of different signs
             (z,) = self.kernel([*values[:2], -values[2]])
             y = np.maximum(np.abs(wide(y)), np.abs(wide(z)))
-        if magnitudes:
-            y = np.abs(y)
-        return y if summand is None else y + summand
+        summand = 0 if self.summand is None else np.abs(self.summand)
+        return np.abs(wide(y)) + summand
 
 
 def _with_inputs(trial: Trial, constants: Sequence[NewConstant]) -> Kernel:
@@ -144,18 +152,19 @@ def _wrong(trial: Trial, ports: Ports, constants: Sequence[tuple[NewConstant, np
     dtype = trial.case.dtype
     try:
         rewritten = _Rewritten(trial, constants)
-        for sample, (y, *_) in list(zip(trial.samples, trial.outs, strict=True))[:COMPARED]:
+        for sample, outs in list(zip(trial.samples, trial.outs, strict=True))[:COMPARED]:
             moved = trial.changed(sample, {p: c for p, c in ports.items() if p >= 0})
-            got = rewritten(moved)
-            expected = applied(ports[OUT], y) if OUT in ports else wide(y)
-            if got.shape != expected.shape or expected.shape != y.shape:
-                return f"the output has shape {list(got.shape)} instead of {list(y.shape)}"
             size = _size(trial, ports, rewritten, sample)
-            found = differing_element(
-                y, expected, wide(got), size, rounding(dtype), smallest([dtype])
-            )
-            if found:
-                return f"output{found}"
+            for index, (y, got) in enumerate(zip(outs, rewritten(moved), strict=True)):
+                expected = applied(ports[~index], y) if ~index in ports else wide(y)
+                if got.shape != expected.shape or expected.shape != y.shape:
+                    return f"output {index} has shape {[*got.shape]} instead of {[*y.shape]}"
+                room = size if index == 0 or size.ndim == 0 else np.zeros(())
+                found = differing_element(
+                    y, expected, wide(got), room, rounding(dtype), smallest([dtype])
+                )
+                if found:
+                    return f"output {index}{found}"
     except (NotRunnable, ValueError) as error:
         return f"the rewritten layer does not run: {str(error)[:120]}"
     return ""
@@ -166,11 +175,13 @@ def _size(trial: Trial, ports: Ports, rewritten: _Rewritten, sample: Arrays) -> 
     into = {p: Affine(np.abs(c.scale), np.abs(c.shift)) for p, c in ports.items() if p >= 0}
     if trial.case.op == OPERATOR:
         return _norm_size(trial, into, rewritten, sample, ports.get(OUT))
-    if trial.state.layer_or_none(0) is None:
+    if trial.case.op in RECURRENT:
+        return _gates_size(ports, rewritten, sample)
+    if trial.case.op in NORMALIZATIONS:
         return _normalized_size(trial, rewritten, ports[OUT], sample)
     moved = trial.changed([np.abs(v) for v in sample], into)
-    after = np.abs(wide(rewritten(moved, magnitudes=True)))
-    before = wide(_Rewritten(trial, ())(sample, magnitudes=True))
+    after = rewritten.size(moved)
+    before = _Rewritten(trial, ()).size(sample)
     return after + (np.abs(ports[OUT].scale) * before if OUT in ports else before)
 
 
@@ -188,6 +199,21 @@ def _norm_size(
     after = run(new, trial.changed([np.abs(sample[0])], into)[0])
     before = run(sample[1:], sample[0])
     return after + (np.abs(out.scale) * before if out else before)
+
+
+def _gates_size(ports: Ports, rewritten: _Rewritten, sample: Arrays) -> np.ndarray:
+    """The same of what the gates of a recurrent layer add up, one number for all."""
+
+    def reach(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> float:
+        total = np.abs(wide(x)).reshape(-1, x.shape[-1]) @ np.abs(wide(weight)).max((0, 1))
+        return total.max() + (0 if bias is None else np.abs(wide(bias)).max())
+
+    x, weight, _, *rest = sample
+    into = ports.get(0)
+    moved = x if into is None else np.abs(into.scale * wide(x)) + np.abs(into.shift)
+    old, new = rest[0] if rest and rest[0].ndim else None, rewritten.by_slot
+    after = reach(moved, new.get(1, weight), new.get(3, old))
+    return np.asarray(reach(x, weight, old) + after)
 
 
 def _normalized_size(
@@ -233,8 +259,11 @@ def _of_refusal(trial: Trial, known: Ports, refusal: Refusal) -> Verdict:
 def _solvable(trial: Trial, known: Ports) -> bool:
     """Whether some weight and bias give the changed output of the changed input.
 
-    A layer is linear in its constants: the columns are what each element of them contributes.
+    A layer is linear in its constants: the columns are what each element of them contributes. A
+    recurrent one is linear in them in front of its gates: one change per channel will do.
     """
+    if trial.case.op in RECURRENT:
+        return OUT not in known and known[0].vector(2, trial.shape(0)[2]) is not None
     operands = enumerate(trial.case.operands)
     constants = [s for s, o in operands if o.name and o.changes and not o.is_data][:2]
     zeros = [np.zeros_like(v) for v in trial.samples[0]]

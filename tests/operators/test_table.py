@@ -18,6 +18,7 @@ from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.entries import UNKNOWN, Absorbing
 from onnx_bnfold.operators.layouts import LINEAR_LAYERS
 from onnx_bnfold.operators.normalizations import NORMALIZATIONS
+from onnx_bnfold.operators.recurrent import RECURRENT
 from onnx_bnfold.operators.table import OPERATORS, entry_of
 from onnx_bnfold.operators.transparent import RULES
 from onnx_bnfold.storage import ModelFile
@@ -28,6 +29,7 @@ FAMILIES = {
     "operators/batchnorm.py",
     "operators/layouts.py",
     "operators/normalizations.py",
+    "operators/recurrent.py",
     "operators/transparent.py",
 }
 # Modules that name operators that have an entry, and why they may.
@@ -72,7 +74,7 @@ def test_the_exceptions_are_needed(module):
 
 
 def test_every_operator_has_one_entry():
-    families = [*RULES, *LINEAR_LAYERS, *NORMALIZATIONS, batchnorm.OPERATOR]
+    families = [*RULES, *LINEAR_LAYERS, *NORMALIZATIONS, *RECURRENT, batchnorm.OPERATOR]
     assert sorted(families) == sorted(OPERATORS)
     assert entry_of("NoSuchOperator") is entry_of(None) is UNKNOWN
 
@@ -81,7 +83,7 @@ def test_every_operator_has_one_entry():
 def test_the_weights_of_an_absorbing_operator_are_told(op):
     entry = OPERATORS[op]
     assert isinstance(entry, Absorbing)
-    assert entry.linear_in
+    assert entry.weights
     assert {slot for choice in entry.linear_in for slot in choice} <= entry.weights
 
 

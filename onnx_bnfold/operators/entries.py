@@ -89,12 +89,14 @@ class Absorbing(Operator):
         parameters: further inputs that are weights.
         data_slot: the input that holds the data, if it is that of every node, even one that
             ``read`` refuses.
+        squares: whether it adds up squares of the data, which a shift costs twice as many digits.
     """
 
     read: Callable[[NodeView], Absorber]
     linear_in: tuple[tuple[int, ...], ...]
     parameters: tuple[int, ...] = ()
     data_slot: int | None = None
+    squares: bool = False
 
     @property
     def weights(self) -> frozenset[int]:
@@ -253,5 +255,5 @@ class Revised(NamedTuple):
     dims: tuple[int, ...]
     data_type: int
     values: Multiplied | Computed | Exact
-    attributes: tuple[tuple[str, int | None], ...] = ()
+    attributes: tuple[tuple[str, float | None], ...] = ()
     place: BiasPlace = BiasPlace.INPUT

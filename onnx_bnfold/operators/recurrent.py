@@ -51,14 +51,15 @@ class Recurrent(NamedTuple):
         Raises:
             Refused: it is one of the output, or see ``LinearLayer.input_vectors``.
         """
-        if port == OUT:
+        if port != OUT:
+            self.gates.input_vectors(change)
+        elif not change.is_identity:
             raise Refused(
                 Reason.OPAQUE,
                 self.gates.view.label,
                 "what it writes is bent by its gates and goes back into them, so no scale or "
                 "shift passes",
             )
-        self.gates.input_vectors(change)
 
     def passed_on(self, into: Affine, sides: Sides) -> None:
         """Return None: the bias takes a shift of the data."""

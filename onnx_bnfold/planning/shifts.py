@@ -101,13 +101,20 @@ class Shifts:
         if most_ever <= min(MAX_OFFSET.values()):
             return  # without asking for the data type, which takes shape inference
         bound = most(self._type_of(name))
-        if any(one.is_seen_by(state, index, bound) for one in moved for index in readers):
+        bounds = {index: self._bound_at(index, bound) for index in readers}
+        if any(one.is_seen_by(state, *each) for one in moved for each in bounds.items()):
             raise Refused(
                 Reason.PRECISION,
                 repr(name),
                 "a channel of it would be moved so far from zero that this dwarfs what its readers "
                 "need of it",
             )
+
+    def _bound_at(self, index: int, bound: float) -> float:
+        """Return the largest offset for a reader that knows one of its type."""
+        entry = self._state.entries[index]
+        squares = isinstance(entry, Absorbing) and entry.squares
+        return min(bound, min(MAX_OFFSET.values())) if squares else bound
 
     def _takers(self, name: str) -> Iterator[int]:
         """Yield the nodes that stay and take the shift of a tensor back.

@@ -43,10 +43,14 @@ class Kernel:
     Args:
         case: the node.
         replaced: attributes in place of its own, None for those to be left out.
+
+    Attributes:
+        case: the node with these attributes.
     """
 
     def __init__(self, case: Case, **replaced: Any) -> None:
         case = case.copied()
+        self.case = replace(case, attributes={**case.attributes, **replaced})
         fed = {o.name: None for o in case.operands if o.name and o.changes}
         kept = {o.name: o.value for o in case.operands if o.name and not o.changes}
         nodes, names = [node_of(case, **replaced)], [f"y{i}" for i in range(case.outputs)]

@@ -18,7 +18,7 @@ from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Refusal, Refused
 from onnx_bnfold.rewriting.new_constants import NewConstant, Unrepresentable, new_constants
 
-from .cases import Operand, schema
+from .cases import Case, Operand, schema
 from .changes import draw_change
 from .complete import visible
 from .engine import Arrays, Kernel, NotRunnable, Ports, Trial, applied, rounding, tight, wide
@@ -133,23 +133,23 @@ class _Rewritten:
 
 
 def _with_inputs(trial: Trial, constants: Sequence[NewConstant]) -> Kernel:
-    """The layer with the inputs and without the attributes that new constants say."""
+    """The layer with the inputs and attributes that new constants say."""
     case = trial.case
-    voided = {name: None for new in constants for name, _ in new.revised.attributes}
-    voided = {name: None for name in voided if name in case.attributes}
+    replaced = {name: value for new in constants for name, value in new.revised.attributes}
     operands = list(case.operands)
     left_out = [n for n in constants if n.slot >= len(operands) or not operands[n.slot].name]
-    if not left_out and not voided:
+    if not left_out and not replaced:
         return trial.kernel
     for new in left_out:
         operands.extend([Operand("")] * (new.slot + 1 - len(operands)))
         operands[new.slot] = Operand(f"new_{new.revised.suffix}", np.zeros((), case.dtype))
-    return Kernel(replace(case, operands=tuple(operands)), **voided)
+    return Kernel(replace(case, operands=tuple(operands)), **replaced)
 
 
 def _wrong(trial: Trial, ports: Ports, constants: Sequence[tuple[NewConstant, np.ndarray]]) -> str:
     """Say where the layer with new constants does not give the changed output; "" if nowhere."""
     dtype = trial.case.dtype
+    loss = max(map(rounding, (dtype, *_stashed(trial.case))))
     try:
         rewritten = _Rewritten(trial, constants)
         for sample, outs in list(zip(trial.samples, trial.outs, strict=True))[:COMPARED]:
@@ -160,14 +160,18 @@ def _wrong(trial: Trial, ports: Ports, constants: Sequence[tuple[NewConstant, np
                 if got.shape != expected.shape or expected.shape != y.shape:
                     return f"output {index} has shape {[*got.shape]} instead of {[*y.shape]}"
                 room = size if index == 0 or size.ndim == 0 else np.zeros(())
-                found = differing_element(
-                    y, expected, wide(got), room, rounding(dtype), smallest([dtype])
-                )
+                found = differing_element(y, expected, wide(got), room, loss, smallest([dtype]))
                 if found:
                     return f"output {index}{found}"
     except (NotRunnable, ValueError) as error:
         return f"the rewritten layer does not run: {str(error)[:120]}"
     return ""
+
+
+def _stashed(case: Case) -> list[np.dtype]:
+    """The type in which statistics are computed, if the operator has one of its own."""
+    given = "stash_type" in schema(case.op, case.opset).attributes
+    return [np.dtype(np.float32)] if given else []
 
 
 def _size(trial: Trial, ports: Ports, rewritten: _Rewritten, sample: Arrays) -> np.ndarray:
@@ -178,7 +182,7 @@ def _size(trial: Trial, ports: Ports, rewritten: _Rewritten, sample: Arrays) -> 
     if trial.case.op in RECURRENT:
         return _gates_size(ports, rewritten, sample)
     if trial.case.op in NORMALIZATIONS:
-        return _normalized_size(trial, rewritten, ports[OUT], sample)
+        return _normalized_size(trial, ports, rewritten, sample)
     moved = trial.changed([np.abs(v) for v in sample], into)
     after = rewritten.size(moved)
     before = _Rewritten(trial, ()).size(sample)
@@ -217,7 +221,7 @@ def _gates_size(ports: Ports, rewritten: _Rewritten, sample: Arrays) -> np.ndarr
 
 
 def _normalized_size(
-    trial: Trial, rewritten: _Rewritten, out: Affine, sample: Arrays
+    trial: Trial, ports: Ports, rewritten: _Rewritten, sample: Arrays
 ) -> np.ndarray:
     """The same of what normalises by the data's own statistics: of a product and of its bias.
 
@@ -227,20 +231,31 @@ def _normalized_size(
     case = trial.case
     bias = Operand("bias", np.zeros((), case.dtype))
     kernel = Kernel(replace(case, operands=(*case.operands[:2], bias), outputs=1))
-    has_axis = "axis" in schema(case.op, case.opset).attributes
-    axis = case.attributes.get("axis", -1 if has_axis else 2)
-    over = tuple(range(axis % x.ndim, x.ndim))
-    deviation = np.sqrt(wide(x).var(over, keepdims=True) + case.attributes.get("epsilon", 1e-5))
-    reach = np.abs(wide(x)).max(over, initial=0, keepdims=True) / deviation
 
-    def size(scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    def size(reach: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
         terms = (kernel([x, np.zeros_like(scale), np.abs(each)])[0] for each in (scale, bias))
         factor, summand = map(wide, terms)
         return factor * reach + summand
 
     old = [scale, *(rest or [np.zeros_like(scale)])]
     new = [rewritten.by_slot.get(slot, old[slot - 1]) for slot in (1, 2)]
-    return size(*new) + np.abs(out.scale) * size(*old)
+    before = size(_reach(case, wide(x)), *old)
+    moved = wide(x) if 0 not in ports else applied(ports[0], x)
+    after = size(_reach(rewritten.kernel.case, moved), *new)
+    return after + (np.abs(ports[OUT].scale) * before if OUT in ports else before)
+
+
+def _reach(case: Case, x: np.ndarray) -> np.ndarray:
+    """The largest number of those that are normalised together, in units of their deviation."""
+    has_axis = "axis" in schema(case.op, case.opset).attributes
+    axis = case.attributes.get("axis", -1) % x.ndim if has_axis else 2
+    groups = case.attributes.get("num_groups")
+    rows = x.reshape(*x.shape[:1], groups, -1) if groups else x.reshape(*x.shape[:axis], -1)
+    deviation = np.sqrt(rows.var(-1) + case.attributes.get("epsilon", 1e-5))
+    reach = np.abs(rows).max(-1, initial=0) / deviation
+    if groups:  # onnx's function for it subtracts squares in float32, of which nothing may be left
+        reach = np.repeat(np.where(reach > 2.0**10, np.inf, reach**2), x.shape[1] // groups, axis=1)
+    return reach.reshape(*reach.shape, *(1,) * (x.ndim - reach.ndim))
 
 
 def _of_refusal(trial: Trial, known: Ports, refusal: Refusal) -> Verdict:

@@ -262,16 +262,16 @@ SLICES = [
 ACTIVATIONS = (
     [
         rule
-        for op, build in {
-            "relu": simple("Relu"),
-            "leaky-relu": simple("LeakyRelu", alpha=0.2),
-            "prelu": lambda n, t: n.op("PRelu", t, n.const(n.rng.uniform(0.1, 0.9, (4, 1, 1)))),
-            "prelu-scalar": lambda n, t: n.op("PRelu", t, n.const(np.full(1, 0.25))),
-        }.items()
+        for op, build, signs in (
+            ("relu", simple("Relu"), refused(Reason.NEEDS_POSITIVE_SCALE)),
+            ("leaky-relu", simple("LeakyRelu", alpha=0.2), refused(Reason.NEEDS_POSITIVE_SCALE)),
+            ("prelu", lambda n, t: n.op("PRelu", t, n.const(np.full((4, 1, 1), 0.3))), {}),
+            ("prelu-scalar", lambda n, t: n.op("PRelu", t, n.const(np.full(1, 0.25))), {}),
+        )
         for rule in (
             Rule(f"{op}-scale", build, norm=POSITIVE_SCALE),
             Rule(f"{op}-shift", build, norm=POSITIVE, **refused(Reason.NO_SHIFT)),
-            Rule(f"{op}-sign", build, norm=SCALE, **refused(Reason.NEEDS_POSITIVE_SCALE)),
+            Rule(f"{op}-sign", build, norm=SCALE, **signs),
         )
     ]
     + [

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import TensorProto
@@ -21,6 +22,9 @@ from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.operators.entries import Exact, Given, Revised
 from onnx_bnfold.reasons import Reason, Refused
+
+if TYPE_CHECKING:
+    from onnx_bnfold.operators.linear import LinearLayer
 
 OPERATOR = "DequantizeLinear"
 VERSION = 28  # the newest version of the operator that is known here
@@ -176,6 +180,30 @@ def quantized_weight(view: NodeView, out_axis: int) -> QuantizedWeight:
     if view.opset < 13 and not blocked:
         raise _refused(view, "before opset 13 it has one scale for all channels")
     return QuantizedWeight(view, integers, scale, view.constant(2), out_axis)
+
+
+def output_axis(layer: LinearLayer) -> int:
+    """Return the axis of the weight, with its groups not split off, that holds output channels.
+
+    Raises:
+        Refused: there is none, or they are spread over two.
+    """
+    layout = layer.layout
+    if "o" in layout and "g" in layout and layout.index("o") != 1 and layer.grouped[0] > 1:
+        raise Refused(
+            Reason.QUANTIZED,
+            layer.view.label,
+            "its output channels are spread over groups and an axis",
+        )
+    if "o" in layout:
+        return layout.replace("g", "").index("o")
+    if "g" not in layout:
+        raise Refused(
+            Reason.QUANTIZED,
+            layer.view.label,
+            "its quantised weight has no axis of output channels; fold before quantising",
+        )
+    return layout.index("g")
 
 
 def _axis(view: NodeView, rank: int) -> int:

@@ -174,23 +174,20 @@ class BiasPlace(Enum):
 # --- what becomes of a constant -------------------------------------------------------------
 
 
-class Multiplied:
+class Multiplied(NamedTuple):
     """A constant times a factor.
 
     Attributes:
         name: of the constant.
         shape: in which its elements are read.
         sums_over: the axes of ``shape`` over which one output element sums.
+        factor: computes what the elements are multiplied by; it broadcasts against ``shape``.
     """
 
-    __slots__ = ()
     name: str
     shape: tuple[int, ...]
     sums_over: tuple[int, ...]
-
-    def factor(self) -> Float64:
-        """Compute what the elements are multiplied by; it broadcasts against ``shape``."""
-        raise NotImplementedError
+    factor: Callable[[], Float64]
 
 
 class Computed:

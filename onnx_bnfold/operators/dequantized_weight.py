@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import TensorProto
@@ -22,9 +21,6 @@ from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.operators.entries import Exact, Given, Revised
 from onnx_bnfold.reasons import Reason, Refused
-
-if TYPE_CHECKING:
-    from onnx_bnfold.operators.linear import LinearLayer
 
 OPERATOR = "DequantizeLinear"
 VERSION = 28  # the newest version of the operator that is known here
@@ -182,17 +178,20 @@ def quantized_weight(view: NodeView, out_axis: int) -> QuantizedWeight:
     return QuantizedWeight(view, integers, scale, view.constant(2), out_axis)
 
 
-def output_axis(layer: LinearLayer) -> int:
-    """Return the axis of the weight, with its groups not split off, that holds output channels.
+def output_axis(view: NodeView, layout: str, grouped: tuple[int, ...]) -> int:
+    """Return the axis of a weight that holds the output channels.
+
+    Args:
+        view: the layer.
+        layout, grouped: of its weight, see ``LinearLayer``; the groups are not an axis of it.
 
     Raises:
         Refused: there is none, or they are spread over two.
     """
-    layout = layer.layout
-    if "o" in layout and "g" in layout and layout.index("o") != 1 and layer.grouped[0] > 1:
+    if "o" in layout and "g" in layout and layout.index("o") != 1 and grouped[0] > 1:
         raise Refused(
             Reason.QUANTIZED,
-            layer.view.label,
+            view.label,
             "its output channels are spread over groups and an axis",
         )
     if "o" in layout:
@@ -200,7 +199,7 @@ def output_axis(layer: LinearLayer) -> int:
     if "g" not in layout:
         raise Refused(
             Reason.QUANTIZED,
-            layer.view.label,
+            view.label,
             "its quantised weight has no axis of output channels; fold before quantising",
         )
     return layout.index("g")

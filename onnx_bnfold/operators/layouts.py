@@ -299,7 +299,8 @@ def linear_layer(view: NodeView, layout: Callable[[NodeView], LinearLayer]) -> L
         return layer
     from onnx_bnfold.operators.dequantized_weight import output_axis, quantized_weight
 
-    return layer._replace(quantized=quantized_weight(source, output_axis(layer)))
+    axis = output_axis(view, layer.layout, layer.grouped)
+    return layer._replace(quantized=quantized_weight(source, axis))
 
 
 def _entry(

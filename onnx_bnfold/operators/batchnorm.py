@@ -122,7 +122,7 @@ class BatchNorm:
         Raises:
             Refused: it is not per channel, or beyond what parameters can hold.
         """
-        if change.vector(1, self.channels) is None:
+        if change.per_channel(self.channels) is None:
             raise Refused(Reason.AXES, self.view.label, "the change is not one value per channel")
         if not change.is_ordinary or (port != OUT and not change.is_invertible):
             raise Refused(
@@ -179,7 +179,7 @@ class BatchNorm:
 
 
 def _vectors(change: Affine, count: int) -> tuple[Float64, Float64]:
-    vectors = change.vector(1, count)
+    vectors = change.per_channel(count)
     assert vectors is not None
     return vectors
 

@@ -141,11 +141,13 @@ def _matmul(view: NodeView) -> LinearLayer:
     weight_slot, weight = _constant_operand(view)
     data_slot = 1 - weight_slot
     rank, depth = len(view.dims_in(data_slot)), len(weight.dims)
-    if depth < 2 or depth > rank:
-        raise Refused(
-            Reason.AXES, view.label, "its constant operand has fewer than two or too many axes"
-        )
     axis = rank - 1 if weight_slot == 1 else rank - 2
+    if depth == 1 and rank > 1:  # it makes one channel of all
+        axes = (axis, rank - 2, rank, rank - 1)
+        own = (weight.dims, weight, None, data_slot, weight_slot, None)
+        return LinearLayer(view, "i", *own, *axes)
+    if depth < 2 or depth > rank:
+        raise Refused(Reason.AXES, view.label, "its constant operand has too few or too many axes")
     shift_in = None
     if depth > 2:
         shift_in = Refusal(Reason.AXES, view.label, "it has a weight matrix per batch entry")

@@ -49,10 +49,6 @@ def _spread(trial: Trial, known: Ports) -> bool:
     return max(attributes.get("dilations", [1])) > 1 or attributes.get("ceil_mode") == 1
 
 
-def _vector(trial: Trial, known: Ports) -> bool:
-    return len(trial.shape(0)) == 1
-
-
 def _given(name: str) -> Condition:
     """Whether an input is given, and not false or zero throughout."""
     return lambda trial, known: any(
@@ -138,6 +134,10 @@ def _batched_weight(trial: Trial, known: Ports) -> bool:
     return any(o.value is not None and o.value.ndim > 2 for o in trial.case.operands)
 
 
+def _vector_weight(trial: Trial, known: Ports) -> bool:
+    return any(o.value is not None and o.value.ndim == 1 for o in trial.case.operands)
+
+
 def _scaled_in_front(trial: Trial, known: Ports) -> bool:
     return 0 in known and known[0].has_scale
 
@@ -167,10 +167,6 @@ EXPLAINED = (
     Explained(
         "MaxPool", Reason.PADDING, _spread,
         "whether a window may lie in its padding is decided without the sizes of the image",
-    ),
-    Explained(
-        "BatchNormalization", Reason.AXES, _vector,
-        "a vector has no channel axis; onnxruntime takes it for one channel",
     ),
     Explained(
         "Dropout", Reason.OPAQUE, _given("training_mode"),
@@ -302,6 +298,10 @@ EXPLAINED = (
     Explained(
         "MatMul", Reason.AXES, _batched_weight,
         "the summand would be a matrix per batch entry, which nothing behind it takes",
+    ),
+    Explained(
+        "MatMul", Reason.AXES, _vector_weight,
+        "a vector makes one channel of all: a shift per row would have to be that of its rows",
     ),
     Explained(
         "Gemm", None, _attribute("alpha", 0.0),

@@ -360,6 +360,34 @@ def test_norms_over_batch_and_columns_of_matrices():
     fold_checked(net.model(y), kept=1)
 
 
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+def test_a_norm_in_front_of_a_product_with_a_vector(left):
+    """Its channels become one value, and its shifts one number."""
+    net = Net((2, 4, 5))
+    x, vector = net.bn("x"), net.random(4)
+    x = x if left else net.op("Transpose", x, perm=[0, 2, 1])
+    model = net.model(net.op("MatMul", *((vector, x) if left else (x, vector))))
+    folded, _ = fold_checked(model)
+    assert ops(folded) == [*["Transpose"] * (not left), "MatMul", "Add"]
+
+
+def test_a_norm_behind_a_product_with_a_vector():
+    """A vector has one channel; of a matrix each row would have another scale."""
+    net = Net(("N", 4))
+    folded, _ = fold_checked(net.model(net.bn(net.op("MatMul", "x", net.random(4)), channels=1)))
+    assert ops(folded) == ["MatMul", "Add"]
+    net = Net((2, 4, 5))
+    _, report = fold_checked(net.model(net.bn(net.op("MatMul", "x", net.random(5)))), kept=1)
+    assert Reason.AXES in reasons(report)[0]
+
+
+def test_a_product_of_two_vectors_stays():
+    net = Net((4,))
+    y = net.op("Reshape", net.op("MatMul", "x", net.random(4)), net.ints(1, 1))
+    _, report = fold_checked(net.model(net.bn(y)), kept=1)
+    assert Reason.AXES in reasons(report)[0]
+
+
 def test_matmul_of_two_inputs_stays(rng):
     parts = join(node("MatMul", ["x", "w"], ["c"]), bn("c", "y", 4, rng))
     shapes = {"x": (2, 4), "w": (4, 4)}

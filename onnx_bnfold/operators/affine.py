@@ -191,10 +191,6 @@ class Affine:
             vectors = self._vectors[axis, size] = self._vector(axis, size)
             return vectors
 
-    def per_channel(self, count: int) -> tuple[Float64, Float64] | None:
-        """Return ``vector`` along the axis that a BatchNormalization takes for channels."""
-        return self.vector(channel_axis(self.rank), count)
-
     def _vector(self, axis: int, size: int) -> tuple[Float64, Float64] | None:
         shape = self.shape
         if axis >= len(shape):
@@ -203,11 +199,6 @@ class Affine:
         if max(others, default=1) > 1 or shape[axis] not in (1, size):
             return None
         return _stretched(self.scale, size), _stretched(self.shift, size)
-
-
-def channel_axis(rank: int) -> int:
-    """Return the axis that a BatchNormalization takes for channels: a vector has one channel."""
-    return 1 if rank > 1 else 0
 
 
 @cache

@@ -31,7 +31,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_bnfold.operators import batchnorm
-from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64, along, channel_axis
+from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64, along
 from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.notes import EQUALIZE, is_noted
@@ -202,7 +202,7 @@ def _present(state: GraphState, ranges: Ranges) -> Iterator[tuple[str, Range]]:
 
 
 def _laid(factors: Float64, rank: int) -> Affine:
-    return Affine.of(along(factors, channel_axis(rank), rank), np.zeros((1,) * rank))
+    return Affine.of(along(factors, batchnorm.channel_axis(rank), rank), np.zeros((1,) * rank))
 
 
 def _labels(count: int) -> Float64:
@@ -310,7 +310,9 @@ def _gain_of_bn(state: GraphState, index: int) -> Float64:
 def _rescaled(state: GraphState, index: int) -> tuple[Float64, Float64]:
     """Return the factors that input and output of a BN have got, ``(C,)`` each."""
     rank, count = state.rank(index), state.bn(index).channels
-    vectors = (state.change(name, rank).per_channel(count) for name in state.sides(index))
+    vectors = (
+        batchnorm.per_channel(state.change(name, rank), count) for name in state.sides(index)
+    )
     p, r = (np.ones(count) if vector is None else vector[0] for vector in vectors)
     return p, r
 

@@ -18,7 +18,7 @@ from onnx import TensorProto
 from onnx_bnfold.model.constants import DIMS_ONLY, TYPE_ONLY
 from onnx_bnfold.model.float_formats import as_type, unit_roundoff
 from onnx_bnfold.operators import batchnorm
-from onnx_bnfold.operators.affine import VANISHED, Affine, Float64, along, channel_axis
+from onnx_bnfold.operators.affine import VANISHED, Affine, Float64, along
 from onnx_bnfold.operators.entries import Absorbing, Combines
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.sizes import Known, by_constant, sizes, usual_sizes
@@ -183,10 +183,10 @@ class Shifts:
         gone = index == self._origin or index in state.removed
         if index is None or gone or not state.is_bn(index):
             return
-        vectors, known = total.per_channel(state.bn(index).channels), sizes(state, name)
+        vectors, known = batchnorm.per_channel(total, state.bn(index).channels), sizes(state, name)
         if vectors is not None and known:
             exact = vectors[0] * state.bn(index).bias + vectors[1]
-            exact = along(exact, channel_axis(total.rank), total.rank)
+            exact = along(exact, batchnorm.channel_axis(total.rank), total.rank)
             kind = batchnorm.parameter_type(state.view(index), 2)
             if _is_rounding_seen(exact, _least(known, total), kind, 0):
                 raise Refused(Reason.PRECISION, state.view(index).label, _TOO_COARSE)
@@ -203,8 +203,8 @@ class Shifts:
             if total is None:
                 continue
             bn, out = state.bn(index), self._total(state.graph.writes[index][0])
-            into = total.per_channel(bn.channels)
-            after = (out or Affine.identity(total.rank)).per_channel(bn.channels)
+            into = batchnorm.per_channel(total, bn.channels)
+            after = batchnorm.per_channel(out or Affine.identity(total.rank), bn.channels)
             if into is None or after is None:
                 continue
             (scale, shift), (factor, summand) = into, after
@@ -239,7 +239,7 @@ def check_product(state: GraphState, index: int, data_type: int) -> None:
     """
     bn, name = state.bn(index), state.sides(index)[0]
     present, rank = state.affine_of(index), state.rank(index)
-    axis = channel_axis(rank)
+    axis = batchnorm.channel_axis(rank)
     size = Affine.of(along(bn.spread, axis, rank), along(bn.mean, axis, rank))
     size = size.then(state.change(name, rank))
     after = size.then(present)

@@ -15,7 +15,7 @@ from functools import reduce
 import numpy as np
 
 from onnx_bnfold.operators import batchnorm
-from onnx_bnfold.operators.affine import Affine, along, channel_axis
+from onnx_bnfold.operators.affine import Affine, along
 from onnx_bnfold.operators.entries import OUT, Combines
 from onnx_bnfold.operators.rules import Transparent
 from onnx_bnfold.operators.transparent import data_slots
@@ -157,7 +157,7 @@ def _said_by_bns(state: GraphState, name: str, counts: Callable[[int], bool]) ->
                 rank = state.rank(index)
             except Refused:
                 continue
-            axis = channel_axis(rank)
+            axis = batchnorm.channel_axis(rank)
             return tuple(Affine.of(along(spread, axis, rank), along(m, axis, rank)) for m in means)
     return ()
 

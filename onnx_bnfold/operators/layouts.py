@@ -299,10 +299,9 @@ def linear_layer(view: NodeView, layout: Callable[[NodeView], LinearLayer]) -> L
     source = _dequantizer(view, layer.weight_slot)
     if source is None:
         return layer
-    from onnx_bnfold.operators.dequantized_weight import output_axis, quantized_weight
+    from onnx_bnfold.operators.dequantized_weight import quantized_weight
 
-    axis = output_axis(view, layer.layout, layer.grouped)
-    return layer._replace(quantized=quantized_weight(source, axis))
+    return layer._replace(quantized=quantized_weight(source, layer.layout, layer.grouped), also=())
 
 
 def _entry(

@@ -108,10 +108,13 @@ class LinearLayer(NamedTuple):
         Raises:
             Refused: see ``input_vectors`` and ``output_vectors``.
         """
+        sides = Sides(None, change) if port == OUT else Sides(change, None)
         if port == OUT:
             self._behind(change).output_vectors(change)
         else:
             self._in_front(change).input_vectors(change)
+        if self.quantized is not None and change.has_scale:
+            self.quantized.require(self.weight_factor(*sides))
 
     def passed_on(self, into: Affine, sides: Sides) -> Affine | None:
         """Return the shift that the output gets if the weights do not compensate one.
@@ -156,20 +159,21 @@ class LinearLayer(NamedTuple):
 
     def revised(self, sides: Sides) -> Iterator[Revised]:
         """Yield what becomes of the weight and the bias by changes of the two sides."""
-        if self.quantized is not None:
-            if sides.out is not None and sides.out.has_scale:
-                yield from self.quantized.revised(self.output_vectors(sides.out)[0])
-        elif sides.have_scale:
-            yield self.revised_weight(sides)
+        yield from self.revised_weight(sides)
         if self.needs_bias(sides):
             yield self._revised_bias(sides)
 
-    def revised_weight(self, sides: Sides) -> Revised:
-        """Return what becomes of a weight that is a constant itself."""
+    def revised_weight(self, sides: Sides) -> Iterator[Revised]:
+        """Yield what becomes of the weight."""
+        if not sides.have_scale:
+            return
+        if self.quantized is not None:
+            yield from self.quantized.revised(self.weight_factor(*sides))
+            return
         dims, data_type = self.weight.dims, self.weight.data_type
         factor = partial(self.weight_factor, *sides)
         values = Multiplied(self.weight.name, self.grouped, self.summed_axes, factor)
-        return Revised(self.view, self.weight_slot, "weight", dims, data_type, values)
+        yield Revised(self.view, self.weight_slot, "weight", dims, data_type, values)
 
     def _revised_bias(self, sides: Sides) -> Revised:
         layer = self if sides.out is None else self._behind(sides.out)
@@ -201,6 +205,8 @@ class LinearLayer(NamedTuple):
 
     def weight_value(self) -> Array:
         """Return the elements of the weight."""
+        if self.quantized is not None:
+            return self.quantized.values()
         return self.view.constants.value(self.weight.name)
 
     def peaks(self, magnitude: Array) -> Array:
@@ -248,12 +254,6 @@ class LinearLayer(NamedTuple):
         """
         if change.has_shift and self.shift_in is not None:
             raise Refused.again(self.shift_in)
-        if self.quantized is not None:
-            raise Refused(
-                Reason.QUANTIZED,
-                self.view.label,
-                "its quantised weight has no scale per input channel; fold before quantising",
-            )
         if not change.is_invertible:
             raise Refused(
                 Reason.PRECISION,

@@ -49,10 +49,10 @@ class Recurrent(NamedTuple):
         """Refuse all but a change of the data that its weights take.
 
         Raises:
-            Refused: it is one of the output, or see ``LinearLayer.input_vectors``.
+            Refused: it is one of the output, or see ``LinearLayer.require``.
         """
         if port != OUT:
-            self.gates.input_vectors(change)
+            self.gates.require(port, change)
         elif not change.is_identity:
             raise Refused(
                 Reason.OPAQUE,
@@ -66,19 +66,14 @@ class Recurrent(NamedTuple):
 
     def altered(self, sides: Sides) -> Iterator[Read]:
         """Yield the constants that get new values by a change of the data."""
-        index, into = self.gates.view.index, sides.into
-        if into is not None and into.has_scale:
-            yield index, _WEIGHT
-        if into is not None and into.has_shift and self.bias is not None:
-            yield index, _BIAS
+        yield from self.gates.altered(sides)
 
     def revised(self, sides: Sides) -> Iterator[Revised]:
         """Yield what becomes of W and B by a change of the data."""
         into, gates = sides.into, self.gates
         if into is None:
             return
-        if into.has_scale:
-            yield gates.revised_weight(sides)
+        yield from gates.revised_weight(sides)
         if into.has_shift:
             dims = _bias_dims(gates.weight)
             bias = Given(partial(self._new_bias, into))

@@ -279,7 +279,7 @@ def _reader(state: GraphState, index: int, member: _Member) -> _Reader:
         gain = _gain_of_bn(state, index)
         return _Reader(member, np.zeros((1, 1, len(gain))), gain, gain)
     layer = state.layer(index)
-    weight = state.constants.value(layer.weight.name).reshape(layer.grouped)
+    weight = layer.weight_value().reshape(layer.grouped)
     weight = weight * layer.weight_factor(*state.side_changes(index))
     inner = layer.axes("bk")
     peaks = _by_channels(layer, np.abs(weight).max(axis=inner, keepdims=True))

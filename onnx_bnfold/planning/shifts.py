@@ -288,7 +288,7 @@ class _Moved(NamedTuple):
         layer = state.layer_or_none(index)
         if layer is not None and layer.group == 1 and far.any():
             # It adds up all channels: errors that are small beside the largest one are not seen.
-            weight = np.abs(state.constants.value(layer.weight.name).astype(np.float64))
+            weight = np.abs(layer.weight_value().astype(np.float64))
             others = tuple(a for a, letter in enumerate(layer.layout) if letter != "i")
             reach = along(
                 weight.reshape(layer.grouped).max(axis=others), layer.in_axis, layer.in_rank

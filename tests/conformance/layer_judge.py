@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.affine import VANISHED, Affine
 from onnx_bnfold.operators.batchnorm import OPERATOR
 from onnx_bnfold.operators.entries import OUT, Absorbing, BiasPlace
 from onnx_bnfold.operators.normalizations import NORMALIZATIONS
@@ -152,7 +152,7 @@ def _wrong(trial: Trial, ports: Ports, constants: Sequence[tuple[NewConstant, np
     loss = max(map(rounding, (dtype, *_stashed(trial.case))))
     try:
         rewritten = _Rewritten(trial, constants)
-        for sample, outs in list(zip(trial.samples, trial.outs, strict=True))[:COMPARED]:
+        for sample, outs in _pairs(trial, ports):
             moved = trial.changed(sample, {p: c for p, c in ports.items() if p >= 0})
             size = _size(trial, ports, rewritten, sample)
             for index, (y, got) in enumerate(zip(outs, rewritten(moved), strict=True)):
@@ -166,6 +166,24 @@ def _wrong(trial: Trial, ports: Ports, constants: Sequence[tuple[NewConstant, np
     except (NotRunnable, ValueError) as error:
         return f"the rewritten layer does not run: {str(error)[:120]}"
     return ""
+
+
+def _pairs(trial: Trial, ports: Ports) -> Iterator[tuple[Arrays, Arrays]]:
+    """Yield samples and what comes of them.
+
+    A scale that stands for the inverse of zero is that of a channel that was constant.
+    """
+    vanished = {p: c for p, c in ports.items() if p >= 0 and (np.abs(c.scale) >= VANISHED).any()}
+    for sample, outs in list(zip(trial.samples, trial.outs, strict=True))[:COMPARED]:
+        if not vanished:
+            yield sample, outs
+            continue
+        values = list(sample)
+        for port, change in vanished.items():
+            constant = -change.shift / change.scale
+            x = np.where(np.abs(change.scale) >= VANISHED, constant, wide(sample[port]))
+            values[port] = x.astype(sample[port].dtype)
+        yield values, trial.kernel(values)
 
 
 def _stashed(case: Case) -> list[np.dtype]:

@@ -158,6 +158,7 @@ class Equations:
         self.d.fix(d)
         self.put(node, s, d)
 
+    # A PRelu takes negative scales too, by another slope, which none of the graphs needs.
     op_LeakyRelu = op_PRelu = op_Relu  # noqa: N815
 
     def op_Sigmoid(self, node, s, d, attributes) -> None:  # noqa: N802

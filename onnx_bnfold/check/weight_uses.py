@@ -15,18 +15,12 @@ from onnx_bnfold.operators.table import OPERATORS
 
 # Positions of the inputs in which the first output is linear if all of them change together; the
 # first of a choice that are constants are the weights.
-# Here are the operators that have no entry in the table.
 _LINEAR: dict[str | None, tuple[tuple[int, ...], ...]] = {
-    **{op: entry.linear_in for op, entry in OPERATORS.items() if isinstance(entry, Absorbing)},
-    "GroupNormalization": ((1, 2),),
+    op: entry.linear_in for op, entry in OPERATORS.items() if isinstance(entry, Absorbing)
 }
 # Positions of all weights, of operators that are not linear in theirs too.
 _WEIGHTS: dict[str | None, Collection[int]] = {
-    **{op: {i for choice in choices for i in choice} for op, choices in _LINEAR.items()},
-    **{op: entry.weights for op, entry in OPERATORS.items() if isinstance(entry, Absorbing)},
-    "GRU": {1, 2, 3},
-    "LSTM": {1, 2, 3},
-    "RNN": {1, 2, 3},
+    op: entry.weights for op, entry in OPERATORS.items() if isinstance(entry, Absorbing)
 }
 # Operators that hand a weight on, as exporters place them in front of a layer, and the input that
 # they hand on; a DequantizeLinear of constant codes is linear in its scale.

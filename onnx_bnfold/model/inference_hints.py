@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from onnx import NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from onnx_bnfold.model.graph import STANDARD_DOMAINS, Dims, Graph
+from onnx_bnfold.model.graph import STANDARD_DOMAINS, Dims, Graph, bodies_of, operator
 
 Types = Mapping[str, tuple[Dims | None, int]]
 
 SAME_RANK = frozenset(
     {
         *("AveragePool", "BatchNormalization", "Cast", "Clip", "Dropout", "Elu", "Identity"),
-        *("LeakyRelu", "MaxPool", "Relu", "Sigmoid", "Softmax", "Tanh"),
+        *("GroupNormalization", "LeakyRelu", "MaxPool", "Relu", "Sigmoid", "Softmax", "Tanh"),
     }
 )
 # All inputs and the output have one type.
@@ -33,6 +33,18 @@ _SAME_TYPE = (SAME_RANK - {"Cast"}) | {
     *("ReduceMax", "ReduceMean", "Reshape", "Resize", "Slice", "Squeeze", "Tile", "Transpose"),
     *("Unsqueeze",),
 }
+
+
+# Their output is like their first input, which onnx's inference does not know.
+_NOT_INFERRED = frozenset({"GroupNormalization"})
+
+
+def stand_in(model: ModelProto) -> None:
+    """Write nodes of which onnx infers nothing as others of the same shape and type."""
+    for body in bodies_of(model):
+        for node in body.node:
+            if operator(node) in _NOT_INFERRED and node.input and len(node.output) == 1:
+                node.CopyFrom(helper.make_node("Identity", [node.input[0]], [node.output[0]]))
 
 
 def ranks_by_layers(graph: Graph, types: Types) -> dict[str, int]:

@@ -147,9 +147,11 @@ class Inference:
         return self._types[position] if position < len(self._types) else {}
 
     def _run(self) -> list[Types]:
+        from onnx_bnfold.model.inference_hints import stand_in
         from onnx_bnfold.model.suspects import Suspects
 
         light = without_weights(self._model)
+        stand_in(light)
         self._read_parameters(light)
         self._fix_parameters(light)
         suspects = Suspects(light)

@@ -122,7 +122,7 @@ class BatchNorm:
         Raises:
             Refused: it is not per channel, or beyond what parameters can hold.
         """
-        if change.vector(1, self.channels) is None:
+        if per_channel(change, self.channels) is None:
             raise Refused(Reason.AXES, self.view.label, "the change is not one value per channel")
         if not change.is_ordinary or (port != OUT and not change.is_invertible):
             raise Refused(
@@ -178,8 +178,18 @@ class BatchNorm:
         return magnitude
 
 
+def channel_axis(rank: int) -> int:
+    """Return the axis of the channels: a vector has one channel."""
+    return 1 if rank > 1 else 0
+
+
+def per_channel(change: Affine, count: int) -> tuple[Float64, Float64] | None:
+    """Return scale and shift of a change as vectors along the channels, see ``Affine.vector``."""
+    return change.vector(channel_axis(change.rank), count)
+
+
 def _vectors(change: Affine, count: int) -> tuple[Float64, Float64]:
-    vectors = change.vector(1, count)
+    vectors = per_channel(change, count)
     assert vectors is not None
     return vectors
 

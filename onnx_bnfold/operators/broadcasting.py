@@ -1,4 +1,7 @@
-"""Rules of operators of several operands that broadcast: Add, Sub, Sum, Mul, Div, Max and Min."""
+"""Rules of operators of several operands that broadcast.
+
+Add, Sub, Sum, Mul, Div, Max, Min, and PRelu.
+"""
 
 from __future__ import annotations
 
@@ -244,3 +247,40 @@ def extremum(view: NodeView, known: Known) -> Step:
     change = next(iter(lifted.values()))
     require(view, change, positive=True, shift=True)
     return _completions(view, [dict.fromkeys((*inputs(view), OUT), change)], certain=True)
+
+
+def sloped(view: NodeView, known: Known) -> Step:
+    """Complete a PRelu: a scale passes, a negative one if its slope is a constant.
+
+    With ``x' = s * x`` and a negative ``s`` the two branches change places: with the slope inverted
+    the output is ``s / slope`` times what it was.
+    """
+    source = next((port for port in (0, OUT) if port in known.changes), None)
+    if source is None:
+        raise Refused(Reason.CONFLICT, view.label, "only the change of its slope is known")
+    change = known.changes[source]
+    constant = view.constant(1) is not None and view.opset >= 7
+    require(view, change, positive=not constant, shift=False)
+    if not (change.scale < 0).any():
+        return Step(({source: change, ~source: change},))
+    slope = known.constant(1)
+    slope = slope.reshape((1,) * (change.rank - slope.ndim) + slope.shape)
+    flipped, ones = change.scale < 0, np.ones((1,) * change.rank)
+    if not Affine(np.where(flipped, slope, 1.0), 0 * ones).is_invertible:
+        raise Refused(
+            Reason.NEEDS_POSITIVE_SCALE,
+            view.label,
+            "only a positive scale passes where its slope is zero or very small",
+        )
+    if source == OUT and (flipped & (slope < 0)).any():
+        raise Refused(
+            Reason.NEEDS_POSITIVE_SCALE,
+            view.label,
+            "only a positive scale passes where its slope is negative",
+        )
+    gain = np.where(flipped, slope, 1.0)
+    other = change.scale / gain if source == 0 else change.scale * gain
+    inverted = Affine.of(1 / gain**2, 0 * ones)
+    return Step(
+        ({source: change, ~source: Affine.of(other, 0 * ones), 1: _lower(view, 1, inverted)},)
+    )

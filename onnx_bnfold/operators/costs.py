@@ -44,6 +44,24 @@ def no_products(view: NodeView) -> int:
     return 0
 
 
+def unknown_products(view: NodeView) -> int:
+    """Count for an operator whose multiply-adds nobody has counted.
+
+    Raises:
+        Unknown: always.
+    """
+    raise Unknown(f"{view.label}: its multiply-adds are not known")
+
+
+def unknown_depth(view: NodeView, encrypted: set[str]) -> Depth:
+    """Return the depth of an operator that is as deep as its data is long.
+
+    Raises:
+        Unknown: always.
+    """
+    raise Unknown(f"{view.label}: its multiplicative depth is not known")
+
+
 def per_element(view: NodeView) -> int:
     """Count one for each element of the output."""
     return size(view, view.node.output[0])

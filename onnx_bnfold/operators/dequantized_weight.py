@@ -1,8 +1,9 @@
 """Weights that DequantizeLinear computes from constants, and factors that go into them.
 
-``w = (q - zero_point) * scale`` (ONNX DequantizeLinear-10 and later). A positive factor per output
-channel goes into ``scale``. A negative one also mirrors ``q`` at the zero point, if the results fit
-the integer type. The integers are not rounded again, so no precision is lost.
+``w = (q - zero_point) * scale`` (ONNX DequantizeLinear-10 and later). The magnitude of a factor
+goes into ``scale``, which may vary along one axis of the weight; a negative one also mirrors ``q``
+at the zero point, if the results fit the integer type. The integers are not rounded again, so no
+precision is lost. A scale along input channels would fit, too, but integer kernels know none.
 """
 
 from __future__ import annotations
@@ -44,83 +45,117 @@ class QuantizedWeight:
         integers: its constant input 0.
         scale: its constant input 1.
         zero_point: its constant input 2, None if it is left out.
-        out_axis: the axis of the weight that holds the output channels.
+        axes: the axes of the weight along which its output channels lie.
+        grouped: the shape of the weight that factors broadcast against; its groups may be split off
+            from the first axis.
     """
 
     view: NodeView
     integers: Constant
     scale: Constant
     zero_point: Constant | None
-    out_axis: int
+    axes: tuple[int, ...]
+    grouped: tuple[int, ...]
 
     @property
     def is_blocked(self) -> bool:
         """Whether there is a scale per block of elements (opset 21)."""
         return len(self.scale.dims) > 1
 
-    @property
-    def scale_dims(self) -> tuple[int, ...]:
-        """Shape of the scale after a change per output channel."""
+    def require(self, factor: Float64) -> None:
+        """Refuse a factor that its scale cannot take.
+
+        Raises:
+            Refused: the scale would vary along two axes, or along one without output channels.
+        """
+        self._axis(self._own(factor))
+
+    def _own(self, factor: Float64) -> Float64:
+        """Write a factor with the axes of the integers, of size 1 where it does not vary."""
+        if len(self.grouped) > len(self.integers.dims):
+            whole = np.broadcast_to(factor, (*self.grouped[:2], *factor.shape[2:]))
+            factor = whole.reshape(-1, *factor.shape[2:])
+        for axis in range(factor.ndim):
+            first = factor.take([0], axis)
+            factor = first if (factor == first).all() else factor
+        return factor
+
+    def _axis(self, factor: Float64) -> int | None:
+        """Return the axis along which the scale varies with a factor, None if as before."""
+        varying = {axis for axis, size in enumerate(factor.shape) if size > 1}
+        own = _axis(self.view, factor.ndim)
+        if not varying <= {*self.axes}:
+            raise _refused(self.view, "it has no scale per input channel")
         if self.is_blocked:
-            return self.scale.dims
-        return (self.integers.dims[self.out_axis],)
+            if own in varying:
+                raise _refused(self.view, "its blocks lie along its output channels")
+            return None
+        if not varying:
+            return None
+        if len(varying | ({own} if self.scale.size > 1 else set())) > 1:
+            raise _refused(self.view, "its scale would have to vary along two axes")
+        if self.view.opset < 13:
+            raise _refused(self.view, "before opset 13 it has one scale for all channels")
+        return varying.pop()
+
+    def values(self) -> Float64:
+        """Return the elements of the weight, without the rounding of its type."""
+        constants = self.view.constants
+        integers = constants.value(self.integers.name).astype(np.float64)
+        scale = constants.value(self.scale.name).astype(np.float64)
+        return (integers - self._zero_points()) * self._spread(scale)
 
     def revised(self, factor: Float64) -> Iterator[Revised]:
-        """Yield what becomes of its constants by a factor per output channel.
+        """Yield what becomes of its constants by a factor that ``require`` lets pass.
 
         Integers that a QuantizeLinear makes are stored, as its scale is no longer that of them.
         """
-        view, dims = self.view, self.scale_dims
+        factor = self._own(factor)
+        view, axis = self.view, self._axis(factor)
         if (factor < 0).any() or self.integers.name in view.graph.producer:
             mirrored = Exact(partial(self.fold_integers, factor))
             integers = self.integers
             yield Revised(view, 0, "integers", integers.dims, integers.data_type, mirrored)
-        axis = () if self.is_blocked else (("axis", self.out_axis),)
-        scale = Given(partial(self.fold_scale, factor), ())
-        yield Revised(view, 1, "scale", dims, self.scale.data_type, scale, axis)
+        dims = self.scale.dims if axis is None else (self.integers.dims[axis],)
+        attributes = () if axis is None else (("axis", axis),)
+        scale = Given(partial(self.fold_scale, factor, dims), ())
+        yield Revised(view, 1, "scale", dims, self.scale.data_type, scale, attributes)
         zero = self.zero_point
         if zero is not None and zero.dims != dims:
-            points = Exact(self.fold_zero_point)
+            points = Exact(partial(self.fold_zero_point, dims))
             yield Revised(view, 2, "zero_point", dims, zero.data_type, points)
 
-    def fold_scale(self, factor: Float64) -> Float64:
+    def fold_scale(self, factor: Float64, dims: tuple[int, ...]) -> Float64:
         """Return the new scale: the old one times the magnitude of a factor.
 
         Args:
-            factor: per output channel, ``(C_out,)``.
-
-        Returns:
-            float64, of shape ``scale_dims``.
+            factor: of the weight, an array of its rank.
+            dims: of the new scale.
         """
         scale = self.view.constants.value(self.scale.name).astype(np.float64)
-        shape = [-1]
-        if self.is_blocked:
-            shape = [1] * scale.ndim
-            shape[self.out_axis] = -1
+        magnitude = np.abs(factor) if self.is_blocked else np.abs(factor).reshape(-1)
         with np.errstate(over="ignore", invalid="ignore"):  # checked when it is rounded
-            product = scale * np.abs(factor).reshape(shape)
-        return np.broadcast_to(product, self.scale_dims)
+            product = scale * magnitude
+        return np.broadcast_to(product.reshape(dims) if product.size == 1 else product, dims)
 
-    def fold_zero_point(self) -> Array:
-        """Return the zero point in the shape ``scale_dims``."""
+    def fold_zero_point(self, dims: tuple[int, ...]) -> Array:
+        """Return the zero point in the shape of the new scale."""
         assert self.zero_point is not None
         value = self.view.constants.value(self.zero_point.name)
-        return np.broadcast_to(value, self.scale_dims)
+        return np.broadcast_to(value if value.size > 1 else value.reshape(()), dims)
 
     def fold_integers(self, factor: Float64) -> Array:
         """Return the integers, mirrored at the zero point where the factor is negative.
 
         Args:
-            factor: per output channel, ``(C_out,)``.
+            factor: of the weight, an array of its rank.
 
         Raises:
             Refused: a mirrored value does not fit the integer type.
         """
         q = self.view.constants.value(self.integers.name)
         wide = q.astype(np.int64)
-        shape = [1] * q.ndim
-        shape[self.out_axis] = -1
-        mirrored = np.where(factor.reshape(shape) < 0, 2 * self._zero_points() - wide, wide)
+        mirrored = np.where(factor < 0, 2 * self._zero_points() - wide, wide)
         low, high = _RANGES[self.integers.data_type]
         if mirrored.min(initial=0) < low or mirrored.max(initial=0) > high:
             raise Refused(
@@ -134,12 +169,17 @@ class QuantizedWeight:
     def _zero_points(self) -> Array:
         if self.zero_point is None:
             return np.zeros((), np.int64)
-        value = self.view.constants.value(self.zero_point.name).astype(np.int64)
-        if value.ndim == 1 and value.size > 1:
-            shape = [1] * len(self.integers.dims)
-            shape[self.out_axis] = -1
-            return value.reshape(shape)
-        return value.reshape(()) if value.size == 1 else self._blocks(value)
+        return self._spread(self.view.constants.value(self.zero_point.name).astype(np.int64))
+
+    def _spread(self, value: Array) -> Array:
+        """Write a scale or a zero point so that it broadcasts against the integers."""
+        if value.size == 1:
+            return value.reshape(())
+        if value.ndim > 1:
+            return self._blocks(value)
+        shape = [1] * len(self.integers.dims)
+        shape[_axis(self.view, len(shape))] = -1
+        return value.reshape(shape)
 
     def _blocks(self, value: Array) -> Array:
         """Return a value per block as one per element; the last block may be cut off."""
@@ -147,15 +187,15 @@ class QuantizedWeight:
         return np.repeat(value, size, axis).take(range(self.integers.dims[axis]), axis)
 
 
-def quantized_weight(view: NodeView, out_axis: int) -> QuantizedWeight:
+def quantized_weight(view: NodeView, layout: str, grouped: tuple[int, ...]) -> QuantizedWeight:
     """Read the DequantizeLinear node of a weight.
 
     Args:
         view: the DequantizeLinear node.
-        out_axis: the axis of the weight that holds the output channels.
+        layout, grouped: of the weight, see ``LinearLayer``.
 
     Raises:
-        Refused: it varies along another axis, has other readers, or is not made of constants.
+        Refused: it has other readers, or is not made of constants.
     """
     view.require_version(VERSION)
     integers, scale = view.constant(0), view.constant(1)
@@ -165,29 +205,34 @@ def quantized_weight(view: NodeView, out_axis: int) -> QuantizedWeight:
         raise _refused(view, "its weight is of another type, or read by several nodes")
     if view.attribute("output_dtype", 0) not in (0, scale.data_type):
         raise _refused(view, "its weight is of another type than its scale")
-    axis = _axis(view, len(integers.dims))
-    per_axis = len(scale.dims) == 1 and scale.size > 1
-    blocked = len(scale.dims) > 1
-    if (per_axis and axis != out_axis) or (blocked and axis == out_axis):
-        raise _refused(view, "its scale varies along another axis than the output channels")
-    if not _fit(view, integers, scale, out_axis):
+    axes = _output_axes(layout, grouped, len(integers.dims))
+    if not _fit(view, integers, scale):
         raise Refused(
             Reason.INCONSISTENT_SHAPES,
             view.label,
             "the shapes of its weight, scale and zero point do not agree; repair the model",
         )
-    if view.opset < 13 and not blocked:
-        raise _refused(view, "before opset 13 it has one scale for all channels")
-    return QuantizedWeight(view, integers, scale, view.constant(2), out_axis)
+    return QuantizedWeight(view, integers, scale, view.constant(2), axes, grouped)
+
+
+def _output_axes(layout: str, grouped: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """Return the axes of a weight along which its output channels lie."""
+    split = len(grouped) - rank
+    found = {
+        max(axis - split, 0)
+        for axis, letter in enumerate(layout)
+        if letter == "o" or (letter == "g" and grouped[axis] > 1)
+    }
+    return tuple(sorted(found))
 
 
 def _axis(view: NodeView, rank: int) -> int:
     return view.attribute("axis", 1) % max(rank, 1)
 
 
-def _fit(view: NodeView, integers: Constant, scale: Constant, out_axis: int) -> bool:
+def _fit(view: NodeView, integers: Constant, scale: Constant) -> bool:
     zero, rank = view.constant(2), len(integers.dims)
-    if not scale.size or out_axis >= rank:
+    if not scale.size:
         return False
     if zero is not None and zero.dims != scale.dims and not zero.size == scale.size == 1:
         return False
@@ -195,7 +240,7 @@ def _fit(view: NodeView, integers: Constant, scale: Constant, out_axis: int) -> 
         axis, size = _axis(view, rank), view.attribute("block_size", 0)
         blocks = (-(-d // size) if i == axis else d for i, d in enumerate(integers.dims))
         return size > 0 and scale.dims == tuple(blocks)
-    return scale.size in (1, integers.dims[out_axis])
+    return scale.size in (1, integers.dims[_axis(view, rank)] if rank else 1)
 
 
 def dequantizer(view: NodeView, slot: int) -> NodeView | None:

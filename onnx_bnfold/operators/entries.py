@@ -89,12 +89,14 @@ class Absorbing(Operator):
         parameters: further inputs that are weights.
         data_slot: the input that holds the data, if it is that of every node, even one that
             ``read`` refuses.
+        squares: whether it adds up squares of the data, which a shift costs twice as many digits.
     """
 
     read: Callable[[NodeView], Absorber]
     linear_in: tuple[tuple[int, ...], ...]
     parameters: tuple[int, ...] = ()
     data_slot: int | None = None
+    squares: bool = False
 
     @property
     def weights(self) -> frozenset[int]:
@@ -172,23 +174,20 @@ class BiasPlace(Enum):
 # --- what becomes of a constant -------------------------------------------------------------
 
 
-class Multiplied:
+class Multiplied(NamedTuple):
     """A constant times a factor.
 
     Attributes:
         name: of the constant.
         shape: in which its elements are read.
         sums_over: the axes of ``shape`` over which one output element sums.
+        factor: computes what the elements are multiplied by; it broadcasts against ``shape``.
     """
 
-    __slots__ = ()
     name: str
     shape: tuple[int, ...]
     sums_over: tuple[int, ...]
-
-    def factor(self) -> Float64:
-        """Compute what the elements are multiplied by; it broadcasts against ``shape``."""
-        raise NotImplementedError
+    factor: Callable[[], Float64]
 
 
 class Computed:
@@ -253,5 +252,5 @@ class Revised(NamedTuple):
     dims: tuple[int, ...]
     data_type: int
     values: Multiplied | Computed | Exact
-    attributes: tuple[tuple[str, int | None], ...] = ()
+    attributes: tuple[tuple[str, float | None], ...] = ()
     place: BiasPlace = BiasPlace.INPUT

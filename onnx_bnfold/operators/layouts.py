@@ -18,10 +18,6 @@ from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 
-def _no_shift(view: NodeView, reason: Reason, sentence: str) -> Refusal:
-    return Refusal(reason, view.label, sentence)
-
-
 def _dequantizer(view: NodeView, slot: int) -> NodeView | None:
     if view.name_in(slot) not in view.graph.producer:
         return None
@@ -30,7 +26,7 @@ def _dequantizer(view: NodeView, slot: int) -> NodeView | None:
     return dequantizer(view, slot)
 
 
-def _weight(view: NodeView, slot: int) -> Constant:
+def weight_of(view: NodeView, slot: int) -> Constant:
     """Return a weight's shape and type; for a quantised one those it has in real numbers."""
     info = view.constant(slot)
     if info is not None:
@@ -54,9 +50,9 @@ def _padding(view: NodeView, weight: Constant) -> Refusal | None:
     else:
         pads_zeros = str(auto_pad).startswith("SAME") and any(k != 1 for k in _kernel(weight))
     if pads_zeros:
-        return _no_shift(
-            view,
+        return Refusal(
             Reason.PADDING,
+            view.label,
             "it pads its input with zeros, and a shift would not hold at the border",
         )
     return None
@@ -72,18 +68,18 @@ def _transposed_shift(view: NodeView, weight: Constant) -> Refusal | None:
     )
     if plain:
         return None
-    return _no_shift(
-        view,
+    return Refusal(
         Reason.PADDING,
+        view.label,
         "its output positions get different numbers of taps, and a shift would differ between them",
     )
 
 
-def _convolution(view: NodeView, *, transposed: bool, bias_slot: int = 2) -> LinearLayer:
+def _convolution(view: NodeView, *, transposed: bool = False, bias_slot: int = 2) -> LinearLayer:
     """Read Conv, ``(C_out, C_in/group, *k)``, or ConvTranspose, ``(C_in, C_out/group, *k)``."""
     if view.attribute("output_shape", []):
         view.require_no_misreading()
-    weight = _weight(view, 1)
+    weight = weight_of(view, 1)
     group = view.attribute("group", 1)
     rank = len(weight.dims)
     _require(view, rank >= 3 and group > 0 and weight.dims[0] % group == 0)
@@ -101,7 +97,7 @@ def _convolution(view: NodeView, *, transposed: bool, bias_slot: int = 2) -> Lin
 
 def _deform_conv(view: NodeView) -> LinearLayer:
     """Read a Conv whose samples are moved and weighed; if neither is done, a shift may pass."""
-    layer = _convolution(view, transposed=False, bias_slot=3)
+    layer = _convolution(view, bias_slot=3)
     offset, mask = (view.value(slot) if view.constant(slot) else None for slot in (2, 4))
     if offset is None or offset.any():
         sentence = "its samples may lie outside of its input, among zeros that do not shift along"
@@ -109,7 +105,7 @@ def _deform_conv(view: NodeView) -> LinearLayer:
         sentence = "its mask weighs the samples, and a shift would differ between positions"
     else:
         return layer
-    return layer._replace(shift_in=_no_shift(view, Reason.PADDING, sentence))
+    return layer._replace(shift_in=Refusal(Reason.PADDING, view.label, sentence))
 
 
 def _deform_depth(view: NodeView, encrypted: set[str]) -> costs.Depth:
@@ -118,7 +114,7 @@ def _deform_depth(view: NodeView, encrypted: set[str]) -> costs.Depth:
 
 
 def _gemm(view: NodeView) -> LinearLayer:
-    weight = _weight(view, 1)
+    weight = weight_of(view, 1)
     _require(view, len(weight.dims) == 2)
     transposed = bool(view.attribute("transB", 0))
     columns = weight.dims[0 if transposed else 1]
@@ -142,22 +138,24 @@ def _constant_operand(view: NodeView) -> tuple[int, Constant]:
     """Return which of two operands is the weight, and the weight."""
     right = view.constant(1) is not None or _dequantizer(view, 1) is not None
     slot = 1 if right else 0
-    return slot, _weight(view, slot)
+    return slot, weight_of(view, slot)
 
 
 def _matmul(view: NodeView) -> LinearLayer:
     weight_slot, weight = _constant_operand(view)
     data_slot = 1 - weight_slot
     rank, depth = len(view.dims_in(data_slot)), len(weight.dims)
-    if depth < 2 or depth > rank:
-        raise Refused(
-            Reason.AXES, view.label, "its constant operand has fewer than two or too many axes"
-        )
     axis = rank - 1 if weight_slot == 1 else rank - 2
+    if depth == 1 and rank > 1:  # it makes one channel of all
+        axes = (axis, rank - 2, rank, rank - 1)
+        own = (weight.dims, weight, None, data_slot, weight_slot, None)
+        return LinearLayer(view, "i", *own, *axes)
+    if depth < 2 or depth > rank:
+        raise Refused(Reason.AXES, view.label, "its constant operand has too few or too many axes")
     shift_in = None
     if depth > 2:
-        shift_in = _no_shift(view, Reason.AXES, "it has a weight matrix per batch entry")
-    return LinearLayer(
+        shift_in = Refusal(Reason.AXES, view.label, "it has a weight matrix per batch entry")
+    columns = LinearLayer(
         view,
         "b" * (depth - 2) + ("io" if weight_slot == 1 else "oi"),
         weight.dims,
@@ -166,6 +164,17 @@ def _matmul(view: NodeView) -> LinearLayer:
         *(data_slot, weight_slot, None, axis, axis, rank, rank),
         shift_in=shift_in,
         becomes_gemm=rank == 2 and weight_slot == 1,
+    )
+    batches = range(depth - 2 if view.opset >= 7 else 0)
+    return columns._replace(also=tuple(_batch(columns, axis) for axis in batches))
+
+
+def _batch(columns: LinearLayer, axis: int) -> LinearLayer:
+    """Return a product by a matrix per batch entry, with the entries of an axis as its channels."""
+    rows = columns.layout.replace("i", "k").replace("o", "b")
+    channels = columns.in_rank - len(rows) + axis
+    return columns._replace(
+        layout=rows[:axis] + "g" + rows[axis + 1 :], in_axis=channels, out_axis=channels
     )
 
 
@@ -202,10 +211,10 @@ def _einsum(view: NodeView) -> LinearLayer:
     shift_in = None
     if len(known) < len(counted):
         sentence = "it adds up positions of its data, a shift of each, and it is not known how many"
-        shift_in = _no_shift(view, Reason.UNKNOWN_SHAPE, sentence)
+        shift_in = Refusal(Reason.UNKNOWN_SHAPE, view.label, sentence)
     elif any(role == "b" and sizes[letter] > 1 for letter, role in roles.items()):
         sentence = "a shift would need a bias that varies along several axes of its output"
-        shift_in = _no_shift(view, Reason.AXES, sentence)
+        shift_in = Refusal(Reason.AXES, view.label, sentence)
     return LinearLayer(
         view,
         "".join(roles[letter] for letter in own),
@@ -294,27 +303,7 @@ def linear_layer(view: NodeView, layout: Callable[[NodeView], LinearLayer]) -> L
         return layer
     from onnx_bnfold.operators.dequantized_weight import quantized_weight
 
-    return layer._replace(quantized=quantized_weight(source, _out_axis(layer)))
-
-
-def _out_axis(layer: LinearLayer) -> int:
-    """Return the axis of the weight, with its groups not split off, that holds output channels."""
-    layout = layer.layout
-    if "o" in layout and "g" in layout and layout.index("o") != 1 and layer.grouped[0] > 1:
-        raise Refused(
-            Reason.QUANTIZED,
-            layer.view.label,
-            "its output channels are spread over groups and an axis",
-        )
-    if "o" in layout:
-        return layout.replace("g", "").index("o")
-    if "g" not in layout:
-        raise Refused(
-            Reason.QUANTIZED,
-            layer.view.label,
-            "its quantised weight has no axis of output channels; fold before quantising",
-        )
-    return layout.index("g")
+    return layer._replace(quantized=quantized_weight(source, layer.layout, layer.grouped), also=())
 
 
 def _entry(
@@ -334,12 +323,11 @@ def _entry(
     )
 
 
-_conv = partial(_convolution, transposed=False)
-_conv_transpose = partial(_convolution, transposed=True)
-
 LINEAR_LAYERS: Mapping[str, Absorbing] = {
-    "Conv": _entry(_conv, 22, costs.convolution(1), (1, 2)),
-    "ConvTranspose": _entry(_conv_transpose, 22, costs.transposed_convolution, (1, 2)),
+    "Conv": _entry(_convolution, 22, costs.convolution(1), (1, 2)),
+    "ConvTranspose": _entry(
+        partial(_convolution, transposed=True), 22, costs.transposed_convolution, (1, 2)
+    ),
     "DeformConv": _entry(_deform_conv, 22, costs.convolution(1), (1, 3), depth=_deform_depth),
     "Einsum": _entry(_einsum, 28, _einsum_count, (1,), (0,), depth=_einsum_depth),
     "Gemm": _entry(_gemm, 13, costs.gemm, (1, 2), (0, 2)),

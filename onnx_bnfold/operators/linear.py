@@ -42,6 +42,8 @@ class LinearLayer(NamedTuple):
         quantized: the DequantizeLinear that makes the weight, if one does.
         becomes_gemm: whether a layer without an input for a bias gets one as a Gemm.
         voided: attributes that a new bias takes away, as ``Revised.attributes``.
+        also: the same node with others of its axes as those of channels, for changes that vary
+            along these. They take no shift of the input.
     """
 
     view: NodeView
@@ -62,6 +64,7 @@ class LinearLayer(NamedTuple):
     quantized: QuantizedWeight | None = None
     becomes_gemm: bool = False
     voided: tuple[tuple[str, None], ...] = ()
+    also: tuple[LinearLayer, ...] = ()
 
     @property
     def channels_out(self) -> int:
@@ -105,10 +108,13 @@ class LinearLayer(NamedTuple):
         Raises:
             Refused: see ``input_vectors`` and ``output_vectors``.
         """
+        sides = Sides(None, change) if port == OUT else Sides(change, None)
         if port == OUT:
-            self.output_vectors(change)
+            self._behind(change).output_vectors(change)
         else:
-            self.input_vectors(change)
+            self._in_front(change).input_vectors(change)
+        if self.quantized is not None and change.has_scale:
+            self.quantized.require(self.weight_factor(*sides))
 
     def passed_on(self, into: Affine, sides: Sides) -> Affine | None:
         """Return the shift that the output gets if the weights do not compensate one.
@@ -153,23 +159,30 @@ class LinearLayer(NamedTuple):
 
     def revised(self, sides: Sides) -> Iterator[Revised]:
         """Yield what becomes of the weight and the bias by changes of the two sides."""
-        if self.quantized is not None:
-            if sides.out is not None and sides.out.has_scale:
-                yield from self.quantized.revised(self.output_vectors(sides.out)[0])
-        elif sides.have_scale:
-            dims, data_type = self.weight.dims, self.weight.data_type
-            values = _NewWeight(self, sides)
-            yield Revised(self.view, self.weight_slot, "weight", dims, data_type, values)
+        yield from self.revised_weight(sides)
         if self.needs_bias(sides):
             yield self._revised_bias(sides)
 
+    def revised_weight(self, sides: Sides) -> Iterator[Revised]:
+        """Yield what becomes of the weight."""
+        if not sides.have_scale:
+            return
+        if self.quantized is not None:
+            yield from self.quantized.revised(self.weight_factor(*sides))
+            return
+        dims, data_type = self.weight.dims, self.weight.data_type
+        factor = partial(self.weight_factor, *sides)
+        values = Multiplied(self.weight.name, self.grouped, self.summed_axes, factor)
+        yield Revised(self.view, self.weight_slot, "weight", dims, data_type, values)
+
     def _revised_bias(self, sides: Sides) -> Revised:
-        dims: tuple[int, ...] = (self.channels_out,)
+        layer = self if sides.out is None else self._behind(sides.out)
+        dims: tuple[int, ...] = (layer.channels_out,)
         if self.bias is not None:
             dims = np.broadcast_shapes(self.bias.dims, dims)
         elif self.bias_slot is None and self.view.opset >= 7:
             # A new Add broadcasts from the right; before opset 7 its attributes say where.
-            dims += (1,) * (self.out_rank - 1 - self.out_axis)
+            dims += (1,) * (layer.out_rank - 1 - layer.out_axis)
         return Revised(
             self.view,
             len(self.view.reads) if self.bias_slot is None else self.bias_slot,
@@ -192,6 +205,8 @@ class LinearLayer(NamedTuple):
 
     def weight_value(self) -> Array:
         """Return the elements of the weight."""
+        if self.quantized is not None:
+            return self.quantized.values()
         return self.view.constants.value(self.weight.name)
 
     def peaks(self, magnitude: Array) -> Array:
@@ -199,6 +214,20 @@ class LinearLayer(NamedTuple):
         inner = tuple(i for i, letter in enumerate(self.layout) if letter not in "go")
         largest: Array = magnitude.reshape(self.grouped).max(axis=inner)
         return largest
+
+    def _behind(self, change: Affine) -> LinearLayer:
+        """Return the layer whose output channels a change varies along, this one by default."""
+        found = (e for e in self._all if change.vector(e.out_axis, e.channels_out) is not None)
+        return next(found, self)
+
+    def _in_front(self, change: Affine) -> LinearLayer:
+        """Return the layer whose input channels a change varies along, this one by default."""
+        found = (e for e in self._all if change.vector(e.in_axis, e.channels_in) is not None)
+        return next(found, self)
+
+    @property
+    def _all(self) -> tuple[LinearLayer, ...]:
+        return (self, *self.also) if self.also else ()
 
     def output_vectors(self, change: Affine) -> tuple[Float64, Float64]:
         """Return the output's change as ``(C_out,)`` vectors.
@@ -225,12 +254,6 @@ class LinearLayer(NamedTuple):
         """
         if change.has_shift and self.shift_in is not None:
             raise Refused.again(self.shift_in)
-        if self.quantized is not None:
-            raise Refused(
-                Reason.QUANTIZED,
-                self.view.label,
-                "its quantised weight has no scale per input channel; fold before quantising",
-            )
         if not change.is_invertible:
             raise Refused(
                 Reason.PRECISION,
@@ -267,9 +290,11 @@ class LinearLayer(NamedTuple):
         if out is None:
             factor: Float64 = np.ones((1,) * len(self.grouped))
         else:
-            factor = self._laid(self.output_vectors(out)[0], "o")
+            layer = self._behind(out)
+            factor = layer._laid(layer.output_vectors(out)[0], "o")
         if into is not None and into.has_scale:
-            factor = divided(factor, self._laid(self.input_vectors(into)[0], "i"))
+            layer = self._in_front(into)
+            factor = divided(factor, layer._laid(layer.input_vectors(into)[0], "i"))
         return factor
 
     def fold_bias(
@@ -287,7 +312,7 @@ class LinearLayer(NamedTuple):
             The new bias: ``(C_out,)``, or Gemm's C broadcast with it; ``beta`` has become 1.
         """
         if bias is None and out is not None and (into is None or not into.has_shift):
-            return self.output_vectors(out)[1]
+            return self._behind(out).output_vectors(out)[1]
         c = np.zeros(()) if bias is None else bias.astype(np.float64) * self.beta
         with np.errstate(over="ignore", invalid="ignore"):  # it is judged when it is rounded
             if into is not None and into.has_shift:
@@ -313,25 +338,9 @@ class LinearLayer(NamedTuple):
             ratio = self._laid(np.abs(shift / scale), "i")
             size = self._summed(grouped * ratio)
         if out is not None:
-            scale, shift = self.output_vectors(out)
+            scale, shift = self._behind(out).output_vectors(out)
             size = size * np.abs(scale) + np.abs(shift)
         return size
 
     def _summed(self, product: Float64) -> Float64:
         return np.asarray(product.sum(axis=self.summed_axes).reshape(-1))
-
-
-class _NewWeight(Multiplied):
-    """What becomes of the weight of a layer by changes of its two sides."""
-
-    __slots__ = ("_layer", "_sides", "name", "shape", "sums_over")
-
-    def __init__(self, layer: LinearLayer, sides: Sides) -> None:
-        self._layer = layer
-        self._sides = sides
-        self.name = layer.weight.name
-        self.shape = layer.grouped
-        self.sums_over = layer.summed_axes
-
-    def factor(self) -> Float64:
-        return self._layer.weight_factor(*self._sides)

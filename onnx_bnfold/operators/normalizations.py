@@ -1,25 +1,33 @@
 """Normalisations by statistics of the data: their own scale and bias take changes of the output.
 
-They compute ``y = scale * n + B`` with ``n`` normalised by mean and variance of the input at run
-time, so ``y' = s * y + h`` has the scale ``s * scale`` and the bias ``s * B + h``. A change of the
-input would change the statistics, and is refused.
+They compute ``y = scale * n + B`` with ``n = (x - mean) / sqrt(variance + epsilon)``, by mean and
+variance of the elements that are normalised together, at run time. So ``y' = s * y + h`` has the
+scale ``s * scale`` and the bias ``s * B + h``.
+
+With ``x' = s * x + h``, shift and scale being the same for all elements that are normalised
+together, ``n`` is ``sign(s) * n`` of before if epsilon becomes ``s * s * epsilon``. There is one
+epsilon, so the size of ``s`` is the same everywhere; the sign goes into the scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from onnx import TensorProto
 
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.constants import Constant
 from onnx_bnfold.model.node_view import FLOATS, NodeView
 from onnx_bnfold.operators import costs
-from onnx_bnfold.operators.affine import Affine, Float64
+from onnx_bnfold.operators.affine import Affine, Float64, close
+from onnx_bnfold.operators.batchnorm_parameters import DEFAULT_EPSILON
 from onnx_bnfold.operators.entries import OUT, Absorbing, Given, Read, Revised, Sides
 from onnx_bnfold.reasons import Reason, Refused
+
+_LEAST_EPSILON = float(np.finfo(np.float32).tiny)
 
 
 class Normalization(NamedTuple):
@@ -27,29 +35,35 @@ class Normalization(NamedTuple):
 
     Attributes:
         axes: the axes of the output along which scale and bias may vary, in their order.
+        over: the axes of the data whose elements are normalised together.
         scale, bias: the constants; a bias may be left out.
+        groups: into how many groups the channels on axis 1 are divided, each of which is normalised
+            together, too; 0 for none.
+        by_group: whether scale and bias have an element per group.
     """
 
     view: NodeView
     axes: tuple[int, ...]
+    over: tuple[int, ...]
     scale: Constant
     bias: Constant | None
+    groups: int = 0
+    by_group: bool = False
     data_slot: int = 0
     factor_slot: int = 1
 
     def require(self, port: int, change: Affine) -> None:
-        """Refuse all but a change of the output that varies like the scale.
+        """Refuse a change that varies along other axes than it may, or is too large.
 
         Raises:
-            Refused: it is one of the input, varies along other axes, or is too large.
+            Refused: it does, or it is one of the data and statistics of them are read.
         """
-        if port != OUT:
-            raise Refused(
-                Reason.OPAQUE,
-                self.view.label,
-                "it normalises its input by mean and variance of the data, which a scale or shift "
-                "in front of it would change",
-            )
+        if port == OUT:
+            self._require_out(change)
+        elif not change.is_identity:
+            self._require_in(change)
+
+    def _require_out(self, change: Affine) -> None:
         if not change.is_ordinary:
             raise Refused(
                 Reason.PRECISION,
@@ -62,27 +76,102 @@ class Normalization(NamedTuple):
                 self.view.label,
                 f"the change of its output varies along other axes than its scale, {[*self.axes]}",
             )
+        if self.by_group and not (
+            self._is_grouped(change.scale) and self._is_grouped(change.shift)
+        ):
+            raise Refused(
+                Reason.AXES,
+                self.view.label,
+                "it has a scale per group, and the change of its output varies within one",
+            )
+
+    def _require_in(self, change: Affine) -> None:
+        if any(name and self.view.graph.is_read(name) for name in self.view.writes[1:]):
+            raise Refused(
+                Reason.OPAQUE,
+                self.view.label,
+                "mean or deviation of its data, which a change in front would alter, are read too",
+            )
+        if not change.is_invertible:
+            raise Refused(
+                Reason.PRECISION, self.view.label, "a scale in front of it is zero or very small"
+            )
+        if not (self._is_alike(change.scale) and self._is_alike(change.shift)):
+            raise Refused(
+                Reason.AXES,
+                self.view.label,
+                "the change of its data varies over what it normalises together by its mean and "
+                "variance",
+            )
+        self._epsilon(change)
+
+    def _is_alike(self, values: Float64) -> bool:
+        """Whether all elements that are normalised together get the same value."""
+        return all(values.shape[axis] == 1 for axis in self.over) and self._is_grouped(values)
+
+    def _is_grouped(self, values: Float64) -> bool:
+        """Whether all channels of each group have the same value."""
+        if not self.groups or values.shape[1] == 1:
+            return True
+        groups = _split(values, self.groups)
+        return close(groups, groups[:, :, :1])
+
+    def _epsilon(self, into: Affine) -> float | None:
+        """Return the epsilon that makes up for the scale of the data, None if it stays.
+
+        Raises:
+            Refused: there is none.
+        """
+        size = np.abs(into.scale)
+        sign = np.sign(into.scale)
+        if any(n > 1 and axis not in self.axes for axis, n in enumerate(sign.shape)) or not close(
+            size, size.reshape(-1)[:1].reshape((1,) * size.ndim)
+        ):
+            raise Refused(
+                Reason.AXES,
+                self.view.label,
+                "its one epsilon would have to be scaled along with its data, whose scale varies",
+            )
+        old, factor = float(self.view.attribute("epsilon", DEFAULT_EPSILON)), size.item(0) ** 2
+        if old == 0 or factor == 1:
+            return None
+        new = np.float32(old * factor)
+        if self.scale.data_type != TensorProto.FLOAT or not _LEAST_EPSILON <= new < np.inf:
+            raise Refused(
+                Reason.PRECISION,
+                self.view.label,
+                "its epsilon, a float32 number, would not hold what scales along with its data",
+            )
+        return float(new)
 
     def passed_on(self, into: Affine, sides: Sides) -> None:
         """Return None: no shift of the data is taken."""
 
     def altered(self, sides: Sides) -> Iterator[Read]:
-        """Yield the constants that get new values by a change of the output."""
+        """Yield the constants that get new values by changes of the two sides."""
         if sides.have_scale:
             yield self.view.index, 1
         if sides.out is not None and self.bias is not None:
             yield self.view.index, 2
 
     def revised(self, sides: Sides) -> Iterator[Revised]:
-        """Yield what becomes of scale and bias by a change of the output."""
-        change, data_type = sides.out, self.scale.data_type
+        """Yield what becomes of scale and bias by changes of the two sides."""
+        into, change = sides
+        attributes: tuple[tuple[str, float], ...] = ()
+        sign = s = np.ones(())
+        h, data_type = np.zeros(()), self.scale.data_type
+        if into is not None:
+            epsilon = self._epsilon(into)
+            attributes = () if epsilon is None else (("epsilon", epsilon),)
+            sign = self._laid(np.sign(into.scale))
+        if change is not None:
+            s, h = self._laid(change.scale), self._laid(change.shift)
+        if sides.have_scale:
+            dims = np.broadcast_shapes(self.scale.dims, s.shape, sign.shape)
+            values = Given(partial(self._new_scale, s * sign, dims), ())
+            yield Revised(self.view, 1, "scale", dims, data_type, values, attributes)
         if change is None:
             return
-        s, h = self._laid(change.scale), self._laid(change.shift)
-        if change.has_scale:
-            dims = np.broadcast_shapes(self.scale.dims, s.shape)
-            values = Given(partial(self._new_scale, s, dims), ())
-            yield Revised(self.view, 1, "scale", dims, data_type, values)
         if change.has_shift or (change.has_scale and self.bias is not None):
             like = self.scale if self.bias is None else self.bias
             dims = np.broadcast_shapes(like.dims, s.shape, h.shape)
@@ -90,7 +179,9 @@ class Normalization(NamedTuple):
             yield Revised(self.view, 2, "bias", dims, data_type, bias)
 
     def _laid(self, values: Float64) -> Float64:
-        """Write scales or shifts of the output with the axes that the constants have."""
+        """Write scales or shifts of a tensor with the axes that the constants have."""
+        if self.by_group and values.shape[1] > 1:
+            values = _split(values, self.groups)[:, :, 0]
         shape = tuple(values.shape[axis] for axis in self.axes)
         while shape[:1] == (1,):  # a constant of fewer axes keeps them
             shape = shape[1:]
@@ -112,12 +203,35 @@ class Normalization(NamedTuple):
         return magnitude
 
 
+def _split(values: Float64, groups: int) -> Float64:
+    """Write values per channel, on axis 1, as ``(N, groups, channels of one, ...)``."""
+    return values.reshape(values.shape[0], groups, -1, *values.shape[2:])
+
+
 def _instance(view: NodeView) -> Normalization:
+    return Normalization(view, (1,), _positions(view), *_vectors(view))
+
+
+def _group(view: NodeView) -> Normalization:
+    """Read a GroupNormalization, whose scale had an element per group in its first version."""
+    scale, bias = _vectors(view)
+    groups, by_group = int(view.attribute("num_groups", 0)), view.opset < 21
+    if groups < 1 or (scale.size != groups if by_group else scale.size % groups):
+        raise _disagree(view)
+    return Normalization(view, (1,), _positions(view), scale, bias, groups, by_group)
+
+
+def _vectors(view: NodeView) -> tuple[Constant, Constant]:
     scale = _scale(view)
     bias = view.bias(2, scale, scale.dims)
     if len(scale.dims) != 1 or bias is None:
         raise _disagree(view)
-    return Normalization(view, (1,), scale, bias)
+    return scale, bias
+
+
+def _positions(view: NodeView) -> tuple[int, ...]:
+    """Return the axes behind the channels."""
+    return tuple(range(2, len(view.dims_in(0))))
 
 
 def _layer(view: NodeView) -> Normalization:
@@ -139,7 +253,7 @@ def _layer(view: NodeView) -> Normalization:
         for n, size in zip(own[::-1], dims[::-1], strict=False):
             if n != 1 and isinstance(size, int) and n != size:
                 raise _disagree(view)
-    return Normalization(view, axes, scale, bias)
+    return Normalization(view, axes, axes, scale, bias)
 
 
 def _scale(view: NodeView) -> Constant:
@@ -157,7 +271,12 @@ def _disagree(view: NodeView) -> Refused:
     )
 
 
+def _entry(read: Callable[[NodeView], Normalization], version: int) -> Absorbing:
+    return Absorbing(read, ((1, 2),), squares=True, version=version, depth=costs.NO_POLYNOMIAL)
+
+
 NORMALIZATIONS: Mapping[str, Absorbing] = {
-    "LayerNormalization": Absorbing(_layer, ((1, 2),), version=17, depth=costs.NO_POLYNOMIAL),
-    "InstanceNormalization": Absorbing(_instance, ((1, 2),), version=22, depth=costs.NO_POLYNOMIAL),
+    "GroupNormalization": _entry(_group, 21),
+    "InstanceNormalization": _entry(_instance, 22),
+    "LayerNormalization": _entry(_layer, 17),
 }

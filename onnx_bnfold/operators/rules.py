@@ -58,11 +58,13 @@ class Transparent(Operator):
         symmetric: whether all of its inputs are data; else the first is, the others are parameters.
         parted: whether all of its outputs are data; else the first is, the others tell of it, as
             a mask or indices do, and stay as they are.
+        own: inputs that are no data, and whose constants the rule may change along.
     """
 
     rule: Rule
     symmetric: bool = False
     parted: bool = False
+    own: tuple[int, ...] = ()
 
 
 Mover = Callable[[NodeView, Affine, bool], Affine]

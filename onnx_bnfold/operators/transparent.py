@@ -15,7 +15,7 @@ import numpy as np
 
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators import clamps, costs, data_movement, picks
-from onnx_bnfold.operators.broadcasting import extremum, products, sums
+from onnx_bnfold.operators.broadcasting import extremum, products, sloped, sums
 from onnx_bnfold.operators.constant_operand import minus, over, plus, times
 from onnx_bnfold.operators.entries import OUT, Combines, ConstantOperand
 from onnx_bnfold.operators.parts import concat, split
@@ -132,6 +132,12 @@ def data_slots(view: NodeView) -> tuple[int, ...]:
     return tuple(inputs(view)) if RULES[str(view.op)].symmetric else (0,)
 
 
+def own_constants(view: NodeView) -> tuple[int, ...]:
+    """Return the inputs of a transparent node that are no data and that its rule may change."""
+    own = RULES[str(view.op)].own
+    return tuple(slot for slot in own if view.constant(slot) is not None)
+
+
 def data_outputs(view: NodeView) -> tuple[int, ...]:
     """Return the outputs of a transparent node that carry data."""
     return tuple(range(len(view.writes))) if RULES[str(view.op)].parted else (0,)
@@ -168,10 +174,12 @@ def _bent(
     rectifies: bool = False,
     bounds: clamps.BoundsOf | None = None,
     picks_maxima: bool = False,
+    own: tuple[int, ...] = (),
 ) -> Transparent:
     return Transparent(
         rule,
         symmetric,
+        own=own,
         version=version,
         depth=costs.NO_POLYNOMIAL,
         rectifies=rectifies,
@@ -208,7 +216,7 @@ RULES: Mapping[str, Transparent] = {
     "Min": _bent(extremum, 13, symmetric=True),
     "Mul": _product(products(1), 14, costs.ONE_LEVEL, ConstantOperand(times)),
     "Neg": Transparent(_neg, version=13),
-    "PRelu": _bent(_rectifier, 16, rectifies=True),
+    "PRelu": _bent(sloped, 16, rectifies=True, own=(1,)),
     "Pad": Transparent(passes(picks.padded), version=25),
     "ReduceMax": _bent(passes(data_movement.reduced, positive=True), 20),
     "ReduceMean": _mean(passes(data_movement.reduced), 18),

@@ -203,7 +203,7 @@ def _present(state: GraphState, ranges: Ranges) -> Iterator[tuple[str, Range]]:
 
 
 def _laid(factors: Float64, rank: int) -> Affine:
-    return Affine.of(along(factors, 1, rank), np.zeros((1,) * rank))
+    return Affine.of(along(factors, batchnorm.channel_axis(rank), rank), np.zeros((1,) * rank))
 
 
 def _labels(count: int) -> Float64:
@@ -240,7 +240,7 @@ def _group(
             state.view(i) for i, _ in state.graph.readers.get(name, ()) if i not in state.removed
         ]
         if name not in present:
-            if any(state.layer_or_none(view.index) is not None for view in views):
+            if any(state.absorber_or_none(view.index) is not None for view in views):
                 return None
             continue
         member = _member(change, present[name], labels)
@@ -280,7 +280,7 @@ def _reader(state: GraphState, index: int, member: _Member) -> _Reader:
         gain = _gain_of_bn(state, index)
         return _Reader(member, np.zeros((1, 1, len(gain))), gain, gain)
     layer = state.layer(index)
-    weight = state.constants.value(layer.weight.name).reshape(layer.grouped)
+    weight = layer.weight_value().reshape(layer.grouped)
     weight = weight * layer.weight_factor(*state.side_changes(index))
     inner = layer.axes("bk")
     peaks = _by_channels(layer, np.abs(weight).max(axis=inner, keepdims=True))
@@ -311,7 +311,9 @@ def _gain_of_bn(state: GraphState, index: int) -> Float64:
 def _rescaled(state: GraphState, index: int) -> tuple[Float64, Float64]:
     """Return the factors that input and output of a BN have got, ``(C,)`` each."""
     rank, count = state.rank(index), state.bn(index).channels
-    vectors = (state.change(name, rank).vector(1, count) for name in state.sides(index))
+    vectors = (
+        batchnorm.per_channel(state.change(name, rank), count) for name in state.sides(index)
+    )
     p, r = (np.ones(count) if vector is None else vector[0] for vector in vectors)
     return p, r
 

@@ -168,6 +168,9 @@ class GraphNodes:
         maps = [self.bn(index).map for index in found]
         changes = all_along(maps, 1, [ranks[index] for index in found])
         self._maps.update(zip(found, changes, strict=True))
+        for index, rank in ranks.items():
+            if rank == 1 and self.bn(index).channels == 1:  # a vector has one channel
+                self._maps[index] = Affine.of(*self.bn(index).map)
 
     def original_map(self, index: int) -> Affine:
         """Return the affine map of a removable node before any change.

@@ -14,7 +14,7 @@ from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine, Float64
 from onnx_bnfold.operators.entries import OUT, Absorbing, Sides
 from onnx_bnfold.operators.rules import Known, Step, Transparent
-from onnx_bnfold.operators.transparent import data_outputs, data_slots
+from onnx_bnfold.operators.transparent import data_outputs, data_slots, own_constants
 from onnx_bnfold.planning.graph_nodes import MALFORMED, GraphNodes, malformed
 from onnx_bnfold.planning.merged_tensors import Groups
 from onnx_bnfold.reasons import Reason, Refusal, Refused
@@ -109,7 +109,8 @@ class GraphState(GraphNodes):
         if not isinstance(entry, Transparent):
             raise _opaque(view)
         view.require_version(entry.version)
-        return (*data_slots(view), *(~slot for slot in data_outputs(view)))
+        outputs = (~slot for slot in data_outputs(view))
+        return (*data_slots(view), *own_constants(view), *outputs)
 
     def step(self, index: int, known: Mapping[int, Affine], *, deciding: bool = True) -> Step:
         """Ask a node how the changes of some of its ports can be completed.
@@ -199,8 +200,12 @@ class GraphState(GraphNodes):
     def _with_port(self, index: int, port: int) -> int:
         if port not in self.ports(index):
             view = self.view(index)
-            what = "uses the tensor as a parameter" if port >= 0 else "writes the tensor as a mask"
-            raise Refused(Reason.OPAQUE, view.label, f"it {what}, not as data")
+            what = (
+                "uses the tensor as a parameter"
+                if port >= 0
+                else "writes the tensor beside its data"
+            )
+            raise Refused(Reason.OPAQUE, view.label, f"it {what}, and no change of it passes")
         return index
 
     def _require_free(self, name: str) -> None:

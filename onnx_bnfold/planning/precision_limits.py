@@ -252,7 +252,7 @@ def _present(state: GraphState, index: int) -> _Statistics:
     """Return the statistics of a BN as they are by now."""
     bn = state.bn(index)
     sides = [state.total.get(name) for name in state.sides(index)]
-    pairs = [None if side is None else side.vector(1, bn.channels) for side in sides]
+    pairs = [None if side is None else batchnorm.per_channel(side, bn.channels) for side in sides]
     if all(pair is None for pair in pairs):
         return _original(state, index)
     same = np.ones(bn.channels), np.zeros(bn.channels)

@@ -101,13 +101,20 @@ class Shifts:
         if most_ever <= min(MAX_OFFSET.values()):
             return  # without asking for the data type, which takes shape inference
         bound = most(self._type_of(name))
-        if any(one.is_seen_by(state, index, bound) for one in moved for index in readers):
+        bounds = {index: self._bound_at(index, bound) for index in readers}
+        if any(one.is_seen_by(state, *each) for one in moved for each in bounds.items()):
             raise Refused(
                 Reason.PRECISION,
                 repr(name),
                 "a channel of it would be moved so far from zero that this dwarfs what its readers "
                 "need of it",
             )
+
+    def _bound_at(self, index: int, bound: float) -> float:
+        """Return the largest offset for a reader that knows one of its type."""
+        entry = self._state.entries[index]
+        squares = isinstance(entry, Absorbing) and entry.squares
+        return min(bound, min(MAX_OFFSET.values())) if squares else bound
 
     def _takers(self, name: str) -> Iterator[int]:
         """Yield the nodes that stay and take the shift of a tensor back.
@@ -176,9 +183,10 @@ class Shifts:
         gone = index == self._origin or index in state.removed
         if index is None or gone or not state.is_bn(index):
             return
-        vectors, known = total.vector(1, state.bn(index).channels), sizes(state, name)
+        vectors, known = batchnorm.per_channel(total, state.bn(index).channels), sizes(state, name)
         if vectors is not None and known:
-            exact = along(vectors[0] * state.bn(index).bias + vectors[1], 1, total.rank)
+            exact = vectors[0] * state.bn(index).bias + vectors[1]
+            exact = along(exact, batchnorm.channel_axis(total.rank), total.rank)
             kind = batchnorm.parameter_type(state.view(index), 2)
             if _is_rounding_seen(exact, _least(known, total), kind, 0):
                 raise Refused(Reason.PRECISION, state.view(index).label, _TOO_COARSE)
@@ -195,8 +203,8 @@ class Shifts:
             if total is None:
                 continue
             bn, out = state.bn(index), self._total(state.graph.writes[index][0])
-            into = total.vector(1, bn.channels)
-            after = (out or Affine.identity(total.rank)).vector(1, bn.channels)
+            into = batchnorm.per_channel(total, bn.channels)
+            after = batchnorm.per_channel(out or Affine.identity(total.rank), bn.channels)
             if into is None or after is None:
                 continue
             (scale, shift), (factor, summand) = into, after
@@ -231,7 +239,8 @@ def check_product(state: GraphState, index: int, data_type: int) -> None:
     """
     bn, name = state.bn(index), state.sides(index)[0]
     present, rank = state.affine_of(index), state.rank(index)
-    size = Affine.of(along(bn.spread, 1, rank), along(bn.mean, 1, rank))
+    axis = batchnorm.channel_axis(rank)
+    size = Affine.of(along(bn.spread, axis, rank), along(bn.mean, axis, rank))
     size = size.then(state.change(name, rank))
     after = size.then(present)
     product = np.abs(present.scale) * (np.abs(size.shift) + np.abs(size.scale))
@@ -279,7 +288,7 @@ class _Moved(NamedTuple):
         layer = state.layer_or_none(index)
         if layer is not None and layer.group == 1 and far.any():
             # It adds up all channels: errors that are small beside the largest one are not seen.
-            weight = np.abs(state.constants.value(layer.weight.name).astype(np.float64))
+            weight = np.abs(layer.weight_value().astype(np.float64))
             others = tuple(a for a, letter in enumerate(layer.layout) if letter != "i")
             reach = along(
                 weight.reshape(layer.grouped).max(axis=others), layer.in_axis, layer.in_rank

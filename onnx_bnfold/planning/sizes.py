@@ -163,7 +163,8 @@ def _said_by_bns(state: GraphState, name: str, counts: Callable[[int], bool]) ->
                 rank = state.rank(index)
             except Refused:
                 continue
-            return tuple(Affine.of(along(spread, 1, rank), along(m, 1, rank)) for m in means)
+            axis = batchnorm.channel_axis(rank)
+            return tuple(Affine.of(along(spread, axis, rank), along(m, axis, rank)) for m in means)
     return ()
 
 

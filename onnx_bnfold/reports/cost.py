@@ -30,7 +30,7 @@ _RANGE: tuple[tuple[str, int | None], ...] = (("start", 0), ("end", None))
 # Their outputs do not depend on the values of their inputs.
 _NO_DATA = frozenset({"Shape", "Size"})
 # They sum products in ways that are not counted here.
-_UNCOUNTED = frozenset({"Attention", "GRU", "LSTM", "RNN"})
+_UNCOUNTED = frozenset({"Attention"})
 
 
 @dataclass(frozen=True)

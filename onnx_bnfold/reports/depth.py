@@ -32,7 +32,7 @@ ONE_LEVEL = frozenset({
 })
 NON_POLYNOMIAL = frozenset({
     "ArgMax", "ArgMin", "Ceil", "Celu", "Cos", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu",
-    "Greater", "GreaterOrEqual", "GroupNormalization", "HardSigmoid", "HardSwish", "Hardmax",
+    "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Hardmax",
     "LRN", "Less", "LessOrEqual", "Log",
     "LogSoftmax", "LpNormalization", "Mish", "NonMaxSuppression", "NonZero", "QuantizeLinear",
     "RMSNormalization", "Reciprocal", "ReduceL1", "ReduceL2", "Round", "Selu", "Sigmoid", "Sign",

@@ -17,6 +17,7 @@ from onnx_bnfold.model.constants import Stored
 from onnx_bnfold.model.float_formats import as_type
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.operators.entries import Combines, Computed, Exact, Given, Multiplied, Revised
+from onnx_bnfold.operators.rules import Transparent
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.reasons import Refusal, Refused
@@ -233,7 +234,9 @@ def _of_edge(state: GraphState, index: int, slot: int) -> Revised:
     info = view.constant(slot)
     assert info is not None
     dims = np.broadcast_shapes(info.dims, state.total[index, slot].shape)
-    multiplies = state.entries[index].combines is Combines.PRODUCT
+    entry = state.entries[index]
+    own = isinstance(entry, Transparent) and slot in entry.own
+    multiplies = own or entry.combines is Combines.PRODUCT
 
     def values() -> Float64:
         return np.broadcast_to(state.present(index, slot), dims)

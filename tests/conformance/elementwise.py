@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from .cases import Case, Draw, Operand, generator
@@ -22,7 +24,9 @@ def prelu(d: Draw) -> Case:
     shape = d.shape(d.pick(0, 1, 2))
     slopes = d.operand_shape(shape)
     slopes = [n if s == n else 1 for s, n in zip(slopes[::-1], shape[::-1], strict=False)][::-1]
-    return d.node(d.data(shape), slope=d.rng.standard_normal(slopes) * d.pick(1, 1, 0))
+    values = np.asarray(d.rng.standard_normal(slopes) * d.pick(1, 1, 1, 0), d.dtype)
+    case = d.node(d.data(shape), Operand("slope", values))
+    return replace(case, run_time=frozenset(("slope",) if d.chance(0.2) else ()))
 
 
 @generator("Clip")

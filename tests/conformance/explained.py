@@ -49,10 +49,6 @@ def _spread(trial: Trial, known: Ports) -> bool:
     return max(attributes.get("dilations", [1])) > 1 or attributes.get("ceil_mode") == 1
 
 
-def _vector(trial: Trial, known: Ports) -> bool:
-    return len(trial.shape(0)) == 1
-
-
 def _given(name: str) -> Condition:
     """Whether an input is given, and not false or zero throughout."""
     return lambda trial, known: any(
@@ -138,6 +134,14 @@ def _batched_weight(trial: Trial, known: Ports) -> bool:
     return any(o.value is not None and o.value.ndim > 2 for o in trial.case.operands)
 
 
+def _vector_weight(trial: Trial, known: Ports) -> bool:
+    return any(o.value is not None and o.value.ndim == 1 for o in trial.case.operands)
+
+
+def _scaled_in_front(trial: Trial, known: Ports) -> bool:
+    return 0 in known and known[0].has_scale
+
+
 def _open(trial: Trial, known: Ports) -> bool:
     operands = range(len(trial.case.operands))
     return any(trial.open_axes(p) for p in (*operands, -1) if p < 0 or trial.samples[0][p].ndim)
@@ -163,10 +167,6 @@ EXPLAINED = (
     Explained(
         "MaxPool", Reason.PADDING, _spread,
         "whether a window may lie in its padding is decided without the sizes of the image",
-    ),
-    Explained(
-        "BatchNormalization", Reason.AXES, _vector,
-        "a vector has no channel axis; onnxruntime takes it for one channel",
     ),
     Explained(
         "Dropout", Reason.OPAQUE, _given("training_mode"),
@@ -257,6 +257,17 @@ EXPLAINED = (
         "AveragePool", Reason.NO_SHIFT, _always,
         "the zeros that are counted make another shift at the border, a picture that nothing takes",
     ),
+    *(
+        Explained(
+            op, Reason.AXES, _scaled_in_front,
+            "its epsilon is nothing beside the variance of these numbers; of others it need not be",
+        )
+        for op in ("GroupNormalization", "InstanceNormalization", "LayerNormalization")
+    ),
+    Explained(
+        "LayerNormalization", Reason.OPAQUE, lambda trial, known: trial.case.outputs > 1,
+        "its first output would do, but the statistics that it writes beside it would change",
+    ),
     Explained(
         "Gemm", Reason.AXES, _matrix_bias,
         "its C has a value per row and could take a change per row; rows are the batch",
@@ -289,6 +300,10 @@ EXPLAINED = (
         "the summand would be a matrix per batch entry, which nothing behind it takes",
     ),
     Explained(
+        "MatMul", Reason.AXES, _vector_weight,
+        "a vector makes one channel of all: a shift per row would have to be that of its rows",
+    ),
+    Explained(
         "Gemm", None, _attribute("alpha", 0.0),
         "with an alpha of zero nothing of the input comes out",
     ),
@@ -314,14 +329,6 @@ EXPLAINED = (
 
 # Right, and not done yet: a rule that learns it loses its line here.
 LATER = (
-    *(
-        Explained(
-            op, Reason.OPAQUE, _always,
-            "a shift that is one number over what is normalised is taken away again, and a scale "
-            "if epsilon is scaled along",
-        )
-        for op in ("InstanceNormalization", "LayerNormalization")
-    ),
     Explained(
         "Einsum", Reason.AXES, _always,
         "one letter stands for the channels of a side; a change or a bias along several would do",

@@ -1,4 +1,4 @@
-"""Linear layers and BatchNormalization: what they take into their constants."""
+"""Layers, recurrent ones and normalisations: what they take into their constants."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.affine import VANISHED, Affine
 from onnx_bnfold.operators.batchnorm import OPERATOR
 from onnx_bnfold.operators.entries import OUT, Absorbing, BiasPlace
+from onnx_bnfold.operators.normalizations import NORMALIZATIONS
+from onnx_bnfold.operators.recurrent import RECURRENT
 from onnx_bnfold.operators.table import OPERATORS
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Refusal, Refused
 from onnx_bnfold.rewriting.new_constants import NewConstant, Unrepresentable, new_constants
 
-from .cases import Operand, schema
+from .cases import Case, Operand, schema
 from .changes import draw_change
 from .complete import visible
 from .engine import Arrays, Kernel, NotRunnable, Ports, Trial, applied, rounding, tight, wide
@@ -52,7 +54,9 @@ def _change(trial: Trial, port: int) -> Affine:
     rng, itemsize = trial.rng, trial.narrowest.itemsize
     if not shape or rng.random() < 0.2:
         return draw_change(rng, shape, itemsize=itemsize)
-    axis = 1 if len(shape) > 2 and rng.random() < 0.7 else int(rng.integers(len(shape)))
+    usual = -1 if trial.case.op in RECURRENT else 1
+    axis = usual if len(shape) > 2 and rng.random() < 0.7 else int(rng.integers(len(shape)))
+    axis %= len(shape)
     change = draw_change(rng, shape[axis : axis + 1], itemsize=itemsize)
     laid = (1,) * axis + (-1,) + (1,) * (len(shape) - axis - 1)
     return change.map(lambda a: a.reshape(laid))
@@ -108,57 +112,84 @@ class _Rewritten:
         self.summand = next(behind, None)
         self.kernel = _with_inputs(trial, [new for new, _ in own])
 
-    def __call__(self, sample: Arrays, *, magnitudes: bool = False) -> np.ndarray:
+    def __call__(self, sample: Arrays) -> Arrays:
+        """The outputs."""
+        y, *others = self.kernel(self._values(sample))
+        return [y if self.summand is None else y + self.summand, *others]
+
+    def _values(self, sample: Arrays) -> Arrays:
         count = max([len(sample), *(slot + 1 for slot in self.by_slot)])
-        values = [self.by_slot[s] if s in self.by_slot else sample[s] for s in range(count)]
-        summand = self.summand
-        if magnitudes:
-            values = [np.abs(v) for v in values]
-            summand = None if summand is None else np.abs(summand)
+        return [self.by_slot[s] if s in self.by_slot else sample[s] for s in range(count)]
+
+    def size(self, sample: Arrays) -> np.ndarray:
+        """The size of the numbers that the first output adds up."""
+        values = [np.abs(v) for v in self._values(sample)]
         y, *_ = self.kernel(values)
-        if magnitudes and len(values) == 3:  # alpha and beta may be of different signs
+        if len(values) == 3:  # alpha and beta may be of different signs
             (z,) = self.kernel([*values[:2], -values[2]])
             y = np.maximum(np.abs(wide(y)), np.abs(wide(z)))
-        if magnitudes:
-            y = np.abs(y)
-        return y if summand is None else y + summand
+        summand = 0 if self.summand is None else np.abs(self.summand)
+        return np.abs(wide(y)) + summand
 
 
 def _with_inputs(trial: Trial, constants: Sequence[NewConstant]) -> Kernel:
-    """The layer with the inputs and without the attributes that new constants say."""
+    """The layer with the inputs and attributes that new constants say."""
     case = trial.case
-    voided = {name: None for new in constants for name, _ in new.revised.attributes}
-    voided = {name: None for name in voided if name in case.attributes}
+    replaced = {name: value for new in constants for name, value in new.revised.attributes}
     operands = list(case.operands)
     left_out = [n for n in constants if n.slot >= len(operands) or not operands[n.slot].name]
-    if not left_out and not voided:
+    if not left_out and not replaced:
         return trial.kernel
     for new in left_out:
         operands.extend([Operand("")] * (new.slot + 1 - len(operands)))
         operands[new.slot] = Operand(f"new_{new.revised.suffix}", np.zeros((), case.dtype))
-    return Kernel(replace(case, operands=tuple(operands)), **voided)
+    return Kernel(replace(case, operands=tuple(operands)), **replaced)
 
 
 def _wrong(trial: Trial, ports: Ports, constants: Sequence[tuple[NewConstant, np.ndarray]]) -> str:
     """Say where the layer with new constants does not give the changed output; "" if nowhere."""
     dtype = trial.case.dtype
+    loss = max(map(rounding, (dtype, *_stashed(trial.case))))
     try:
         rewritten = _Rewritten(trial, constants)
-        for sample, (y, *_) in list(zip(trial.samples, trial.outs, strict=True))[:COMPARED]:
+        for sample, outs in _pairs(trial, ports):
             moved = trial.changed(sample, {p: c for p, c in ports.items() if p >= 0})
-            got = rewritten(moved)
-            expected = applied(ports[OUT], y) if OUT in ports else wide(y)
-            if got.shape != expected.shape or expected.shape != y.shape:
-                return f"the output has shape {list(got.shape)} instead of {list(y.shape)}"
             size = _size(trial, ports, rewritten, sample)
-            found = differing_element(
-                y, expected, wide(got), size, rounding(dtype), smallest([dtype])
-            )
-            if found:
-                return f"output{found}"
+            for index, (y, got) in enumerate(zip(outs, rewritten(moved), strict=True)):
+                expected = applied(ports[~index], y) if ~index in ports else wide(y)
+                if got.shape != expected.shape or expected.shape != y.shape:
+                    return f"output {index} has shape {[*got.shape]} instead of {[*y.shape]}"
+                room = size if index == 0 or size.ndim == 0 else np.zeros(())
+                found = differing_element(y, expected, wide(got), room, loss, smallest([dtype]))
+                if found:
+                    return f"output {index}{found}"
     except (NotRunnable, ValueError) as error:
         return f"the rewritten layer does not run: {str(error)[:120]}"
     return ""
+
+
+def _pairs(trial: Trial, ports: Ports) -> Iterator[tuple[Arrays, Arrays]]:
+    """Yield samples and what comes of them.
+
+    A scale that stands for the inverse of zero is that of a channel that was constant.
+    """
+    vanished = {p: c for p, c in ports.items() if p >= 0 and (np.abs(c.scale) >= VANISHED).any()}
+    for sample, outs in list(zip(trial.samples, trial.outs, strict=True))[:COMPARED]:
+        if not vanished:
+            yield sample, outs
+            continue
+        values = list(sample)
+        for port, change in vanished.items():
+            constant = -change.shift / change.scale
+            x = np.where(np.abs(change.scale) >= VANISHED, constant, wide(sample[port]))
+            values[port] = x.astype(sample[port].dtype)
+        yield values, trial.kernel(values)
+
+
+def _stashed(case: Case) -> list[np.dtype]:
+    """The type in which statistics are computed, if the operator has one of its own."""
+    given = "stash_type" in schema(case.op, case.opset).attributes
+    return [np.dtype(np.float32)] if given else []
 
 
 def _size(trial: Trial, ports: Ports, rewritten: _Rewritten, sample: Arrays) -> np.ndarray:
@@ -166,11 +197,13 @@ def _size(trial: Trial, ports: Ports, rewritten: _Rewritten, sample: Arrays) -> 
     into = {p: Affine(np.abs(c.scale), np.abs(c.shift)) for p, c in ports.items() if p >= 0}
     if trial.case.op == OPERATOR:
         return _norm_size(trial, into, rewritten, sample, ports.get(OUT))
-    if trial.state.layer_or_none(0) is None:
-        return _normalized_size(trial, rewritten, ports[OUT], sample)
+    if trial.case.op in RECURRENT:
+        return _gates_size(ports, rewritten, sample)
+    if trial.case.op in NORMALIZATIONS:
+        return _normalized_size(trial, ports, rewritten, sample)
     moved = trial.changed([np.abs(v) for v in sample], into)
-    after = np.abs(wide(rewritten(moved, magnitudes=True)))
-    before = wide(_Rewritten(trial, ())(sample, magnitudes=True))
+    after = rewritten.size(moved)
+    before = _Rewritten(trial, ()).size(sample)
     return after + (np.abs(ports[OUT].scale) * before if OUT in ports else before)
 
 
@@ -190,8 +223,23 @@ def _norm_size(
     return after + (np.abs(out.scale) * before if out else before)
 
 
+def _gates_size(ports: Ports, rewritten: _Rewritten, sample: Arrays) -> np.ndarray:
+    """The same of what the gates of a recurrent layer add up, one number for all."""
+
+    def reach(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> float:
+        total = np.abs(wide(x)).reshape(-1, x.shape[-1]) @ np.abs(wide(weight)).max((0, 1))
+        return total.max() + (0 if bias is None else np.abs(wide(bias)).max())
+
+    x, weight, _, *rest = sample
+    into = ports.get(0)
+    moved = x if into is None else np.abs(into.scale * wide(x)) + np.abs(into.shift)
+    old, new = rest[0] if rest and rest[0].ndim else None, rewritten.by_slot
+    after = reach(moved, new.get(1, weight), new.get(3, old))
+    return np.asarray(reach(x, weight, old) + after)
+
+
 def _normalized_size(
-    trial: Trial, rewritten: _Rewritten, out: Affine, sample: Arrays
+    trial: Trial, ports: Ports, rewritten: _Rewritten, sample: Arrays
 ) -> np.ndarray:
     """The same of what normalises by the data's own statistics: of a product and of its bias.
 
@@ -201,20 +249,31 @@ def _normalized_size(
     case = trial.case
     bias = Operand("bias", np.zeros((), case.dtype))
     kernel = Kernel(replace(case, operands=(*case.operands[:2], bias), outputs=1))
-    has_axis = "axis" in schema(case.op, case.opset).attributes
-    axis = case.attributes.get("axis", -1 if has_axis else 2)
-    over = tuple(range(axis % x.ndim, x.ndim))
-    deviation = np.sqrt(wide(x).var(over, keepdims=True) + case.attributes.get("epsilon", 1e-5))
-    reach = np.abs(wide(x)).max(over, initial=0, keepdims=True) / deviation
 
-    def size(scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    def size(reach: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
         terms = (kernel([x, np.zeros_like(scale), np.abs(each)])[0] for each in (scale, bias))
         factor, summand = map(wide, terms)
         return factor * reach + summand
 
     old = [scale, *(rest or [np.zeros_like(scale)])]
     new = [rewritten.by_slot.get(slot, old[slot - 1]) for slot in (1, 2)]
-    return size(*new) + np.abs(out.scale) * size(*old)
+    before = size(_reach(case, wide(x)), *old)
+    moved = wide(x) if 0 not in ports else applied(ports[0], x)
+    after = size(_reach(rewritten.kernel.case, moved), *new)
+    return after + (np.abs(ports[OUT].scale) * before if OUT in ports else before)
+
+
+def _reach(case: Case, x: np.ndarray) -> np.ndarray:
+    """The largest number of those that are normalised together, in units of their deviation."""
+    has_axis = "axis" in schema(case.op, case.opset).attributes
+    axis = case.attributes.get("axis", -1) % x.ndim if has_axis else 2
+    groups = case.attributes.get("num_groups")
+    rows = x.reshape(*x.shape[:1], groups, -1) if groups else x.reshape(*x.shape[:axis], -1)
+    deviation = np.sqrt(rows.var(-1) + case.attributes.get("epsilon", 1e-5))
+    reach = np.abs(rows).max(-1, initial=0) / deviation
+    if groups:  # onnx's function for it subtracts squares in float32, of which nothing may be left
+        reach = np.repeat(np.where(reach > 2.0**10, np.inf, reach**2), x.shape[1] // groups, axis=1)
+    return reach.reshape(*reach.shape, *(1,) * (x.ndim - reach.ndim))
 
 
 def _of_refusal(trial: Trial, known: Ports, refusal: Refusal) -> Verdict:
@@ -233,8 +292,11 @@ def _of_refusal(trial: Trial, known: Ports, refusal: Refusal) -> Verdict:
 def _solvable(trial: Trial, known: Ports) -> bool:
     """Whether some weight and bias give the changed output of the changed input.
 
-    A layer is linear in its constants: the columns are what each element of them contributes.
+    A layer is linear in its constants: the columns are what each element of them contributes. A
+    recurrent one is linear in them in front of its gates: one change per channel will do.
     """
+    if trial.case.op in RECURRENT:
+        return OUT not in known and known[0].vector(2, trial.shape(0)[2]) is not None
     operands = enumerate(trial.case.operands)
     constants = [s for s, o in operands if o.name and o.changes and not o.is_data][:2]
     zeros = [np.zeros_like(v) for v in trial.samples[0]]

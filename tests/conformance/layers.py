@@ -188,6 +188,21 @@ def instance_normalization(d: Draw) -> Case:
     )
 
 
+@generator("GroupNormalization")
+def group_normalization(d: Draw) -> Case:
+    groups, each = d.integer(1, 3), d.integer(1, 3)
+    shape = [d.integer(1, 3), groups * each, *d.integers(1, 3, d.integer(1, 3))]
+    channels = shape[1:2] if d.since >= 21 else [groups]
+    return d.node(
+        d.data(shape),
+        d.constant(channels),
+        d.constant(channels),
+        num_groups=groups,
+        epsilon=d.pick(None, 1e-3, 0.1),
+        stash_type=d.pick(None, 1),
+    )
+
+
 @generator("LayerNormalization")
 def layer_normalization(d: Draw) -> Case:
     shape = d.integers(1, 4, d.integer(1, 4))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from onnx import TensorProto
 
@@ -199,9 +201,11 @@ def gather(d: Draw) -> Case:
     )
     if d.chance(0.3) and size:
         indices = d.rng.permutation(size)[: d.integer(0, size)]
-    return d.node(
-        d.data(shape), indices=indices, axis=d.pick(axis, axis, None if axis == 0 else axis)
-    )
+    axis = d.pick(axis, axis, None if axis == 0 else axis)
+    if d.chance(0.2):  # a table, such as an embedding's
+        case = d.node(d.constant(shape), indices=indices, axis=axis)
+        return replace(case, run_time=frozenset(("indices",)))
+    return d.node(d.data(shape), indices=indices, axis=axis)
 
 
 @generator("Concat")

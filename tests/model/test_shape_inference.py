@@ -143,3 +143,12 @@ def test_a_slice_of_another_domain_is_not_shown_as_a_standard_one():
     model.opset_import.add(domain="own", version=1)
     inference_guard.hide_unsafe_slices(model, data_prop=False)
     assert model.graph.node[0].domain == "own"
+
+
+def test_a_group_normalization_has_the_shape_of_its_data():
+    """Of which onnx's inference knows nothing; so it is not known of what comes behind either."""
+    net = Net((2, "C", 5), opset=21)
+    y = net.op("GroupNormalization", "x", net.random(4), net.random(4), num_groups=2)
+    shapes = net.state(net.relu(y)).shapes
+    assert shapes.dims(y) == (2, "C", 5)
+    assert shapes.type_of(y) == TensorProto.FLOAT

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+from graphs import Net
 from reference import evaluate
 from support import (
     BFLOAT16,
@@ -719,3 +720,45 @@ def test_a_scale_below_the_normal_numbers_is_none_to_be_had(scale, left, rng):
     model = model_of(parts.nodes, {"x": (2, 4, 3, 3)}, ["y"], parts.initializers)
     folded, _ = onnx_bnfold.fold(model)
     assert ops(folded).count("Mul") == left
+
+
+# --- vectors --------------------------------------------------------------------------------
+
+
+def of_vector(net: Net, x: str) -> str:
+    """The product of a matrix and a vector."""
+    return net.op("MatMul", x, net.random(4))
+
+
+@pytest.mark.parametrize("opset", [7, 9, 14, 17])
+@pytest.mark.parametrize("signs", ["positive", "negative", "zero"])
+def test_a_vector_has_one_channel(signs, opset):
+    """As the specification and onnxruntime have it."""
+    net = Net(("N", 4), opset=opset)
+    y = net.bn(of_vector(net, "x"), channels=1, signs=signs)
+    folded, _ = fold_checked(net.model(net.bn(y, channels=1)), N=5)
+    assert ops(folded) == ["MatMul", "Add"]
+
+
+def test_a_norm_of_a_vector_that_stays():
+    """It takes a Mul in front of it, whatever becomes of it then."""
+    net = Net(("N", 4))
+    y = net.op("Mul", net.op("Sigmoid", of_vector(net, "x")), net.const([2.0]))
+    model = net.model(net.op("Sigmoid", net.bn(net.relu(y), channels=1)))
+    folded, _ = fold_checked(model, kept=1)
+    assert "Mul" not in ops(folded)
+    for options in (Options(equalize=True), Options(standalone="mul-add"), Options(profile="fp16")):
+        fold_checked(model, kept=1, options=options)
+
+
+def test_a_norm_of_a_vector_in_front_of_a_product():
+    net = Net(("N",))
+    y = net.op("Unsqueeze", net.bn("x", channels=1), net.ints(1))
+    folded, _ = fold_checked(net.model(net.op("MatMul", y, net.random(1, 3))))
+    assert ops(folded) == ["Unsqueeze", "Gemm"]
+
+
+def test_a_vector_of_as_many_elements_as_channels_stays():
+    net = Net((4,))
+    _, report = fold_checked(net.model(net.bn("x", channels=4)), kept=1, compare=False)
+    assert reasons(report)

@@ -6,7 +6,7 @@ import pytest
 import support
 from graphs import Net
 from onnx import TensorProto, helper, numpy_helper
-from support import bn, fold_checked, join, model_of, node, ops, reasons, tensor
+from support import bn, fold_checked, initializer, join, model_of, node, ops, reasons, tensor
 
 import onnx_bnfold
 from onnx_bnfold import Reason
@@ -304,3 +304,96 @@ def test_an_operand_behind_a_dequantizer(rng):
     made = net.op("DequantizeLinear", q, net.const(np.float32(0.02)))
     folded, _ = fold_checked(net.model(net.op("Add", net.conv("x", 4), made)))
     assert ops(folded) == ["Conv"]
+
+
+# --- in front, and groups -------------------------------------------------------------------
+
+
+def real(net: Net, *shape: int, scale=0.02, axis: int | None = None, zero: bool = False) -> str:
+    """A weight behind DequantizeLinear; `scale` may be one per channel of an axis."""
+    integers = net.const(net.rng.integers(-100, 100, shape).astype(np.int8))
+    scale = np.float32(scale)
+    points = [net.const(np.full(scale.shape, 2, np.int8))] if zero else []
+    attributes = {} if axis is None else {"axis": axis}
+    return net.op("DequantizeLinear", integers, net.const(scale), *points, **attributes)
+
+
+SCALES = {"one scale": (0.02, None), "a scale per channel": (np.linspace(0.01, 0.02, 4), 0)}
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize(("scale", "axis"), SCALES.values(), ids=SCALES)
+def test_a_depthwise_layer_takes_what_is_in_front_and_behind(scale, axis, zero):
+    """Its input channel is its output channel."""
+    net = Net((2, 4, 6, 6))
+    weight = real(net, 4, 1, 3, 3, scale=scale, axis=axis, zero=zero)
+    y = net.op("Conv", net.bn("x"), weight, net.random(4), group=4)
+    folded, _ = fold_checked(net.model(net.bn(y)))
+    assert ops(folded) == ["DequantizeLinear", "Conv"]
+
+
+def test_two_outputs_for_each_input_channel():
+    net = Net((2, 4, 6, 6))
+    y = net.op("Conv", net.bn("x"), real(net, 8, 1, 3, 3), net.random(8), group=4)
+    folded, _ = fold_checked(net.model(net.bn(y)))
+    assert ops(folded) == ["DequantizeLinear", "Conv"]
+
+
+def test_padding_keeps_a_shift_out_of_a_depthwise_layer():
+    net = Net((2, 4, 6, 6))
+    y = net.op("Conv", net.bn("x"), real(net, 4, 1, 3, 3), net.random(4), group=4, pads=[1] * 4)
+    _, report = fold_checked(net.model(y), kept=1)
+    assert Reason.PADDING in reasons(report)[0]
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_a_scale_in_front_of_other_layers_stays(group):
+    net = Net((2, 4, 6, 6))
+    y = net.op("Conv", net.bn("x", shift=False), real(net, 6, 4 // group, 3, 3), group=group)
+    _, report = fold_checked(net.model(y), kept=1)
+    assert Reason.QUANTIZED in reasons(report)[0]
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize(("scale", "axis"), [(0.02, None), (np.linspace(0.01, 0.02, 6), 0)])
+def test_a_shift_in_front_goes_into_the_bias(scale, axis, zero):
+    """The scale goes through the Relu into the Conv in front."""
+    net = Net((2, 4, 6, 6))
+    weight = real(net, 6, 4, 3, 3, scale=scale, axis=axis, zero=zero)
+    y = net.bn(net.relu(net.conv("x", 4)), signs="positive")
+    folded, _ = fold_checked(net.model(net.op("Conv", y, weight)))
+    assert "BatchNormalization" not in ops(folded)
+
+
+def test_one_factor_for_all_channels_leaves_one_scale():
+    net = Net((2, 4, 6, 6))
+    parameters = [np.full(6, 2.0), np.ones(6), np.zeros(6), np.ones(6)]
+    y = net.op("Conv", "x", real(net, 6, 4, 3, 3), net.random(6))
+    y = net.op("BatchNormalization", y, *map(net.const, parameters))
+    folded, _ = fold_checked(net.model(y))
+    assert initializer(folded, folded.graph.node[0].input[1]).shape == ()
+
+
+TRANSPOSED = {
+    "depthwise": ((4, 1, 3, 3), 4, 4, 0),
+    "one output of each group": ((4, 1, 3, 3), 2, 2, 0),
+    "several of each group": ((4, 3, 3, 3), 2, 6, 1),
+}
+
+
+@pytest.mark.parametrize(
+    ("shape", "group", "channels", "kept"), TRANSPOSED.values(), ids=TRANSPOSED
+)
+def test_a_transposed_layer_of_groups_with_one_scale(shape, group, channels, kept):
+    """The scale gets one value per input channel, each of which has one output channel."""
+    net = Net((2, 4, 6, 6))
+    y = net.op("ConvTranspose", "x", real(net, *shape), net.random(channels), group=group)
+    _, report = fold_checked(net.model(net.bn(y, channels=channels)), kept=kept)
+    assert not kept or Reason.QUANTIZED in reasons(report)[0]
+
+
+def test_a_product_by_a_quantised_matrix_per_batch_entry():
+    net = Net((2, 4, 3, 5))
+    y = net.op("MatMul", "x", real(net, 4, 5, 6))
+    _, report = fold_checked(net.model(net.bn(y)), kept=1)
+    assert Reason.AXES in reasons(report)[0]

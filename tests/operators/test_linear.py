@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from graphs import Net
 from reference import evaluate
 from support import (
     Parts,
@@ -299,11 +300,8 @@ STAYING_MATMULS = {
     "rank-4-right-equal": ((2, 4, 4, 4), (4, 4), False),
     "rank-4-left": ((2, 4, 5, 5), (5, 5), True),
     "rank-4-left-equal": ((2, 4, 4, 4), (4, 4), True),
-    "batch-right": ((2, 4, 3, 5), (4, 5, 6), False),
-    "batch-right-equal": ((4, 4, 4, 4), (4, 4, 4), False),
-    "batch-left": ((2, 4, 5, 6), (4, 3, 5), True),
-    "batch-left-1x": ((2, 4, 5, 6), (1, 4, 3, 5), True),
-    "batch-left-equal": ((4, 4, 4, 4), (4, 4, 4), True),
+    "batch-of-one-right": ((2, 4, 3, 5), (1, 5, 6), False),
+    "batch-of-another-axis": ((2, 4, 3, 5, 2), (3, 2, 6), False),
 }
 
 
@@ -313,6 +311,81 @@ def test_matmul_whose_constant_has_no_row_or_column_per_channel_stays(case, rng)
     parts = join(matmul(rng, weight, left=left), bn("c", "y", 4, rng))
     _, report = fold_checked(model_of_parts(parts, shape), kept=1)
     assert Reason.AXES in reasons(report)[0] or Reason.WEIGHT_NOT_CONSTANT in reasons(report)[0]
+
+
+# The same, the channels being a batch axis of the constant.
+BATCHES_OF_MATRICES = {
+    "right": ((2, 4, 3, 5), (4, 5, 6), False),
+    "right-equal": ((4, 4, 4, 4), (4, 4, 4), False),
+    "left": ((2, 4, 5, 6), (4, 3, 5), True),
+    "left-1x": ((2, 4, 5, 6), (1, 4, 3, 5), True),
+    "left-equal": ((4, 4, 4, 4), (4, 4, 4), True),
+    "two axes": ((2, 4, 3, 2, 5), (4, 3, 5, 6), False),
+    "broadcast": ((2, 1, 3, 5), (4, 5, 6), False),
+}
+
+
+@pytest.mark.parametrize("opset", [7, 17])
+@pytest.mark.parametrize("case", BATCHES_OF_MATRICES)
+def test_a_norm_over_a_batch_of_matrices(case, opset, rng):
+    """Behind it it becomes an Add; in front of it only a scale goes into the matrices."""
+    shape, weight, left = BATCHES_OF_MATRICES[case]
+    parts = join(matmul(rng, weight, left=left), bn("c", "y", 4, rng))
+    folded, _ = fold_checked(model_of_parts(parts, shape, opset=opset))
+    assert ops(folded) == ["MatMul", "Add"]
+
+
+@pytest.mark.parametrize("case", sorted(BATCHES_OF_MATRICES.keys() - {"broadcast"}))
+def test_a_norm_in_front_of_a_batch_of_matrices(case):
+    shape, weight, left = BATCHES_OF_MATRICES[case]
+    for shift in (False, True):
+        net = Net(shape)
+        x, constant = net.bn("x", shift=shift), net.random(*weight)
+        model = net.model(net.op("MatMul", *((constant, x) if left else (x, constant))))
+        folded, report = fold_checked(model, kept=shift)
+        assert shift or ops(folded) == ["MatMul"]
+    assert Reason.AXES in reasons(report)[0]
+
+
+def test_norms_over_batch_and_columns_of_matrices():
+    """Scales of both multiply the matrices; shifts of both would need an Add each."""
+    net = Net((2, 4, 3, 5))
+    y = net.op("MatMul", net.bn("x", shift=False), net.random(4, 5, 6))
+    y = net.op("Transpose", y, perm=[0, 3, 1, 2])
+    folded, _ = fold_checked(net.model(net.bn(y)))
+    assert ops(folded) == ["MatMul", "Add", "Transpose"]
+    net = Net((2, 4, 3, 5))
+    y = net.bn(net.op("MatMul", "x", net.random(4, 5, 6)))
+    y = net.bn(net.op("Transpose", y, perm=[0, 3, 1, 2]))
+    fold_checked(net.model(y), kept=1)
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+def test_a_norm_in_front_of_a_product_with_a_vector(left):
+    """Its channels become one value, and its shifts one number."""
+    net = Net((2, 4, 5))
+    x, vector = net.bn("x"), net.random(4)
+    x = x if left else net.op("Transpose", x, perm=[0, 2, 1])
+    model = net.model(net.op("MatMul", *((vector, x) if left else (x, vector))))
+    folded, _ = fold_checked(model)
+    assert ops(folded) == [*["Transpose"] * (not left), "MatMul", "Add"]
+
+
+def test_a_norm_behind_a_product_with_a_vector():
+    """A vector has one channel; of a matrix each row would have another scale."""
+    net = Net(("N", 4))
+    folded, _ = fold_checked(net.model(net.bn(net.op("MatMul", "x", net.random(4)), channels=1)))
+    assert ops(folded) == ["MatMul", "Add"]
+    net = Net((2, 4, 5))
+    _, report = fold_checked(net.model(net.bn(net.op("MatMul", "x", net.random(5)))), kept=1)
+    assert Reason.AXES in reasons(report)[0]
+
+
+def test_a_product_of_two_vectors_stays():
+    net = Net((4,))
+    y = net.op("Reshape", net.op("MatMul", "x", net.random(4)), net.ints(1, 1))
+    _, report = fold_checked(net.model(net.bn(y)), kept=1)
+    assert Reason.AXES in reasons(report)[0]
 
 
 def test_matmul_of_two_inputs_stays(rng):

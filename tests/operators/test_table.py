@@ -18,6 +18,7 @@ from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.entries import UNKNOWN, Absorbing
 from onnx_bnfold.operators.layouts import LINEAR_LAYERS
 from onnx_bnfold.operators.normalizations import NORMALIZATIONS
+from onnx_bnfold.operators.recurrent import RECURRENT
 from onnx_bnfold.operators.table import OPERATORS, entry_of
 from onnx_bnfold.operators.transparent import RULES
 from onnx_bnfold.storage import ModelFile
@@ -28,6 +29,7 @@ FAMILIES = {
     "operators/batchnorm.py",
     "operators/layouts.py",
     "operators/normalizations.py",
+    "operators/recurrent.py",
     "operators/transparent.py",
 }
 # Modules that name operators that have an entry, and why they may.
@@ -72,7 +74,7 @@ def test_the_exceptions_are_needed(module):
 
 
 def test_every_operator_has_one_entry():
-    families = [*RULES, *LINEAR_LAYERS, *NORMALIZATIONS, batchnorm.OPERATOR]
+    families = [*RULES, *LINEAR_LAYERS, *NORMALIZATIONS, *RECURRENT, batchnorm.OPERATOR]
     assert sorted(families) == sorted(OPERATORS)
     assert entry_of("NoSuchOperator") is entry_of(None) is UNKNOWN
 
@@ -81,7 +83,7 @@ def test_every_operator_has_one_entry():
 def test_the_weights_of_an_absorbing_operator_are_told(op):
     entry = OPERATORS[op]
     assert isinstance(entry, Absorbing)
-    assert entry.linear_in
+    assert entry.weights
     assert {slot for choice in entry.linear_in for slot in choice} <= entry.weights
 
 
@@ -98,6 +100,12 @@ def behind_instance_normalization(net: Net) -> str:
     return net.op("InstanceNormalization", net.conv("x", 4), net.random(4), net.random(4))
 
 
+def behind_group_normalization(net: Net) -> str:
+    net.opset = 21
+    y = net.conv("x", 4)
+    return net.op("GroupNormalization", y, net.random(4), net.random(4), num_groups=2)
+
+
 def behind_layer_normalization(net: Net) -> str:
     rows = net.op("Transpose", net.conv("x", 4), perm=[0, 2, 3, 1])
     y = net.op("LayerNormalization", rows, net.random(4), net.random(4))
@@ -108,13 +116,14 @@ def behind_layer_normalization(net: Net) -> str:
     ("build", "operator"),
     [(behind_einsum, "Einsum"),
      pytest.param(behind_deform_conv, "DeformConv", marks=needs_kernels_as_read),
+     (behind_group_normalization, "GroupNormalization"),
      (behind_instance_normalization, "InstanceNormalization"),
      (behind_layer_normalization, "LayerNormalization")],
 )  # fmt: skip
 def test_report_and_check_know_what_absorbs(build, operator, tmp_path):
     """Folded from file to file, with a report of weights and cost, and checked."""
     net = Net((2, 3, 4, 5))
-    onnx.save(net.model(net.bn(build(net))), tmp_path / "model.onnx")
+    onnx.save(net.model(net.bn(build(net), channels=4)), tmp_path / "model.onnx")
     files = [str(tmp_path / name) for name in ("model.onnx", "folded.onnx", "report.json")]
     assert main([files[0], "-o", files[1], "--check", "--require-all", "--report", files[2]]) == 0
     found = json.loads(Path(files[2]).read_text(encoding="utf-8"))

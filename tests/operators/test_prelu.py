@@ -1,0 +1,165 @@
+"""A negative scale passes a PRelu whose slope is a constant: the slope is inverted."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from graphs import Net
+from onnx import TensorProto
+from support import fold_checked, initializer, ops, reasons
+
+from onnx_bnfold import Options, Reason
+
+IMAGE = ("N", 4, 5, 6)
+
+
+def prelu(net: Net, x: str, slope) -> str:
+    return net.op("PRelu", x, slope if isinstance(slope, str) else net.const(np.array(slope)))
+
+
+def per_channel(net: Net) -> np.ndarray:
+    return net.values(4, 1, 1)
+
+
+SLOPES = {
+    "a value per channel": per_channel,
+    "positive ones": lambda net: np.abs(per_channel(net)),
+    "one value": lambda net: np.full((1,), 0.25),
+    "a scalar": lambda net: np.full((), 0.25),
+    "a value per channel and a batch axis": lambda net: net.values(1, 4, 1, 1),
+    "small ones": lambda net: 1e-3 * np.abs(per_channel(net)),
+}
+
+
+@pytest.mark.parametrize("slopes", SLOPES.values(), ids=SLOPES)
+def test_a_norm_of_both_signs_behind_it(slopes):
+    """Its scale goes into the Conv in front, its shift into the one behind."""
+    net = Net(IMAGE)
+    y = net.bn(prelu(net, net.conv("x", 4), np.abs(slopes(net))))
+    folded, _ = fold_checked(net.model(net.conv(y, 2)))
+    assert ops(folded) == ["Conv", "PRelu", "Conv"]
+
+
+@pytest.mark.parametrize("slopes", SLOPES.values(), ids=SLOPES)
+def test_a_norm_of_both_signs_in_front_of_it(slopes):
+    net = Net(IMAGE)
+    y = prelu(net, net.bn("x", shift=False), slopes(net))
+    folded, _ = fold_checked(net.model(net.conv(y, 2)))
+    assert ops(folded) == ["PRelu", "Conv"]
+
+
+def test_only_the_slopes_of_negative_channels_are_inverted():
+    net = Net(IMAGE)
+    slope = net.const(np.array([0.5, 0.25, 0.1, -0.3]).reshape(4, 1, 1))
+    model = net.model(net.conv(prelu(net, net.bn("x", shift=False), slope), 2))
+    folded, _ = fold_checked(model)
+    before, after = (initializer(m, slope).reshape(-1) for m in (model, folded))
+    np.testing.assert_array_equal(after, np.where([0, 1, 0, 1], 1 / before, before))
+
+
+def test_one_slope_becomes_one_per_channel():
+    net = Net(IMAGE)
+    model = net.model(net.conv(prelu(net, net.bn("x", shift=False), [0.25]), 2))
+    folded, _ = fold_checked(model)
+    np.testing.assert_array_equal(
+        initializer(folded, folded.graph.node[0].input[1]).reshape(-1), [0.25, 4, 0.25, 4]
+    )
+
+
+def test_twice_inverted_it_is_as_it_was():
+    net = Net(IMAGE)
+    slope = net.const(np.array([0.5, 0.3, 0.1, 0.7]).reshape(4, 1, 1))
+    y = net.bn("x", shift=False)
+    y = net.bn(prelu(net, y, slope), shift=False)
+    model = net.model(net.conv(y, 2))
+    folded, _ = fold_checked(model)
+    assert ops(folded) == ["PRelu", "Conv"]
+
+
+def test_a_shared_slope_is_copied():
+    net = Net(IMAGE)
+    slope = net.random(4, 1, 1)
+    one, other = (prelu(net, x, slope) for x in (net.bn("x", shift=False), "x"))
+    folded, _ = fold_checked(net.model(net.conv(one, 2), other))
+    slopes = [node.input[1] for node in folded.graph.node if node.op_type == "PRelu"]
+    assert len({*slopes}) == 2
+
+
+def test_a_positive_scale_leaves_the_slope_alone():
+    net = Net(IMAGE)
+    slope = net.random(4, 1, 1)
+    y = prelu(net, net.bn("x", shift=False, signs="positive"), slope)
+    model = net.model(net.conv(y, 2))
+    folded, _ = fold_checked(model)
+    np.testing.assert_array_equal(initializer(folded, slope), initializer(model, slope))
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-32])
+def test_a_slope_that_cannot_be_inverted_refuses(value):
+    net = Net(IMAGE)
+    y = prelu(net, net.bn("x", shift=False), [[[0.5]], [[value]], [[0.5]], [[0.5]]])
+    _, report = fold_checked(net.model(net.conv(y, 2)), kept=1)
+    assert Reason.NEEDS_POSITIVE_SCALE in reasons(report)[0]
+
+
+def test_a_slope_of_zero_does_not_matter_in_a_positive_channel():
+    net = Net(IMAGE)
+    y = prelu(net, net.bn("x", shift=False), [[[0.0]], [[0.5]], [[0.0]], [[0.5]]])
+    folded, _ = fold_checked(net.model(net.conv(y, 2)))
+    assert ops(folded) == ["PRelu", "Conv"]
+
+
+def test_nothing_negative_comes_back_through_a_negative_slope():
+    net = Net(IMAGE)
+    y = prelu(net, net.conv("x", 4), -np.abs(per_channel(net)))
+    y = net.op("Sigmoid", net.bn(y, shift=False))
+    _, report = fold_checked(net.model(y), kept=1)
+    assert Reason.NEEDS_POSITIVE_SCALE in reasons(report)[0]
+
+
+def test_a_computed_slope_takes_positive_scales_only():
+    for signs, kept in (("positive", 0), ("mixed", 1)):
+        net = Net(IMAGE)
+        y = prelu(net, net.bn("x", shift=False, signs=signs), net.input("slope", (4, 1, 1)))
+        _, report = fold_checked(net.model(net.conv(y, 2)), kept=kept)
+    assert Reason.NEEDS_POSITIVE_SCALE in reasons(report)[0]
+
+
+def test_a_norm_that_makes_the_slope_stays():
+    net = Net(IMAGE)
+    slope = net.bn(net.op("Sigmoid", net.conv("x", 4)))
+    _, report = fold_checked(net.model(net.conv(prelu(net, "x", slope), 2)), kept=1)
+    assert Reason.OPAQUE in reasons(report)[0]
+
+
+def test_a_shift_stays():
+    net = Net(IMAGE)
+    _, report = fold_checked(net.model(net.conv(prelu(net, net.bn("x"), [0.25]), 2)), kept=1)
+    assert Reason.NO_SHIFT in reasons(report)[0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(np.float16, 1e-2), (np.float64, 1e-12)], ids=["half", "double"]
+)
+def test_other_types(dtype, tolerance):
+    net = Net()
+    net.input("x", IMAGE, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+    slope = net.const(np.abs(per_channel(net)), dtype)
+    y = prelu(net, net.bn("x", shift=False, dtype=dtype), slope)
+    weight = net.random(2, 4, 1, 1, dtype=dtype)
+    model = net.model(net.op("Conv", y, weight))
+    folded, _ = fold_checked(model, compare=dtype is np.float16, tolerance=tolerance)
+    assert ops(folded) == ["PRelu", "Conv"]
+
+
+def test_float16_limits_the_gain():
+    """What a small slope makes of a scale may leave the range of the type."""
+    for slope, kept in ((0.25, 0), (0.001, 1)):
+        net = Net()
+        net.input("x", IMAGE, TensorProto.FLOAT16)
+        y = prelu(net, net.bn("x", shift=False, dtype=np.float16), net.const([slope], np.float16))
+        model = net.model(net.op("Conv", y, net.random(2, 4, 1, 1, dtype=np.float16)))
+        _, report = fold_checked(model, kept=kept)
+    assert Reason.RANGE in reasons(report)[0]
+    fold_checked(model, options=Options(max_rescale=2.0**12), tolerance=2e-2)

@@ -278,7 +278,7 @@ def _depth(
 ) -> Affine:
     """Turn a change of C * block channels into one of C channels (``narrow``), or back."""
     for axis in varying(change):
-        if axis != 1:
+        if axis > 1:
             raise refuse_axis(view, axis)
     if not narrow:
         return change.map(lambda a: _repeated(a, block, interleaved))

@@ -1238,6 +1238,40 @@ def squeeze_of_axes_that_may_be_one(n):
     return n.bn(n.op("Squeeze", n.conv("x", 4, kernel=4)), channels=4)
 
 
+def of_the_batch(n, op, t):
+    """Move blocks of positions to the batch, or back, as TensorFlow's atrous convolutions do."""
+    turned = n.op(op, n.op("Transpose", t, perm=[1, 0, 2, 3]), blocksize=2)
+    return n.op("Transpose", turned, perm=[1, 0, 2, 3])
+
+
+@several(shape=(2, 6, 8, 8))
+def atrous_conv_of_blocks_in_the_batch(n):
+    padded = n.op("Pad", n.relu(n.bn("x", **POSITIVE_SCALE)), n.ints(0, 0, 2, 2, 0, 0, 2, 2))
+    y = n.conv(of_the_batch(n, "SpaceToDepth", padded), 6, 3, bias=False, group=6)
+    whole = of_the_batch(n, "DepthToSpace", y)
+    return n.bn(n.op("Slice", whole, n.ints(0, 0), n.ints(8, 8), n.ints(2, 3)))
+
+
+@several(shape=(2, 6, 8, 8))
+def atrous_conv_of_blocks_by_reshape(n):
+    """The same as TensorFlow's own nodes write it, with the channels last."""
+    t = n.op("Transpose", n.conv("x", 6), perm=[0, 2, 3, 1])
+    blocks = n.op(
+        "Transpose", n.op("Reshape", t, n.ints(2, 4, 2, 4, 2, 6)), perm=[2, 4, 0, 1, 3, 5]
+    )
+    small = n.op("Reshape", blocks, n.ints(8, 4, 4, 6))
+    y = n.conv(n.op("Transpose", small, perm=[0, 3, 1, 2]), 6, 3, pads=[1] * 4)
+    y = n.op("Reshape", n.op("Transpose", y, perm=[0, 2, 3, 1]), n.ints(2, 2, 2, 4, 4, 6))
+    whole = n.op("Reshape", n.op("Transpose", y, perm=[2, 3, 0, 4, 1, 5]), n.ints(2, 8, 8, 6))
+    return n.bn(n.op("Transpose", whole, perm=[0, 3, 1, 2]))
+
+
+@several(1, Reason.AXES)
+def blocks_of_rows_that_become_channels(n):
+    y = n.op("Transpose", n.conv("x", 4), perm=[0, 2, 1, 3])
+    return n.bn(n.op("Transpose", n.op("DepthToSpace", y, blocksize=2), perm=[0, 2, 1, 3]))
+
+
 def shuffled(n, t, *order):
     return n.op("Gather", t, n.ints(*order), axis=1)
 

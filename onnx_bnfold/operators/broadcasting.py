@@ -11,7 +11,7 @@ import numpy as np
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators.affine import AGREEMENT, CANCELLED, Affine, Float64, close, summed
 from onnx_bnfold.operators.entries import OUT
-from onnx_bnfold.operators.rules import Known, Ports, Rule, Step, inputs, require
+from onnx_bnfold.operators.rules import Known, Ports, Rule, Step, inputs, require, require_divisible
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 # Elements up to which a constant may grow along several axes: less than 5 kB for a whole node.
@@ -172,7 +172,7 @@ def products(power: int) -> Rule:
             require_divisor(view, known.constant(1))
         powers = {0: 1, 1: power, OUT: -1}
         for change in lifted.values():
-            _divisible(view, change)
+            require_divisible(view, change)
         scales = {p: c.scale for p, c in lifted.items()}
         free = sorted(
             (p for p in powers if p not in lifted), key=lambda p: _cost_to_change(view, p)
@@ -200,13 +200,6 @@ def require_divisor(view: NodeView, constant: Float64) -> None:
     if not constant.all():
         raise Refused(
             Reason.OPAQUE, view.label, "the constant that it divides by is zero in some element"
-        )
-
-
-def _divisible(view: NodeView, change: Affine) -> None:
-    if not change.is_invertible or not change.is_ordinary:
-        raise Refused(
-            Reason.PRECISION, view.label, "the scale is zero or too small to be divided by"
         )
 
 

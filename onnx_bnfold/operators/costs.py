@@ -76,6 +76,14 @@ def division(view: NodeView, encrypted: set[str]) -> Depth:
     return (1, 1) if view.name_in(1) in encrypted else ONE_LEVEL
 
 
+def power(view: NodeView, encrypted: set[str]) -> Depth:
+    """Return the depth of a power: one of a whole number is a product of squares."""
+    exponent = None if view.name_in(1) in encrypted else view.value(1)
+    if exponent is None or (exponent < 1).any() or (exponent % 1 != 0).any():
+        return NO_POLYNOMIAL
+    return math.ceil(math.log2(exponent.max(initial=1))), 0
+
+
 def lookup(view: NodeView, encrypted: set[str]) -> Depth:
     """Return the depth of picking elements: by encrypted indices it is no polynomial."""
     return NO_POLYNOMIAL if view.name_in(1) in encrypted else FREE

@@ -105,6 +105,25 @@ def require(view: NodeView, change: Affine, positive: bool, shift: bool) -> None
         raise Refused(Reason.NO_SHIFT, view.label, "a scale passes it but a shift does not")
 
 
+def require_divisible(view: NodeView, change: Affine) -> None:
+    """Refuse a scale that is divided by, or stands for the inverse of one that is zero."""
+    if not change.is_invertible or not change.is_ordinary:
+        raise Refused(
+            Reason.PRECISION, view.label, "the scale is zero or too small to be divided by"
+        )
+
+
+def require_order(view: NodeView, change: Affine) -> None:
+    """Refuse a scale that does not leave the order of all elements as it is."""
+    require(view, change, positive=True, shift=True)
+    if not (change.is_invertible and change.is_ordinary):
+        raise Refused(
+            Reason.PRECISION,
+            view.label,
+            "a scale of zero, or one that is very small or large, would make its elements equal",
+        )
+
+
 def inputs(view: NodeView) -> list[int]:
     """Return the inputs of a node that are not left out."""
     return [slot for slot, name in enumerate(view.reads) if name]

@@ -14,10 +14,19 @@ from typing import Any
 import numpy as np
 
 from onnx_bnfold.model.node_view import NodeView
-from onnx_bnfold.operators import clamps, costs, data_movement, picks
+from onnx_bnfold.operators import clamps, costs, data_movement, picks, swallowing
 from onnx_bnfold.operators.broadcasting import extremum, products, sums
 from onnx_bnfold.operators.constant_operand import minus, over, plus, times
 from onnx_bnfold.operators.entries import OUT, Combines, ConstantOperand
+from onnx_bnfold.operators.homogeneous import (
+    NORM,
+    RECIPROCAL,
+    SIGN,
+    SQUARE,
+    SQUARE_ROOT,
+    homogeneous,
+    power,
+)
 from onnx_bnfold.operators.parts import concat, split
 from onnx_bnfold.operators.rules import Known, Rule, Step, Transparent, inputs, passes, require
 from onnx_bnfold.reasons import Reason, Refused
@@ -84,13 +93,6 @@ def _is_bounded(view: NodeView, slot: int, name: str, sign: float) -> bool:
     return bound == 0
 
 
-def _abs(view: NodeView, known: Known) -> Step:
-    source = 0 if 0 in known.changes else OUT
-    change = known.changes[source]
-    require(view, change, positive=source == OUT, shift=False)
-    return Step(({source: change, ~source: change.map(np.abs)},))
-
-
 def _neg(view: NodeView, known: Known) -> Step:
     source = 0 if 0 in known.changes else OUT
     change = known.changes[source]
@@ -133,8 +135,11 @@ def data_slots(view: NodeView) -> tuple[int, ...]:
 
 
 def data_outputs(view: NodeView) -> tuple[int, ...]:
-    """Return the outputs of a transparent node that carry data."""
-    return tuple(range(len(view.writes))) if RULES[str(view.op)].parted else (0,)
+    """Return the outputs of a transparent node that carry data; none that stay as they are."""
+    entry = RULES[str(view.op)]
+    if entry.swallows:
+        return ()
+    return tuple(range(len(view.writes))) if entry.parted else (0,)
 
 
 # --- the table ------------------------------------------------------------------------------
@@ -180,6 +185,10 @@ def _bent(
     )
 
 
+def _swallower(rule: Rule, version: int) -> Transparent:
+    return Transparent(rule, version=version, swallows=True, depth=costs.NO_POLYNOMIAL)
+
+
 def _mean(rule: Rule, version: int) -> Transparent:
     return Transparent(rule, version=version, depth=costs.ONE_LEVEL)
 
@@ -187,8 +196,10 @@ def _mean(rule: Rule, version: int) -> Transparent:
 _rectifier = passes(positive=True, shift=False)
 
 RULES: Mapping[str, Transparent] = {
-    "Abs": _bent(_abs, 13),
+    "Abs": _bent(homogeneous(NORM), 13),
     "Add": _sum(sums(1, 1), 14, ConstantOperand(plus)),
+    "ArgMax": _swallower(swallowing.order(swallowing.compared_axis), 13),
+    "ArgMin": _swallower(swallowing.order(swallowing.compared_axis), 13),
     "AveragePool": _mean(passes(data_movement.windowed, shift=_mean_takes_shift), 22),
     "Cast": Transparent(passes(data_movement.cast), version=28, retypes=True),
     "Clip": _bent(_clip, 13, rectifies=True, bounds=clamps.of_clip),
@@ -201,8 +212,11 @@ RULES: Mapping[str, Transparent] = {
     "Gather": Transparent(passes(picks.gathered), version=13, depth=costs.lookup),
     "GlobalAveragePool": _mean(passes(data_movement.windowed), 22),
     "GlobalMaxPool": _bent(passes(data_movement.windowed, positive=True), 22, picks_maxima=True),
+    "Hardmax": _swallower(swallowing.order(swallowing.normalised_axes), 13),
     "Identity": Transparent(passes(), version=25),
     "LeakyRelu": _bent(_rectifier, 16, rectifies=True),
+    "LogSoftmax": _swallower(swallowing.softmax, 13),
+    "LpPool": _bent(homogeneous(NORM, data_movement.windowed, squares=True), 22),
     "Max": _bent(extremum, 13, symmetric=True),
     "MaxPool": _bent(_maxpool, 22, picks_maxima=True),
     "Min": _bent(extremum, 13, symmetric=True),
@@ -210,16 +224,26 @@ RULES: Mapping[str, Transparent] = {
     "Neg": Transparent(_neg, version=13),
     "PRelu": _bent(_rectifier, 16, rectifies=True),
     "Pad": Transparent(passes(picks.padded), version=25),
+    "Pow": Transparent(homogeneous(power), version=15, depth=costs.power),
+    "Reciprocal": _bent(homogeneous(RECIPROCAL), 13),
+    "ReduceL1": _bent(homogeneous(NORM, data_movement.reduced), 18),
+    "ReduceL2": _bent(homogeneous(NORM, data_movement.reduced, squares=True), 18),
     "ReduceMax": _bent(passes(data_movement.reduced, positive=True), 20),
     "ReduceMean": _mean(passes(data_movement.reduced), 18),
     "ReduceMin": _bent(passes(data_movement.reduced, positive=True), 20),
     "ReduceSum": Transparent(passes(data_movement.summed), version=13),
+    "ReduceSumSquare": Transparent(
+        homogeneous(SQUARE, data_movement.reduced), version=18, depth=costs.ONE_LEVEL
+    ),
     "Relu": _bent(_rectifier, 14, rectifies=True, bounds=clamps.of_relu),
     "Reshape": Transparent(passes(data_movement.reshaped), version=25),
     "Resize": Transparent(passes(data_movement.resized), version=19, depth=costs.interpolation),
+    "Sign": _bent(homogeneous(SIGN), 13),
     "Slice": Transparent(passes(picks.sliced), version=13),
+    "Softmax": _swallower(swallowing.softmax, 13),
     "SpaceToDepth": Transparent(passes(data_movement.space_to_depth), version=28),
     "Split": Transparent(split, version=18, parted=True),
+    "Sqrt": _bent(homogeneous(SQUARE_ROOT), 13),
     "Squeeze": Transparent(passes(data_movement.squeezed), version=25),
     "Sub": _sum(sums(1, -1), 14, ConstantOperand(minus)),
     "Sum": _sum(sums(), 13),

@@ -195,6 +195,8 @@ class GraphState(GraphNodes):
         if port not in self.ports(index):
             view = self.view(index)
             what = "uses the tensor as a parameter" if port >= 0 else "writes the tensor as a mask"
+            if port < 0 and self.entries[index].swallows:
+                what = "writes an answer that no scale or shift passes"
             raise Refused(Reason.OPAQUE, view.label, f"it {what}, not as data")
         return index
 
@@ -224,10 +226,10 @@ class GraphState(GraphNodes):
         return self.map_by(index, self.present(index, self.operands(index).constant))
 
     def absorbs(self, index: int, key: Key) -> bool:
-        """Whether a node takes a change of a key into its constants."""
+        """Whether a node takes a change of a key, and hands nothing of it on."""
         if isinstance(key, tuple):
             return True
-        return isinstance(self.entries[index], Absorbing)
+        return isinstance(self.entries[index], Absorbing) or self.entries[index].swallows
 
     def remove(self, index: int) -> None:
         """Note that a node has become an identity and its two sides one tensor."""

@@ -12,7 +12,6 @@ Approximate Numbers" (2017): every product is followed by a rescaling, which tak
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from onnx_bnfold.model.node_view import NodeView
@@ -28,15 +27,14 @@ FREE = frozenset({
 })
 ONE_LEVEL = frozenset({
     "ConvInteger", "DequantizeLinear", "MatMulInteger", "Mean", "QLinearConv", "QLinearMatMul",
-    "ReduceSumSquare",
 })
 NON_POLYNOMIAL = frozenset({
-    "ArgMax", "ArgMin", "Ceil", "Celu", "Cos", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu",
-    "Greater", "GreaterOrEqual", "GroupNormalization", "HardSigmoid", "HardSwish", "Hardmax",
+    "Ceil", "Celu", "Cos", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu",
+    "Greater", "GreaterOrEqual", "GroupNormalization", "HardSigmoid", "HardSwish",
     "LRN", "Less", "LessOrEqual", "Log",
-    "LogSoftmax", "LpNormalization", "Mish", "NonMaxSuppression", "NonZero", "QuantizeLinear",
-    "RMSNormalization", "Reciprocal", "ReduceL1", "ReduceL2", "Round", "Selu", "Sigmoid", "Sign",
-    "Sin", "Softmax", "Softplus", "Softsign", "Sqrt", "Swish", "Tanh", "ThresholdedRelu", "TopK",
+    "LpNormalization", "Mish", "NonMaxSuppression", "NonZero", "QuantizeLinear",
+    "RMSNormalization", "Round", "Selu", "Sigmoid",
+    "Sin", "Softplus", "Softsign", "Swish", "Tanh", "ThresholdedRelu", "TopK",
 })
 # fmt: on
 
@@ -77,13 +75,6 @@ def _selection(view: NodeView, encrypted: set[str]) -> Depth:
     return (1, 1) if view.name_in(0) in encrypted else (1, 0)
 
 
-def _power(view: NodeView, encrypted: set[str]) -> Depth:
-    exponent = None if view.name_in(1) in encrypted else view.value(1)
-    if exponent is None or (exponent < 1).any() or (exponent % 1 != 0).any():
-        return 0, 1
-    return math.ceil(math.log2(exponent.max(initial=1))), 0
-
-
 _DEPTHS: Mapping[str | None, Depth | DepthOf] = {
     **{op: entry.depth for op, entry in OPERATORS.items()},
     **dict.fromkeys(FREE, costs.FREE),
@@ -91,6 +82,5 @@ _DEPTHS: Mapping[str | None, Depth | DepthOf] = {
     **dict.fromkeys(NON_POLYNOMIAL, costs.NO_POLYNOMIAL),
     "GatherElements": costs.lookup,
     "GatherND": costs.lookup,
-    "Pow": _power,
     "Where": _selection,
 }

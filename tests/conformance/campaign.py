@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import elementwise, layer_judge, layers, movement, pooling, rule_judge  # noqa: F401  (they register generators)
+from . import answers, elementwise, layer_judge, layers, movement, pooling, rule_judge  # noqa: F401  (they register generators)
 from .cases import Case, spans
 from .engine import NotRunnable, make_trial
 from .inferred import misread

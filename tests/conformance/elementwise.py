@@ -7,9 +7,19 @@ import numpy as np
 from .cases import Case, Draw, Operand, generator
 
 
-@generator("Abs", "Neg", "Relu")
+@generator("Abs", "Neg", "Reciprocal", "Relu", "Sign", "Sqrt")
 def unary(d: Draw) -> Case:
     return d.node(d.data(d.shape()))
+
+
+@generator("Pow")
+def power(d: Draw) -> Case:
+    shape = d.shape()
+    exponent = d.pick(2, 2, 3, 1, -1, -2, 0.5, 1.5, 0)
+    exponents = np.full(d.pick((), (1,), (1, 1), d.operand_shape(shape)), exponent)
+    if exponents.size > 1 and d.chance(0.5):
+        exponents = exponents + d.rng.integers(0, 2, exponents.shape)
+    return d.node(d.data(shape), Y=exponents)
 
 
 @generator("LeakyRelu")

@@ -98,6 +98,10 @@ def _constant_known(trial: Trial, known: Ports) -> bool:
     return any(p >= 0 and not trial.case.operands[p].is_data for p in known)
 
 
+def _pointless_power(trial: Trial, known: Ports) -> bool:
+    return bool(np.isin(trial.samples[0][1], (0, 1)).any())
+
+
 def _padded(trial: Trial, known: Ports) -> bool:
     attributes = trial.case.attributes
     return any(attributes.get("pads", ())) or "SAME" in attributes.get("auto_pad", "")
@@ -206,7 +210,7 @@ EXPLAINED = (
             "a change that varies over positions comes from no BatchNormalization",
         )
         for op in ("AveragePool", "Conv", "ConvTranspose", "DeformConv", "GlobalAveragePool",
-                   "GlobalMaxPool", "InstanceNormalization", "MaxPool")
+                   "GlobalMaxPool", "InstanceNormalization", "LpPool", "MaxPool")
     ),
     *(
         Explained(
@@ -223,6 +227,35 @@ EXPLAINED = (
             "behind a layer makes one there",
         )
         for op in ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum")
+    ),
+    *(
+        Explained(
+            op, Reason.AXES, _always,
+            "a change that varies a little along its axis leaves the order of these samples alone, "
+            "and says nothing of others",
+        )
+        for op in ("ArgMax", "ArgMin", "Hardmax")
+    ),
+    Explained(
+        "Hardmax", Reason.NEEDS_POSITIVE_SCALE, lambda trial, known: 2 in trial.shape(0),
+        "of two elements one is the largest where the other is not: no model has a Hardmax of two",
+    ),
+    Explained(
+        "LpPool", Reason.NO_SHIFT, _over_positions,
+        "a change that varies over positions comes from no BatchNormalization",
+    ),
+    Explained(
+        "Sign", Reason.NO_SHIFT, _always,
+        "a shift leaves the signs of these samples alone, and says nothing of others",
+    ),
+    Explained(
+        "Pow", None, _pointless_power,
+        "an exponent of 1 does nothing, one of 0 makes a constant; nobody exports either",
+    ),
+    Explained(
+        "Pow", Reason.OPAQUE, lambda trial, known: trial.samples[0][1].ndim > 0,
+        "exponents of several axes may be alike, or give the output further ones of size 1; "
+        "exporters write one number",
     ),
     Explained(
         "*", Reason.CONFLICT, _constant_known,

@@ -70,7 +70,21 @@ def global_pool(d: Draw) -> Case:
     return d.node(d.data(d.shape(d.pick(2, 3, 3), 5)))
 
 
-@generator("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum")
+@generator("LpPool")
+def lp_pool(d: Draw) -> Case:
+    shape, spatial = _image(d)
+    return d.node(
+        d.data(shape),
+        **windows(d, shape[2:], d.integers(1, 3, spatial)),
+        ceil_mode=d.pick(None, 0, 1),
+        p=d.pick(None, 1, 2, 3),
+    )
+
+
+@generator(
+    *("ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"),
+    "ReduceSumSquare",
+)
 def reduce(d: Draw) -> Case:
     shape = d.shape(0, 5)
     axes = d.axes(len(shape))

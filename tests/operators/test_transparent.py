@@ -793,11 +793,86 @@ TRIANGLES = [
     Rule("trilu-open-sizes-shift", trilu(), ("N", 4, "H", "W"), **refused(Reason.UNKNOWN_SHAPE)),
 ]  # fmt: skip
 
+
+def pow_by(exponent, dtype=np.float32) -> Callable[[Net, str], str]:
+    return simple("Pow", const(np.asarray(exponent), dtype))
+
+
+def of_norms(op: str) -> Callable[[Net, str], str]:
+    """The operator on norms of positions, which are positive."""
+    return lambda n, t: n.op(op, n.op("ReduceL2", t, n.ints(2, 3)))
+
+
+# Norms, which lose the sign of a scale; `odd` functions keep it.
+NORMS = {
+    "abs": (simple("Abs"), 17),
+    "reduce-l1-13": (simple("ReduceL1", axes=[2, 3]), 13),
+    "reduce-l1-18": (simple("ReduceL1", ints(-1), keepdims=0), 18),
+    "reduce-l2-13": (simple("ReduceL2", axes=[2], keepdims=0), 13),
+    "reduce-l2-18": (simple("ReduceL2", ints(2, 3)), 18),
+    "reduce-sum-square-13": (simple("ReduceSumSquare", axes=[-1]), 13),
+    "reduce-sum-square-18": (simple("ReduceSumSquare", ints(2)), 18),
+    "lp-pool": (simple("LpPool", kernel_shape=[2, 2], p=3), 17),
+    "lp-pool-pads": (simple("LpPool", kernel_shape=[3, 3], pads=[1] * 4), 18),
+    "lp-pool-of-magnitudes": (simple("LpPool", kernel_shape=[2, 2], strides=[2, 2], p=1), 22),
+    "pow-2": (pow_by(2.0), 17),
+    "pow-2-of-integers": (pow_by(np.int64(2)), 17),
+    "pow-2-a-vector": (pow_by([2.0]), 7),
+    "pow-4": (pow_by(4.0), 17),
+}
+ODD_FUNCTIONS = {"reciprocal": simple("Reciprocal"), "pow-3": pow_by(3.0), "pow-1": pow_by(1.0)}
+HOMOGENEOUS = [
+    *(
+        rule
+        for id, (build, opset) in NORMS.items()
+        for rule in (
+            Rule(f"{id}-positive", build, opset=opset, norm=POSITIVE_SCALE),
+            Rule(f"{id}-sign", build, opset=opset, norm=SCALE, up=Reason.NEEDS_POSITIVE_SCALE),
+            Rule(f"{id}-shift", build, opset=opset, norm=POSITIVE, **refused(Reason.NO_SHIFT)),
+        )
+    ),
+    *(
+        rule
+        for id, build in ODD_FUNCTIONS.items()
+        for rule in (
+            Rule(f"{id}-scale", build, norm=SCALE),
+            Rule(f"{id}-shift", build, norm=POSITIVE, **refused(Reason.NO_SHIFT)),
+        )
+    ),
+    *(
+        rule
+        for id, build in {
+            "sqrt": of_norms("Sqrt"),
+            "pow-half": lambda n, t: pow_by(0.5)(n, n.op("Abs", t)),
+        }.items()
+        for rule in (
+            Rule(f"{id}-positive", build, norm=POSITIVE_SCALE, opset=18),
+            Rule(f"{id}-sign", build, norm=SCALE, opset=18, up=Reason.NEEDS_POSITIVE_SCALE),
+        )
+    ),
+    Rule("sign-scale", simple("Sign"), norm=SCALE, up=Reason.OPAQUE),
+    Rule("sign-shift", simple("Sign"), norm=POSITIVE, **refused(Reason.NO_SHIFT)),
+    *(
+        Rule(f"{id}-some-zero", build, norm=SCALE | {"signs": "some zero"}, up=None, down=down)
+        for id, build, down in (
+            ("reduce-l2", simple("ReduceL2", axes=[2]), FOLDS),
+            # A channel that was zero has a sign of its own when it is not.
+            ("sign", simple("Sign"), Reason.PRECISION),
+            ("pow-2", pow_by(2.0), Reason.PRECISION),
+        )
+    ),
+    Rule("reduce-l1-channel", simple("ReduceL1", axes=[1]), norm=POSITIVE_SCALE, opset=13,
+         down=Reason.AXES),
+    Rule("pow-0", pow_by(0.0), norm=POSITIVE_SCALE, **refused(Reason.OPAQUE)),
+    Rule("pow-of-several", pow_by([2.0, 3, 2, 2]), norm=POSITIVE_SCALE, **refused(Reason.OPAQUE)),
+    Rule("pow-of-more-axes", pow_by([[[2.0]]]), (2, 4), norm=POSITIVE_SCALE, up=None,
+         down=Reason.OPAQUE),
+    Rule("pow-computed", lambda n, t: n.op("Pow", t, n.input("e", [], TensorProto.INT64)),
+         norm=POSITIVE_SCALE, **refused(Reason.PARAMETERS_NOT_CONSTANT)),
+]  # fmt: skip
+
 OTHERS = [
     Rule("neg", simple("Neg")),
-    Rule("abs-positive", simple("Abs"), norm=POSITIVE_SCALE),
-    Rule("abs-sign", simple("Abs"), up=Reason.NEEDS_POSITIVE_SCALE, norm=SCALE),
-    Rule("abs-shift", simple("Abs"), norm=POSITIVE, **refused(Reason.NO_SHIFT)),
     Rule("mul-constant", lambda n, t: n.op("Mul", t, n.random(4, 1, 1))),
     Rule("mul-scalar", lambda n, t: n.op("Mul", n.random(), t)),
     Rule("add-constant", lambda n, t: n.op("Add", n.random(1, 4, 1, 1), t)),
@@ -818,7 +893,7 @@ OTHERS = [
     ),
 ]
 
-RULES = MOVING + SLICES + ACTIVATIONS + POOLS + RESIZES + PADS + TRIANGLES + OTHERS
+RULES = MOVING + SLICES + ACTIVATIONS + POOLS + RESIZES + PADS + TRIANGLES + HOMOGENEOUS + OTHERS
 
 
 def cases(direction: str) -> list:
@@ -1454,6 +1529,31 @@ def test_a_clip_of_odd_bounds_stays(bounds):
     clipped = net.op("Clip", net.conv("x", 4), *(net.const(np.float32(b)) for b in bounds))
     _, report = fold_checked(net.model(net.bn(clipped, **POSITIVE_SCALE)), kept=1, compare=False)
     assert Reason.OPAQUE in reasons(report)[0]
+
+
+@pytest.mark.parametrize(
+    ("build", "norm", "reason"),
+    [(simple("Sqrt"), SCALE, Reason.NEEDS_POSITIVE_SCALE),
+     (pow_by(-0.5), SCALE, Reason.NEEDS_POSITIVE_SCALE),
+     (pow_by(np.inf), POSITIVE_SCALE, Reason.OPAQUE)],
+)  # fmt: skip
+def test_what_makes_numbers_of_positive_ones_only(build, norm, reason):
+    net = Net(IMAGE)
+    model = net.model(net.conv(build(net, net.bn("x", **norm)), 2))
+    _, report = fold_checked(model, kept=1, compare=False)
+    assert reason in reasons(report)[0], report.lines()
+
+
+@pytest.mark.parametrize("op", ["ReduceL2", "LpPool"])
+def test_squares_of_halves_are_not_rescaled(op):
+    """Of 200, which a scale of 1 leaves alone, a scale of 2 makes a square beyond 65504."""
+    net = Net(())
+    x = net.input("t", [2, 4, 6], TensorProto.FLOAT16)
+    t = net.bn(x, channels=4, signs="positive", shift=False, dtype=np.float16)
+    y = net.op(op, t, **({"axes": [2]} if op == "ReduceL2" else {"kernel_shape": [6]}))
+    y = net.op("Conv", y, net.random(2, 4, 1, dtype=np.float16))
+    report = onnx_bnfold.plan(net.model(y))
+    assert Reason.RANGE in reasons(report)[0], report.lines()
 
 
 @pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div"])

@@ -1,4 +1,4 @@
-"""Rules of operators of several operands that broadcast: Add, Sub, Sum, Mul, Div, Max and Min."""
+"""Rules of operators of several operands that broadcast: sums, products, extrema and Where."""
 
 from __future__ import annotations
 
@@ -231,9 +231,19 @@ def _with_shifts(
     return {p: Affine.of(s, shifts[p]) for p, s in scales.items()}
 
 
-def extremum(view: NodeView, known: Known) -> Step:
-    """Complete a Max or Min: all operands and the result carry one change, its scale positive."""
-    _, lifted = _operands(view, known)
-    change = next(iter(lifted.values()))
-    require(view, change, positive=True, shift=True)
-    return _completions(view, [dict.fromkeys((*inputs(view), OUT), change)], certain=True)
+def alike(*, slots: Sequence[int] = (), positive: bool = False) -> Rule:
+    """Make the rule of an operator whose result is one of its operands: all carry one change.
+
+    Args:
+        slots: the operands; all inputs if left out.
+        positive: only scales that are not negative pass: it compares them.
+    """
+
+    def rule(view: NodeView, known: Known) -> Step:
+        _, lifted = _operands(view, known)
+        change = next(iter(lifted.values()))
+        require(view, change, positive=positive, shift=True)
+        changes = dict.fromkeys((*(slots or inputs(view)), OUT), change)
+        return _completions(view, [changes], certain=True)
+
+    return rule

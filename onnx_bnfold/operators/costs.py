@@ -76,6 +76,11 @@ def division(view: NodeView, encrypted: set[str]) -> Depth:
     return (1, 1) if view.name_in(1) in encrypted else ONE_LEVEL
 
 
+def selection(view: NodeView, encrypted: set[str]) -> Depth:
+    """Return the depth of a choice, a product with the condition: an encrypted one is compared."""
+    return (1, 1) if view.name_in(0) in encrypted else ONE_LEVEL
+
+
 def power(view: NodeView, encrypted: set[str]) -> Depth:
     """Return the depth of a power: one of a whole number is a product of squares."""
     exponent = None if view.name_in(1) in encrypted else view.value(1)

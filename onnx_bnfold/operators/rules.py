@@ -55,13 +55,15 @@ class Transparent(Operator):
 
     Attributes:
         rule: says how.
-        symmetric: whether all of its inputs are data; else the first is, the others are parameters.
+        symmetric: whether all of its inputs are data.
+        data: those that are if not all of them; the others are parameters.
         parted: whether all of its outputs are data; else the first is, the others tell of it, as
             a mask or indices do, and stay as they are.
     """
 
     rule: Rule
     symmetric: bool = False
+    data: tuple[int, ...] = (0,)
     parted: bool = False
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators import clamps, costs, data_movement, picks, swallowing
-from onnx_bnfold.operators.broadcasting import extremum, products, sums
+from onnx_bnfold.operators.broadcasting import alike, products, sums
 from onnx_bnfold.operators.constant_operand import minus, over, plus, times
 from onnx_bnfold.operators.entries import OUT, Combines, ConstantOperand
 from onnx_bnfold.operators.homogeneous import (
@@ -131,7 +131,8 @@ def _triangle(view: NodeView, rank: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 def data_slots(view: NodeView) -> tuple[int, ...]:
     """Return the inputs of a transparent node that carry data; the others are parameters."""
-    return tuple(inputs(view)) if RULES[str(view.op)].symmetric else (0,)
+    entry = RULES[str(view.op)]
+    return tuple(inputs(view)) if entry.symmetric else entry.data
 
 
 def data_outputs(view: NodeView) -> tuple[int, ...]:
@@ -217,9 +218,9 @@ RULES: Mapping[str, Transparent] = {
     "LeakyRelu": _bent(_rectifier, 16, rectifies=True),
     "LogSoftmax": _swallower(swallowing.softmax, 13),
     "LpPool": _bent(homogeneous(NORM, data_movement.windowed, squares=True), 22),
-    "Max": _bent(extremum, 13, symmetric=True),
+    "Max": _bent(alike(positive=True), 13, symmetric=True),
     "MaxPool": _bent(_maxpool, 22, picks_maxima=True),
-    "Min": _bent(extremum, 13, symmetric=True),
+    "Min": _bent(alike(positive=True), 13, symmetric=True),
     "Mul": _product(products(1), 14, costs.ONE_LEVEL, ConstantOperand(times)),
     "Neg": Transparent(_neg, version=13),
     "PRelu": _bent(_rectifier, 16, rectifies=True),
@@ -252,4 +253,5 @@ RULES: Mapping[str, Transparent] = {
     "Trilu": Transparent(_trilu, version=14),
     "Unsqueeze": Transparent(passes(data_movement.unsqueezed), version=25),
     "Upsample": Transparent(passes(data_movement.resized), version=9, depth=costs.interpolation),
+    "Where": Transparent(alike(slots=(1, 2)), data=(1, 2), version=16, depth=costs.selection),
 }

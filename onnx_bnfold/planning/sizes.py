@@ -199,7 +199,7 @@ def _ends(state: GraphState, index: int) -> tuple[str, str] | None:
             return None
     if not isinstance(entry, Transparent) or entry.symmetric or entry.swallows:
         return None
-    if len(graph.writes[index]) != 1:
+    if len(graph.writes[index]) != 1 or entry.data != (0,):
         return None
     return graph.reads[index][0], graph.writes[index][0]
 

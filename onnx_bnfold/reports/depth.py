@@ -71,10 +71,6 @@ def _step(view: NodeView, encrypted: set[str]) -> Depth:
     raise Unknown(f"{view.label}: its multiplicative depth is not known")
 
 
-def _selection(view: NodeView, encrypted: set[str]) -> Depth:
-    return (1, 1) if view.name_in(0) in encrypted else (1, 0)
-
-
 _DEPTHS: Mapping[str | None, Depth | DepthOf] = {
     **{op: entry.depth for op, entry in OPERATORS.items()},
     **dict.fromkeys(FREE, costs.FREE),
@@ -82,5 +78,4 @@ _DEPTHS: Mapping[str | None, Depth | DepthOf] = {
     **dict.fromkeys(NON_POLYNOMIAL, costs.NO_POLYNOMIAL),
     "GatherElements": costs.lookup,
     "GatherND": costs.lookup,
-    "Where": _selection,
 }

@@ -74,5 +74,19 @@ def variadic(d: Draw) -> Case:
     return d.node(*operands)
 
 
+@generator("Where")
+def where(d: Draw) -> Case:
+    shape = d.shape(0, 4)
+    condition = d.rng.random(d.operand_shape(shape)) < 0.5
+    x, y = _operand(d, d.operand_shape(shape)), _operand(d, shape)
+    if d.chance(0.5):
+        x, y = y, x
+    if d.chance(0.08):
+        x = y
+    if not x.is_data and not y.is_data:
+        x = d.data(x.value.shape)
+    return d.node(Operand("condition", condition, changes=False), x, y)
+
+
 def _operand(d: Draw, shape: list[int]) -> Operand:
     return d.constant(shape) if d.chance(0.35) else d.data(shape)

@@ -244,6 +244,13 @@ EXPLAINED = (
         "LpPool", Reason.NO_SHIFT, _over_positions,
         "a change that varies over positions comes from no BatchNormalization",
     ),
+    *(
+        Explained(
+            "Where", reason, _always,
+            "an operand that the condition of these samples leaves out may change otherwise",
+        )
+        for reason in (Reason.AXES, Reason.CONFLICT)
+    ),
     Explained(
         "Sign", Reason.NO_SHIFT, _always,
         "a shift leaves the signs of these samples alone, and says nothing of others",

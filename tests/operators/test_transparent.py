@@ -871,6 +871,31 @@ HOMOGENEOUS = [
          norm=POSITIVE_SCALE, **refused(Reason.PARAMETERS_NOT_CONSTANT)),
 ]  # fmt: skip
 
+
+def masked(value, *, swapped: bool = False) -> Callable[[Net, str], str]:
+    """A Where of the tensor and a constant, by a mask of positions that is an input."""
+
+    def build(n: Net, t: str) -> str:
+        mask = n.input("mask", [1, *n.shape(t)[2:]], TensorProto.BOOL)
+        sides = [t, n.const(np.array(value))]
+        return n.op("Where", mask, *(sides[::-1] if swapped else sides))
+
+    return build
+
+
+def masked_by_itself(n: Net, t: str) -> str:
+    return n.op("Where", n.op("Greater", t, n.const(np.float32(0))), t, n.const(np.float32(0)))
+
+
+CHOICES = [
+    Rule("where-zeros", masked(0.0), norm=SCALE),
+    Rule("where-a-number", masked(1.5, swapped=True)),
+    Rule("where-9", masked(np.arange(4.0).reshape(4, 1, 1)), opset=9),
+    Rule("where-a-constant-that-would-grow", masked(np.ones((1, 1, 16, 20))), ("N", 4, 16, 20),
+         **refused(Reason.NOT_SMALLER)),
+    Rule("where-by-itself", masked_by_itself, norm=POSITIVE_SCALE, **refused(Reason.OPAQUE)),
+]  # fmt: skip
+
 OTHERS = [
     Rule("neg", simple("Neg")),
     Rule("mul-constant", lambda n, t: n.op("Mul", t, n.random(4, 1, 1))),
@@ -893,7 +918,18 @@ OTHERS = [
     ),
 ]
 
-RULES = MOVING + SLICES + ACTIVATIONS + POOLS + RESIZES + PADS + TRIANGLES + HOMOGENEOUS + OTHERS
+RULES = (
+    MOVING
+    + SLICES
+    + ACTIVATIONS
+    + POOLS
+    + RESIZES
+    + PADS
+    + TRIANGLES
+    + HOMOGENEOUS
+    + CHOICES
+    + OTHERS
+)
 
 
 def cases(direction: str) -> list:
@@ -1159,6 +1195,41 @@ def sum_of_one(n):
 @several(1, Reason.GRAPH_INPUT)
 def sum_with_graph_input(n):
     return n.bn(n.op("Sum", n.conv("x", 4), "x", n.conv("x", 4)))
+
+
+def mask(n):
+    return n.input("mask", ["N", 1, 4, 4], TensorProto.BOOL)
+
+
+@several()
+def where_of_two_layers(n):
+    return n.bn(n.op("Where", mask(n), n.conv("x", 4), n.conv("x", 4)))
+
+
+@several(1, Reason.GRAPH_INPUT)
+def where_with_graph_input(n):
+    return n.bn(n.op("Where", mask(n), n.conv("x", 4), "x"))
+
+
+@several()
+def where_in_front_of_a_layer(n):
+    return n.conv(n.op("Where", mask(n), n.bn("x"), n.conv("x", 4)), 2)
+
+
+@several()
+def where_of_constants(n):
+    return n.bn(n.op("Where", mask(n), n.random(4, 1, 1), n.random(1, 1, 1)), channels=4)
+
+
+@several(1, Reason.AXES)
+def where_broadcasts_over_channels(n):
+    return n.bn(n.op("Where", mask(n), n.conv("x", 4), n.conv("x", 1)))
+
+
+@several(1, Reason.NOT_FINITE)
+def where_the_lowest_number(n):
+    t = n.op("Where", mask(n), n.conv("x", 4), n.const(np.float32(-np.inf)))
+    return n.bn(n.op("ReduceMax", t, axes=[2, 3]), signs="positive")
 
 
 @several()

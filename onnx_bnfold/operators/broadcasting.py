@@ -183,9 +183,13 @@ def products(power: int) -> Rule:
         left = np.where(np.abs(left - 1) <= CANCELLED, 1.0, left)
         if not free and not close(left, np.broadcast_to(one, left.shape)):
             raise Refused(Reason.CONFLICT, view.label, "the scales of its operands disagree")
-        takers = free if (left != 1).any() else free[:1]
-        ones = dict.fromkeys(free, one)
-        proposals = [{**scales, **ones, p: left ** -powers[p]} for p in takers] or [scales]
+        if power > 0 and len(free) == 2 and OUT in lifted and _is_square(view):
+            require(view, lifted[OUT], positive=True, shift=True)
+            proposals = [{**scales, **dict.fromkeys(free, left**-0.5)}]
+        else:
+            takers = free if (left != 1).any() else free[:1]
+            ones = dict.fromkeys(free, one)
+            proposals = [{**scales, **ones, p: left ** -powers[p]} for p in takers] or [scales]
         return _completions(
             view,
             [_with_shifts(view, known, lifted, proposal, power) for proposal in proposals],
@@ -193,6 +197,11 @@ def products(power: int) -> Rule:
         )
 
     return rule
+
+
+def _is_square(view: NodeView) -> bool:
+    """Whether a node multiplies a computed tensor by itself."""
+    return view.name_in(0) == view.name_in(1) and view.constant(0) is None
 
 
 def require_divisor(view: NodeView, constant: Float64) -> None:

@@ -94,6 +94,19 @@ def lookup(view: NodeView, encrypted: set[str]) -> Depth:
     return NO_POLYNOMIAL if view.name_in(1) in encrypted else FREE
 
 
+def scattering(view: NodeView, encrypted: set[str]) -> Depth:
+    """Return the depth of writing elements: at encrypted positions it is no polynomial."""
+    if view.name_in(1) in encrypted:
+        return NO_POLYNOMIAL
+    known = {"none": FREE, "add": FREE, "mul": ONE_LEVEL}
+    return known.get(view.attribute("reduction", "none"), NO_POLYNOMIAL)
+
+
+def sampling(view: NodeView, encrypted: set[str]) -> Depth:
+    """Return the depth of a GridSample: at encrypted positions it is no polynomial."""
+    return NO_POLYNOMIAL if view.name_in(1) in encrypted else ONE_LEVEL
+
+
 def interpolation(view: NodeView, encrypted: set[str]) -> Depth:
     """Return the depth of a resized image: neighbours are copied, others are weighted."""
     return FREE if view.attribute("mode", "nearest") == "nearest" else ONE_LEVEL

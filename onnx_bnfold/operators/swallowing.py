@@ -7,21 +7,14 @@ of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from onnx_bnfold.model.node_view import NodeView
-from onnx_bnfold.operators.affine import Affine
-from onnx_bnfold.operators.data_movement import axis_of, refuse_axis, varying
+from onnx_bnfold.operators.data_movement import axis_of
+from onnx_bnfold.operators.entries import OUT
+from onnx_bnfold.operators.positions import Axes, axis_by, require_constant_along
 from onnx_bnfold.operators.rules import Known, Rule, Step, require_order
 from onnx_bnfold.reasons import Reason, Refused
-
-# From a node and the rank of its input to the axes along which it compares or adds up elements.
-Axes = Callable[[NodeView, int], Collection[int]]
-
-
-def compared_axis(view: NodeView, rank: int) -> Collection[int]:
-    """Return the axis of an ArgMax or ArgMin."""
-    return [axis_of(view, view.attribute("axis", 0), rank)]
 
 
 def normalised_axes(view: NodeView, rank: int) -> Collection[int]:
@@ -36,7 +29,7 @@ def order(axes: Axes) -> Rule:
 
     def rule(view: NodeView, known: Known) -> Step:
         change = known.changes[0]
-        _require_alike(view, change, axes(view, change.rank))
+        require_constant_along(view, change, axes(view, change.rank))
         require_order(view, change)
         return Step(({0: change},))
 
@@ -48,11 +41,20 @@ def softmax(view: NodeView, known: Known) -> Step:
     change = known.changes[0]
     if change.has_scale:
         raise Refused(Reason.OPAQUE, view.label, "it takes a shift away, but no scale passes it")
-    _require_alike(view, change, normalised_axes(view, change.rank))
+    require_constant_along(view, change, normalised_axes(view, change.rank))
     return Step(({0: change},))
 
 
-def _require_alike(view: NodeView, change: Affine, axes: Collection[int]) -> None:
-    for axis in varying(change):
-        if axis in axes:
-            raise refuse_axis(view, axis)
+def topk(view: NodeView, known: Known) -> Step:
+    """Complete a TopK: its values change as its data does, and its indices stay as they are."""
+    source = 0 if 0 in known.changes else OUT
+    change = known.changes[source]
+    require_constant_along(view, change, axis_by("axis", -1)(view, change.rank))
+    require_order(view, change)
+    if change.has_shift and len(view.writes) > 1 and view.graph.is_read(view.writes[1]):
+        raise Refused(
+            Reason.NO_SHIFT,
+            view.label,
+            "a shift may cost its elements the digits by which its indices order them",
+        )
+    return Step(({source: change, ~source: change},))

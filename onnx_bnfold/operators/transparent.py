@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from onnx_bnfold.model.node_view import NodeView
-from onnx_bnfold.operators import clamps, costs, data_movement, picks, swallowing
+from onnx_bnfold.operators import clamps, costs, data_movement, picks, positions, swallowing
 from onnx_bnfold.operators.broadcasting import alike, products, sums
 from onnx_bnfold.operators.constant_operand import minus, over, plus, times
 from onnx_bnfold.operators.entries import OUT, Combines, ConstantOperand
@@ -28,7 +28,16 @@ from onnx_bnfold.operators.homogeneous import (
     power,
 )
 from onnx_bnfold.operators.parts import concat, split
-from onnx_bnfold.operators.rules import Known, Rule, Step, Transparent, inputs, passes, require
+from onnx_bnfold.operators.rules import (
+    Known,
+    Mover,
+    Rule,
+    Step,
+    Transparent,
+    inputs,
+    passes,
+    require,
+)
 from onnx_bnfold.reasons import Reason, Refused
 
 
@@ -46,6 +55,11 @@ def _fills_windows(view: NodeView) -> bool:
     from onnx_bnfold.operators.windows import are_filled  # many models pool nothing
 
     return are_filled(view)
+
+
+def _samples_inside(view: NodeView) -> bool:
+    """Whether a GridSample takes what lies outside of the image from its border."""
+    return view.attribute("padding_mode", "zeros") in ("border", "reflection")
 
 
 def _maxpool(view: NodeView, known: Known) -> Step:
@@ -190,6 +204,12 @@ def _swallower(rule: Rule, version: int) -> Transparent:
     return Transparent(rule, version=version, swallows=True, depth=costs.NO_POLYNOMIAL)
 
 
+def _scattering(move: Mover, version: int) -> Transparent:
+    return Transparent(
+        positions.scattered(move), data=(0, 2), version=version, depth=costs.scattering
+    )
+
+
 def _mean(rule: Rule, version: int) -> Transparent:
     return Transparent(rule, version=version, depth=costs.ONE_LEVEL)
 
@@ -199,20 +219,30 @@ _rectifier = passes(positive=True, shift=False)
 RULES: Mapping[str, Transparent] = {
     "Abs": _bent(homogeneous(NORM), 13),
     "Add": _sum(sums(1, 1), 14, ConstantOperand(plus)),
-    "ArgMax": _swallower(swallowing.order(swallowing.compared_axis), 13),
-    "ArgMin": _swallower(swallowing.order(swallowing.compared_axis), 13),
+    "ArgMax": _swallower(swallowing.order(positions.axis_by("axis", 0)), 13),
+    "ArgMin": _swallower(swallowing.order(positions.axis_by("axis", 0)), 13),
     "AveragePool": _mean(passes(data_movement.windowed, shift=_mean_takes_shift), 22),
     "Cast": Transparent(passes(data_movement.cast), version=28, retypes=True),
+    "CastLike": Transparent(passes(data_movement.cast_like), version=25, retypes=True),
     "Clip": _bent(_clip, 13, rectifies=True, bounds=clamps.of_clip),
+    "Compress": Transparent(passes(positions.compressed), version=28),
     "Concat": Transparent(concat, version=13, symmetric=True),
+    "CumSum": Transparent(passes(positions.along(positions.summed_axis), shift=False), version=14),
     "DepthToSpace": Transparent(passes(data_movement.depth_to_space), version=28),
     "Div": _product(products(-1), 14, costs.division, ConstantOperand(over, data=(0,))),
     "Dropout": Transparent(_dropout, version=22),
     "Expand": Transparent(passes(data_movement.expanded), version=13),
     "Flatten": Transparent(passes(data_movement.reshaped), version=25),
     "Gather": Transparent(passes(picks.gathered), version=13, depth=costs.lookup),
+    "GatherElements": Transparent(
+        passes(positions.picked_elements), version=13, depth=costs.lookup
+    ),
+    "GatherND": Transparent(passes(positions.picked_slices), version=13, depth=costs.lookup),
     "GlobalAveragePool": _mean(passes(data_movement.windowed), 22),
     "GlobalMaxPool": _bent(passes(data_movement.windowed, positive=True), 22, picks_maxima=True),
+    "GridSample": Transparent(
+        passes(data_movement.windowed, shift=_samples_inside), version=22, depth=costs.sampling
+    ),
     "Hardmax": _swallower(swallowing.order(swallowing.normalised_axes), 13),
     "Identity": Transparent(passes(), version=25),
     "LeakyRelu": _bent(_rectifier, 16, rectifies=True),
@@ -239,6 +269,12 @@ RULES: Mapping[str, Transparent] = {
     "Relu": _bent(_rectifier, 14, rectifies=True, bounds=clamps.of_relu),
     "Reshape": Transparent(passes(data_movement.reshaped), version=25),
     "Resize": Transparent(passes(data_movement.resized), version=19, depth=costs.interpolation),
+    "ReverseSequence": Transparent(
+        passes(positions.along(positions.axis_by("time_axis", 0))), version=28
+    ),
+    "Scatter": _scattering(positions.picked_elements, 9),
+    "ScatterElements": _scattering(positions.picked_elements, 18),
+    "ScatterND": _scattering(positions.picked_slices, 18),
     "Sign": _bent(homogeneous(SIGN), 13),
     "Slice": Transparent(passes(picks.sliced), version=13),
     "Softmax": _swallower(swallowing.softmax, 13),
@@ -249,6 +285,7 @@ RULES: Mapping[str, Transparent] = {
     "Sub": _sum(sums(1, -1), 14, ConstantOperand(minus)),
     "Sum": _sum(sums(), 13),
     "Tile": Transparent(passes(picks.tiled), version=13),
+    "TopK": _bent(swallowing.topk, 24),
     "Transpose": Transparent(passes(data_movement.transposed), version=25),
     "Trilu": Transparent(_trilu, version=14),
     "Unsqueeze": Transparent(passes(data_movement.unsqueezed), version=25),

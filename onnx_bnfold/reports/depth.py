@@ -22,8 +22,7 @@ from onnx_bnfold.operators.table import OPERATORS
 # Operators that have no entry in ``table.OPERATORS``; an entry says it itself.
 # fmt: off
 FREE = frozenset({
-    "CastLike", "ConcatFromSequence", "CumSum", "SequenceAt", "SequenceConstruct",
-    "SplitToSequence",
+    "ConcatFromSequence", "SequenceAt", "SequenceConstruct", "SplitToSequence",
 })
 ONE_LEVEL = frozenset({
     "ConvInteger", "DequantizeLinear", "MatMulInteger", "Mean", "QLinearConv", "QLinearMatMul",
@@ -34,7 +33,7 @@ NON_POLYNOMIAL = frozenset({
     "LRN", "Less", "LessOrEqual", "Log",
     "LpNormalization", "Mish", "NonMaxSuppression", "NonZero", "QuantizeLinear",
     "RMSNormalization", "Round", "Selu", "Sigmoid",
-    "Sin", "Softplus", "Softsign", "Swish", "Tanh", "ThresholdedRelu", "TopK",
+    "Sin", "Softplus", "Softsign", "Swish", "Tanh", "ThresholdedRelu",
 })
 # fmt: on
 
@@ -76,6 +75,4 @@ _DEPTHS: Mapping[str | None, Depth | DepthOf] = {
     **dict.fromkeys(FREE, costs.FREE),
     **dict.fromkeys(ONE_LEVEL, costs.ONE_LEVEL),
     **dict.fromkeys(NON_POLYNOMIAL, costs.NO_POLYNOMIAL),
-    "GatherElements": costs.lookup,
-    "GatherND": costs.lookup,
 }

@@ -896,6 +896,120 @@ CHOICES = [
     Rule("where-by-itself", masked_by_itself, norm=POSITIVE_SCALE, **refused(Reason.OPAQUE)),
 ]  # fmt: skip
 
+
+def scattered(dims: tuple[int, ...], op: str, indices, **attributes) -> Callable[[Net, str], str]:
+    """The tensor written into zeros of some shape."""
+    return lambda n, t: n.op(
+        op, n.const(np.zeros(dims)), n.const(np.array(indices)), t, **attributes
+    )
+
+
+def picked(op: str, indices, **attributes) -> Callable[[Net, str], str]:
+    return simple(op, const(np.array(indices)), **attributes)
+
+
+def largest(*inputs: Callable[[Net], str], **attributes) -> Callable[[Net, str], str]:
+    """The values of a TopK."""
+    return lambda n, t: n.op("TopK", t, *(m(n) for m in inputs), outputs=2, **attributes)[0]
+
+
+def sampled(**attributes) -> Callable[[Net, str], str]:
+    grid = np.random.default_rng(0).uniform(-1.5, 1.5, (1, 3, 2, 2))
+    return simple("GridSample", const(grid), **attributes)
+
+
+def cast_there_and_back(n: Net, t: str) -> str:
+    return n.op("CastLike", n.op("CastLike", t, n.const(1.0, np.float64)), n.const(1.0))
+
+
+def compressed_to_a_vector(n: Net, t: str) -> str:
+    kept = n.const(np.array([True] * 4))
+    return n.op("Reshape", n.op("Compress", t, kept), n.ints(2, 2))
+
+
+def picked_by_an_input(n: Net, t: str) -> str:
+    return n.op("GatherND", t, n.input("i", [3, 1], TensorProto.INT64))
+
+
+ROWS = (2, 4, 6)
+TO_TWO = [[0], [2]]
+TO_CHANNELS = [[[0, 1]] * 4] * 2
+THREE = np.random.default_rng(0).integers(-6, 6, (2, 4, 3))
+CHOSEN = np.array([True, False, True])
+PLACES = [
+    Rule("cast-like", cast_there_and_back),
+    Rule("cast-like-integer", lambda n, t: n.op("CastLike", n.op("CastLike", t, n.ints(1)), t),
+         norm=POSITIVE_SCALE, **refused(Reason.UNSUPPORTED_TYPE)),
+    Rule("cum-sum", simple("CumSum", ints(2), exclusive=1), norm=SCALE),
+    Rule("cum-sum-11", simple("CumSum", const(np.int64(-1)), reverse=1), opset=11, norm=SCALE),
+    Rule("cum-sum-shift", simple("CumSum", ints(2)), **refused(Reason.NO_SHIFT)),
+    Rule("cum-sum-channel", simple("CumSum", ints(1)), norm=SCALE, **refused(Reason.AXES)),
+    Rule("cum-sum-computed", lambda n, t: n.op("CumSum", t, n.input("a", [], TensorProto.INT64)),
+         norm=SCALE, **refused(Reason.PARAMETERS_NOT_CONSTANT)),
+    Rule("reverse-sequence", simple("ReverseSequence", ints(1, 3, 2, 1)), (3, 4, 2)),
+    Rule("reverse-sequence-channel",
+         simple("ReverseSequence", ints(4, 2), batch_axis=0, time_axis=1), (2, 4, 3),
+         **refused(Reason.AXES)),
+    Rule("compress", simple("Compress", const(CHOSEN), axis=2)),
+    Rule("compress-all", compressed_to_a_vector, ROWS, **refused(Reason.AXES)),
+    Rule("gather-elements", picked("GatherElements", THREE, axis=2), ROWS),
+    Rule("gather-elements-11", picked("GatherElements", THREE, axis=-1), ROWS, opset=11),
+    Rule("gather-elements-channel", picked("GatherElements", THREE % 4, axis=1), ROWS,
+         **refused(Reason.AXES)),
+    Rule("gather-elements-of-the-first-channels", picked("GatherElements", THREE[:, :3], axis=2),
+         ROWS, **refused(Reason.AXES)),
+    Rule("gather-nd", picked("GatherND", [[1], [0], [1]]), ROWS),
+    Rule("gather-nd-by-more-axes", lambda n, t: n.op("Reshape", picked(
+        "GatherND", [[[1], [0]]])(n, t), n.ints(*ROWS)), ROWS),
+    Rule("gather-nd-11", picked("GatherND", [[-1], [0]]), ROWS, opset=11),
+    Rule("gather-nd-computed", picked_by_an_input, ROWS),
+    Rule("gather-nd-channel", picked("GatherND", [[1, 2], [0, 3]]), ROWS, up=None,
+         down=Reason.AXES),
+    Rule("gather-nd-in-a-batch", picked("GatherND", [[[1], [2]], [[0], [3]]], batch_dims=1), ROWS,
+         **refused(Reason.AXES)),
+    Rule("scatter-nd", scattered((3, 4, 6), "ScatterND", TO_TWO), ROWS),
+    Rule("scatter-nd-11", scattered((3, 4, 6), "ScatterND", TO_TWO), ROWS, opset=11),
+    Rule("scatter-nd-channel", scattered((3, 5, 6), "ScatterND", TO_CHANNELS), ROWS,
+         **refused(Reason.AXES)),
+    Rule("scatter-nd-add", scattered((3, 4, 6), "ScatterND", TO_TWO, reduction="add"), ROWS,
+         norm=SCALE),
+    Rule("scatter-nd-add-shift", scattered((3, 4, 6), "ScatterND", TO_TWO, reduction="add"), ROWS,
+         **refused(Reason.NO_SHIFT)),
+    Rule("scatter-nd-mul", scattered((3, 4, 6), "ScatterND", TO_TWO, reduction="mul"), ROWS,
+         norm=SCALE, **refused(Reason.OPAQUE)),
+    *(
+        rule
+        for op, opset in (("Scatter", 9), ("ScatterElements", 11), ("ScatterElements", 18))
+        for rule in (
+            Rule(f"{op}-{opset}", scattered((2, 4, 7), op, THREE % 7, axis=2), (2, 4, 3),
+                 opset=opset),
+            Rule(f"{op}-{opset}-channel", scattered((2, 5, 3), op, THREE % 5, axis=1), (2, 4, 3),
+                 opset=opset, **refused(Reason.AXES)),
+        )
+    ),
+    *(
+        Rule(f"scatter-elements-max-{signs}",
+             scattered((2, 4, 7), "ScatterElements", THREE % 7, axis=2, reduction="max"),
+             (2, 4, 3), opset=18, norm={"signs": signs}, up=outcome, down=outcome)
+        for signs, outcome in (("positive", FOLDS), ("mixed", Reason.NEEDS_POSITIVE_SCALE))
+    ),
+    Rule("top-k-7", largest(k=2), opset=7, norm=POSITIVE),
+    Rule("top-k-10", largest(ints(2), axis=2), opset=10, norm=POSITIVE),
+    Rule("top-k-smallest", largest(ints(2), axis=-2, largest=0), norm=POSITIVE),
+    Rule("top-k-sign", largest(ints(2)), norm=SCALE, **refused(Reason.NEEDS_POSITIVE_SCALE)),
+    Rule("top-k-channel", largest(ints(2), axis=1), norm=POSITIVE, **refused(Reason.AXES)),
+    Rule("grid-sample-zeros", sampled(), (1, 4, 4, 4), norm=SCALE),
+    Rule("grid-sample-zeros-shift", sampled(padding_mode="zeros"), (1, 4, 4, 4),
+         **refused(Reason.NO_SHIFT)),
+    *(
+        Rule(f"grid-sample-{opset}-{mode}-{padding}", sampled(mode=mode, padding_mode=padding),
+             (1, 4, 4, 4), opset=opset)
+        for opset, modes in ((16, ("bilinear", "bicubic")), (20, ("linear", "nearest", "cubic")))
+        for mode in modes
+        for padding in ("border", "reflection")
+    ),
+]  # fmt: skip
+
 OTHERS = [
     Rule("neg", simple("Neg")),
     Rule("mul-constant", lambda n, t: n.op("Mul", t, n.random(4, 1, 1))),
@@ -928,6 +1042,7 @@ RULES = (
     + TRIANGLES
     + HOMOGENEOUS
     + CHOICES
+    + PLACES
     + OTHERS
 )
 
@@ -1291,10 +1406,73 @@ def gating_by_a_sigmoid_of_itself(n):
     return n.bn(n.op("Mul", t, n.op("Sigmoid", t)), shift=False)
 
 
-@several(1, Reason.CONFLICT, Reason.NEEDS_POSITIVE_SCALE, Reason.OPAQUE)
+@several()
 def square(n):
     t = n.conv("x", 4)
+    return n.bn(n.op("Mul", t, t), **POSITIVE_SCALE)
+
+
+@several()
+def square_in_front_of_a_layer(n):
+    t = n.bn("x", shift=False)
+    return n.conv(n.op("Mul", t, t), 2)
+
+
+@several(1, Reason.NEEDS_POSITIVE_SCALE)
+def square_has_no_negative_root(n):
+    t = n.conv("x", 4)
     return n.bn(n.op("Mul", t, t), shift=False)
+
+
+@several(1, Reason.NO_SHIFT)
+def square_refuses_a_shift(n):
+    t = n.bn("x", signs="positive")
+    return n.conv(n.op("Mul", t, t), 2)
+
+
+@several(opset=9)
+def compress_9_in_front_of_a_layer(n):
+    y = n.op("Compress", n.bn("x"), n.const(CHOSEN), axis=3)
+    return n.conv(y, 2, channels=4, rank=4)
+
+
+@several(1, Reason.AXES)
+def compress_of_channels(n):
+    return n.bn(n.op("Compress", n.conv("x", 4), n.const(CHOSEN), axis=1), channels=2)
+
+
+INTO = np.array([[1], [0]])
+
+
+@several(shape=(2, 4, 4, 4))
+def scatter_of_two_layers(n):
+    """One writes into what the other has made."""
+    return n.bn(n.op("ScatterND", n.conv("x", 4), n.const(INTO), n.conv("x", 4)))
+
+
+@several(1, Reason.GRAPH_INPUT, shape=(2, 4, 4, 4))
+def scatter_into_the_graph_input(n):
+    return n.bn(n.op("ScatterND", "x", n.const(INTO), n.conv("x", 4)))
+
+
+@several()
+def the_largest_and_where_they_are(n):
+    """A positive scale leaves the indices as they are."""
+    values, indices = n.op("TopK", n.conv("x", 4), n.ints(2), outputs=2)
+    return n.bn(values, **POSITIVE_SCALE), indices
+
+
+@several(1, Reason.NO_SHIFT)
+def the_largest_and_where_they_are_refuse_a_shift(n):
+    values, indices = n.op("TopK", n.conv("x", 4), n.ints(2), outputs=2)
+    return n.bn(values, signs="positive"), indices
+
+
+@several(1, Reason.PRECISION)
+def the_largest_of_zeros_are_no_others(n):
+    t = n.bn("x", signs=(1, 0), shift=False)
+    values, indices = n.op("TopK", t, n.ints(2), outputs=2)
+    return n.conv(values, 2), indices
 
 
 @several()

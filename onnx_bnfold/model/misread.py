@@ -206,6 +206,7 @@ MISREAD: Mapping[str, Misreading] = {
         f"convert the model to opset {UNITED} or later",
         may=lambda node: node.opset < UNITED,
     ),
+    "LpPool": _POOLING,
     "MaxPool": _POOLING,
     "Resize": Misreading(
         "whose negative axes onnx's shape inference misreads; count them from the front",

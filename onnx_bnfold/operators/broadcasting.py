@@ -1,6 +1,6 @@
 """Rules of operators of several operands that broadcast.
 
-Add, Sub, Sum, Mul, Div, Max, Min, and PRelu.
+Sums, products, extrema, Where, and PRelu.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators.affine import AGREEMENT, CANCELLED, Affine, Float64, close, summed
 from onnx_bnfold.operators.entries import OUT
-from onnx_bnfold.operators.rules import Known, Ports, Rule, Step, inputs, require
+from onnx_bnfold.operators.rules import Known, Ports, Rule, Step, inputs, require, require_divisible
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 # Elements up to which a constant may grow along several axes: less than 5 kB for a whole node.
@@ -175,7 +175,7 @@ def products(power: int) -> Rule:
             require_divisor(view, known.constant(1))
         powers = {0: 1, 1: power, OUT: -1}
         for change in lifted.values():
-            _divisible(view, change)
+            require_divisible(view, change)
         scales = {p: c.scale for p, c in lifted.items()}
         free = sorted(
             (p for p in powers if p not in lifted), key=lambda p: _cost_to_change(view, p)
@@ -186,9 +186,13 @@ def products(power: int) -> Rule:
         left = np.where(np.abs(left - 1) <= CANCELLED, 1.0, left)
         if not free and not close(left, np.broadcast_to(one, left.shape)):
             raise Refused(Reason.CONFLICT, view.label, "the scales of its operands disagree")
-        takers = free if (left != 1).any() else free[:1]
-        ones = dict.fromkeys(free, one)
-        proposals = [{**scales, **ones, p: left ** -powers[p]} for p in takers] or [scales]
+        if power > 0 and len(free) == 2 and OUT in lifted and _is_square(view):
+            require(view, lifted[OUT], positive=True, shift=True)
+            proposals = [{**scales, **dict.fromkeys(free, left**-0.5)}]
+        else:
+            takers = free if (left != 1).any() else free[:1]
+            ones = dict.fromkeys(free, one)
+            proposals = [{**scales, **ones, p: left ** -powers[p]} for p in takers] or [scales]
         return _completions(
             view,
             [_with_shifts(view, known, lifted, proposal, power) for proposal in proposals],
@@ -198,18 +202,16 @@ def products(power: int) -> Rule:
     return rule
 
 
+def _is_square(view: NodeView) -> bool:
+    """Whether a node multiplies a computed tensor by itself."""
+    return view.name_in(0) == view.name_in(1) and view.constant(0) is None
+
+
 def require_divisor(view: NodeView, constant: Float64) -> None:
     """Refuse a node that divides by a constant of which some element is zero."""
     if not constant.all():
         raise Refused(
             Reason.OPAQUE, view.label, "the constant that it divides by is zero in some element"
-        )
-
-
-def _divisible(view: NodeView, change: Affine) -> None:
-    if not change.is_invertible or not change.is_ordinary:
-        raise Refused(
-            Reason.PRECISION, view.label, "the scale is zero or too small to be divided by"
         )
 
 
@@ -241,12 +243,22 @@ def _with_shifts(
     return {p: Affine.of(s, shifts[p]) for p, s in scales.items()}
 
 
-def extremum(view: NodeView, known: Known) -> Step:
-    """Complete a Max or Min: all operands and the result carry one change, its scale positive."""
-    _, lifted = _operands(view, known)
-    change = next(iter(lifted.values()))
-    require(view, change, positive=True, shift=True)
-    return _completions(view, [dict.fromkeys((*inputs(view), OUT), change)], certain=True)
+def alike(*, slots: Sequence[int] = (), positive: bool = False) -> Rule:
+    """Make the rule of an operator whose result is one of its operands: all carry one change.
+
+    Args:
+        slots: the operands; all inputs if left out.
+        positive: only scales that are not negative pass: it compares them.
+    """
+
+    def rule(view: NodeView, known: Known) -> Step:
+        _, lifted = _operands(view, known)
+        change = next(iter(lifted.values()))
+        require(view, change, positive=positive, shift=True)
+        changes = dict.fromkeys((*(slots or inputs(view)), OUT), change)
+        return _completions(view, [changes], certain=True)
+
+    return rule
 
 
 def sloped(view: NodeView, known: Known) -> Step:

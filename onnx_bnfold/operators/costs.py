@@ -94,9 +94,35 @@ def division(view: NodeView, encrypted: set[str]) -> Depth:
     return (1, 1) if view.name_in(1) in encrypted else ONE_LEVEL
 
 
+def selection(view: NodeView, encrypted: set[str]) -> Depth:
+    """Return the depth of a choice, a product with the condition: an encrypted one is compared."""
+    return (1, 1) if view.name_in(0) in encrypted else ONE_LEVEL
+
+
+def power(view: NodeView, encrypted: set[str]) -> Depth:
+    """Return the depth of a power: one of a whole number is a product of squares."""
+    exponent = None if view.name_in(1) in encrypted else view.value(1)
+    if exponent is None or (exponent < 1).any() or (exponent % 1 != 0).any():
+        return NO_POLYNOMIAL
+    return math.ceil(math.log2(exponent.max(initial=1))), 0
+
+
 def lookup(view: NodeView, encrypted: set[str]) -> Depth:
     """Return the depth of picking elements: by encrypted indices it is no polynomial."""
     return NO_POLYNOMIAL if view.name_in(1) in encrypted else FREE
+
+
+def scattering(view: NodeView, encrypted: set[str]) -> Depth:
+    """Return the depth of writing elements: at encrypted positions it is no polynomial."""
+    if view.name_in(1) in encrypted:
+        return NO_POLYNOMIAL
+    known = {"none": FREE, "add": FREE, "mul": ONE_LEVEL}
+    return known.get(view.attribute("reduction", "none"), NO_POLYNOMIAL)
+
+
+def sampling(view: NodeView, encrypted: set[str]) -> Depth:
+    """Return the depth of a GridSample: at encrypted positions it is no polynomial."""
+    return NO_POLYNOMIAL if view.name_in(1) in encrypted else ONE_LEVEL
 
 
 def interpolation(view: NodeView, encrypted: set[str]) -> Depth:

@@ -92,8 +92,16 @@ def unmoved(view: NodeView, change: Affine, forward: bool) -> Affine:
 
 def cast(view: NodeView, change: Affine, forward: bool) -> Affine:
     """Cast between float types."""
+    return _cast(view, change, view.attribute("to", TensorProto.UNDEFINED))
+
+
+def cast_like(view: NodeView, change: Affine, forward: bool) -> Affine:
+    """CastLike, to the type of another tensor."""
+    return _cast(view, change, view.type_of(view.name_in(1)))
+
+
+def _cast(view: NodeView, change: Affine, target: int) -> Affine:
     source = view.type_of(view.name_in(0))
-    target = view.attribute("to", TensorProto.UNDEFINED)
     if source not in FLOATS or target not in FLOATS:
         raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "it casts from or to a non-float type")
     return change
@@ -278,7 +286,7 @@ def _depth(
 ) -> Affine:
     """Turn a change of C * block channels into one of C channels (``narrow``), or back."""
     for axis in varying(change):
-        if axis != 1:
+        if axis > 1:
             raise refuse_axis(view, axis)
     if not narrow:
         return change.map(lambda a: _repeated(a, block, interleaved))

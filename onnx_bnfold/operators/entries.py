@@ -62,6 +62,7 @@ class Operator:
         retypes: whether its output is of another element type than its input.
         bounds: what it cuts its data off at, if it does nothing else; see ``clamps``.
         picks_maxima: whether each element of its output is the largest of some of its input.
+        swallows: whether nothing of a change comes out: it takes those that alter no answer.
     """
 
     version: int
@@ -73,6 +74,7 @@ class Operator:
     retypes: bool = False
     bounds: BoundsOf | None = None
     picks_maxima: bool = False
+    swallows: bool = False
 
 
 UNKNOWN = Operator(version=0)  # stands for an operator that has no entry

@@ -55,7 +55,8 @@ class Transparent(Operator):
 
     Attributes:
         rule: says how.
-        symmetric: whether all of its inputs are data; else the first is, the others are parameters.
+        symmetric: whether all of its inputs are data.
+        data: those that are if not all of them; the others are parameters.
         parted: whether all of its outputs are data; else the first is, the others tell of it, as
             a mask or indices do, and stay as they are.
         own: inputs that are no data, and whose constants the rule may change along.
@@ -63,6 +64,7 @@ class Transparent(Operator):
 
     rule: Rule
     symmetric: bool = False
+    data: tuple[int, ...] = (0,)
     parted: bool = False
     own: tuple[int, ...] = ()
 
@@ -105,6 +107,25 @@ def require(view: NodeView, change: Affine, positive: bool, shift: bool) -> None
         )
     if not shift and change.has_shift:
         raise Refused(Reason.NO_SHIFT, view.label, "a scale passes it but a shift does not")
+
+
+def require_divisible(view: NodeView, change: Affine) -> None:
+    """Refuse a scale that is divided by, or stands for the inverse of one that is zero."""
+    if not change.is_invertible or not change.is_ordinary:
+        raise Refused(
+            Reason.PRECISION, view.label, "the scale is zero or too small to be divided by"
+        )
+
+
+def require_order(view: NodeView, change: Affine) -> None:
+    """Refuse a scale that does not leave the order of all elements as it is."""
+    require(view, change, positive=True, shift=True)
+    if not (change.is_invertible and change.is_ordinary):
+        raise Refused(
+            Reason.PRECISION,
+            view.label,
+            "a scale of zero, or one that is very small or large, would make its elements equal",
+        )
 
 
 def inputs(view: NodeView) -> list[int]:

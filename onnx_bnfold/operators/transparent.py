@@ -14,12 +14,30 @@ from typing import Any
 import numpy as np
 
 from onnx_bnfold.model.node_view import NodeView
-from onnx_bnfold.operators import clamps, costs, data_movement, picks
-from onnx_bnfold.operators.broadcasting import extremum, products, sloped, sums
+from onnx_bnfold.operators import clamps, costs, data_movement, picks, positions, swallowing
+from onnx_bnfold.operators.broadcasting import alike, products, sloped, sums
 from onnx_bnfold.operators.constant_operand import minus, over, plus, times
 from onnx_bnfold.operators.entries import OUT, Combines, ConstantOperand
+from onnx_bnfold.operators.homogeneous import (
+    NORM,
+    RECIPROCAL,
+    SIGN,
+    SQUARE,
+    SQUARE_ROOT,
+    homogeneous,
+    power,
+)
 from onnx_bnfold.operators.parts import concat, split
-from onnx_bnfold.operators.rules import Known, Rule, Step, Transparent, inputs, passes, require
+from onnx_bnfold.operators.rules import (
+    Known,
+    Mover,
+    Rule,
+    Step,
+    Transparent,
+    inputs,
+    passes,
+    require,
+)
 from onnx_bnfold.reasons import Reason, Refused
 
 
@@ -37,6 +55,11 @@ def _fills_windows(view: NodeView) -> bool:
     from onnx_bnfold.operators.windows import are_filled  # many models pool nothing
 
     return are_filled(view)
+
+
+def _samples_inside(view: NodeView) -> bool:
+    """Whether a GridSample takes what lies outside of the image from its border."""
+    return view.attribute("padding_mode", "zeros") in ("border", "reflection")
 
 
 def _maxpool(view: NodeView, known: Known) -> Step:
@@ -84,13 +107,6 @@ def _is_bounded(view: NodeView, slot: int, name: str, sign: float) -> bool:
     return bound == 0
 
 
-def _abs(view: NodeView, known: Known) -> Step:
-    source = 0 if 0 in known.changes else OUT
-    change = known.changes[source]
-    require(view, change, positive=source == OUT, shift=False)
-    return Step(({source: change, ~source: change.map(np.abs)},))
-
-
 def _neg(view: NodeView, known: Known) -> Step:
     source = 0 if 0 in known.changes else OUT
     change = known.changes[source]
@@ -129,7 +145,8 @@ def _triangle(view: NodeView, rank: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 def data_slots(view: NodeView) -> tuple[int, ...]:
     """Return the inputs of a transparent node that carry data; the others are parameters."""
-    return tuple(inputs(view)) if RULES[str(view.op)].symmetric else (0,)
+    entry = RULES[str(view.op)]
+    return tuple(inputs(view)) if entry.symmetric else entry.data
 
 
 def own_constants(view: NodeView) -> tuple[int, ...]:
@@ -139,8 +156,11 @@ def own_constants(view: NodeView) -> tuple[int, ...]:
 
 
 def data_outputs(view: NodeView) -> tuple[int, ...]:
-    """Return the outputs of a transparent node that carry data."""
-    return tuple(range(len(view.writes))) if RULES[str(view.op)].parted else (0,)
+    """Return the outputs of a transparent node that carry data; none that stay as they are."""
+    entry = RULES[str(view.op)]
+    if entry.swallows:
+        return ()
+    return tuple(range(len(view.writes))) if entry.parted else (0,)
 
 
 # --- the table ------------------------------------------------------------------------------
@@ -188,6 +208,16 @@ def _bent(
     )
 
 
+def _swallower(rule: Rule, version: int) -> Transparent:
+    return Transparent(rule, version=version, swallows=True, depth=costs.NO_POLYNOMIAL)
+
+
+def _scattering(move: Mover, version: int) -> Transparent:
+    return Transparent(
+        positions.scattered(move), data=(0, 2), version=version, depth=costs.scattering
+    )
+
+
 def _mean(rule: Rule, version: int) -> Transparent:
     return Transparent(rule, version=version, depth=costs.ONE_LEVEL)
 
@@ -195,45 +225,78 @@ def _mean(rule: Rule, version: int) -> Transparent:
 _rectifier = passes(positive=True, shift=False)
 
 RULES: Mapping[str, Transparent] = {
-    "Abs": _bent(_abs, 13),
+    "Abs": _bent(homogeneous(NORM), 13),
     "Add": _sum(sums(1, 1), 14, ConstantOperand(plus)),
+    "ArgMax": _swallower(swallowing.order(positions.axis_by("axis", 0)), 13),
+    "ArgMin": _swallower(swallowing.order(positions.axis_by("axis", 0)), 13),
     "AveragePool": _mean(passes(data_movement.windowed, shift=_mean_takes_shift), 22),
     "Cast": Transparent(passes(data_movement.cast), version=28, retypes=True),
+    "CastLike": Transparent(passes(data_movement.cast_like), version=25, retypes=True),
     "Clip": _bent(_clip, 13, rectifies=True, bounds=clamps.of_clip),
+    "Compress": Transparent(passes(positions.compressed), version=28),
     "Concat": Transparent(concat, version=13, symmetric=True),
+    "CumSum": Transparent(passes(positions.along(positions.summed_axis), shift=False), version=14),
     "DepthToSpace": Transparent(passes(data_movement.depth_to_space), version=28),
     "Div": _product(products(-1), 14, costs.division, ConstantOperand(over, data=(0,))),
     "Dropout": Transparent(_dropout, version=22),
     "Expand": Transparent(passes(data_movement.expanded), version=13),
     "Flatten": Transparent(passes(data_movement.reshaped), version=25),
     "Gather": Transparent(passes(picks.gathered), version=13, depth=costs.lookup),
+    "GatherElements": Transparent(
+        passes(positions.picked_elements), version=13, depth=costs.lookup
+    ),
+    "GatherND": Transparent(passes(positions.picked_slices), version=13, depth=costs.lookup),
     "GlobalAveragePool": _mean(passes(data_movement.windowed), 22),
     "GlobalMaxPool": _bent(passes(data_movement.windowed, positive=True), 22, picks_maxima=True),
+    "GridSample": Transparent(
+        passes(data_movement.windowed, shift=_samples_inside), version=22, depth=costs.sampling
+    ),
+    "Hardmax": _swallower(swallowing.order(swallowing.normalised_axes), 13),
     "Identity": Transparent(passes(), version=25),
     "LeakyRelu": _bent(_rectifier, 16, rectifies=True),
-    "Max": _bent(extremum, 13, symmetric=True),
+    "LogSoftmax": _swallower(swallowing.softmax, 13),
+    "LpPool": _bent(homogeneous(NORM, data_movement.windowed, squares=True), 22),
+    "Max": _bent(alike(positive=True), 13, symmetric=True),
     "MaxPool": _bent(_maxpool, 22, picks_maxima=True),
-    "Min": _bent(extremum, 13, symmetric=True),
+    "Min": _bent(alike(positive=True), 13, symmetric=True),
     "Mul": _product(products(1), 14, costs.ONE_LEVEL, ConstantOperand(times)),
     "Neg": Transparent(_neg, version=13),
     "PRelu": _bent(sloped, 16, rectifies=True, own=(1,)),
     "Pad": Transparent(passes(picks.padded), version=25),
+    "Pow": Transparent(homogeneous(power), version=15, depth=costs.power),
+    "Reciprocal": _bent(homogeneous(RECIPROCAL), 13),
+    "ReduceL1": _bent(homogeneous(NORM, data_movement.reduced), 18),
+    "ReduceL2": _bent(homogeneous(NORM, data_movement.reduced, squares=True), 18),
     "ReduceMax": _bent(passes(data_movement.reduced, positive=True), 20),
     "ReduceMean": _mean(passes(data_movement.reduced), 18),
     "ReduceMin": _bent(passes(data_movement.reduced, positive=True), 20),
     "ReduceSum": Transparent(passes(data_movement.summed), version=13),
+    "ReduceSumSquare": Transparent(
+        homogeneous(SQUARE, data_movement.reduced), version=18, depth=costs.ONE_LEVEL
+    ),
     "Relu": _bent(_rectifier, 14, rectifies=True, bounds=clamps.of_relu),
     "Reshape": Transparent(passes(data_movement.reshaped), version=25),
     "Resize": Transparent(passes(data_movement.resized), version=19, depth=costs.interpolation),
+    "ReverseSequence": Transparent(
+        passes(positions.along(positions.axis_by("time_axis", 0))), version=28
+    ),
+    "Scatter": _scattering(positions.picked_elements, 9),
+    "ScatterElements": _scattering(positions.picked_elements, 18),
+    "ScatterND": _scattering(positions.picked_slices, 18),
+    "Sign": _bent(homogeneous(SIGN), 13),
     "Slice": Transparent(passes(picks.sliced), version=13),
+    "Softmax": _swallower(swallowing.softmax, 13),
     "SpaceToDepth": Transparent(passes(data_movement.space_to_depth), version=28),
     "Split": Transparent(split, version=18, parted=True),
+    "Sqrt": _bent(homogeneous(SQUARE_ROOT), 13),
     "Squeeze": Transparent(passes(data_movement.squeezed), version=25),
     "Sub": _sum(sums(1, -1), 14, ConstantOperand(minus)),
     "Sum": _sum(sums(), 13),
     "Tile": Transparent(passes(picks.tiled), version=13),
+    "TopK": _bent(swallowing.topk, 24),
     "Transpose": Transparent(passes(data_movement.transposed), version=25),
     "Trilu": Transparent(_trilu, version=14),
     "Unsqueeze": Transparent(passes(data_movement.unsqueezed), version=25),
     "Upsample": Transparent(passes(data_movement.resized), version=9, depth=costs.interpolation),
+    "Where": Transparent(alike(slots=(1, 2)), data=(1, 2), version=16, depth=costs.selection),
 }

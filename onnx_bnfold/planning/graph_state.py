@@ -200,11 +200,12 @@ class GraphState(GraphNodes):
     def _with_port(self, index: int, port: int) -> int:
         if port not in self.ports(index):
             view = self.view(index)
-            what = (
-                "uses the tensor as a parameter"
-                if port >= 0
-                else "writes the tensor beside its data"
-            )
+            if port >= 0:
+                what = "uses the tensor as a parameter"
+            elif self.entries[index].swallows:
+                what = "writes an answer to its data"
+            else:
+                what = "writes the tensor beside its data"
             raise Refused(Reason.OPAQUE, view.label, f"it {what}, and no change of it passes")
         return index
 
@@ -234,10 +235,10 @@ class GraphState(GraphNodes):
         return self.map_by(index, self.present(index, self.operands(index).constant))
 
     def absorbs(self, index: int, key: Key) -> bool:
-        """Whether a node takes a change of a key into its constants."""
+        """Whether a node takes a change of a key, and hands nothing of it on."""
         if isinstance(key, tuple):
             return True
-        return isinstance(self.entries[index], Absorbing)
+        return isinstance(self.entries[index], Absorbing) or self.entries[index].swallows
 
     def remove(self, index: int) -> None:
         """Note that a node has become an identity and its two sides one tensor."""

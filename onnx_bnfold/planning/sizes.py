@@ -204,7 +204,9 @@ def _ends(state: GraphState, index: int) -> tuple[str, str] | None:
             return state.sides(index) if graph.opset >= 7 else None
         except Refused:
             return None
-    if not isinstance(entry, Transparent) or entry.symmetric or len(graph.writes[index]) != 1:
+    if not isinstance(entry, Transparent) or entry.symmetric or entry.swallows:
+        return None
+    if len(graph.writes[index]) != 1 or entry.data != (0,):
         return None
     return graph.reads[index][0], graph.writes[index][0]
 

@@ -12,7 +12,6 @@ Approximate Numbers" (2017): every product is followed by a rescaling, which tak
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from onnx_bnfold.model.node_view import NodeView
@@ -23,20 +22,18 @@ from onnx_bnfold.operators.table import OPERATORS
 # Operators that have no entry in ``table.OPERATORS``; an entry says it itself.
 # fmt: off
 FREE = frozenset({
-    "CastLike", "ConcatFromSequence", "CumSum", "SequenceAt", "SequenceConstruct",
-    "SplitToSequence",
+    "ConcatFromSequence", "SequenceAt", "SequenceConstruct", "SplitToSequence",
 })
 ONE_LEVEL = frozenset({
     "ConvInteger", "DequantizeLinear", "MatMulInteger", "Mean", "QLinearConv", "QLinearMatMul",
-    "ReduceSumSquare",
 })
 NON_POLYNOMIAL = frozenset({
-    "ArgMax", "ArgMin", "Ceil", "Celu", "Cos", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu",
-    "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Hardmax",
+    "Ceil", "Celu", "Cos", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu",
+    "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish",
     "LRN", "Less", "LessOrEqual", "Log",
-    "LogSoftmax", "LpNormalization", "Mish", "NonMaxSuppression", "NonZero", "QuantizeLinear",
-    "RMSNormalization", "Reciprocal", "ReduceL1", "ReduceL2", "Round", "Selu", "Sigmoid", "Sign",
-    "Sin", "Softmax", "Softplus", "Softsign", "Sqrt", "Swish", "Tanh", "ThresholdedRelu", "TopK",
+    "LpNormalization", "Mish", "NonMaxSuppression", "NonZero", "QuantizeLinear",
+    "RMSNormalization", "Round", "Selu", "Sigmoid",
+    "Sin", "Softplus", "Softsign", "Swish", "Tanh", "ThresholdedRelu",
 })
 # fmt: on
 
@@ -73,24 +70,9 @@ def _step(view: NodeView, encrypted: set[str]) -> Depth:
     raise Unknown(f"{view.label}: its multiplicative depth is not known")
 
 
-def _selection(view: NodeView, encrypted: set[str]) -> Depth:
-    return (1, 1) if view.name_in(0) in encrypted else (1, 0)
-
-
-def _power(view: NodeView, encrypted: set[str]) -> Depth:
-    exponent = None if view.name_in(1) in encrypted else view.value(1)
-    if exponent is None or (exponent < 1).any() or (exponent % 1 != 0).any():
-        return 0, 1
-    return math.ceil(math.log2(exponent.max(initial=1))), 0
-
-
 _DEPTHS: Mapping[str | None, Depth | DepthOf] = {
     **{op: entry.depth for op, entry in OPERATORS.items()},
     **dict.fromkeys(FREE, costs.FREE),
     **dict.fromkeys(ONE_LEVEL, costs.ONE_LEVEL),
     **dict.fromkeys(NON_POLYNOMIAL, costs.NO_POLYNOMIAL),
-    "GatherElements": costs.lookup,
-    "GatherND": costs.lookup,
-    "Pow": _power,
-    "Where": _selection,
 }

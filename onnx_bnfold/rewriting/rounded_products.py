@@ -175,7 +175,8 @@ def _not_finite(
         return Refused(
             Reason.NOT_FINITE,
             view.label,
-            "one of its constants is infinite or NaN; repair the model",
+            "one of its constants is infinite or NaN, and nothing is folded into such a number; "
+            "repair the model unless it is meant, as that of a mask is",
         )
     with np.errstate(over="ignore"):
         largest = float(np.abs(values.astype(np.float64) * factor).max())

@@ -9,7 +9,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import elementwise, layer_judge, layers, movement, pooling, recurrent, rule_judge  # noqa: F401  (they register generators)
+from . import (  # noqa: F401  (they register generators)
+    answers,
+    elementwise,
+    layer_judge,
+    layers,
+    movement,
+    pooling,
+    recurrent,
+    rule_judge,
+)
 from .cases import Case, spans
 from .engine import NotRunnable, make_trial
 from .inferred import misread

@@ -19,8 +19,9 @@ from .verdict import port_name
 
 # Operators that give one value for many: where a sample shows no other, it shows nothing.
 SATURATING = frozenset(
-    ("AveragePool", "Clip", "LeakyRelu", "Max", "MaxPool", "Min", "PRelu", "Relu")
-)
+    ("ArgMax", "ArgMin", "AveragePool", "Clip", "GridSample", "Hardmax", "LeakyRelu",
+     "LogSoftmax", "LpPool", "Max", "MaxPool", "Min", "PRelu", "Relu", "Softmax")
+)  # fmt: skip
 MORE = 80  # samples that a guess has to hold for
 MOST_PROBED = 160  # elements of the operands whose influence is tried one by one
 
@@ -206,10 +207,10 @@ def _hold(trial: Trial, inputs: Ports, known_outs: Ports, pairs: Sequence) -> bo
 
 def _follows(trial: Trial, port: int, y: np.ndarray, z: np.ndarray, *, fitted: bool) -> bool:
     """Whether an output changes as it may; ``(samples, *shape)`` before and after."""
-    if not is_float(y.dtype):
-        return np.array_equal(y, z)
     if trial.case.op in SATURATING and (_stuck(y) or _stuck(z)):
         return False
+    if not is_float(y.dtype):
+        return np.array_equal(y, z)
     alike, dtypes = trial.open_axes(port), (trial.case.dtype, y.dtype)
     return not fitted or affine_map(wide(y), wide(z), alike, *dtypes)
 

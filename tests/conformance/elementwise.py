@@ -9,9 +9,19 @@ import numpy as np
 from .cases import Case, Draw, Operand, generator
 
 
-@generator("Abs", "Neg", "Relu")
+@generator("Abs", "Neg", "Reciprocal", "Relu", "Sign", "Sqrt")
 def unary(d: Draw) -> Case:
     return d.node(d.data(d.shape()))
+
+
+@generator("Pow")
+def power(d: Draw) -> Case:
+    shape = d.shape()
+    exponent = d.pick(2, 2, 3, 1, -1, -2, 0.5, 1.5, 0)
+    exponents = np.full(d.pick((), (1,), (1, 1), d.operand_shape(shape)), exponent)
+    if exponents.size > 1 and d.chance(0.5):
+        exponents = exponents + d.rng.integers(0, 2, exponents.shape)
+    return d.node(d.data(shape), Y=exponents)
 
 
 @generator("LeakyRelu")
@@ -66,6 +76,20 @@ def variadic(d: Draw) -> Case:
     if d.chance(0.15):
         operands.append(operands[0])
     return d.node(*operands)
+
+
+@generator("Where")
+def where(d: Draw) -> Case:
+    shape = d.shape(0, 4)
+    condition = d.rng.random(d.operand_shape(shape)) < 0.5
+    x, y = _operand(d, d.operand_shape(shape)), _operand(d, shape)
+    if d.chance(0.5):
+        x, y = y, x
+    if d.chance(0.08):
+        x = y
+    if not x.is_data and not y.is_data:
+        x = d.data(x.value.shape)
+    return d.node(Operand("condition", condition, changes=False), x, y)
 
 
 def _operand(d: Draw, shape: list[int]) -> Operand:

@@ -94,6 +94,22 @@ def _constant_known(trial: Trial, known: Ports) -> bool:
     return any(p >= 0 and not trial.case.operands[p].is_data for p in known)
 
 
+def _has_shift(known: Ports) -> bool:
+    return any(change.has_shift for change in known.values())
+
+
+def _reduces(trial: Trial, known: Ports) -> bool:
+    return trial.case.attributes.get("reduction", "none") != "none"
+
+
+def _exclusive(trial: Trial) -> bool:
+    return trial.case.attributes.get("exclusive") == 1
+
+
+def _pointless_power(trial: Trial, known: Ports) -> bool:
+    return bool(np.isin(trial.samples[0][1], (0, 1)).any())
+
+
 def _padded(trial: Trial, known: Ports) -> bool:
     attributes = trial.case.attributes
     return any(attributes.get("pads", ())) or "SAME" in attributes.get("auto_pad", "")
@@ -172,9 +188,12 @@ EXPLAINED = (
         "Dropout", Reason.OPAQUE, _given("training_mode"),
         "in training mode with a ratio of zero nothing is dropped; no model is exported like that",
     ),
-    Explained(
-        "Cast", Reason.UNSUPPORTED_TYPE, _always,
-        "a truth value survives a scale, an integer none but by chance: it holds no floats",
+    *(
+        Explained(
+            op, Reason.UNSUPPORTED_TYPE, _always,
+            "a truth value survives a scale, an integer none but by chance: it holds no floats",
+        )
+        for op in ("Cast", "CastLike")
     ),
     Explained(
         "Resize", Reason.OPAQUE, _attribute("coordinate_transformation_mode", "tf_crop_and_resize"),
@@ -206,7 +225,7 @@ EXPLAINED = (
             "a change that varies over positions comes from no BatchNormalization",
         )
         for op in ("AveragePool", "Conv", "ConvTranspose", "DeformConv", "GlobalAveragePool",
-                   "GlobalMaxPool", "InstanceNormalization", "MaxPool")
+                   "GlobalMaxPool", "GridSample", "InstanceNormalization", "LpPool", "MaxPool")
     ),
     *(
         Explained(
@@ -224,6 +243,75 @@ EXPLAINED = (
         )
         for op in ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum")
     ),
+    *(
+        Explained(
+            op, Reason.AXES, _always,
+            "a change that varies a little along its axis leaves the order of these samples alone, "
+            "and says nothing of others",
+        )
+        for op in ("ArgMax", "ArgMin", "Hardmax")
+    ),
+    Explained(
+        "Hardmax", Reason.NEEDS_POSITIVE_SCALE, lambda trial, known: 2 in trial.shape(0),
+        "of two elements one is the largest where the other is not: no model has a Hardmax of two",
+    ),
+    Explained(
+        "LpPool", Reason.NO_SHIFT, _over_positions,
+        "a change that varies over positions comes from no BatchNormalization",
+    ),
+    *(
+        Explained(
+            op, Reason.AXES, _always,
+            "which elements it takes or adds along its axes is not looked at: channels are not "
+            "sequences",
+        )
+        for op in ("Compress", "CumSum", "GatherElements", "GatherND", "ReverseSequence",
+                   "Scatter", "ScatterElements", "ScatterND")
+    ),
+    *(
+        Explained(
+            op, reason, condition,
+            "what is written over, or to a few places, may change otherwise than the rest",
+        )
+        for op in ("Scatter", "ScatterElements", "ScatterND")
+        for reason, condition in ((Reason.CONFLICT, _always), (None, _reduces))
+    ),
+    Explained(
+        "CumSum", None, lambda trial, known: _has_shift(known) or _exclusive(trial),
+        "sums of one, two, … elements get as many shifts, a picture; the first, of none, is zero",
+    ),
+    Explained(
+        "GridSample", Reason.NO_SHIFT, _always,
+        "no sample of this grid reaches the zeros around the image, or some do: a picture",
+    ),
+    Explained(
+        "TopK", Reason.NEEDS_POSITIVE_SCALE, lambda trial, known: 1 in trial.shape(0),
+        "the largest of one element is that element: no exporter writes it",
+    ),
+    Explained(
+        "TopK", Reason.NO_SHIFT, lambda trial, known: trial.case.outputs > 1,
+        "nothing tells how large the numbers are whose order a shift must not cost",
+    ),
+    *(
+        Explained(
+            "Where", reason, _always,
+            "an operand that the condition of these samples leaves out may change otherwise",
+        )
+        for reason in (Reason.AXES, Reason.CONFLICT)
+    ),
+    Explained(
+        "Sign", Reason.NO_SHIFT, _always,
+        "a shift leaves the signs of these samples alone, and says nothing of others",
+    ),
+    Explained(
+        "Pow", None, _pointless_power,
+        "an exponent of 1 does nothing, one of 0 makes a constant; nobody exports either",
+    ),
+    Explained(
+        "Pow", Reason.OPAQUE, lambda trial, known: trial.samples[0][1].ndim > 0,
+        "exponents of several axes may be alike, or give the output further ones of size 1; "
+        "exporters write one number",
+    ),
     Explained(
         "*", Reason.CONFLICT, _constant_known,
         "a constant that has its change keeps it, though scale and shift of a constant are one",
@@ -236,10 +324,6 @@ EXPLAINED = (
     Explained(
         "Mul", Reason.PRECISION, _zero_constant,
         "behind a factor of zero anything may have been; the rule does not invent it",
-    ),
-    Explained(
-        "Mul", Reason.CONFLICT, _of_itself,
-        "a square would take the root of a scale, which no rule tries",
     ),
     Explained(
         "Squeeze", Reason.INCONSISTENT_SHAPES, _repeated_axes,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from onnx import TensorProto
 
-from .cases import Case, Draw, generator
+from .cases import Case, Draw, Operand, generator
 
 
 @generator("Identity")
@@ -23,6 +23,18 @@ def cast(d: Draw) -> Case:
     return d.node(
         d.data(d.shape()),
         to=int(to),
+        saturate=d.pick(0, 1) if d.chance(0.1) else None,
+        round_mode=d.pick("up", "down", "nearest") if d.chance(0.1) else None,
+    )
+
+
+@generator("CastLike")
+def cast_like(d: Draw) -> Case:
+    kinds = (np.float64, np.float32, np.float16) if d.chance(0.85) else (np.int32, np.int64, bool)
+    like = Operand("like", np.ones(d.pick((), (1,), (2, 3)), d.pick(*kinds)), changes=False)
+    return d.node(
+        d.data(d.shape()),
+        like,
         saturate=d.pick(0, 1) if d.chance(0.1) else None,
         round_mode=d.pick("up", "down", "nearest") if d.chance(0.1) else None,
     )
@@ -241,3 +253,98 @@ def split(d: Draw) -> Case:
         d.data(shape), outputs=outputs, split=listed, num_outputs=number,
         axis=None if axis == 0 and d.chance(0.5) else axis,
     )  # fmt: skip
+
+
+@generator("CumSum")
+def cumulated(d: Draw) -> Case:
+    shape = d.shape(1, 5)
+    axis = np.full(d.pick((), (1,)), d.axis(len(shape)))
+    return d.node(
+        d.data(shape), axis=axis, exclusive=d.pick(None, 0, 1), reverse=d.pick(None, 0, 1)
+    )
+
+
+@generator("ReverseSequence")
+def reverse_sequence(d: Draw) -> Case:
+    shape = d.shape(2, 5)
+    batch = d.pick(None, 0, 1)
+    time = {None: d.pick(None, 0), 0: 1, 1: d.pick(None, 0)}[batch]
+    size, count = shape[0 if time is None else time], shape[1 if batch is None else batch]
+    lengths = d.integers(min(1, size), size, count)
+    return d.node(d.data(shape), sequence_lens=lengths, batch_axis=batch, time_axis=time)
+
+
+@generator("Compress")
+def compress(d: Draw) -> Case:
+    shape = d.shape(1, 4)
+    axis = d.axis(len(shape)) if d.since >= 11 else d.integer(0, len(shape) - 1)
+    axis = None if d.chance(0.2) else axis
+    size = int(np.prod(shape)) if axis is None else shape[axis]
+    return d.node(d.data(shape), condition=d.rng.random(d.integer(0, size)) < 0.7, axis=axis)
+
+
+def _indices_along(d: Draw, shape: list[int], axis: int) -> np.ndarray:
+    """Positions along an axis for some or all positions of the others."""
+    axis %= len(shape)
+    own = [n if d.chance(0.8) else d.integer(min(1, n), n) for n in shape]
+    own[axis] = d.integer(0, 4) if shape[axis] else 0
+    size = shape[axis]
+    return d.rng.integers(-size, max(size, 1), own)
+
+
+@generator("GatherElements")
+def gather_elements(d: Draw) -> Case:
+    shape = d.shape(1, 4)
+    axis = d.axis(len(shape))
+    default = axis % len(shape) == 0 and d.chance(0.5)
+    return d.node(
+        d.data(shape),
+        indices=_indices_along(d, shape, axis),
+        axis=None if default else axis,
+    )
+
+
+@generator("Scatter", "ScatterElements")
+def scatter_elements(d: Draw) -> Case:
+    shape = d.shape(1, 4)
+    axis = d.axis(len(shape))
+    indices = _indices_along(d, shape, axis)
+    return d.node(
+        d.constant(shape) if d.chance(0.2) else d.data(shape),
+        Operand("indices", indices, changes=False),
+        d.data(indices.shape),
+        axis=None if axis % len(shape) == 0 and d.chance(0.5) else axis,
+        reduction=d.pick(None, "none", "none", "add", "mul", "max", "min"),
+    )
+
+
+def _indices_of_slices(d: Draw, shape: list[int], batch: int, named: int) -> np.ndarray:
+    free = d.integers(1, 3, d.integer(0 if batch else 1, 2))
+    parts = [d.rng.integers(-n, max(n, 1), [*shape[:batch], *free]) for n in
+             shape[batch : batch + named]]  # fmt: skip
+    return np.stack(parts, axis=-1)
+
+
+@generator("GatherND")
+def gather_nd(d: Draw) -> Case:
+    shape = d.shape(1, 5, sizes=(1, 2, 3, 4))
+    batch = d.integer(0, min(2, len(shape) - 1)) if d.has("batch_dims") else 0
+    named = d.integer(1, len(shape) - batch)
+    return d.node(
+        d.data(shape),
+        indices=_indices_of_slices(d, shape, batch, named),
+        batch_dims=batch or d.pick(None, 0),
+    )
+
+
+@generator("ScatterND")
+def scatter_nd(d: Draw) -> Case:
+    shape = d.shape(1, 4)
+    named = d.integer(1, len(shape))
+    indices = _indices_of_slices(d, shape, 0, named)
+    return d.node(
+        d.constant(shape) if d.chance(0.2) else d.data(shape),
+        Operand("indices", indices, changes=False),
+        d.data([*indices.shape[:-1], *shape[named:]]),
+        reduction=d.pick(None, "none", "none", "add", "mul", "max", "min"),
+    )

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .cases import Case, Draw, generator
+from .cases import Case, Draw, Operand, generator
 
 
 def windows(d: Draw, sizes: list[int], kernel: list[int]) -> dict[str, Any]:
@@ -70,7 +70,21 @@ def global_pool(d: Draw) -> Case:
     return d.node(d.data(d.shape(d.pick(2, 3, 3), 5)))
 
 
-@generator("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum")
+@generator("LpPool")
+def lp_pool(d: Draw) -> Case:
+    shape, spatial = _image(d)
+    return d.node(
+        d.data(shape),
+        **windows(d, shape[2:], d.integers(1, 3, spatial)),
+        ceil_mode=d.pick(None, 0, 1),
+        p=d.pick(None, 1, 2, 3),
+    )
+
+
+@generator(
+    *("ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"),
+    "ReduceSumSquare",
+)
 def reduce(d: Draw) -> Case:
     shape = d.shape(0, 5)
     axes = d.axes(len(shape))
@@ -152,3 +166,20 @@ def resize(d: Draw) -> Case:
 
 def _scale(d: Draw) -> float:
     return d.pick(2.0, 0.5, 1.2, 1.5, 0.7, 0.9, 3.0, 1.0)
+
+
+@generator("GridSample")
+def grid_sample(d: Draw) -> Case:
+    spatial = 3 if d.since >= 20 and d.chance(0.3) else 2
+    sizes = d.integers(1, 4, spatial)
+    shape = [d.integer(1, 2), d.integer(1, 3), *sizes]
+    modes = ("bilinear", "nearest", "bicubic") if d.since < 20 else ("linear", "nearest", "cubic")
+    reach = d.pick(0.9, 1.5, 4.0)
+    grid = d.rng.uniform(-reach, reach, [shape[0], *d.integers(1, 4, spatial), spatial])
+    return d.node(
+        d.data(shape),
+        Operand("grid", grid.astype(d.dtype), changes=False),
+        mode=d.pick(None, *modes[: 2 if spatial == 3 else 3]),
+        padding_mode=d.pick(None, "zeros", "border", "border", "reflection", "reflection"),
+        align_corners=d.pick(None, 0, 1),
+    )

@@ -30,6 +30,7 @@ WRONG = {
     "a window in the padding behind": (11, [1, 4, 1, 1], "AveragePool", [], PADDED),
     "dilated windows, automatic pads": (12, [1, 4, 4, 4], "MaxPool", [], GAPS),
     "dilated windows, automatic pads, 22": (22, [1, 4, 4, 4], "AveragePool", [], GAPS),
+    "a window of a norm behind the image": (18, [1, 4, 2, 2], "LpPool", [], ONES),
     "a Slice to the front": (13, [1, 4, 3, 3], "Slice", ending(INT_MAX), {}),
     "a Slice to the front, 64 bits": (13, [1, 4, 3, 3], "Slice", ending(INT64_MAX), {}),
     "an aspect ratio": (

@@ -793,11 +793,225 @@ TRIANGLES = [
     Rule("trilu-open-sizes-shift", trilu(), ("N", 4, "H", "W"), **refused(Reason.UNKNOWN_SHAPE)),
 ]  # fmt: skip
 
+
+def pow_by(exponent, dtype=np.float32) -> Callable[[Net, str], str]:
+    return simple("Pow", const(np.asarray(exponent), dtype))
+
+
+def of_norms(op: str) -> Callable[[Net, str], str]:
+    """The operator on norms of positions, which are positive."""
+    return lambda n, t: n.op(op, n.op("ReduceL2", t, n.ints(2, 3)))
+
+
+# Norms, which lose the sign of a scale; `odd` functions keep it.
+NORMS = {
+    "abs": (simple("Abs"), 17),
+    "reduce-l1-13": (simple("ReduceL1", axes=[2, 3]), 13),
+    "reduce-l1-18": (simple("ReduceL1", ints(-1), keepdims=0), 18),
+    "reduce-l2-13": (simple("ReduceL2", axes=[2], keepdims=0), 13),
+    "reduce-l2-18": (simple("ReduceL2", ints(2, 3)), 18),
+    "reduce-sum-square-13": (simple("ReduceSumSquare", axes=[-1]), 13),
+    "reduce-sum-square-18": (simple("ReduceSumSquare", ints(2)), 18),
+    "lp-pool": (simple("LpPool", kernel_shape=[2, 2], p=3), 17),
+    "lp-pool-pads": (simple("LpPool", kernel_shape=[3, 3], pads=[1] * 4), 18),
+    "lp-pool-of-magnitudes": (simple("LpPool", kernel_shape=[2, 2], strides=[2, 2], p=1), 22),
+    "pow-2": (pow_by(2.0), 17),
+    "pow-2-of-integers": (pow_by(np.int64(2)), 17),
+    "pow-2-a-vector": (pow_by([2.0]), 7),
+    "pow-4": (pow_by(4.0), 17),
+}
+ODD_FUNCTIONS = {"reciprocal": simple("Reciprocal"), "pow-3": pow_by(3.0), "pow-1": pow_by(1.0)}
+HOMOGENEOUS = [
+    *(
+        rule
+        for id, (build, opset) in NORMS.items()
+        for rule in (
+            Rule(f"{id}-positive", build, opset=opset, norm=POSITIVE_SCALE),
+            Rule(f"{id}-sign", build, opset=opset, norm=SCALE, up=Reason.NEEDS_POSITIVE_SCALE),
+            Rule(f"{id}-shift", build, opset=opset, norm=POSITIVE, **refused(Reason.NO_SHIFT)),
+        )
+    ),
+    *(
+        rule
+        for id, build in ODD_FUNCTIONS.items()
+        for rule in (
+            Rule(f"{id}-scale", build, norm=SCALE),
+            Rule(f"{id}-shift", build, norm=POSITIVE, **refused(Reason.NO_SHIFT)),
+        )
+    ),
+    *(
+        rule
+        for id, build in {
+            "sqrt": of_norms("Sqrt"),
+            "pow-half": lambda n, t: pow_by(0.5)(n, n.op("Abs", t)),
+        }.items()
+        for rule in (
+            Rule(f"{id}-positive", build, norm=POSITIVE_SCALE, opset=18),
+            Rule(f"{id}-sign", build, norm=SCALE, opset=18, up=Reason.NEEDS_POSITIVE_SCALE),
+        )
+    ),
+    Rule("sign-scale", simple("Sign"), norm=SCALE, up=Reason.OPAQUE),
+    Rule("sign-shift", simple("Sign"), norm=POSITIVE, **refused(Reason.NO_SHIFT)),
+    *(
+        Rule(f"{id}-some-zero", build, norm=SCALE | {"signs": "some zero"}, up=None, down=down)
+        for id, build, down in (
+            ("reduce-l2", simple("ReduceL2", axes=[2]), FOLDS),
+            # A channel that was zero has a sign of its own when it is not.
+            ("sign", simple("Sign"), Reason.PRECISION),
+            ("pow-2", pow_by(2.0), Reason.PRECISION),
+        )
+    ),
+    Rule("reduce-l1-channel", simple("ReduceL1", axes=[1]), norm=POSITIVE_SCALE, opset=13,
+         down=Reason.AXES),
+    Rule("pow-0", pow_by(0.0), norm=POSITIVE_SCALE, **refused(Reason.OPAQUE)),
+    Rule("pow-of-several", pow_by([2.0, 3, 2, 2]), norm=POSITIVE_SCALE, **refused(Reason.OPAQUE)),
+    Rule("pow-of-more-axes", pow_by([[[2.0]]]), (2, 4), norm=POSITIVE_SCALE, up=None,
+         down=Reason.OPAQUE),
+    Rule("pow-computed", lambda n, t: n.op("Pow", t, n.input("e", [], TensorProto.INT64)),
+         norm=POSITIVE_SCALE, **refused(Reason.PARAMETERS_NOT_CONSTANT)),
+]  # fmt: skip
+
+
+def masked(value, *, swapped: bool = False) -> Callable[[Net, str], str]:
+    """A Where of the tensor and a constant, by a mask of positions that is an input."""
+
+    def build(n: Net, t: str) -> str:
+        mask = n.input("mask", [1, *n.shape(t)[2:]], TensorProto.BOOL)
+        sides = [t, n.const(np.array(value))]
+        return n.op("Where", mask, *(sides[::-1] if swapped else sides))
+
+    return build
+
+
+def masked_by_itself(n: Net, t: str) -> str:
+    return n.op("Where", n.op("Greater", t, n.const(np.float32(0))), t, n.const(np.float32(0)))
+
+
+CHOICES = [
+    Rule("where-zeros", masked(0.0), norm=SCALE),
+    Rule("where-a-number", masked(1.5, swapped=True)),
+    Rule("where-9", masked(np.arange(4.0).reshape(4, 1, 1)), opset=9),
+    Rule("where-a-constant-that-would-grow", masked(np.ones((1, 1, 16, 20))), ("N", 4, 16, 20),
+         **refused(Reason.NOT_SMALLER)),
+    Rule("where-by-itself", masked_by_itself, norm=POSITIVE_SCALE, **refused(Reason.OPAQUE)),
+]  # fmt: skip
+
+
+def scattered(dims: tuple[int, ...], op: str, indices, **attributes) -> Callable[[Net, str], str]:
+    """The tensor written into zeros of some shape."""
+    return lambda n, t: n.op(
+        op, n.const(np.zeros(dims)), n.const(np.array(indices)), t, **attributes
+    )
+
+
+def picked(op: str, indices, **attributes) -> Callable[[Net, str], str]:
+    return simple(op, const(np.array(indices)), **attributes)
+
+
+def largest(*inputs: Callable[[Net], str], **attributes) -> Callable[[Net, str], str]:
+    """The values of a TopK."""
+    return lambda n, t: n.op("TopK", t, *(m(n) for m in inputs), outputs=2, **attributes)[0]
+
+
+def sampled(**attributes) -> Callable[[Net, str], str]:
+    grid = np.random.default_rng(0).uniform(-1.5, 1.5, (1, 3, 2, 2))
+    return simple("GridSample", const(grid), **attributes)
+
+
+def cast_there_and_back(n: Net, t: str) -> str:
+    return n.op("CastLike", n.op("CastLike", t, n.const(1.0, np.float64)), n.const(1.0))
+
+
+def compressed_to_a_vector(n: Net, t: str) -> str:
+    kept = n.const(np.array([True] * 4))
+    return n.op("Reshape", n.op("Compress", t, kept), n.ints(2, 2))
+
+
+def picked_by_an_input(n: Net, t: str) -> str:
+    return n.op("GatherND", t, n.input("i", [3, 1], TensorProto.INT64))
+
+
+ROWS = (2, 4, 6)
+TO_TWO = [[0], [2]]
+TO_CHANNELS = [[[0, 1]] * 4] * 2
+THREE = np.random.default_rng(0).integers(-6, 6, (2, 4, 3))
+CHOSEN = np.array([True, False, True])
+PLACES = [
+    Rule("cast-like", cast_there_and_back),
+    Rule("cast-like-integer", lambda n, t: n.op("CastLike", n.op("CastLike", t, n.ints(1)), t),
+         norm=POSITIVE_SCALE, **refused(Reason.UNSUPPORTED_TYPE)),
+    Rule("cum-sum", simple("CumSum", ints(2), exclusive=1), norm=SCALE),
+    Rule("cum-sum-11", simple("CumSum", const(np.int64(-1)), reverse=1), opset=11, norm=SCALE),
+    Rule("cum-sum-shift", simple("CumSum", ints(2)), **refused(Reason.NO_SHIFT)),
+    Rule("cum-sum-channel", simple("CumSum", ints(1)), norm=SCALE, **refused(Reason.AXES)),
+    Rule("cum-sum-computed", lambda n, t: n.op("CumSum", t, n.input("a", [], TensorProto.INT64)),
+         norm=SCALE, **refused(Reason.PARAMETERS_NOT_CONSTANT)),
+    Rule("reverse-sequence", simple("ReverseSequence", ints(1, 3, 2, 1)), (3, 4, 2)),
+    Rule("reverse-sequence-channel",
+         simple("ReverseSequence", ints(4, 2), batch_axis=0, time_axis=1), (2, 4, 3),
+         **refused(Reason.AXES)),
+    Rule("compress", simple("Compress", const(CHOSEN), axis=2)),
+    Rule("compress-all", compressed_to_a_vector, ROWS, **refused(Reason.AXES)),
+    Rule("gather-elements", picked("GatherElements", THREE, axis=2), ROWS),
+    Rule("gather-elements-11", picked("GatherElements", THREE, axis=-1), ROWS, opset=11),
+    Rule("gather-elements-channel", picked("GatherElements", THREE % 4, axis=1), ROWS,
+         **refused(Reason.AXES)),
+    Rule("gather-elements-of-the-first-channels", picked("GatherElements", THREE[:, :3], axis=2),
+         ROWS, **refused(Reason.AXES)),
+    Rule("gather-nd", picked("GatherND", [[1], [0], [1]]), ROWS),
+    Rule("gather-nd-by-more-axes", lambda n, t: n.op("Reshape", picked(
+        "GatherND", [[[1], [0]]])(n, t), n.ints(*ROWS)), ROWS),
+    Rule("gather-nd-11", picked("GatherND", [[-1], [0]]), ROWS, opset=11),
+    Rule("gather-nd-computed", picked_by_an_input, ROWS),
+    Rule("gather-nd-channel", picked("GatherND", [[1, 2], [0, 3]]), ROWS, up=None,
+         down=Reason.AXES),
+    Rule("gather-nd-in-a-batch", picked("GatherND", [[[1], [2]], [[0], [3]]], batch_dims=1), ROWS,
+         **refused(Reason.AXES)),
+    Rule("scatter-nd", scattered((3, 4, 6), "ScatterND", TO_TWO), ROWS),
+    Rule("scatter-nd-11", scattered((3, 4, 6), "ScatterND", TO_TWO), ROWS, opset=11),
+    Rule("scatter-nd-channel", scattered((3, 5, 6), "ScatterND", TO_CHANNELS), ROWS,
+         **refused(Reason.AXES)),
+    Rule("scatter-nd-add", scattered((3, 4, 6), "ScatterND", TO_TWO, reduction="add"), ROWS,
+         norm=SCALE),
+    Rule("scatter-nd-add-shift", scattered((3, 4, 6), "ScatterND", TO_TWO, reduction="add"), ROWS,
+         **refused(Reason.NO_SHIFT)),
+    Rule("scatter-nd-mul", scattered((3, 4, 6), "ScatterND", TO_TWO, reduction="mul"), ROWS,
+         norm=SCALE, **refused(Reason.OPAQUE)),
+    *(
+        rule
+        for op, opset in (("Scatter", 9), ("ScatterElements", 11), ("ScatterElements", 18))
+        for rule in (
+            Rule(f"{op}-{opset}", scattered((2, 4, 7), op, THREE % 7, axis=2), (2, 4, 3),
+                 opset=opset),
+            Rule(f"{op}-{opset}-channel", scattered((2, 5, 3), op, THREE % 5, axis=1), (2, 4, 3),
+                 opset=opset, **refused(Reason.AXES)),
+        )
+    ),
+    *(
+        Rule(f"scatter-elements-max-{signs}",
+             scattered((2, 4, 7), "ScatterElements", THREE % 7, axis=2, reduction="max"),
+             (2, 4, 3), opset=18, norm={"signs": signs}, up=outcome, down=outcome)
+        for signs, outcome in (("positive", FOLDS), ("mixed", Reason.NEEDS_POSITIVE_SCALE))
+    ),
+    Rule("top-k-7", largest(k=2), opset=7, norm=POSITIVE),
+    Rule("top-k-10", largest(ints(2), axis=2), opset=10, norm=POSITIVE),
+    Rule("top-k-smallest", largest(ints(2), axis=-2, largest=0), norm=POSITIVE),
+    Rule("top-k-sign", largest(ints(2)), norm=SCALE, **refused(Reason.NEEDS_POSITIVE_SCALE)),
+    Rule("top-k-channel", largest(ints(2), axis=1), norm=POSITIVE, **refused(Reason.AXES)),
+    Rule("grid-sample-zeros", sampled(), (1, 4, 4, 4), norm=SCALE),
+    Rule("grid-sample-zeros-shift", sampled(padding_mode="zeros"), (1, 4, 4, 4),
+         **refused(Reason.NO_SHIFT)),
+    *(
+        Rule(f"grid-sample-{opset}-{mode}-{padding}", sampled(mode=mode, padding_mode=padding),
+             (1, 4, 4, 4), opset=opset)
+        for opset, modes in ((16, ("bilinear", "bicubic")), (20, ("linear", "nearest", "cubic")))
+        for mode in modes
+        for padding in ("border", "reflection")
+    ),
+]  # fmt: skip
+
 OTHERS = [
     Rule("neg", simple("Neg")),
-    Rule("abs-positive", simple("Abs"), norm=POSITIVE_SCALE),
-    Rule("abs-sign", simple("Abs"), up=Reason.NEEDS_POSITIVE_SCALE, norm=SCALE),
-    Rule("abs-shift", simple("Abs"), norm=POSITIVE, **refused(Reason.NO_SHIFT)),
     Rule("mul-constant", lambda n, t: n.op("Mul", t, n.random(4, 1, 1))),
     Rule("mul-scalar", lambda n, t: n.op("Mul", n.random(), t)),
     Rule("add-constant", lambda n, t: n.op("Add", n.random(1, 4, 1, 1), t)),
@@ -818,7 +1032,19 @@ OTHERS = [
     ),
 ]
 
-RULES = MOVING + SLICES + ACTIVATIONS + POOLS + RESIZES + PADS + TRIANGLES + OTHERS
+RULES = (
+    MOVING
+    + SLICES
+    + ACTIVATIONS
+    + POOLS
+    + RESIZES
+    + PADS
+    + TRIANGLES
+    + HOMOGENEOUS
+    + CHOICES
+    + PLACES
+    + OTHERS
+)
 
 
 def cases(direction: str) -> list:
@@ -1086,6 +1312,41 @@ def sum_with_graph_input(n):
     return n.bn(n.op("Sum", n.conv("x", 4), "x", n.conv("x", 4)))
 
 
+def mask(n):
+    return n.input("mask", ["N", 1, 4, 4], TensorProto.BOOL)
+
+
+@several()
+def where_of_two_layers(n):
+    return n.bn(n.op("Where", mask(n), n.conv("x", 4), n.conv("x", 4)))
+
+
+@several(1, Reason.GRAPH_INPUT)
+def where_with_graph_input(n):
+    return n.bn(n.op("Where", mask(n), n.conv("x", 4), "x"))
+
+
+@several()
+def where_in_front_of_a_layer(n):
+    return n.conv(n.op("Where", mask(n), n.bn("x"), n.conv("x", 4)), 2)
+
+
+@several()
+def where_of_constants(n):
+    return n.bn(n.op("Where", mask(n), n.random(4, 1, 1), n.random(1, 1, 1)), channels=4)
+
+
+@several(1, Reason.AXES)
+def where_broadcasts_over_channels(n):
+    return n.bn(n.op("Where", mask(n), n.conv("x", 4), n.conv("x", 1)))
+
+
+@several(1, Reason.NOT_FINITE)
+def where_the_lowest_number(n):
+    t = n.op("Where", mask(n), n.conv("x", 4), n.const(np.float32(-np.inf)))
+    return n.bn(n.op("ReduceMax", t, axes=[2, 3]), signs="positive")
+
+
 @several()
 def max_of_two_layers(n):
     return n.bn(n.op("Max", n.conv("x", 4), n.conv("x", 4)), signs="positive")
@@ -1145,10 +1406,73 @@ def gating_by_a_sigmoid_of_itself(n):
     return n.bn(n.op("Mul", t, n.op("Sigmoid", t)), shift=False)
 
 
-@several(1, Reason.CONFLICT, Reason.NEEDS_POSITIVE_SCALE, Reason.OPAQUE)
+@several()
 def square(n):
     t = n.conv("x", 4)
+    return n.bn(n.op("Mul", t, t), **POSITIVE_SCALE)
+
+
+@several()
+def square_in_front_of_a_layer(n):
+    t = n.bn("x", shift=False)
+    return n.conv(n.op("Mul", t, t), 2)
+
+
+@several(1, Reason.NEEDS_POSITIVE_SCALE)
+def square_has_no_negative_root(n):
+    t = n.conv("x", 4)
     return n.bn(n.op("Mul", t, t), shift=False)
+
+
+@several(1, Reason.NO_SHIFT)
+def square_refuses_a_shift(n):
+    t = n.bn("x", signs="positive")
+    return n.conv(n.op("Mul", t, t), 2)
+
+
+@several(opset=9)
+def compress_9_in_front_of_a_layer(n):
+    y = n.op("Compress", n.bn("x"), n.const(CHOSEN), axis=3)
+    return n.conv(y, 2, channels=4, rank=4)
+
+
+@several(1, Reason.AXES)
+def compress_of_channels(n):
+    return n.bn(n.op("Compress", n.conv("x", 4), n.const(CHOSEN), axis=1), channels=2)
+
+
+INTO = np.array([[1], [0]])
+
+
+@several(shape=(2, 4, 4, 4))
+def scatter_of_two_layers(n):
+    """One writes into what the other has made."""
+    return n.bn(n.op("ScatterND", n.conv("x", 4), n.const(INTO), n.conv("x", 4)))
+
+
+@several(1, Reason.GRAPH_INPUT, shape=(2, 4, 4, 4))
+def scatter_into_the_graph_input(n):
+    return n.bn(n.op("ScatterND", "x", n.const(INTO), n.conv("x", 4)))
+
+
+@several()
+def the_largest_and_where_they_are(n):
+    """A positive scale leaves the indices as they are."""
+    values, indices = n.op("TopK", n.conv("x", 4), n.ints(2), outputs=2)
+    return n.bn(values, **POSITIVE_SCALE), indices
+
+
+@several(1, Reason.NO_SHIFT)
+def the_largest_and_where_they_are_refuse_a_shift(n):
+    values, indices = n.op("TopK", n.conv("x", 4), n.ints(2), outputs=2)
+    return n.bn(values, signs="positive"), indices
+
+
+@several(1, Reason.PRECISION)
+def the_largest_of_zeros_are_no_others(n):
+    t = n.bn("x", signs=(1, 0), shift=False)
+    values, indices = n.op("TopK", t, n.ints(2), outputs=2)
+    return n.conv(values, 2), indices
 
 
 @several()
@@ -1236,6 +1560,40 @@ def resize_by_a_graph_input(n):
 @several(1, Reason.UNKNOWN_SHAPE)
 def squeeze_of_axes_that_may_be_one(n):
     return n.bn(n.op("Squeeze", n.conv("x", 4, kernel=4)), channels=4)
+
+
+def of_the_batch(n, op, t):
+    """Move blocks of positions to the batch, or back, as TensorFlow's atrous convolutions do."""
+    turned = n.op(op, n.op("Transpose", t, perm=[1, 0, 2, 3]), blocksize=2)
+    return n.op("Transpose", turned, perm=[1, 0, 2, 3])
+
+
+@several(shape=(2, 6, 8, 8))
+def atrous_conv_of_blocks_in_the_batch(n):
+    padded = n.op("Pad", n.relu(n.bn("x", **POSITIVE_SCALE)), n.ints(0, 0, 2, 2, 0, 0, 2, 2))
+    y = n.conv(of_the_batch(n, "SpaceToDepth", padded), 6, 3, bias=False, group=6)
+    whole = of_the_batch(n, "DepthToSpace", y)
+    return n.bn(n.op("Slice", whole, n.ints(0, 0), n.ints(8, 8), n.ints(2, 3)))
+
+
+@several(shape=(2, 6, 8, 8))
+def atrous_conv_of_blocks_by_reshape(n):
+    """The same as TensorFlow's own nodes write it, with the channels last."""
+    t = n.op("Transpose", n.conv("x", 6), perm=[0, 2, 3, 1])
+    blocks = n.op(
+        "Transpose", n.op("Reshape", t, n.ints(2, 4, 2, 4, 2, 6)), perm=[2, 4, 0, 1, 3, 5]
+    )
+    small = n.op("Reshape", blocks, n.ints(8, 4, 4, 6))
+    y = n.conv(n.op("Transpose", small, perm=[0, 3, 1, 2]), 6, 3, pads=[1] * 4)
+    y = n.op("Reshape", n.op("Transpose", y, perm=[0, 2, 3, 1]), n.ints(2, 2, 2, 4, 4, 6))
+    whole = n.op("Reshape", n.op("Transpose", y, perm=[2, 3, 0, 4, 1, 5]), n.ints(2, 8, 8, 6))
+    return n.bn(n.op("Transpose", whole, perm=[0, 3, 1, 2]))
+
+
+@several(1, Reason.AXES)
+def blocks_of_rows_that_become_channels(n):
+    y = n.op("Transpose", n.conv("x", 4), perm=[0, 2, 1, 3])
+    return n.bn(n.op("Transpose", n.op("DepthToSpace", y, blocksize=2), perm=[0, 2, 1, 3]))
 
 
 def shuffled(n, t, *order):
@@ -1420,6 +1778,31 @@ def test_a_clip_of_odd_bounds_stays(bounds):
     clipped = net.op("Clip", net.conv("x", 4), *(net.const(np.float32(b)) for b in bounds))
     _, report = fold_checked(net.model(net.bn(clipped, **POSITIVE_SCALE)), kept=1, compare=False)
     assert Reason.OPAQUE in reasons(report)[0]
+
+
+@pytest.mark.parametrize(
+    ("build", "norm", "reason"),
+    [(simple("Sqrt"), SCALE, Reason.NEEDS_POSITIVE_SCALE),
+     (pow_by(-0.5), SCALE, Reason.NEEDS_POSITIVE_SCALE),
+     (pow_by(np.inf), POSITIVE_SCALE, Reason.OPAQUE)],
+)  # fmt: skip
+def test_what_makes_numbers_of_positive_ones_only(build, norm, reason):
+    net = Net(IMAGE)
+    model = net.model(net.conv(build(net, net.bn("x", **norm)), 2))
+    _, report = fold_checked(model, kept=1, compare=False)
+    assert reason in reasons(report)[0], report.lines()
+
+
+@pytest.mark.parametrize("op", ["ReduceL2", "LpPool"])
+def test_squares_of_halves_are_not_rescaled(op):
+    """Of 200, which a scale of 1 leaves alone, a scale of 2 makes a square beyond 65504."""
+    net = Net(())
+    x = net.input("t", [2, 4, 6], TensorProto.FLOAT16)
+    t = net.bn(x, channels=4, signs="positive", shift=False, dtype=np.float16)
+    y = net.op(op, t, **({"axes": [2]} if op == "ReduceL2" else {"kernel_shape": [6]}))
+    y = net.op("Conv", y, net.random(2, 4, 1, dtype=np.float16))
+    report = onnx_bnfold.plan(net.model(y))
+    assert Reason.RANGE in reasons(report)[0], report.lines()
 
 
 @pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div"])

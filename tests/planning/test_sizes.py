@@ -55,3 +55,13 @@ def test_a_norm_that_stays_is_no_constant_behind_what_is_normalised():
     assert not usual_sizes(state, y)
     state.removed.add(3)
     assert usual_sizes(state, y)
+
+
+def test_an_answer_is_not_of_the_size_of_what_it_is_about():
+    net = Net(("N", 4, 3))
+    ones, zeros = net.const(np.ones(4)), net.const(np.zeros(4))
+    x = net.op("BatchNormalization", "x", ones, zeros, zeros, ones, epsilon=0.0)
+    y = net.op("Softmax", x)
+    state = net.state(y)
+    assert sizes(state, x)
+    assert not sizes(state, y)

@@ -17,9 +17,18 @@ from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators import clamps, costs, data_movement, picks
 from onnx_bnfold.operators.broadcasting import extremum, products, sums
 from onnx_bnfold.operators.constant_operand import minus, over, plus, times
-from onnx_bnfold.operators.entries import OUT, Combines, ConstantOperand
+from onnx_bnfold.operators.entries import OUT, Combines, ConstantOperand, HandsOn
 from onnx_bnfold.operators.parts import concat, split
-from onnx_bnfold.operators.rules import Known, Rule, Step, Transparent, inputs, passes, require
+from onnx_bnfold.operators.rules import (
+    Known,
+    Mover,
+    Rule,
+    Step,
+    Transparent,
+    inputs,
+    passes,
+    require,
+)
 from onnx_bnfold.reasons import Reason, Refused
 
 
@@ -167,7 +176,6 @@ def _bent(
     symmetric: bool = False,
     rectifies: bool = False,
     bounds: clamps.BoundsOf | None = None,
-    picks_maxima: bool = False,
 ) -> Transparent:
     return Transparent(
         rule,
@@ -176,12 +184,40 @@ def _bent(
         depth=costs.NO_POLYNOMIAL,
         rectifies=rectifies,
         bounds=bounds,
+    )
+
+
+def _extremes(rule: Rule, version: int, *, picks_maxima: bool = False) -> Transparent:
+    return Transparent(
+        rule,
+        version=version,
+        depth=costs.NO_POLYNOMIAL,
+        hands_on=HandsOn.SOME,
         picks_maxima=picks_maxima,
     )
 
 
 def _mean(rule: Rule, version: int) -> Transparent:
-    return Transparent(rule, version=version, depth=costs.ONE_LEVEL)
+    return Transparent(rule, version=version, depth=costs.ONE_LEVEL, hands_on=HandsOn.BETWEEN)
+
+
+def _moved(move: Mover, version: int) -> Transparent:
+    return Transparent(passes(move), version=version, hands_on=HandsOn.ALL)
+
+
+def _picked(
+    move: Mover, version: int, depth: costs.Depth | costs.DepthOf = costs.FREE
+) -> Transparent:
+    return Transparent(passes(move), version=version, depth=depth, hands_on=HandsOn.SOME)
+
+
+def _interpolated(version: int) -> Transparent:
+    return Transparent(
+        passes(data_movement.resized),
+        version=version,
+        depth=costs.interpolation,
+        hands_on=HandsOn.BETWEEN,
+    )
 
 
 _rectifier = passes(positive=True, shift=False)
@@ -190,42 +226,44 @@ RULES: Mapping[str, Transparent] = {
     "Abs": _bent(_abs, 13),
     "Add": _sum(sums(1, 1), 14, ConstantOperand(plus)),
     "AveragePool": _mean(passes(data_movement.windowed, shift=_mean_takes_shift), 22),
-    "Cast": Transparent(passes(data_movement.cast), version=28, retypes=True),
+    "Cast": Transparent(passes(data_movement.cast), version=28, hands_on=HandsOn.ALL, retypes=True),
     "Clip": _bent(_clip, 13, rectifies=True, bounds=clamps.of_clip),
-    "Concat": Transparent(concat, version=13, symmetric=True),
-    "DepthToSpace": Transparent(passes(data_movement.depth_to_space), version=28),
+    "Concat": Transparent(concat, version=13, symmetric=True, hands_on=HandsOn.ALL),
+    "DepthToSpace": _moved(data_movement.depth_to_space, 28),
     "Div": _product(products(-1), 14, costs.division, ConstantOperand(over, data=(0,))),
-    "Dropout": Transparent(_dropout, version=22),
-    "Expand": Transparent(passes(data_movement.expanded), version=13),
-    "Flatten": Transparent(passes(data_movement.reshaped), version=25),
-    "Gather": Transparent(passes(picks.gathered), version=13, depth=costs.lookup),
+    "Dropout": Transparent(_dropout, version=22, hands_on=HandsOn.ALL),
+    "Expand": _moved(data_movement.expanded, 13),
+    "Flatten": _moved(data_movement.reshaped, 25),
+    "Gather": _picked(picks.gathered, 13, costs.lookup),
     "GlobalAveragePool": _mean(passes(data_movement.windowed), 22),
-    "GlobalMaxPool": _bent(passes(data_movement.windowed, positive=True), 22, picks_maxima=True),
-    "Identity": Transparent(passes(), version=25),
+    "GlobalMaxPool": _extremes(
+        passes(data_movement.windowed, positive=True), 22, picks_maxima=True
+    ),
+    "Identity": _moved(data_movement.unmoved, 25),
     "LeakyRelu": _bent(_rectifier, 16, rectifies=True),
     "Max": _bent(extremum, 13, symmetric=True),
-    "MaxPool": _bent(_maxpool, 22, picks_maxima=True),
+    "MaxPool": _extremes(_maxpool, 22, picks_maxima=True),
     "Min": _bent(extremum, 13, symmetric=True),
     "Mul": _product(products(1), 14, costs.ONE_LEVEL, ConstantOperand(times)),
     "Neg": Transparent(_neg, version=13),
     "PRelu": _bent(_rectifier, 16, rectifies=True),
-    "Pad": Transparent(passes(picks.padded), version=25),
-    "ReduceMax": _bent(passes(data_movement.reduced, positive=True), 20),
+    "Pad": _picked(picks.padded, 25),
+    "ReduceMax": _extremes(passes(data_movement.reduced, positive=True), 20),
     "ReduceMean": _mean(passes(data_movement.reduced), 18),
-    "ReduceMin": _bent(passes(data_movement.reduced, positive=True), 20),
+    "ReduceMin": _extremes(passes(data_movement.reduced, positive=True), 20),
     "ReduceSum": Transparent(passes(data_movement.summed), version=13),
     "Relu": _bent(_rectifier, 14, rectifies=True, bounds=clamps.of_relu),
-    "Reshape": Transparent(passes(data_movement.reshaped), version=25),
-    "Resize": Transparent(passes(data_movement.resized), version=19, depth=costs.interpolation),
-    "Slice": Transparent(passes(picks.sliced), version=13),
-    "SpaceToDepth": Transparent(passes(data_movement.space_to_depth), version=28),
-    "Split": Transparent(split, version=18, parted=True),
-    "Squeeze": Transparent(passes(data_movement.squeezed), version=25),
+    "Reshape": _moved(data_movement.reshaped, 25),
+    "Resize": _interpolated(19),
+    "Slice": _picked(picks.sliced, 13),
+    "SpaceToDepth": _moved(data_movement.space_to_depth, 28),
+    "Split": Transparent(split, version=18, parted=True, hands_on=HandsOn.ALL),
+    "Squeeze": _moved(data_movement.squeezed, 25),
     "Sub": _sum(sums(1, -1), 14, ConstantOperand(minus)),
     "Sum": _sum(sums(), 13),
-    "Tile": Transparent(passes(picks.tiled), version=13),
-    "Transpose": Transparent(passes(data_movement.transposed), version=25),
-    "Trilu": Transparent(_trilu, version=14),
-    "Unsqueeze": Transparent(passes(data_movement.unsqueezed), version=25),
-    "Upsample": Transparent(passes(data_movement.resized), version=9, depth=costs.interpolation),
+    "Tile": _moved(picks.tiled, 13),
+    "Transpose": _moved(data_movement.transposed, 25),
+    "Trilu": Transparent(_trilu, version=14, hands_on=HandsOn.SOME),
+    "Unsqueeze": _moved(data_movement.unsqueezed, 25),
+    "Upsample": _interpolated(9),
 }

@@ -18,6 +18,7 @@ from onnx_bnfold.model.float_formats import as_type
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.operators.entries import Combines, Computed, Exact, Given, Multiplied, Revised
 from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.planning.output_sizes import OutputSize, output_sizes
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.reasons import Refusal, Refused
 from onnx_bnfold.rewriting.rounded_products import ONE, Product, product, product_blocks, products
@@ -105,11 +106,15 @@ class NewConstant:
         node, slot: the input that reads it; a slot past the node's last adds an input.
         dims, data_type: of the new tensor.
         cause: (position of the graph, index of the node) whose changes it compensates.
+
+    Args:
+        state: the graph with all changes.
     """
 
-    __slots__ = ("cause", "data_type", "dims", "node", "revised", "slot")
+    __slots__ = ("_state", "cause", "data_type", "dims", "node", "revised", "slot")
 
-    def __init__(self, revised: Revised, cause: tuple[int, int]) -> None:
+    def __init__(self, revised: Revised, cause: tuple[int, int], state: GraphState) -> None:
+        self._state = state
         self.revised = revised
         self.node = revised.view.index
         self.slot = revised.slot
@@ -147,7 +152,13 @@ class NewConstant:
         try:
             factor = values.factor()
             yield from product_blocks(
-                stored, values.shape, factor, data_type, view, sums_over=sums_over
+                stored,
+                values.shape,
+                factor,
+                data_type,
+                view,
+                sums_over=sums_over,
+                beside=self._beside,
             )
         except Refused as refused:
             raise self._failure(refused) from None
@@ -158,12 +169,16 @@ class NewConstant:
         try:
             if isinstance(values, Multiplied):
                 elements = view.constants.value(values.name).reshape(values.shape)
-                return Product(elements, values.factor(), data_type, view, values.sums_over)
+                factor, sums_over = values.factor(), values.sums_over
+                return Product(elements, factor, data_type, view, sums_over, self._beside)
             if isinstance(values, Computed):
                 return Product(values.values(), ONE, data_type, view, values.sums_over)
         except Refused as refused:
             raise self._failure(refused) from None
         return None
+
+    def _beside(self) -> Sequence[OutputSize]:
+        return output_sizes(self._state, self.node)
 
     def _failure(self, refused: Refused) -> Unrepresentable:
         return Unrepresentable({self.cause: refused.refusal})
@@ -192,7 +207,7 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
         cause = position, index
         try:
             for revised in found:
-                yield NewConstant(revised, cause)
+                yield NewConstant(revised, cause, plan.state)
         except Refused as refused:  # changes that are fine one by one may not be so together
             raise Unrepresentable({cause: refused.refusal}) from None
 

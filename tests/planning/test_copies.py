@@ -150,6 +150,43 @@ def test_who_reads_the_other_elements_is_protected(movement, kept):
     assert not kept or Reason.RANGE in reasons(report)[0]
 
 
+def test_what_is_behind_another_movement_is_judged_by_both():
+    """What the Slice drops lies in the Conv's output, too, which another layer reads."""
+    net = Net(SHAPE)
+    x = net.conv("x", 4, bias=False)
+    y = MOVEMENTS["Slice"](net, net.op("Identity", x))
+    y = net.op("Sigmoid", norm_of(net, y, 0.01))
+    assert folded(half(net, y, net.conv(x, 3)))[1] == 1
+
+
+def test_what_is_made_of_the_other_elements_is_judged():
+    """A second Slice takes what the first one drops."""
+    net = Net(SHAPE)
+    x = net.conv("x", 4, bias=False)
+    y = net.op("Sigmoid", norm_of(net, MOVEMENTS["Slice"](net, x), 0.01))
+    rest = net.op("Slice", x, net.ints(3), net.ints(6), net.ints(2))
+    _, kept, report = folded(half(net, y, net.conv(rest, 3)))
+    assert kept == 1
+    assert Reason.RANGE in reasons(report)[0]
+
+
+def test_what_is_made_of_copies_holds_values_of_the_original():
+    """Another layer reads the norm's output in place of its input, behind a movement."""
+    net = Net(SHAPE)
+    x = net.conv("x", 4, bias=False)
+    y = net.op("Sigmoid", norm_of(net, x, 0.01))
+    model = half(net, y, net.conv(MOVEMENTS["Transpose"](net, x), 3))
+    _, kept, report = folded(model)
+    assert not kept, report.lines()
+
+
+def test_a_copy_is_found_through_a_norm_that_has_gone():
+    net = Net(SHAPE)
+    x = norm_of(net, net.conv("x", 4, bias=False), 1.0)
+    x = norm_of(net, net.op("Identity", x), 0.01)
+    assert not folded(half(net, net.op("Sigmoid", x)))[1]
+
+
 def test_what_a_mean_is_made_of_may_be_larger_than_the_mean():
     net = Net(SHAPE)
     x = net.op("GlobalAveragePool", net.conv("x", 4, bias=False))

@@ -27,11 +27,11 @@ def weak(layer, scale, bias, *, mean=0.0, data=1.0, dtype=HALF, behind=""):
     values = (
         np.array([scale, 1, 1, 1]),
         np.array([bias, 0.1, 0.2, 0.3]),
-        np.array([mean, 0, 0, 0.0]),
+        np.array([mean, 20, 0, 0.0]),
         np.full(4, data**2),
     )
     y = net.op("BatchNormalization", x, *(net.const(v, dtype) for v in values), epsilon=1e-5)
-    model = net.model(net.op("Sigmoid", y))
+    model = net.model(net.op("Tanh", y))
     kind = TensorProto.FLOAT16 if dtype is HALF else TensorProto.FLOAT
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.elem_type = kind
@@ -68,7 +68,7 @@ def test_what_a_bias_hides_is_no_reason_to_keep_a_norm(layer, behind, bias, mean
     folded, report = onnx_bnfold.fold(model)
     assert not report.kept, report.lines()
     before, after = errors(model, folded, data=1.0)
-    assert after <= before + 2.0**-12  # a Sigmoid's output is rounded by that
+    assert after <= before + 2.0**-12  # a Tanh's output is rounded by that
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,22 @@ def test_what_is_seen_keeps_a_norm(scale, bias, data):
     _, report = onnx_bnfold.fold(model)
     assert [r.refusal.reason for r in report.kept] == [Reason.PRECISION]
     assert "its channel would show it" in report.kept[0].refusal.sentence
+
+
+def test_an_output_is_not_rounded_finer_than_the_smallest_normal_number():
+    """It would be 1e-6, of which rounding it loses as much as rounding the weights."""
+    net = Net(("N", 2))
+    weight = net.const(np.array([[0.3, 1], [0.4, 1]]), HALF)
+    x = net.op("MatMul", "x", weight)
+    values = ([1e-6, 1.0], [0.0, 0.1], [0.0, 0.0], [1.0, 1.0])
+    y = net.op(
+        "BatchNormalization", x, *(net.const(np.array(v), HALF) for v in values), epsilon=1e-5
+    )
+    model = net.model(y)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    _, report = onnx_bnfold.fold(model)
+    assert not report.kept, report.lines()
 
 
 def sized(bias, into=None, shape=(4,)):

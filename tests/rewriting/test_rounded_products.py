@@ -420,7 +420,7 @@ def test_a_large_overflow_is_refused_without_a_warning(monkeypatch):
             )
 
 
-@pytest.mark.parametrize(("bias", "refused"), [(None, True), (1.0, False), (1e-3, True)])
+@pytest.mark.parametrize(("bias", "refused"), [(None, True), (1.0, False), (1e-4, True)])
 def test_small_factors_need_something_beside_their_sum(bias, refused):
     """Twenty factors of about 1e-6, each off by up to 3e-8, beside a bias or nothing known."""
     view, factors = SimpleNamespace(label="Conv 'c'"), np.linspace(1, 2, 20).reshape(1, 20) * 1e-6

@@ -25,9 +25,9 @@ def weak(layer, scale, bias, *, mean=0.0, data=1.0, dtype=HALF, behind=""):
     x = net.op(layer, x, weight)
     x = net.op(behind, x) if behind else x
     values = (
-        np.array([scale, 1, 1, 1]),
+        np.array([scale, 1.3, 1, 1]),
         np.array([bias, 0.1, 0.2, 0.3]),
-        np.array([mean, 20, 0, 0.0]),
+        np.array([mean, 30, 0, 0.0]),
         np.full(4, data**2),
     )
     y = net.op("BatchNormalization", x, *(net.const(v, dtype) for v in values), epsilon=1e-5)

@@ -248,6 +248,6 @@ def _is_hidden(
         with np.errstate(divide="ignore", invalid="ignore"):
             # Statistics may take data for smaller than they are.
             data = np.fmax(output.products / size, _LEAST_DATA)
-        if (coarse & (error * data > 2 * unit * np.maximum(output.whole, smallest))).any():
+        if (coarse & (error * data > unit * np.maximum(output.whole, smallest))).any():
             return False
     return bool(beside)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from onnx import TensorProto
@@ -21,10 +21,12 @@ from onnx_bnfold.model.float_formats import largest, unit_roundoff
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import VANISHED, Affine, Float64
 from onnx_bnfold.options import Profile
-from onnx_bnfold.planning.copies import Copies
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.totals import Totals
 from onnx_bnfold.reasons import Reason, Refused
+
+if TYPE_CHECKING:
+    from onnx_bnfold.planning.copies import Copies
 
 # Largest factor, up or down, by which a channel of a staying tensor may be rescaled.
 # float16 ends at 65504 and loses bits below 6e-5; the others have room to spare.
@@ -74,7 +76,9 @@ class Limits(NamedTuple):
             self.check_rounding(state, origin)
         else:
             self._check_neighbours(state, origin, changes)
-        from onnx_bnfold.planning.shifts import Shifts  # few plain folds come here
+        # Few plain folds come here.
+        from onnx_bnfold.planning.copies import Copies
+        from onnx_bnfold.planning.shifts import Shifts
 
         copies = Copies(state, origin, totals)
         names = [key for key in changes if isinstance(key, str) and key not in copies.merged]

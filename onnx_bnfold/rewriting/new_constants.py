@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -18,10 +18,12 @@ from onnx_bnfold.model.float_formats import as_type
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.operators.entries import Combines, Computed, Exact, Given, Multiplied, Revised
 from onnx_bnfold.planning.graph_state import GraphState
-from onnx_bnfold.planning.output_sizes import OutputSize, output_sizes
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.reasons import Refusal, Refused
 from onnx_bnfold.rewriting.rounded_products import ONE, Product, product, product_blocks, products
+
+if TYPE_CHECKING:
+    from onnx_bnfold.planning.output_sizes import OutputSize
 
 
 class Compute(Protocol):
@@ -178,6 +180,8 @@ class NewConstant:
         return None
 
     def _beside(self) -> Sequence[OutputSize]:
+        from onnx_bnfold.planning.output_sizes import output_sizes  # few weights are that small
+
         return output_sizes(self._state, self.node)
 
     def _failure(self, refused: Refused) -> Unrepresentable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +15,19 @@ from onnx_bnfold.model.constants import Stored
 from onnx_bnfold.model.float_formats import FORMATS, as_type
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators.affine import VANISHED, Float64
-from onnx_bnfold.planning.output_sizes import OutputSize
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.rewriting.blocked_products import Blocks, InMemory, part_of, peaks_of
 from onnx_bnfold.storage.tensors import MOST_AXES
+
+if TYPE_CHECKING:
+    from onnx_bnfold.planning.output_sizes import OutputSize
 
 ONE = np.ones(())
 _LEAST_DATA = 1.0  # magnitude that data have, whatever statistics say
 
 
 # Returns what stands beside the sums of a product's factors; see ``product``.
-Beside = Callable[[], Sequence[OutputSize]]
+Beside = Callable[[], "Sequence[OutputSize]"]
 
 
 def _nothing() -> Sequence[OutputSize]:

@@ -64,15 +64,15 @@ class Copies:
             return all(self._link(index) is not None for index in self._readers(name))
         return how is HandsOn.ALL
 
-    def are_read_as_before(self) -> bool:
-        """Whether what stands in front of the node is read for the node alone."""
+    def other_reader(self) -> int | None:
+        """Return a node that reads what stands in front of the node, not for it; None if none."""
         front = set(self._in_front)
         for name in self._in_front:
             for index in self._readers(name):
                 link = self._link(index)
                 if link is None or not front.issuperset(link.after):
-                    return False
-        return True
+                    return index
+        return None
 
     def _go_back(self) -> None:
         """Find the tensors that the copies so far are made of."""

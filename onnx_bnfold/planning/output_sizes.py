@@ -40,8 +40,11 @@ def output_sizes(state: GraphState, index: int) -> tuple[OutputSize, ...]:
         A size for each of several kinds of data; nothing if nothing is known, or the layer's data
         are others than they were.
     """
-    layer, (into, out) = state.layer_or_none(index), state.side_changes(index)
-    if layer is None or into is not None or out is None:
+    layer = state.layer_or_none(index)
+    if layer is None:
+        return ()
+    into, out = state.side_changes(index)
+    if into is not None or out is None:
         return ()
     vectors, bias = out.vector(layer.out_axis, layer.channels_out), _bias(layer)
     if vectors is None or bias is None:

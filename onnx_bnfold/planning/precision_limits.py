@@ -82,13 +82,8 @@ class Limits(NamedTuple):
 
         copies = Copies(state, origin, totals)
         names = [key for key in changes if isinstance(key, str) and key not in copies.merged]
-        new = next((name for name in names if name not in copies.how), None)
-        if self.profile == "int8" and (new is not None or not copies.are_read_as_before()):
-            raise Refused(
-                Reason.RANGE,
-                repr(new or state.sides(origin)[0]),
-                "it would get ranges that no tensor had; --profile float folds it all the same",
-            )
+        if self.profile == "int8":
+            _require_no_new_range(state, copies, names)
         staying = [name for name in names if not self._holds(state, copies, name)]
         self.check_scales(state, totals, staying)
         self._check_shifts(state, totals, staying)
@@ -288,6 +283,25 @@ def _hides_its_shift(bn: batchnorm.BatchNorm, unit: float) -> bool:
     lost = _UNIT_64 * np.abs(bn.a * bn.mean)
     known = peak > 0
     return bool((lost[known] > max(unit, _UNIT_64 * _DIGITS_64) * peak[known]).any())
+
+
+def _require_no_new_range(state: GraphState, copies: Copies, names: Sequence[str]) -> None:
+    """Refuse changes that give a tensor other values than the original's, or a node other data."""
+    new = next((name for name in names if name not in copies.how), None)
+    if new is not None:
+        raise Refused(
+            Reason.RANGE,
+            repr(new),
+            "it would get ranges that no tensor had; --profile float folds it all the same",
+        )
+    other = copies.other_reader()
+    if other is not None:
+        raise Refused(
+            Reason.RANGE,
+            state.view(other).label,
+            "it reads what stands in front and would get ranges other than those it had; "
+            "--profile float folds it all the same",
+        )
 
 
 def _bound(table: Mapping[int, float], data_type: int) -> float:

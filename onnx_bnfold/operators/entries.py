@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum, IntEnum, auto
 from typing import NamedTuple, Protocol
 
 from onnx_bnfold.arrays import Array
@@ -32,6 +32,14 @@ class Combines(Enum):
 
     SUM = auto()
     PRODUCT = auto()
+
+
+class HandsOn(IntEnum):
+    """Which values of its data inputs an operator hands on to its outputs; the last says least."""
+
+    ALL = auto()  # every value of the inputs and, but for zeros, no others
+    SOME = auto()  # values of the inputs, and perhaps zeros; others are dropped
+    BETWEEN = auto()  # each lies between values of the inputs, as a mean does
 
 
 class ConstantOperand(NamedTuple):
@@ -58,6 +66,7 @@ class Operator:
         depth: its multiplicative depth, or what tells it; see ``costs``.
         combines: whether it adds or multiplies its operands.
         operand: what it is with a constant operand.
+        hands_on: what its output says of the values of its inputs; None where they are others.
         rectifies: whether it hands on single channels, some of their elements cut off.
         retypes: whether its output is of another element type than its input.
         bounds: what it cuts its data off at, if it does nothing else; see ``clamps``.
@@ -70,6 +79,7 @@ class Operator:
     depth: costs.Depth | costs.DepthOf = costs.FREE
     combines: Combines | None = None
     operand: ConstantOperand | None = None
+    hands_on: HandsOn | None = None
     rectifies: bool = False
     retypes: bool = False
     bounds: BoundsOf | None = None

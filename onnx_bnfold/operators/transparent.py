@@ -17,7 +17,7 @@ from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators import clamps, costs, data_movement, picks, positions, swallowing
 from onnx_bnfold.operators.broadcasting import alike, products, sloped, sums
 from onnx_bnfold.operators.constant_operand import minus, over, plus, times
-from onnx_bnfold.operators.entries import OUT, Combines, ConstantOperand
+from onnx_bnfold.operators.entries import OUT, Combines, ConstantOperand, HandsOn
 from onnx_bnfold.operators.homogeneous import (
     NORM,
     RECIPROCAL,
@@ -193,7 +193,6 @@ def _bent(
     symmetric: bool = False,
     rectifies: bool = False,
     bounds: clamps.BoundsOf | None = None,
-    picks_maxima: bool = False,
     own: tuple[int, ...] = (),
 ) -> Transparent:
     return Transparent(
@@ -204,6 +203,15 @@ def _bent(
         depth=costs.NO_POLYNOMIAL,
         rectifies=rectifies,
         bounds=bounds,
+    )
+
+
+def _extremes(rule: Rule, version: int, *, picks_maxima: bool = False) -> Transparent:
+    return Transparent(
+        rule,
+        version=version,
+        depth=costs.NO_POLYNOMIAL,
+        hands_on=HandsOn.SOME,
         picks_maxima=picks_maxima,
     )
 
@@ -219,7 +227,26 @@ def _scattering(move: Mover, version: int) -> Transparent:
 
 
 def _mean(rule: Rule, version: int) -> Transparent:
-    return Transparent(rule, version=version, depth=costs.ONE_LEVEL)
+    return Transparent(rule, version=version, depth=costs.ONE_LEVEL, hands_on=HandsOn.BETWEEN)
+
+
+def _moved(move: Mover, version: int) -> Transparent:
+    return Transparent(passes(move), version=version, hands_on=HandsOn.ALL)
+
+
+def _picked(
+    move: Mover, version: int, depth: costs.Depth | costs.DepthOf = costs.FREE
+) -> Transparent:
+    return Transparent(passes(move), version=version, depth=depth, hands_on=HandsOn.SOME)
+
+
+def _interpolated(version: int) -> Transparent:
+    return Transparent(
+        passes(data_movement.resized),
+        version=version,
+        depth=costs.interpolation,
+        hands_on=HandsOn.BETWEEN,
+    )
 
 
 _rectifier = passes(positive=True, shift=False)
@@ -230,73 +257,73 @@ RULES: Mapping[str, Transparent] = {
     "ArgMax": _swallower(swallowing.order(positions.axis_by("axis", 0)), 13),
     "ArgMin": _swallower(swallowing.order(positions.axis_by("axis", 0)), 13),
     "AveragePool": _mean(passes(data_movement.windowed, shift=_mean_takes_shift), 22),
-    "Cast": Transparent(passes(data_movement.cast), version=28, retypes=True),
-    "CastLike": Transparent(passes(data_movement.cast_like), version=25, retypes=True),
-    "Clip": _bent(_clip, 13, rectifies=True, bounds=clamps.of_clip),
-    "Compress": Transparent(passes(positions.compressed), version=28),
-    "Concat": Transparent(concat, version=13, symmetric=True),
-    "CumSum": Transparent(passes(positions.along(positions.summed_axis), shift=False), version=14),
-    "DepthToSpace": Transparent(passes(data_movement.depth_to_space), version=28),
-    "Div": _product(products(-1), 14, costs.division, ConstantOperand(over, data=(0,))),
-    "Dropout": Transparent(_dropout, version=22),
-    "Expand": Transparent(passes(data_movement.expanded), version=13),
-    "Flatten": Transparent(passes(data_movement.reshaped), version=25),
-    "Gather": Transparent(passes(picks.gathered), version=13, depth=costs.lookup),
-    "GatherElements": Transparent(
-        passes(positions.picked_elements), version=13, depth=costs.lookup
+    "Cast": Transparent(passes(data_movement.cast), version=28, hands_on=HandsOn.ALL, retypes=True),
+    "CastLike": Transparent(
+        passes(data_movement.cast_like), version=25, hands_on=HandsOn.ALL, retypes=True
     ),
-    "GatherND": Transparent(passes(positions.picked_slices), version=13, depth=costs.lookup),
+    "Clip": _bent(_clip, 13, rectifies=True, bounds=clamps.of_clip),
+    "Compress": _picked(positions.compressed, 28),
+    "Concat": Transparent(concat, version=13, symmetric=True, hands_on=HandsOn.ALL),
+    "CumSum": Transparent(passes(positions.along(positions.summed_axis), shift=False), version=14),
+    "DepthToSpace": _moved(data_movement.depth_to_space, 28),
+    "Div": _product(products(-1), 14, costs.division, ConstantOperand(over, data=(0,))),
+    "Dropout": Transparent(_dropout, version=22, hands_on=HandsOn.ALL),
+    "Expand": _moved(data_movement.expanded, 13),
+    "Flatten": _moved(data_movement.reshaped, 25),
+    "Gather": _picked(picks.gathered, 13, costs.lookup),
+    "GatherElements": _picked(positions.picked_elements, 13, costs.lookup),
+    "GatherND": _picked(positions.picked_slices, 13, costs.lookup),
     "GlobalAveragePool": _mean(passes(data_movement.windowed), 22),
-    "GlobalMaxPool": _bent(passes(data_movement.windowed, positive=True), 22, picks_maxima=True),
+    "GlobalMaxPool": _extremes(
+        passes(data_movement.windowed, positive=True), 22, picks_maxima=True
+    ),
     "GridSample": Transparent(
         passes(data_movement.windowed, shift=_samples_inside), version=22, depth=costs.sampling
     ),
     "Hardmax": _swallower(swallowing.order(swallowing.normalised_axes), 13),
-    "Identity": Transparent(passes(), version=25),
+    "Identity": _moved(data_movement.unmoved, 25),
     "LeakyRelu": _bent(_rectifier, 16, rectifies=True),
     "LogSoftmax": _swallower(swallowing.softmax, 13),
     "LpPool": _bent(homogeneous(NORM, data_movement.windowed, squares=True), 22),
     "Max": _bent(alike(positive=True), 13, symmetric=True),
-    "MaxPool": _bent(_maxpool, 22, picks_maxima=True),
+    "MaxPool": _extremes(_maxpool, 22, picks_maxima=True),
     "Min": _bent(alike(positive=True), 13, symmetric=True),
     "Mul": _product(products(1), 14, costs.ONE_LEVEL, ConstantOperand(times)),
     "Neg": Transparent(_neg, version=13),
     "PRelu": _bent(sloped, 16, rectifies=True, own=(1,)),
-    "Pad": Transparent(passes(picks.padded), version=25),
+    "Pad": _picked(picks.padded, 25),
     "Pow": Transparent(homogeneous(power), version=15, depth=costs.power),
     "Reciprocal": _bent(homogeneous(RECIPROCAL), 13),
     "ReduceL1": _bent(homogeneous(NORM, data_movement.reduced), 18),
     "ReduceL2": _bent(homogeneous(NORM, data_movement.reduced, squares=True), 18),
-    "ReduceMax": _bent(passes(data_movement.reduced, positive=True), 20),
+    "ReduceMax": _extremes(passes(data_movement.reduced, positive=True), 20),
     "ReduceMean": _mean(passes(data_movement.reduced), 18),
-    "ReduceMin": _bent(passes(data_movement.reduced, positive=True), 20),
+    "ReduceMin": _extremes(passes(data_movement.reduced, positive=True), 20),
     "ReduceSum": Transparent(passes(data_movement.summed), version=13),
     "ReduceSumSquare": Transparent(
         homogeneous(SQUARE, data_movement.reduced), version=18, depth=costs.ONE_LEVEL
     ),
     "Relu": _bent(_rectifier, 14, rectifies=True, bounds=clamps.of_relu),
-    "Reshape": Transparent(passes(data_movement.reshaped), version=25),
-    "Resize": Transparent(passes(data_movement.resized), version=19, depth=costs.interpolation),
-    "ReverseSequence": Transparent(
-        passes(positions.along(positions.axis_by("time_axis", 0))), version=28
-    ),
+    "Reshape": _moved(data_movement.reshaped, 25),
+    "Resize": _interpolated(19),
+    "ReverseSequence": _moved(positions.along(positions.axis_by("time_axis", 0)), 28),
     "Scatter": _scattering(positions.picked_elements, 9),
     "ScatterElements": _scattering(positions.picked_elements, 18),
     "ScatterND": _scattering(positions.picked_slices, 18),
     "Sign": _bent(homogeneous(SIGN), 13),
-    "Slice": Transparent(passes(picks.sliced), version=13),
+    "Slice": _picked(picks.sliced, 13),
     "Softmax": _swallower(swallowing.softmax, 13),
-    "SpaceToDepth": Transparent(passes(data_movement.space_to_depth), version=28),
-    "Split": Transparent(split, version=18, parted=True),
+    "SpaceToDepth": _moved(data_movement.space_to_depth, 28),
+    "Split": Transparent(split, version=18, parted=True, hands_on=HandsOn.ALL),
     "Sqrt": _bent(homogeneous(SQUARE_ROOT), 13),
-    "Squeeze": Transparent(passes(data_movement.squeezed), version=25),
+    "Squeeze": _moved(data_movement.squeezed, 25),
     "Sub": _sum(sums(1, -1), 14, ConstantOperand(minus)),
     "Sum": _sum(sums(), 13),
-    "Tile": Transparent(passes(picks.tiled), version=13),
+    "Tile": _moved(picks.tiled, 13),
     "TopK": _bent(swallowing.topk, 24),
-    "Transpose": Transparent(passes(data_movement.transposed), version=25),
-    "Trilu": Transparent(_trilu, version=14),
-    "Unsqueeze": Transparent(passes(data_movement.unsqueezed), version=25),
-    "Upsample": Transparent(passes(data_movement.resized), version=9, depth=costs.interpolation),
+    "Transpose": _moved(data_movement.transposed, 25),
+    "Trilu": Transparent(_trilu, version=14, hands_on=HandsOn.SOME),
+    "Unsqueeze": _moved(data_movement.unsqueezed, 25),
+    "Upsample": _interpolated(9),
     "Where": Transparent(alike(slots=(1, 2)), data=(1, 2), version=16, depth=costs.selection),
 }

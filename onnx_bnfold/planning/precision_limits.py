@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from onnx import TensorProto
@@ -24,6 +24,9 @@ from onnx_bnfold.options import Profile
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.totals import Totals
 from onnx_bnfold.reasons import Reason, Refused
+
+if TYPE_CHECKING:
+    from onnx_bnfold.planning.copies import Copies
 
 # Largest factor, up or down, by which a channel of a staying tensor may be rescaled.
 # float16 ends at 65504 and loses bits below 6e-5; the others have room to spare.
@@ -75,19 +78,26 @@ class Limits(NamedTuple):
             self.check_rounding(state, origin)
         else:
             self._check_neighbours(state, origin, changes)
-        from onnx_bnfold.planning.shifts import Shifts  # few plain folds come here
+        # Few plain folds come here.
+        from onnx_bnfold.planning.copies import Copies
+        from onnx_bnfold.planning.shifts import Shifts
 
-        existing = _merged_with_original(state, origin, totals)
-        staying = [key for key in changes if isinstance(key, str) and key not in existing]
-        if self.profile == "int8" and (staying or _seen_by_others(state, origin)):
-            raise Refused(
-                Reason.RANGE,
-                repr(next(iter(staying), state.sides(origin)[0])),
-                "it would get ranges that no tensor had; --profile float folds it all the same",
-            )
+        copies = Copies(state, origin, totals)
+        names = [key for key in changes if isinstance(key, str) and key not in copies.merged]
+        if self.profile == "int8":
+            _require_no_new_range(state, copies, names)
+        staying = [name for name in names if not self._holds(state, copies, name)]
         self.check_scales(state, totals, staying)
         self._check_shifts(state, totals, staying)
         Shifts(state, origin, totals, partial(self._type, state)).check()
+
+    def _holds(self, state: GraphState, copies: Copies, name: str) -> bool:
+        """Whether a tensor gets values of the original model, in a type that has them, too."""
+        if copies.original is None or not copies.holds(name):
+            return False
+        # Of the types that they have: what the profile says holds for both.
+        bounds = (_bound(MAX_RESCALE, state.type_of(t)) for t in (name, copies.original))
+        return next(bounds) >= next(bounds)
 
     def _check_neighbours(
         self, state: GraphState, origin: int, changes: Mapping[Key, Affine]
@@ -297,25 +307,25 @@ def _hides_its_shift(bn: batchnorm.BatchNorm, unit: float) -> bool:
     return bool((lost[known] > max(unit, _UNIT_64 * _DIGITS_64) * peak[known]).any())
 
 
+def _require_no_new_range(state: GraphState, copies: Copies, names: Sequence[str]) -> None:
+    """Refuse changes that give a tensor other values than the original's, or a node other data."""
+    new = next((name for name in names if name not in copies.how), None)
+    if new is not None:
+        raise Refused(
+            Reason.RANGE,
+            repr(new),
+            "it would get ranges that no tensor had; --profile float folds it all the same",
+        )
+    other = copies.other_reader()
+    if other is not None:
+        raise Refused(
+            Reason.RANGE,
+            state.view(other).label,
+            "it reads what stands in front and would get ranges other than those it had; "
+            "--profile float folds it all the same",
+        )
+
+
 def _bound(table: Mapping[int, float], data_type: int) -> float:
     """Return a type's bound, float32's for types that have none."""
     return table.get(data_type, table[TensorProto.FLOAT])
-
-
-def _merged_with_original(state: GraphState, origin: int, totals: Totals) -> set[str]:
-    """Return the tensors that the removal merges into one that the original model has."""
-    merged = {name for side in state.sides(origin) for name in state.groups.members(side)}
-    for name in merged:
-        total = totals.of(name)
-        if total is None or total.is_identity:
-            return merged
-    return set()
-
-
-def _seen_by_others(state: GraphState, origin: int) -> bool:
-    """Whether nodes other than the removed ones read the tensor in front of a removed node."""
-    names = state.groups.members(state.sides(origin)[0])
-    readers = (state.graph.readers.get(name, ()) for name in names)
-    return any(
-        index != origin and index not in state.removed for found in readers for index, _ in found
-    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.reasons import Refusal, Refused
 from onnx_bnfold.rewriting.rounded_products import ONE, Product, product, product_blocks, products
+
+if TYPE_CHECKING:
+    from onnx_bnfold.planning.output_sizes import OutputSize
 
 
 class Compute(Protocol):
@@ -106,11 +109,15 @@ class NewConstant:
         node, slot: the input that reads it; a slot past the node's last adds an input.
         dims, data_type: of the new tensor.
         cause: (position of the graph, index of the node) whose changes it compensates.
+
+    Args:
+        state: the graph with all changes.
     """
 
-    __slots__ = ("cause", "data_type", "dims", "node", "revised", "slot")
+    __slots__ = ("_state", "cause", "data_type", "dims", "node", "revised", "slot")
 
-    def __init__(self, revised: Revised, cause: tuple[int, int]) -> None:
+    def __init__(self, revised: Revised, cause: tuple[int, int], state: GraphState) -> None:
+        self._state = state
         self.revised = revised
         self.node = revised.view.index
         self.slot = revised.slot
@@ -148,7 +155,13 @@ class NewConstant:
         try:
             factor = values.factor()
             yield from product_blocks(
-                stored, values.shape, factor, data_type, view, sums_over=sums_over
+                stored,
+                values.shape,
+                factor,
+                data_type,
+                view,
+                sums_over=sums_over,
+                beside=self._beside,
             )
         except Refused as refused:
             raise self._failure(refused) from None
@@ -159,12 +172,18 @@ class NewConstant:
         try:
             if isinstance(values, Multiplied):
                 elements = view.constants.value(values.name).reshape(values.shape)
-                return Product(elements, values.factor(), data_type, view, values.sums_over)
+                factor, sums_over = values.factor(), values.sums_over
+                return Product(elements, factor, data_type, view, sums_over, self._beside)
             if isinstance(values, Computed):
                 return Product(values.values(), ONE, data_type, view, values.sums_over)
         except Refused as refused:
             raise self._failure(refused) from None
         return None
+
+    def _beside(self) -> Sequence[OutputSize]:
+        from onnx_bnfold.planning.output_sizes import output_sizes  # few weights are that small
+
+        return output_sizes(self._state, self.node)
 
     def _failure(self, refused: Refused) -> Unrepresentable:
         return Unrepresentable({self.cause: refused.refusal})
@@ -193,7 +212,7 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
         cause = position, index
         try:
             for revised in found:
-                yield NewConstant(revised, cause)
+                yield NewConstant(revised, cause, plan.state)
         except Refused as refused:  # changes that are fine one by one may not be so together
             raise Unrepresentable({cause: refused.refusal}) from None
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,24 @@ from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.constants import Stored
 from onnx_bnfold.model.float_formats import FORMATS, as_type
 from onnx_bnfold.model.node_view import NodeView
-from onnx_bnfold.operators.affine import VANISHED
+from onnx_bnfold.operators.affine import VANISHED, Float64
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.rewriting.blocked_products import Blocks, InMemory, part_of, peaks_of
 from onnx_bnfold.storage.tensors import MOST_AXES
 
+if TYPE_CHECKING:
+    from onnx_bnfold.planning.output_sizes import OutputSize
+
 ONE = np.ones(())
+_LEAST_DATA = 1.0  # magnitude that data have, whatever statistics say
+
+
+# Returns what stands beside the sums of a product's factors; see ``product``.
+Beside = Callable[[], "Sequence[OutputSize]"]
+
+
+def _nothing() -> Sequence[OutputSize]:
+    return ()
 
 
 class Product(NamedTuple):
@@ -30,6 +42,7 @@ class Product(NamedTuple):
     data_type: int
     view: NodeView
     sums_over: tuple[int, ...] | None = None
+    beside: Beside = _nothing
 
 
 def products(wanted: Sequence[Product]) -> list[Array | None]:
@@ -72,10 +85,10 @@ def _products(alike: Sequence[Product]) -> Iterator[Array | None]:
 
 
 def _passes(wanted: Product, result: Array) -> bool:
-    values, factor, data_type, view, sums_over = wanted
+    values, factor, data_type, view, sums_over, beside = wanted
     blocks = Blocks(InMemory(values), values.shape, values.dtype, factor, data_type)
     try:
-        _judge(blocks, peaks_of(result, _summed(values, sums_over)), view, sums_over)
+        _judge(blocks, peaks_of(result, _summed(values, sums_over)), view, sums_over, beside)
     except Refused:
         return False
     return True
@@ -87,6 +100,7 @@ def product(
     data_type: int,
     view: NodeView,
     sums_over: tuple[int, ...] | None = None,
+    beside: Beside = _nothing,
 ) -> Array:
     """Multiply in float64 and round once to a float type.
 
@@ -97,15 +111,17 @@ def product(
         view: the node that reads the constant, for messages.
         sums_over: for factors, the axes over which one output sums; None for summands, whose
             absolute error is what counts.
+        beside: returns how large the outputs are beside their sums, where that is known.
 
     Raises:
         Refused: a value is not finite or overflows the type, or so much of an output's factors is
-            lost below the smallest normal number that ordinary rounding would be better.
+            lost below the smallest normal number that ordinary rounding would be better, and the
+            output shows it.
     """
     _require_float(data_type, view)
     blocks = Blocks(InMemory(values), values.shape, values.dtype, factor, data_type)
     result, sizes = blocks.whole(_summed(values, sums_over))
-    _judge(blocks, sizes, view, sums_over)
+    _judge(blocks, sizes, view, sums_over, beside)
     return result
 
 
@@ -117,13 +133,14 @@ def product_blocks(
     view: NodeView,
     *,
     sums_over: tuple[int, ...],
+    beside: Beside = _nothing,
 ) -> Iterator[Array]:
     """Yield the elements of ``product`` in flat blocks, which follow each other in C order.
 
     Args:
         stored: the values, which lie in a file, in ``data_type``.
         shape: they have.
-        factor, sums_over: see ``product``.
+        factor, sums_over, beside: see ``product``.
 
     Yields:
         A block, which is there until the next one is asked for.
@@ -137,7 +154,7 @@ def product_blocks(
     sizes = np.zeros(blocks.summed_shape(sums_over), dtype)
     for _, block in blocks.products(sizes, sums_over):
         yield block.reshape(-1)
-    _judge(blocks, sizes, view, sums_over)
+    _judge(blocks, sizes, view, sums_over, beside)
 
 
 def _summed(values: Array, sums_over: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -152,12 +169,18 @@ def _require_float(data_type: int, view: NodeView) -> None:
         )
 
 
-def _judge(blocks: Blocks, sizes: Array, view: NodeView, sums_over: tuple[int, ...] | None) -> None:
+def _judge(
+    blocks: Blocks,
+    sizes: Array,
+    view: NodeView,
+    sums_over: tuple[int, ...] | None,
+    beside: Beside,
+) -> None:
     """Refuse a product that overflows or loses precision, by the sizes of its sums at first."""
     if not np.isfinite(sizes).all():
         raise _not_finite(blocks.values(), blocks.factor, blocks.data_type, view)
     if sums_over is not None and not (sizes >= _enough(blocks.data_type, sums_over)).all():
-        _require_precision(blocks, view, sums_over)
+        _require_precision(blocks, view, sums_over, beside)
 
 
 def _enough(data_type: int, sums_over: tuple[int, ...] | None) -> float:
@@ -189,7 +212,9 @@ def _not_finite(
     )
 
 
-def _require_precision(blocks: Blocks, view: NodeView, axes: tuple[int, ...]) -> None:
+def _require_precision(
+    blocks: Blocks, view: NodeView, axes: tuple[int, ...], beside: Beside
+) -> None:
     _, smallest, unit = FORMATS[blocks.data_type]
     error, size = (np.zeros(blocks.summed_shape(axes)) for _ in range(2))
     for where, values, factor in blocks.operands():
@@ -198,10 +223,34 @@ def _require_precision(blocks: Blocks, view: NodeView, axes: tuple[int, ...]) ->
         for total, part in ((error, result - exact), (size, exact)):
             here = part_of(total, where)
             here += np.abs(part).sum(axis=axes, keepdims=True)
-    if (error > 2 * unit * size).any():
+    coarse = error > 2 * unit * size
+    if coarse.any() and not _is_hidden(error, size, coarse, blocks.data_type, beside()):
         raise Refused(
             Reason.PRECISION,
             view.label,
             "a folded constant would lose precision below the smallest normal number of its type "
-            f"({smallest:.3g}); convert the model to float32 before folding",
+            f"({smallest:.3g}), and its channel would show it; convert the model to float32 before "
+            "folding",
         )
+
+
+def _is_hidden(
+    error: Float64, size: Float64, coarse: Array, data_type: int, beside: Sequence[OutputSize]
+) -> bool:
+    """Whether what is lost is not seen beside the rest of the outputs, which are rounded, too.
+
+    Args:
+        error: sum of the magnitudes of the factors' errors, per output.
+        size: of the factors.
+        coarse: the outputs that matter.
+        data_type: of factors and outputs.
+        beside: see ``product``.
+    """
+    _, smallest, unit = FORMATS[data_type]
+    for output in beside:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # Statistics may take data for smaller than they are.
+            data = np.fmax(output.products / size, _LEAST_DATA)
+        if (coarse & (error * data > unit * np.maximum(output.whole, smallest))).any():
+            return False
+    return bool(beside)

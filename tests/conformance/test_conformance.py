@@ -7,13 +7,14 @@ every entry of the tables has a generator, and the generators draw every setting
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
 from support import needs_kernels_as_read
 
 from onnx_bnfold.operators.affine import Affine
-from onnx_bnfold.operators.entries import OUT
+from onnx_bnfold.operators.entries import OUT, HandsOn
 from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.operators.rules import Step
 from onnx_bnfold.operators.table import OPERATORS
@@ -23,6 +24,8 @@ from . import changes
 from .campaign import Campaign, schedule
 from .cases import GENERATORS, draw_case, schema, spans
 from .complete import affine_map
+from .engine import NotRunnable, make_trial
+from .rule_judge import data_ports
 
 LEAST_CASES = 14  # of an operator
 LEAST_JUDGED = 8  # draws of each version of it
@@ -72,6 +75,40 @@ def judged(op: str) -> Campaign:
         assert number < MOST_CASES * len(versions), f"{op}: onnxruntime runs hardly any case"
         campaign.draw(op, opset, seed)
     raise AssertionError
+
+
+@needs_kernels_as_read
+@pytest.mark.parametrize("op", [op for op, entry in OPERATORS.items() if entry.hands_on])
+def test_values_are_handed_on_as_the_entry_says(op):
+    """So that a copy of a tensor that existed is not taken for one with new values."""
+    seen = 0
+    for _, opset, seed in islice(schedule([op], seed=0), MOST_CASES):
+        try:
+            trial = make_trial(op, opset, seed)
+            ports = data_ports(trial)
+            change = Affine.identity(len(trial.shape(ports[0])))
+            trial.state.step(0, {ports[0]: change.with_shift(np.ones((1,) * change.rank))})
+        except (NotRunnable, Refused):
+            continue
+        for sample, outs in zip(trial.samples, trial.outs, strict=True):
+            inputs = [sample[p] for p in trial.state.ports(0) if p >= 0]
+            parts = [x.ravel().astype(outs[0].dtype) for x in inputs]
+            results = [outs[~p].ravel() for p in ports if p < 0]
+            assert_handed_on(OPERATORS[op].hands_on, np.concatenate(parts), np.concatenate(results))
+            seen += 1
+    assert seen > 10
+
+
+def assert_handed_on(how, before, after):
+    """Zeros come from padding; a cubic filter reaches a little beyond what it reads."""
+    known = np.append(before, np.zeros(1, before.dtype))
+    if how is HandsOn.BETWEEN:
+        room = 0.5 * np.ptp(known) if after.size else 0.0
+        assert ((after >= known.min() - room) & (after <= known.max() + room)).all()
+        return
+    assert np.isin(after, known).all()
+    if how is HandsOn.ALL and after.size:
+        assert np.isin(before, after).all()
 
 
 def refuses(view, known):

@@ -31,6 +31,7 @@ from support import (
 )
 
 import onnx_bnfold
+from onnx_bnfold.planning.output_sizes import OutputSize
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.rewriting import rounded_products
 
@@ -417,3 +418,19 @@ def test_a_large_overflow_is_refused_without_a_warning(monkeypatch):
             rounded_products.product(
                 np.full(9, 1e300), rounded_products.ONE, TensorProto.FLOAT, view
             )
+
+
+@pytest.mark.parametrize(("bias", "refused"), [(None, True), (1.0, False), (1e-4, True)])
+def test_small_factors_need_something_beside_their_sum(bias, refused):
+    """Twenty factors of about 1e-6, each off by up to 3e-8, beside a bias or nothing known."""
+    view, factors = SimpleNamespace(label="Conv 'c'"), np.linspace(1, 2, 20).reshape(1, 20) * 1e-6
+    size = np.full((1, 1), 2e-5)
+    beside = [] if bias is None else [OutputSize(size, size + bias)]
+    arguments = factors, rounded_products.ONE, TensorProto.FLOAT16, view, (1,), lambda: beside
+    if refused:
+        with pytest.raises(Refused, match="its channel would show it"):
+            rounded_products.product(*arguments)
+    else:
+        rounded_products.product(*arguments)
+    [found] = rounded_products.products([rounded_products.Product(*arguments)])
+    assert (found is None) == refused

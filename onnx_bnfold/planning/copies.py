@@ -1,0 +1,125 @@
+"""Tensors that hold, when a node has been removed, values that the original model has.
+
+A removal makes the tensors on both sides of a node one. Where one of them is as it was, the other
+holds its values, and so do tensors that are copies of it but for a movement: what a Conv writes, if
+a Transpose stands between it and a BatchNormalization that goes, are the values of the
+BatchNormalization's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from onnx_bnfold.model.determinism import DIMS_ONLY, TYPE_ONLY
+from onnx_bnfold.operators.entries import HandsOn
+from onnx_bnfold.operators.rules import Transparent
+from onnx_bnfold.operators.transparent import data_outputs, data_slots
+from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.planning.totals import Totals
+
+
+class _Link(NamedTuple):
+    """A node that hands values on."""
+
+    how: HandsOn
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+
+
+class Copies:
+    """The copies of a tensor that is as it was, when a node has been removed.
+
+    Attributes:
+        original: that tensor; None if both sides of the node get new values.
+        merged: the tensors that have become one with it.
+        how: of all copies, ``merged`` among them: what was handed on, at the least, from the copy
+            to the original or from the original to the copy.
+
+    Args:
+        state: the graph before the changes.
+        origin: the node to be removed.
+        totals: with the changes on top.
+    """
+
+    def __init__(self, state: GraphState, origin: int, totals: Totals) -> None:
+        self._state = state
+        self._origin = origin
+        self._changes = totals.changes
+        front, behind = (state.groups.members(side) for side in state.sides(origin))
+        self._in_front = [*front]
+        both = (*front, *behind)
+        self.original = next((name for name in both if _is_unchanged(name, totals)), None)
+        merged = () if self.original is None else both
+        self.merged = set(merged)
+        self.how: dict[str, HandsOn] = dict.fromkeys(merged, HandsOn.ALL)
+        if merged:
+            self._go_back()
+            self._go_on()
+
+    def holds(self, name: str) -> bool:
+        """Whether all values of a tensor that somebody sees are those of the original."""
+        how = self.how.get(name)
+        if how is HandsOn.SOME:  # what reads the others, too, is judged by its own output
+            return all(self._link(index) is not None for index in self._readers(name))
+        return how is HandsOn.ALL
+
+    def other_reader(self) -> int | None:
+        """Return a node that reads what stands in front of the node, not for it; None if none."""
+        front = set(self._in_front)
+        for name in self._in_front:
+            for index in self._readers(name):
+                link = self._link(index)
+                if link is None or not front.issuperset(link.after):
+                    return index
+        return None
+
+    def _go_back(self) -> None:
+        """Find the tensors that the copies so far are made of."""
+        for name in self._in_front:  # which grows
+            index = self._state.graph.producer.get(name)
+            link = None if index is None or index == self._origin else self._link(index)
+            for source in () if link is None else link.before:
+                if link is not None and source in self._changes and source not in self.how:
+                    self.how[source] = max(link.how, self.how[name])
+                    self._in_front.append(source)
+
+    def _go_on(self) -> None:
+        """Find the tensors that are made of copies whose values are all known."""
+        known = [name for name, how in self.how.items() if how is HandsOn.ALL]
+        for name in known:  # which grows
+            for index in self._readers(name):
+                link = self._link(index)
+                for result in () if link is None else link.after:
+                    if result in self._changes and result not in self.how:
+                        self.how[result] = HandsOn.ALL
+                        known.append(result)
+
+    def _readers(self, name: str) -> Iterator[int]:
+        """Yield the nodes that read the values of a tensor, but for the one to be removed."""
+        graph = self._state.graph
+        for index, slot in graph.readers.get(name, ()):
+            if index != self._origin and (graph.ops[index], slot) not in TYPE_ONLY | DIMS_ONLY:
+                yield index
+
+    def _link(self, index: int) -> _Link | None:
+        """Return what a node hands on, None if it makes values of its own."""
+        state = self._state
+        if index in state.removed:
+            x, y = state.sides(index)
+            return _Link(HandsOn.ALL, (x,), (y,))
+        entry = state.entries[index]
+        if not isinstance(entry, Transparent) or entry.hands_on is None:
+            return None
+        view = state.view(index)
+        before, after = state.graph.reads[index], state.graph.writes[index]
+        return _Link(
+            entry.hands_on,
+            tuple(before[slot] for slot in data_slots(view)),
+            tuple(after[slot] for slot in data_outputs(view)),
+        )
+
+
+def _is_unchanged(name: str, totals: Totals) -> bool:
+    total = totals.of(name)
+    return total is None or total.is_identity

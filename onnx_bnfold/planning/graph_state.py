@@ -201,12 +201,12 @@ class GraphState(GraphNodes):
         if port not in self.ports(index):
             view = self.view(index)
             if port >= 0:
-                what = "uses the tensor as a parameter"
+                what = "it uses the tensor as a parameter, and no change of it passes"
             elif self.entries[index].swallows:
-                what = "writes an answer to its data"
+                what = "it writes an answer that no scale or shift passes"
             else:
-                what = "writes the tensor beside its data"
-            raise Refused(Reason.OPAQUE, view.label, f"it {what}, and no change of it passes")
+                what = "it writes the tensor beside its data, and no change of it passes"
+            raise Refused(Reason.OPAQUE, view.label, what)
         return index
 
     def _require_free(self, name: str) -> None:

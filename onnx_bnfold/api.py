@@ -343,6 +343,5 @@ def _report(
     if folded is not None:
         before, after = pipeline.nodes_before, sum(len(body.node) for body in bodies_of(folded))
     copied = sum(map(copied_bytes, pipeline.rounds))
-    return Report(
-        pipeline.records(), before, after, pipeline.equalized, pipeline.rescaled, *sizes, copied
-    )
+    changed = pipeline.equalized, pipeline.rescaled
+    return Report(pipeline.records(), before, after, *changed, *sizes, copied, pipeline.inlined)

@@ -4,36 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import ModelProto
 
-from onnx_bnfold.model.constants import Constants, OpenTensor
-from onnx_bnfold.model.graph import Graph, ReadTensor, graphs_of
-from onnx_bnfold.model.shape_inference import Inference, Shapes
+from onnx_bnfold.attempts import Attempts
+from onnx_bnfold.model.constants import OpenTensor
+from onnx_bnfold.model.graph import ReadTensor
 from onnx_bnfold.model.source import Source, rounded
 from onnx_bnfold.model.validate import require_sound
 from onnx_bnfold.options import Options, Standalone
-from onnx_bnfold.planning.graph_state import GraphState
-from onnx_bnfold.planning.kept import UnmatchedPatterns, kept_by, unmatched
+from onnx_bnfold.planning.kept import UnmatchedPatterns, unmatched
 from onnx_bnfold.planning.plan import GraphPlan, Place, Restated
-from onnx_bnfold.planning.planner import plan_graph
-from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.record import Record
-from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.rewriting.graph_editor import Pending, freeze_constants, rewrite
-from onnx_bnfold.rewriting.new_constants import Unrepresentable, Whole, require_representable
-from onnx_bnfold.rounds import Rounds
+from onnx_bnfold.rewriting.new_constants import Unrepresentable, Whole
 from onnx_bnfold.storage.tensors import clear_place
 
 if TYPE_CHECKING:
     from onnx_bnfold.planning.value_ranges import Ranges
+    from onnx_bnfold.rewriting.inlining_choice import Choice
     from onnx_bnfold.rewriting.replaced_nodes import Copied
 
 
-class Pipeline(Rounds):
+class Pipeline(Attempts):
     """The planning of one model, and what was learnt from failed attempts.
 
     Args:
@@ -45,6 +42,7 @@ class Pipeline(Rounds):
 
     Attributes:
         original: the model, its nodes in order.
+        unmerged: the same with those calls of functions inlined that are.
         model: the same with its branches merged, and with what else was put in a node's place; the
             result of the earlier rounds, if there are any.
     """
@@ -57,33 +55,23 @@ class Pipeline(Rounds):
         ranges: Ranges | None = None,
         open_tensor: OpenTensor | None = None,
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.options = options
-        self.merges = 0
-        self._source = Source(read, open_tensor)
-        self._excluded: dict[tuple[int, int], Refusal] = {}
-        self._ranges = ranges
-        self._unequal: set[tuple[int, str]] = set()
+        self._stored = Source(read, open_tensor)
+        super().__init__(model, self._stored, options)
+        self._ranges = self._measured = ranges
         self._restated: dict[Place, Restated] = {}
         self._unread: set[str] = set()
-        self._index()
         if not require_sound(self._graphs):
             from onnx_bnfold.model.node_order import in_order
 
             self.model = in_order(model, self._graphs)
             self._index()
         self._unmatched = unmatched(self._graphs, options.keep)
-        self.original = self.model
+        self.original = self.unmerged = self.model
+        self._may_inline = bool(self.model.functions)
+        self._is_flat = False
         self.nodes_before = sum(len(graph.nodes) for graph in self._graphs)
         if options.merge_branches:
             self._merge()
-
-    def _index(self) -> None:
-        self._graphs = graphs_of(self.model, freeze_initializers=self.options.freeze_initializers)
-        self._inference = Inference(self.model, self._graphs[0], self._source.read_rounded)
-        if self.origins is not None:
-            self.origins.label(self._graphs)
 
     def _copy(self) -> ModelProto:
         copy = ModelProto()
@@ -112,17 +100,6 @@ class Pipeline(Rounds):
         self.model = copy
         self._index()
 
-    def _state(self, position: int, known: dict[int, GraphState]) -> GraphState:
-        graph = self._graphs[position]
-        outer = None if graph.parent is None else known[id(graph.parent)]
-        shapes = Shapes(graph, self._inference, position, None if outer is None else outer.shapes)
-        around, kept = None if outer is None else outer.constants, kept_by(graph, self.options.keep)
-        source = self._source
-        constants = Constants(graph, source.read, shapes, around, source.open, kept)
-        state = GraphState(graph, constants, shapes, kept)
-        known[id(graph)] = state
-        return state
-
     def plan(self) -> Sequence[GraphPlan]:
         """Plan every graph of the model, leaving out what turned out not to be representable."""
         if self._unmatched:
@@ -139,10 +116,14 @@ class Pipeline(Rounds):
 
     def _plan_once(self) -> None:
         self._plan_graphs()
+        if self._inline():
+            self._plan_graphs()
         while self._evaluate() or self._restate():
             self._plan_graphs()
         for position, plan in enumerate(self.plans):
             plan.restated = {n: was for (p, n), was in self._restated.items() if p == position}
+            if self.verdicts:
+                self._tell(plan)
             if self.options.equalize:
                 self._equalize(position, plan)
 
@@ -160,7 +141,11 @@ class Pipeline(Rounds):
             copy, pending, ranges = self._result()
             source = self._source.with_computed({n: new.compute for n, new in pending.items()})
             again = Pipeline(copy, source.read, self.options, ranges, source.open)
+            again._may_inline = self._may_inline_more
             again._plan_once()
+            if again.inlined:
+                self._inline_all()
+                continue
             found = [*settle.removed(self.plans, again.plans)]
             if gained and (again.merges or settle.finds_places(self.plans, found)):
                 gained = self._go_on(copy, pending, ranges)
@@ -174,7 +159,12 @@ class Pipeline(Rounds):
         options = self.options
         if options.equalize or options.merge_branches or options.forms:
             return True
-        return any(plan.is_open for plan in self.plans)
+        return self._may_inline_more or any(plan.is_open for plan in self.plans)
+
+    @property
+    def _may_inline_more(self) -> bool:
+        """Whether a BN that stays might go if calls were inlined in what the others leave."""
+        return bool(self.model.functions) and not self._is_flat and self.counts[1] > 0
 
     def _result(self) -> tuple[ModelProto, dict[str, Pending], Ranges | None]:
         """Return the present plan's result, its constants that lack values, and measured ranges."""
@@ -201,34 +191,66 @@ class Pipeline(Rounds):
             Whether more goes.
         """
         self.verify()
-        self.model = result
-        self._source = self._source.with_computed({n: new.exact for n, new in pending.items()})
+        exact = {name: new.exact for name, new in pending.items()}
         from onnx_bnfold.planning.settle import Origins
 
         self.origins = self.origins or Origins()
         self.origins.follow(self.plans)
-        self._ranges = ranges
         self.earlier.append(self.plans)
-        self._excluded, self._unequal, self._restated, self._unread = {}, set(), {}, set()
-        self._index()
         merges = self.merges
-        if self.options.merge_branches:
-            self._merge()
+        self._adopt(result, self._source.with_computed(exact), ranges)
         self._plan_once()
         return self.merges > merges or any(plan.state.removed for plan in self.plans)
 
-    @property
-    def _limits(self) -> Limits:
-        return Limits(self.options.max_rescale, self.options.profile)
+    def _inline(self) -> bool:
+        """Go on with the original with calls of functions inlined, if a BN goes by that."""
+        if not self._may_inline:
+            return False
+        self._may_inline = False
+        from onnx_bnfold.rewriting import inlining_choice
 
-    def _plan_graphs(self) -> None:
-        known: dict[int, GraphState] = {}
-        self.plans = [self._plan_graph(position, known) for position in range(len(self._graphs))]
+        return self._take(inlining_choice.choose(self.original, self.plans, self._tried))
 
-    def _plan_graph(self, position: int, known: dict[int, GraphState]) -> GraphPlan:
-        excluded = {n: r for (p, n), r in self._excluded.items() if p == position}
-        state = self._state(position, known)
-        return plan_graph(state, self._limits, excluded, self.options)
+    def _inline_all(self) -> None:
+        """Plan the original anew, all calls of functions inlined."""
+        self._is_flat = True
+        from onnx_bnfold.rewriting import inlining_choice
+
+        plans = self._tried(self.original)
+        chosen = inlining_choice.choose(self.original, plans, self._tried, everything=True)
+        if self._take(chosen):
+            self._plan_once()
+
+    def _take(self, chosen: Choice) -> bool:
+        self.verdicts = chosen.verdicts
+        if chosen.model is None:
+            return False
+        self.unmerged, self.inlined, self.merges, self.merged = chosen.model, chosen.calls, 0, ()
+        self.earlier, self.origins = [], None
+        self._adopt(chosen.model, self._stored, self._measured)
+        return True
+
+    def _adopt(self, model: ModelProto, source: Source, ranges: Ranges | None) -> None:
+        """Go on with another model, of which nothing is known yet."""
+        self.model, self._source, self._ranges = model, source, ranges
+        self._excluded, self._unequal, self._restated, self._unread = {}, set(), {}, set()
+        self._index()
+        if self.options.merge_branches:
+            self._merge()
+
+    def _tried(self, model: ModelProto) -> list[GraphPlan]:
+        attempts = Attempts(model, self._stored, self.options)
+        require_sound(attempts.graphs)
+        return attempts.plan_as_it_is()
+
+    def _tell(self, plan: GraphPlan) -> None:
+        """Let nodes that stay say what is in their way beyond the border of a function."""
+        graph = plan.state.graph
+        for index, record in plan.records.items():
+            verdict = self.verdicts.get((graph.path, graph.writes[index][0]))
+            if verdict is not None and not record.folded:
+                new = replace(record, refusal=verdict.refusal, tried=verdict.tried)
+                plan.records[index] = new
 
     def _evaluate(self) -> bool:
         """Go on with a copy of the model in which constants stand for BNs, if some compute any."""
@@ -274,36 +296,6 @@ class Pipeline(Rounds):
         excluded = frozenset(root for p, root in self._unequal if p == position)
         equalize(plan, ranges, self._limits, excluded)
 
-    def exclude(self, failures: Mapping[tuple[int, int], Refusal]) -> None:
-        """Keep, from the next plan on, the nodes that caused constants which do not fit.
-
-        Args:
-            failures: of one attempt: (position of the graph, index of the node whose constant
-                fails) → why.
-
-        Raises:
-            RuntimeError: they would be met again, without end.
-        """
-        excluded, unequal = set(self._excluded), set(self._unequal)
-        for (position, index), refusal in failures.items():
-            plan = self.plans[position]
-            if index in plan.equalized:  # what is not needed goes first
-                self._unequal.update((position, root) for root in plan.equalized[index])
-                continue
-            cause = position, [*plan.touched.get(index, [index])][-1]
-            self._excluded[cause] = refusal
-        if (excluded, unequal) == (set(self._excluded), self._unequal):
-            culprits = {refusal.culprit for refusal in failures.values()}
-            raise RuntimeError(f"{min(culprits)} fails whatever is left out")
-
-    def verify(self) -> None:
-        """Compute every new constant and forget it.
-
-        Raises:
-            Unrepresentable: some do not fit their type; all of them are named.
-        """
-        require_representable(self.plans)
-
     def planned(self) -> Sequence[GraphPlan]:
         """Plan until every new constant fits its type."""
         while True:
@@ -334,7 +326,7 @@ class Pipeline(Rounds):
     @property
     def alters(self) -> bool:
         """Whether anything changes by the present plan."""
-        return bool(self.merges or self._restated or self.earlier) or any(
+        return bool(self.merges or self.inlined or self._restated or self.earlier) or any(
             any((plan.state.removed, plan.equalized, plan.equal_scales)) for plan in self.plans
         )
 
@@ -342,8 +334,3 @@ class Pipeline(Rounds):
     def read(self) -> ReadTensor:
         """Reads the elements of an initializer of the model."""
         return self._source.read
-
-    @property
-    def graphs(self) -> list[Graph]:
-        """The bodies of the model."""
-        return self._graphs

@@ -82,6 +82,7 @@ class Report:
             widest factors first.
         bytes_before, bytes_after: of the model, with its external data; None for a plan.
         copied_bytes: what copies of weights that several nodes read add to it.
+        inlined_calls: number of calls of local functions that were inlined.
     """
 
     records: tuple[Record, ...]
@@ -93,6 +94,7 @@ class Report:
     bytes_before: int | None = field(default=None, compare=False)
     bytes_after: int | None = field(default=None, compare=False)
     copied_bytes: int = 0
+    inlined_calls: int = 0
 
     @property
     def norms(self) -> tuple[Record, ...]:
@@ -122,6 +124,8 @@ class Report:
         clamps = {clamp for record in self.records for clamp in record.clamps}
         if clamps:
             parts.append(f"{_counted(len(clamps), 'clamp')} written with constants")
+        if self.inlined_calls:
+            parts.append(f"{_counted(self.inlined_calls, 'call')} of functions inlined")
         if self.equalized:
             parts.append(f"channels equalized from {_counted(len(self.equalized), 'tensor')} on")
         if self.rescaled:

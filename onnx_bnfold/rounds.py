@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -24,6 +24,10 @@ class Rounds:
         earlier: the plans of the rounds before.
         merged: the BatchNormalizations that went with merged branches.
         origins: tells where the nodes of each round came from, if there is more than one.
+        merges: number of branches that were merged.
+        inlined: number of calls of local functions that were inlined.
+        verdicts: (path of a graph, output of a BatchNormalization that stays there) → what is in
+            its way beyond the border of a function.
     """
 
     def __init__(self) -> None:
@@ -31,6 +35,9 @@ class Rounds:
         self.earlier: list[list[GraphPlan]] = []
         self.merged: tuple[Record, ...] = ()
         self.origins: Origins | None = None
+        self.merges = 0
+        self.inlined = 0
+        self.verdicts: Mapping[tuple[str, str], Record] = {}
 
     @property
     def rounds(self) -> Iterator[list[GraphPlan]]:

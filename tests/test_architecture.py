@@ -27,7 +27,7 @@ LAYERS = (
     ("operators",),
     ("planning",),
     ("rewriting",),
-    ("provenance", "report", "rounds", "pipeline", "api"),
+    ("provenance", "report", "rounds", "attempts", "pipeline", "api"),
     ("check", "reports"),
     ("batch",),
     ("cli", "__main__", "store"),

@@ -1,4 +1,7 @@
-"""Scopes: bodies of If, Loop and Scan, and local functions, each folded as a graph of its own."""
+"""Scopes: bodies of If, Loop and Scan, and local functions, each folded as a graph of its own.
+
+What is inlined of functions, and what not, is in ``rewriting/test_inlining_choice.py``.
+"""
 
 from __future__ import annotations
 
@@ -406,26 +409,34 @@ def test_parameters_that_a_function_gets_from_its_caller():
     net.functions = [function("Norm", parametrised, ("a", "mean"))]
     t = call(net, "Norm", "x", net.random(4))
     y = call(net, "Norm", net.relu(t), net.random(4))
-    _, report = fold_checked(net.model(y), kept=1)
-    assert Reason.PARAMETERS_NOT_CONSTANT in reasons(report)[0]
+    fold_checked(net.model(y))
 
 
-def test_border_of_a_function_is_opaque():
+def test_border_of_a_function_is_crossed():
     net = Net(IMAGE)
     net.functions = [function("Norm", lambda inner, a: inner.bn(a, channels=4))]
     y = call(net, "Norm", net.conv("x", 4))
-    _, report = fold_checked(net.model(net.conv(y, 2, channels=4, rank=4)), kept=1)
-    border = {Reason.GRAPH_INPUT, Reason.GRAPH_OUTPUT, Reason.UNKNOWN_SHAPE}
-    assert reasons(report)[0] & border
+    fold_checked(net.model(net.conv(y, 2, channels=4, rank=4)))
 
 
-def test_call_of_a_function_is_opaque():
+def test_call_of_a_function_is_looked_into():
     net = Net(IMAGE)
     net.functions = [function("Act", lambda inner, a: inner.relu(a))]
     y = call(net, "Act", net.conv("x", 4))
-    y = net.bn(y, channels=4, signs="positive", shift=False)
-    _, report = fold_checked(net.model(y), kept=1)
-    assert Reason.OPAQUE in reasons(report)[0]
+    fold_checked(net.model(net.bn(y, channels=4, signs="positive", shift=False)))
+
+
+def test_parameters_that_are_computed_when_the_model_runs():
+    def parametrised(inner, a, mean):
+        return inner.op("BatchNormalization", a, mean, mean, mean, mean)
+
+    net = Net(IMAGE)
+    net.functions = [function("Norm", parametrised, ("a", "mean"))]
+    mean = net.op("Exp", net.input("given", [4]))
+    _, report = fold_checked(net.model(call(net, "Norm", net.conv("x", 4), mean)), kept=1)
+    (kept,) = report.kept
+    assert kept.refusal.reason is Reason.PARAMETERS_NOT_CONSTANT
+    assert repr(mean) in kept.refusal.sentence, "it names what the call gives"
 
 
 def test_function_that_has_the_name_of_an_operator():
@@ -455,7 +466,7 @@ def test_function_of_another_opset():
 
 
 def test_attribute_of_a_function():
-    """epsilon is given by the caller: what the fold needs is not known inside."""
+    """epsilon is given by the caller."""
 
     def build(inner, a):
         y = inner.bn(inner.conv(a, 4, channels=4, rank=4), channels=4)
@@ -467,8 +478,22 @@ def test_attribute_of_a_function():
     net.functions = [function("Block", build, attributes=["eps"])]
     a = net.op("Block", "x", domain=DOMAIN, eps=0.1)
     b = net.op("Block", a, domain=DOMAIN, eps=0.9)
-    _, report = fold_checked(net.model(b), kept=1)
+    fold_checked(net.model(b))
+
+
+def test_attribute_of_a_function_that_cannot_be_inlined():
+    def build(inner, a):
+        y = inner.bn(inner.conv(a, 4, channels=4, rank=4), channels=4)
+        (attribute,) = inner.nodes[-1].attribute
+        attribute.CopyFrom(onnx.AttributeProto(name="epsilon", type=1, ref_attr_name="eps"))
+        return y
+
+    net = Net(IMAGE)
+    net.functions = [function("Block", build, attributes=["eps"], opset=13)]
+    model = net.model(net.op("Block", "x", domain=DOMAIN, eps=0.1))
+    _, report = fold_checked(model, kept=1)
     assert Reason.FUNCTION_ATTRIBUTE in reasons(report)[0]
+    assert "is not inlined: it uses version 13" in report.lines()[0]
 
 
 def test_constant_of_a_function_attribute():
@@ -488,8 +513,7 @@ def test_constant_of_a_function_attribute():
     net.functions = [function("Block", build, attributes=["mean"])]
     a = net.op("Block", "x", domain=DOMAIN, mean=[1.0, 2.0, 3.0, 4.0])
     b = net.op("Block", a, domain=DOMAIN, mean=[4.0, 3.0, 2.0, 1.0])
-    _, report = fold_checked(net.model(b), kept=1)
-    assert reasons(report)[0] & {Reason.FUNCTION_ATTRIBUTE, Reason.PARAMETERS_NOT_CONSTANT}
+    fold_checked(net.model(b))
 
 
 @pytest.mark.parametrize("used", [True, False], ids=["called", "never-called"])

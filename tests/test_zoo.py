@@ -36,7 +36,7 @@ def _case(name: str, exporter: str, mixed: bool) -> object:
 
 
 def _cases() -> list[object]:
-    positive = [_case(name, how, False) for how in zoo.EXPORTERS for name in zoo.ENTRIES]
+    positive = [_case(name, how, False) for how in zoo.FORMS for name in zoo.ENTRIES]
     mixed = [
         _case(name, "torchscript", True)
         for name, entry in zoo.ENTRIES.items()

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 EXPORTERS = ("torchscript", "dynamo")
+# What the dynamo exporter wrote up to PyTorch 2.3, too: each module a local function.
+FORMS = (*EXPORTERS, "functions")
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,14 @@ def _torchvision(name: str, **options: Any) -> Callable[[], torch.nn.Module]:
 
 def _own(name: str, *arguments: Any) -> Callable[[], torch.nn.Module]:
     def build() -> torch.nn.Module:
-        # Tests import this file as `zoo`, tools as `tests.zoo`.
-        module = import_module(f"{__package__}.architectures".lstrip("."))
-        return getattr(module, name)(*arguments)
+        return getattr(_beside("architectures"), name)(*arguments)
 
     return build
+
+
+def _beside(name: str) -> ModuleType:
+    """Import a module; tests import this file as `zoo`, tools as `tests.zoo`."""
+    return import_module(f"{__package__}.{name}".lstrip("."))
 
 
 def _vgg16_bn() -> torch.nn.Module:
@@ -179,7 +185,7 @@ def export(net: torch.nn.Module, shape: tuple[int, ...], exporter: str, path: Pa
     Args:
         net: the network, in inference mode.
         shape: shape of one input, without the batch.
-        exporter: one of ``EXPORTERS``.
+        exporter: one of ``FORMS``.
         path: the file to write.
     """
     import torch
@@ -212,6 +218,8 @@ def export(net: torch.nn.Module, shape: tuple[int, ...], exporter: str, path: Pa
                 dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
                 **names,
             )
+    if exporter == "functions":
+        onnx.save(_beside("function_models").modules_as_functions(onnx.load(path)), path)
 
 
 @functools.lru_cache(maxsize=1)
@@ -224,7 +232,7 @@ def exported(name: str, exporter: str, *, mixed: bool = False, folder: Path | No
 
     Args:
         name: key of ``ENTRIES``.
-        exporter: one of ``EXPORTERS``.
+        exporter: one of ``FORMS``.
         mixed: whether gamma is negative in some channels.
         folder: where the files are kept; by default until the process ends.
     """

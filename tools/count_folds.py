@@ -2,9 +2,10 @@
 
     python -m tools.count_folds [--models NAME ...] [--cache FOLDER] [--output FILE]
 
-Both exporters, gamma positive and of mixed sign. The error is the largest deviation of an output of
-a folded model, relative to the output's peak, in onnxruntime without optimisations; nodes and the
-plan's processor time (the least of three) are those with positive gamma.
+Both exporters, and each module as a local function; gamma positive and of mixed sign. The error is
+the largest deviation of an output of a folded model, relative to the output's peak, in onnxruntime
+without optimisations; nodes and the plan's processor time (the least of three) are those with
+positive gamma.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="file for the table; default: stdout")
     options = parser.parse_args()
     lines = head(HEAD)
-    for name, exporter in product(options.models, zoo.EXPORTERS):
+    for name, exporter in product(options.models, zoo.FORMS):
         lines.append(_line(name, exporter, options.cache))
         print(lines[-1], file=sys.stderr)
     write(lines, options.output)

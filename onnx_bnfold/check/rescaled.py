@@ -106,9 +106,9 @@ def _stretch(uses: WeightUses, number: int) -> dict[str, float]:
 
 def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     if model.functions:
-        from onnx.inliner import inline_local_functions
+        from onnx_bnfold.rewriting.inlining_choice import inline_all
 
-        return inline_local_functions(model)
+        return inline_all(model)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     return copy

@@ -268,6 +268,7 @@ def graphs_of(model: ModelProto, *, freeze_initializers: bool = False) -> list[G
     graphs = _with_subgraphs(main)
     for function in model.functions:
         path = f"{function.domain}::{function.name}"
+        path += f":{function.overload}" if function.overload else ""
         graphs += _with_subgraphs(Graph(function, _opset(function.opset_import, opset), None, path))
     if model.ir_version >= 4 and not freeze_initializers:
         # Before IR version 4 every initializer had to be an input, and none could be overridden.

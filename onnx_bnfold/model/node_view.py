@@ -77,7 +77,7 @@ class NodeView:
                 Reason.FUNCTION_ATTRIBUTE,
                 self.label,
                 f"attribute {name!r} is a parameter of the enclosing function and may differ "
-                "from call to call; inline the function first (onnx.inliner)",
+                "from call to call",
             )
         value = helper.get_attribute_value(found)
         return cast("T", value.decode() if isinstance(value, bytes) else value)

@@ -202,12 +202,14 @@ def _parameter(view: NodeView, index: int) -> Array:
     if data_type is None:
         if name in view.graph.overridable:
             raise Refused(Reason.OVERRIDABLE_INITIALIZER, view.label, overridable(name))
-        raise Refused(
-            Reason.PARAMETERS_NOT_CONSTANT,
-            view.label,
-            f"its {meaning} {name!r} is not a constant of the model, so it may change from run to "
-            "run; export the model with constant parameters",
-        )
+        if view.graph.is_of_function and name in view.graph.inputs:
+            why = "is an input of its function and may differ from call to call"
+        else:
+            why = (
+                "is not a constant of the model, so it may change from run to run; export the "
+                "model with constant parameters"
+            )
+        raise Refused(Reason.PARAMETERS_NOT_CONSTANT, view.label, f"its {meaning} {name!r} {why}")
     if data_type not in FLOATS:
         raise Refused(
             Reason.UNSUPPORTED_TYPE, view.label, f"its {meaning} {name!r} is not of a float type"

@@ -116,9 +116,9 @@ def _with_sizes(model: ModelProto, sizes: Sizes) -> ModelProto:
             shape.dim.add(dim_value=size)
     if not copy.functions:
         return copy
-    from onnx.inliner import inline_local_functions  # few models have functions
+    from onnx_bnfold.rewriting.inlining_choice import inline_all  # few models have functions
 
-    return inline_local_functions(copy)
+    return inline_all(copy)
 
 
 def _views(model: ModelProto, read: ReadTensor) -> list[NodeView]:

@@ -56,6 +56,7 @@ class FoldReport:
         bytes_before: length of the files of ``source``.
         bytes_after: length of the files of ``result``; None for a dry run.
         copied_bytes: bytes of weights that were copied because several nodes read them.
+        inlined_calls: number of calls of local functions that were inlined.
         written: whether the folded model was written; False if a gate did not hold.
         input_shapes: name → shape that the figures are counted for; None for an unknown size.
         before, after: figures of the model.
@@ -75,6 +76,7 @@ class FoldReport:
     bytes_before: int
     bytes_after: int | None
     copied_bytes: int
+    inlined_calls: int
     written: bool
     input_shapes: dict[str, tuple[int | None, ...]]
     before: Figures
@@ -111,7 +113,7 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
     """
     pipeline = outcome.pipeline
     layers, places = layers_of([*pipeline.rounds])
-    merged = merged_records(pipeline.merged, outcome.original)
+    merged = merged_records(pipeline.merged, pipeline.unmerged)
     records = [*merged, *records_of(pipeline, places)]
     source = _files(outcome.source_files)
     result = None if outcome.path is None else _files(outcome.files)
@@ -124,6 +126,7 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
         bytes_before=_length(source),
         bytes_after=None if result is None else _length(result),
         copied_bytes=sum(map(copied_bytes, pipeline.rounds)),
+        inlined_calls=pipeline.inlined,
         written=False,
         input_shapes=input_shapes(outcome.original, sizes),
         before=figures_of(outcome.original, pipeline.read, sizes),

@@ -68,6 +68,10 @@ def _summary(data: Data) -> Element:
     if data["copied_bytes"]:
         text = f"Copies of weights that several nodes read add {data['copied_bytes']:,} bytes"
         parts.append(el("p", f"{text}; --keep-shared-weights avoids them.", class_="note"))
+    if data["inlined_calls"]:
+        number = data["inlined_calls"]
+        text = f"Calls of local functions that were inlined: {number}."
+        parts.append(el("p", text, class_="note"))
     unknown = dict.fromkeys(data[when]["unknown"] for when in ("before", "after"))
     parts += [el("p", f"Not counted: {text}.", class_="note") for text in unknown if text]
     if data["batch_normalizations"]:

@@ -123,14 +123,14 @@ def records_of(pipeline: Pipeline, positions: Places) -> Iterator[NodeRecord]:
         yield _record(graph, (index, x, y), each.record, taken_by, each.restated)
 
 
-def merged_records(merged: Sequence[Record], original: ModelProto) -> Iterator[NodeRecord]:
+def merged_records(merged: Sequence[Record], unmerged: ModelProto) -> Iterator[NodeRecord]:
     """Yield records of BatchNormalizations whose branch was merged into a Conv before planning.
 
     Args:
         merged: their records; all are in the main graph.
-        original: the model that still has them.
+        unmerged: the model that still has them.
     """
-    graph = graphs_of(original)[0]
+    graph = graphs_of(unmerged)[0]
     indices = {graph.label(index): index for index in range(len(graph.nodes))}
     for record in merged:
         index, conv = indices[record.name], indices.get(record.scale_to[0])

@@ -1,0 +1,122 @@
+"""The plans of one model as it is, and what was learnt from attempts that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from onnx import ModelProto
+
+from onnx_bnfold.model.constants import Constants
+from onnx_bnfold.model.graph import Graph, graphs_of
+from onnx_bnfold.model.shape_inference import Inference, Shapes
+from onnx_bnfold.model.source import Source
+from onnx_bnfold.options import Options
+from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.planning.kept import kept_by
+from onnx_bnfold.planning.plan import GraphPlan
+from onnx_bnfold.planning.planner import plan_graph
+from onnx_bnfold.planning.precision_limits import Limits
+from onnx_bnfold.reasons import Refusal
+from onnx_bnfold.rewriting.new_constants import Unrepresentable, require_representable
+from onnx_bnfold.rounds import Rounds
+
+
+class Attempts(Rounds):
+    """A model whose graphs are planned as they are, again without what did not fit its type.
+
+    Args:
+        model: the model, its nodes in order; it is never changed. Its tensors may lack their bytes.
+        source: reads the elements of initializers.
+        options: what the user asked for.
+
+    Attributes:
+        model: the model that is planned.
+        options: what the user asked for.
+    """
+
+    def __init__(self, model: ModelProto, source: Source, options: Options) -> None:
+        super().__init__()
+        self.model = model
+        self.options = options
+        self._source = source
+        self._excluded: dict[tuple[int, int], Refusal] = {}
+        self._unequal: set[tuple[int, str]] = set()
+        self._index()
+
+    def _index(self) -> None:
+        self._graphs = graphs_of(self.model, freeze_initializers=self.options.freeze_initializers)
+        self._inference = Inference(self.model, self._graphs[0], self._source.read_rounded)
+        if self.origins is not None:
+            self.origins.label(self._graphs)
+
+    def _state(self, position: int, known: dict[int, GraphState]) -> GraphState:
+        graph = self._graphs[position]
+        outer = None if graph.parent is None else known[id(graph.parent)]
+        shapes = Shapes(graph, self._inference, position, None if outer is None else outer.shapes)
+        around, kept = None if outer is None else outer.constants, kept_by(graph, self.options.keep)
+        source = self._source
+        constants = Constants(graph, source.read, shapes, around, source.open, kept)
+        state = GraphState(graph, constants, shapes, kept)
+        known[id(graph)] = state
+        return state
+
+    @property
+    def _limits(self) -> Limits:
+        return Limits(self.options.max_rescale, self.options.profile)
+
+    def _plan_graphs(self) -> None:
+        known: dict[int, GraphState] = {}
+        self.plans = [self._plan_graph(position, known) for position in range(len(self._graphs))]
+
+    def _plan_graph(self, position: int, known: dict[int, GraphState]) -> GraphPlan:
+        excluded = {n: r for (p, n), r in self._excluded.items() if p == position}
+        state = self._state(position, known)
+        return plan_graph(state, self._limits, excluded, self.options)
+
+    @property
+    def graphs(self) -> list[Graph]:
+        """The bodies of the model."""
+        return self._graphs
+
+    def exclude(self, failures: Mapping[tuple[int, int], Refusal]) -> None:
+        """Keep, from the next plan on, the nodes that caused constants which do not fit.
+
+        Args:
+            failures: of one attempt: (position of the graph, index of the node whose constant
+                fails) → why.
+
+        Raises:
+            RuntimeError: they would be met again, without end.
+        """
+        excluded, unequal = set(self._excluded), set(self._unequal)
+        for (position, index), refusal in failures.items():
+            plan = self.plans[position]
+            if index in plan.equalized:  # what is not needed goes first
+                self._unequal.update((position, root) for root in plan.equalized[index])
+                continue
+            cause = position, [*plan.touched.get(index, [index])][-1]
+            self._excluded[cause] = refusal
+        if (excluded, unequal) == (set(self._excluded), self._unequal):
+            culprits = {refusal.culprit for refusal in failures.values()}
+            raise RuntimeError(f"{min(culprits)} fails whatever is left out")
+
+    def verify(self) -> None:
+        """Compute every new constant and forget it.
+
+        Raises:
+            Unrepresentable: some do not fit their type; all of them are named.
+        """
+        require_representable(self.plans)
+
+    def plan_as_it_is(self) -> list[GraphPlan]:
+        """Plan every graph, nothing merged or written otherwise, until every constant fits."""
+        with np.errstate(all="ignore"):  # what is no finite number is refused, not warned of
+            while True:
+                self._plan_graphs()
+                try:
+                    self.verify()
+                except Unrepresentable as failed:
+                    self.exclude(failed.failures)
+                else:
+                    return self.plans

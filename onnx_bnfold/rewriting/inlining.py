@@ -1,0 +1,294 @@
+"""Calls of local functions, replaced by the nodes of the function.
+
+onnx's own inliner replaces all calls of a function or none, and knows no overloads. Here it is a
+matter of each call, in a body or in a function that was inlined there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, NamedTuple
+
+import onnx
+from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto
+
+from onnx_bnfold.model.functions import Functions, Key, Root, key_of, nodes_within, versions
+from onnx_bnfold.model.graph import Body, graphs_of, subgraphs
+from onnx_bnfold.rewriting.fresh_names import Names
+from onnx_bnfold.rewriting.function_nodes import defined, describe, rename, renamed, resolve
+
+
+class Call(NamedTuple):
+    """A call, in a body or in what was inlined there.
+
+    Attributes:
+        root: the body.
+        path: the number of the call among those of its function, after that of the call which this
+            function was inlined for, and so on.
+    """
+
+    root: Root
+    path: tuple[int, ...]
+
+    def inner(self, number: int) -> Call:
+        """Return a call in the function that this one calls."""
+        return Call(self.root, (*self.path, number))
+
+    @property
+    def outermost_first(self) -> Iterator[Call]:
+        """The calls by whose inlining this one came into its body, and itself."""
+        return (Call(self.root, self.path[:end]) for end in range(1, len(self.path) + 1))
+
+
+class Origin(NamedTuple):
+    """Where a tensor comes from.
+
+    Attributes:
+        call: the call that it was inlined for; its path is empty for a tensor of the body itself.
+        function: the body that defined it.
+        name: of the tensor there.
+    """
+
+    call: Call
+    function: Root
+    name: str
+
+
+# Whether to inline a call of a function.
+Accept = Callable[[Call, Key], bool]
+
+
+@dataclass
+class Inlined:
+    """A model with calls inlined.
+
+    Attributes:
+        model: the model.
+        calls: those that were inlined, with their functions.
+        refused: functions with a call that cannot be inlined where it is, and why.
+    """
+
+    model: ModelProto
+    calls: dict[Call, Key] = field(default_factory=dict)
+    refused: dict[Key, str] = field(default_factory=dict)
+    _origins: dict[tuple[Root, str], Origin] = field(default_factory=dict)
+
+    def origin(self, root: Root, name: str) -> Origin:
+        """Return where a tensor of a body, or below it, comes from."""
+        return self._origins.get((root, name)) or Origin(Call(root, ()), root, name)
+
+
+def inline(model: ModelProto, functions: Functions, accept: Accept) -> Inlined:
+    """Inline calls of functions in a copy of a model; functions without callers stay.
+
+    Args:
+        model: the model; it is not changed.
+        functions: its functions.
+        accept: says for each call whether it is to be inlined: those of a body in order, each
+            before the calls in its function.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    inlined = Inlined(copy)
+    names = Names(graphs_of(model))
+    default = versions(model.opset_import, 1)[""]
+    roots: list[tuple[Root, Body, Any]] = [(None, copy.graph, copy.opset_import)]
+    roots += [(key_of(function), function, function.opset_import) for function in copy.functions]
+    for root, body, imports in roots:
+        if functions.calls[root]:
+            inliner = _Inliner(root, imports, default, functions, names, accept, inlined)
+            inliner.rewrite(body, Call(root, ()), _Numbers())
+    return inlined
+
+
+def drop_uncalled(inlined: Inlined, functions: Functions) -> None:
+    """Drop the functions that nothing calls any more, but was called before.
+
+    Args:
+        inlined: a model with calls inlined.
+        functions: those of the model as it was.
+    """
+    if inlined.model.training_info:  # which may call them
+        return
+    now = Functions(inlined.model)
+    called: set[Root] = {None, *(functions.by_key.keys() - functions.reachable())}
+    queue = [*called]
+    while queue:
+        others = set(now.calls[queue.pop()]) - called
+        called |= others
+        queue += others
+    kept = [function for function in inlined.model.functions if key_of(function) in called]
+    if len(kept) < len(inlined.model.functions):
+        del inlined.model.functions[:]
+        inlined.model.functions.extend(kept)
+
+
+class _Inliner:
+    """Inlines calls in one body and below it, in place."""
+
+    def __init__(
+        self,
+        root: Root,
+        imports: Any,
+        default: int,
+        functions: Functions,
+        names: Names,
+        accept: Accept,
+        inlined: Inlined,
+    ) -> None:
+        self.root = root
+        self.imports = imports
+        self.default = default
+        self.functions = functions
+        self.names = names
+        self.accept = accept
+        self.inlined = inlined
+        self.versions = dict(versions(imports, default))
+
+    def rewrite(self, body: Body, within: Call, numbers: _Numbers) -> None:
+        nodes = [*body.node]
+        found = [*self._expanded(nodes, within, numbers, body)]
+        if len(found) != len(nodes) or any(a is not b for a, b in zip(found, nodes, strict=True)):
+            del body.node[:]
+            body.node.extend(found)
+
+    def _expanded(
+        self, nodes: Iterable[NodeProto], within: Call, numbers: _Numbers, body: Body
+    ) -> Iterator[NodeProto]:
+        """Yield nodes, those of the function instead of each call that is inlined.
+
+        Args:
+            nodes: of the body, or of a function that is inlined there.
+            within: the call that they were inlined for.
+            numbers: counts the calls among them and below.
+            body: gets what is known of the types of new tensors.
+        """
+        for node in nodes:
+            key = self.functions.callee(node)
+            if key is None:
+                for inner in subgraphs(node) if node.attribute else ():
+                    self.rewrite(inner, within, numbers)
+                yield node
+                continue
+            call = within.inner(numbers.next())
+            why = self._hindrance(node, key)
+            if why is not None:
+                self.inlined.refused.setdefault(key, why)
+            if why is not None or not self.accept(call, key):
+                yield node
+                continue
+            self.inlined.calls[call] = key
+            copied = self._copied(node, key, call, body)
+            yield from self._expanded(copied, call, _Numbers(), body)
+
+    def _hindrance(self, node: NodeProto, key: Key) -> str | None:
+        function = self.functions.by_key[key]
+        if key in self.functions.hindered:
+            return self.functions.hindered[key]
+        if len(node.input) > len(function.input) or len(node.output) > len(function.output):
+            return "a call has more inputs or outputs than it"
+        if any(item.type in _GRAPHS for item in node.attribute):
+            return "a call has a graph as attribute"
+        if _loses_omitted(function, node):
+            return "a call leaves out an input that it needs"
+        return self._version_conflict(function)
+
+    def _version_conflict(self, function: FunctionProto) -> str | None:
+        theirs = versions(function.opset_import, self.default)
+        for node in nodes_within(function.node):
+            domain = "" if node.domain == "ai.onnx" else node.domain
+            if self.functions.callee(node) is not None:
+                continue
+            version = theirs.get(domain)
+            mine = self.versions.get(domain, version)
+            if mine == version or (not domain and _is_same(node.op_type, mine, version)):
+                continue
+            return (
+                f"it uses version {version} of the operator set {domain!r} and its caller {mine}; "
+                "convert the model to one version"
+            )
+        return None
+
+    def _copied(self, call: NodeProto, key: Key, where: Call, body: Body) -> list[NodeProto]:
+        """Return the nodes of a function as they stand instead of a call of it."""
+        function = FunctionProto()
+        function.CopyFrom(self.functions.by_key[key])
+        given = [*call.input, *[""] * (len(function.input) - len(call.input))]
+        mapping = {"": "", **dict(zip(function.input, given, strict=True))}
+        prefix = call.name or next(filter(None, call.output), call.op_type)
+        passed_on = []
+        for name, actual in zip(function.output, call.output, strict=False):
+            if actual and name in mapping:
+                passed_on.append((mapping[name], actual))
+            elif actual:
+                mapping[name] = actual
+                self._note(actual, where, key, name)
+        for name in defined(function.node):
+            if name not in mapping:
+                mapping[name] = self.names.fresh(f"{prefix}/{name}")
+                self._note(mapping[name], where, key, name)
+        attributes = {item.name: item for item in (*function.attribute_proto, *call.attribute)}
+        nodes = [*function.node]
+        for node in nodes_within(nodes):
+            resolve(node, attributes)
+            if node.name:
+                node.name = self.names.fresh(f"{prefix}/{node.name}")
+        for node in nodes:
+            rename(node, mapping)
+            describe(node, call)
+        for before, after in passed_on:
+            nodes.append(onnx.helper.make_node("Identity", [before], [after]))
+            self._note(after, where, key, after)
+        internal = mapping.keys() - {*function.input, *function.output}
+        body.value_info.extend(
+            renamed(v, mapping) for v in function.value_info if v.name in internal
+        )
+        self._import(function)
+        return nodes
+
+    def _note(self, name: str, call: Call, function: Key, original: str) -> None:
+        self.inlined._origins[self.root, name] = Origin(call, function, original)
+
+    def _import(self, function: FunctionProto) -> None:
+        for domain, version in versions(function.opset_import, self.default).items():
+            if domain not in self.versions:
+                self.versions[domain] = version
+                self.imports.append(onnx.helper.make_opsetid(domain, version))
+
+
+_GRAPHS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+
+
+class _Numbers:
+    """Counts from 0 on."""
+
+    def __init__(self) -> None:
+        self._number = -1
+
+    def next(self) -> int:
+        self._number += 1
+        return self._number
+
+
+def _loses_omitted(function: FunctionProto, call: NodeProto) -> bool:
+    """Whether an input that a call leaves out is needed by something other than a node's input."""
+    omitted = {*function.input[len(call.input) :]}
+    omitted |= {name for name, given in zip(function.input, call.input, strict=False) if not given}
+    if not omitted:
+        return False
+    needed = {*function.output}
+    for node in nodes_within(function.node):
+        needed.update(o.name for body in subgraphs(node) for o in body.output)
+    return not omitted.isdisjoint(needed)
+
+
+@cache
+def _is_same(operator: str, a: int, b: int) -> bool:
+    """Whether an operator of ONNX is the same one in two versions of its set."""
+    try:
+        first, second = (onnx.defs.get_schema(operator, version, "") for version in (a, b))
+    except onnx.defs.SchemaError:
+        return False
+    return bool(first.since_version == second.since_version)

@@ -1,0 +1,327 @@
+"""Which calls of local functions are inlined: those by which a BatchNormalization goes.
+
+A function's inputs and outputs are opaque to it, and a call to its caller. So the model is planned
+as if all calls were inlined, in the main graph and in each function. What goes there and not in the
+model as it is says which calls have to be: those that hold a node or a constant that takes part. A
+function in which that is so by itself stays a function, and what it calls is inlined in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
+from typing import NamedTuple
+
+from onnx import ModelProto
+
+from onnx_bnfold.model.constants import Constants
+from onnx_bnfold.model.functions import Functions, Key, Root, Size, of_model
+from onnx_bnfold.model.graph import Graph
+from onnx_bnfold.planning.plan import GraphPlan
+from onnx_bnfold.planning.record import Record
+from onnx_bnfold.reasons import Refusal
+from onnx_bnfold.rewriting.inlining import Accept, Call, Inlined, Origin, drop_uncalled, inline
+
+Plans = Sequence[GraphPlan]
+Trial = Callable[[ModelProto], Plans]
+
+# With its calls inlined a model may have so many nodes and elements of constants, or several times
+# as many as it has.
+_ALWAYS, _TIMES = Size(10_000, 1 << 22), Size(4, 2)
+
+
+class Choice(NamedTuple):
+    """What is done with the calls of a model.
+
+    Attributes:
+        model: the model with calls inlined, None if none is.
+        calls: number of calls that were inlined.
+        verdicts: (path of a graph, output of a BatchNormalization that stays there) → what was
+            decided on it with all calls inlined: what is in its way beyond the border.
+    """
+
+    model: ModelProto | None
+    calls: int
+    verdicts: Mapping[tuple[str, str], Record]
+
+
+def choose(model: ModelProto, plans: Plans, trial: Trial, *, everything: bool = False) -> Choice:
+    """Choose the calls that are inlined.
+
+    Args:
+        model: the model.
+        plans: of the model as it is.
+        trial: plans another model.
+        everything: inline all calls, whether a BatchNormalization goes by that or not.
+    """
+    functions = Functions(model)
+    if not functions.calls[None] or len(functions.by_key) < len(model.functions):
+        return Choice(None, 0, {})
+    return _Chooser(model, functions, plans, trial).choose(everything=everything)
+
+
+def inline_all(model: ModelProto) -> ModelProto:
+    """Return a model with all calls inlined, those of functions that are too large left out.
+
+    onnx's own inliner loses attributes that have a default.
+    """
+    functions = Functions(model)
+    inlined = inline(model, functions, _bounded(model, functions, {}))
+    drop_uncalled(inlined, functions)
+    return inlined.model
+
+
+def _bounded(model: ModelProto, functions: Functions, too_large: dict[Key, str]) -> Accept:
+    """Accept all calls, as long as the model does not become too large.
+
+    Args:
+        model: the model.
+        functions: its functions.
+        too_large: gets those with calls in the main graph that are not accepted, and why.
+    """
+    used, size = {None, *functions.reachable()}, of_model(model)
+    left = Size(
+        max(_ALWAYS.nodes, _TIMES.nodes * size.nodes),
+        max(_ALWAYS.elements, _TIMES.elements * size.elements),
+    )
+
+    def accept(call: Call, key: Key) -> bool:
+        nonlocal left
+        if call.root not in used:
+            return False
+        if len(call.path) > 1:  # it is counted along with the call that it is in
+            return True
+        size = functions.sizes[key]
+        if size.fits(left):
+            left = left.minus(size)
+            return True
+        if call.root is None:
+            too_large.setdefault(
+                key,
+                f"it has {size.nodes} nodes and {size.elements} elements of constants once the "
+                "calls in it are inlined, too many for its calls; inline it with onnx.inliner",
+            )
+        return False
+
+    return accept
+
+
+class _Chooser:
+    def __init__(self, model: ModelProto, functions: Functions, plans: Plans, trial: Trial) -> None:
+        self.model = model
+        self.functions = functions
+        self.plans = plans
+        self.trial = trial
+        self.used: set[Root] = {None, *functions.reachable()}
+        self.too_large: dict[Key, str] = {}
+        self._hinder_kept()
+
+    def choose(self, *, everything: bool) -> Choice:
+        before = _Planned(Inlined(self.model), self.plans)
+        staying = {
+            (origin.function, origin.name)
+            for origin, _, _, record in before.bns()
+            if origin.call.root in self.used and not record.folded
+        }
+        if not staying:
+            return Choice(None, 0, {})
+        whole = self._planned(_bounded(self.model, self.functions, self.too_large))
+        best = self._planned(_those({*whole.inlined.calls}), drop=True) if everything else None
+        best = best or self._best(before, whole, staying)
+        number = best.inlined_calls()
+        model = best.inlined.model if number else None
+        return Choice(model, number, dict(self._verdicts(best, whole)))
+
+    def _best(self, before: _Planned, whole: _Planned, staying: Set[tuple[Root, str]]) -> _Planned:
+        """Return the model as it is, or that with the fewest calls inlined that is better.
+
+        Args:
+            before: the model as it is.
+            whole: with all calls inlined.
+            staying: the BatchNormalizations that stay as it is, each by its body and output.
+        """
+        gone = {
+            origin: (plan, index)
+            for origin, plan, index, record in whole.bns()
+            if record.folded and origin.call.root in self.used
+        }
+        wanted = [
+            origin
+            for origin in gone
+            if (origin.function, origin.name) in staying
+            and not any(inner in gone for inner in whole.seen_from_inside(origin))
+        ]
+        best = before
+        if wanted:
+            needed = _taking_part(whole, [(origin.call.root, *gone[origin]) for origin in wanted])
+            fewest = whole.left()
+            in_main = {call for call in whole.inlined.calls if call.root is None}
+            for calls in (needed, needed | in_main):
+                now = self._planned(_those(calls), drop=True)
+                if now.left() < best.left():
+                    best = now
+                if best.left() <= fewest:
+                    break
+        return best
+
+    def _planned(self, accept: Accept, *, drop: bool = False) -> _Planned:
+        inlined = inline(self.model, self.functions, accept)
+        if drop:
+            drop_uncalled(inlined, self.functions)
+        return _Planned(inlined, self.trial(inlined.model))
+
+    def _hinder_kept(self) -> None:
+        """Leave functions whose BatchNormalizations a user names: a copy has another name."""
+        for root, plan in _with_roots(Functions(self.model), self.plans):
+            if root is not None and plan.state.kept:
+                why = "it holds a BatchNormalization that --keep names"
+                self.functions.hindered.setdefault(root, why)
+
+    def _verdicts(
+        self, best: _Planned, whole: _Planned
+    ) -> Iterator[tuple[tuple[str, str], Record]]:
+        """Yield why BatchNormalizations stay whatever is inlined; see ``Choice.verdicts``."""
+        tried: dict[tuple[Root, str], list[tuple[Origin, Record]]] = {}
+        for origin, _, _, record in whole.bns():
+            if origin.call.root is None:
+                tried.setdefault((origin.function, origin.name), []).append((origin, record))
+        for origin, plan, index, record in best.bns():
+            if record.folded or origin.call.root not in self.used:
+                continue
+            seen = tried.get((origin.function, origin.name), [])
+            if origin.call.root is None:
+                seen = [each for each in seen if each[0] == origin]
+            else:
+                seen = [each for each in seen if each[0].call not in best.inlined.calls]
+            where = plan.state.graph.path, plan.state.graph.writes[index][0]
+            if seen and not any(each.folded for _, each in seen):
+                yield where, seen[0][1]
+            elif not seen and record.refusal is not None:
+                refusal = self._not_inlined(record.refusal, origin.function, whole)
+                yield where, replace(record, refusal=refusal)
+
+    def _not_inlined(self, refusal: Refusal, function: Root, whole: _Planned) -> Refusal:
+        why = {**whole.inlined.refused, **self.too_large}
+        queue = [function]
+        for root in queue:  # grows during the loop
+            if root is not None and root in why:
+                name = f"{root[0]}::{root[1]}"
+                sentence = f"{refusal.sentence}; function {name} is not inlined: {why[root]}"
+                return Refusal(refusal.reason, refusal.culprit, sentence)
+            callers = (key for key, called in self.functions.calls.items() if root in called)
+            queue += [key for key in callers if key not in queue]
+        return refusal
+
+
+class _Planned:
+    """A model with calls inlined, and a plan of it."""
+
+    def __init__(self, inlined: Inlined, plans: Plans) -> None:
+        self.inlined = inlined
+        self.plans = plans
+        self._functions = Functions(inlined.model)
+
+    def with_roots(self) -> Iterator[tuple[Root, GraphPlan]]:
+        """Yield the plan of each graph, and the body that the graph is, or is below."""
+        return _with_roots(self._functions, self.plans)
+
+    def bns(self) -> Iterator[tuple[Origin, GraphPlan, int, Record]]:
+        """Yield each BatchNormalization: its origin, its plan, its index, what became of it."""
+        for root, plan in self.with_roots():
+            for index, record in plan.records.items():
+                if record.is_norm:
+                    name = plan.state.graph.writes[index][0]
+                    yield self.inlined.origin(root, name), plan, index, record
+
+    def left(self) -> int:
+        """Return how many BatchNormalizations stay, those of a function once for each call."""
+        times = self._functions.times()
+        return sum(times[o.call.root] for o, _, _, record in self.bns() if not record.folded)
+
+    def inlined_calls(self) -> int:
+        """Return how many calls were inlined in what is still there."""
+        calls = self._functions.calls
+        return sum(call.root in calls for call in self.inlined.calls)
+
+    def seen_from_inside(self, origin: Origin) -> Iterator[Origin]:
+        """Yield what a tensor is in each of the functions that were inlined around it."""
+        for end, outer in enumerate(origin.call.outermost_first, 1):
+            call = Call(self.inlined.calls[outer], origin.call.path[end:])
+            yield Origin(call, origin.function, origin.name)
+
+
+def _with_roots(functions: Functions, plans: Plans) -> Iterator[tuple[Root, GraphPlan]]:
+    roots: Iterator[Root] = iter((None, *functions.by_key))
+    root: Root = None
+    for plan in plans:
+        if plan.state.graph.parent is None:
+            root = next(roots)
+        yield root, plan
+
+
+def _those(needed: Set[Call]) -> Accept:
+    """Accept some calls, and in what is inlined those that would be in the function itself."""
+    functions: dict[Call, Key] = {}
+
+    def accept(call: Call, key: Key) -> bool:
+        functions[call] = key
+        *around, _ = call.outermost_first
+        inside = (Call(functions[c], call.path[end:]) for end, c in enumerate(around, 1))
+        return call in needed or any(each in needed for each in inside)
+
+    return accept
+
+
+def _taking_part(whole: _Planned, starts: Iterable[tuple[Root, GraphPlan, int]]) -> set[Call]:
+    """Return the calls that hold nodes or constants without which others would not be removed.
+
+    Args:
+        whole: the model with all calls inlined.
+        starts: nodes that are removed, each with its plan and its body.
+    """
+    calls: set[Call] = set()
+    by_plan: dict[int, tuple[Root, GraphPlan, list[int]]] = {}
+    for root, plan, index in starts:
+        by_plan.setdefault(id(plan), (root, plan, []))[2].append(index)
+    for root, plan, indices in by_plan.values():
+        graph, constants = plan.state.graph, plan.state.constants
+        nodes = _changing_with(plan, indices)
+        names = {next(filter(None, graph.writes[index]), "") for index in nodes}
+        read = {name for index in nodes for name in graph.reads[index]}
+        names |= _makers(graph, constants, read)
+        for name in names:
+            calls.update(whole.inlined.origin(root, name).call.outermost_first)
+    return calls
+
+
+def _changing_with(plan: GraphPlan, indices: Iterable[int]) -> set[int]:
+    """Return nodes, and all that write or read a tensor which changes with theirs."""
+    graph, total = plan.state.graph, plan.state.total
+    found, queue = set(indices), [*indices]
+    while queue:
+        index = queue.pop()
+        for name in (*graph.reads[index], *graph.writes[index]):
+            if name not in total:
+                continue
+            others = {reader for reader, _ in graph.readers.get(name, ())}
+            others |= {graph.producer[name]} if name in graph.producer else set()
+            queue += others - found
+            found |= others
+    return found
+
+
+def _makers(graph: Graph, constants: Constants, names: Iterable[str]) -> set[str]:
+    """Return the constants among some tensors, and those that they are computed from."""
+    found: set[str] = set()
+    queue = [*names]
+    while queue:
+        name = queue.pop()
+        if not name or name in found or constants.get(name) is None:
+            continue
+        found.add(name)
+        scope: Graph | None = graph
+        while scope is not None and not scope.defines(name):
+            scope = scope.parent
+        if scope is not None and name in scope.producer:
+            queue += scope.reads[scope.producer[name]]
+    return found

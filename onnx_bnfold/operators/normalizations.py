@@ -27,7 +27,7 @@ from onnx_bnfold.operators.batchnorm_parameters import DEFAULT_EPSILON
 from onnx_bnfold.operators.entries import OUT, Absorbing, Given, Read, Revised, Sides
 from onnx_bnfold.reasons import Reason, Refused
 
-_LEAST_EPSILON = float(np.finfo(np.float32).tiny)
+_LEAST_EPSILON = 2.0**-126  # the least that float32 holds to all digits
 
 
 class Normalization(NamedTuple):

@@ -46,6 +46,7 @@ class Copies:
         self._state = state
         self._origin = origin
         self._changes = totals.changes
+        self._links: dict[int, _Link | None] = {}
         front, behind = (state.groups.members(side) for side in state.sides(origin))
         self._in_front = [*front]
         both = (*front, *behind)
@@ -104,6 +105,11 @@ class Copies:
 
     def _link(self, index: int) -> _Link | None:
         """Return what a node hands on, None if it makes values of its own."""
+        if index not in self._links:  # a Concat is asked for each of its inputs
+            self._links[index] = self._find_link(index)
+        return self._links[index]
+
+    def _find_link(self, index: int) -> _Link | None:
         state = self._state
         if index in state.removed:
             x, y = state.sides(index)

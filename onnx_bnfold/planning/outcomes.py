@@ -12,9 +12,10 @@ from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 
 def is_gating(state: GraphState, index: int) -> bool:
-    """Whether a node multiplies or divides two computed tensors, as in Gelu and Swish."""
-    if state.entries[index].combines is not Combines.PRODUCT:
-        return False
+    """Whether a node multiplies or divides two computed tensors, as in Gelu, or makes a power."""
+    entry = state.entries[index]
+    if entry.combines is not Combines.PRODUCT:
+        return entry.powers
     view = state.view(index)
     return view.constant(0) is None and view.constant(1) is None
 

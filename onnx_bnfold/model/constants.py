@@ -259,7 +259,13 @@ class Constants:
             return False
         if op not in WRITTEN_OVER or not any(graph.writes[index][1:]):
             return True
-        return all(graph.only_reader(graph.reads[index][slot]) for slot in WRITTEN_OVER[op])
+        return all(self._is_own(graph.reads[index][slot]) for slot in WRITTEN_OVER[op])
+
+    def _is_own(self, name: str) -> bool:
+        """Whether a constant is stored in this body, and nothing but one node reads it."""
+        graph = self.graph
+        stored = name in graph.dims or (name in graph.producer and not self._is_made(name))
+        return stored and graph.only_reader(name)
 
     def _usable(self, op: str | None, slot: int, name: str, computable: set[str]) -> bool:
         graph = self.graph

@@ -176,11 +176,13 @@ def _require_inference(view: NodeView) -> None:
         training = bool(view.attribute("training_mode", 0))
     if training:
         name = "is_test=0" if view.opset < 7 else "training_mode=1"
-        raise Refused(
-            Reason.TRAINING_MODE,
-            view.label,
-            f"{name}: statistics are computed at run time; export the model in eval mode",
-        )
+        why = "statistics are computed at run time; export the model in eval mode"
+        if _writes_over_shared(view):
+            why = (
+                "it would compute a constant, but runtimes write its statistics over its mean and "
+                "variance, which are read elsewhere, too; give it tensors of its own"
+            )
+        raise Refused(Reason.TRAINING_MODE, view.label, f"{name}: {why}")
     if any(view.writes[1:]):
         raise Refused(
             Reason.EXTRA_OUTPUTS,
@@ -194,6 +196,12 @@ def _require_inference(view: NodeView) -> None:
             view.label,
             "spatial=0: it normalises every position on its own, not every channel",
         )
+
+
+def _writes_over_shared(view: NodeView) -> bool:
+    """Whether the results of a node of constants depend on how often the model has run."""
+    own = map(view.graph.only_reader, view.reads[3:5])
+    return all(map(view.constant, range(len(view.reads)))) and not all(own)
 
 
 def _parameter(view: NodeView, index: int) -> Array:

@@ -26,7 +26,6 @@ from onnx_bnfold.planning.outcomes import (
     absorbing,
     count_added,
     count_new_tensors,
-    is_gating,
     two_names,
     ways,
     why,
@@ -42,6 +41,7 @@ from onnx_bnfold.reasons import Reason, Refusal, Refused
 if TYPE_CHECKING:
     from onnx_bnfold.operators.entries import Operator
     from onnx_bnfold.planning.clamps import Clamps
+    from onnx_bnfold.planning.fused_nodes import FusedNodes
     from onnx_bnfold.planning.shared_constants import SharedConstants
 
 # Reasons that have to do with other nodes than the one that refuses.
@@ -162,6 +162,13 @@ class _Planner:
 
         return SharedConstants(self.state)
 
+    @cached_property
+    def fused(self) -> FusedNodes:
+        """What onnxruntime runs as one operator."""
+        from onnx_bnfold.planning.fused_nodes import FusedNodes
+
+        return FusedNodes(self.state)
+
     def _may_go_now(self, index: int) -> bool:
         """Whether something changed where a node that stayed was refused: then it is tried again.
 
@@ -194,7 +201,7 @@ class _Planner:
             require_unnoted(self.state.graph, index, self.limits)
         except Refused:
             return False
-        return index not in self.excluded
+        return index not in self.excluded and index not in self.fused.members
 
     def _decide(self, index: int) -> None:
         """Try all ways to remove a node and commit the one that disturbs least."""
@@ -229,9 +236,11 @@ class _Planner:
         except Refused as refused:
             tried.append(("", refused.refusal))
         if best is not None:
-            least, way, changes = best
+            (broken, added, *_), way, changes = best
             self.doubtful.pop(index, None)
-            self._commit(index, way, changes, least[0], absorbing(state, index, changes))
+            if broken:
+                self.unsure.update(self.fused.members)  # some are no members any more
+            self._commit(index, way, changes, added, absorbing(state, index, changes))
             return
         self._tried[index] = len(state.removed), asked
         met.update(refusal.reason for _, refusal in tried)
@@ -242,10 +251,12 @@ class _Planner:
             self.records[index] = Record(name, True, refusal=why(tried), tried=tuple(tried))
 
     def _cost(self, index: int, way: str, changes: dict[Key, Affine]) -> tuple[int, ...]:
-        """Return what an outcome costs: new Adds, elements that clamps read, new tensors."""
+        """Return what an outcome costs: broken groups, new Adds, what clamps read, new tensors."""
         clamped = self.clamps.cost(index, changes) if self.clamps is not None else (0, 0)
         new = count_new_tensors(self.state, index, way, changes)
-        return count_added(self.state, changes), *clamped, new
+        constants = [key for key in changes if isinstance(key, tuple)]
+        broken = self.fused.broken_by(constants) if constants else 0
+        return broken, count_added(self.state, changes), *clamped, new
 
     def _fold_directly(self, index: int) -> bool:
         """Put a BN into the layer that it alone reads, where nothing else has changed yet.
@@ -295,12 +306,8 @@ class _Planner:
         x, y = state.sides(index)
         if state.groups.has_fixed(x) and state.groups.has_fixed(y):
             raise two_names(y)
-        if not is_bn and any(is_gating(state, i) for k in changes for i in state.neighbours(k)):
-            raise Refused(
-                Reason.OPAQUE,
-                state.view(index).label,
-                "it is part of an activation that runtimes recognise as a whole",
-            )
+        if not is_bn:
+            self.fused.require_whole(changes)
         if not is_bn or self.options.keep_shared_weights:
             self.shared.require_cheap(index, changes, asked)
         if count_added(state, changes) > (1 if is_bn else 0):

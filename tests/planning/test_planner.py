@@ -796,8 +796,8 @@ def test_decomposed_bn_next_to_a_bn_is_merged_with_it(chain):
 
 
 @pytest.mark.parametrize(("number", "left"), [(1, 1), (2, 2), (3, 2), (4, 2)])
-def test_two_nodes_behind_a_product_stay(number, left):
-    """They may be of a norm or an activation that a runtime takes as a whole; others are not."""
+def test_nodes_behind_a_product_merge_into_two(number, left):
+    """A Mul takes a scale, an Add takes a shift, and nobody else takes any."""
     net = Net(IMAGE)
     t = net.op("Div", net.op("Tanh", "x"), net.op("Exp", "x"))
     for op in ("Mul", "Add", "Mul", "Add")[:number]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -106,8 +107,13 @@ class Report:
 
     @property
     def kept(self) -> tuple[Record, ...]:
-        """The BatchNormalizations that stay."""
+        """The BatchNormalizations that stay, in this form or another."""
         return tuple([r for r in self.records if r.is_norm and not r.folded])
+
+    @property
+    def left(self) -> tuple[Record, ...]:
+        """Those of them that stay BatchNormalizations."""
+        return tuple([r for r in self.kept if r.written_as == "keep"])
 
     def lines(self) -> list[str]:
         """Return one line per record."""
@@ -122,6 +128,8 @@ class Report:
         clamps = {clamp for record in self.records for clamp in record.clamps}
         if clamps:
             parts.append(f"{_counted(len(clamps), 'clamp')} written with constants")
+        if written := Counter(r.written_as for r in self.kept if r.written_as != "keep"):
+            parts += [f"{number} written as {form}" for form, number in written.items()]
         if self.equalized:
             parts.append(f"channels equalized from {_counted(len(self.equalized), 'tensor')} on")
         if self.rescaled:

@@ -30,6 +30,7 @@ class Counts:
         nodes_before, nodes_after: number of nodes; None for a plan.
         kept: name and refusal of each BatchNormalization that is kept (``Refusal.to_dict``).
         bytes_before, bytes_after: length of the files; None for a plan.
+        left: how many nodes of the result are BatchNormalizations.
     """
 
     norms: int
@@ -39,6 +40,7 @@ class Counts:
     kept: tuple[dict[str, str], ...]
     bytes_before: int | None = None
     bytes_after: int | None = None
+    left: int | None = None
 
     def summary(self) -> str:
         """Return the numbers as text."""
@@ -120,4 +122,5 @@ def counts_of(report: Report) -> Counts:
         kept,
         report.bytes_before,
         report.bytes_after,
+        len(report.left),
     )

@@ -127,7 +127,7 @@ def _fold(batch: Batch, name: str, target: Location, key: str, scratch: Path) ->
     if (
         earlier is not None
         and (earlier.settings, earlier.outcome.source) == (settings, source)
-        and not (batch.require_all and earlier.outcome.counts and earlier.outcome.counts.kept)
+        and not (batch.require_all and earlier.outcome.counts and earlier.outcome.counts.left != 0)
         and _stamps_at(target, earlier.outcome.target, scratch) == earlier.outcome.target
     ):
         # The record is of this run if a process died before it could return the outcome.
@@ -175,8 +175,8 @@ def _applied(options: Options, work: Callable[[Options], Report]) -> tuple[Repor
 
 def _gate(batch: Batch, name: str) -> Inspect:
     def inspect(fold: Fold) -> None:
-        if batch.require_all and fold.report.kept:
-            count = len(fold.report.kept)
+        if batch.require_all and fold.report.left:
+            count = len(fold.report.left)
             raise CheckFailed(f"{name}: --require-all: BatchNormalizations that stay: {count}")
 
     return inspect

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnx_bnfold.options import Standalone
 from onnx_bnfold.reasons import Refusal
 
 # The way of a BatchNormalization whose whole branch went into a Conv.
@@ -25,6 +26,8 @@ class Record:
         refusal: why it stays.
         tried: for each way to fold it, what was in that way.
         clamps: the nodes that became a Max or Min with constants, or both, by its removal.
+        written_as: of a node that stays, the form that it has.
+        not_written: why it stays as it is though another form was asked for.
     """
 
     name: str
@@ -36,6 +39,8 @@ class Record:
     refusal: Refusal | None = None
     tried: tuple[tuple[str, Refusal], ...] = ()
     clamps: tuple[str, ...] = ()
+    written_as: Standalone = "keep"
+    not_written: str | None = None
 
     @classmethod
     def of_merged(cls, name: str, conv: str) -> Record:
@@ -53,7 +58,11 @@ class Record:
             return f"folded  {self.name} into {self._takers()}"
         text = f"kept    {self.name}: [{self.refusal.reason.value}] {_told(self.refusal)}"
         other = next((r for _, r in self.tried if r.culprit != self.refusal.culprit), None)
-        return f"{text}; the other way, {_told(other)}" if other is not None else text
+        if other is not None:
+            text = f"{text}; the other way, {_told(other)}"
+        if self.written_as != "keep":
+            return f"{text}; written as {self.written_as}"
+        return f"{text}; not written as asked: {self.not_written}" if self.not_written else text
 
     def _takers(self) -> str:
         if self.scale_to == self.shift_to or not self.shift_to:

@@ -89,6 +89,7 @@ class NodeRecord(Node):
             "added_nodes": record.added,
             "clamps": list(record.clamps),
             "written_as": self.written_as,
+            "not_written": record.not_written,
             **told,
             "tried": tuple({"way": way, **met.to_dict()} for way, met in record.tried),
             "input": self.input,

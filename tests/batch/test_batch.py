@@ -519,6 +519,15 @@ def test_require_all(store, output, capfd):
     assert run(capfd, store, "--dry-run", "--require-all")[0] == 1
 
 
+def test_require_all_counts_what_is_left_a_bn(store, output, capfd):
+    net = Net([1, 3, 8, 8])
+    write(store / "kept.onnx", net.model(net.op("Sigmoid", net.bn("x"))))
+    words = (store, "-o", output, "--standalone", "mul-add", "--require-all")
+    assert run(capfd, *words)[0] == 0
+    assert "6 models: 6 done before" in run(capfd, *words)[1]
+    assert run(capfd, *words[:3], "--require-all")[0] == 1
+
+
 def test_a_pattern_of_keep_need_not_match_in_every_model(store, output, capfd):
     write(store / "plain.onnx", Net([1, 3, 8, 8]).model("x"))
     write(store / "other.onnx", small_model(layers=3))

@@ -343,6 +343,6 @@ def _report(
     if folded is not None:
         before, after = pipeline.nodes_before, sum(len(body.node) for body in bodies_of(folded))
     copied = sum(map(copied_bytes, pipeline.rounds))
-    return Report(
-        pipeline.records(), before, after, pipeline.equalized, pipeline.rescaled, *sizes, copied
-    )
+    tensors = pipeline.equalized, pipeline.rescaled
+    kept_affine = tuple([each.record for each in pipeline.decomposed_bns])
+    return Report(pipeline.records(), before, after, *tensors, *sizes, copied, kept_affine)

@@ -83,6 +83,8 @@ class Report:
             widest factors first.
         bytes_before, bytes_after: of the model, with its external data; None for a plan.
         copied_bytes: what copies of weights that several nodes read add to it.
+        kept_affine: one per Mul, Add, Sub or Div by a constant per channel (a decomposed
+            BatchNormalization) that a fold was tried for and that stays, in order.
     """
 
     records: tuple[Record, ...]
@@ -94,6 +96,7 @@ class Report:
     bytes_before: int | None = field(default=None, compare=False)
     bytes_after: int | None = field(default=None, compare=False)
     copied_bytes: int = 0
+    kept_affine: tuple[Record, ...] = ()
 
     @property
     def norms(self) -> tuple[Record, ...]:
@@ -116,8 +119,14 @@ class Report:
         return tuple([r for r in self.kept if r.written_as == "keep"])
 
     def lines(self) -> list[str]:
-        """Return one line per record."""
-        return [printable(record.sentence()) for record in self.records]
+        """Return one line per record, and one per reason for which affine nodes stay."""
+        groups: dict[str, list[Record]] = {}
+        for record in self.kept_affine:
+            assert record.refusal is not None
+            groups.setdefault(record.refusal.reason.value, []).append(record)
+        shown = [record.sentence() for record in self.records]
+        shown += [first.sentence(len(others)) for first, *others in groups.values()]
+        return [printable(line) for line in shown]
 
     def summary(self) -> str:
         """Return the last line: how many went and stay, what it did to nodes and bytes."""
@@ -125,6 +134,8 @@ class Report:
         parts = [f"{len(self.folded)} of {len(self.norms)} BatchNormalization folded"]
         if affine:
             parts.append(f"{_counted(affine, 'affine node')} folded")
+        if self.kept_affine:
+            parts.append(f"{_counted(len(self.kept_affine), 'affine node')} kept")
         clamps = {clamp for record in self.records for clamp in record.clamps}
         if clamps:
             parts.append(f"{_counted(len(clamps), 'clamp')} written with constants")

@@ -69,11 +69,10 @@ def plan_graph(
     """
     planner = _Planner(state, limits, excluded, options)
     planner.run()
-    records = dict(sorted(planner.records.items()))
-    doubtful = planner.doubtful | excluded
-    return GraphPlan(
-        state, limits, records, planner.touched, doubtful=doubtful, unsure=planner.unsure
-    )
+    plan = GraphPlan(state, limits, dict(sorted(planner.records.items())), planner.touched)
+    plan.doubtful, plan.unsure = planner.doubtful | excluded, planner.unsure
+    plan.kept_affine = dict(sorted(planner.kept_affine.items()))
+    return plan
 
 
 class _Planner:
@@ -89,6 +88,7 @@ class _Planner:
         self.excluded = excluded
         self.options = options
         self.records: dict[int, Record] = {}
+        self.kept_affine: dict[int, Record] = {}
         self.touched: dict[int, dict[int, Taken]] = {}
         self.doubtful: dict[int, Refusal] = {}
         self.unsure: set[int] = set()
@@ -102,13 +102,13 @@ class _Planner:
         bns, affine, unknown = candidates(self.state)
         self.unsure.update(unknown)
         self.state.read_bns([i for i in bns if i not in self.excluded])
-        usable = [i for i in bns if self._is_usable(i)]
+        usable = [i for i in bns if self._may_be_tried(i)]
         direct = [i for i in usable if is_direct(self.state, i)]
         self.state.read_maps(direct)
         others = sorted(set(usable) - set(direct))
         if len(others) > 1:
             others.sort(key=lambda i: -elements(self.state, i))
-        affine = [i for i in affine if self._may_go(i)]
+        affine = [i for i in affine if i not in self.fused.members and self._may_be_tried(i)]
         queue = [*direct, *others, *affine]
         self._decide_all(queue)
         self._decide_with_clamps(queue)
@@ -177,31 +177,32 @@ class _Planner:
         when, asked = self._tried[index]
         return any(self._moved.get(other, 0) > when for other in asked)
 
-    def _is_usable(self, index: int) -> bool:
-        view = self.state.view(index)
+    def _may_be_tried(self, index: int) -> bool:
+        """Whether nothing forbids to remove a node; what does is recorded."""
+        state, view = self.state, self.state.view(index)
+        is_bn = state.graph.ops[index] == batchnorm.OPERATOR
         try:
-            if index in self.state.kept:
-                raise Refused.again(self.state.kept[index])
-            if index in self.excluded:
-                raise Refused.again(self.excluded[index])
-            self.state.bn(index)
-            require_unnoted(self.state.graph, index, self.limits)
-            if view.constant(0) is not None:
+            for left in (state.kept, self.excluded):
+                if index in left:
+                    raise Refused.again(left[index])
+            if is_bn:
+                state.bn(index)
+            require_unnoted(state.graph, index, self.limits)
+            if is_bn and view.constant(0) is not None:
                 raise Refused(
                     Reason.OPAQUE, view.label, "its input is a constant; fold constants first"
                 )
         except Refused as refused:
-            self.records[index] = Record(self.state.place(index), True, refusal=refused.refusal)
+            self._keep(index, refused.refusal)
             return False
         return True
 
-    def _may_go(self, index: int) -> bool:
-        """Whether nothing forbids to remove a node that is no BatchNormalization."""
-        try:
-            require_unnoted(self.state.graph, index, self.limits)
-        except Refused:
-            return False
-        return index not in self.excluded and index not in self.fused.members
+    def _keep(
+        self, index: int, refusal: Refusal, tried: Sequence[tuple[str, Refusal]] = ()
+    ) -> None:
+        is_bn = self.state.graph.ops[index] == batchnorm.OPERATOR
+        record = Record(self.state.place(index), is_bn, refusal=refusal, tried=tuple(tried))
+        (self.records if is_bn else self.kept_affine)[index] = record
 
     def _decide(self, index: int) -> None:
         """Try all ways to remove a node and commit the one that disturbs least."""
@@ -246,9 +247,7 @@ class _Planner:
         met.update(refusal.reason for _, refusal in tried)
         if not met.isdisjoint(_MAY_CHANGE):
             self.unsure.add(index)
-        if is_bn:
-            name = state.place(index)
-            self.records[index] = Record(name, True, refusal=why(tried), tried=tuple(tried))
+        self._keep(index, why(tried), tried)
 
     def _cost(self, index: int, way: str, changes: dict[Key, Affine]) -> tuple[int, ...]:
         """Return what an outcome costs: broken groups, new Adds, what clamps read, new tensors."""
@@ -335,6 +334,7 @@ class _Planner:
         state.remove(origin)
         if self._tried:
             self._tried.pop(origin, None)
+            self.kept_affine.pop(origin, None)
             near = (index for key in changes for index in state.neighbours(key))
             self._moved.update(dict.fromkeys((origin, *near), len(state.removed)))
         nodes = sorted({index for index, _ in takers})

@@ -52,11 +52,16 @@ class Record:
         """Whether the node went."""
         return self.refusal is None
 
-    def sentence(self) -> str:
-        """Return one line for people."""
+    def sentence(self, others: int = 0) -> str:
+        """Return one line for people.
+
+        Args:
+            others: how many more affine nodes stay for the same reason.
+        """
         if self.refusal is None:
             return f"folded  {self.name} into {self._takers()}"
-        text = f"kept    {self.name}: [{self.refusal.reason.value}] {_told(self.refusal)}"
+        more = f" and {others} more affine node{'s' if others > 1 else ''}" if others else ""
+        text = f"kept    {self.name}{more}: [{self.refusal.reason.value}] {_told(self.refusal)}"
         other = next((r for _, r in self.tried if r.culprit != self.refusal.culprit), None)
         if other is not None:
             text = f"{text}; the other way, {_told(other)}"

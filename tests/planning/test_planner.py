@@ -870,6 +870,68 @@ def test_affine_nodes_that_nobody_absorbs_stay(build):
     assert report.records == ()
 
 
+def test_a_decomposed_bn_that_stays_says_why():
+    net = Net(IMAGE)
+    t = "x"
+    for _ in range(3):
+        t = net.affine(net.op("Sigmoid", t), 4, 1, 1)
+    _, report = fold_checked(net.model(net.op("Sigmoid", t)))
+    assert [r.name.split()[0] for r in report.kept_affine] == ["Mul", "Add"] * 3
+    assert {r.refusal.reason for r in report.kept_affine} == {Reason.OPAQUE}
+    assert all(r.tried and not r.is_norm and not r.folded for r in report.kept_affine)
+    first = report.kept_affine[0].name
+    (line,) = report.lines()
+    assert line.startswith(f"kept    {first} and 5 more affine nodes: [opaque_operator] Sigmoid ")
+    assert report.summary().startswith("0 of 0 BatchNormalization folded, 6 affine nodes kept, ")
+
+
+def test_affine_nodes_are_told_by_reason():
+    net = Net(IMAGE)
+    padded = net.conv(net.op("Sub", "x", net.random(4, 1, 1)), 4, 3, pads=[1] * 4)
+    y = net.op("Abs", net.op("Mul", net.op("Abs", padded), net.random(4, 1, 1)))
+    _, report = fold_checked(net.model(y))
+    first, second = report.lines()
+    assert first == report.kept_affine[0].sentence()
+    assert first.startswith("kept    Sub ")
+    assert second.startswith("kept    Mul ")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda n: n.op("Abs", n.linear("x", 8)),
+        lambda n: n.op("Abs", n.op("Add", n.op("Abs", "x"), n.random(1, 5, 4))),
+        lambda n: n.op("Abs", n.op("Mul", n.op("Abs", "x"), n.random())),
+        lambda n: n.op("Abs", n.op("Add", n.op("Shape", "x"), n.ints(1))),
+        lambda n: n.linear(gelu(n, n.linear("x", 8)), 3),
+        lambda n: n.linear(layer_norm(n, n.linear("x", 8), 8), 3),
+    ],
+    ids=["bias", "position", "factor", "integers", "gelu", "layer-norm"],
+)
+def test_what_is_no_decomposed_bn_is_not_told(build):
+    net = Net((2, 5, 4))
+    _, report = fold_checked(net.model(build(net)))
+    assert report.kept_affine == ()
+    assert "affine" not in report.summary()
+
+
+def test_what_was_tried_again_and_went_is_not_told():
+    """The Add may pass the Relu only when the BN behind has gone."""
+    net = Net(IMAGE)
+    _, report = fold_checked(net.model(net.conv(net.bn(net.affine("x", 4, 1, 1)), 3)))
+    folded = {r.name for r in report.records if r.folded}
+    assert folded.isdisjoint(r.name for r in report.kept_affine)
+
+
+@pytest.mark.parametrize("form", ["keep", "mul-add"])
+def test_what_a_bn_was_written_as_is_no_decomposed_one(form):
+    net = Net(IMAGE)
+    model = net.model(net.op("Abs", net.bn(net.op("Abs", "x"))))
+    _, report = onnx_bnfold.fold(model, onnx_bnfold.Options(standalone=form))
+    assert len(report.kept) == 1
+    assert report.kept_affine == ()
+
+
 def layer_norm(n, t, features):
     centred = n.op("Sub", t, n.op("ReduceMean", t, axes=[-1]))
     variance = n.op("ReduceMean", n.op("Pow", centred, n.const(np.float32(2))), axes=[-1])

@@ -45,6 +45,7 @@ class Pipeline(Rounds):
 
     Attributes:
         original: the model, its nodes in order.
+        unmatched: patterns of the options that match nothing.
         model: the same with its branches merged, and with what else was put in a node's place; the
             result of the earlier rounds, if there are any.
     """
@@ -73,7 +74,7 @@ class Pipeline(Rounds):
 
             self.model = in_order(model, self._graphs)
             self._index()
-        self._unmatched = unmatched(self._graphs, options.keep)
+        self.unmatched = unmatched(self._graphs, options)
         self.original = self.model
         self.nodes_before = sum(len(graph.nodes) for graph in self._graphs)
         if options.merge_branches:
@@ -123,14 +124,14 @@ class Pipeline(Rounds):
             None if outer is None else outer.constants,
             self._source.open,
         )
-        state = GraphState(graph, constants, shapes, self.options.keep)
+        state = GraphState(graph, constants, shapes, self.options)
         known[id(graph)] = state
         return state
 
     def plan(self) -> Sequence[GraphPlan]:
         """Plan every graph of the model, leaving out what turned out not to be representable."""
-        if self._unmatched:
-            raise UnmatchedPatterns(self._unmatched)
+        if self.unmatched and self.options.must_match:
+            raise UnmatchedPatterns(self.unmatched)
         with np.errstate(all="ignore"):  # what is no finite number is refused, not warned of
             while True:
                 self._plan_once()

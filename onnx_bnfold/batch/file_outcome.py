@@ -65,6 +65,7 @@ class FileOutcome:
         source: name → content of the model and its data files, as they were read.
         target: name → content of the model and its data file, as they were written.
         unmatched: patterns of ``options.keep`` that match nothing in the model.
+        unmatched_only: the same of ``options.only``.
     """
 
     name: str
@@ -75,6 +76,7 @@ class FileOutcome:
     source: dict[str, Stamp] = field(default_factory=dict)
     target: dict[str, Stamp] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()
+    unmatched_only: tuple[str, ...] = ()
 
     @property
     def is_model(self) -> bool:
@@ -98,8 +100,8 @@ class FileOutcome:
             key: {name: Stamp(**stamp) for name, stamp in data[key].items()}
             for key in ("source", "target")
         }
-        unmatched = tuple(data.get("unmatched", ()))
-        return cls(**{**data, "counts": Counts(**counts), "unmatched": unmatched, **stamps})
+        patterns = {key: tuple(data.get(key, ())) for key in ("unmatched", "unmatched_only")}
+        return cls(**{**data, "counts": Counts(**counts), **patterns, **stamps})
 
 
 def is_model(name: str) -> bool:

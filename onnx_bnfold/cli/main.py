@@ -90,6 +90,14 @@ def _add_limits(add: Callable[..., object]) -> None:
         "(re.search); repeatable",
     )
     add(
+        "--only",
+        action="append",
+        default=[],
+        metavar="REGEX",
+        help="fold only BatchNormalizations whose name, or whose first output's, matches, and "
+        "nothing else; repeatable",
+    )
+    add(
         "--keep-shared-weights",
         action="store_true",
         help="keep each BatchNormalization whose fold would copy a weight that other nodes read",

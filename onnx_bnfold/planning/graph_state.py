@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from onnx_bnfold.model.constants import DIMS_ONLY, TYPE_ONLY, Constants
 from onnx_bnfold.model.graph import Graph
@@ -13,6 +13,7 @@ from onnx_bnfold.operators.affine import Affine, Float64
 from onnx_bnfold.operators.entries import OUT, Absorbing, Sides
 from onnx_bnfold.operators.rules import Known, Step, Transparent
 from onnx_bnfold.operators.transparent import data_outputs, data_slots
+from onnx_bnfold.options import Options
 from onnx_bnfold.planning.graph_nodes import MALFORMED, GraphNodes, malformed
 from onnx_bnfold.planning.kept import kept_by
 from onnx_bnfold.planning.merged_tensors import Groups
@@ -24,6 +25,7 @@ from onnx_bnfold.reasons import Reason, Refusal, Refused
 Key = str | tuple[int, int]
 
 _ABSORBED = Step(({},))
+_DEFAULT = Options()
 
 
 class GraphState(GraphNodes):
@@ -42,10 +44,10 @@ class GraphState(GraphNodes):
     """
 
     def __init__(
-        self, graph: Graph, constants: Constants, shapes: Shapes, keep: Sequence[str] = ()
+        self, graph: Graph, constants: Constants, shapes: Shapes, options: Options = _DEFAULT
     ) -> None:
         super().__init__(graph, constants, shapes)
-        self.kept = kept_by(graph, keep)
+        self.kept = kept_by(graph, options)
         self.total: dict[Key, Affine] = {}
         self.removed: set[int] = set()
         self.clamps: frozenset[int] = frozenset()

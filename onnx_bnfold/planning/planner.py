@@ -21,6 +21,7 @@ from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.options import Options
 from onnx_bnfold.planning.candidates import candidates, elements, is_direct
 from onnx_bnfold.planning.graph_state import GraphState, Key
+from onnx_bnfold.planning.kept import not_named
 from onnx_bnfold.planning.notes import require_unnoted
 from onnx_bnfold.planning.outcomes import (
     absorbing,
@@ -51,10 +52,7 @@ _MAY_CHANGE = frozenset(
 
 
 def plan_graph(
-    state: GraphState,
-    limits: Limits,
-    excluded: dict[int, Refusal],
-    options: Options,
+    state: GraphState, limits: Limits, excluded: dict[int, Refusal], options: Options
 ) -> GraphPlan:
     """Plan one graph.
 
@@ -77,11 +75,7 @@ def plan_graph(
 
 class _Planner:
     def __init__(
-        self,
-        state: GraphState,
-        limits: Limits,
-        excluded: dict[int, Refusal],
-        options: Options,
+        self, state: GraphState, limits: Limits, excluded: dict[int, Refusal], options: Options
     ) -> None:
         self.state = state
         self.limits = limits
@@ -187,6 +181,8 @@ class _Planner:
                     raise Refused.again(left[index])
             if is_bn:
                 state.bn(index)
+            elif self.options.only:
+                raise Refused.again(not_named(state.graph, index))
             require_unnoted(state.graph, index, self.limits)
             if is_bn and view.constant(0) is not None:
                 raise Refused(

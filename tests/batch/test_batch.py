@@ -556,6 +556,31 @@ def test_a_pattern_of_keep_that_matches_in_no_model(store, output, capfd):
     assert "typo" not in run(capfd, *words)[2]
 
 
+def test_a_pattern_of_only_need_not_match_in_every_model(store, output, capfd):
+    """A model in which it matches nothing is not folded at all."""
+    net = Net([1, 3, 8, 8])
+    write(store / "affine.onnx", net.model(net.affine(net.conv("x", 3), 3, 1, 1)))
+    write(store / "other.onnx", small_model(layers=3))
+    third = next(n.name for n in small_model(layers=3).graph.node[::-1] if n.op_type == NORM)
+    words = (store, "-o", output, "--only", f"^{third}$")
+    code, out, err = run(capfd, *words)
+    assert (code, err) == (0, "")
+    assert "1 of 13 BatchNormalization folded" in out
+    assert count(onnx.load(output / "other.onnx")) == 2
+    assert len(onnx.load(output / "affine.onnx").graph.node) == 3
+    assert " 7 done before" in run(capfd, *words)[1]
+
+
+def test_a_pattern_of_only_that_matches_in_no_model(store, output, capfd):
+    words = (store, "-o", output, "--only", "typo", "--keep", "slip", "--keep", NORM.lower())
+    for _ in range(2):
+        code, _, err = run(capfd, *words)
+        assert code == 1
+        assert [line.split(":")[1] for line in err.splitlines()] == [
+            " failed  --keep 'slip'", " failed  --only 'typo'",
+        ]  # fmt: skip
+
+
 def test_a_dry_run_writes_nothing(store, output, capfd, tmp_path):
     write(store / "kept.onnx", kept_model())
     code, out, _ = run(capfd, store, "-o", output, "--dry-run", "--report", tmp_path / "r.json")

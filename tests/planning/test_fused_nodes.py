@@ -203,6 +203,14 @@ def test_no_fold_takes_them_apart(operator, pattern, behind, in_front, tmp_path)
         assert {operator, f"Bias{operator}"} & {*optimised(folded, tmp_path)}
 
 
+def test_a_bn_goes_the_way_that_leaves_them_whole():
+    """Nothing new would be in the graph if the 0.5 of the Gelu took its scale."""
+    net = Net(IMAGE)
+    y = net.bn(spelled(net, PATTERNS["Gelu"][1], net.conv("x", 4)), shift=False)
+    folded, _ = fold_checked(net.model(net.conv(y, 3)))
+    assert known_of(folded) == {"Gelu"}
+
+
 def test_a_bn_goes_all_the_same_where_there_is_no_other_way():
     """It can go only if the 0.5 of the Gelu takes its scale."""
     net = Net(IMAGE)

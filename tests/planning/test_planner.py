@@ -915,12 +915,22 @@ def test_what_is_no_decomposed_bn_is_not_told(build):
     assert "affine" not in report.summary()
 
 
-def test_what_was_tried_again_and_went_is_not_told():
-    """The Add may pass the Relu only when the BN behind has gone."""
-    net = Net(IMAGE)
-    _, report = fold_checked(net.model(net.conv(net.bn(net.affine("x", 4, 1, 1)), 3)))
-    folded = {r.name for r in report.records if r.folded}
-    assert folded.isdisjoint(r.name for r in report.kept_affine)
+@pytest.mark.parametrize("is_larger", [False, True])
+def test_what_was_tried_again_and_went_is_not_told(is_larger):
+    """The first Mul is not worth a copy of the weight, until the second has made one."""
+    net = Net(("N", 2, 3, 3))
+    weight = net.random(64, 1, 1, 1)
+    scaled = net.op("Mul", net.op("Sigmoid", "x"), net.random(2, 1, 1))
+    y = net.op("Conv", scaled, weight, group=2)
+    if is_larger:
+        y = net.op("Mul", y, net.random(64, 1, 1))
+    other = net.op("Conv", "x", weight, group=2)
+    model = net.model(net.op("Sigmoid", y), net.op("Sigmoid", other))
+    _, report = fold_checked(model)
+    assert len(report.kept_affine) == 1 - is_larger
+    for kept in report.kept_affine:
+        told = [r.sentence for _, r in kept.tried if r.reason is Reason.SHARED_WEIGHT]
+        assert told[0].endswith("a copy of it would add 256 bytes, more than the node takes")
 
 
 @pytest.mark.parametrize("form", ["keep", "mul-add"])

@@ -343,5 +343,8 @@ def _report(
     if folded is not None:
         before, after = pipeline.nodes_before, sum(len(body.node) for body in bodies_of(folded))
     copied = sum(map(copied_bytes, pipeline.rounds))
-    changed = pipeline.equalized, pipeline.rescaled
-    return Report(pipeline.records(), before, after, *changed, *sizes, copied, pipeline.inlined)
+    tensors = pipeline.equalized, pipeline.rescaled
+    kept_affine = tuple([each.record for each in pipeline.decomposed_bns])
+    return Report(
+        pipeline.records(), before, after, *tensors, *sizes, copied, pipeline.inlined, kept_affine
+    )

@@ -54,7 +54,7 @@ class Attempts(Rounds):
         graph = self._graphs[position]
         outer = None if graph.parent is None else known[id(graph.parent)]
         shapes = Shapes(graph, self._inference, position, None if outer is None else outer.shapes)
-        around, kept = None if outer is None else outer.constants, kept_by(graph, self.options.keep)
+        around, kept = None if outer is None else outer.constants, kept_by(graph, self.options)
         source = self._source
         constants = Constants(graph, source.read, shapes, around, source.open, kept)
         state = GraphState(graph, constants, shapes, kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.validation import require_at_least, require_types
@@ -45,13 +45,18 @@ class Options:
             read, too.
         keep: regular expressions: a BatchNormalization is left as it is if one is found in its
             name or in that of its first output (``planning.kept``). Each must match one.
+        only: regular expressions, in the same way: everything but the BatchNormalizations that
+            match one is left as it is.
         bn_free: let no BatchNormalization stay for which there is an exact form without one. A
             Relu or Clip becomes a Max or Min with constants (``planning.clamps``); what is left is
             written as ``standalone`` says, and as a Mul and an Add where it says ``keep``.
         target: for ``bn_free``, what the forms are to be cheap for: ``any`` runtime, which takes
             the fewest elements and nodes, or ``onnxruntime``, where a depthwise Conv is cheaper
             than a Max that no pool of maxima is in front of.
+        must_match: whether a pattern that matches none is an error; not so for one of many models.
     """
+
+    must_match: ClassVar[bool] = True
 
     freeze_initializers: bool = False
     max_rescale: float | None = None
@@ -63,6 +68,7 @@ class Options:
     ranges: str | None = None
     keep_shared_weights: bool = False
     keep: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
     bn_free: bool = False
     target: Target = "any"
 
@@ -73,9 +79,11 @@ class Options:
             raise UsageError("ranges are used by equalize alone; ask for it, too")
         if self.target != "any" and not self.bn_free:
             raise UsageError("target says what bn_free is cheap for; ask for that, too")
-        object.__setattr__(self, "keep", tuple(map(os.fspath, self.keep)))
-        for pattern in self.keep:
-            _require_pattern(pattern)
+        for name in ("keep", "only"):
+            patterns = tuple(map(os.fspath, getattr(self, name)))
+            object.__setattr__(self, name, patterns)
+            for pattern in patterns:
+                _require_pattern(name, pattern)
 
     @property
     def clamps_everywhere(self) -> bool:
@@ -94,8 +102,9 @@ class Options:
         return tuple(dict.fromkeys((*asked, *own)))
 
 
-def _require_pattern(pattern: str) -> None:
+def _require_pattern(name: str, pattern: str) -> None:
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UsageError(f"keep has {pattern!r}, which is no regular expression: {error}") from None
+        what = f"{name} has {pattern!r}, which is no regular expression"
+        raise UsageError(f"{what}: {error}") from None

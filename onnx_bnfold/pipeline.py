@@ -43,6 +43,7 @@ class Pipeline(Attempts):
     Attributes:
         original: the model, its nodes in order.
         unmerged: the same with those calls of functions inlined that are.
+        unmatched: patterns of the options that match nothing.
         model: the same with its branches merged, and with what else was put in a node's place; the
             result of the earlier rounds, if there are any.
     """
@@ -65,7 +66,7 @@ class Pipeline(Attempts):
 
             self.model = in_order(model, self._graphs)
             self._index()
-        self._unmatched = unmatched(self._graphs, options.keep)
+        self.unmatched = unmatched(self._graphs, options)
         self.original = self.unmerged = self.model
         self._may_inline = bool(self.model.functions)
         self._is_flat = False
@@ -102,8 +103,8 @@ class Pipeline(Attempts):
 
     def plan(self) -> Sequence[GraphPlan]:
         """Plan every graph of the model, leaving out what turned out not to be representable."""
-        if self._unmatched:
-            raise UnmatchedPatterns(self._unmatched)
+        if self.unmatched and self.options.must_match:
+            raise UnmatchedPatterns(self.unmatched)
         with np.errstate(all="ignore"):  # what is no finite number is refused, not warned of
             while True:
                 self._plan_once()

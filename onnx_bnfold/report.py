@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -83,6 +84,8 @@ class Report:
         bytes_before, bytes_after: of the model, with its external data; None for a plan.
         copied_bytes: what copies of weights that several nodes read add to it.
         inlined_calls: number of calls of local functions that were inlined.
+        kept_affine: one per Mul, Add, Sub or Div by a constant per channel (a decomposed
+            BatchNormalization) that a fold was tried for and that stays, in order.
     """
 
     records: tuple[Record, ...]
@@ -95,6 +98,7 @@ class Report:
     bytes_after: int | None = field(default=None, compare=False)
     copied_bytes: int = 0
     inlined_calls: int = 0
+    kept_affine: tuple[Record, ...] = ()
 
     @property
     def norms(self) -> tuple[Record, ...]:
@@ -108,12 +112,23 @@ class Report:
 
     @property
     def kept(self) -> tuple[Record, ...]:
-        """The BatchNormalizations that stay."""
+        """The BatchNormalizations that stay, in this form or another."""
         return tuple([r for r in self.records if r.is_norm and not r.folded])
 
+    @property
+    def left(self) -> tuple[Record, ...]:
+        """Those of them that stay BatchNormalizations."""
+        return tuple([r for r in self.kept if r.written_as == "keep"])
+
     def lines(self) -> list[str]:
-        """Return one line per record."""
-        return [printable(record.sentence()) for record in self.records]
+        """Return one line per record, and one per reason for which affine nodes stay."""
+        groups: dict[str, list[Record]] = {}
+        for record in self.kept_affine:
+            assert record.refusal is not None
+            groups.setdefault(record.refusal.reason.value, []).append(record)
+        shown = [record.sentence() for record in self.records]
+        shown += [first.sentence(len(others)) for first, *others in groups.values()]
+        return [printable(line) for line in shown]
 
     def summary(self) -> str:
         """Return the last line: how many went and stay, what it did to nodes and bytes."""
@@ -121,11 +136,15 @@ class Report:
         parts = [f"{len(self.folded)} of {len(self.norms)} BatchNormalization folded"]
         if affine:
             parts.append(f"{_counted(affine, 'affine node')} folded")
+        if self.kept_affine:
+            parts.append(f"{_counted(len(self.kept_affine), 'affine node')} kept")
         clamps = {clamp for record in self.records for clamp in record.clamps}
         if clamps:
             parts.append(f"{_counted(len(clamps), 'clamp')} written with constants")
         if self.inlined_calls:
             parts.append(f"{_counted(self.inlined_calls, 'call')} of functions inlined")
+        if written := Counter(r.written_as for r in self.kept if r.written_as != "keep"):
+            parts += [f"{number} written as {form}" for form, number in written.items()]
         if self.equalized:
             parts.append(f"channels equalized from {_counted(len(self.equalized), 'tensor')} on")
         if self.rescaled:

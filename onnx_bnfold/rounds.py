@@ -62,6 +62,26 @@ class Rounds:
         return [each for _, each in found]
 
     @property
+    def decomposed_bns(self) -> list[Recorded]:
+        """Each decomposed BatchNormalization that stays, in order.
+
+        The Mul and the Add that a BatchNormalization was written as are none.
+        """
+        written = {
+            (position, name)
+            for plans in self.rounds
+            for position, plan in enumerate(plans)
+            for index, was in plan.restated.items()
+            for name in (was.output, *plan.state.graph.writes[index])
+        }
+        return [
+            each
+            for position, plan in enumerate(self.plans)
+            for each in plan.decomposed_bns
+            if (position, plan.state.graph.writes[each.node][0]) not in written
+        ]
+
+    @property
     def counts(self) -> tuple[int, int]:
         """How many BatchNormalizations go, and how many stay, by the present plan."""
         fates = [each.record.folded for each in self.recorded if each.record.is_norm]

@@ -30,6 +30,7 @@ class Counts:
         nodes_before, nodes_after: number of nodes; None for a plan.
         kept: name and refusal of each BatchNormalization that is kept (``Refusal.to_dict``).
         bytes_before, bytes_after: length of the files; None for a plan.
+        left: how many nodes of the result are BatchNormalizations.
     """
 
     norms: int
@@ -39,6 +40,7 @@ class Counts:
     kept: tuple[dict[str, str], ...]
     bytes_before: int | None = None
     bytes_after: int | None = None
+    left: int | None = None
 
     def summary(self) -> str:
         """Return the numbers as text."""
@@ -63,6 +65,7 @@ class FileOutcome:
         source: name → content of the model and its data files, as they were read.
         target: name → content of the model and its data file, as they were written.
         unmatched: patterns of ``options.keep`` that match nothing in the model.
+        unmatched_only: the same of ``options.only``.
     """
 
     name: str
@@ -73,6 +76,7 @@ class FileOutcome:
     source: dict[str, Stamp] = field(default_factory=dict)
     target: dict[str, Stamp] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()
+    unmatched_only: tuple[str, ...] = ()
 
     @property
     def is_model(self) -> bool:
@@ -96,8 +100,8 @@ class FileOutcome:
             key: {name: Stamp(**stamp) for name, stamp in data[key].items()}
             for key in ("source", "target")
         }
-        unmatched = tuple(data.get("unmatched", ()))
-        return cls(**{**data, "counts": Counts(**counts), "unmatched": unmatched, **stamps})
+        patterns = {key: tuple(data.get(key, ())) for key in ("unmatched", "unmatched_only")}
+        return cls(**{**data, "counts": Counts(**counts), **patterns, **stamps})
 
 
 def is_model(name: str) -> bool:
@@ -120,4 +124,5 @@ def counts_of(report: Report) -> Counts:
         kept,
         report.bytes_before,
         report.bytes_after,
+        len(report.left),
     )

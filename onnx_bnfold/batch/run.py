@@ -212,12 +212,19 @@ def _folders_and_links(listing: Listing, output: Location) -> Iterator[FileOutco
 
 
 def _unmatched(options: Options, outcomes: Iterable[FileOutcome]) -> Iterator[FileOutcome]:
-    """Yield a failure if patterns of ``keep`` match in no model, as far as all could be read."""
+    """Yield failures if patterns match in no model, as far as all could be read."""
     models = [outcome for outcome in outcomes if outcome.is_model]
-    if all(outcome.counts for outcome in models):
-        common = set(options.keep).intersection(*(outcome.unmatched for outcome in models))
-        if patterns := [pattern for pattern in dict.fromkeys(options.keep) if pattern in common]:
-            yield failed(Task("copy", "--keep"), UnmatchedPatterns(patterns, "any model"))
+    if not all(outcome.counts for outcome in models):
+        return
+    for name, given, unmatched in (
+        ("keep", options.keep, [outcome.unmatched for outcome in models]),
+        ("only", options.only, [outcome.unmatched_only for outcome in models]),
+    ):
+        common = set(given).intersection(*unmatched)
+        if patterns := [pattern for pattern in dict.fromkeys(given) if pattern in common]:
+            yield failed(
+                Task("copy", f"--{name}"), UnmatchedPatterns({name: patterns}, "any model")
+            )
 
 
 def _sorted(outcomes: Iterable[FileOutcome]) -> tuple[FileOutcome, ...]:

@@ -13,24 +13,23 @@ import os
 import posixpath
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, TypeAlias
 
-from onnx_bnfold.api import Inspect, fold_file, plan_file
 from onnx_bnfold.api import Outcome as Fold
+from onnx_bnfold.api import fold_file, plan_file
 from onnx_bnfold.batch import ledger
 from onnx_bnfold.batch.file_outcome import FileOutcome, Stamp, counts_of
 from onnx_bnfold.batch.locations import Location
 from onnx_bnfold.batch.opening import location_at
 from onnx_bnfold.errors import BnFoldError, CheckFailed, UsageError
 from onnx_bnfold.options import Options
-from onnx_bnfold.planning.kept import UnmatchedPatterns
+from onnx_bnfold.planning.kept import Patterns
 from onnx_bnfold.provenance import sha256_of
-from onnx_bnfold.report import Report
 from onnx_bnfold.storage.data_files import data_files_of
 from onnx_bnfold.version import __version__
 
@@ -114,10 +113,10 @@ def failed(task: Task, error: BaseException) -> FileOutcome:
 def _plan(batch: Batch, name: str, scratch: Path) -> FileOutcome:
     root, _ = _fetch(location_at(batch.source), name, scratch)
     with _naming(root):
-        report, unmatched = _applied(
-            batch.options, lambda own: plan_file(root / name, own, inspect=_gate(batch, name))
-        )
-    return FileOutcome(name, "planned", counts=counts_of(report), unmatched=unmatched)
+        work = _Work(batch, name)
+        report = plan_file(root / name, work.options, inspect=work.inspect)
+    planned = FileOutcome(name, "planned", counts=counts_of(report))
+    return replace(planned, unmatched=work.unmatched("keep"), unmatched_only=work.unmatched("only"))
 
 
 def _fold(batch: Batch, name: str, target: Location, key: str, scratch: Path) -> FileOutcome:
@@ -127,19 +126,16 @@ def _fold(batch: Batch, name: str, target: Location, key: str, scratch: Path) ->
     if (
         earlier is not None
         and (earlier.settings, earlier.outcome.source) == (settings, source)
-        and not (batch.require_all and earlier.outcome.counts and earlier.outcome.counts.kept)
+        and not (batch.require_all and earlier.outcome.counts and earlier.outcome.counts.left != 0)
         and _stamps_at(target, earlier.outcome.target, scratch) == earlier.outcome.target
     ):
         # The record is of this run if a process died before it could return the outcome.
         return replace(earlier.outcome, skipped=earlier.run != batch.run)
     parent, base = posixpath.split(name)
     with _naming(root, scratch):
-        look, out = _gate(batch, name), scratch / base
+        work, out = _Work(batch, name), scratch / base
         # One thread: the run has a process for each processor.
-        report, unmatched = _applied(
-            batch.options,
-            lambda own: fold_file(root / name, out, own, inspect=look, threads=1),
-        )
+        report = fold_file(root / name, out, work.options, inspect=work.inspect, threads=1)
     # The model comes last; its data file has to be there before.
     made = sorted((f for f in os.listdir(scratch) if f.startswith(base)), key=base.__eq__)
     written = {posixpath.join(parent, file): _stamp(scratch / file) for file in made}
@@ -154,32 +150,45 @@ def _fold(batch: Batch, name: str, target: Location, key: str, scratch: Path) ->
         counts=counts_of(report),
         source=source,
         target=written,
-        unmatched=unmatched,
+        unmatched=work.unmatched("keep"),
+        unmatched_only=work.unmatched("only"),
     )
     ledger.save(ledger.Record(outcome, settings, batch.run), target, key, scratch)
     return outcome
 
 
-def _applied(options: Options, work: Callable[[Options], Report]) -> tuple[Report, tuple[str, ...]]:
-    """Do work on one model without the patterns of ``keep`` that are meant for others.
+class _ForOneOfMany(Options):
+    """Options whose patterns may be meant for other models."""
 
-    Returns:
-        The report, and these patterns.
+    must_match = False
+
+
+class _Work:
+    """What is asked of the fold of one model.
+
+    Attributes:
+        options: of the fold.
     """
-    try:
-        return work(options), ()
-    except UnmatchedPatterns as unmatched:
-        own = tuple(pattern for pattern in options.keep if pattern not in unmatched.patterns)
-        return work(replace(options, keep=own)), tuple(sorted(unmatched.patterns))
 
+    def __init__(self, batch: Batch, name: str) -> None:
+        self.options = _ForOneOfMany(**vars(batch.options))
+        self._batch = batch
+        self._name = name
+        self._unmatched: Patterns = {}
 
-def _gate(batch: Batch, name: str) -> Inspect:
-    def inspect(fold: Fold) -> None:
-        if batch.require_all and fold.report.kept:
-            count = len(fold.report.kept)
-            raise CheckFailed(f"{name}: --require-all: BatchNormalizations that stay: {count}")
+    def unmatched(self, option: str) -> tuple[str, ...]:
+        """Return the patterns of an option that match nothing in the model."""
+        return tuple(self._unmatched.get(option, ()))
 
-    return inspect
+    def inspect(self, fold: Fold) -> None:
+        """Note the patterns that match nothing, and see that the gate holds.
+
+        Raises:
+            CheckFailed: it does not.
+        """
+        self._unmatched = fold.pipeline.unmatched
+        if self._batch.require_all and (left := len(fold.report.left)):
+            raise CheckFailed(f"{self._name}: --require-all: BatchNormalizations that stay: {left}")
 
 
 def _copy(batch: Batch, name: str, target: Location, scratch: Path) -> FileOutcome:

@@ -113,8 +113,8 @@ class _FoldCommand:
         return failures
 
     def _unmet_requirements(self, outcome: Outcome) -> Iterator[str]:
-        if self.args.require_all and outcome.report.kept:
-            yield f"--require-all: BatchNormalizations that stay: {len(outcome.report.kept)}"
+        if self.args.require_all and outcome.report.left:
+            yield f"--require-all: BatchNormalizations that stay: {len(outcome.report.left)}"
         if self.args.require_folded:
             folded = sum(record.folded for record in outcome.report.records)
             if folded:

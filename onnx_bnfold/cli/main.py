@@ -59,7 +59,7 @@ def _add_outputs(add: Callable[..., object]) -> None:
         help="compare with the original first, and write no model if a gate does not hold; accepts "
         "the options of the check command (see check --help)",
     )
-    add("--require-all", action="store_true", help="exit 1 if a BatchNormalization stays")
+    add("--require-all", action="store_true", help="exit 1 if a BatchNormalization is left")
     add(
         "--require-folded",
         action="store_true",
@@ -88,6 +88,14 @@ def _add_limits(add: Callable[..., object]) -> None:
         metavar="REGEX",
         help="leave each BatchNormalization as it is whose name, or whose first output's, matches "
         "(re.search); repeatable",
+    )
+    add(
+        "--only",
+        action="append",
+        default=[],
+        metavar="REGEX",
+        help="fold only BatchNormalizations whose name, or whose first output's, matches, and "
+        "nothing else; repeatable",
     )
     add(
         "--keep-shared-weights",

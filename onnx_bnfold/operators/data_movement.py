@@ -218,7 +218,7 @@ def _with_axes(change: Affine, axes: Iterable[int], *, added: bool) -> Affine:
 
 def reduced(view: NodeView, change: Affine, forward: bool) -> Affine:
     """ReduceMean, ReduceMax and ReduceMin, over axes along which the change does not vary."""
-    axes, dims = _reduced_axes(view), view.dims_in(0)
+    axes, dims = reduced_axes(view), view.dims_in(0)
     if any(dims[axis] == 0 for axis in axes):  # the result is a constant, NaN or infinite
         raise Refused(Reason.OPAQUE, view.label, "it reduces an axis without elements")
     keep = bool(view.attribute("keepdims", 1))
@@ -235,11 +235,12 @@ def summed(view: NodeView, change: Affine, forward: bool) -> Affine:
     if not change.has_shift:
         return moved
     dims = view.dims_in(0)
-    count = math.prod(size(view, dims, axis) for axis in _reduced_axes(view))
+    count = math.prod(size(view, dims, axis) for axis in reduced_axes(view))
     return moved.with_shift(moved.shift * count if forward else moved.shift / count)
 
 
-def _reduced_axes(view: NodeView) -> set[int]:
+def reduced_axes(view: NodeView) -> set[int]:
+    """Return the axes that a ReduceMean, ReduceMax, ReduceMin or ReduceSum reduces."""
     rank = len(view.dims_in(0))
     axes = _listed_axes(view, rank)
     if axes:

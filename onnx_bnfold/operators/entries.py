@@ -71,7 +71,6 @@ class Operator:
         retypes: whether its output is of another element type than its input.
         bounds: what it cuts its data off at, if it does nothing else; see ``clamps``.
         picks_maxima: whether each element of its output is the largest of some of its input.
-        powers: whether it raises its data to a power, as activations and normalisations do.
         swallows: whether nothing of a change comes out: it takes those that alter no answer.
     """
 
@@ -85,7 +84,6 @@ class Operator:
     retypes: bool = False
     bounds: BoundsOf | None = None
     picks_maxima: bool = False
-    powers: bool = False
     swallows: bool = False
 
 

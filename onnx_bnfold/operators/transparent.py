@@ -216,12 +216,6 @@ def _extremes(rule: Rule, version: int, *, picks_maxima: bool = False) -> Transp
     )
 
 
-def _power(
-    rule: Rule, version: int, depth: costs.Depth | costs.DepthOf = costs.NO_POLYNOMIAL
-) -> Transparent:
-    return Transparent(rule, version=version, powers=True, depth=depth)
-
-
 def _swallower(rule: Rule, version: int) -> Transparent:
     return Transparent(rule, version=version, swallows=True, depth=costs.NO_POLYNOMIAL)
 
@@ -298,15 +292,17 @@ RULES: Mapping[str, Transparent] = {
     "Neg": Transparent(_neg, version=13),
     "PRelu": _bent(sloped, 16, rectifies=True, own=(1,)),
     "Pad": _picked(picks.padded, 25),
-    "Pow": _power(homogeneous(power), 15, costs.power),
-    "Reciprocal": _power(homogeneous(RECIPROCAL), 13),
+    "Pow": Transparent(homogeneous(power), version=15, depth=costs.power),
+    "Reciprocal": _bent(homogeneous(RECIPROCAL), 13),
     "ReduceL1": _bent(homogeneous(NORM, data_movement.reduced), 18),
     "ReduceL2": _bent(homogeneous(NORM, data_movement.reduced, squares=True), 18),
     "ReduceMax": _extremes(passes(data_movement.reduced, positive=True), 20),
     "ReduceMean": _mean(passes(data_movement.reduced), 18),
     "ReduceMin": _extremes(passes(data_movement.reduced, positive=True), 20),
     "ReduceSum": Transparent(passes(data_movement.summed), version=13),
-    "ReduceSumSquare": _power(homogeneous(SQUARE, data_movement.reduced), 18, costs.ONE_LEVEL),
+    "ReduceSumSquare": Transparent(
+        homogeneous(SQUARE, data_movement.reduced), version=18, depth=costs.ONE_LEVEL
+    ),
     "Relu": _bent(_rectifier, 14, rectifies=True, bounds=clamps.of_relu),
     "Reshape": _moved(data_movement.reshaped, 25),
     "Resize": _interpolated(19),
@@ -319,7 +315,7 @@ RULES: Mapping[str, Transparent] = {
     "Softmax": _swallower(swallowing.softmax, 13),
     "SpaceToDepth": _moved(data_movement.space_to_depth, 28),
     "Split": Transparent(split, version=18, parted=True, hands_on=HandsOn.ALL),
-    "Sqrt": _power(homogeneous(SQUARE_ROOT), 13),
+    "Sqrt": _bent(homogeneous(SQUARE_ROOT), 13),
     "Squeeze": _moved(data_movement.squeezed, 25),
     "Sub": _sum(sums(1, -1), 14, ConstantOperand(minus)),
     "Sum": _sum(sums(), 13),

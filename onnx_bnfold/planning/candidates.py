@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from onnx_bnfold.operators import batchnorm
-from onnx_bnfold.operators.entries import Combines
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.reasons import Reason, Refused
 
@@ -24,7 +23,7 @@ def candidates(state: GraphState) -> tuple[list[int], list[int], list[int]]:
             bns.append(index)
         elif state.entries[index].operand is not None:
             try:
-                if _is_decomposed_bn(state, index):
+                if _is_affine(state, index):
                     affine.append(index)
             except Refused as refused:
                 if refused.refusal.reason in _MAY_BE_KNOWN:
@@ -35,12 +34,8 @@ def candidates(state: GraphState) -> tuple[list[int], list[int], list[int]]:
     return bns, affine, unknown
 
 
-def _is_decomposed_bn(state: GraphState, index: int) -> bool:
-    """Whether a Mul, Add, Sub or Div by a constant may go like a BatchNormalization.
-
-    One whose operand is a product or quotient of computed tensors belongs to a normalisation or an
-    activation (LayerNormalization, Gelu) that runtimes recognise as a whole: taking it out would
-    make the model slower.
+def _is_affine(state: GraphState, index: int) -> bool:
+    """Whether a node is a Mul, Add, Sub or Div by a constant, which may go like a BN.
 
     Raises:
         Refused: it is no affine map, or of unknown shape.
@@ -51,17 +46,6 @@ def _is_decomposed_bn(state: GraphState, index: int) -> bool:
     if (view.constant(0) is None) == (view.constant(1) is None):
         return False
     state.original_map(index)
-    producer = state.graph.producer.get(view.name_in(state.data_slot(index)))
-    seen = 0
-    while producer is not None and state.entries[producer].operand is not None and seen < 2:
-        before = state.view(producer)
-        constant = [before.constant(s) is not None for s in (0, 1)]
-        if not any(constant):
-            return state.entries[producer].combines is not Combines.PRODUCT
-        if all(constant):  # of shapes that do not agree, say, or it was constant as a whole
-            return True
-        producer = state.graph.producer.get(before.name_in(constant.index(False)))
-        seen += 1
     return True
 
 

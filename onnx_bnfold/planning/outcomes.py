@@ -5,19 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from onnx_bnfold.operators.affine import Affine
-from onnx_bnfold.operators.entries import BiasPlace, Combines
+from onnx_bnfold.operators.entries import BiasPlace
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.ways import UPSTREAM, splits
 from onnx_bnfold.reasons import Reason, Refusal, Refused
-
-
-def is_gating(state: GraphState, index: int) -> bool:
-    """Whether a node multiplies or divides two computed tensors, as in Gelu, or makes a power."""
-    entry = state.entries[index]
-    if entry.combines is not Combines.PRODUCT:
-        return entry.powers
-    view = state.view(index)
-    return view.constant(0) is None and view.constant(1) is None
 
 
 def count_new_tensors(

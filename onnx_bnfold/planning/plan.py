@@ -11,7 +11,7 @@ from onnx_bnfold.options import Standalone
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.record import Record
-from onnx_bnfold.reasons import Refusal
+from onnx_bnfold.reasons import Reason, Refusal
 
 # (position of the graph, index of the node)
 Place = tuple[int, int]
@@ -83,6 +83,7 @@ class GraphPlan:
             may judge otherwise.
         unsure: nodes that stay for reasons that may not hold where other nodes have gone.
         left: nodes that stay for good, and what for (``notes``).
+        kept_affine: of each affine node that was tried and stays, in node order.
         restated: nodes that stand for BatchNormalizations, and what those were.
     """
 
@@ -96,6 +97,7 @@ class GraphPlan:
     doubtful: dict[int, Refusal] = field(default_factory=dict)
     unsure: set[int] = field(default_factory=set)
     left: dict[int, list[str]] = field(default_factory=dict)
+    kept_affine: dict[int, Record] = field(default_factory=dict)
     restated: dict[int, Restated] = field(default_factory=dict)
 
     @property
@@ -119,3 +121,23 @@ class GraphPlan:
         # A Mul that stands for a BatchNormalization may have a record of its own.
         others = [Recorded(self, index, was.record, was) for index, was in self.restated.items()]
         return sorted((*others, *own), key=attrgetter("node"))
+
+    @property
+    def decomposed_bns(self) -> list[Recorded]:
+        """Those of ``kept_affine`` that hold a value per channel.
+
+        A bias that its layer has no input for is none of them.
+        """
+        return [
+            Recorded(self, index, record, None)
+            for index, record in self.kept_affine.items()
+            if not _is_bias(record) and self._is_per_channel(index)
+        ]
+
+    def _is_per_channel(self, index: int) -> bool:
+        constant = self.state.view(index).constant(self.state.operands(index).constant)
+        return constant is not None and sum(dim != 1 for dim in constant.dims) == 1
+
+
+def _is_bias(record: Record) -> bool:
+    return record.refusal is not None and record.refusal.reason is Reason.NOT_SMALLER

@@ -21,12 +21,12 @@ from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.options import Options
 from onnx_bnfold.planning.candidates import candidates, elements, is_direct
 from onnx_bnfold.planning.graph_state import GraphState, Key
+from onnx_bnfold.planning.kept import not_named
 from onnx_bnfold.planning.notes import require_unnoted
 from onnx_bnfold.planning.outcomes import (
     absorbing,
     count_added,
     count_new_tensors,
-    is_gating,
     two_names,
     ways,
     why,
@@ -42,6 +42,7 @@ from onnx_bnfold.reasons import Reason, Refusal, Refused
 if TYPE_CHECKING:
     from onnx_bnfold.operators.entries import Operator
     from onnx_bnfold.planning.clamps import Clamps
+    from onnx_bnfold.planning.fused_nodes import FusedNodes
     from onnx_bnfold.planning.shared_constants import SharedConstants
 
 # Reasons that have to do with other nodes than the one that refuses.
@@ -51,10 +52,7 @@ _MAY_CHANGE = frozenset(
 
 
 def plan_graph(
-    state: GraphState,
-    limits: Limits,
-    excluded: dict[int, Refusal],
-    options: Options,
+    state: GraphState, limits: Limits, excluded: dict[int, Refusal], options: Options
 ) -> GraphPlan:
     """Plan one graph.
 
@@ -69,26 +67,22 @@ def plan_graph(
     """
     planner = _Planner(state, limits, excluded, options)
     planner.run()
-    records = dict(sorted(planner.records.items()))
-    doubtful = planner.doubtful | excluded
-    return GraphPlan(
-        state, limits, records, planner.touched, doubtful=doubtful, unsure=planner.unsure
-    )
+    plan = GraphPlan(state, limits, dict(sorted(planner.records.items())), planner.touched)
+    plan.doubtful, plan.unsure = planner.doubtful | excluded, planner.unsure
+    plan.kept_affine = dict(sorted(planner.kept_affine.items()))
+    return plan
 
 
 class _Planner:
     def __init__(
-        self,
-        state: GraphState,
-        limits: Limits,
-        excluded: dict[int, Refusal],
-        options: Options,
+        self, state: GraphState, limits: Limits, excluded: dict[int, Refusal], options: Options
     ) -> None:
         self.state = state
         self.limits = limits
         self.excluded = excluded
         self.options = options
         self.records: dict[int, Record] = {}
+        self.kept_affine: dict[int, Record] = {}
         self.touched: dict[int, dict[int, Taken]] = {}
         self.doubtful: dict[int, Refusal] = {}
         self.unsure: set[int] = set()
@@ -102,13 +96,13 @@ class _Planner:
         bns, affine, unknown = candidates(self.state)
         self.unsure.update(unknown)
         self.state.read_bns([i for i in bns if i not in self.excluded])
-        usable = [i for i in bns if self._is_usable(i)]
+        usable = [i for i in bns if self._may_be_tried(i)]
         direct = [i for i in usable if is_direct(self.state, i)]
         self.state.read_maps(direct)
         others = sorted(set(usable) - set(direct))
         if len(others) > 1:
             others.sort(key=lambda i: -elements(self.state, i))
-        affine = [i for i in affine if self._may_go(i)]
+        affine = [i for i in affine if i not in self.fused.members and self._may_be_tried(i)]
         queue = [*direct, *others, *affine]
         self._decide_all(queue)
         self._decide_with_clamps(queue)
@@ -162,6 +156,13 @@ class _Planner:
 
         return SharedConstants(self.state)
 
+    @cached_property
+    def fused(self) -> FusedNodes:
+        """What onnxruntime runs as one operator."""
+        from onnx_bnfold.planning.fused_nodes import FusedNodes
+
+        return FusedNodes(self.state)
+
     def _may_go_now(self, index: int) -> bool:
         """Whether something changed where a node that stayed was refused: then it is tried again.
 
@@ -170,31 +171,34 @@ class _Planner:
         when, asked = self._tried[index]
         return any(self._moved.get(other, 0) > when for other in asked)
 
-    def _is_usable(self, index: int) -> bool:
-        view = self.state.view(index)
+    def _may_be_tried(self, index: int) -> bool:
+        """Whether nothing forbids to remove a node; what does is recorded."""
+        state, view = self.state, self.state.view(index)
+        is_bn = state.graph.ops[index] == batchnorm.OPERATOR
         try:
-            if index in self.state.kept:
-                raise Refused.again(self.state.kept[index])
-            if index in self.excluded:
-                raise Refused.again(self.excluded[index])
-            self.state.bn(index)
-            require_unnoted(self.state.graph, index, self.limits)
-            if view.constant(0) is not None:
+            for left in (state.kept, self.excluded):
+                if index in left:
+                    raise Refused.again(left[index])
+            if is_bn:
+                state.bn(index)
+            elif self.options.only:
+                raise Refused.again(not_named(state.graph, index))
+            require_unnoted(state.graph, index, self.limits)
+            if is_bn and view.constant(0) is not None:
                 raise Refused(
                     Reason.OPAQUE, view.label, "its input is a constant; fold constants first"
                 )
         except Refused as refused:
-            self.records[index] = Record(self.state.place(index), True, refusal=refused.refusal)
+            self._keep(index, refused.refusal)
             return False
         return True
 
-    def _may_go(self, index: int) -> bool:
-        """Whether nothing forbids to remove a node that is no BatchNormalization."""
-        try:
-            require_unnoted(self.state.graph, index, self.limits)
-        except Refused:
-            return False
-        return index not in self.excluded
+    def _keep(
+        self, index: int, refusal: Refusal, tried: Sequence[tuple[str, Refusal]] = ()
+    ) -> None:
+        is_bn = self.state.graph.ops[index] == batchnorm.OPERATOR
+        record = Record(self.state.place(index), is_bn, refusal=refusal, tried=tuple(tried))
+        (self.records if is_bn else self.kept_affine)[index] = record
 
     def _decide(self, index: int) -> None:
         """Try all ways to remove a node and commit the one that disturbs least."""
@@ -229,23 +233,25 @@ class _Planner:
         except Refused as refused:
             tried.append(("", refused.refusal))
         if best is not None:
-            least, way, changes = best
+            (broken, added, *_), way, changes = best
             self.doubtful.pop(index, None)
-            self._commit(index, way, changes, least[0], absorbing(state, index, changes))
+            if broken:
+                self.unsure.update(self.fused.members)  # some are no members any more
+            self._commit(index, way, changes, added, absorbing(state, index, changes))
             return
         self._tried[index] = len(state.removed), asked
         met.update(refusal.reason for _, refusal in tried)
         if not met.isdisjoint(_MAY_CHANGE):
             self.unsure.add(index)
-        if is_bn:
-            name = state.place(index)
-            self.records[index] = Record(name, True, refusal=why(tried), tried=tuple(tried))
+        self._keep(index, why(tried), tried)
 
     def _cost(self, index: int, way: str, changes: dict[Key, Affine]) -> tuple[int, ...]:
-        """Return what an outcome costs: new Adds, elements that clamps read, new tensors."""
+        """Return what an outcome costs: broken groups, new Adds, what clamps read, new tensors."""
         clamped = self.clamps.cost(index, changes) if self.clamps is not None else (0, 0)
         new = count_new_tensors(self.state, index, way, changes)
-        return count_added(self.state, changes), *clamped, new
+        constants = [key for key in changes if isinstance(key, tuple)]
+        broken = self.fused.broken_by(constants) if constants else 0
+        return broken, count_added(self.state, changes), *clamped, new
 
     def _fold_directly(self, index: int) -> bool:
         """Put a BN into the layer that it alone reads, where nothing else has changed yet.
@@ -295,12 +301,8 @@ class _Planner:
         x, y = state.sides(index)
         if state.groups.has_fixed(x) and state.groups.has_fixed(y):
             raise two_names(y)
-        if not is_bn and any(is_gating(state, i) for k in changes for i in state.neighbours(k)):
-            raise Refused(
-                Reason.OPAQUE,
-                state.view(index).label,
-                "it is part of an activation that runtimes recognise as a whole",
-            )
+        if not is_bn:
+            self.fused.require_whole(changes)
         if not is_bn or self.options.keep_shared_weights:
             self.shared.require_cheap(index, changes, asked)
         if not is_bn:
@@ -330,6 +332,7 @@ class _Planner:
         state.remove(origin)
         if self._tried:
             self._tried.pop(origin, None)
+            self.kept_affine.pop(origin, None)
             near = (index for key in changes for index in state.neighbours(key))
             self._moved.update(dict.fromkeys((origin, *near), len(state.removed)))
         nodes = sorted({index for index, _ in takers})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnx_bnfold.options import Standalone
 from onnx_bnfold.reasons import Refusal
 
 # The way of a BatchNormalization whose whole branch went into a Conv.
@@ -27,6 +28,8 @@ class Record:
         refusal: why it stays.
         tried: for each way to fold it, what was in that way.
         clamps: the nodes that became a Max or Min with constants, or both, by its removal.
+        written_as: of a node that stays, the form that it has.
+        not_written: why it stays as it is though another form was asked for.
     """
 
     name: str
@@ -38,6 +41,8 @@ class Record:
     refusal: Refusal | None = None
     tried: tuple[tuple[str, Refusal], ...] = ()
     clamps: tuple[str, ...] = ()
+    written_as: Standalone = "keep"
+    not_written: str | None = None
 
     @classmethod
     def of_merged(cls, name: str, conv: str) -> Record:
@@ -49,13 +54,22 @@ class Record:
         """Whether the node went."""
         return self.refusal is None
 
-    def sentence(self) -> str:
-        """Return one line for people."""
+    def sentence(self, others: int = 0) -> str:
+        """Return one line for people.
+
+        Args:
+            others: how many more affine nodes stay for the same reason.
+        """
         if self.refusal is None:
             return f"folded  {self.name} into {self._takers()}"
-        text = f"kept    {self.name}: [{self.refusal.reason.value}] {_told(self.refusal)}"
+        more = f" and {others} more affine node{'s' if others > 1 else ''}" if others else ""
+        text = f"kept    {self.name}{more}: [{self.refusal.reason.value}] {_told(self.refusal)}"
         other = next((r for _, r in self.tried if r.culprit != self.refusal.culprit), None)
-        return f"{text}; the other way, {_told(other)}" if other is not None else text
+        if other is not None:
+            text = f"{text}; the other way, {_told(other)}"
+        if self.written_as != "keep":
+            return f"{text}; written as {self.written_as}"
+        return f"{text}; not written as asked: {self.not_written}" if self.not_written else text
 
     def _takers(self) -> str:
         if self.way == CONSTANT:

@@ -63,11 +63,14 @@ class SharedConstants:
         if sum(copies.values()) > self._freed_by(origin):
             asked.update(index for name in copies for index, _ in self._readers.get(name, ()))
             name = max(copies, key=lambda each: copies[each])
+            advice = ", more than the node takes"
+            if self._state.is_bn(origin):
+                advice = "; fold without --keep-shared-weights if the model may grow by them"
             raise Refused(
                 Reason.SHARED_WEIGHT,
                 repr(name),
-                f"others read it as it is, and a copy of it would add {copies[name]:,} bytes; fold "
-                "without --keep-shared-weights if the model may grow by them",
+                f"others read it as it is, and a copy of it would add {copies[name]:,} bytes"
+                f"{advice}",
             )
 
     def require_stored(self, origin: int, changes: Mapping[Key, Affine]) -> None:

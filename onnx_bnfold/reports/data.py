@@ -62,6 +62,8 @@ class FoldReport:
         before, after: figures of the model.
         batch_normalizations: one record per BatchNormalization, in the order of the graphs.
         affine_nodes: one record per Mul, Add, Sub or Div by a constant that was folded as well.
+        kept_affine_nodes: the same of those that hold a value per channel (decomposed
+            BatchNormalizations), that a fold was tried for and that stay.
         layers: the weights of every node that took a scale or a shift.
         rescaled_tensors: tensors that remain in the model with other values.
         check: the record of the check, if one ran.
@@ -83,6 +85,7 @@ class FoldReport:
     after: Figures
     batch_normalizations: tuple[NodeRecord, ...]
     affine_nodes: tuple[NodeRecord, ...]
+    kept_affine_nodes: tuple[NodeRecord, ...]
     layers: tuple[Layer, ...]
     rescaled_tensors: tuple[Rescaled, ...]
     check: CheckResult | None
@@ -90,12 +93,13 @@ class FoldReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON types."""
-        rest = dataclasses.replace(self, batch_normalizations=(), affine_nodes=(), check=None)
+        nodes = ("batch_normalizations", "affine_nodes", "kept_affine_nodes")
+        none: dict[str, Any] = dict.fromkeys(nodes, ())
+        rest = dataclasses.replace(self, **none, check=None)
         return {
             "schema_version": self.schema_version,
             **dataclasses.asdict(rest),
-            "batch_normalizations": tuple(r.to_dict() for r in self.batch_normalizations),
-            "affine_nodes": tuple(r.to_dict() for r in self.affine_nodes),
+            **{name: tuple(r.to_dict() for r in getattr(self, name)) for name in nodes},
             "check": None if self.check is None else self.check.to_dict(),
         }
 
@@ -114,7 +118,7 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
     pipeline = outcome.pipeline
     layers, places = layers_of([*pipeline.rounds])
     merged = merged_records(pipeline.merged, pipeline.unmerged)
-    records = [*merged, *records_of(pipeline, places)]
+    records = [*merged, *records_of(pipeline, pipeline.recorded, places)]
     source = _files(outcome.source_files)
     result = None if outcome.path is None else _files(outcome.files)
     return FoldReport(
@@ -133,6 +137,7 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
         after=figures_of(outcome.folded, pipeline.read, sizes),
         batch_normalizations=tuple(r for r in records if r.record.is_norm),
         affine_nodes=tuple(r for r in records if not r.record.is_norm),
+        kept_affine_nodes=tuple(records_of(pipeline, pipeline.decomposed_bns, places)),
         layers=layers,
         rescaled_tensors=pipeline.rescaled,
         check=check,

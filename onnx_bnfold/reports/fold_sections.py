@@ -75,7 +75,9 @@ def _summary(data: Data) -> Element:
     unknown = dict.fromkeys(data[when]["unknown"] for when in ("before", "after"))
     parts += [el("p", f"Not counted: {text}.", class_="note") for text in unknown if text]
     if data["batch_normalizations"]:
-        parts += [_strip(data["batch_normalizations"]), *_reasons(data["batch_normalizations"])]
+        parts.append(_strip(data["batch_normalizations"]))
+        parts += _reasons(data["batch_normalizations"], are_listed=True)
+    parts += _reasons(data["kept_affine_nodes"], are_listed=False)
     return el("section", el("h2", "Summary"), *parts, id="summary")
 
 
@@ -120,8 +122,13 @@ def _title(norm: Data) -> str:
     return f"{norm['status']}: {norm['name']}" + (f" ({norm['reason']})" if norm["reason"] else "")
 
 
-def _reasons(norms: Sequence[Data]) -> Iterator[Element]:
-    """Yield the reasons why BatchNormalizations are kept, the most frequent first."""
+def _reasons(norms: Sequence[Data], *, are_listed: bool) -> Iterator[Element]:
+    """Yield the reasons why nodes are kept, the most frequent first.
+
+    Args:
+        norms: records of BatchNormalizations, or of decomposed ones.
+        are_listed: whether it is the former, which the page lists.
+    """
     counts = Counter(norm["reason"] for norm in norms if norm["reason"])
     if not counts:
         return
@@ -134,10 +141,12 @@ def _reasons(norms: Sequence[Data]) -> Iterator[Element]:
             "svg", el("rect", width=length, height=10, rx=2), class_="bar", width=90, height=10
         )
         text = el("span", el("code", example["culprit"]), f": {example['sentence']}")
-        link = el("a", el("code", reason), href=f"#q={reason}")
+        name = el("code", reason)
+        link = el("a", name, href=f"#q={reason}") if are_listed else name
         rows.append([link, str(count), bar, text])
-    yield el("h3", "Why the others stay")
-    yield table(("reason", "BNs", "", "for example"), rows, numbers=(1,))
+    whose, what = ("the others", "BNs") if are_listed else ("decomposed ones", "nodes")
+    yield el("h3", f"Why {whose} stay")
+    yield table(("reason", what, "", "for example"), rows, numbers=(1,))
 
 
 # --- weights, files -------------------------------------------------------------------------

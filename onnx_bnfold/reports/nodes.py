@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
@@ -12,7 +12,7 @@ from onnx import ModelProto
 from onnx_bnfold.model.graph import Graph, graphs_of, operator
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.pipeline import Pipeline
-from onnx_bnfold.planning.plan import GraphPlan, Restated, Taken
+from onnx_bnfold.planning.plan import GraphPlan, Recorded, Restated, Taken
 from onnx_bnfold.planning.record import Record
 
 # (identity of the plan, node index) → position in the report's ``layers``.
@@ -89,6 +89,7 @@ class NodeRecord(Node):
             "added_nodes": record.added,
             "clamps": list(record.clamps),
             "written_as": self.written_as,
+            "not_written": record.not_written,
             **told,
             "tried": tuple({"way": way, **met.to_dict()} for way, met in record.tried),
             "input": self.input,
@@ -99,19 +100,22 @@ class NodeRecord(Node):
         }
 
 
-def records_of(pipeline: Pipeline, positions: Places) -> Iterator[NodeRecord]:
-    """Yield the records of all graphs of a model.
+def records_of(
+    pipeline: Pipeline, recorded: Iterable[Recorded], positions: Places
+) -> Iterator[NodeRecord]:
+    """Yield records with what was around the nodes.
 
     Args:
         pipeline: the fold.
+        recorded: what became of them.
         positions: (identity of the plan, node index) → position in the report's ``layers``.
     """
     taken = {id(plan): _taken(plan) for plan in chain.from_iterable(pipeline.rounds)}
-    for each in pipeline.recorded:
+    for each in recorded:
         graph, index, plan = each.plan.state.graph, each.node, id(each.plan)
         if each.restated is not None:
             x, y = each.restated.input, each.restated.output
-        elif each.record.folded:
+        elif each.record.folded or not each.record.is_norm:
             x, y = each.plan.state.sides(index)
         else:
             x, y = graph.nodes[index].input[0], graph.nodes[index].output[0]

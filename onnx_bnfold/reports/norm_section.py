@@ -55,6 +55,8 @@ def _why(norm: Data) -> list[Element | str]:
     text += [el("code", norm["culprit"]), f": {norm['sentence']}"]
     if norm["written_as"] not in (None, "keep"):
         text.append(f". Written as {norm['written_as']}.")
+    if norm["not_written"] is not None:
+        text.append(f". Not written as asked: {norm['not_written']}.")
     return text
 
 

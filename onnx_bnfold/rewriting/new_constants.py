@@ -253,12 +253,15 @@ def _of_edge(state: GraphState, index: int, slot: int) -> Revised:
     info = view.constant(slot)
     assert info is not None
     dims = np.broadcast_shapes(info.dims, state.total[index, slot].shape)
+    while len(dims) > len(info.dims) and dims[0] == 1:  # runtimes fuse a norm whose scale is (C,)
+        dims = dims[1:]
     entry = state.entries[index]
     own = isinstance(entry, Transparent) and slot in entry.own
     multiplies = own or entry.combines is Combines.PRODUCT
 
     def values() -> Float64:
-        return np.broadcast_to(state.present(index, slot), dims)
+        present = state.present(index, slot)
+        return np.broadcast_to(present, np.broadcast_shapes(present.shape, dims)).reshape(dims)
 
     given = Given(values, () if multiplies else None)
     return Revised(view, slot, "constant", dims, info.data_type, given)

@@ -41,7 +41,7 @@ def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[
     """Return the nodes that are to be written in another form.
 
     Args:
-        plan: of one graph; where precision forbids the form, it says so from now on.
+        plan: of one graph; from now on it says why nodes cannot be written so.
         form: what BatchNormalizations that stay are to be written as.
         limits: say what costs precision.
         excluded: nodes whose constants, or those around them, do not fit their type.
@@ -50,11 +50,10 @@ def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[
     for index, record in plan.records.items():
         if record.folded or index in excluded or index in plan.state.kept:
             continue
-        if not _can_be(plan.state, index, form):
-            continue
-        if _is_not_to_be_disturbed(plan.state, index, record, limits):
-            continue
-        if is_noted(plan.state.graph.nodes[index], STANDALONE, limits):
+        why = _why_not(plan.state, index, record, form, limits)
+        if why is not None:
+            if record.refusal is None or why != record.refusal.sentence:
+                plan.records[index] = replace(record, not_written=why)
             continue
         try:
             limits.check_product(plan.state, index)
@@ -68,34 +67,42 @@ def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[
     return found
 
 
-def _is_not_to_be_disturbed(state: GraphState, index: int, record: Record, limits: Limits) -> bool:
-    """Whether a node stays because it, or one beside it, reads little more than rounding errors."""
-    if record.refusal is None or record.refusal.reason is not Reason.PRECISION:
-        return False
+def _why_not(
+    state: GraphState, index: int, record: Record, form: Standalone, limits: Limits
+) -> str | None:
+    """Return why a node that stays is not to be written in another form, None if it may be."""
+    if is_noted(state.graph.nodes[index], STANDALONE, limits):
+        return "an earlier fold left it"
     try:
-        limits.check_rounding(state, index)
-    except Refused:
-        return True
-    return False
+        if record.refusal is not None and record.refusal.reason is Reason.PRECISION:
+            # It, or a node beside it, may read little more than rounding errors.
+            limits.check_rounding(state, index)
+    except Refused as refused:
+        return refused.refusal.sentence
+    return _why_impossible(state, index, form)
 
 
-def _can_be(state: GraphState, index: int, form: Standalone) -> bool:
+def _why_impossible(state: GraphState, index: int, form: Standalone) -> str | None:
     try:
         channels, rank = state.bn(index).channels, state.rank(index)
-        too_flat = rank < 2 or (form == "conv" and rank < 3)
-        # Where layers around it contradict each other on ranks, it has no such map.
-        if too_flat or state.affine_of(index).vector(1, channels) is None:
-            return False
+        is_contradicted = rank < 2 or state.affine_of(index).vector(1, channels) is None
         is_empty = 0 in state.view(index).dims_in(0)[2:]
-    except Refused:
-        return False
-    if form == "conv" and is_empty:  # which no runtime computes
-        return False
+    except Refused as refused:
+        return refused.refusal.sentence
+    if is_contradicted:
+        return "the layers around it contradict each other on the rank of its input"
+    if form == "conv" and rank < 3:
+        return f"its input has {rank} axes, and a Conv needs 3; mul-add has no such limit"
+    if form == "conv" and is_empty:
+        return "its input has an axis without elements, on which no runtime computes a Conv"
     # onnxruntime infers shapes too, and loads no node that does not fit what it has misread.
-    if state.shapes.why_unknown(state.sides(index)) is not None:
-        return False
+    misread = state.shapes.why_unknown(state.sides(index))
+    if misread is not None:
+        return misread[1]
     opset, kind = state.graph.opset, batchnorm.data_type(state.view(index))
-    return opset >= 7 and all(accepts(operator, opset, kind) for operator in _OPERATORS[form])
+    if opset < 7 or not all(accepts(operator, opset, kind) for operator in _OPERATORS[form]):
+        return f"opset {opset} has no such operator for its type; a newer one may"
+    return None
 
 
 def _constants(state: GraphState, index: int, form: Standalone) -> tuple[Float64, Float64]:
@@ -155,7 +162,8 @@ def apply(
         copied.moved |= {(position, index): place for index, place in enumerate(now)}
         for index in sorted(nodes):
             x, y = graph.reads[index][0], graph.writes[index][0]
-            was = Restated(form, graph.name(index), x, y, plan.records[index])
+            record = replace(plan.records[index], written_as=form)
+            was = Restated(form, graph.name(index), x, y, record)
             copied.restated[position, now[index]] = was
     require_intact(graphs, [*map(Text, bodies)], model.ir_version, halfway=True)
     return copied

@@ -519,6 +519,15 @@ def test_require_all(store, output, capfd):
     assert run(capfd, store, "--dry-run", "--require-all")[0] == 1
 
 
+def test_require_all_counts_what_is_left_a_bn(store, output, capfd):
+    net = Net([1, 3, 8, 8])
+    write(store / "kept.onnx", net.model(net.op("Sigmoid", net.bn("x"))))
+    words = (store, "-o", output, "--standalone", "mul-add", "--require-all")
+    assert run(capfd, *words)[0] == 0
+    assert "6 models: 6 done before" in run(capfd, *words)[1]
+    assert run(capfd, *words[:3], "--require-all")[0] == 1
+
+
 def test_a_pattern_of_keep_need_not_match_in_every_model(store, output, capfd):
     write(store / "plain.onnx", Net([1, 3, 8, 8]).model("x"))
     write(store / "other.onnx", small_model(layers=3))
@@ -545,6 +554,31 @@ def test_a_pattern_of_keep_that_matches_in_no_model(store, output, capfd):
     assert (code, err) == (1, expected)
     write(store / "broken.onnx", b"")  # it might have such a node
     assert "typo" not in run(capfd, *words)[2]
+
+
+def test_a_pattern_of_only_need_not_match_in_every_model(store, output, capfd):
+    """A model in which it matches nothing is not folded at all."""
+    net = Net([1, 3, 8, 8])
+    write(store / "affine.onnx", net.model(net.affine(net.conv("x", 3), 3, 1, 1)))
+    write(store / "other.onnx", small_model(layers=3))
+    third = next(n.name for n in small_model(layers=3).graph.node[::-1] if n.op_type == NORM)
+    words = (store, "-o", output, "--only", f"^{third}$")
+    code, out, err = run(capfd, *words)
+    assert (code, err) == (0, "")
+    assert "1 of 13 BatchNormalization folded" in out
+    assert count(onnx.load(output / "other.onnx")) == 2
+    assert len(onnx.load(output / "affine.onnx").graph.node) == 3
+    assert " 7 done before" in run(capfd, *words)[1]
+
+
+def test_a_pattern_of_only_that_matches_in_no_model(store, output, capfd):
+    words = (store, "-o", output, "--only", "typo", "--keep", "slip", "--keep", NORM.lower())
+    for _ in range(2):
+        code, _, err = run(capfd, *words)
+        assert code == 1
+        assert [line.split(":")[1] for line in err.splitlines()] == [
+            " failed  --keep 'slip'", " failed  --only 'typo'",
+        ]  # fmt: skip
 
 
 def test_a_dry_run_writes_nothing(store, output, capfd, tmp_path):

@@ -110,6 +110,13 @@ def test_require_all_that_does_not_hold(half, tmp_path, capsys):
     assert not (tmp_path / "f.onnx").exists()
 
 
+@pytest.mark.parametrize("form", ["mul-add", "conv"])
+def test_require_all_counts_what_is_left_a_bn(form, half, tmp_path, capsys):
+    assert call(half, "-o", tmp_path / "f.onnx", "--require-all", "--standalone", form) == 0
+    assert f"; written as {form}\n" in capsys.readouterr().out
+    assert count(onnx.load(tmp_path / "f.onnx")) == 0
+
+
 @pytest.mark.parametrize(("model", "code"), [("whole", 0), ("half", 1)])
 def test_require_all_as_a_check_that_nothing_is_left(model, code, request, tmp_path):
     path = request.getfixturevalue(model)

@@ -197,6 +197,79 @@ def test_random_graphs(way, seed):
     assert again.SerializeToString() == folded.SerializeToString()
 
 
+# --- only ---------------------------------------------------------------------------------------
+
+
+def only(*names: str, **options) -> Options:
+    return Options(only=tuple(f"^{re.escape(name)}$" for name in names), **options)
+
+
+def test_only_what_is_named_goes():
+    net, (one, two) = chain()
+    model = net.model(two)
+    for name, left in ((one, two), (f"n_{two}", one)):
+        folded, report = onnx_bnfold.fold(model, only(name))
+        assert_untouched(model, folded, left)
+        assert_same_function(model, folded)
+        assert ops(folded).count("BatchNormalization") == 1
+        (kept,) = report.kept
+        assert kept.refusal.reason is Reason.EXCLUDED
+        assert kept.refusal.sentence == "no --only names it"
+    folded, report = onnx_bnfold.fold(model, only(one, two))
+    assert not report.kept
+
+
+def test_a_bn_that_is_not_named_absorbs_nothing():
+    net = Net(IMAGE)
+    first = net.bn(net.op("Sigmoid", "x"))
+    second = net.bn(first)
+    model = net.model(net.op("Sigmoid", second))
+    folded, report = onnx_bnfold.fold(model, only(second))
+    assert folded.SerializeToString() == model.SerializeToString()
+    assert len(report.kept) == 2
+
+
+def test_no_affine_node_goes_then():
+    net = Net(IMAGE)
+    first = net.bn(net.conv("x", 4))
+    affine = net.affine(net.conv(net.relu(first), 4), 4, 1, 1)
+    model = net.model(net.conv(affine, 4))
+    fold_checked(model, kept=0)
+    folded, report = onnx_bnfold.fold(model, only(first))
+    assert_same_function(model, folded)
+    assert [op for op in ops(folded) if op != "Conv"] == ["Relu", "Mul", "Add"]
+    assert {r.refusal.reason for r in report.kept_affine} == {Reason.EXCLUDED}
+
+
+def test_keep_prevails():
+    net, (one, two) = chain()
+    model = net.model(two)
+    options = Options(keep=(f"^{one}$",), only=("batchnorm",))
+    folded, report = onnx_bnfold.fold(model, options)
+    assert_untouched(model, folded, one)
+    (kept,) = report.kept
+    assert "--keep" in kept.refusal.sentence
+
+
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("way", ["plain", "all", "conv"])
+def test_only_in_random_graphs(way, seed):
+    options = {
+        "plain": {},
+        "all": {"merge_branches": True, "equalize": True, "standalone": "mul-add"},
+        "conv": {"merge_branches": True, "standalone": "conv"},
+    }[way]
+    choose = random.Random(seed)
+    model = random_model(choose, steps=20)
+    norms = [n.output[0] for n in model.graph.node if n.op_type == "BatchNormalization"]
+    if not norms:
+        pytest.skip("it has no BN")
+    named = choose.sample(norms, choose.randint(1, len(norms)))
+    folded, report = onnx_bnfold.fold(model, only(*named, **options))
+    assert_untouched(model, folded, *(name for name in norms if name not in named))
+    assert not [r for r in report.records if r.folded and not r.is_norm and way == "plain"]
+
+
 def test_bodies_are_searched():
     inner = Net(prefix="i_")
     branch = inner.bn("x", channels=4)
@@ -217,27 +290,39 @@ def test_bodies_are_searched():
 # --- what is refused ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("option", ["keep", "only"])
 @pytest.mark.parametrize("wrong", ["(", "[a", "*", "a{99999999999999999999}"])
-def test_no_regular_expression(wrong):
+def test_no_regular_expression(wrong, option):
     with pytest.raises(UsageError) as failed:
-        Options(keep=(wrong,))
-    assert str(failed.value).startswith(f"keep has {wrong!r}, which is no regular expression: ")
+        Options(**{option: (wrong,)})
+    assert str(failed.value).startswith(f"{option} has {wrong!r}, which is no regular expression: ")
 
 
-def test_a_list_is_held_as_a_tuple():
-    assert Options(keep=["a", "b"]) == Options(keep=("a", "b"))
-    with pytest.raises(UsageError, match="keep is 'a'; give a sequence whose items are text"):
-        Options(keep="a")
+@pytest.mark.parametrize("option", ["keep", "only"])
+def test_a_list_is_held_as_a_tuple(option):
+    assert Options(**{option: ["a", "b"]}) == Options(**{option: ("a", "b")})
+    what = f"{option} is 'a'; give a sequence whose items are text"
+    with pytest.raises(UsageError, match=what):
+        Options(**{option: "a"})
 
 
 @pytest.mark.parametrize("call", [onnx_bnfold.fold, onnx_bnfold.plan])
-def test_a_pattern_that_matches_nothing(call):
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (Options(keep=("batch", "norm7x")), "--keep 'norm7x'"),
+        (Options(only=("batch", "norm7x", "conv")), "--only 'norm7x', 'conv'"),
+        (Options(keep=("a1x",), only=("b1x",)), "--keep 'a1x' and --only 'b1x'"),
+    ],
+    ids=["keep", "only", "both"],
+)
+def test_a_pattern_that_matches_nothing(call, options, named):
     net, (_, two) = chain()
     with pytest.raises(UsageError) as failed:
-        call(net.model(two), Options(keep=("batch", "norm7x")))
+        call(net.model(two), options)
     assert str(failed.value) == (
-        "--keep 'norm7x': no BatchNormalization of the model has such a name or first output; "
-        "correct the pattern or leave it out"
+        f"{named}: no BatchNormalization of the model has such a name or first output; correct the "
+        "pattern or leave it out"
     )
 
 
@@ -251,6 +336,11 @@ def test_the_option_is_one_of_the_command_line(tmp_path, capsys):
     assert main([*words, "--keep", "("]) == 2
     assert "'('" in capsys.readouterr().err
     assert main([*words, "--dry-run", "--keep", "typo"]) == 2
+    assert main([*words, "--only", "typo"]) == 2
+    assert "--only 'typo'" in capsys.readouterr().err
     assert not target.exists()
     assert main([*words, "--keep", f"^{one}$", "--keep", two]) == 0
     assert len(onnx_bnfold.plan(onnx.load(target)).norms) == 2
+    assert main([*words, "--only", f"^{one}$", "--only", "x{7}|y{7}"]) == 2
+    assert main([*words, "--only", f"^{one}$"]) == 0
+    assert len(onnx_bnfold.plan(onnx.load(target)).norms) == 1

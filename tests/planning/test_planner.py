@@ -791,8 +791,8 @@ def test_decomposed_bn_next_to_a_bn_is_merged_with_it(chain):
 
 
 @pytest.mark.parametrize(("number", "left"), [(1, 1), (2, 2), (3, 2), (4, 2)])
-def test_two_nodes_behind_a_product_stay(number, left):
-    """They may be of a norm or an activation that a runtime takes as a whole; others are not."""
+def test_nodes_behind_a_product_merge_into_two(number, left):
+    """A Mul takes a scale, an Add takes a shift, and nobody else takes any."""
     net = Net(IMAGE)
     t = net.op("Div", net.op("Tanh", "x"), net.op("Exp", "x"))
     for op in ("Mul", "Add", "Mul", "Add")[:number]:
@@ -863,6 +863,78 @@ def test_affine_nodes_that_nobody_absorbs_stay(build):
     folded, report = fold_checked(model)
     assert folded.SerializeToString() == model.SerializeToString()
     assert report.records == ()
+
+
+def test_a_decomposed_bn_that_stays_says_why():
+    net = Net(IMAGE)
+    t = "x"
+    for _ in range(3):
+        t = net.affine(net.op("Sigmoid", t), 4, 1, 1)
+    _, report = fold_checked(net.model(net.op("Sigmoid", t)))
+    assert [r.name.split()[0] for r in report.kept_affine] == ["Mul", "Add"] * 3
+    assert {r.refusal.reason for r in report.kept_affine} == {Reason.OPAQUE}
+    assert all(r.tried and not r.is_norm and not r.folded for r in report.kept_affine)
+    first = report.kept_affine[0].name
+    (line,) = report.lines()
+    assert line.startswith(f"kept    {first} and 5 more affine nodes: [opaque_operator] Sigmoid ")
+    assert report.summary().startswith("0 of 0 BatchNormalization folded, 6 affine nodes kept, ")
+
+
+def test_affine_nodes_are_told_by_reason():
+    net = Net(IMAGE)
+    padded = net.conv(net.op("Sub", "x", net.random(4, 1, 1)), 4, 3, pads=[1] * 4)
+    y = net.op("Abs", net.op("Mul", net.op("Abs", padded), net.random(4, 1, 1)))
+    _, report = fold_checked(net.model(y))
+    first, second = report.lines()
+    assert first == report.kept_affine[0].sentence()
+    assert first.startswith("kept    Sub ")
+    assert second.startswith("kept    Mul ")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda n: n.op("Abs", n.linear("x", 8)),
+        lambda n: n.op("Abs", n.op("Add", n.op("Abs", "x"), n.random(1, 5, 4))),
+        lambda n: n.op("Abs", n.op("Mul", n.op("Abs", "x"), n.random())),
+        lambda n: n.op("Abs", n.op("Add", n.op("Shape", "x"), n.ints(1))),
+        lambda n: n.linear(gelu(n, n.linear("x", 8)), 3),
+        lambda n: n.linear(layer_norm(n, n.linear("x", 8), 8), 3),
+    ],
+    ids=["bias", "position", "factor", "integers", "gelu", "layer-norm"],
+)
+def test_what_is_no_decomposed_bn_is_not_told(build):
+    net = Net((2, 5, 4))
+    _, report = fold_checked(net.model(build(net)))
+    assert report.kept_affine == ()
+    assert "affine" not in report.summary()
+
+
+@pytest.mark.parametrize("is_larger", [False, True])
+def test_what_was_tried_again_and_went_is_not_told(is_larger):
+    """The first Mul is not worth a copy of the weight, until the second has made one."""
+    net = Net(("N", 2, 3, 3))
+    weight = net.random(64, 1, 1, 1)
+    scaled = net.op("Mul", net.op("Sigmoid", "x"), net.random(2, 1, 1))
+    y = net.op("Conv", scaled, weight, group=2)
+    if is_larger:
+        y = net.op("Mul", y, net.random(64, 1, 1))
+    other = net.op("Conv", "x", weight, group=2)
+    model = net.model(net.op("Sigmoid", y), net.op("Sigmoid", other))
+    _, report = fold_checked(model)
+    assert len(report.kept_affine) == 1 - is_larger
+    for kept in report.kept_affine:
+        told = [r.sentence for _, r in kept.tried if r.reason is Reason.SHARED_WEIGHT]
+        assert told[0].endswith("a copy of it would add 256 bytes, more than the node takes")
+
+
+@pytest.mark.parametrize("form", ["keep", "mul-add"])
+def test_what_a_bn_was_written_as_is_no_decomposed_one(form):
+    net = Net(IMAGE)
+    model = net.model(net.op("Abs", net.bn(net.op("Abs", "x"))))
+    _, report = onnx_bnfold.fold(model, onnx_bnfold.Options(standalone=form))
+    assert len(report.kept) == 1
+    assert report.kept_affine == ()
 
 
 def layer_norm(n, t, features):

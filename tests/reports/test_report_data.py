@@ -290,6 +290,22 @@ def test_affine_nodes_have_a_list_of_their_own(tmp_path, rng):
     assert not report.batch_normalizations
 
 
+def test_decomposed_bns_that_stay_have_a_list_of_their_own(tmp_path, rng):
+    parts = join(
+        node("Sigmoid", ["x"], ["s"]), node("Mul", ["k", "s"], ["m"]), node("Tanh", ["m"], ["y"])
+    )
+    factor = tensor("k", np.float32([2, 3, 4]).reshape(3, 1, 1))
+    report = report_of(model_of(parts.nodes, X, ["y"], [factor]), tmp_path)
+    (kept,) = report.kept_affine_nodes
+    assert (kept.op, kept.written_as, kept.input, kept.output) == ("Mul", "keep", "s", "m")
+    told = kept.to_dict()
+    assert (told["status"], told["reason"]) == ("kept", "opaque_operator")
+    assert told["tried"]
+    assert kept.producer.op == "Sigmoid"
+    assert not report.affine_nodes
+    validate(plain(report))
+
+
 def test_branches_that_were_merged(tmp_path, rng):
     """A RepVGG block: the records come from the model that still has the branches."""
     parts = join(

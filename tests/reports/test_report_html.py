@@ -8,6 +8,7 @@ import unicodedata
 from html.parser import HTMLParser
 
 import pytest
+from graphs import Net
 from reporting import HOSTILE, half, hostile, report_of
 
 from onnx_bnfold import Options
@@ -193,6 +194,23 @@ def test_a_kept_one_that_is_written_otherwise(tmp_path, rng):
     report = report_of(half(rng), tmp_path, Options(standalone="conv"))
     assert "Written as mul-add" not in Page(page(report.to_dict())).text
     assert "Written as conv" in Page(page(report.to_dict())).text
+
+
+def test_a_kept_one_that_cannot_be_written_otherwise(tmp_path):
+    net = Net(("N", 4))
+    model = net.model(net.op("Tanh", net.bn(net.op("Sigmoid", "x"))))
+    report = report_of(model, tmp_path, Options(standalone="conv"))
+    assert ". Not written as asked: its input has 2 axes" in Page(page(report.to_dict())).text
+
+
+def test_decomposed_ones_that_stay(tmp_path):
+    net = Net(("N", 4, 3, 3))
+    model = net.model(net.op("Tanh", net.op("Mul", net.op("Sigmoid", "x"), net.random(4, 1, 1))))
+    report = report_of(model, tmp_path)
+    text = Page(page(report.to_dict())).text
+    assert "Why decomposed ones stay" in text
+    assert report.kept_affine_nodes[0].record.refusal.sentence in text
+    assert "decomposed" not in Page(page(report_of(net.model("x"), tmp_path).to_dict())).text
 
 
 def test_the_same_data_give_the_same_page(tmp_path, rng):

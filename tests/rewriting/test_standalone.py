@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import IMAGE, Net
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 from random_graphs import random_model
 from support import (
     BFLOAT16,
@@ -60,6 +60,56 @@ def test_a_norm_of_vectors_is_written_as_no_conv(form, written):
     model = net.model(net.op("Tanh", net.bn(net.op("Sigmoid", "x"))))
     folded, _ = folded_twice(model, FORMS[form])
     assert ops(folded) == ["Sigmoid", *written, "Tanh"]
+
+
+def between_opaque(shape=("N", 4, 3, 3), opset=17) -> ModelProto:
+    net = Net(shape, opset=opset)
+    inference = {"is_test": 1} if opset < 7 else {}
+    y = net.bn(net.op("Abs", "x"), channels=4, **inference)
+    return net.model(net.op("Neg", y))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_written_otherwise_is_no_bn_that_is_left(form):
+    _, report = folded_twice(between_opaque(), FORMS[form])
+    (kept,) = report.kept
+    assert report.left == ()
+    assert (kept.written_as, kept.not_written) == (form, None)
+    assert kept.sentence().endswith(f"; written as {form}")
+    assert f"0 of 1 BatchNormalization folded, 1 written as {form}, " in report.summary()
+    _, plain = onnx_bnfold.fold(between_opaque())
+    assert plain.left == plain.kept
+    assert (plain.kept[0].written_as, plain.kept[0].not_written) == ("keep", None)
+    assert "written" not in plain.kept[0].sentence() + plain.summary()
+
+
+@pytest.mark.parametrize(
+    ("model", "form", "why"),
+    [
+        (between_opaque(("N", 4)), "conv", "its input has 2 axes, and a Conv needs 3"),
+        (between_opaque((1, 4, 0)), "conv", "its input has an axis without elements"),
+        (between_opaque(opset=6), "mul-add", "opset 6 has no such operator"),
+    ],
+    ids=["vectors", "empty", "old"],
+)
+def test_what_cannot_be_written_otherwise_is_said(model, form, why):
+    _, report = onnx_bnfold.fold(model, FORMS[form])
+    (left,) = report.left
+    assert left.written_as == "keep"
+    assert left.not_written.startswith(why)
+    assert left.sentence().endswith(f"; not written as asked: {left.not_written}")
+    assert "written as" not in report.summary()
+
+
+def test_a_bn_without_a_map_says_that_once(rng):
+    """What keeps it from going keeps it from another form."""
+    parts = join(node("Abs", ["x"], ["a"]), bn("a", "b", 4, rng), node("Neg", ["b"], ["y"]))
+    scale = next(t for t in parts.initializers if t.name == parts.nodes[1].input[1])
+    others = [t for t in parts.initializers if t is not scale]
+    inputs = {"x": ("N", 4, 3, 3), scale.name: (4,)}
+    _, report = onnx_bnfold.fold(model_of(parts.nodes, inputs, ["y"], others), MUL_ADD)
+    assert report.left[0].refusal.reason is Reason.PARAMETERS_NOT_CONSTANT
+    assert report.left[0].not_written is None
 
 
 def test_a_half_goes_where_the_whole_cannot():

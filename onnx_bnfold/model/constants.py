@@ -23,6 +23,7 @@ from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.determinism import (
     DIMS_ONLY,
+    HANDS_ON,
     READ_BY_REFERENCE,
     TYPE_ONLY,
     WRITTEN_OVER,
@@ -262,10 +263,14 @@ class Constants:
         return all(self._is_own(graph.reads[index][slot]) for slot in WRITTEN_OVER[op])
 
     def _is_own(self, name: str) -> bool:
-        """Whether a constant is stored in this body, and nothing but one node reads it."""
+        """Whether nothing but one node of this body reads a constant, or what it is handed from."""
         graph = self.graph
-        stored = name in graph.dims or (name in graph.producer and not self._is_made(name))
-        return stored and graph.only_reader(name)
+        index = graph.producer.get(name)
+        if not graph.only_reader(name) or (index is None and name not in graph.dims):
+            return False
+        if index is None or graph.ops[index] not in HANDS_ON:
+            return True
+        return self._is_own(graph.reads[index][0])
 
     def _usable(self, op: str | None, slot: int, name: str, computable: set[str]) -> bool:
         graph = self.graph

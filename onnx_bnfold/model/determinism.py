@@ -24,6 +24,13 @@ DIMS_ONLY = frozenset({("Shape", 0), ("Size", 0)})
 # Inputs over which onnxruntime writes further outputs of a node: statistics while it trains. If
 # something else reads them, the model's results change from run to run.
 WRITTEN_OVER = {"BatchNormalization": (3, 4)}
+# What may hand on its first input without a copy: who writes over its output writes over that.
+HANDS_ON = frozenset(
+    {
+        *("Cast", "CastLike", "Dropout", "Expand", "Flatten", "Identity", "Reshape", "Squeeze"),
+        *("Tile", "Transpose", "Unsqueeze"),
+    }
+)
 
 
 @cache

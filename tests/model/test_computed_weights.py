@@ -301,6 +301,22 @@ def test_what_may_differ_from_run_to_run_is_no_constant(weight):
     assert report.kept[0].refusal.reason is expected
 
 
+def test_a_bn_in_training_may_write_over_what_is_computed_in_each_run():
+    """As PyTorch exports the standardised weights of timm, with statistics that nobody needs."""
+
+    def weight(net, v):
+        flat = net.op("Reshape", v, net.ints(1, 4, -1))
+        one, zero = net.const(np.ones(4)), net.const(np.zeros(4))
+        mean = net.op("ReduceMean", flat, axes=[0, 2], keepdims=0)
+        variance = net.op("ReduceMean", net.op("Mul", flat, flat), axes=[0, 2], keepdims=0)
+        names = [one, zero, mean, net.op("Identity", variance)]
+        made = net.op("BatchNormalization", flat, *names, outputs=3, training_mode=1)
+        return net.op("Reshape", made[0], net.ints(*SHAPE))
+
+    net, y = net_of(weight)
+    fold_checked(net.model(y))
+
+
 @pytest.mark.parametrize("mean", ["shared", "handed on"])
 def test_a_bn_in_training_that_writes_over_what_it_reads_is_no_constant(mean):
     """onnxruntime lets mean and bias, one tensor, drift from run to run."""

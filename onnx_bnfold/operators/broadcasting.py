@@ -103,16 +103,19 @@ def _cost_to_change(view: NodeView, port: int) -> tuple[int, int]:
     return (1 if view.graph.only_reader(view.name_in(port)) else 2, port)
 
 
-def sums(*signs: int) -> Rule:
-    """Make the rule of Add, Sub and Sum: one common scale; the shifts add up.
+def sums(*signs: int, averages: bool = False) -> Rule:
+    """Make the rule of Add, Sub, Sum and Mean: one common scale; the shifts add up.
 
     Args:
         signs: the sign of each operand; all 1 if left out.
+        averages: whether the sum is divided by the number of operands.
     """
 
     def rule(view: NodeView, known: Known) -> Step:
         rank, lifted = _operands(view, known)
         weight, first = _weights(view, signs)
+        if averages:
+            weight[OUT] *= len(first)
         lifted = {p: c for p, c in lifted.items() if p in weight}
         scale = next(iter(lifted.values())).scale
         _same_scales(view, lifted, scale)

@@ -65,6 +65,7 @@ class Operator:
         multiply_adds: counts those of a node; see ``costs``.
         depth: its multiplicative depth, or what tells it; see ``costs``.
         combines: whether it adds or multiplies its operands.
+        averages: whether it divides what it adds up by the number of operands.
         operand: what it is with a constant operand.
         hands_on: what its output says of the values of its inputs; None where they are others.
         rectifies: whether it hands on single channels, some of their elements cut off.
@@ -78,6 +79,7 @@ class Operator:
     multiply_adds: costs.Count = costs.no_products
     depth: costs.Depth | costs.DepthOf = costs.FREE
     combines: Combines | None = None
+    averages: bool = False
     operand: ConstantOperand | None = None
     hands_on: HandsOn | None = None
     rectifies: bool = False

@@ -111,8 +111,17 @@ def _of_sum(state: GraphState, name: str, source: _Source, seen: set[str]) -> Kn
             total = state.graph.writes[index][0]
             found = () if total in seen else _around(state, total, source, seen)
             if found and _is_of_rank(state, index, found):
-                return found
+                return _times(found, _divisor(state, index))
     return ()
+
+
+def _divisor(state: GraphState, index: int) -> int:
+    """Return what a node divides the sum of its operands by."""
+    return len(state.graph.reads[index]) if state.entries[index].averages else 1
+
+
+def _times(known: Known, factor: float) -> Known:
+    return tuple(spread.map(lambda a: a * factor) for spread in known)
 
 
 def _is_of_rank(state: GraphState, index: int, known: Known) -> bool:
@@ -133,7 +142,8 @@ def _of_summands(state: GraphState, name: str, source: _Source, seen: set[str]) 
     found = [known for part in parts if (known := _around(state, part, source, seen))]
     if not found or not all(_is_of_rank(state, index, known) for known in found):
         return ()
-    return tuple(reduce(_sum, spreads) for spreads in zip(*found, strict=False))
+    total = tuple(reduce(_sum, spreads) for spreads in zip(*found, strict=False))
+    return _times(total, 1 / _divisor(state, index))
 
 
 def _sum(one: Spread, other: Spread) -> Spread:

@@ -25,7 +25,7 @@ FREE = frozenset({
     "ConcatFromSequence", "SequenceAt", "SequenceConstruct", "SplitToSequence",
 })
 ONE_LEVEL = frozenset({
-    "ConvInteger", "DequantizeLinear", "MatMulInteger", "Mean", "QLinearConv", "QLinearMatMul",
+    "ConvInteger", "DequantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul",
 })
 NON_POLYNOMIAL = frozenset({
     "Ceil", "Celu", "Cos", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu",

@@ -65,7 +65,7 @@ def binary(d: Draw) -> Case:
     return d.node(left, right)
 
 
-@generator("Max", "Min", "Sum")
+@generator("Max", "Mean", "Min", "Sum")
 def variadic(d: Draw) -> Case:
     shape = d.shape(0, 4)
     operands = [

@@ -90,6 +90,12 @@ def _zero_constant(trial: Trial, known: Ports) -> bool:
     return any((value == 0).any() for value in values)
 
 
+def _hidden(trial: Trial, known: Ports) -> bool:
+    """Whether a constant is so large that float32 does not show what is added to it."""
+    constants = (o.value for o in trial.case.operands if o.value is not None)
+    return any((np.abs(value) >= 1e4).any() for value in constants)
+
+
 def _constant_known(trial: Trial, known: Ports) -> bool:
     return any(p >= 0 and not trial.case.operands[p].is_data for p in known)
 
@@ -321,6 +327,10 @@ EXPLAINED = (
         "a tensor less itself is zero, which takes any scale",
     ),
     Explained("Div", None, _of_itself, "a tensor by itself is one"),
+    Explained(
+        "Mean", Reason.CONFLICT, _hidden,
+        "any scale suits what a large constant hides in float32, the one type with a kernel",
+    ),
     Explained(
         "Mul", Reason.PRECISION, _zero_constant,
         "behind a factor of zero anything may have been; the rule does not invent it",

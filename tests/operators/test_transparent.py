@@ -1307,6 +1307,57 @@ def sum_of_one(n):
     return n.bn(n.op("Sum", n.conv("x", 4)))
 
 
+@several()
+def mean_of_three_layers(n):
+    return n.bn(n.op("Mean", *(n.conv("x", 4) for _ in range(3))))
+
+
+@several(opset=7)
+def mean_before_opset_8(n):
+    return n.bn(n.op("Mean", n.conv("x", 4), n.conv("x", 4)))
+
+
+@several()
+def mean_of_one(n):
+    return n.bn(n.op("Mean", n.conv("x", 4)))
+
+
+@several()
+def mean_of_one_tensor_twice_and_another(n):
+    t, u = n.conv("x", 4), n.conv("x", 4)
+    return n.bn(n.op("Mean", t, u, t))
+
+
+@several()
+def mean_with_constants(n):
+    return n.bn(n.op("Mean", n.random(4, 1, 1), n.conv("x", 4), n.random(1, 1, 1)), channels=4)
+
+
+@several()
+def mean_in_front_of_a_layer(n):
+    return n.conv(n.op("Mean", n.conv("x", 4), n.bn("x"), n.conv("x", 4)), 2)
+
+
+@several()
+def mean_broadcasts_over_space(n):
+    return n.bn(n.op("Mean", n.conv("x", 4), n.op("GlobalAveragePool", n.conv("x", 4))))
+
+
+@several(1, Reason.AXES)
+def mean_broadcasts_over_channels(n):
+    return n.bn(n.op("Mean", n.conv("x", 4), n.conv("x", 1)))
+
+
+@several(1)
+def mean_of_two_bns_in_front_of_a_layer(n):
+    return n.conv(n.op("Mean", n.bn("x"), n.bn("x")), 2)
+
+
+@several(1, Reason.GRAPH_INPUT)
+def mean_with_graph_input(n):
+    return n.bn(n.op("Mean", n.conv("x", 4), "x", n.conv("x", 4)))
+
+
 @several(1, Reason.GRAPH_INPUT)
 def sum_with_graph_input(n):
     return n.bn(n.op("Sum", n.conv("x", 4), "x", n.conv("x", 4)))

@@ -57,6 +57,33 @@ def test_a_norm_that_stays_is_no_constant_behind_what_is_normalised():
     assert usual_sizes(state, y)
 
 
+def image(net: Net, deviation: float, mean: float) -> str:
+    """A tensor of which a BatchNormalization says how large it is."""
+    values = (np.array([each]) for each in (deviation, mean, 0.0, 1.0))
+    norm = map(net.const, values)
+    return net.op("BatchNormalization", net.op("Sigmoid", "x"), *norm, epsilon=0.0)
+
+
+@pytest.mark.parametrize(("op", "divisor"), [("Sum", 1), ("Mean", 3)])
+def test_a_mean_is_smaller_than_a_sum(op, divisor):
+    net = Net(("N", 1, 3))
+    y = net.op(op, image(net, 2.0, 1.0), image(net, 3.0, -2.0), image(net, 6.0, 0.0))
+    statistics, *_ = sizes(net.state(y), y)
+    np.testing.assert_allclose(statistics.scale.item(), 7 / divisor)
+    np.testing.assert_allclose(statistics.shift.item(), 3 / divisor)
+
+
+@pytest.mark.parametrize(("op", "factor"), [("Sum", 1), ("Mean", 2)])
+def test_a_part_is_larger_than_a_mean(op, factor):
+    net = Net(("N", 1, 3))
+    x = net.op("Sigmoid", "x")
+    total = net.op(op, x, net.op("Tanh", "x"))
+    values = (np.array([each]) for each in (1.0, 0.0, 5.0, 9.0))
+    y = net.op("BatchNormalization", total, *map(net.const, values), epsilon=0.0)
+    statistics, *_ = sizes(net.state(y), x)
+    assert (statistics.scale.item(), statistics.shift.item()) == (3 * factor, 5 * factor)
+
+
 def test_an_answer_is_not_of_the_size_of_what_it_is_about():
     net = Net(("N", 4, 3))
     ones, zeros = net.const(np.ones(4)), net.const(np.zeros(4))

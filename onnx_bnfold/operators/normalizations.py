@@ -7,6 +7,8 @@ scale ``s * scale`` and the bias ``s * B + h``.
 With ``x' = s * x + h``, shift and scale being the same for all elements that are normalised
 together, ``n`` is ``sign(s) * n`` of before if epsilon becomes ``s * s * epsilon``. There is one
 epsilon, so the size of ``s`` is the same everywhere; the sign goes into the scale.
+
+An RMSNormalization subtracts no mean and has no ``B``, so ``h`` is zero on both sides.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ class Normalization(NamedTuple):
         groups: into how many groups the channels on axis 1 are divided, each of which is normalised
             together, too; 0 for none.
         by_group: whether scale and bias have an element per group.
+        takes_shift: whether it subtracts a mean and adds a bias.
     """
 
     view: NodeView
@@ -49,6 +52,7 @@ class Normalization(NamedTuple):
     bias: Constant | None
     groups: int = 0
     by_group: bool = False
+    takes_shift: bool = True
     data_slot: int = 0
     factor_slot: int = 1
 
@@ -58,6 +62,12 @@ class Normalization(NamedTuple):
         Raises:
             Refused: it does, or it is one of the data and statistics of them are read.
         """
+        if change.has_shift and not self.takes_shift:
+            raise Refused(
+                Reason.NO_SHIFT,
+                self.view.label,
+                "it takes a scale but no shift: it subtracts no mean and adds no bias",
+            )
         if port == OUT:
             self._require_out(change)
         elif not change.is_identity:
@@ -236,8 +246,16 @@ def _positions(view: NodeView) -> tuple[int, ...]:
 
 def _layer(view: NodeView) -> Normalization:
     """Read a LayerNormalization, whose mean and deviation, outputs too, do not change along."""
+    return _of_last_axes(view, view.bias(2, _scale(view), None))
+
+
+def _root_mean_square(view: NodeView) -> Normalization:
+    return _of_last_axes(view, None)._replace(takes_shift=False)
+
+
+def _of_last_axes(view: NodeView, bias: Constant | None) -> Normalization:
+    """Read a node that normalises the axes from its ``axis`` on."""
     scale, dims = _scale(view), view.dims_in(0)
-    bias = view.bias(2, scale, None)
     axis = view.attribute("axis", -1)
     if not -len(dims) <= axis < len(dims):
         raise _disagree(view)
@@ -271,12 +289,17 @@ def _disagree(view: NodeView) -> Refused:
     )
 
 
-def _entry(read: Callable[[NodeView], Normalization], version: int) -> Absorbing:
-    return Absorbing(read, ((1, 2),), squares=True, version=version, depth=costs.NO_POLYNOMIAL)
+def _entry(
+    read: Callable[[NodeView], Normalization],
+    version: int,
+    parameters: tuple[int, ...] = (1, 2),
+) -> Absorbing:
+    return Absorbing(read, (parameters,), squares=True, version=version, depth=costs.NO_POLYNOMIAL)
 
 
 NORMALIZATIONS: Mapping[str, Absorbing] = {
     "GroupNormalization": _entry(_group, 21),
     "InstanceNormalization": _entry(_instance, 22),
     "LayerNormalization": _entry(_layer, 17),
+    "RMSNormalization": _entry(_root_mean_square, 23, (1,)),
 }

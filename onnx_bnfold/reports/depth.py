@@ -32,7 +32,7 @@ NON_POLYNOMIAL = frozenset({
     "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish",
     "LRN", "Less", "LessOrEqual", "Log",
     "LpNormalization", "Mish", "NonMaxSuppression", "NonZero", "QuantizeLinear",
-    "RMSNormalization", "Round", "Selu", "Sigmoid",
+    "Round", "Selu", "Sigmoid",
     "Sin", "Softplus", "Softsign", "Swish", "Tanh", "ThresholdedRelu",
 })
 # fmt: on

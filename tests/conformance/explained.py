@@ -356,7 +356,8 @@ EXPLAINED = (
             op, Reason.AXES, _scaled_in_front,
             "its epsilon is nothing beside the variance of these numbers; of others it need not be",
         )
-        for op in ("GroupNormalization", "InstanceNormalization", "LayerNormalization")
+        for op in ("GroupNormalization", "InstanceNormalization", "LayerNormalization",
+                   "RMSNormalization")
     ),
     Explained(
         "LayerNormalization", Reason.OPAQUE, lambda trial, known: trial.case.outputs > 1,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -164,7 +164,7 @@ def _wrong(trial: Trial, ports: Ports, constants: Sequence[tuple[NewConstant, np
                 if found:
                     return f"output {index}{found}"
     except (NotRunnable, ValueError) as error:
-        return f"the rewritten layer does not run: {str(error)[:120]}"
+        return f"the rewritten layer does not run: {str(error)[:400]}"
     return ""
 
 
@@ -247,11 +247,10 @@ def _normalized_size(
     """
     x, scale, *rest = sample
     case = trial.case
-    bias = Operand("bias", np.zeros((), case.dtype))
-    kernel = Kernel(replace(case, operands=(*case.operands[:2], bias), outputs=1))
+    summed = _summed(case) if _has_bias(case) else lambda values: values[2]
 
     def size(reach: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        terms = (kernel([x, np.zeros_like(scale), np.abs(each)])[0] for each in (scale, bias))
+        terms = (summed([x, np.zeros_like(scale), np.abs(each)]) for each in (scale, bias))
         factor, summand = map(wide, terms)
         return factor * reach + summand
 
@@ -263,13 +262,26 @@ def _normalized_size(
     return after + (np.abs(ports[OUT].scale) * before if OUT in ports else before)
 
 
+def _has_bias(case: Case) -> bool:
+    """Whether a normalisation may add a bias; who does subtracts the mean."""
+    return len(schema(case.op, case.opset).inputs) > 2
+
+
+def _summed(case: Case) -> Callable[[Arrays], np.ndarray]:
+    """The normalisation with a bias, which lays the bias out as the output is."""
+    bias = Operand("bias", np.zeros((), case.dtype))
+    kernel = Kernel(replace(case, operands=(*case.operands[:2], bias), outputs=1))
+    return lambda values: kernel(values)[0]
+
+
 def _reach(case: Case, x: np.ndarray) -> np.ndarray:
     """The largest number of those that are normalised together, in units of their deviation."""
     has_axis = "axis" in schema(case.op, case.opset).attributes
     axis = case.attributes.get("axis", -1) % x.ndim if has_axis else 2
     groups = case.attributes.get("num_groups")
     rows = x.reshape(*x.shape[:1], groups, -1) if groups else x.reshape(*x.shape[:axis], -1)
-    deviation = np.sqrt(rows.var(-1) + case.attributes.get("epsilon", 1e-5))
+    spread = rows.var(-1) if _has_bias(case) else np.square(rows).mean(-1)
+    deviation = np.sqrt(spread + case.attributes.get("epsilon", 1e-5))
     reach = np.abs(rows).max(-1, initial=0) / deviation
     if groups:  # onnx's function for it subtracts squares in float32, of which nothing may be left
         reach = np.repeat(np.where(reach > 2.0**10, np.inf, reach**2), x.shape[1] // groups, axis=1)

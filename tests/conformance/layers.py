@@ -220,6 +220,20 @@ def layer_normalization(d: Draw) -> Case:
     )
 
 
+@generator("RMSNormalization")
+def rms_normalization(d: Draw) -> Case:
+    shape = d.integers(1, 4, d.integer(1, 4))
+    axis = d.pick(None, *range(-len(shape), len(shape)))
+    normalised = shape[-1 if axis is None else axis :]
+    return d.node(
+        d.data(shape),
+        d.constant(d.pick(normalised, normalised, d.operand_shape(shape))),
+        axis=axis,
+        epsilon=d.pick(None, 1e-3, 0.1),
+        stash_type=d.pick(None, 1),
+    )
+
+
 @generator("BatchNormalization")
 def batch_normalization(d: Draw) -> Case:
     shape = d.shape(d.pick(1, 2, 2, 2), 5)

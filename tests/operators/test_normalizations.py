@@ -7,7 +7,7 @@ import onnx
 import pytest
 from graphs import Net
 from onnx import TensorProto
-from support import fold_checked, initializer, ops, reasons
+from support import fold_checked, initializer, needs_kernels_as_read, ops, reasons
 
 import onnx_bnfold
 from onnx_bnfold import Reason
@@ -372,3 +372,85 @@ def test_a_large_shift_stays_because_squares_lose_it():
             norm = net.op("BatchNormalization", behind_relu(net), *map(net.const, parameters))
             model = net.model(reader(net, norm))
             fold_checked(model, kept=kept if reader is instance else 0, tolerance=1e-4)
+
+
+# --- without a mean -------------------------------------------------------------------------
+
+
+def rms(net: Net, x: str, *shape: int, **attributes) -> str:
+    return net.op("RMSNormalization", x, net.random(*shape), **attributes)
+
+
+@needs_kernels_as_read
+@pytest.mark.parametrize(
+    ("shape", "own", "attributes"),
+    [((2, 4), (4,), {}), ((2, 4, 5), (4, 5), {"axis": 1}), ((2, 4, 5), (4, 1), {"axis": -2}),
+     ((2, 4, 5), (5,), {"axis": 1}), ((2, 4), (1,), {"epsilon": 0.1})],
+)  # fmt: skip
+def test_the_scale_of_a_norm_behind_an_rms_normalization_goes_into_it(shape, own, attributes):
+    net = Net(shape, opset=23)
+    model = net.model(net.bn(rms(net, "x", *own, **attributes), channels=4, shift=False))
+    folded, _ = fold_checked(model)
+    assert ops(folded) == ["RMSNormalization"]
+    assert len(folded.graph.node[0].input) == 2
+
+
+@needs_kernels_as_read
+def test_the_shift_of_a_norm_behind_an_rms_normalization_goes_on():
+    net = Net((2, 5, 4), opset=23)
+    y = net.bn(net.op("Transpose", rms(net, "x", 4), perm=[0, 2, 1]))
+    _, report = fold_checked(net.model(y), kept=1)
+    assert Reason.NO_SHIFT in reasons(report)[0]
+    folded, report = fold_checked(net.model(net.conv(y, 2)))
+    assert ops(folded) == ["RMSNormalization", "Transpose", "Conv"]
+
+
+@needs_kernels_as_read
+@pytest.mark.parametrize(("factor", "epsilon"), [(3.0, 0.1), (-0.3, 0.1), (0.7, 0.0)])
+def test_epsilon_of_an_rms_normalization_takes_one_scale(factor, epsilon):
+    net = Net((2, 4), opset=23)
+    norm = bn_of(net, "x", np.full(4, factor), np.zeros(4))
+    folded, _ = fold_checked(net.model(rms(net, norm, 4, epsilon=epsilon)))
+    assert ops(folded) == ["RMSNormalization"]
+    found = [a.f for a in folded.graph.node[0].attribute if a.name == "epsilon"]
+    np.testing.assert_allclose(found, [epsilon / factor**2], rtol=1e-6)
+
+
+@needs_kernels_as_read
+def test_a_shift_in_front_of_an_rms_normalization_stays():
+    """An InstanceNormalization would take it: it is the same for all that is normalised."""
+    net = Net((2, 4, 5), opset=23)
+    norm = net.bn(behind_relu(net), signs="positive")
+    _, report = fold_checked(net.model(rms(net, norm, 5)), kept=1)
+    assert Reason.NO_SHIFT in reasons(report)[0]
+
+
+@needs_kernels_as_read
+@pytest.mark.parametrize(
+    ("own", "reason"), [((4, 1), Reason.AXES), ((3,), Reason.INCONSISTENT_SHAPES)]
+)
+def test_an_rms_normalization_of_another_scale_refuses(own, reason):
+    net = Net((2, 4, 5), opset=23)
+    y = net.bn(rms(net, "x", *own), channels=4, shift=False)
+    _, report = fold_checked(net.model(y), kept=1, compare=False)
+    assert reason in reasons(report)[0]
+
+
+@needs_kernels_as_read
+def test_an_rms_normalization_by_a_computed_scale_refuses():
+    net = Net((2, 4), opset=23)
+    y = net.op("RMSNormalization", "x", net.input("scale", (4,)))
+    _, report = fold_checked(net.model(net.bn(y, shift=False)), kept=1)
+    assert Reason.WEIGHT_NOT_CONSTANT in reasons(report)[0]
+
+
+@needs_kernels_as_read
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE])
+def test_an_rms_normalization_of_other_types(kind):
+    net, dtype = Net(opset=23), onnx.helper.tensor_dtype_to_np_dtype(kind)
+    net.input("x", (2, 4), kind)
+    y = net.op("RMSNormalization", "x", net.random(4, dtype=dtype), stash_type=1)
+    model = net.model(net.bn(y, dtype=dtype, shift=False))
+    folded, _ = fold_checked(model, compare=kind == TensorProto.FLOAT16, tolerance=5e-3)
+    assert ops(folded) == ["RMSNormalization"]
+    assert {tensor.data_type for tensor in folded.graph.initializer} == {kind}

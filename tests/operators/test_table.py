@@ -114,18 +114,27 @@ def behind_layer_normalization(net: Net) -> str:
     return net.op("Transpose", y, perm=[0, 3, 1, 2])
 
 
+def behind_rms_normalization(net: Net) -> str:
+    net.opset = 23
+    rows = net.op("Transpose", net.conv("x", 4), perm=[0, 2, 3, 1])
+    return net.op("Transpose", net.op("RMSNormalization", rows, net.random(4)), perm=[0, 3, 1, 2])
+
+
 @pytest.mark.parametrize(
     ("build", "operator"),
     [(behind_einsum, "Einsum"),
      pytest.param(behind_deform_conv, "DeformConv", marks=needs_kernels_as_read),
      (behind_group_normalization, "GroupNormalization"),
      (behind_instance_normalization, "InstanceNormalization"),
-     (behind_layer_normalization, "LayerNormalization")],
+     (behind_layer_normalization, "LayerNormalization"),
+     pytest.param(
+         behind_rms_normalization, "RMSNormalization", marks=needs_kernels_as_read)],
 )  # fmt: skip
 def test_report_and_check_know_what_absorbs(build, operator, tmp_path):
     """Folded from file to file, with a report of weights and cost, and checked."""
     net = Net((2, 3, 4, 5))
-    onnx.save(net.model(net.bn(build(net), channels=4)), tmp_path / "model.onnx")
+    norm = net.bn(build(net), channels=4, shift=operator != "RMSNormalization")
+    onnx.save(net.model(norm), tmp_path / "model.onnx")
     files = [str(tmp_path / name) for name in ("model.onnx", "folded.onnx", "report.json")]
     assert main([files[0], "-o", files[1], "--check", "--require-all", "--report", files[2]]) == 0
     found = json.loads(Path(files[2]).read_text(encoding="utf-8"))

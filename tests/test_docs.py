@@ -142,7 +142,8 @@ def options_of(text: str) -> set[str]:
 
 def test_options_of_a_fold():
     own, _, _ = described().partition("other commands:")
-    assert set(first_cells(ROOT / "README.md", "option", OPTION)) == options_of(own)
+    listed = set(first_cells(ROOT / "README.md", "option", OPTION))
+    assert listed == options_of(own), "left: the table of options in README.md"
 
 
 def test_options_of_a_check():
@@ -165,7 +166,8 @@ def test_exit_codes():
 def test_fields_of_options():
     listed = {row[0].strip("`"): row[1].strip("`") for row in rows(DOCS / "api.md", "field")}
     fields = dataclasses.fields(Options)
-    assert listed == {field.name: repr(field.default) for field in fields}
+    expected = {field.name: repr(field.default) for field in fields}
+    assert listed == expected, "left: the table of options in docs/api.md"
 
 
 def test_choices_of_options():
@@ -207,7 +209,8 @@ def test_reason_codes():
 
 def test_operators():
     listed = {row[0]: int(row[1]) for row in rows(DOCS / "what-is-folded.md", "operator")}
-    assert listed == {operator: entry.version for operator, entry in OPERATORS.items()}
+    expected = {operator: entry.version for operator, entry in OPERATORS.items()}
+    assert listed == expected, "left: the tables of operators in docs/what-is-folded.md"
 
 
 def test_fields_of_the_json():

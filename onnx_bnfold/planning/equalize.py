@@ -249,8 +249,12 @@ def _group(
         members.setdefault(state.groups.root(name), member)
         if any(view.op not in _FUSED for view in views):
             rounded.setdefault(state.groups.root(name), member)
-        absorbing = (v.index for v in views if state.absorber_or_none(v.index) is not None)
-        readers += [_reader(state, index, member) for index in absorbing]
+        for view in views:
+            if state.absorber_or_none(view.index) is not None:
+                reader = _reader(state, view.index, member)
+                if reader is None:
+                    return None
+                readers.append(reader)
     for reader in readers:
         gain += reader.member.onto(reader.gain, len(gain))
     if not rounded or not gain.any():
@@ -273,13 +277,15 @@ def _member(change: Affine, span: Range, labels: Float64) -> _Member | None:
     return _Member(channels, span)
 
 
-def _reader(state: GraphState, index: int, member: _Member) -> _Reader:
-    if (
-        state.graph.ops[index] == batchnorm.OPERATOR
-    ):  # its scales get one size and are not rounded at all
+def _reader(state: GraphState, index: int, member: _Member) -> _Reader | None:
+    """Return what a node that absorbs makes of a member; None if that is not known."""
+    if state.is_bn(index):  # its scales get one size and are not rounded at all
         gain = _gain_of_bn(state, index)
         return _Reader(member, np.zeros((1, 1, len(gain))), gain, gain)
-    layer = state.layer(index)
+    layer, axis = state.layer_or_none(index), batchnorm.channel_axis(member.range.rank)
+    # A MatMul may take a change along other axes than that of the channels that it sums over.
+    if layer is None or (layer.in_axis, layer.channels_in) != (axis, member.range.channels):
+        return None
     weight = layer.weight_value().reshape(layer.grouped)
     weight = weight * layer.weight_factor(*state.side_changes(index))
     inner = layer.axes("bk")

@@ -259,6 +259,31 @@ def test_what_cannot_be_rescaled_or_gains_nothing_is_left_alone(build, rng):
     assert folded.SerializeToString() == plain.SerializeToString()
 
 
+def matrix_per_channel(net):
+    n = net.bn(net.conv("x", 4), signs="positive")
+    return net.op("MatMul", n, net.random(4, net.shape(n)[-1], 5))
+
+
+def own_statistics(net):
+    n = net.bn(net.conv("x", 4), signs="positive")
+    one = net.op("Slice", n, net.ints(0), net.ints(1), net.ints(1))
+    two = net.op("Concat", one, one, axis=1)
+    normal = net.op("InstanceNormalization", two, net.random(2), net.random(2))
+    return normal, net.op("Tanh", net.bn(two))
+
+
+@pytest.mark.parametrize(
+    ("build", "width", "kept"),
+    [(matrix_per_channel, 6, 0), (matrix_per_channel, 1, 0), (own_statistics, 6, 1)],
+)
+def test_a_reader_that_does_not_sum_over_channels_is_left_alone(build, width, kept):
+    net = Net(("N", 3, 6, width))
+    outputs = build(net)
+    model = net.model(*([outputs] if isinstance(outputs, str) else outputs))
+    _, report = fold_checked(model, kept=kept, options=EQUALIZE)
+    assert not report.equalized
+
+
 def test_int8_gains(rng, tmp_path):
     """On a net whose channels differ by up to 100 times, quantised by onnxruntime."""
     gamma = (10 ** rng.uniform(-1, 1, 32)).astype(np.float32)

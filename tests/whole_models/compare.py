@@ -126,10 +126,12 @@ def difference(
     found: Sequence[np.ndarray],
 ) -> Doubt | None:
     """Return what is wrong with the folded model's outputs, judged by float64, or None."""
-    exact, approximate = _evaluated(original, feed)
+    exact, interpreter = _evaluated(original, feed)
+    if interpreter.undefined:
+        return None
     coarsest = max((UNIT[t] for t in FLOATS if holds_type(original, _KIND[t])), default=0.0)
     held = attempt(Emulation(original), feed) if holds_type(original, TensorProto.FLOAT16) else None
-    truth = _Truth(exact, held, approximate, coarsest)
+    truth = _Truth(exact, held, interpreter.approximate, coarsest)
     axes = (1, -1) if any(n.op_type in _MOVES_AXES for n in every_node(original)) else (1,)
     # The bound only grows with the draws, so the first that explains will do.
     for draws, channel_axes in ((truth.spread, ()), (truth.broad, axes)):
@@ -221,11 +223,11 @@ def _evaluated(
     feed: Mapping[str, np.ndarray],
     noise: np.random.Generator | None = None,
     channel_axes: Sequence[int] = (),
-) -> tuple[list[np.ndarray], bool]:
+) -> tuple[list[np.ndarray], Interpreter]:
     opset = next(i.version for i in model.opset_import if not i.domain)
     interpreter = Interpreter(
         opset, model.functions, double=True, noise=noise, channel_axes=channel_axes
     )
     with np.errstate(all="ignore"):
         found = interpreter.model(model, feed)
-    return [t.array for t in found], interpreter.approximate
+    return [t.array for t in found], interpreter

@@ -66,6 +66,12 @@ _EXACT = frozenset(
 # Their kernels add up terms as large as these, and err by a unit of them however small the result.
 _SIZES = {"Sigmoid": 1.0, "Tanh": 1.0, "Erf": 1.0, "Softplus": 1.0, "Sin": 1.0, "Cos": 1.0}
 
+# What they make of no elements at all, ONNX leaves open.
+_NEED_ELEMENTS = frozenset(
+    {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "MaxPool"}
+    | {"ReduceMax", "ReduceMean", "ReduceMin"}
+)
+
 # Their float constants are settings, which nothing rounds.
 _SETTINGS = frozenset({"Dropout", "Resize", "Upsample"})
 
@@ -83,6 +89,7 @@ class Interpreter:
 
     Attributes:
         approximate: whether a node was, in part, computed in float32 where float64 was asked for.
+        undefined: whether a node made something of nothing that ONNX does not define.
     """
 
     def __init__(
@@ -97,7 +104,7 @@ class Interpreter:
         self.opset, self.double, self.noise = opset, double, noise
         self.channel_axes = channel_axes
         self.functions = {(f.domain, f.name): f for f in functions}
-        self.approximate = False
+        self.approximate = self.undefined = False
 
     def held(
         self,
@@ -194,6 +201,8 @@ class Interpreter:
         dtype = next((t.dtype for t in inputs.values() if t.dtype in FLOATS), None)
         exact, size = node.op_type in _EXACT, _SIZES.get(node.op_type, 0)
         results = self._computed(node, self._read(node, env))
+        if node.op_type in _NEED_ELEMENTS and not env[node.input[0]].array.size:
+            self.undefined |= any(r.size for r in results)
         kinds = [dtype if r.dtype in FLOATS and dtype is not None else r.dtype for r in results]
         return [self.held(r, k, exact, size) for r, k in zip(results, kinds, strict=True)]
 

@@ -1,6 +1,7 @@
 """A share of the models in every run of the suite, and the judge's own tests."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -148,6 +149,28 @@ def test_the_judge_finds(monkeypatch, change, kind: str) -> None:
     assert judge(case).kind == kind
 
 
+def test_the_norms_of_a_function_count_once_for_each_call(monkeypatch) -> None:
+    """Of two calls, inlined, one norm goes: four are executed before and three behind it."""
+    constant = "Constant <value = float[2] {%s}> ()"
+    text = f"""
+        <ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+        g (float[2,2,3,3] x) => (float[2,2,3,3] y) {{ t = local.Block (x) y = local.Block (t) }}
+        <domain: "local", opset_import: ["" : 17]>
+        Block (x) => (y) {{
+            s = {constant % "1.5, 0.5"} b = {constant % "0.1, 0.2"} v = {constant % "1.0, 2.0"}
+            n = BatchNormalization (x, s, b, b, v)
+            t = Tanh (n)
+            y = BatchNormalization (t, s, b, b, v)
+        }}
+    """
+    case = _case(text, 2, 2, 3, 3)
+    assert judge(case).kind is None
+    assert judge(case).folded == 1
+    _sabotaged(monkeypatch, lambda model, made, report: model)
+    verdict = judge(case)
+    assert (verdict.kind, verdict.detail) == ("more norms", "4 executed, then 4")
+
+
 def test_the_judge_finds_an_exception(monkeypatch) -> None:
     def broken(model, options):
         raise AssertionError
@@ -171,6 +194,22 @@ def test_the_judge_finds_what_files_alone_do(monkeypatch, storage: str) -> None:
     assert judge(case).kind is None
     _sabotaged(monkeypatch, _scaled("w", 1 + 1e-6))
     assert judge(case).kind == "another in memory"
+
+
+def test_who_asks_for_a_conv_of_float64_cannot_measure_it_again() -> None:
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (double[2,2,3,3] x) => (double[2,2,3,3] y)
+        <double[2] s = {1.5, 0.5}, double[2] b = {0.0, 1.0}, double[2] m = {0.1, 0.2},
+         double[2] v = {1.0, 2.0}>
+        { y = BatchNormalization (x, s, b, m, v) }
+    """
+    options = onnx_bnfold.Options(standalone="conv", equalize=True)
+    feed = {"x": np.random.default_rng(0).standard_normal((2, 2, 3, 3))}
+    case = Case(onnx.parser.parse_model(text), options, (feed,), "file", measured=True)
+    verdict = judge(case)
+    assert verdict.kind is None
+    assert [n.op_type for n in verdict.model.graph.node] == ["Conv"]
 
 
 def test_a_small_channel_does_not_hide_beside_a_large_one(monkeypatch) -> None:
@@ -214,6 +253,21 @@ def test_what_float16_cannot_hold_is_nothing_to_be_kept() -> None:
     for size, kind in ((60000, None), (30000, "overflow")):
         x = np.float16([[1, size]])
         assert _told(text, x, np.float16([[-1, -np.inf]]), expected=-x) == kind
+
+
+def test_the_mean_of_nothing_is_not_asked_for() -> None:
+    """Of an empty batch onnxruntime says 0, whatever is in front; ONNX says nothing."""
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[N,2,3,3] x) => (float[1,1,1,1] y)
+        <float[2,2,1,1] w = {1.0, 2.0, 3.0, 4.0}, float[1] s = {1.5}, float[1] b = {1.0},
+         float[1] m = {0.1}, float[1] v = {1.0}>
+        { t = Conv (x, w) r = ReduceMean (t) y = BatchNormalization (r, s, b, m, v) }
+    """
+    case = _case(text, 2, 2, 3, 3)
+    nothing = {"x": np.zeros((0, 2, 3, 3), np.float32)}
+    verdict = judge(replace(case, feeds=(*case.feeds, nothing)))
+    assert (verdict.kind, verdict.folded) == (None, 1)
 
 
 def test_small_values_are_as_coarse_as_large_ones_of_their_channel() -> None:

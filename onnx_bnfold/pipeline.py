@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -249,7 +248,7 @@ class Pipeline(Attempts):
         for index, record in plan.records.items():
             verdict = self.verdicts.get((graph.path, graph.writes[index][0]))
             if verdict is not None and not record.folded:
-                new = replace(record, refusal=verdict.refusal, tried=verdict.tried)
+                new = record._replace(refusal=verdict.refusal, tried=verdict.tried)
                 plan.records[index] = new
 
     def _evaluate(self) -> bool:

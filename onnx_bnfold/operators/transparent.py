@@ -152,7 +152,7 @@ def data_slots(view: NodeView) -> tuple[int, ...]:
 def own_constants(view: NodeView) -> tuple[int, ...]:
     """Return the inputs of a transparent node that are no data and that its rule may change."""
     own = RULES[str(view.op)].own
-    return tuple(slot for slot in own if view.constant(slot) is not None)
+    return tuple(slot for slot in own if view.constant(slot) is not None) if own else ()
 
 
 def data_outputs(view: NodeView) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ function in which that is so by itself stays a function, and what it calls is in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import replace
 from typing import NamedTuple
 
 from onnx import ModelProto
@@ -198,7 +197,7 @@ class _Chooser:
                 yield where, seen[0][1]
             elif not seen and record.refusal is not None:
                 refusal = self._not_inlined(record.refusal, origin.function, whole)
-                yield where, replace(record, refusal=refusal)
+                yield where, record._replace(refusal=refusal)
 
     def _not_inlined(self, refusal: Refusal, function: Root, whole: _Planned) -> Refusal:
         why = {**whole.inlined.refused, **self.too_large}

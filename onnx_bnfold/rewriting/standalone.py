@@ -8,7 +8,6 @@ are rounded, so that a fold of the result makes up its mind from the same number
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import replace
 from itertools import accumulate
 
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
@@ -62,7 +61,7 @@ def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[
             for values in _constants(plan.state, index, form):
                 product(values, ONE, batchnorm.data_type(view), view)
         except Refused as refused:
-            plan.records[index] = replace(record, refusal=refused.refusal)
+            plan.records[index] = record._replace(refusal=refused.refusal)
         else:
             found.add(index)
     return found

@@ -22,7 +22,8 @@ from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.rewriting.inlining import Accept, Call, Inlined, Origin, drop_uncalled, inline
 
 Plans = Sequence[GraphPlan]
-Trial = Callable[[ModelProto], Plans]
+# Plans a model; whether it may leave bodies without a BatchNormalization as they are.
+Trial = Callable[[ModelProto, bool], Plans]
 
 # With its calls inlined a model may have so many nodes and elements of constants, or several times
 # as many as it has.
@@ -167,7 +168,7 @@ class _Chooser:
         inlined = inline(self.model, self.functions, accept)
         if drop:
             drop_uncalled(inlined, self.functions)
-        return _Planned(inlined, self.trial(inlined.model))
+        return _Planned(inlined, self.trial(inlined.model, not drop))
 
     def _hinder_kept(self) -> None:
         """Leave functions whose BatchNormalizations a user names: a copy has another name."""

@@ -11,6 +11,7 @@ from onnx_bnfold.model.constants import Constants
 from onnx_bnfold.model.graph import Graph, graphs_of
 from onnx_bnfold.model.shape_inference import Inference, Shapes
 from onnx_bnfold.model.source import Source
+from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.options import Options
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.kept import kept_by
@@ -29,17 +30,21 @@ class Attempts(Rounds):
         model: the model, its nodes in order; it is never changed. Its tensors may lack their bytes.
         source: reads the elements of initializers.
         options: what the user asked for.
+        norms_alone: whether bodies without a BatchNormalization are left as they are.
 
     Attributes:
         model: the model that is planned.
         options: what the user asked for.
     """
 
-    def __init__(self, model: ModelProto, source: Source, options: Options) -> None:
+    def __init__(
+        self, model: ModelProto, source: Source, options: Options, *, norms_alone: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.options = options
         self._source = source
+        self._norms_alone = norms_alone
         self._excluded: dict[tuple[int, int], Refusal] = {}
         self._unequal: set[tuple[int, str]] = set()
         self._index()
@@ -72,6 +77,8 @@ class Attempts(Rounds):
     def _plan_graph(self, position: int, known: dict[int, GraphState]) -> GraphPlan:
         excluded = {n: r for (p, n), r in self._excluded.items() if p == position}
         state = self._state(position, known)
+        if self._norms_alone and batchnorm.OPERATOR not in state.graph.ops:
+            return GraphPlan(state, self._limits)
         return plan_graph(state, self._limits, excluded, self.options)
 
     @property
@@ -108,6 +115,16 @@ class Attempts(Rounds):
             Unrepresentable: some do not fit their type; all of them are named.
         """
         require_representable(self.plans)
+
+    def _go_on_from(self, other: Attempts) -> bool:
+        """Take over the plans of the same model, unless something did not fit there.
+
+        Then they are not what a first attempt gives.
+        """
+        if other._excluded or other._unequal or other._norms_alone:
+            return False
+        self._graphs, self._inference, self.plans = other._graphs, other._inference, other.plans
+        return True
 
     def plan_as_it_is(self) -> list[GraphPlan]:
         """Plan every graph, nothing merged or written otherwise, until every constant fits."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,6 @@ from onnx_bnfold.storage.tensors import clear_place
 
 if TYPE_CHECKING:
     from onnx_bnfold.planning.value_ranges import Ranges
-    from onnx_bnfold.rewriting.inlining_choice import Choice
     from onnx_bnfold.rewriting.replaced_nodes import Copied
 
 
@@ -117,8 +115,11 @@ class Pipeline(Attempts):
 
     def _plan_once(self) -> None:
         self._plan_graphs()
-        if self._inline():
-            self._plan_graphs()
+        self._inline()
+        self._plan_further()
+
+    def _plan_further(self) -> None:
+        """Go on from the plan of the model as it is, or with calls inlined."""
         while self._evaluate() or self._restate():
             self._plan_graphs()
         for position, plan in enumerate(self.plans):
@@ -203,33 +204,42 @@ class Pipeline(Attempts):
         self._plan_once()
         return self.merges > merges or any(plan.state.removed for plan in self.plans)
 
-    def _inline(self) -> bool:
+    def _inline(self) -> None:
         """Go on with the original with calls of functions inlined, if a BN goes by that."""
-        if not self._may_inline:
-            return False
-        self._may_inline = False
-        from onnx_bnfold.rewriting import inlining_choice
-
-        return self._take(inlining_choice.choose(self.original, self.plans, self._tried))
+        if self._may_inline:
+            self._may_inline = False
+            self._choose(self.plans)
 
     def _inline_all(self) -> None:
         """Plan the original anew, all calls of functions inlined."""
         self._is_flat = True
-        from onnx_bnfold.rewriting import inlining_choice
+        if self._choose(self._tried(self.original).plans, everything=True):
+            self._plan_further()
 
-        plans = self._tried(self.original)
-        chosen = inlining_choice.choose(self.original, plans, self._tried, everything=True)
-        if self._take(chosen):
-            self._plan_once()
+    def _choose(self, plans: Sequence[GraphPlan], *, everything: bool = False) -> bool:
+        """Go on with a plan of the original with calls inlined, if any are; see ``choose``."""
+        from onnx_bnfold.rewriting.inlining_choice import choose  # few models have functions
 
-    def _take(self, chosen: Choice) -> bool:
+        trials: list[Attempts] = []
+
+        def trial(model: ModelProto, norms_alone: bool) -> Sequence[GraphPlan]:
+            trials.append(self._tried(model, norms_alone=norms_alone))
+            return trials[-1].plans
+
+        chosen = choose(self.original, plans, trial, everything=everything)
         self.verdicts = chosen.verdicts
         if chosen.model is None:
             return False
-        self.unmerged, self.inlined, self.merges, self.merged = chosen.model, chosen.calls, 0, ()
-        self.earlier, self.origins = [], None
-        self._adopt(chosen.model, self._stored, self._measured)
+        self._take(chosen.model, chosen.calls)
+        same = next((each for each in trials if each.model is self.model), None)
+        if same is None or not self._go_on_from(same):
+            self._plan_graphs()
         return True
+
+    def _take(self, model: ModelProto, calls: int) -> None:
+        self.unmerged, self.inlined, self.merges, self.merged = model, calls, 0, ()
+        self.earlier, self.origins = [], None
+        self._adopt(model, self._stored, self._measured)
 
     def _adopt(self, model: ModelProto, source: Source, ranges: Ranges | None) -> None:
         """Go on with another model, of which nothing is known yet."""
@@ -239,10 +249,11 @@ class Pipeline(Attempts):
         if self.options.merge_branches:
             self._merge()
 
-    def _tried(self, model: ModelProto) -> list[GraphPlan]:
-        attempts = Attempts(model, self._stored, self.options)
+    def _tried(self, model: ModelProto, *, norms_alone: bool = False) -> Attempts:
+        attempts = Attempts(model, self._stored, self.options, norms_alone=norms_alone)
         require_sound(attempts.graphs)
-        return attempts.plan_as_it_is()
+        attempts.plan_as_it_is()
+        return attempts
 
     def _tell(self, plan: GraphPlan) -> None:
         """Let nodes that stay say what is in their way beyond the border of a function."""
@@ -250,7 +261,7 @@ class Pipeline(Attempts):
         for index, record in plan.records.items():
             verdict = self.verdicts.get((graph.path, graph.writes[index][0]))
             if verdict is not None and not record.folded:
-                new = replace(record, refusal=verdict.refusal, tried=verdict.tried)
+                new = record._replace(refusal=verdict.refusal, tried=verdict.tried)
                 plan.records[index] = new
 
     def _evaluate(self) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class Reason(str, Enum):
@@ -43,8 +43,7 @@ class Reason(str, Enum):
     EXCLUDED = "excluded"
 
 
-@dataclass(frozen=True)
-class Refusal:
+class Refusal(NamedTuple):
     """Why a change cannot be made.
 
     Attributes:

@@ -23,14 +23,22 @@ def described(value: object) -> str:
         return "one of " + ", ".join(member.value for member in value)
     if isinstance(value, type) and issubclass(value, Exception):
         return f"raised, a {value.__base__.__name__}"
-    if dataclasses.is_dataclass(value):
-        return f"({', '.join(f'{f.name}: {written(f.type)}' for f in dataclasses.fields(value))})"
+    if fields := fields_of(value):
+        return f"({', '.join(f'{name}: {written(kind)}' for name, kind in fields.items())})"
     if callable(value):
         return str(inspect.signature(value)).replace(repr(onnx_bnfold.Options()), "Options()")
     return type(value).__name__
 
 
+def fields_of(value: object) -> dict[str, object]:
+    """Return the fields of a dataclass or a named tuple, each with its annotation."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: f.type for f in dataclasses.fields(value)}
+    return dict(value.__annotations__) if hasattr(value, "_fields") else {}
+
+
 def written(annotation: object) -> str:
+    annotation = getattr(annotation, "__forward_arg__", annotation)
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
@@ -38,7 +46,7 @@ def members(value: object) -> list[str]:
     """Return the public methods and properties of a class that is no enumeration or exception."""
     if not isinstance(value, type) or issubclass(value, enum.Enum | Exception):
         return []
-    fields = {f.name for f in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else ()
+    fields = fields_of(value)
     return [n for n in sorted(vars(value)) if not n.startswith("_") and n not in fields]
 
 

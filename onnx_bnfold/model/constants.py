@@ -57,6 +57,8 @@ class Constant(NamedTuple):
         return math.prod(self.dims)
 
 
+# Operators that make constants of tensors that are none.
+_DESCRIBING = frozenset(op for op, _ in TYPE_ONLY | DIMS_ONLY)
 _UNSEEN = Constant("", (), TensorProto.UNDEFINED)
 
 
@@ -241,11 +243,13 @@ class Constants:
         """
         if self._candidates is None:
             graph, names = self.graph, set[str]()
-            for index, (read, written) in enumerate(zip(graph.reads, graph.writes, strict=True)):
-                op = graph.ops[index]
+            for index, (op, read) in enumerate(zip(graph.ops, graph.reads, strict=True)):
+                first = read[0] if read else ""
+                if first in graph.producer and first not in names and op not in _DESCRIBING:
+                    continue  # nearly all nodes
                 usable = (self._usable(op, s, n, names) for s, n in enumerate(read) if n)
                 if all(usable) and self._is_lasting(index):
-                    names.update(written)
+                    names.update(graph.writes[index])
             self._candidates = names
             # No other output is constant; note that at once instead of name by name in ``get``.
             self._infos.update(dict.fromkeys(self.graph.producer.keys() - names))

@@ -191,7 +191,8 @@ class Graph:
 
     def label(self, index: int) -> str:
         """Return a label of a node for messages: its operator and its name."""
-        return f"{self.ops[index] or operator(self.nodes[index])} {self.name(index)!r}"
+        name = self.names[index] or self.name(index)
+        return f"{self.ops[index] or operator(self.nodes[index])} {name!r}"
 
     @property
     def is_of_function(self) -> bool:

@@ -43,7 +43,9 @@ def stand_in(model: ModelProto) -> None:
     """Write nodes of which onnx infers nothing as others of the same shape and type."""
     for body in bodies_of(model):
         for node in body.node:
-            if operator(node) in _NOT_INFERRED and node.input and len(node.output) == 1:
+            if node.op_type not in _NOT_INFERRED or operator(node) is None:
+                continue
+            if node.input and len(node.output) == 1:
                 node.CopyFrom(helper.make_node("Identity", [node.input[0]], [node.output[0]]))
 
 

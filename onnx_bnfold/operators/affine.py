@@ -74,7 +74,7 @@ class _Once:
         return fact
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Affine:
     """A per-element map ``t' = scale * t + shift``, constant along most axes.
 

@@ -185,7 +185,7 @@ def channel_axis(rank: int) -> int:
 
 def per_channel(change: Affine, count: int) -> tuple[Float64, Float64] | None:
     """Return scale and shift of a change as vectors along the channels, see ``Affine.vector``."""
-    return change.vector(channel_axis(change.rank), count)
+    return change.vector(1 if change.scale.ndim > 1 else 0, count)
 
 
 def _vectors(change: Affine, count: int) -> tuple[Float64, Float64]:

@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators import costs
 from onnx_bnfold.operators.affine import Affine, Float64
-from onnx_bnfold.operators.clamps import BoundsOf
+
+if TYPE_CHECKING:
+    from onnx_bnfold.operators.clamps import BoundsOf
 
 OUT = ~0  # the port of a node's first output; its inputs are the ports 0, 1, …
 # A constant as one node reads it: (node index, input index).

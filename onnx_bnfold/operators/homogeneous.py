@@ -108,7 +108,7 @@ def _require(view: NodeView, change: Affine, degree: Degree, source: int) -> Non
         raise Refused(Reason.OPAQUE, view.label, "whatever its input is, it gives -1, 0 or 1")
 
 
-def power(view: NodeView) -> Degree:
+def _exponent(view: NodeView) -> Degree:
     """Return the degree of a Pow by one constant exponent.
 
     Raises:
@@ -123,3 +123,15 @@ def power(view: NodeView) -> Degree:
     if exponent % 1:
         return Degree(exponent, Sign.REFUSED)
     return Degree(exponent, Sign.KEPT if exponent % 2 else Sign.LOST)
+
+
+# The rules of the table.
+magnitude = homogeneous(NORM)
+norm = homogeneous(NORM, data_movement.reduced, squares=True)
+norm_of_windows = homogeneous(NORM, data_movement.windowed, squares=True)
+power = homogeneous(_exponent)
+reciprocal = homogeneous(RECIPROCAL)
+sign = homogeneous(SIGN)
+square_root = homogeneous(SQUARE_ROOT)
+sum_of_magnitudes = homogeneous(NORM, data_movement.reduced)
+sum_of_squares = homogeneous(SQUARE, data_movement.reduced)

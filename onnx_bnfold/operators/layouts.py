@@ -77,7 +77,7 @@ def _transposed_shift(view: NodeView, weight: Constant) -> Refusal | None:
 
 def _convolution(view: NodeView, *, transposed: bool = False, bias_slot: int = 2) -> LinearLayer:
     """Read Conv, ``(C_out, C_in/group, *k)``, or ConvTranspose, ``(C_in, C_out/group, *k)``."""
-    if view.attribute("output_shape", []):
+    if transposed and view.attribute("output_shape", []):
         view.require_no_misreading()
     weight = weight_of(view, 1)
     group = view.attribute("group", 1)
@@ -166,6 +166,8 @@ def _matmul(view: NodeView) -> LinearLayer:
         becomes_gemm=rank == 2 and weight_slot == 1,
     )
     batches = range(depth - 2 if view.opset >= 7 else 0)
+    if not batches:
+        return columns
     return columns._replace(also=tuple(_batch(columns, axis) for axis in batches))
 
 

@@ -217,17 +217,19 @@ class LinearLayer(NamedTuple):
 
     def _behind(self, change: Affine) -> LinearLayer:
         """Return the layer whose output channels a change varies along, this one by default."""
-        found = (e for e in self._all if change.vector(e.out_axis, e.channels_out) is not None)
+        if not self.also:
+            return self
+        all_ = (self, *self.also)
+        found = (e for e in all_ if change.vector(e.out_axis, e.channels_out) is not None)
         return next(found, self)
 
     def _in_front(self, change: Affine) -> LinearLayer:
         """Return the layer whose input channels a change varies along, this one by default."""
-        found = (e for e in self._all if change.vector(e.in_axis, e.channels_in) is not None)
+        if not self.also:
+            return self
+        all_ = (self, *self.also)
+        found = (e for e in all_ if change.vector(e.in_axis, e.channels_in) is not None)
         return next(found, self)
-
-    @property
-    def _all(self) -> tuple[LinearLayer, ...]:
-        return (self, *self.also) if self.also else ()
 
     def output_vectors(self, change: Affine) -> tuple[Float64, Float64]:
         """Return the output's change as ``(C_out,)`` vectors.

@@ -13,7 +13,7 @@ An RMSNormalization subtracts no mean and has no ``B``, so ``h`` is zero on both
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -23,10 +23,9 @@ from onnx import TensorProto
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.constants import Constant
 from onnx_bnfold.model.node_view import FLOATS, NodeView
-from onnx_bnfold.operators import costs
 from onnx_bnfold.operators.affine import Affine, Float64, close
 from onnx_bnfold.operators.batchnorm_parameters import DEFAULT_EPSILON
-from onnx_bnfold.operators.entries import OUT, Absorbing, Given, Read, Revised, Sides
+from onnx_bnfold.operators.entries import OUT, Given, Read, Revised, Sides
 from onnx_bnfold.reasons import Reason, Refused
 
 _LEAST_EPSILON = 2.0**-126  # the least that float32 holds to all digits
@@ -218,11 +217,12 @@ def _split(values: Float64, groups: int) -> Float64:
     return values.reshape(values.shape[0], groups, -1, *values.shape[2:])
 
 
-def _instance(view: NodeView) -> Normalization:
+def instance_normalization(view: NodeView) -> Normalization:
+    """Read an InstanceNormalization."""
     return Normalization(view, (1,), _positions(view), *_vectors(view))
 
 
-def _group(view: NodeView) -> Normalization:
+def group_normalization(view: NodeView) -> Normalization:
     """Read a GroupNormalization, whose scale had an element per group in its first version."""
     scale, bias = _vectors(view)
     groups, by_group = int(view.attribute("num_groups", 0)), view.opset < 21
@@ -244,12 +244,13 @@ def _positions(view: NodeView) -> tuple[int, ...]:
     return tuple(range(2, len(view.dims_in(0))))
 
 
-def _layer(view: NodeView) -> Normalization:
+def layer_normalization(view: NodeView) -> Normalization:
     """Read a LayerNormalization, whose mean and deviation, outputs too, do not change along."""
     return _of_last_axes(view, view.bias(2, _scale(view), None))
 
 
-def _root_mean_square(view: NodeView) -> Normalization:
+def rms_normalization(view: NodeView) -> Normalization:
+    """Read an RMSNormalization, whose mean square does not change along."""
     return _of_last_axes(view, None)._replace(takes_shift=False)
 
 
@@ -287,19 +288,3 @@ def _disagree(view: NodeView) -> Refused:
         view.label,
         "its scale and bias do not have the shape of what it normalises; repair the model",
     )
-
-
-def _entry(
-    read: Callable[[NodeView], Normalization],
-    version: int,
-    parameters: tuple[int, ...] = (1, 2),
-) -> Absorbing:
-    return Absorbing(read, (parameters,), squares=True, version=version, depth=costs.NO_POLYNOMIAL)
-
-
-NORMALIZATIONS: Mapping[str, Absorbing] = {
-    "GroupNormalization": _entry(_group, 21),
-    "InstanceNormalization": _entry(_instance, 22),
-    "LayerNormalization": _entry(_layer, 17),
-    "RMSNormalization": _entry(_root_mean_square, 23, (1,)),
-}

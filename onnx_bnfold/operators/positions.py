@@ -110,3 +110,10 @@ def scattered(move: Mover) -> Rule:
         return Step(({0: change, 2: move(view, change, True), OUT: change},))
 
     return rule
+
+
+# What the table asks of these.
+summed_up = along(summed_axis)
+reversed_in_time = along(axis_by("time_axis", 0))
+scattered_elements = scattered(picked_elements)
+scattered_slices = scattered(picked_slices)

@@ -12,7 +12,7 @@ and goes back into them: no change passes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -21,9 +21,8 @@ import numpy as np
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.constants import Constant
 from onnx_bnfold.model.node_view import NodeView
-from onnx_bnfold.operators import costs
 from onnx_bnfold.operators.affine import Affine, Float64
-from onnx_bnfold.operators.entries import OUT, Absorbing, Given, Read, Revised, Sides
+from onnx_bnfold.operators.entries import OUT, Given, Read, Revised, Sides
 from onnx_bnfold.operators.layouts import linear_layer, weight_of
 from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.reasons import Reason, Refused
@@ -98,7 +97,8 @@ def _bias_dims(weight: Constant) -> tuple[int, int]:
     return directions, 2 * gates
 
 
-def _read(view: NodeView) -> Recurrent:
+def recurrent_layer(view: NodeView) -> Recurrent:
+    """Read an LSTM, a GRU or an RNN."""
     gates = linear_layer(view, _gates)
     return Recurrent(gates, gates.bias)
 
@@ -109,18 +109,3 @@ def _gates(view: NodeView) -> LinearLayer:
     bias = view.bias(_BIAS, weight, _bias_dims(weight))  # ValueError where W has other axes
     axes = (_CHANNELS, _CHANNELS, 3, 3)
     return LinearLayer(view, "ooi", weight.dims, weight, bias, _DATA, _WEIGHT, _BIAS, *axes)
-
-
-def _entry(version: int) -> Absorbing:
-    return Absorbing(
-        _read,
-        linear_in=(),
-        parameters=(_WEIGHT, 2, _BIAS),
-        data_slot=_DATA,
-        version=version,
-        multiply_adds=costs.unknown_products,
-        depth=costs.unknown_depth,
-    )
-
-
-RECURRENT: Mapping[str, Absorbing] = {"GRU": _entry(22), "LSTM": _entry(22), "RNN": _entry(22)}

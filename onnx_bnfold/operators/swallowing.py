@@ -58,3 +58,8 @@ def topk(view: NodeView, known: Known) -> Step:
             "a shift may cost its elements the digits by which its indices order them",
         )
     return Step(({source: change, ~source: change},))
+
+
+# The rules of the table.
+argmax = order(axis_by("axis", 0))
+hardmax = order(normalised_axes)

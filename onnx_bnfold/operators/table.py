@@ -1,18 +1,55 @@
 """The table of operators: one entry each, and everything that the package knows of them.
 
-The entries stand in the modules of their families: ``transparent`` for operators through which
-changes pass, ``layouts`` for linear layers, ``recurrent``, ``batchnorm_parameters``, and
-``normalizations`` for what normalises by statistics of its data.
+The entries stand here or in the modules of their families: ``transparent`` for operators through
+which changes pass, ``layouts`` for linear layers, and ``batchnorm_parameters``. Those here are of
+layers that few models have: their nodes are read by ``normalizations``, for what normalises by
+statistics of its data, and by ``recurrent``, which are imported then (``late``).
 """
 
 from __future__ import annotations
 
-from onnx_bnfold.operators import batchnorm, batchnorm_parameters
-from onnx_bnfold.operators.entries import UNKNOWN, Operator
+from collections.abc import Mapping
+
+from onnx_bnfold.operators import batchnorm, batchnorm_parameters, costs
+from onnx_bnfold.operators.entries import UNKNOWN, Absorbing, Operator
+from onnx_bnfold.operators.late import late
 from onnx_bnfold.operators.layouts import LINEAR_LAYERS
-from onnx_bnfold.operators.normalizations import NORMALIZATIONS
-from onnx_bnfold.operators.recurrent import RECURRENT
 from onnx_bnfold.operators.transparent import RULES
+
+
+def _normalization(reader: str, version: int, parameters: tuple[int, ...] = (1, 2)) -> Absorbing:
+    return Absorbing(
+        late("normalizations", reader),
+        (parameters,),
+        squares=True,
+        version=version,
+        depth=costs.NO_POLYNOMIAL,
+    )
+
+
+def _recurrent(version: int) -> Absorbing:
+    return Absorbing(
+        late("recurrent", "recurrent_layer"),
+        linear_in=(),
+        parameters=(1, 2, 3),
+        data_slot=0,
+        version=version,
+        multiply_adds=costs.unknown_products,
+        depth=costs.unknown_depth,
+    )
+
+
+NORMALIZATIONS: Mapping[str, Absorbing] = {
+    "GroupNormalization": _normalization("group_normalization", 21),
+    "InstanceNormalization": _normalization("instance_normalization", 22),
+    "LayerNormalization": _normalization("layer_normalization", 17),
+    "RMSNormalization": _normalization("rms_normalization", 23, (1,)),
+}
+RECURRENT: Mapping[str, Absorbing] = {
+    "GRU": _recurrent(22),
+    "LSTM": _recurrent(22),
+    "RNN": _recurrent(22),
+}
 
 OPERATORS: dict[str, Operator] = {
     **RULES,

@@ -9,24 +9,16 @@ before you raise it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnx_bnfold.model.node_view import NodeView
-from onnx_bnfold.operators import clamps, costs, data_movement, picks, positions, swallowing
+from onnx_bnfold.operators import costs, data_movement, picks
 from onnx_bnfold.operators.broadcasting import alike, products, sloped, sums
 from onnx_bnfold.operators.constant_operand import minus, over, plus, times
 from onnx_bnfold.operators.entries import OUT, Combines, ConstantOperand, HandsOn
-from onnx_bnfold.operators.homogeneous import (
-    NORM,
-    RECIPROCAL,
-    SIGN,
-    SQUARE,
-    SQUARE_ROOT,
-    homogeneous,
-    power,
-)
+from onnx_bnfold.operators.late import late
 from onnx_bnfold.operators.parts import concat, split
 from onnx_bnfold.operators.rules import (
     Known,
@@ -39,6 +31,9 @@ from onnx_bnfold.operators.rules import (
     require,
 )
 from onnx_bnfold.reasons import Reason, Refused
+
+if TYPE_CHECKING:
+    from onnx_bnfold.operators.clamps import BoundsOf
 
 
 def _mean_takes_shift(view: NodeView) -> bool:
@@ -100,7 +95,9 @@ def _is_bounded(view: NodeView, slot: int, name: str, sign: float) -> bool:
     Raises:
         Refused: it is another number, which a scale would have to move.
     """
-    bound = clamps.clip_bound(view, slot, name, sign)
+    from onnx_bnfold.operators.clamps import clip_bound  # many models clip nothing
+
+    bound = clip_bound(view, slot, name, sign)
     if bound not in (0, np.inf):
         which = "upper" if sign > 0 else "lower"
         raise Refused(Reason.OPAQUE, view.label, f"its {which} bound does not scale along")
@@ -152,7 +149,7 @@ def data_slots(view: NodeView) -> tuple[int, ...]:
 def own_constants(view: NodeView) -> tuple[int, ...]:
     """Return the inputs of a transparent node that are no data and that its rule may change."""
     own = RULES[str(view.op)].own
-    return tuple(slot for slot in own if view.constant(slot) is not None)
+    return tuple(slot for slot in own if view.constant(slot) is not None) if own else ()
 
 
 def data_outputs(view: NodeView) -> tuple[int, ...]:
@@ -192,7 +189,7 @@ def _bent(
     *,
     symmetric: bool = False,
     rectifies: bool = False,
-    bounds: clamps.BoundsOf | None = None,
+    bounds: BoundsOf | None = None,
     own: tuple[int, ...] = (),
 ) -> Transparent:
     return Transparent(
@@ -220,10 +217,8 @@ def _swallower(rule: Rule, version: int) -> Transparent:
     return Transparent(rule, version=version, swallows=True, depth=costs.NO_POLYNOMIAL)
 
 
-def _scattering(move: Mover, version: int) -> Transparent:
-    return Transparent(
-        positions.scattered(move), data=(0, 2), version=version, depth=costs.scattering
-    )
+def _scattering(rule: Rule, version: int) -> Transparent:
+    return Transparent(rule, data=(0, 2), version=version, depth=costs.scattering)
 
 
 def _mean(rule: Rule, version: int) -> Transparent:
@@ -252,27 +247,27 @@ def _interpolated(version: int) -> Transparent:
 _rectifier = passes(positive=True, shift=False)
 
 RULES: Mapping[str, Transparent] = {
-    "Abs": _bent(homogeneous(NORM), 13),
+    "Abs": _bent(late("homogeneous", "magnitude"), 13),
     "Add": _sum(sums(1, 1), 14, ConstantOperand(plus)),
-    "ArgMax": _swallower(swallowing.order(positions.axis_by("axis", 0)), 13),
-    "ArgMin": _swallower(swallowing.order(positions.axis_by("axis", 0)), 13),
+    "ArgMax": _swallower(late("swallowing", "argmax"), 13),
+    "ArgMin": _swallower(late("swallowing", "argmax"), 13),
     "AveragePool": _mean(passes(data_movement.windowed, shift=_mean_takes_shift), 22),
     "Cast": Transparent(passes(data_movement.cast), version=28, hands_on=HandsOn.ALL, retypes=True),
     "CastLike": Transparent(
         passes(data_movement.cast_like), version=25, hands_on=HandsOn.ALL, retypes=True
     ),
-    "Clip": _bent(_clip, 13, rectifies=True, bounds=clamps.of_clip),
-    "Compress": _picked(positions.compressed, 28),
+    "Clip": _bent(_clip, 13, rectifies=True, bounds=late("clamps", "of_clip")),
+    "Compress": _picked(late("positions", "compressed"), 28),
     "Concat": Transparent(concat, version=13, symmetric=True, hands_on=HandsOn.ALL),
-    "CumSum": Transparent(passes(positions.along(positions.summed_axis), shift=False), version=14),
+    "CumSum": Transparent(passes(late("positions", "summed_up"), shift=False), version=14),
     "DepthToSpace": _moved(data_movement.depth_to_space, 28),
     "Div": _product(products(-1), 14, costs.division, ConstantOperand(over, data=(0,))),
     "Dropout": Transparent(_dropout, version=22, hands_on=HandsOn.ALL),
     "Expand": _moved(data_movement.expanded, 13),
     "Flatten": _moved(data_movement.reshaped, 25),
     "Gather": _picked(picks.gathered, 13, costs.lookup),
-    "GatherElements": _picked(positions.picked_elements, 13, costs.lookup),
-    "GatherND": _picked(positions.picked_slices, 13, costs.lookup),
+    "GatherElements": _picked(late("positions", "picked_elements"), 13, costs.lookup),
+    "GatherND": _picked(late("positions", "picked_slices"), 13, costs.lookup),
     "GlobalAveragePool": _mean(passes(data_movement.windowed), 22),
     "GlobalMaxPool": _extremes(
         passes(data_movement.windowed, positive=True), 22, picks_maxima=True
@@ -280,11 +275,11 @@ RULES: Mapping[str, Transparent] = {
     "GridSample": Transparent(
         passes(data_movement.windowed, shift=_samples_inside), version=22, depth=costs.sampling
     ),
-    "Hardmax": _swallower(swallowing.order(swallowing.normalised_axes), 13),
+    "Hardmax": _swallower(late("swallowing", "hardmax"), 13),
     "Identity": _moved(data_movement.unmoved, 25),
     "LeakyRelu": _bent(_rectifier, 16, rectifies=True),
-    "LogSoftmax": _swallower(swallowing.softmax, 13),
-    "LpPool": _bent(homogeneous(NORM, data_movement.windowed, squares=True), 22),
+    "LogSoftmax": _swallower(late("swallowing", "softmax"), 13),
+    "LpPool": _bent(late("homogeneous", "norm_of_windows"), 22),
     "Max": _bent(alike(positive=True), 13, symmetric=True),
     "MaxPool": _extremes(_maxpool, 22, picks_maxima=True),
     "Mean": Transparent(
@@ -300,35 +295,35 @@ RULES: Mapping[str, Transparent] = {
     "Neg": Transparent(_neg, version=13),
     "PRelu": _bent(sloped, 16, rectifies=True, own=(1,)),
     "Pad": _picked(picks.padded, 25),
-    "Pow": Transparent(homogeneous(power), version=15, depth=costs.power),
-    "Reciprocal": _bent(homogeneous(RECIPROCAL), 13),
-    "ReduceL1": _bent(homogeneous(NORM, data_movement.reduced), 18),
-    "ReduceL2": _bent(homogeneous(NORM, data_movement.reduced, squares=True), 18),
+    "Pow": Transparent(late("homogeneous", "power"), version=15, depth=costs.power),
+    "Reciprocal": _bent(late("homogeneous", "reciprocal"), 13),
+    "ReduceL1": _bent(late("homogeneous", "sum_of_magnitudes"), 18),
+    "ReduceL2": _bent(late("homogeneous", "norm"), 18),
     "ReduceMax": _extremes(passes(data_movement.reduced, positive=True), 20),
     "ReduceMean": _mean(passes(data_movement.reduced), 18),
     "ReduceMin": _extremes(passes(data_movement.reduced, positive=True), 20),
     "ReduceSum": Transparent(passes(data_movement.summed), version=13),
     "ReduceSumSquare": Transparent(
-        homogeneous(SQUARE, data_movement.reduced), version=18, depth=costs.ONE_LEVEL
+        late("homogeneous", "sum_of_squares"), version=18, depth=costs.ONE_LEVEL
     ),
-    "Relu": _bent(_rectifier, 14, rectifies=True, bounds=clamps.of_relu),
+    "Relu": _bent(_rectifier, 14, rectifies=True, bounds=late("clamps", "of_relu")),
     "Reshape": _moved(data_movement.reshaped, 25),
     "Resize": _interpolated(19),
-    "ReverseSequence": _moved(positions.along(positions.axis_by("time_axis", 0)), 28),
-    "Scatter": _scattering(positions.picked_elements, 9),
-    "ScatterElements": _scattering(positions.picked_elements, 18),
-    "ScatterND": _scattering(positions.picked_slices, 18),
-    "Sign": _bent(homogeneous(SIGN), 13),
+    "ReverseSequence": _moved(late("positions", "reversed_in_time"), 28),
+    "Scatter": _scattering(late("positions", "scattered_elements"), 9),
+    "ScatterElements": _scattering(late("positions", "scattered_elements"), 18),
+    "ScatterND": _scattering(late("positions", "scattered_slices"), 18),
+    "Sign": _bent(late("homogeneous", "sign"), 13),
     "Slice": _picked(picks.sliced, 13),
-    "Softmax": _swallower(swallowing.softmax, 13),
+    "Softmax": _swallower(late("swallowing", "softmax"), 13),
     "SpaceToDepth": _moved(data_movement.space_to_depth, 28),
     "Split": Transparent(split, version=18, parted=True, hands_on=HandsOn.ALL),
-    "Sqrt": _bent(homogeneous(SQUARE_ROOT), 13),
+    "Sqrt": _bent(late("homogeneous", "square_root"), 13),
     "Squeeze": _moved(data_movement.squeezed, 25),
     "Sub": _sum(sums(1, -1), 14, ConstantOperand(minus)),
     "Sum": _sum(sums(), 13),
     "Tile": _moved(picks.tiled, 13),
-    "TopK": _bent(swallowing.topk, 24),
+    "TopK": _bent(late("swallowing", "topk"), 24),
     "Transpose": _moved(data_movement.transposed, 25),
     "Trilu": Transparent(_trilu, version=14, hands_on=HandsOn.SOME),
     "Unsqueeze": _moved(data_movement.unsqueezed, 25),

@@ -8,7 +8,8 @@ BatchNormalization's output.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 from onnx_bnfold.model.determinism import DIMS_ONLY, TYPE_ONLY
@@ -48,15 +49,25 @@ class Copies:
         self._changes = totals.changes
         self._links: dict[int, _Link | None] = {}
         front, behind = (state.groups.members(side) for side in state.sides(origin))
-        self._in_front = [*front]
+        self._front = front
         both = (*front, *behind)
         self.original = next((name for name in both if _is_unchanged(name, totals)), None)
         merged = () if self.original is None else both
         self.merged = set(merged)
-        self.how: dict[str, HandsOn] = dict.fromkeys(merged, HandsOn.ALL)
-        if merged:
-            self._go_back()
-            self._go_on()
+
+    @property
+    def how(self) -> Mapping[str, HandsOn]:
+        """See the class; they are looked for when they are asked for, as most are not."""
+        return self._found[0]
+
+    @cached_property
+    def _found(self) -> tuple[dict[str, HandsOn], list[str]]:
+        """The copies, and those that the tensor in front of the node is made of, with itself."""
+        how, in_front = dict.fromkeys(self.merged, HandsOn.ALL), [*self._front]
+        if how:
+            self._go_back(how, in_front)
+            self._go_on(how)
+        return how, in_front
 
     def holds(self, name: str) -> bool:
         """Whether all values of a tensor that somebody sees are those of the original."""
@@ -67,33 +78,34 @@ class Copies:
 
     def other_reader(self) -> int | None:
         """Return a node that reads what stands in front of the node, not for it; None if none."""
-        front = set(self._in_front)
-        for name in self._in_front:
+        _, in_front = self._found
+        front = set(in_front)
+        for name in in_front:
             for index in self._readers(name):
                 link = self._link(index)
                 if link is None or not front.issuperset(link.after):
                     return index
         return None
 
-    def _go_back(self) -> None:
+    def _go_back(self, how: dict[str, HandsOn], in_front: list[str]) -> None:
         """Find the tensors that the copies so far are made of."""
-        for name in self._in_front:  # which grows
+        for name in in_front:  # which grows
             index = self._state.graph.producer.get(name)
             link = None if index is None or index == self._origin else self._link(index)
             for source in () if link is None else link.before:
-                if link is not None and source in self._changes and source not in self.how:
-                    self.how[source] = max(link.how, self.how[name])
-                    self._in_front.append(source)
+                if link is not None and source in self._changes and source not in how:
+                    how[source] = max(link.how, how[name])
+                    in_front.append(source)
 
-    def _go_on(self) -> None:
+    def _go_on(self, how: dict[str, HandsOn]) -> None:
         """Find the tensors that are made of copies whose values are all known."""
-        known = [name for name, how in self.how.items() if how is HandsOn.ALL]
+        known = [name for name, handed in how.items() if handed is HandsOn.ALL]
         for name in known:  # which grows
             for index in self._readers(name):
                 link = self._link(index)
                 for result in () if link is None else link.after:
-                    if result in self._changes and result not in self.how:
-                        self.how[result] = HandsOn.ALL
+                    if result in self._changes and result not in how:
+                        how[result] = HandsOn.ALL
                         known.append(result)
 
     def _readers(self, name: str) -> Iterator[int]:

@@ -32,6 +32,9 @@ class Taken(NamedTuple):
         return Taken(self.scale or change.has_scale, self.shift or change.has_shift)
 
 
+NOTHING = Taken()
+
+
 class Restated(NamedTuple):
     """What was a BatchNormalization before it was written as something else.
 

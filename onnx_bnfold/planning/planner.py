@@ -12,7 +12,7 @@ from anybody), then those with the most elements, so that most work is saved.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ from onnx_bnfold.planning.outcomes import (
     ways,
     why,
 )
-from onnx_bnfold.planning.plan import GraphPlan, Taken
+from onnx_bnfold.planning.plan import NOTHING, GraphPlan, Taken
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.propagation import propagate
 from onnx_bnfold.planning.record import Record
@@ -40,7 +40,6 @@ from onnx_bnfold.planning.ways import UPSTREAM
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 if TYPE_CHECKING:
-    from onnx_bnfold.operators.entries import Operator
     from onnx_bnfold.planning.clamps import Clamps
     from onnx_bnfold.planning.fused_nodes import FusedNodes
     from onnx_bnfold.planning.shared_constants import SharedConstants
@@ -116,25 +115,27 @@ class _Planner:
     def _decide_with_clamps(self, queue: Sequence[int]) -> None:
         """Try the nodes that stay again where a clamp written with constants lets more pass."""
         state, everywhere = self.state, self.options.clamps_everywhere
-        if not any(entry.bounds for i in self._tried for entry in self._entries_asked(i)):
+        if not everywhere and not any(kind.picks_maxima for kind in {*state.entries}):
+            return  # no pool that a clamp could go behind
+        asked = set[int]().union(*(asked for _, asked in self._tried.values()))
+        if not any(state.entries[index].bounds for index in asked):
             return
         from onnx_bnfold.planning.clamps import Clamps  # few plain folds ask
 
         self.clamps = Clamps(state, queue, everywhere=everywhere)
-        gained = True
+        gained, before = True, dict[int, tuple[int, frozenset[int] | None]]()
         while gained:
             gone = len(state.removed)
             for index in queue:
                 if index in self._tried:
                     state.clamps = self.clamps.near(index, self._tried[index][1])
-                    if state.clamps:
+                    when, clamps = before.get(index, (0, None))
+                    if state.clamps and (state.clamps != clamps or self._has_moved(index, when)):
+                        before[index] = len(state.removed), state.clamps
                         self._decide_again(index)
             state.clamps = self.clamps.written
             self._decide_all([i for i in queue if i in self._tried and self._may_go_now(i)])
             gained = len(state.removed) > gone
-
-    def _entries_asked(self, index: int) -> Iterator[Operator]:
-        return (self.state.entries[other] for other in self._tried[index][1])
 
     def _decide_again(self, index: int) -> None:
         """Decide on a node that stays; if it still does, for the same reason."""
@@ -168,8 +169,11 @@ class _Planner:
 
         Else a second fold, of what the first has left, would find more to do.
         """
-        when, asked = self._tried[index]
-        return any(self._moved.get(other, 0) > when for other in asked)
+        return self._has_moved(index, self._tried[index][0])
+
+    def _has_moved(self, index: int, when: int) -> bool:
+        """Whether something changed, since so many removals, where a node was refused."""
+        return any(self._moved.get(other, 0) > when for other in self._tried[index][1])
 
     def _may_be_tried(self, index: int) -> bool:
         """Whether nothing forbids to remove a node; what does is recorded."""
@@ -326,7 +330,7 @@ class _Planner:
         state = self.state
         for index, change in takers:
             causes = self.touched.setdefault(index, {})
-            causes[origin] = causes.get(origin, Taken()).more(change)
+            causes[origin] = causes.get(origin, NOTHING).more(change)
         clamps = self.clamps.new(changes) if self.clamps is not None else []
         commit(state, changes)
         state.remove(origin)
@@ -335,14 +339,19 @@ class _Planner:
             self.kept_affine.pop(origin, None)
             near = (index for key in changes for index in state.neighbours(key))
             self._moved.update(dict.fromkeys((origin, *near), len(state.removed)))
-        nodes = sorted({index for index, _ in takers})
-        taken = [(state.place(index), self.touched[index][origin]) for index in nodes]
+        scale_to, shift_to = list[str](), list[str]()
+        for index in sorted({index for index, _ in takers}):
+            name, taken = state.place(index), self.touched[index][origin]
+            if taken.scale:
+                scale_to.append(name)
+            if taken.shift:
+                shift_to.append(name)
         self.records[origin] = Record(
             state.place(origin),
             state.graph.ops[origin] == batchnorm.OPERATOR,
             way,
-            tuple([name for name, part in taken if part.scale]),
-            tuple([name for name, part in taken if part.shift]),
+            tuple(scale_to),
+            tuple(shift_to),
             added,
             clamps=tuple(map(state.place, clamps)),
         )

@@ -10,7 +10,7 @@ still reads, whatever kind of node is removed: what one removal may not do, two 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -86,9 +86,9 @@ class Limits(NamedTuple):
         names = [key for key in changes if isinstance(key, str) and key not in copies.merged]
         if self.profile == "int8":
             _require_no_new_range(state, copies, names)
-        staying = [name for name in names if not self._holds(state, copies, name)]
-        self.check_scales(state, totals, staying)
-        self._check_shifts(state, totals, staying)
+        held = partial(self._holds, state, copies)
+        self.check_scales(state, totals, names, held)
+        self._check_shifts(state, totals, names, held)
         Shifts(state, origin, totals, partial(self._type, state)).check()
 
     def _holds(self, state: GraphState, copies: Copies, name: str) -> bool:
@@ -109,13 +109,21 @@ class Limits(NamedTuple):
                 if slot == 0 and index not in state.removed and state.is_bn(index):
                     self.check_rounding(state, index)
 
-    def check_scales(self, state: GraphState, totals: Totals, names: Iterable[str]) -> None:
+    def check_scales(
+        self,
+        state: GraphState,
+        totals: Totals,
+        names: Iterable[str],
+        held: Callable[[str], bool] = lambda name: False,
+    ) -> None:
         """Refuse changes that rescale a tensor beyond what its type may hold.
 
         Args:
             state: the graph before the changes.
             totals: with the changes on top.
             names: of the tensors.
+            held: whether a tensor gets values that its type holds whatever its change is. It is
+                asked of those alone that would be refused, as it takes a walk over the graph.
 
         Raises:
             Refused: a scale is too large or too small.
@@ -127,7 +135,12 @@ class Limits(NamedTuple):
             magnitude, kind = np.abs(total.scale), self._type(state, name)
             bound = self.max_rescale or _bound(MAX_RESCALE, kind)
             magnitude = magnitude[magnitude < VANISHED]
-            if (magnitude > bound).any() or (magnitude[magnitude > 0] < 1 / bound).any():
+            far = (magnitude > bound).any() or (magnitude[magnitude > 0] < 1 / bound).any()
+            if not far and np.abs(total.scale).max(initial=0) * _FAR < largest(kind):
+                continue  # without looking for BNs
+            if held(name):
+                continue
+            if far:
                 raise Refused(
                     Reason.RANGE,
                     repr(name),
@@ -136,7 +149,13 @@ class Limits(NamedTuple):
                 )
             _check_room(state, name, total, kind)
 
-    def _check_shifts(self, state: GraphState, totals: Totals, names: Iterable[str]) -> None:
+    def _check_shifts(
+        self,
+        state: GraphState,
+        totals: Totals,
+        names: Iterable[str],
+        held: Callable[[str], bool],
+    ) -> None:
         """Refuse shifts that leave a tensor too little room in its type, whatever it holds."""
         for name in names:
             total = totals.of(name) if totals.changes[name].has_shift else None
@@ -146,7 +165,7 @@ class Limits(NamedTuple):
             if shift <= _LARGEST_SHIFT * largest(TensorProto.FLOAT16):
                 continue  # without asking for the data type, which takes shape inference
             end = largest(self._type(state, name))
-            if shift > _LARGEST_SHIFT * end:
+            if shift > _LARGEST_SHIFT * end and not held(name):
                 raise Refused(
                     Reason.RANGE,
                     repr(name),
@@ -210,8 +229,6 @@ class Limits(NamedTuple):
 def _check_room(state: GraphState, name: str, total: Affine, kind: int) -> None:
     """Refuse a scale by which a tensor would leave its type, as BNs say how large it is."""
     end = largest(kind)
-    if np.abs(total.scale).max(initial=0) * _FAR < end:
-        return  # without looking for BNs
     from onnx_bnfold.planning.sizes import reach, sizes  # few plain folds come here
 
     for size in sizes(state, name):

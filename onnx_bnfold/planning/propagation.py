@@ -21,7 +21,7 @@ MOST_BRANCHES = 256
 MOST_SETTLED_PER_NODE = 20
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class _Branch:
     """A partial solution.
 

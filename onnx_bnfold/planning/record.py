@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from onnx_bnfold.options import Standalone
 from onnx_bnfold.reasons import Refusal
@@ -13,8 +13,7 @@ MERGED = "merged"
 CONSTANT = "constant"
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """What became of one node.
 
     It names nodes instead of referring to them, so that it outlives the model.

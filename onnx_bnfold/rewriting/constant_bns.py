@@ -6,7 +6,6 @@ PyTorch standardises weights by a BatchNormalization in training mode, for examp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
@@ -54,7 +53,7 @@ def _values(plan: GraphPlan) -> dict[int, Array]:
         try:
             found[index] = constants.value(output)
         except Refused as refused:
-            plan.records[index] = replace(record, refusal=refused.refusal)
+            plan.records[index] = record._replace(refusal=refused.refusal)
     return found
 
 

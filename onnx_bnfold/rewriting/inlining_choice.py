@@ -9,7 +9,6 @@ function in which that is so by itself stays a function, and what it calls is in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import replace
 from typing import NamedTuple
 
 from onnx import ModelProto
@@ -23,7 +22,8 @@ from onnx_bnfold.reasons import Refusal
 from onnx_bnfold.rewriting.inlining import Accept, Call, Inlined, Origin, drop_uncalled, inline
 
 Plans = Sequence[GraphPlan]
-Trial = Callable[[ModelProto], Plans]
+# Plans a model; whether it may leave bodies without a BatchNormalization as they are.
+Trial = Callable[[ModelProto, bool], Plans]
 
 # With its calls inlined a model may have so many nodes and elements of constants, or several times
 # as many as it has.
@@ -168,7 +168,7 @@ class _Chooser:
         inlined = inline(self.model, self.functions, accept)
         if drop:
             drop_uncalled(inlined, self.functions)
-        return _Planned(inlined, self.trial(inlined.model))
+        return _Planned(inlined, self.trial(inlined.model, not drop))
 
     def _hinder_kept(self) -> None:
         """Leave functions whose BatchNormalizations a user names: a copy has another name."""
@@ -198,7 +198,7 @@ class _Chooser:
                 yield where, seen[0][1]
             elif not seen and record.refusal is not None:
                 refusal = self._not_inlined(record.refusal, origin.function, whole)
-                yield where, replace(record, refusal=refusal)
+                yield where, record._replace(refusal=refusal)
 
     def _not_inlined(self, refusal: Refusal, function: Root, whole: _Planned) -> Refusal:
         why = {**whole.inlined.refused, **self.too_large}

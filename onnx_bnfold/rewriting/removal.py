@@ -45,12 +45,9 @@ def drop_dead(
     makers: dict[str, int] = {}
     # Else no node makes what is not read.
     if described or not set(initializer_names).issuperset(queue):
-        makers = {
-            name: index
-            for index, node in enumerate(nodes)
-            for name in node.output
-            if name in constants.computed
-        }
+        computed = constants.computed
+        outputs = ((name, index) for index, node in enumerate(nodes) for name in node.output)
+        makers = {name: index for name, index in outputs if name in computed}
     dead_nodes: set[int] = set()
     dead: set[str] = set()
     while queue:

@@ -8,7 +8,6 @@ are rounded, so that a fold of the result makes up its mind from the same number
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import replace
 from itertools import accumulate
 
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
@@ -53,7 +52,7 @@ def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[
         why = _why_not(plan.state, index, record, form, limits)
         if why is not None:
             if record.refusal is None or why != record.refusal.sentence:
-                plan.records[index] = replace(record, not_written=why)
+                plan.records[index] = record._replace(not_written=why)
             continue
         try:
             limits.check_product(plan.state, index)
@@ -61,7 +60,7 @@ def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[
             for values in _constants(plan.state, index, form):
                 product(values, ONE, batchnorm.data_type(view), view)
         except Refused as refused:
-            plan.records[index] = replace(record, refusal=refused.refusal)
+            plan.records[index] = record._replace(refusal=refused.refusal)
         else:
             found.add(index)
     return found
@@ -162,7 +161,7 @@ def apply(
         copied.moved |= {(position, index): place for index, place in enumerate(now)}
         for index in sorted(nodes):
             x, y = graph.reads[index][0], graph.writes[index][0]
-            record = replace(plan.records[index], written_as=form)
+            record = plan.records[index]._replace(written_as=form)
             was = Restated(form, graph.name(index), x, y, record)
             copied.restated[position, now[index]] = was
     require_intact(graphs, [*map(Text, bodies)], model.ir_version, halfway=True)

@@ -28,7 +28,7 @@ _MEMORY = local()
 _SEEKING = Lock()  # for systems without pread (Windows), where all threads share a file's position
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Span:
     """Bytes of a file; ``path`` is None for the model file itself."""
 

@@ -267,7 +267,7 @@ class ModelFile:
         return Slot(path, tensor, values, "raw_data", tensors.is_external(tensor))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class FileValues:
     """Reads a tensor's values from a file, which stays open as long as this object exists.
 

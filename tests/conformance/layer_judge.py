@@ -10,9 +10,7 @@ import numpy as np
 from onnx_bnfold.operators.affine import VANISHED, Affine
 from onnx_bnfold.operators.batchnorm import OPERATOR
 from onnx_bnfold.operators.entries import OUT, Absorbing, BiasPlace
-from onnx_bnfold.operators.normalizations import NORMALIZATIONS
-from onnx_bnfold.operators.recurrent import RECURRENT
-from onnx_bnfold.operators.table import OPERATORS
+from onnx_bnfold.operators.table import NORMALIZATIONS, OPERATORS, RECURRENT
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Refusal, Refused

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import onnx
@@ -16,10 +18,9 @@ from onnx_bnfold.check.rescaled import rescaled
 from onnx_bnfold.cli.main import main
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.entries import UNKNOWN, Absorbing
+from onnx_bnfold.operators.late import late
 from onnx_bnfold.operators.layouts import LINEAR_LAYERS
-from onnx_bnfold.operators.normalizations import NORMALIZATIONS
-from onnx_bnfold.operators.recurrent import RECURRENT
-from onnx_bnfold.operators.table import OPERATORS, entry_of
+from onnx_bnfold.operators.table import NORMALIZATIONS, OPERATORS, RECURRENT, entry_of
 from onnx_bnfold.operators.transparent import RULES
 from onnx_bnfold.storage import ModelFile
 
@@ -28,8 +29,7 @@ PACKAGE = Path(onnx_bnfold.__file__).parent
 FAMILIES = {
     "operators/batchnorm.py",
     "operators/layouts.py",
-    "operators/normalizations.py",
-    "operators/recurrent.py",
+    "operators/table.py",
     "operators/transparent.py",
 }
 # Modules that name operators that have an entry, and why they may.
@@ -65,6 +65,11 @@ def named(module: str) -> set[str]:
     return {value for value in strings if isinstance(value, str) and value in OPERATORS}
 
 
+def cells(rule: object) -> list[object]:
+    """Return what a rule was made of."""
+    return [cell.cell_contents for cell in getattr(rule, "__closure__", None) or ()]
+
+
 @pytest.mark.parametrize("module", sorted({*modules()} - FAMILIES - EXCEPTIONS.keys()))
 def test_no_operator_is_asked_for_by_name(module):
     assert not named(module), (
@@ -82,6 +87,21 @@ def test_every_operator_has_one_entry():
     families = [*RULES, *LINEAR_LAYERS, *NORMALIZATIONS, *RECURRENT, batchnorm.OPERATOR]
     assert sorted(families) == sorted(OPERATORS)
     assert entry_of("NoSuchOperator") is entry_of(None) is UNKNOWN
+
+
+LATE = sorted(
+    {
+        found.args
+        for entry in OPERATORS.values()
+        for found in (*vars(entry).values(), *cells(getattr(entry, "rule", None)))
+        if isinstance(found, partial) and found.func is late("", "").func
+    }
+)
+
+
+@pytest.mark.parametrize(("module", "name"), LATE)
+def test_what_is_imported_late_is_there(module, name):
+    assert callable(getattr(import_module(f"onnx_bnfold.operators.{module}"), name))
 
 
 @pytest.mark.parametrize("op", [op for op, e in OPERATORS.items() if isinstance(e, Absorbing)])

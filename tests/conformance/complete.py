@@ -47,13 +47,22 @@ def visible(trial: Trial, known: Ports) -> bool:
     far = {8: 1e6, 4: 3e1}.get(trial.narrowest.itemsize, 0.0)
     if not far:
         return False
-    for change in known.values():
+    for port, change in known.items():
         scale, shift = np.broadcast_arrays(np.abs(change.scale), np.abs(change.shift))
         both = (scale > 0) & (shift > 0)
-        ratio = shift[both] / (scale[both] * trial.case.magnitude)
+        ratio = shift[both] / (scale[both] * _size(trial, port))
         if (ratio > far).any() or (ratio < 1 / far).any():
             return False
     return True
+
+
+def _size(trial: Trial, port: int) -> float:
+    """The size of the numbers that a port carries."""
+    if port >= 0:
+        return trial.case.magnitude
+    values = np.abs(wide(trial.outs[0][~port]))
+    size = float(values.mean()) if values.size else 0.0
+    return size if 0 < size < np.inf else trial.case.magnitude
 
 
 def _shape_text(inputs: Ports, known: Ports) -> str:

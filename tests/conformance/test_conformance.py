@@ -22,9 +22,9 @@ from onnx_bnfold.reasons import Reason, Refused
 
 from . import changes
 from .campaign import Campaign, schedule
-from .cases import GENERATORS, draw_case, schema, spans
-from .complete import affine_map
-from .engine import NotRunnable, make_trial
+from .cases import GENERATORS, Case, Operand, draw_case, schema, spans
+from .complete import affine_map, visible
+from .engine import NotRunnable, Trial, make_trial
 from .rule_judge import data_ports
 
 LEAST_CASES = 14  # of an operator
@@ -133,6 +133,18 @@ def test_a_broken_layer_is_found(monkeypatch):
     honest = LinearLayer.weight_factor
     monkeypatch.setattr(LinearLayer, "weight_factor", lambda *args: honest(*args) * 2)
     assert "unsound" in {kind for kind, _ in judged("Conv").found}
+
+
+@pytest.mark.parametrize(("weight", "shows"), [(1.0, True), (1e8, False)])
+def test_a_shift_does_not_show_beside_large_numbers(weight, shows):
+    """What a layer makes may be far larger than what it reads."""
+    operands = (
+        Operand("x", None, (2, 1, 5), (2, 1, 5)),
+        Operand("w", np.full((2, 1, 3), weight, np.float32), (2, 1, 3), (2, 1, 3)),
+    )
+    trial = Trial(Case("Conv", 22, 0, operands, 1, {}, np.dtype(np.float32)))
+    change = Affine.of(np.ones((1, 1, 1)), np.array([-7.0, 4]).reshape(2, 1, 1))
+    assert visible(trial, {OUT: change}) is shows
 
 
 def test_affine_maps_are_told_from_others(rng):

@@ -35,6 +35,7 @@ class Scope:
         outer: the graph around a body, whose tensors it may capture.
         bare: whether its constants are nodes, since it has no initializers (as a function).
         pool: the computed tensors that a next node may read.
+        positions: computed tensors of integers, which may be outputs.
         inputs: declarations of the graph's own inputs.
         shared: constants made so far, by role, type and shape.
     """
@@ -46,6 +47,7 @@ class Scope:
     sparse: list[SparseTensorProto] = field(default_factory=list)
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     pool: list[str] = field(default_factory=list)
+    positions: list[str] = field(default_factory=list)
     shared: dict[tuple, list[str]] = field(default_factory=dict)
 
 
@@ -187,7 +189,7 @@ class Builder:
         """Take back everything that was added when the draw is unfit."""
         scope = self.scope
         marks = len(scope.nodes), len(scope.initializers), len(scope.pool), len(self.functions)
-        sparse = len(scope.sparse)
+        sparse, positions = len(scope.sparse), len(scope.positions)
         try:
             yield
         except Unfit:
@@ -197,7 +199,7 @@ class Builder:
             made |= {t.values.name for t in scope.sparse[sparse:]}
             del scope.sparse[sparse:]
             del scope.nodes[marks[0] :], scope.initializers[marks[1] :], scope.pool[marks[2] :]
-            del self.functions[marks[3] :]
+            del self.functions[marks[3] :], scope.positions[positions:]
             for names in scope.shared.values():
                 names[:] = [n for n in names if n not in made]
             raise

@@ -59,12 +59,21 @@ _EXACT = frozenset(
         "GatherElements",
         "TopK",
         "Trilu",
+        "ArgMax",
+        "ArgMin",
+        "Compress",
+        "GatherND",
+        "Hardmax",
+        "ReverseSequence",
+        "Scatter",
+        "Sign",
     }
 )
 
 
 # Their kernels add up terms as large as these, and err by a unit of them however small the result.
 _SIZES = {"Sigmoid": 1.0, "Tanh": 1.0, "Erf": 1.0, "Softplus": 1.0, "Sin": 1.0, "Cos": 1.0}
+_SIZES |= {"LogSoftmax": 1.0, "LSTM": 1.0, "GRU": 1.0, "RNN": 1.0}
 
 # What they make of no elements at all, ONNX leaves open.
 _NEED_ELEMENTS = frozenset(
@@ -73,7 +82,12 @@ _NEED_ELEMENTS = frozenset(
 )
 
 # Their float constants are settings, which nothing rounds.
-_SETTINGS = frozenset({"Dropout", "Resize", "Upsample"})
+_SETTINGS = frozenset({"Dropout", "GridSample", "Pow", "Resize", "Upsample"})
+
+# Where these jump, a unit decides, and so does all that a fold may be off by: so many units of the
+# largest element.
+_JUMPS = frozenset({"ArgMax", "ArgMin", "Hardmax", "Sign"})
+_JUMP_UNITS = 64
 
 
 class Tensor(NamedTuple):
@@ -140,6 +154,12 @@ class Interpreter:
         signs = self.noise.choice([-1.0, 1.0], array.shape)
         return np.asarray(array + signs * (UNIT[dtype] * size + TINY[dtype]))
 
+    def _shaken(self, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """Return the input of what jumps, moved by all that a fold may be off by."""
+        assert self.noise is not None
+        reach = _JUMP_UNITS * UNIT[dtype] * np.abs(array).max(initial=0, where=np.isfinite(array))
+        return np.asarray(array + self.noise.uniform(-reach, reach, array.shape))
+
     def _read(self, node: NodeProto, env: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Return a node's inputs; in float32 what can be nothing else (a Resize's scales)."""
         kinds = () if node.domain else allowed(node.op_type, self.opset)
@@ -153,6 +173,8 @@ class Interpreter:
                     array = array.astype(np.float32)
                 elif written and node.op_type not in _SETTINGS:
                     array = self._moved(array, dtype)
+                if self.noise is not None and node.op_type in _JUMPS:
+                    array = self._shaken(array, dtype)
             found[name] = array
         return found
 
@@ -242,6 +264,15 @@ class Interpreter:
         factor, summand = (v.reshape(-1, *[1] * len(axes)) for v in (scale, bias))
         y = (x - x.mean(axes, keepdims=True)) * (factor / deviation) + summand
         return [self.held(y, env[node.input[0]].dtype, size=np.abs(x * factor / deviation))]
+
+    def _topk(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
+        """Pick the largest; of values that a fold cannot keep apart either may be the one."""
+        values, positions = self._plain(node, env)
+        if self.noise is not None:
+            x = env[node.input[0]]
+            shaken = x._replace(array=self._shaken(x.array, x.dtype), written=False)
+            positions = self._plain(node, {**env, node.input[0]: shaken})[1]
+        return [values, positions]
 
     def _constant(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
         ((name, value),) = attributes(node).items()

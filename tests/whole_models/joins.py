@@ -90,7 +90,7 @@ def binary(b: Builder, x: str) -> str:
     """Combine two computed tensors, which may broadcast."""
     d = b.draw
     y = x if d.chance(0.06) else _partner(b, x, lambda s: _broadcasts(s, b.shape(x)))
-    op = d.weighted({"Add": 6, "Sub": 3, "Mul": 2, "Max": 1.5, "Min": 1.5, "Sum": 1.5, "Mean": 0.5})
+    op = d.weighted({"Add": 6, "Sub": 3, "Mul": 2, "Max": 1.5, "Min": 1.5, "Sum": 1.5, "Mean": 1.5})
     pair = d.shuffled([x, y])
     if op in ("Max", "Min", "Sum", "Mean"):
         number = d.pick([1, 2, 2, 3])

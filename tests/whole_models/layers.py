@@ -145,3 +145,118 @@ def layer(b: Builder, x: str) -> str:
     if rank == 2 and b.draw.chance(0.65):
         return gemm(b, x)
     return mat_mul(b, x)
+
+
+_EQUATIONS = {  # and the rank of the data, or 0 for any
+    "...i,io->...o": 0,
+    "...i,oi->...o": 0,
+    "...i,i->...i": 0,
+    "...i,i->...": 0,
+    "io,...i->...o": 0,
+    "bc...,dc->bd...": 0,
+    "bc...,c->bc...": 0,
+    "ij,jk": 2,
+    "bcl,cd->bdl": 3,
+    "bcl,cl->bc": 3,
+    "bchw,dc->bhwd": 4,
+    "bchw,chd->bwd": 4,
+}
+
+
+def einsum(b: Builder, x: str) -> str:
+    """Append an Einsum by a constant, or of the tensor alone."""
+    d, rank = b.draw, b.rank(x)
+    b.need(b.opset >= 12 and rank >= 2)
+    if d.chance(0.15):
+        return b.one("Einsum", [x], equation=d.pick(["i...->...i", "i...j->j...i", "...i->..."]))
+    equation = d.pick([e for e, r in _EQUATIONS.items() if r in (0, rank)])
+    terms = equation.split("->")[0].split(",")
+    slot = next(i for i, term in enumerate(terms) if "..." in term or len(term) == rank)
+    ahead, _, behind = terms[slot].partition("...")
+    sizes = dict(zip(ahead, b.shape(x), strict=False))
+    sizes |= dict(zip(behind[::-1], b.shape(x)[::-1], strict=False))
+    shape = [sizes.setdefault(letter, d.between(1, 4)) for letter in terms[1 - slot]]
+    operands = [x, _weight(b, x, shape, 4)]
+    return b.one("Einsum", operands[::-1] if slot else operands, equation=equation)
+
+
+def deform_conv(b: Builder, x: str) -> str:
+    b.need(b.opset >= 19 and b.rank(x) == 4)
+    d, into = b.draw, b.channels(x)
+    kernel = [d.between(1, 2), d.between(1, 2)]
+    out, group = d.between(1, 4), d.pick([g for g in range(1, into + 1) if into % g == 0])
+    space = [n - k + 1 for n, k in zip(b.shape(x)[2:], kernel, strict=True)]
+    b.need(min(space) > 0)
+    taps = int(np.prod(kernel))
+    offset = d.uniform(-0.4, 0.4, b.shape(x)[0], 2 * taps, *space) * d.pick([0, 1])
+    weight = _weight(b, x, (out * group, into // group, *kernel), taps)
+    inputs = [x, weight, constant(b, offset, b.type(x), "offset")]
+    inputs.append(_bias(b, x, (out * group,)) if d.chance(0.6) else "")
+    if d.chance(0.4):
+        mask = d.uniform(0.5, 1, b.shape(x)[0], taps, *space)
+        inputs.append(constant(b, mask if d.chance(0.6) else np.ones_like(mask), b.type(x)))
+    while not inputs[-1]:
+        inputs.pop()
+    return b.one("DeformConv", inputs, group=group)
+
+
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+_FUNCTIONS = {"LSTM": 3, "GRU": 2, "RNN": 1}
+
+
+def _as_sequence(b: Builder, x: str) -> str:
+    """Return a tensor of three axes, steps, batch and features: channels are the last of them."""
+    d, rank = b.draw, b.rank(x)
+    if rank == 2:
+        axes = [d.pick([0, 1])]
+        if b.opset < 13:
+            return b.one("Unsqueeze", [x], axes=axes)
+        return b.one("Unsqueeze", [x, b.integers(*axes)])
+    if rank > 3:
+        x = b.one("Reshape", [x, b.integers(0, 0, -1)])
+    if d.chance(0.7):
+        x = b.one("Transpose", [x], perm=[2, 0, 1])
+    return x
+
+
+def recurrent(b: Builder, x: str) -> str:
+    """Append an LSTM, a GRU or an RNN."""
+    d = b.draw
+    b.need(b.rank(x) >= 2 and b.array(x).size > 0)
+    op = d.pick(list(_GATES))
+    b.need(op != "LSTM" or b.type(x) != np.float64)  # which onnxruntime loads and cannot run
+    x = _as_sequence(b, x)
+    (steps, batch, channels), hidden = b.shape(x), d.between(1, 3)
+    extra: dict = {"hidden_size": hidden}
+    direction = d.pick([None, "forward", "reverse", "bidirectional"])
+    both = 2 if direction == "bidirectional" else 1
+    rows = _GATES[op] * hidden
+    inputs = [x, _weight(b, x, (both, rows, channels), channels)]
+    inputs.append(constant(b, d.normal(both, rows, hidden) / 2, b.type(x), "recurrence"))
+    inputs.append(_bias(b, x, (both, 2 * rows)) if d.chance(0.6) else "")
+    lengths = d.arrays.integers(1, steps + 1, batch).astype(np.int32)
+    inputs.append(b.initializer(lengths) if d.chance(0.2) else "")
+    for _ in range(2 if op == "LSTM" else 1):
+        state = d.normal(both, batch, hidden)
+        inputs.append(constant(b, state, b.type(x), "state") if d.chance(0.25) else "")
+    if op == "LSTM" and d.chance(0.25):
+        inputs.append(constant(b, d.normal(both, 3 * hidden), b.type(x), "peephole"))
+    while not inputs[-1]:
+        inputs.pop()
+    if d.chance(0.2):
+        functions = ["Sigmoid", "Tanh", "Softsign"] + (["Relu"] if op == "RNN" else [])
+        extra["activations"] = [d.pick(functions) for _ in range(_FUNCTIONS[op] * both)]
+    if d.chance(0.15):
+        extra["clip"] = d.pick([0.5, 3.0])
+    if op == "GRU" and d.chance(0.5):
+        extra["linear_before_reset"] = d.pick([0, 1])
+    if op == "LSTM" and d.chance(0.2):
+        extra["input_forget"] = d.pick([0, 1])
+    outputs = b.add(
+        op, inputs, d.between(1, 3 if op == "LSTM" else 2), direction=direction, **extra
+    )
+    b.scope.pool += d.shuffled(outputs)
+    return b.scope.pool[-1]
+
+
+SPECIAL_LAYERS = {einsum: 2, deform_conv: 2, recurrent: 5}

@@ -13,13 +13,21 @@ from onnx_bnfold import Options
 from .builder import Builder
 from .draw import Draw, Unfit
 from .floats import BFLOAT16, FLOATS
+from .indexing import INDEXING
 from .interpreter import reads
 from .joins import JOINS
-from .layers import layer
+from .layers import SPECIAL_LAYERS, layer
 from .movement import MOVEMENTS
 from .nesting import NESTS
-from .norms import affine, batch_normalization, decomposed, equal_norms, odd_norm
-from .pointwise import OPAQUE, RECTIFIERS
+from .norms import (
+    NORMALIZATIONS,
+    affine,
+    batch_normalization,
+    decomposed,
+    equal_norms,
+    odd_norm,
+)
+from .pointwise import OPAQUE, POWERS, RECTIFIERS, SOFT
 from .runtime import newest_ir_version, newest_opset, typed
 from .windows import WINDOWS
 
@@ -29,9 +37,14 @@ _STEPS = {
     "layer and norm": 4,
     "affine": 2.5,
     "movement": 8,
-    "window": 2.5,
+    "window": 3.5,
     "rectifier": 2.5,
     "join": 3.5,
+    "indexing": 2,
+    "special layer": 0.8,
+    "power": 1.2,
+    "soft": 0.8,
+    "normalization": 0.8,
     "opaque": 0.8,
     "nest": 1.5,
 }
@@ -122,6 +135,11 @@ def _step(b: Builder, kind: str, depth: int) -> None:
             "window": WINDOWS,
             "rectifier": RECTIFIERS,
             "join": JOINS,
+            "indexing": INDEXING,
+            "special layer": SPECIAL_LAYERS,
+            "power": POWERS,
+            "soft": SOFT,
+            "normalization": NORMALIZATIONS,
             "opaque": OPAQUE,
         }[kind]
         d.weighted(table)(b, x)
@@ -238,6 +256,7 @@ def _outputs(b: Builder) -> list[str]:
     chosen = leaves[-1:] + d.some(leaves[:-1], 2 if d.chance(0.6) else 0)
     if d.chance(0.15):
         chosen += d.some([n for n in floats if n not in chosen], d.between(1, 2))
+    chosen += [n for n in scope.positions if d.chance(0.4)]
     return list(dict.fromkeys(chosen)) or floats[-1:]
 
 

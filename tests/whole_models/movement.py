@@ -48,6 +48,18 @@ def cast(b: Builder, x: str) -> str:
     return y
 
 
+def cast_like(b: Builder, x: str) -> str:
+    """Go to the type of another tensor, a constant or an input, of whatever shape."""
+    d = b.draw
+    b.need(b.opset >= 15)
+    extra = {"saturate": d.pick([0, 1])} if b.opset >= 19 and d.chance(0.3) else {}
+    others = [t for t in b.scope.pool if t != x]
+    if others and d.chance(0.4):
+        return b.one("CastLike", [x, d.pick(others)], **extra)
+    like = constant(b, np.zeros(d.pick([(), (1,), (2, 3)])), d.pick(FLOATS), "like")
+    return b.one("CastLike", [x, like], **extra)
+
+
 def squeeze(b: Builder, x: str) -> str:
     ones = [i for i, n in enumerate(b.shape(x)) if n == 1]
     b.need(bool(ones))
@@ -243,6 +255,16 @@ def split(b: Builder, x: str) -> str:
     return d.pick(parts)
 
 
+def trilu(b: Builder, x: str) -> str:
+    d = b.draw
+    b.need(b.rank(x) >= 2 and b.opset >= 14)
+    inputs, size = [x], max(b.shape(x)[-2:])
+    if d.chance(0.6):
+        inputs.append(b.initializer(np.array(d.between(-size, size), np.int64)))
+    extra = {"upper": d.pick([0, 1])} if d.chance(0.7) else {}
+    return b.one("Trilu", inputs, **extra)
+
+
 def depth_to_space(b: Builder, x: str) -> str:
     b.need(b.rank(x) == 4)
     if b.channels(x) % 4:
@@ -263,6 +285,8 @@ MOVEMENTS = {
     identity: 2,
     dropout: 1,
     cast: 2.5,
+    cast_like: 1.2,
+    trilu: 1,
     squeeze: 2,
     unsqueeze: 2,
     transpose: 5,

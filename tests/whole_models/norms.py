@@ -141,6 +141,81 @@ def _types(b: Builder, dtype: np.dtype) -> dict[str, np.dtype]:
     return kinds
 
 
+def _parameter(b: Builder, x: str, shape) -> str:
+    return constant(b, b.draw.normal(*shape), b.type(x), "inner")
+
+
+def _settings(b: Builder, stash: bool) -> dict:
+    """Return an epsilon, and the type in which the statistics are computed."""
+    extra: dict = {"epsilon": b.draw.pick([1e-5, 1e-3, 0.1])} if b.draw.chance(0.5) else {}
+    if stash and b.draw.chance(0.2):
+        extra["stash_type"] = 1
+    return extra
+
+
+def instance_normalization(b: Builder, x: str) -> str:
+    shape = (b.channels(x),)
+    inputs = [x, _parameter(b, x, shape), _parameter(b, x, shape)]
+    return b.one("InstanceNormalization", inputs, **_settings(b, stash=False))
+
+
+def group_normalization(b: Builder, x: str) -> str:
+    """Append a GroupNormalization, whose parameters are of the groups below opset 21."""
+    channels = b.channels(x)
+    b.need(b.opset >= 18)
+    groups = b.draw.pick([g for g in range(1, channels + 1) if channels % g == 0])
+    shape = (groups if b.opset < 21 else channels,)
+    inputs = [x, _parameter(b, x, shape), _parameter(b, x, shape)]
+    extra = _settings(b, stash=b.opset >= 21)
+    return b.one("GroupNormalization", inputs, num_groups=groups, **extra)
+
+
+def last_axes_normalization(b: Builder, x: str) -> str:
+    """Append a LayerNormalization or an RMSNormalization."""
+    d, rank = b.draw, b.rank(x)
+    newer = b.opset >= 23 and d.chance(0.7)
+    op = "RMSNormalization" if newer else "LayerNormalization"
+    axis = rank - 1 if d.chance(0.6) else d.between(0, rank - 1)
+    shape = b.shape(x)[axis:]
+    if d.chance(0.2):
+        shape = [n if d.chance(0.5) else 1 for n in shape]
+    extra = _settings(b, stash=True)
+    if axis != rank - 1 or d.chance(0.4):
+        extra["axis"] = axis - rank if d.chance(0.5) else axis
+    inputs = [x, _parameter(b, x, shape)]
+    outputs = 1
+    if op == "LayerNormalization":
+        if d.chance(0.7):
+            inputs.append(_parameter(b, x, shape))
+        outputs = d.pick([1, 1, 1, 2, 3])
+    y, *others = b.add(op, inputs, outputs=outputs, **extra)
+    if d.chance(0.3):
+        b.scope.pool += others
+    b.scope.pool.append(y)
+    return y
+
+
+def other_normalization(b: Builder, x: str) -> str:
+    """Append an LRN, a MeanVarianceNormalization or an LpNormalization."""
+    d, rank = b.draw, b.rank(x)
+    kind = d.pick(["LRN", "MeanVarianceNormalization", "LpNormalization"])
+    if kind == "LRN":
+        return b.one("LRN", [x], size=3)
+    if kind == "LpNormalization":
+        return b.one(kind, [x], axis=d.between(0, rank - 1), p=d.pick([1, 2]))
+    axes = d.some(range(rank), d.between(1, rank)) if b.opset >= 9 and d.chance(0.5) else None
+    b.need(axes is not None or rank == 4)  # those that it has by itself are 0, 2 and 3
+    return b.one(kind, [x], axes=axes)
+
+
+NORMALIZATIONS = {
+    instance_normalization: 2,
+    group_normalization: 4,
+    last_axes_normalization: 4,
+    other_normalization: 1.5,
+}
+
+
 def operand_shape(b: Builder, x: str) -> tuple[int, ...]:
     """Return a shape that broadcasts against a tensor without changing its shape."""
     shape, d = b.shape(x), b.draw

@@ -56,6 +56,66 @@ def bounded(b: Builder, x: str) -> str:
 
 RECTIFIERS = {relu: 6, leaky_relu: 3, p_relu: 3, clip: 2, sign_free: 2, bounded: 1.5}
 
+
+def absolute(b: Builder, x: str) -> str:
+    return b.one(b.draw.pick(["Abs", "Sign"]), [x])
+
+
+def root(b: Builder, x: str) -> str:
+    """Append a Sqrt, most often of what is not negative."""
+    if b.draw.chance(0.8):
+        x = b.one(b.draw.pick(["Relu", "Abs"]), [x])
+    return b.one("Sqrt", [x])
+
+
+def reciprocal(b: Builder, x: str) -> str:
+    """Append a Reciprocal, of nothing that is nearly 0."""
+    if b.draw.chance(0.4):
+        x = b.one("Exp" if b.draw.chance(0.3) else "Abs", [x])
+    size = np.abs(b.array(x)).astype(np.float64)
+    b.need(size.size > 0 and size.min() > 1e-3 * size.max())
+    return b.one("Reciprocal", [x])
+
+
+def power(b: Builder, x: str) -> str:
+    """Append a Pow by a constant, whose type may be another from opset 12 on."""
+    d, shape = b.draw, b.shape(x)
+    kind = b.type(x)
+    if b.opset >= 12 and d.chance(0.4):
+        kind = np.dtype(d.pick([np.int64, np.int32, np.float32, np.float64]))
+    exponents = [2, 2, 3, 1, 0, -1, -2] + ([0.5, -0.5, 1.5] if kind.kind != "i" else [])
+    if d.chance(0.2):
+        form = [n if d.chance(0.5) else 1 for n in shape][d.between(0, len(shape)) :]
+        values = d.arrays.choice([1, 2, 2, 3], form)
+    else:
+        values = np.full(d.pick([(), (), (1,)]), d.pick(exponents))
+    if values.size and values.ravel()[0] != round(values.ravel()[0]):
+        x = b.one(d.pick(["Relu", "Abs"]), [x])
+    exponent = b.initializer(np.asarray(values, kind))
+    if d.chance(0.05) and b.type(exponent) == b.type(x):
+        return b.one("Pow", [exponent, x])
+    return b.one("Pow", [x, exponent])
+
+
+POWERS = {absolute: 2, root: 2, reciprocal: 2, power: 3}
+
+
+def soft(b: Builder, x: str) -> str:
+    """Append Softmax, LogSoftmax or Hardmax; some of an axis that is shifted as a whole."""
+    d, rank = b.draw, b.rank(x)
+    b.need(rank >= 1)
+    axis = rank - 1 if d.chance(0.5) else d.between(0, rank - 1)
+    if d.chance(0.3):
+        form = [1 if i >= axis or d.chance(0.4) else n for i, n in enumerate(b.shape(x))]
+        x = b.one("Add", d.shuffled([x, constant(b, d.normal(*form), b.type(x), "logits")]))
+    op = d.weighted({"Softmax": 3, "LogSoftmax": 2, "Hardmax": 2})
+    default = rank - 1 if b.opset >= 13 else 1
+    extra = {} if axis == default and d.chance(0.5) else {"axis": b.axis(rank, axis)}
+    return b.one(op, [x], **extra)
+
+
+SOFT = {soft: 1}
+
 _PLAIN = [
     "Sigmoid",
     "Tanh",
@@ -70,11 +130,7 @@ _PLAIN = [
     "Mish",
     "Sin",
     "Cos",
-    "Softmax",
-    "LogSoftmax",
     "ThresholdedRelu",
-    "MeanVarianceNormalization",
-    "LpNormalization",
     "Exp",
     "Swish",
     "Celu",
@@ -83,44 +139,7 @@ _PLAIN = [
 
 def plain(b: Builder, x: str) -> str:
     op = b.draw.pick(_PLAIN)
-    b.need(op != "MeanVarianceNormalization" or b.rank(x) == 4)  # its axes are 0, 2 and 3
     return b.one(op, [x])
-
-
-def normalization(b: Builder, x: str) -> str:
-    """InstanceNormalization, GroupNormalization, LayerNormalization or LRN."""
-    channels, d = b.channels(x), b.draw
-    kind = d.pick(["InstanceNormalization", "LayerNormalization", "GroupNormalization", "LRN"])
-    if kind == "LRN":
-        return b.one("LRN", [x], size=3)
-    width = b.shape(x)[-1] if kind == "LayerNormalization" else channels
-    inputs = [constant(b, d.normal(width), b.type(x), "inner") for _ in range(2)]
-    extra = {"num_groups": 1} if kind == "GroupNormalization" else {}
-    return b.one(kind, [x, *inputs], **extra)
-
-
-def norm(b: Builder, x: str) -> str:
-    op = b.draw.pick(["ReduceL2", "ReduceL1", "ReduceSumSquare", "ReduceLogSumExp"])
-    if b.opset < 18:
-        return b.one(op, [x], axes=[b.rank(x) - 1])
-    return b.one(op, [x, b.integers(b.rank(x) - 1)])
-
-
-def arranged(b: Builder, x: str) -> str:
-    """CumSum, Trilu, Einsum or a Gather of elements."""
-    rank, d = b.rank(x), b.draw
-    b.need(rank >= 2)
-    kind = d.pick(["CumSum", "Trilu", "Einsum", "GatherElements"])
-    if kind == "CumSum":
-        axis = b.initializer(np.array(d.between(0, rank - 1), np.int64))
-        return b.one("CumSum", [x, axis], reverse=d.pick([0, 1]))
-    if kind == "Trilu":
-        return b.one("Trilu", [x], upper=d.pick([0, 1]))
-    if kind == "Einsum":
-        weight = constant(b, d.normal(b.shape(x)[-1], 3), b.type(x))
-        return b.one("Einsum", [x, weight], equation="...i,io->...o")
-    indices = b.initializer(d.arrays.integers(0, b.shape(x)[-1], b.shape(x)))
-    return b.one("GatherElements", [x, indices], axis=rank - 1)
 
 
 def gated(b: Builder, x: str) -> str:
@@ -139,4 +158,4 @@ def foreign(b: Builder, x: str) -> str:
     return y
 
 
-OPAQUE = {plain: 10, normalization: 3, norm: 1, arranged: 3, gated: 5, foreign: 0.3}
+OPAQUE = {plain: 10, gated: 5, foreign: 0.3}

@@ -3,6 +3,9 @@
 import numpy as np
 
 from .builder import Builder
+from .constants import constant
+
+_NORMS = {"ReduceL1": 1.5, "ReduceL2": 1.5, "ReduceSumSquare": 1.5, "ReduceLogSumExp": 0.3}
 
 
 def _window(b: Builder, x: str) -> dict:
@@ -47,9 +50,45 @@ def global_pool(b: Builder, x: str) -> str:
     return b.one(b.draw.pick(["GlobalAveragePool", "GlobalAveragePool", "GlobalMaxPool"]), [x])
 
 
+def lp_pool(b: Builder, x: str) -> str:
+    d, extra = b.draw, _window(b, x)
+    if b.opset < 18:
+        extra.pop("ceil_mode", None)
+    elif d.chance(0.2):
+        extra["dilations"] = [d.between(1, 2) for _ in extra["kernel_shape"]]
+    if d.chance(0.7):
+        extra["p"] = d.pick([1, 1, 2, 3])
+    return b.one("LpPool", [x], **extra)
+
+
+def cum_sum(b: Builder, x: str) -> str:
+    d, rank = b.draw, b.rank(x)
+    b.need(b.opset >= 11 and rank >= 1)
+    axis = b.axis(rank, d.between(0, rank - 1))
+    kind, shape = d.pick([np.int64, np.int32]), d.pick([(), (), (1,)])
+    extra = {n: d.pick([0, 1]) for n in ("exclusive", "reverse") if d.chance(0.5)}
+    return b.one("CumSum", [x, b.initializer(np.full(shape, axis, kind))], **extra)
+
+
+def grid_sample(b: Builder, x: str) -> str:
+    d, rank = b.draw, b.rank(x)
+    b.need(b.opset >= 16 and (rank == 4 or (rank == 5 and b.opset >= 20)))
+    newer = b.opset >= 20
+    modes = ["linear", "nearest", "cubic"] if newer else ["bilinear", "nearest", "bicubic"]
+    extra: dict = {"mode": d.pick(modes[: 3 if rank == 4 else 2])} if d.chance(0.7) else {}
+    if d.chance(0.7):
+        extra["padding_mode"] = d.pick(["zeros", "border", "border", "reflection"])
+    if d.chance(0.5):
+        extra["align_corners"] = d.pick([0, 1])
+    size = [d.between(1, 3) for _ in range(rank - 2)]
+    reach = d.pick([0.9, 1.3])
+    grid = d.uniform(-reach, reach, b.shape(x)[0], *size, rank - 2)
+    return b.one("GridSample", [x, constant(b, grid, b.type(x), "grid")], **extra)
+
+
 def reduce(b: Builder, x: str) -> str:
     d, rank = b.draw, b.rank(x)
-    op = d.weighted({"ReduceMean": 4, "ReduceMax": 2, "ReduceMin": 1.5, "ReduceSum": 2})
+    op = d.weighted({"ReduceMean": 4, "ReduceMax": 2, "ReduceMin": 1.5, "ReduceSum": 2} | _NORMS)
     extra = {} if d.chance(0.4) else {"keepdims": d.pick([0, 1])}
     since = 13 if op == "ReduceSum" else 18
     if d.chance(0.1):
@@ -131,7 +170,10 @@ WINDOWS = {
     max_pool: 4,
     average_pool: 4,
     global_pool: 3,
-    reduce: 5,
+    reduce: 7,
+    lp_pool: 1.5,
+    cum_sum: 1.5,
+    grid_sample: 3,
     upsample: 8,
     resize: 4,
 }

@@ -114,7 +114,9 @@ class SharedConstants:
                 total += self._bytes(name)
             elif name in graph.producer and self._state.constants.get(name) is not None:
                 index = graph.producer[name]
-                total += graph.nodes[index].ByteSize()
+                # A Constant's value may lie in a file.
+                is_held = not any(graph.reads[index])
+                total += self._bytes(name) if is_held else graph.nodes[index].ByteSize()
                 for other in filter(None, graph.reads[index]):
                     uses[other] += 1
                     is_last = uses[other] == graph.uses[other]

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import IMAGE, Net
+from onnx import numpy_helper
 from support import fold_checked, ops
 
 import onnx_bnfold
@@ -266,3 +267,18 @@ def test_a_weight_that_is_computed_is_stored_for_a_norm():
     net = Net(X)
     folded, _ = fold_checked(net.model(net.bn(net.op("Conv", "x", expanded(net)))))
     assert ops(folded) == ["Conv"]
+
+
+def test_it_does_not_matter_where_the_value_of_a_constant_node_lies(tmp_path):
+    def made(net: Net) -> str:
+        values = net.values(BIG, BIG, 3, 3).astype(np.float32)
+        return net.op("Constant", value=numpy_helper.from_array(values))
+
+    net = Net(X)
+    model = net.model(affine(net, "Mul", net.op("Conv", "x", made(net), net.random(BIG))))
+    assert ops(fold_checked(model)[0]) == ["Conv"]
+    source, target = tmp_path / "source.onnx", tmp_path / "target.onnx"
+    how = {"save_as_external_data": True, "size_threshold": 0, "convert_attribute": True}
+    onnx.save(model, source, **how, location="weights")
+    onnx_bnfold.fold_file(source, target, Options(metadata=False))
+    assert ops(onnx.load(target)) == ["Conv"]

@@ -51,11 +51,12 @@ def of_clip(view: NodeView) -> Bounds:
     """Return the bounds of a Clip; one that no number of the tensor's type exceeds is infinite.
 
     Raises:
-        Refused: a bound is computed at run time, or the lower is above the upper.
+        Refused: a bound is computed at run time, the lower is above the upper, or no number lies
+            between.
     """
     low, high = -clip_bound(view, 1, "min", -1.0), clip_bound(view, 2, "max", 1.0)
-    if not low <= high:
-        raise Refused(Reason.OPAQUE, view.label, "its lower bound is above its upper bound")
+    if not (low <= high and low < np.inf and high > -np.inf):
+        raise Refused(Reason.OPAQUE, view.label, "no number lies between its bounds")
     return Bounds(low, high)
 
 

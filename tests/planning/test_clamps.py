@@ -170,6 +170,42 @@ def test_what_stays(why, rng):
     assert "Relu" in ops(folded)
 
 
+def picture(rng, behind, options, *, kept_front):
+    """Add → Relu → Add → pool, whose constants vary over rows: only without a pool do they fit."""
+    rows = [tensor(name, rng.standard_normal((1, 1, 12, 1)).astype(np.float32)) for name in "pq"]
+    first, second = node("Add", ["s", "p"], ["a"]), node("Add", ["b", "q"], ["c"])
+    parts = (
+        sigmoid("x", "s"),
+        first._replace(initializers=rows),
+        relu("a", "b"),
+        second,
+        behind("c", "d"),
+        sigmoid("d", "y"),
+    )
+    given = model(*parts)
+    folded, _ = onnx_bnfold.fold(given, options)
+    onnx.checker.check_model(folded, full_check=True)
+    assert_same_function(given, folded)
+    assert ops(folded)[:-2] == kept_front
+
+
+@pytest.mark.parametrize(
+    "behind", [pool, lambda x, y: node("GlobalMaxPool", [x], [y])], ids=["window", "global"]
+)
+def test_constants_that_vary_over_positions_stay_in_front_of_the_pool(rng, behind):
+    picture(rng, behind, Options(), kept_front=["Sigmoid", "Add", "Relu", "Add"])
+    picture(rng, behind, FREE, kept_front=["Sigmoid", "Add", "Max"])
+
+
+def test_bounds_between_which_no_number_lies(rng):
+    """Runtimes differ on what such a Clip gives: it is left alone."""
+    for low, high in [(3, 1), (np.nan, 1), (0, np.nan), (np.inf, None), (None, -np.inf)]:
+        given = keras(rng, act=lambda x, y, low=low, high=high: clip(x, y, low, high))
+        folded, _ = onnx_bnfold.fold(given)
+        assert "Clip" in ops(folded)
+        assert "BatchNormalization" in ops(folded)
+
+
 def test_int8_gets_no_new_ranges(rng):
     fold_checked(keras(rng), kept=1, options=Options(profile="int8"))
 

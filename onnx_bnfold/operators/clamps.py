@@ -86,6 +86,20 @@ def clip_bound(view: NodeView, slot: int, name: str, sign: float) -> float:
     return np.inf if sign * bound >= known[0] else sign * bound
 
 
+def require_bounds(view: NodeView, change: Affine) -> None:
+    """Refuse a change after which a clamp's bounds are nothing that the data can be compared with.
+
+    A channel whose scale stands for the inverse of zero was constant: what it holds is taken back
+    without asking whether the clamp has cut it off.
+    """
+    if not change.is_ordinary:
+        raise Refused(
+            Reason.PRECISION,
+            view.label,
+            "a scale in front of it is zero or so small that its bounds cannot be divided by it",
+        )
+
+
 class Constant(NamedTuple):
     """A constant that a clamp is written with.
 

@@ -269,6 +269,23 @@ def test_a_channel_of_gamma_zero(rng):
     fold_checked(given, options=FREE)
 
 
+@pytest.mark.parametrize("act", [relu, lambda x, y: clip(x, y, 0.5, 1)], ids=["relu", "clip"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_inverse_of_gamma_zero_is_no_bound(rng, dtype, act):
+    """What such a channel held is taken back as it was in front of the clamp: it must not pass."""
+    norm, cut = bn("a", "b", 4, rng, dtype=dtype), act("b", "c")
+    norm.initializers[0].CopyFrom(tensor("b_scale", np.array([0, 0, -1, 1], dtype)))
+    norm.initializers[1].CopyFrom(tensor("b_B", np.array([-2, 2, 1, -1], dtype)))
+    bounds = [onnx.numpy_helper.to_array(t).astype(dtype) for t in cut.initializers]
+    names = [t.name for t in cut.initializers]
+    cut = cut._replace(initializers=[tensor(n, b) for n, b in zip(names, bounds, strict=True)])
+    end = layer("MatMul", "c", "d", (4, 5), rng, dtype=dtype)
+    parts = sigmoid("x", "a"), norm, cut, end, sigmoid("d", "y")
+    given = model(*parts, inputs={"x": ("N", 4)}, dtype=dtype)
+    folded, _ = onnx_bnfold.fold(given, FREE)
+    assert_same_function(given, folded)
+
+
 def test_several_readers_and_a_concat_with_an_opaque_partner(rng):
     parts = (
         layers(rng),

@@ -73,7 +73,9 @@ def test_a_clamp_goes_behind_the_pool(rng, positive):
     assert ops(folded) == ["Conv", "MaxPool", *clamps, "Conv", "Sigmoid"]
     (record,) = report.folded
     assert record.clamps == ("Relu 'n_b'",)
-    assert "Relu 'n_b' becoming a clamp with constants" in record.sentence()
+    assert record.clamp_elements == 4 * 6 * 6 * len(clamps)
+    told = f"Relu 'n_b' becoming a clamp with constants, {record.clamp_elements} elements read"
+    assert told in record.sentence()
     assert "1 clamp written with constants" in report.summary()
 
 
@@ -259,7 +261,9 @@ def test_half_a_fold(rng, positive, clamps):
 def test_int8_has_halves_and_no_clamps(rng):
     given = model(layers(rng), relu("a", "b"), bn("b", "c", 4, rng), sigmoid("c", "y"))
     options = Options(bn_free=True, profile="int8")
-    written(given, options, "Conv", "Relu", "Mul", "Add", "Sigmoid")
+    report = written(given, options, "Conv", "Relu", "Mul", "Add", "Sigmoid")
+    assert report.kept[0].written_as == "mul-add"
+    assert report.kept[0].sentence().endswith("; written as mul-add")
 
 
 def test_a_channel_of_gamma_zero(rng):

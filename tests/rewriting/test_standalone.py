@@ -62,7 +62,6 @@ def test_a_norm_of_vectors_is_written_as_no_conv(form, written):
     assert ops(folded) == ["Sigmoid", *written, "Tanh"]
 
 
-<<<<<<< HEAD
 def between_opaque(shape=("N", 4, 3, 3), opset=17) -> ModelProto:
     net = Net(shape, opset=opset)
     inference = {"is_test": 1} if opset < 7 else {}
@@ -111,7 +110,8 @@ def test_a_bn_without_a_map_says_that_once(rng):
     _, report = onnx_bnfold.fold(model_of(parts.nodes, inputs, ["y"], others), MUL_ADD)
     assert report.left[0].refusal.reason is Reason.PARAMETERS_NOT_CONSTANT
     assert report.left[0].not_written is None
-=======
+
+
 def test_a_norm_of_doubles_is_written_as_no_conv(rng):
     """Runtimes have no Conv for them: a model that ran would not run any more."""
     norm = bn("a", "b", 3, rng, dtype=np.float64)
@@ -119,7 +119,6 @@ def test_a_norm_of_doubles_is_written_as_no_conv(rng):
     model = model_of(parts.nodes, {"x": (2, 3, 4, 4)}, ["y"], parts.initializers, dtype=np.float64)
     folded, _ = folded_twice(model, FORMS["conv"])
     assert ops(folded) == ["Sigmoid", "BatchNormalization", "Tanh"]
->>>>>>> 2d64841 (A BatchNormalization of doubles is written as no Conv)
 
 
 def test_a_half_goes_where_the_whole_cannot():

@@ -14,7 +14,16 @@ import numpy as np
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators.affine import AGREEMENT, CANCELLED, Affine, Float64, close, summed
 from onnx_bnfold.operators.entries import OUT
-from onnx_bnfold.operators.rules import Known, Ports, Rule, Step, inputs, require, require_divisible
+from onnx_bnfold.operators.rules import (
+    Known,
+    Ports,
+    Rule,
+    Step,
+    inputs,
+    require,
+    require_divisible,
+    require_ordinary,
+)
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 # Elements up to which a constant may grow along several axes: less than 5 kB for a whole node.
@@ -35,10 +44,7 @@ def _lower(view: NodeView, slot: int, change: Affine) -> Affine:
     """
     constant = view.constant(slot)
     if constant is not None:
-        if not change.is_ordinary:
-            raise Refused(
-                Reason.PRECISION, view.label, "a scale of zero cannot be taken out of its constant"
-            )
+        require_ordinary(view, change)
         grown = np.broadcast_shapes(constant.dims, change.shape)  # ValueError where they disagree
         if math.prod(grown) > max(constant.size, LARGEST_GROWN, *change.shape):
             raise Refused(

@@ -51,11 +51,12 @@ def of_clip(view: NodeView) -> Bounds:
     """Return the bounds of a Clip; one that no number of the tensor's type exceeds is infinite.
 
     Raises:
-        Refused: a bound is computed at run time, or the lower is above the upper.
+        Refused: a bound is computed at run time, the lower is above the upper, or no number lies
+            between.
     """
     low, high = -clip_bound(view, 1, "min", -1.0), clip_bound(view, 2, "max", 1.0)
-    if not low <= high:
-        raise Refused(Reason.OPAQUE, view.label, "its lower bound is above its upper bound")
+    if not (low <= high and low < np.inf and high > -np.inf):
+        raise Refused(Reason.OPAQUE, view.label, "no number lies between its bounds")
     return Bounds(low, high)
 
 
@@ -83,6 +84,20 @@ def clip_bound(view: NodeView, slot: int, name: str, sign: float) -> float:
     if known is None:
         raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its input is not known to be a float")
     return np.inf if sign * bound >= known[0] else sign * bound
+
+
+def require_bounds(view: NodeView, change: Affine) -> None:
+    """Refuse a change after which a clamp's bounds are nothing that the data can be compared with.
+
+    A channel whose scale stands for the inverse of zero was constant: what it holds is taken back
+    without asking whether the clamp has cut it off.
+    """
+    if not change.is_ordinary:
+        raise Refused(
+            Reason.PRECISION,
+            view.label,
+            "a scale in front of it is zero or so small that its bounds cannot be divided by it",
+        )
 
 
 class Constant(NamedTuple):

@@ -14,7 +14,7 @@ from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators.affine import Affine, Float64
 from onnx_bnfold.operators.data_movement import axis_of, refuse_axis, size, varying
 from onnx_bnfold.operators.entries import OUT
-from onnx_bnfold.operators.rules import Known, Mover, Rule, Step, require
+from onnx_bnfold.operators.rules import Known, Mover, Rule, Step, require, require_ordinary
 from onnx_bnfold.reasons import Reason, Refused
 
 # From a node and the rank of its input to the axes along which it mixes or compares elements.
@@ -107,6 +107,8 @@ def scattered(move: Mover) -> Rule:
         if change is None:
             change = move(view, known.changes[2], False)
         require(view, change, positive=reduction in _ORDERING, shift=reduction != "add")
+        if view.constant(0) is not None or view.constant(2) is not None:
+            require_ordinary(view, change)
         return Step(({0: change, 2: move(view, change, True), OUT: change},))
 
     return rule

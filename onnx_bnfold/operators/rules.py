@@ -117,6 +117,17 @@ def require_divisible(view: NodeView, change: Affine) -> None:
         )
 
 
+def require_ordinary(view: NodeView, change: Affine) -> None:
+    """Refuse a scale that stands for the inverse of zero where constants stand beside the data.
+
+    What such a channel holds is taken back as the constant that it was, wherever it came from.
+    """
+    if not change.is_ordinary:
+        raise Refused(
+            Reason.PRECISION, view.label, "a scale of zero cannot be taken out of its constant"
+        )
+
+
 def require_order(view: NodeView, change: Affine) -> None:
     """Refuse a scale that does not leave the order of all elements as it is."""
     require(view, change, positive=True, shift=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import NamedTuple
 
+import numpy as np
 from onnx import TensorProto
 
 from onnx_bnfold.model.node_view import accepts
@@ -57,7 +58,7 @@ class Clamps:
         for index, entry in enumerate(state.entries):
             if entry.bounds is None:
                 continue
-            pool, between = _way_to_pool(state, index, may_go)
+            pool, between = _way_to_pool(state, index, may_go, None)
             if (everywhere or pool is not None) and _is_movable(state, index):
                 self._between[index] = between
 
@@ -86,12 +87,18 @@ class Clamps:
             changes: of every key, relative to now.
         """
         state, total = self._state, Cost(0, 0)
-        gone = state.removed | {origin}
         for index, more in self._more(changes):
-            pool, _ = _way_to_pool(state, index, gone)
+            pool = self._pool_behind(origin, index, changes)
             read = more * elements(state, index if pool is None else pool)
             total = Cost(total.elements + read, total.nodes + more)
         return total
+
+    def _pool_behind(self, origin: int, index: int, changes: Mapping[Key, Affine]) -> int | None:
+        """Return the pool that a clamp goes behind when a node is removed; see ``cost``."""
+        state = self._state
+        key = state.key(index, OUT)
+        total = None if key is None else state.total_of(key, changes)
+        return _way_to_pool(state, index, state.removed | {origin}, total)[0]
 
     def new(self, changes: Mapping[Key, Affine]) -> list[int]:
         """Return the clamps that get constants by further changes and had none."""
@@ -101,14 +108,21 @@ class Clamps:
     def _more(self, changes: Mapping[Key, Affine]) -> Iterator[tuple[int, int]]:
         """Yield the clamps that get more constants by further changes, and how many more."""
         state = self._state
-        touched = {i for key in changes if isinstance(key, str) for i in state.neighbours(key)}
-        for index in sorted(touched & state.clamps):
+        for index in self._touched(changes):
             more = len(written(state, index, changes)) - len(written(state, index))
             if more:
                 yield index, more
 
+    def _touched(self, changes: Mapping[Key, Affine]) -> list[int]:
+        """Return the clamps that changes meet and that may get constants by them."""
+        state = self._state
+        near = {i for key in changes if isinstance(key, str) for i in state.neighbours(key)}
+        return sorted(near & state.clamps)
+
     def require_cheap(self, origin: int, changes: Mapping[Key, Affine]) -> None:
-        """Refuse clamps that read more than the node that goes by them, unless they are asked for.
+        """Refuse clamps that cost more than the node that goes by them, unless they are asked for.
+
+        They do if they stay in front of their pool, or read more than the node.
 
         Args:
             origin, changes: see ``cost``.
@@ -116,7 +130,11 @@ class Clamps:
         state = self._state
         if self._everywhere or not state.clamps:
             return
-        if self.cost(origin, changes).elements > elements(state, origin):
+        in_front = any(
+            written(state, index, changes) and self._pool_behind(origin, index, changes) is None
+            for index in self._touched(changes)
+        )
+        if in_front or self.cost(origin, changes).elements > elements(state, origin):
             raise Refused(
                 Reason.NOT_SMALLER,
                 state.view(origin).label,
@@ -144,18 +162,26 @@ def written(
 
 def pool_behind(state: GraphState, index: int) -> int | None:
     """Return the pool of maxima that alone reads what a clamp writes, if there is one."""
-    return _way_to_pool(state, index, state.removed)[0]
+    key = state.key(index, OUT)
+    return _way_to_pool(state, index, state.removed, state.total.get(key) if key else None)[0]
 
 
 def _way_to_pool(
-    state: GraphState, index: int, may_go: Set[int]
+    state: GraphState, index: int, may_go: Set[int], change: Affine | None
 ) -> tuple[int | None, frozenset[int]]:
-    """Return the pool that a clamp may go behind, and the nodes that have to go before."""
+    """Return the pool that a clamp may go behind, and the nodes that have to go before.
+
+    Args:
+        state: the graph.
+        index: the clamp.
+        may_go: the nodes that may lie between.
+        change: of the clamp's output; None if that is as it was.
+    """
     graph, between, name = state.graph, set[int](), state.graph.writes[index][0]
     while graph.only_reader(name) and name in graph.readers:
         [(reader, slot)] = graph.readers[name]
         if state.entries[reader].picks_maxima and slot == 0:
-            return (reader if _is_plain(state, reader) else None), frozenset(between)
+            return (reader if _passes(state, reader, change) else None), frozenset(between)
         if reader not in may_go:
             break
         between.add(reader)
@@ -163,11 +189,15 @@ def _way_to_pool(
     return None, frozenset(between)
 
 
-def _is_plain(state: GraphState, pool: int) -> bool:
-    """Whether a pool lets changes pass at all: its indices, or its padding, may be seen."""
+def _passes(state: GraphState, pool: int, change: Affine | None) -> bool:
+    """Whether a clamp passes a pool: not where indices, or padding, or a picture may be seen.
+
+    The sign of a scale is none of the pool's business: it picks maxima of what is there now.
+    """
     try:
-        rank = len(state.view(pool).dims_out(0))
-        state.step(pool, {OUT: Affine.identity(rank)})
+        if change is None:
+            change = Affine.identity(len(state.view(pool).dims_out(0)))
+        state.step(pool, {0: change.map(np.abs)})
     except Refused:
         return False
     return True

@@ -12,6 +12,7 @@ from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.model.shape_inference import Shapes
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine, Float64
+from onnx_bnfold.operators.clamps import require_bounds
 from onnx_bnfold.operators.entries import OUT, Absorbing, Sides
 from onnx_bnfold.operators.rules import Known, Step, Transparent
 from onnx_bnfold.operators.transparent import data_outputs, data_slots, own_constants
@@ -127,7 +128,9 @@ class GraphState(GraphNodes):
             change = next(iter(known.values()))
             return Step((dict.fromkeys(self.ports(index), change),))
         if index in self.clamps:
-            return Step((dict.fromkeys(self.ports(index), next(iter(known.values()))),))
+            change = next(iter(known.values()))
+            require_bounds(self.view(index), change)
+            return Step((dict.fromkeys(self.ports(index), change),))
         if isinstance(self.entries[index], Absorbing):
             return self._absorb(index, known)
         return self.passed(index, known, deciding=deciding)

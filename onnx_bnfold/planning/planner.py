@@ -215,17 +215,11 @@ class _Planner:
         best: tuple[tuple[int, ...], str, dict[Key, Affine]] | None = None
         tried: list[tuple[str, Refusal]] = []
         asked, met = {index}, set[Reason]()
+        allowed = partial(self._require_allowed, index, asked)
         try:
             for number, (way, seeds) in enumerate(ways(state, index)):
                 try:
-                    changes = propagate(
-                        state,
-                        index,
-                        seeds,
-                        partial(self._require_allowed, index, asked),
-                        asked,
-                        met,
-                    )
+                    changes = propagate(state, index, seeds, allowed, asked, met)
                 except Refused as refused:
                     tried.append((way, refused.refusal))
                     continue
@@ -237,11 +231,11 @@ class _Planner:
         except Refused as refused:
             tried.append(("", refused.refusal))
         if best is not None:
-            (broken, added, *_), way, changes = best
+            (broken, *spent), way, changes = best
             self.doubtful.pop(index, None)
             if broken:
                 self.unsure.update(self.fused.members)  # some are no members any more
-            self._commit(index, way, changes, added, absorbing(state, index, changes))
+            self._commit(index, way, changes, spent, absorbing(state, index, changes))
             return
         self._tried[index] = len(state.removed), asked
         met.update(refusal.reason for _, refusal in tried)
@@ -281,9 +275,9 @@ class _Planner:
         except Refused:
             return False
         if present.is_identity:
-            self._commit(index, UPSTREAM, {}, 0, ())
+            self._commit(index, UPSTREAM, {}, (0, 0), ())
         else:
-            self._commit(index, UPSTREAM, {x: present}, 0, ((producer, present),))
+            self._commit(index, UPSTREAM, {x: present}, (0, 0), ((producer, present),))
         return True
 
     def _require_allowed(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> None:
@@ -323,7 +317,7 @@ class _Planner:
         origin: int,
         way: str,
         changes: dict[Key, Affine],
-        added: int,
+        cost: Sequence[int],
         takers: Sequence[tuple[int, Affine]],
     ) -> None:
         """Make changes and note which nodes' constants take the scale and the shift."""
@@ -342,16 +336,15 @@ class _Planner:
         scale_to, shift_to = list[str](), list[str]()
         for index in sorted({index for index, _ in takers}):
             name, taken = state.place(index), self.touched[index][origin]
-            if taken.scale:
-                scale_to.append(name)
-            if taken.shift:
-                shift_to.append(name)
+            scale_to += [name] if taken.scale else []
+            shift_to += [name] if taken.shift else []
         self.records[origin] = Record(
             state.place(origin),
             state.graph.ops[origin] == batchnorm.OPERATOR,
             way,
             tuple(scale_to),
             tuple(shift_to),
-            added,
+            cost[0],
             clamps=tuple(map(state.place, clamps)),
+            clamp_elements=cost[1],
         )

@@ -27,6 +27,8 @@ class Record(NamedTuple):
         refusal: why it stays.
         tried: for each way to fold it, what was in that way.
         clamps: the nodes that became a Max or Min with constants, or both, by its removal.
+        clamp_elements: that the new Max and Min nodes read, per example; axes of unknown size
+            count as one.
         written_as: of a node that stays, the form that it has.
         not_written: why it stays as it is though another form was asked for.
     """
@@ -40,6 +42,7 @@ class Record(NamedTuple):
     refusal: Refusal | None = None
     tried: tuple[tuple[str, Refusal], ...] = ()
     clamps: tuple[str, ...] = ()
+    clamp_elements: int = 0
     written_as: Standalone = "keep"
     not_written: str | None = None
 
@@ -80,7 +83,8 @@ class Record(NamedTuple):
         else:
             text = f"{', '.join(self.scale_to)} (scale) and {', '.join(self.shift_to)} (shift)"
         text += " and a new Add" if self.added else ""
-        return text + "".join(f", {name} becoming a clamp with constants" for name in self.clamps)
+        text += "".join(f", {name} becoming a clamp with constants" for name in self.clamps)
+        return f"{text}, {self.clamp_elements:,} elements read" if self.clamp_elements else text
 
 
 def _told(refusal: Refusal) -> str:

@@ -88,6 +88,7 @@ class NodeRecord(Node):
             "taken_by": tuple(map(asdict, self.taken_by)),
             "added_nodes": record.added,
             "clamps": list(record.clamps),
+            "clamp_elements": record.clamp_elements,
             "written_as": self.written_as,
             "not_written": record.not_written,
             **told,

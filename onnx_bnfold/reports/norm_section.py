@@ -73,6 +73,8 @@ def _where(norm: Data) -> list[Element | str]:
         text.append("; and a new Add")
     for clamp in norm["clamps"]:
         text += ["; ", el("code", clamp), " becomes a clamp with constants"]
+    if norm["clamp_elements"]:
+        text.append(f" ({norm['clamp_elements']:,} elements read)")
     return [*text, " ", el("span", norm["way"], class_="way")]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from itertools import accumulate
 
-from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_bnfold.model.float_formats import as_type
 from onnx_bnfold.model.graph import Body, counterparts
@@ -94,11 +94,14 @@ def _why_impossible(state: GraphState, index: int, form: Standalone) -> str | No
         return f"its input has {rank} axes, and a Conv needs 3; mul-add has no such limit"
     if form == "conv" and is_empty:
         return "its input has an axis without elements, on which no runtime computes a Conv"
+    kind = batchnorm.data_type(state.view(index))
+    if form == "conv" and kind == TensorProto.DOUBLE:
+        return "it is of float64, for which runtimes have no Conv; mul-add has no such limit"
     # onnxruntime infers shapes too, and loads no node that does not fit what it has misread.
     misread = state.shapes.why_unknown(state.sides(index))
     if misread is not None:
         return misread[1]
-    opset, kind = state.graph.opset, batchnorm.data_type(state.view(index))
+    opset = state.graph.opset
     if opset < 7 or not all(accepts(operator, opset, kind) for operator in _OPERATORS[form]):
         return f"opset {opset} has no such operator for its type; a newer one may"
     return None

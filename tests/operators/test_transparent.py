@@ -16,7 +16,20 @@ import onnxruntime
 import pytest
 from graphs import IMAGE, Case, Cases, Net, assert_report_names_nodes
 from onnx import TensorProto, helper
-from support import KERNELS_AS_READ, feeds_for, fold_checked, ops, reasons, run
+from support import (
+    KERNELS_AS_READ,
+    bn,
+    feeds_for,
+    fold_checked,
+    join,
+    layer,
+    model_of,
+    node,
+    ops,
+    reasons,
+    run,
+    tensor,
+)
 
 import onnx_bnfold
 from onnx_bnfold import Reason
@@ -1909,3 +1922,22 @@ def test_a_part_without_elements_changes_nothing(op):
         _, part = net.op("Split", t, net.ints(4, 0), outputs=2, axis=1)
     joined = net.op("Concat", part, net.conv("x", 4), axis=1)
     fold_checked(net.model(net.conv(net.bn(joined, channels=4), 2, channels=4, rank=4)))
+
+
+@pytest.mark.parametrize("data_is_constant", [True, False])
+def test_a_channel_of_gamma_zero_beside_constants_stays(data_is_constant, rng):
+    """What it held is taken back as one number, whichever elements are constants."""
+    norm = bn("s", "n", 4, rng, dtype=np.float64)
+    norm.initializers[0].CopyFrom(tensor("n_scale", np.array([0.0, 0, 1, 1])))
+    sides = ["c", "i", "n"] if data_is_constant else ["n", "i", "c"]
+    constants = [tensor("c", rng.standard_normal((1, 4))), tensor("i", np.zeros((1, 4), np.int64))]
+    if data_is_constant:
+        constants[0] = tensor("c", rng.standard_normal((3, 4)))
+    parts = join(
+        node("Sigmoid", ["x"], ["s"]), norm,
+        node("ScatterElements", sides, ["t"], axis=0),
+        layer("MatMul", "t", "y", (4, 5), rng, dtype=np.float64),
+    )  # fmt: skip
+    shape = (1, 4) if data_is_constant else (3, 4)
+    given = [*parts.initializers, *constants]
+    fold_checked(model_of(parts.nodes, {"x": shape}, ["y"], given, dtype=np.float64), kept=1)

@@ -73,7 +73,9 @@ def test_a_clamp_goes_behind_the_pool(rng, positive):
     assert ops(folded) == ["Conv", "MaxPool", *clamps, "Conv", "Sigmoid"]
     (record,) = report.folded
     assert record.clamps == ("Relu 'n_b'",)
-    assert "Relu 'n_b' becoming a clamp with constants" in record.sentence()
+    assert record.clamp_elements == 4 * 6 * 6 * len(clamps)
+    told = f"Relu 'n_b' becoming a clamp with constants, {record.clamp_elements} elements read"
+    assert told in record.sentence()
     assert "1 clamp written with constants" in report.summary()
 
 
@@ -170,6 +172,42 @@ def test_what_stays(why, rng):
     assert "Relu" in ops(folded)
 
 
+def picture(rng, behind, options, *, kept_front):
+    """Add → Relu → Add → pool, whose constants vary over rows: only without a pool do they fit."""
+    rows = [tensor(name, rng.standard_normal((1, 1, 12, 1)).astype(np.float32)) for name in "pq"]
+    first, second = node("Add", ["s", "p"], ["a"]), node("Add", ["b", "q"], ["c"])
+    parts = (
+        sigmoid("x", "s"),
+        first._replace(initializers=rows),
+        relu("a", "b"),
+        second,
+        behind("c", "d"),
+        sigmoid("d", "y"),
+    )
+    given = model(*parts)
+    folded, _ = onnx_bnfold.fold(given, options)
+    onnx.checker.check_model(folded, full_check=True)
+    assert_same_function(given, folded)
+    assert ops(folded)[:-2] == kept_front
+
+
+@pytest.mark.parametrize(
+    "behind", [pool, lambda x, y: node("GlobalMaxPool", [x], [y])], ids=["window", "global"]
+)
+def test_constants_that_vary_over_positions_stay_in_front_of_the_pool(rng, behind):
+    picture(rng, behind, Options(), kept_front=["Sigmoid", "Add", "Relu", "Add"])
+    picture(rng, behind, FREE, kept_front=["Sigmoid", "Add", "Max"])
+
+
+def test_bounds_between_which_no_number_lies(rng):
+    """Runtimes differ on what such a Clip gives: it is left alone."""
+    for low, high in [(3, 1), (np.nan, 1), (0, np.nan), (np.inf, None), (None, -np.inf)]:
+        given = keras(rng, act=lambda x, y, low=low, high=high: clip(x, y, low, high))
+        folded, _ = onnx_bnfold.fold(given)
+        assert "Clip" in ops(folded)
+        assert "BatchNormalization" in ops(folded)
+
+
 def test_int8_gets_no_new_ranges(rng):
     fold_checked(keras(rng), kept=1, options=Options(profile="int8"))
 
@@ -223,7 +261,9 @@ def test_half_a_fold(rng, positive, clamps):
 def test_int8_has_halves_and_no_clamps(rng):
     given = model(layers(rng), relu("a", "b"), bn("b", "c", 4, rng), sigmoid("c", "y"))
     options = Options(bn_free=True, profile="int8")
-    written(given, options, "Conv", "Relu", "Mul", "Add", "Sigmoid")
+    report = written(given, options, "Conv", "Relu", "Mul", "Add", "Sigmoid")
+    assert report.kept[0].written_as == "mul-add"
+    assert report.kept[0].sentence().endswith("; written as mul-add")
 
 
 def test_a_channel_of_gamma_zero(rng):
@@ -231,6 +271,23 @@ def test_a_channel_of_gamma_zero(rng):
     norm.initializers[0].CopyFrom(tensor("c_scale", np.float32([0, 1, -1, 0])))
     given = model(layers(rng), relu("a", "b"), norm, sigmoid("c", "y"))
     fold_checked(given, options=FREE)
+
+
+@pytest.mark.parametrize("act", [relu, lambda x, y: clip(x, y, 0.5, 1)], ids=["relu", "clip"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_inverse_of_gamma_zero_is_no_bound(rng, dtype, act):
+    """What such a channel held is taken back as it was in front of the clamp: it must not pass."""
+    norm, cut = bn("a", "b", 4, rng, dtype=dtype), act("b", "c")
+    norm.initializers[0].CopyFrom(tensor("b_scale", np.array([0, 0, -1, 1], dtype)))
+    norm.initializers[1].CopyFrom(tensor("b_B", np.array([-2, 2, 1, -1], dtype)))
+    bounds = [onnx.numpy_helper.to_array(t).astype(dtype) for t in cut.initializers]
+    names = [t.name for t in cut.initializers]
+    cut = cut._replace(initializers=[tensor(n, b) for n, b in zip(names, bounds, strict=True)])
+    end = layer("MatMul", "c", "d", (4, 5), rng, dtype=dtype)
+    parts = sigmoid("x", "a"), norm, cut, end, sigmoid("d", "y")
+    given = model(*parts, inputs={"x": ("N", 4)}, dtype=dtype)
+    folded, _ = onnx_bnfold.fold(given, FREE)
+    assert_same_function(given, folded)
 
 
 def test_several_readers_and_a_concat_with_an_opaque_partner(rng):

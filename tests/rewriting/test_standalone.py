@@ -112,6 +112,15 @@ def test_a_bn_without_a_map_says_that_once(rng):
     assert report.left[0].not_written is None
 
 
+def test_a_norm_of_doubles_is_written_as_no_conv(rng):
+    """Runtimes have no Conv for them: a model that ran would not run any more."""
+    norm = bn("a", "b", 3, rng, dtype=np.float64)
+    parts = join(node("Sigmoid", ["x"], ["a"]), norm, node("Tanh", ["b"], ["y"]))
+    model = model_of(parts.nodes, {"x": (2, 3, 4, 4)}, ["y"], parts.initializers, dtype=np.float64)
+    folded, _ = folded_twice(model, FORMS["conv"])
+    assert ops(folded) == ["Sigmoid", "BatchNormalization", "Tanh"]
+
+
 def test_a_half_goes_where_the_whole_cannot():
     """The Conv pads its input with zeros: it takes a scale, and no shift."""
     net = Net(IMAGE)

@@ -20,11 +20,18 @@ from support import (
 
 import onnx_bnfold
 from onnx_bnfold import Options, UsageError
+from onnx_bnfold.planning import clamps
 
 FREE = Options(bn_free=True)
 FOR_ONNXRUNTIME = Options(bn_free=True, target="onnxruntime")
 X = {"x": ("N", 3, 12, 12)}
 PADDED = [1, 1, 1, 1]
+
+
+@pytest.fixture(autouse=True)
+def _small_is_enough(monkeypatch):
+    """Let small tensors gain, too."""
+    monkeypatch.setattr(clamps, "LEAST_SAVED", 0)
 
 
 def pool(x: str, y: str, **attributes):
@@ -210,6 +217,25 @@ def test_bounds_between_which_no_number_lies(rng):
 
 def test_int8_gets_no_new_ranges(rng):
     fold_checked(keras(rng), kept=1, options=Options(profile="int8"))
+
+
+@pytest.mark.parametrize(
+    ("size", "positive", "kept"),
+    [(96, True, 1), (128, True, 0), (128, False, 1), (192, False, 0), ("H", True, 1)],
+)
+def test_it_is_done_where_the_pool_leaves_far_less(monkeypatch, rng, size, positive, kept):
+    """By 2^15 elements for each new node; 4 channels of 128x128 lose 49,152 by one."""
+    monkeypatch.setattr(clamps, "LEAST_SAVED", 2**15)
+    parts = (
+        layers(rng),
+        relu("a", "b"),
+        bn("b", "c", 4, rng, positive=positive),
+        pool("c", "d"),
+        sigmoid("d", "y"),
+    )
+    given = model(*parts, inputs={"x": (1, 3, size, size)})
+    fold_checked(given, kept=kept, H=12)
+    fold_checked(given, options=FREE, H=12)
 
 
 # --- everywhere, on request -----------------------------------------------------------------

@@ -153,8 +153,6 @@ def _again(case: Case, folded: ModelProto) -> None:
     if len(_bytes(case.model)) % 5 == 0:
         other, _ = fold(case, case.model)
         _require(_bytes(folded) == _bytes(other), "not deterministic", lambda: "")
-    if case.measured and not isinstance(engine_of(folded), Runtime):
-        return  # whoever asks for a Conv of float64 cannot measure it again
     try:
         second, twice = fold(case, folded)
     except Exception as error:

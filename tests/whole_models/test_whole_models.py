@@ -195,22 +195,6 @@ def test_the_judge_finds_what_files_alone_do(monkeypatch, storage: str) -> None:
     assert judge(case).kind == "another in memory"
 
 
-def test_who_asks_for_a_conv_of_float64_cannot_measure_it_again() -> None:
-    text = """
-        <ir_version: 8, opset_import: ["" : 17]>
-        g (double[2,2,3,3] x) => (double[2,2,3,3] y)
-        <double[2] s = {1.5, 0.5}, double[2] b = {0.0, 1.0}, double[2] m = {0.1, 0.2},
-         double[2] v = {1.0, 2.0}>
-        { y = BatchNormalization (x, s, b, m, v) }
-    """
-    options = onnx_bnfold.Options(standalone="conv", equalize=True)
-    feed = {"x": np.random.default_rng(0).standard_normal((2, 2, 3, 3))}
-    case = Case(onnx.parser.parse_model(text), options, (feed,), "file", measured=True)
-    verdict = judge(case)
-    assert verdict.kind is None
-    assert [n.op_type for n in verdict.model.graph.node] == ["Conv"]
-
-
 def test_a_small_channel_does_not_hide_beside_a_large_one(monkeypatch) -> None:
     text = CONV_NORM.replace("{1.5, 0.5}", "{1e4, 1e-3}").replace("{0.0, 1.0}", "{0.0, 0.0}")
     _sabotaged(monkeypatch, _scaled("w", 1.01, 1))

@@ -89,6 +89,9 @@ _SETTINGS = frozenset({"Dropout", "GridSample", "Pow", "Resize", "Upsample"})
 _JUMPS = frozenset({"ArgMax", "ArgMin", "Hardmax", "Sign"})
 _JUMP_UNITS = 64
 
+# These compute their statistics in float32, whatever the type of their data.
+_STASHING = frozenset({"GroupNormalization", "LayerNormalization", "RMSNormalization"})
+
 
 class Tensor(NamedTuple):
     """An array, the type that the tensor has in the model, and whether it is written there."""
@@ -173,6 +176,8 @@ class Interpreter:
                     array = array.astype(np.float32)
                 elif written and node.op_type not in _SETTINGS:
                     array = self._moved(array, dtype)
+                if i == 0 and node.op_type in _STASHING and dtype == np.float64:
+                    array = self._moved(array, np.dtype(np.float32))
                 if self.noise is not None and node.op_type in _JUMPS:
                     array = self._shaken(array, dtype)
             found[name] = array

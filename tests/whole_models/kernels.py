@@ -210,9 +210,24 @@ def widened(
         except Exception:
             continue
         size = functools.partial(_size, way, node, inputs, single, opset)
-        if wide is not None and _agree(wide[0], single[0], size):
-            return [np.asarray(wide[0], np.float64), *single[1:]]
+        if wide is None or not _agree(wide[0], single[0], size):
+            continue
+        others = _others(wide, single)
+        if others is not None:
+            return [np.asarray(wide[0], np.float64), *others]
     return None
+
+
+def _others(wide: list[np.ndarray], single: list[np.ndarray]) -> list[np.ndarray] | None:
+    """Return all outputs but the first, or None where a way does not make one of them."""
+    found = []
+    for i, array in enumerate(single[1:], 1):
+        if array.dtype.kind == "f":
+            if i >= len(wide) or not _agree(wide[i], array, lambda: 0.0):
+                return None
+            array = np.asarray(wide[i], np.float64)
+        found.append(array)
+    return found
 
 
 def _by_numpy(node, inputs, single, opset):

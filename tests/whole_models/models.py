@@ -40,6 +40,7 @@ _STEPS = {
     "window": 3.5,
     "rectifier": 2.5,
     "join": 3.5,
+    "between norms": 2,
     "indexing": 2,
     "special layer": 0.8,
     "power": 1.2,
@@ -47,6 +48,20 @@ _STEPS = {
     "normalization": 0.8,
     "opaque": 0.8,
     "nest": 1.5,
+}
+
+
+_TABLES = {
+    "movement": MOVEMENTS,
+    "window": WINDOWS,
+    "rectifier": RECTIFIERS,
+    "join": JOINS,
+    "indexing": INDEXING,
+    "special layer": SPECIAL_LAYERS,
+    "power": POWERS,
+    "soft": SOFT,
+    "normalization": NORMALIZATIONS,
+    "opaque": OPAQUE,
 }
 
 
@@ -129,20 +144,21 @@ def _step(b: Builder, kind: str, depth: int) -> None:
         d.weighted({affine: 3, decomposed: 1})(b, x)
     elif kind == "nest":
         d.weighted(NESTS)(b, x, lambda inner, steps: grow(inner, steps, depth + 1))
+    elif kind == "between norms":
+        _between_norms(b, x)
     else:
-        table = {
-            "movement": MOVEMENTS,
-            "window": WINDOWS,
-            "rectifier": RECTIFIERS,
-            "join": JOINS,
-            "indexing": INDEXING,
-            "special layer": SPECIAL_LAYERS,
-            "power": POWERS,
-            "soft": SOFT,
-            "normalization": NORMALIZATIONS,
-            "opaque": OPAQUE,
-        }[kind]
-        d.weighted(table)(b, x)
+        d.weighted(_TABLES[kind])(b, x)
+
+
+def _between_norms(b: Builder, x: str) -> None:
+    """Append an operator with a norm in front of it or behind it, and layers that may take that."""
+    d, maps = b.draw, {batch_normalization: 5, affine: 2}
+    if d.chance(0.3):
+        x = layer(b, x)
+    if d.chance(0.7):
+        x = d.weighted(maps)(b, x)
+    x = d.weighted(_TABLES[d.pick(list(_TABLES))])(b, x)
+    d.weighted({layer: 3} | maps)(b, x)
 
 
 def _inputs(b: Builder) -> dict[str, list[int | str]]:

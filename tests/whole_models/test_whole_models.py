@@ -273,6 +273,32 @@ def test_small_values_are_as_coarse_as_large_ones_of_their_channel() -> None:
     assert _told(text, x, found) == "precision"
 
 
+def test_statistics_in_float32_are_as_coarse_for_float64() -> None:
+    text = """
+        <ir_version: 8, opset_import: ["" : 21]>
+        g (double[1,2,6] x) => (double[1,2,6] y)
+        <double[2] s = {1.0, 2.0}, double[2] b = {0.0, 1.0}>
+        { y = GroupNormalization <num_groups = 2> (x, s, b) }
+    """
+    x = np.random.default_rng(0).standard_normal((1, 2, 6))
+    (y,) = Interpreter(21).model(onnx.parser.parse_model(text), {"x": x})
+    assert _told(text, x, y.array * (1 + 2e-7), y.array) is None
+    assert _told(text, x, y.array * 1.001, y.array) is not None
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_every_output_is_of_float64_or_said_to_be_approximate(direction: str) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"x": (3, 1, 2), "w": (1, 2, 2), "r": (1, 2, 2)}
+    feeds = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    node = onnx.helper.make_node("RNN", [*"xwr"], ["y", "h"], hidden_size=2, direction=direction)
+    interpreter = Interpreter(17, double=True)
+    env = {n: interpreter.held(a, exact=True) for n, a in feeds.items()}
+    for t in interpreter.node(node, env):
+        is_single = np.array_equal(t.array, t.array.astype(np.float32))
+        assert is_single == interpreter.approximate
+
+
 @pytest.mark.parametrize(("gap", "kind"), [(1e-6, None), (1e-3, "wrong")])
 @pytest.mark.parametrize(
     ("op", "output"),

@@ -64,6 +64,7 @@ def _tuples(b: Builder, x: str, batch: int, distinct: bool) -> np.ndarray:
 def gather_nd(b: Builder, x: str) -> str:
     b.need(b.opset >= 11 and b.rank(x) > 0)
     batch = b.draw.between(0, b.rank(x) - 1) if b.opset >= 12 and b.draw.chance(0.5) else 0
+    batch *= not b.symbolic  # onnxruntime does not see that indices are of another batch
     indices = b.initializer(_tuples(b, x, batch, distinct=False).astype(np.int64))
     extra = {"batch_dims": batch} if batch or (b.draw.chance(0.3) and b.opset >= 12) else {}
     return b.one("GatherND", [x, indices], **extra)

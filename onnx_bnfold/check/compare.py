@@ -17,11 +17,11 @@ The statistics are these; each is about 1 for a correct fold:
 The noise power of a slice counts as at least 1 % of the median slice's, since a slice that is zero
 behind a Relu has no noise at all.
 
-The limit of each statistic is ``factor`` = 4, or more where the original itself scatters more. The
-errors within a slice of a softmax or sigmoid are correlated, so that a slice of a thousand elements
-may carry as little information as one number, and the worst of hundreds of slices exceeds 4. How
-much, is estimated from the draws. A correct fold is one more evaluation with other rounding, so
-given r, f and the p_k are exchangeable, and the statistic of f among all p_k is distributed like
+The limit of each statistic is ``factor`` = 2.25, or more where the original itself scatters more.
+The errors within a slice of a softmax or sigmoid are correlated, so that a slice of a thousand
+elements may carry as little information as one number, and the worst of hundreds of slices exceeds
+4. How much, is estimated from the draws. A correct fold is one more evaluation with other rounding,
+so given r, f and the p_k are exchangeable, and the statistic of f among all p_k is distributed like
 that of one p_k among the others. From these K values T_k the limit is extrapolated to the value
 that is exceeded once in a thousand checks, divided by the number of statistics of all outputs
 (Bonferroni). T is the largest of many values, or nearly normal, so a Gumbel distribution with the
@@ -34,23 +34,36 @@ The factor 1.25 allows for the error of a standard deviation of 64 values (13 %)
 
 Draws are made in stages: an output that holds after the first few needs no more, one that does not
 is judged again after 16 and after 64. ``factor`` is the least limit since folds are only nearly
-exchangeable: they may round once more or once less than the original does.
+exchangeable: they may round once more or once less than the original does. Right folds of 21
+exports of 11 public architectures score 0.6 to 1.1, with the options that add or merge nodes 1.6 at
+most. A unit in the last place that no draw shows is 2.
 
-False alarms (``tools.check_calibration``): of 1,500 small networks of Convs with BNs and as many of
-Gemms (float32 and float16), no correct fold failed, nor did the original against itself; the
-original with other rounding failed once, before the limit had its margin. The largest statistic of
-a fold was 0.91 of its limit. Nine networks trained on MNIST, a trained text detector, a recogniser
-and a classifier did not fail with real inputs, either.
+False alarms (``tools.check_calibration``, seeds from 51000, float32 and float16 in turn): of 1,500
+small networks of Convs with BNs and 1,500 of Gemms no right fold failed, nor did the original
+against itself; nor would they with any least limit from 2 to 4. 1.2 % and 0.9 % of the folds needed
+more than four draws, of which they took 0.74 of their limit at most. The original with its weights
+moved at random, which is noisier than a fold, failed once, with any such limit. Of 1,200 networks
+with extreme statistics (``tests/hardening/test_stress.py``, seeds from 7000) no fold failed; nor in
+6 to 12 checks each, with real inputs, of seven networks trained on MNIST (``tools.trained_zoo``).
 
-Faults found (``tools.check_sensitivity``, a ResNet-18 and a MobileNetV2 with random weights at
-64x64, each fault in one of 12 layers): two channels swapped, 12 and 2 of 12; the largest weight of
-a layer changed by 1 %, 10 and 1; a random weight, 7 and 1; epsilon (1e-5) left out of every BN,
-always; of one BN, 1 and 1. The other faults change the output by less than rounding does, so no
-check of the outputs can find them.
+Faults found (``tools.check_sensitivity``, networks with random weights at 64x64, each fault in one
+of 12 layers), and in brackets with draws that only move the weights and a limit of 4:
+
+    fault                              ResNet-18       MobileNetV2     MobileNetV2, mixed gammas
+    two channels swapped               12 (12)         5 (5)           6 (6)
+    the largest weight by 1 %           7 (7)          0 (0)           1 (1)
+    a random weight by 1 %              6 (5)          1 (1)           1 (1)
+    epsilon (1e-5) left out of one BN  12 (12)         1 (1)           1 (1)
+    epsilon left out of every BN        1 (1) of 1     1 (1) of 1      1 (1) of 1
+
+Draws that round sums anew have a noise 1.25 times (ResNet-18) and 1.75 times (MobileNetV2) as
+large; with them a limit of 4 finds 10 of the 12 in the fourth line and 4 of the 6 swaps at the
+right. Nearly all other faults change the output by less than rounding does, so that no check of it
+can find them.
 
 Values that are not finite must agree in position and kind; integers, booleans and strings must be
-equal. The number of elements that differ may be ``factor`` times that of the noisiest draw; of at
-least a thousand integers one in a thousand may differ, since few draws show a tie between two
+equal. The number of elements that differ may be twice ``factor`` times that of the noisiest draw;
+of at least a thousand integers one in a thousand may differ, since few draws show a tie between two
 classes. An output whose shape changes by rounding alone (NonMaxSuppression) cannot be compared and
 is reported as such.
 """
@@ -74,6 +87,7 @@ from onnx_bnfold.check.sessions import Array, is_float
 
 _TINY = 1e-140  # its square is still a normal float64
 _FREE_MISMATCHES = 1000  # one in so many integers may differ
+_COUNTS = 2  # times ``factor``: few counts scatter more than sizes do
 _FALSE_ALARMS = 1e-3  # of all checks of right folds
 _ENOUGH = 8  # draws from which the scatter of a statistic is estimated
 _BFLOAT16_DIGITS, _BFLOAT16_LEAST = 8, -125  # frexp's exponent of the smallest normal number
@@ -149,7 +163,7 @@ class Comparison:
         mismatched = int(np.count_nonzero(self.original != self._folded))
         noise = max(draw.mismatched for draw in self._draws)
         size = self.original.size
-        allowed = max(int(options.factor * noise), size // _FREE_MISMATCHES)
+        allowed = max(_allowed(noise, options), size // _FREE_MISMATCHES)
         return replace(
             self._base,
             mismatched=mismatched,
@@ -165,7 +179,7 @@ class Comparison:
             self._measured(),
             mismatched=self._fold.mismatched,
             noise_mismatched=flips,
-            allowed_mismatches=int(options.factor * flips),
+            allowed_mismatches=_allowed(flips, options),
             top1_agreement=_top1_agreement(self.original, self._folded),
         )
         reasons = []
@@ -247,6 +261,11 @@ class Comparison:
 def has_values(array: Array) -> bool:
     """Return whether a tensor has any element that can be compared."""
     return bool(array.size and (not is_float(array.dtype) or np.isfinite(array).any()))
+
+
+def _allowed(noise: int, options: CheckOptions) -> int:
+    """Return how many elements may differ, by the number that differ in the noisiest draw."""
+    return int(_COUNTS * options.factor * noise)
 
 
 def _half_ulp(array: Array) -> Floats:

@@ -23,7 +23,7 @@ from onnx_bnfold.storage import ModelFile
 _STAGES = (16, 64)  # draws, if the first few do not decide
 # A statistic beyond this multiple of its limit, divided by the number of draws, will not hold after
 # more draws: with four draws one in 10 million right ones exceeds it (Student's t), with 16 none.
-_HOPELESS = 400
+_HOPELESS = 700
 _NOISE_VALUES = 16  # noise values per output, see ``compare``
 _ABSENT = np.empty(0, "V1")  # for elements of a sequence that is shorter than the original's
 _UNSTABLE_DB = 40.0  # noise at 1 % of the signal

@@ -52,7 +52,7 @@ class CheckOptions:
     inputs: str | os.PathLike[str] | None = None
     sets: int = 2
     draws: int = 4
-    factor: float = 4.0
+    factor: float = 2.25
     rtol: float | None = None
     atol: float | None = None
     data: str | os.PathLike[str] | None = None

@@ -30,8 +30,8 @@ from onnx_bnfold.reasons import Reason, Refused
 
 # How many elements per example a clamp behind its pool has to read less than the node that goes by
 # it. onnxruntime keeps a BatchNormalization in the blocked layout of the Convs around it and leaves
-# that for a Max: chains of two blocks lose up to a tenth of their speed where tensors are small, and
-# gain from about this number on (``tools.bench_forms``).
+# that for a Max: chains of two blocks lose up to a tenth of their speed where tensors are small,
+# and gain from about this number on (``tools.bench_forms``).
 LEAST_SAVED = 2**15
 
 

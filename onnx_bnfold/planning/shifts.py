@@ -32,6 +32,7 @@ MAX_OFFSET: dict[int, float] = {
     TensorProto.FLOAT16: 2.0**2,
     TensorProto.BFLOAT16: 2.0**2,
 }
+_INCREDIBLE = 2.0**40  # what is said to be larger is of unknown size
 
 
 class Shifts:
@@ -87,10 +88,11 @@ class Shifts:
             known = known[:1]  # a BN adds its mean to the size of any data
         if not self._of_bn:
             known += usual_sizes(state, name)
-        if not known:
+        beyond = any(_is_incredible(size) for size in known)
+        if beyond or not known:
             # An answer may turn on the last digits, which a layer's output does not.
             answers = any(state.entries[index].swallows for index in readers)
-            if not answers and (self._of_bn or self._is_rounded_before(name)):
+            if not (answers or beyond) and (self._of_bn or self._is_rounded_before(name)):
                 return
             raise Refused(
                 Reason.PRECISION,
@@ -255,6 +257,11 @@ def check_product(state: GraphState, index: int, data_type: int) -> None:
             "the mean of its input dwarfs what comes out, and without a BatchNormalization it "
             "would be subtracted after both have been rounded",
         )
+
+
+def _is_incredible(size: Affine) -> bool:
+    """Whether a tensor would be out of all proportion, as odd statistics behind a factor say."""
+    return bool((np.abs(size.scale) + np.abs(size.shift) > _INCREDIBLE).any())
 
 
 def most(data_type: int) -> float:

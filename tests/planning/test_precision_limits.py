@@ -819,3 +819,21 @@ def test_a_concat_with_a_tensor_of_unknown_size_hides_no_shift(gamma, kept):
     y = net.op("BatchNormalization", x, scale, bias, mean, variance)
     z = net.conv(net.op("Concat", other, x, axis=1), 3)
     fold_checked(net.model(y, z), kept=kept)
+
+
+@pytest.mark.parametrize(("factor", "left"), [(0.5, 0), (1e-30, 2)])
+def test_a_size_out_of_all_proportion_is_not_believed(factor, left):
+    """What the norm says of its input would make 1e28 of a tensor that another layer reads."""
+    net, double = Net(), np.float64
+    net.input("x", ("N", 3), TensorProto.DOUBLE)
+
+    def layer(x: str) -> str:
+        return net.op("Gemm", x, net.random(3, 3, dtype=double), net.random(3, dtype=double))
+
+    x = layer("x")
+    y = net.op("Mul", x, net.const(np.full(3, factor), double))
+    y = net.op("Add", y, net.const(np.full(3, 1.4), double))
+    statistics = (net.const(np.full(3, v), double) for v in (0.6, 1e-3, 1.4, 2e-4))
+    y = net.op("BatchNormalization", y, *statistics)
+    folded, _ = fold_checked(net.model(y, layer(x)))
+    assert sum(n.op_type in ("Mul", "Add") for n in folded.graph.node) == left

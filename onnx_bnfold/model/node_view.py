@@ -178,7 +178,7 @@ class NodeView:
         return Refused(reason, self.label, sentence)
 
     def require_no_misreading(self) -> None:
-        """Refuse a node whose output is misread, unless the model declares it.
+        """Refuse a node whose output is misread, or not read at all, unless the model declares it.
 
         Runtimes misread it, too, and plan by that which tensors may lie in the same memory. So what
         runs may run no more if a node goes.
@@ -187,7 +187,11 @@ class NodeView:
             Refused: it is.
         """
         declared = {value.name for value in self.graph.body.value_info}
-        if declared.issuperset(self.writes) or self._shapes.why_unknown(self.writes) is None:
+        if declared.issuperset(self.writes):
+            return
+        # Where inference has given up the rank alone is known, from the layers around.
+        inferred = any(isinstance(d, int) for n in self.writes for d in self._shapes.dims(n) or ())
+        if inferred and self._shapes.why_unknown(self.writes) is None:
             return
         raise Refused(
             Reason.UNKNOWN_SHAPE,

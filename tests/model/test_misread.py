@@ -170,6 +170,22 @@ def test_a_transposed_convolution_that_makes_less_than_it_reads(declared):
     assert [r.refusal.reason for r in report.kept] == ([] if declared else [Reason.UNKNOWN_SHAPE])
 
 
+def test_a_declared_norm_behind_a_transposed_convolution_that_inference_contradicts():
+    """Inference stops there, and says nothing of any tensor; handed on, the shape is a lie."""
+    net = Net((3, 7, 1, 7), opset=23)
+    w = net.random(7, 3, 3, 1)
+    x = net.bn(net.op("ConvTranspose", "x", w, output_shape=[1, 6], dilations=[1, 2]), channels=3)
+    y = net.op("Conv", x, net.random(5, 3, 1, 1), kernel_shape=[1, 1], pads=[0] * 4)
+    model = net.model(y, w)
+    shapes = {x: [3, 3, 1, 6], "x": [3, 7, 1, 7]}
+    del model.graph.value_info[:]
+    for name, shape in shapes.items():
+        made = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        model.graph.value_info.append(made)
+    folded, _ = fold_checked(model)
+    assert x not in folded.graph.node[0].output, "it goes into the layer behind"
+
+
 def if_node(net, *builds):
     """An If with two branches that read x."""
     branches = []

@@ -159,13 +159,12 @@ def where(b: Builder, x: str) -> str:
     return b.one("Where", [mask, *d.shuffled([x, other])])
 
 
-def _read(b: Builder, indices: str, x: str) -> str:
-    """Let positions be an output, and let a Cast or a Gather read them."""
+def _read(b: Builder, indices: str, x: str, axis: int) -> str:
+    """Let positions on an axis be an output, and let a Cast or a Gather read them."""
     d = b.draw
     b.scope.positions.append(indices)
     if d.chance(0.35):
-        size = int(b.array(indices).max(initial=0)) + 1
-        table = constant(b, d.normal(size, *[2] * d.pick([0, 1])), b.type(x), "table")
+        table = constant(b, d.normal(b.shape(x)[axis], *[2] * d.pick([0, 1])), b.type(x), "table")
         b.need(b.rank(indices) + b.rank(table) <= 6)
         return b.one("Gather", [table, indices])
     return b.one("Cast", [indices], to=helper.np_dtype_to_tensor_dtype(b.type(x)))
@@ -180,7 +179,7 @@ def arg_extreme(b: Builder, x: str) -> str:
     if b.opset >= 12 and d.chance(0.4):
         extra["select_last_index"] = d.pick([0, 1])
     (indices,) = b.add(d.pick(["ArgMax", "ArgMin"]), [x], **extra)
-    return _read(b, indices, x)
+    return _read(b, indices, x, axis)
 
 
 def top_k(b: Builder, x: str) -> str:
@@ -197,7 +196,7 @@ def top_k(b: Builder, x: str) -> str:
     else:
         values, indices = b.add("TopK", [x, b.integers(k)], outputs=2, **extra)
     b.scope.pool.append(values)
-    return _read(b, indices, x) if d.chance(0.3) else values
+    return _read(b, indices, x, axis) if d.chance(0.3) else values
 
 
 INDEXING = {

@@ -201,6 +201,7 @@ def deform_conv(b: Builder, x: str) -> str:
 
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+RECURRENT = frozenset(_GATES)
 _FUNCTIONS = {"LSTM": 3, "GRU": 2, "RNN": 1}
 
 

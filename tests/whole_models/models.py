@@ -12,11 +12,12 @@ from onnx_bnfold import Options
 
 from .builder import Builder
 from .draw import Draw, Unfit
+from .engine import every_node
 from .floats import BFLOAT16, FLOATS
 from .indexing import INDEXING
 from .interpreter import reads
 from .joins import JOINS
-from .layers import SPECIAL_LAYERS, layer
+from .layers import RECURRENT, SPECIAL_LAYERS, layer
 from .movement import MOVEMENTS
 from .nesting import NESTS
 from .norms import (
@@ -191,7 +192,9 @@ def _feeds(b: Builder, model: ModelProto, symbols: Mapping) -> tuple[dict[str, n
     given = {t.name for t in model.graph.initializer}
     names = [i.name for i in model.graph.input if i.name not in given]
     first = {n: b.env[n].array.astype(b.env[n].dtype) for n in names}
-    batch = 0 if b.draw.chance(0.06) else b.draw.between(1, 4)
+    # onnxruntime ends the process on an empty sequence
+    recurs = any(n.op_type in RECURRENT for n in every_node(model))
+    batch = 0 if b.draw.chance(0.06) and not recurs else b.draw.between(1, 4)
     sizes = {"N": batch} | {f"S{k}": b.draw.between(2, 6) for k in range(3)}
     second = {}
     for name, array in first.items():

@@ -351,7 +351,9 @@ def test_a_finding_becomes_small() -> None:
     case = next(
         c
         for c in (draw_case(seed) for seed in range(100))
-        if len(c.model.graph.node) > 5 and any(n.op_type == "Relu" for n in c.model.graph.node)
+        if len(c.model.graph.node) > 5
+        and any(n.op_type == "Relu" for n in c.model.graph.node)
+        and not holds_type(c.model, onnx.TensorProto.BFLOAT16)  # of which onnxruntime has none
     )
     small = shrink(case, lambda c: any(n.op_type == "Relu" for n in c.model.graph.node), seconds=20)
     assert [n.op_type for n in small.model.graph.node] == ["Relu"]

@@ -28,9 +28,12 @@ _MEMORY = local()
 _SEEKING = Lock()  # for systems without pread (Windows), where all threads share a file's position
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(frozen=True)
 class Span:
-    """Bytes of a file; ``path`` is None for the model file itself."""
+    """Bytes of a file; ``path`` is None for the model file itself.
+
+    Two of the same bytes are equal: tensors that share them go on to do so.
+    """
 
     path: str | None
     offset: int

@@ -30,10 +30,7 @@ _SEEKING = Lock()  # for systems without pread (Windows), where all threads shar
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes of a file; ``path`` is None for the model file itself.
-
-    Two of the same bytes are equal: tensors that share them go on to do so.
-    """
+    """Bytes of a file, equal to any of the same; ``path`` is None for the model file itself."""
 
     path: str | None
     offset: int

@@ -124,6 +124,10 @@ def test_a_scale_alone_makes_no_bias():
     assert len(folded.graph.node[-1].input) == 3
 
 
+@pytest.mark.skipif(
+    tuple(map(int, onnx.__version__.split(".")[:2])) < (1, 23),
+    reason="the reference evaluator of onnx before 1.23 misreads layout 1",
+)
 @pytest.mark.parametrize("op", GATES)
 def test_batch_first(op):
     """No kernel of onnxruntime, so onnx's reference evaluator judges."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from onnx import ModelProto
@@ -128,11 +128,15 @@ class Attempts(Rounds):
 
     def plan_as_it_is(self) -> list[GraphPlan]:
         """Plan every graph, nothing merged or written otherwise, until every constant fits."""
+        return self._until_it_fits(self._plan_graphs, self.verify)
+
+    def _until_it_fits(self, *steps: Callable[[], object]) -> list[GraphPlan]:
+        """Take steps again and again, without what they find does not fit its type."""
         with np.errstate(all="ignore"):  # what is no finite number is refused, not warned of
             while True:
-                self._plan_graphs()
                 try:
-                    self.verify()
+                    for step in steps:
+                        step()
                 except Unrepresentable as failed:
                     self.exclude(failed.failures)
                 else:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 from onnx import ModelProto
 
 from onnx_bnfold.attempts import Attempts
@@ -20,7 +19,7 @@ from onnx_bnfold.planning.kept import UnmatchedPatterns, unmatched
 from onnx_bnfold.planning.plan import GraphPlan, Place, Restated
 from onnx_bnfold.planning.record import Record
 from onnx_bnfold.rewriting.graph_editor import Pending, freeze_constants, rewrite
-from onnx_bnfold.rewriting.new_constants import Unrepresentable, Whole
+from onnx_bnfold.rewriting.new_constants import Whole
 from onnx_bnfold.storage.tensors import clear_place
 
 if TYPE_CHECKING:
@@ -103,15 +102,7 @@ class Pipeline(Attempts):
         """Plan every graph of the model, leaving out what turned out not to be representable."""
         if self.unmatched and self.options.must_match:
             raise UnmatchedPatterns(self.unmatched)
-        with np.errstate(all="ignore"):  # what is no finite number is refused, not warned of
-            while True:
-                self._plan_once()
-                try:
-                    self._settle()
-                except Unrepresentable as failed:
-                    self.exclude(failed.failures)
-                else:
-                    return self.plans
+        return self._until_it_fits(self._plan_once, self._settle)
 
     def _plan_once(self) -> None:
         self._plan_graphs()
@@ -312,14 +303,7 @@ class Pipeline(Attempts):
 
     def planned(self) -> Sequence[GraphPlan]:
         """Plan until every new constant fits its type."""
-        while True:
-            self.plan()
-            try:
-                self.verify()
-            except Unrepresentable as failed:
-                self.exclude(failed.failures)
-            else:
-                return self.plans
+        return self._until_it_fits(self.plan, self.verify)
 
     def apply(self, copy: ModelProto) -> dict[str, Pending]:
         """Rewrite a copy of the model by the present plan; see ``graph_editor.rewrite``."""

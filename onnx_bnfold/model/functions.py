@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -87,15 +88,18 @@ class Functions:
         key = (node.domain, node.op_type, node.overload)
         return key if key in self.by_key else None
 
-    def reachable(self) -> set[Key]:
-        """Return the functions that the main graph calls, or one of those."""
+    def reachable(self, roots: Iterable[Root] = (None,)) -> set[Key]:
+        """Return the functions that some bodies call, or one of those; by default the main graph's.
+
+        Args:
+            roots: the bodies.
+        """
         found: set[Key] = set()
-        queue = [*self.calls[None]]
+        queue: list[Root] = [*roots]
         while queue:
-            key = queue.pop()
-            if key not in found:
-                found.add(key)
-                queue += self.calls[key]
+            others = set(self.calls[queue.pop()]) - found
+            found |= others
+            queue += others
         return found
 
     def times(self) -> Counter[Root]:
@@ -148,7 +152,7 @@ def of_model(model: ModelProto) -> Size:
     size = Size(0, 0)
     for body in (model.graph, *model.functions):
         size = size.plus(_size(body))
-    stored = sum(_elements(tensor.dims) for tensor in model.graph.initializer)
+    stored = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
     return size.plus(Size(0, stored))
 
 
@@ -159,15 +163,8 @@ def _size(body: Body) -> Size:
         held = [item.t for item in node.attribute if item.type == AttributeProto.TENSOR]
         for inner in subgraphs(node):
             held += inner.initializer
-        elements += sum(_elements(tensor.dims) for tensor in held)
+        elements += sum(math.prod(tensor.dims) for tensor in held)
     return Size(nodes, elements)
-
-
-def _elements(dims: Iterable[int]) -> int:
-    product = 1
-    for size in dims:
-        product *= size
-    return product
 
 
 def _malformed(function: FunctionProto) -> str | None:

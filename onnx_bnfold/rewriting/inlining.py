@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import count
 from typing import Any, NamedTuple
 
 import onnx
@@ -99,7 +100,7 @@ def inline(model: ModelProto, functions: Functions, accept: Accept) -> Inlined:
     for root, body, imports in roots:
         if functions.calls[root]:
             inliner = _Inliner(root, imports, default, functions, names, accept, inlined)
-            inliner.rewrite(body, Call(root, ()), _Numbers())
+            inliner.rewrite(body, Call(root, ()), count())
     return inlined
 
 
@@ -112,13 +113,8 @@ def drop_uncalled(inlined: Inlined, functions: Functions) -> None:
     """
     if inlined.model.training_info:  # which may call them
         return
-    now = Functions(inlined.model)
-    called: set[Root] = {None, *(functions.by_key.keys() - functions.reachable())}
-    queue = [*called]
-    while queue:
-        others = set(now.calls[queue.pop()]) - called
-        called |= others
-        queue += others
+    uncalled = functions.by_key.keys() - functions.reachable()
+    called = uncalled | Functions(inlined.model).reachable((None, *uncalled))
     kept = [function for function in inlined.model.functions if key_of(function) in called]
     if len(kept) < len(inlined.model.functions):
         del inlined.model.functions[:]
@@ -147,7 +143,7 @@ class _Inliner:
         self.inlined = inlined
         self.versions = dict(versions(imports, default))
 
-    def rewrite(self, body: Body, within: Call, numbers: _Numbers) -> None:
+    def rewrite(self, body: Body, within: Call, numbers: Iterator[int]) -> None:
         nodes = [*body.node]
         found = [*self._expanded(nodes, within, numbers, body)]
         if len(found) != len(nodes) or any(a is not b for a, b in zip(found, nodes, strict=True)):
@@ -155,7 +151,7 @@ class _Inliner:
             body.node.extend(found)
 
     def _expanded(
-        self, nodes: Iterable[NodeProto], within: Call, numbers: _Numbers, body: Body
+        self, nodes: Iterable[NodeProto], within: Call, numbers: Iterator[int], body: Body
     ) -> Iterator[NodeProto]:
         """Yield nodes, those of the function instead of each call that is inlined.
 
@@ -172,7 +168,7 @@ class _Inliner:
                     self.rewrite(inner, within, numbers)
                 yield node
                 continue
-            call = within.inner(numbers.next())
+            call = within.inner(next(numbers))
             why = self._hindrance(node, key)
             if why is not None:
                 self.inlined.refused.setdefault(key, why)
@@ -181,7 +177,7 @@ class _Inliner:
                 continue
             self.inlined.calls[call] = key
             copied = self._copied(node, key, call, body)
-            yield from self._expanded(copied, call, _Numbers(), body)
+            yield from self._expanded(copied, call, count(), body)
 
     def _hindrance(self, node: NodeProto, key: Key) -> str | None:
         function = self.functions.by_key[key]
@@ -259,17 +255,6 @@ class _Inliner:
 
 
 _GRAPHS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
-
-
-class _Numbers:
-    """Counts from 0 on."""
-
-    def __init__(self) -> None:
-        self._number = -1
-
-    def next(self) -> int:
-        self._number += 1
-        return self._number
 
 
 def _loses_omitted(function: FunctionProto, call: NodeProto) -> bool:

@@ -25,6 +25,7 @@ from onnx_bnfold.operators.clamps import (
 )
 from onnx_bnfold.operators.entries import OUT
 from onnx_bnfold.planning.candidates import elements
+from onnx_bnfold.planning.graph_nodes import MALFORMED
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.reasons import Reason, Refused
 
@@ -94,17 +95,10 @@ class Clamps:
         """
         state, total = self._state, Cost(0, 0)
         for index, more in self._more(changes):
-            pool = self._pool_behind(origin, index, changes)
+            pool = pool_behind(state, index, origin, changes)
             read = more * elements(state, index if pool is None else pool)
             total = Cost(total.elements + read, total.nodes + more)
         return total
-
-    def _pool_behind(self, origin: int, index: int, changes: Mapping[Key, Affine]) -> int | None:
-        """Return the pool that a clamp goes behind when a node is removed; see ``cost``."""
-        state = self._state
-        key = state.key(index, OUT)
-        total = None if key is None else state.total_of(key, changes)
-        return _way_to_pool(state, index, state.removed | {origin}, total)[0]
 
     def new(self, changes: Mapping[Key, Affine]) -> list[int]:
         """Return the clamps that get constants by further changes and had none."""
@@ -137,7 +131,7 @@ class Clamps:
         if self._everywhere or not state.clamps:
             return
         in_front = any(
-            written(state, index, changes) and self._pool_behind(origin, index, changes) is None
+            written(state, index, changes) and pool_behind(state, index, origin, changes) is None
             for index in self._touched(changes)
         )
         cost = self.cost(origin, changes)
@@ -161,17 +155,33 @@ def written(
         index: the clamp.
         changes: on top of those decided so far.
     """
-    key, bounds = state.key(index, OUT), state.entries[index].bounds
-    total = None if key is None else state.total_of(key, changes or {})
+    bounds, total = state.entries[index].bounds, _total(state, index, changes)
     if total is None or bounds is None:
         return ()
     return constants(bounds(state.view(index)), total)
 
 
-def pool_behind(state: GraphState, index: int) -> int | None:
-    """Return the pool of maxima that alone reads what a clamp writes, if there is one."""
+def pool_behind(
+    state: GraphState,
+    index: int,
+    origin: int | None = None,
+    changes: Mapping[Key, Affine] | None = None,
+) -> int | None:
+    """Return the pool of maxima that alone reads what a clamp writes, if there is one.
+
+    Args:
+        state: the graph.
+        index: the clamp.
+        origin: a node to be removed.
+        changes: on top of those decided so far.
+    """
+    gone = state.removed if origin is None else state.removed | {origin}
+    return _way_to_pool(state, index, gone, _total(state, index, changes))[0]
+
+
+def _total(state: GraphState, index: int, changes: Mapping[Key, Affine] | None) -> Affine | None:
     key = state.key(index, OUT)
-    return _way_to_pool(state, index, state.removed, state.total.get(key) if key else None)[0]
+    return None if key is None else state.total_of(key, changes or {})
 
 
 def _way_to_pool(
@@ -218,7 +228,7 @@ def _is_movable(state: GraphState, index: int) -> bool:
     try:
         view.require_version(entry.version)
         entry.bounds(view)
-    except (Refused, ArithmeticError, TypeError, ValueError):
+    except (Refused, *MALFORMED):
         return False
     kind = state.type_of(view.name_in(0))
     if kind not in (TensorProto.FLOAT, TensorProto.DOUBLE) and view.opset < FIRST_FOR_NARROW:

@@ -23,9 +23,9 @@ from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.determinism import (
     DIMS_ONLY,
-    HANDS_ON,
     READ_BY_REFERENCE,
     TYPE_ONLY,
+    WITHOUT_COPY,
     WRITTEN_OVER,
     is_deterministic,
 )
@@ -272,7 +272,7 @@ class Constants:
         index = graph.producer.get(name)
         if not graph.only_reader(name) or (index is None and name not in graph.dims):
             return False
-        if index is None or graph.ops[index] not in HANDS_ON:
+        if index is None or graph.ops[index] not in WITHOUT_COPY:
             return True
         return self._is_own(graph.reads[index][0])
 

@@ -25,7 +25,7 @@ DIMS_ONLY = frozenset({("Shape", 0), ("Size", 0)})
 # something else reads them, the model's results change from run to run.
 WRITTEN_OVER = {"BatchNormalization": (3, 4)}
 # What may hand on its first input without a copy: who writes over its output writes over that.
-HANDS_ON = frozenset(
+WITHOUT_COPY = frozenset(
     {
         *("Cast", "CastLike", "Dropout", "Expand", "Flatten", "Identity", "Reshape", "Squeeze"),
         *("Tile", "Transpose", "Unsqueeze"),

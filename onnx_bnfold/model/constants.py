@@ -1,12 +1,13 @@
 """Constants of a graph: initializers, and what deterministic operators compute from them.
 
-Exporters write weights as Constant, ConstantOfShape, Cast, Reshape, Expand and Transpose nodes.
-Shapes and types of such constants come from onnx's inference of single nodes, so that nothing is
-computed before its size is known; values come from onnx's reference evaluator, node by node.
+Exporters write weights as Constant, ConstantOfShape, Cast, Reshape, Expand and Transpose nodes, and
+compute them by whole chains of nodes (weight_norm). ``determinism`` says which nodes count. Shapes
+and types of such constants come from onnx's inference of single nodes, so that nothing is computed
+before its size is known; values come from an evaluator, node by node.
 
 ``evaluate`` is imported where it is used, as many models compute no constant.
 
-The file has more than 350 lines: which tensors are constant and what they hold are found by the
+The file has more than 350 lines: what is known of a constant and what it holds are found by the
 same walk over the graph, with the same caches.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Set
+from functools import cached_property
 from threading import RLock
 from typing import NamedTuple, Protocol
 
@@ -21,14 +23,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.model.determinism import (
-    DIMS_ONLY,
-    READ_BY_REFERENCE,
-    TYPE_ONLY,
-    WITHOUT_COPY,
-    WRITTEN_OVER,
-    is_deterministic,
-)
+from onnx_bnfold.model.determinism import DESCRIBED, READ_BY_REFERENCE, Computable
 from onnx_bnfold.model.graph import Dims, Graph, ReadTensor
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.storage.small_tensors import SmallTensors
@@ -57,8 +52,6 @@ class Constant(NamedTuple):
         return math.prod(self.dims)
 
 
-# Operators that make constants of tensors that are none.
-_DESCRIBING = frozenset(op for op, _ in TYPE_ONLY | DIMS_ONLY)
 _UNSEEN = Constant("", (), TensorProto.UNDEFINED)
 
 
@@ -111,7 +104,6 @@ class Constants:
         self._known = known
         self._outer = outer
         self._kept = kept
-        self._candidates: set[str] | None = None
         self._infos: dict[str, Constant | None] = {}
         self._small: SmallTensors | None = None
         self._values: dict[str, Array] = {}
@@ -140,26 +132,8 @@ class Constants:
         return stored - self.graph.overridable | others
 
     def fixed_nodes(self) -> set[int]:
-        """Return the indices of nodes that depend on constants alone.
-
-        Their outputs need not be constants for ``get``, which knows fewer operators.
-        """
-        graph, fixed = self.graph, set[int]()
-        constants = (graph.dims.keys() - graph.overridable) | {""}
-        for index, (read, written) in enumerate(zip(graph.reads, graph.writes, strict=True)):
-            if not read and not is_deterministic(graph.ops[index], graph.opset):
-                continue  # it may return random numbers
-            others = (n for n in read if n not in constants)
-            if index not in graph.carriers and all(self._is_outer_constant(n) for n in others):
-                fixed.add(index)
-                constants.update(written)
-        return fixed
-
-    def _is_outer_constant(self, name: str) -> bool:
-        graph, outer = self.graph, self._outer
-        if outer is None or name in graph.producer or name in graph.inputs:
-            return False
-        return name not in graph.overridable and outer.get(name) is not None
+        """Return the indices of nodes that depend on constants alone; see ``Computable``."""
+        return self._computable.fixed_nodes()
 
     def _find(self, name: str) -> Constant | None:
         graph = self.graph
@@ -235,58 +209,22 @@ class Constants:
                 self._infos[ancestor] = self._infer(ancestor)
         return self._infos[name]
 
-    @property
+    @cached_property
     def computed(self) -> Set[str]:
-        """The outputs of deterministic nodes on constants, found in one pass.
+        """The outputs of deterministic nodes on constants.
 
         Not all are constants for ``get``: they may be too large, or of a size that is not known.
         """
-        if self._candidates is None:
-            graph, names = self.graph, set[str]()
-            for index, (op, read) in enumerate(zip(graph.ops, graph.reads, strict=True)):
-                first = read[0] if read else ""
-                if first in graph.producer and first not in names and op not in _DESCRIBING:
-                    continue  # nearly all nodes
-                usable = (self._usable(op, s, n, names) for s, n in enumerate(read) if n)
-                if all(usable) and self._is_lasting(index):
-                    names.update(graph.writes[index])
-            self._candidates = names
-            # No other output is constant; note that at once instead of name by name in ``get``.
-            self._infos.update(dict.fromkeys(self.graph.producer.keys() - names))
-        return self._candidates
+        names = self._computable.outputs()
+        # No other output is constant; note that at once instead of name by name in ``get``.
+        self._infos.update(dict.fromkeys(self.graph.producer.keys() - names))
+        return names
 
-    def _is_lasting(self, index: int) -> bool:
-        """Whether a node may go, as it computes the same from constants in each run and call."""
-        graph, op = self.graph, self.graph.ops[index]
-        if index in self._kept or not is_deterministic(op, graph.opset):
-            return False
-        if any(item.ref_attr_name for item in graph.attributes.get(index, {}).values()):
-            return False
-        if op not in WRITTEN_OVER or not any(graph.writes[index][1:]):
-            return True
-        return all(self._is_own(graph.reads[index][slot]) for slot in WRITTEN_OVER[op])
-
-    def _is_own(self, name: str) -> bool:
-        """Whether nothing but one node of this body reads a constant, or what it is handed from."""
-        graph = self.graph
-        index = graph.producer.get(name)
-        if not graph.only_reader(name) or (index is None and name not in graph.dims):
-            return False
-        if index is None or graph.ops[index] not in WITHOUT_COPY:
-            return True
-        return self._is_own(graph.reads[index][0])
-
-    def _usable(self, op: str | None, slot: int, name: str, computable: set[str]) -> bool:
-        graph = self.graph
-        if name in computable or (op, slot) in TYPE_ONLY:
-            return True
-        if name in graph.initializers or name in graph.sparse:
-            return name not in graph.overridable
-        if (op, slot) in DIMS_ONLY and self._static_dims(name) is not None:
-            return True
-        if name in graph.producer or name in graph.inputs or self._outer is None:
-            return False
-        return self._outer.get(name) is not None
+    @property
+    def _computable(self) -> Computable:
+        outer = self._outer
+        around = None if outer is None else outer.get
+        return Computable(self.graph, self._static_dims, around, self._kept)
 
     def _static_dims(self, name: str) -> tuple[int, ...] | None:
         dims = self._known[name][0] if name in self._known else None
@@ -301,7 +239,7 @@ class Constants:
         while stack:
             node = graph.nodes[graph.producer[stack.pop()]]
             for slot, other in enumerate(node.input):
-                described = (node.op_type, slot) in TYPE_ONLY | DIMS_ONLY
+                described = (node.op_type, slot) in DESCRIBED
                 if described and other not in self.computed:
                     continue
                 if other in graph.producer and other not in needed and other not in self._values:
@@ -324,7 +262,7 @@ class Constants:
         for slot, other in enumerate(node.input):
             if not other:
                 continue
-            described = (node.op_type, slot) in TYPE_ONLY | DIMS_ONLY
+            described = (node.op_type, slot) in DESCRIBED
             if not described and self.get(other) is None:
                 return None  # too large, or of unknown shape
             kind = self._type_of(other)
@@ -400,7 +338,7 @@ class Constants:
         return results
 
     def _feed(self, node: NodeProto, slot: int, name: str) -> Array:
-        if (node.op_type, slot) in TYPE_ONLY | DIMS_ONLY:
+        if (node.op_type, slot) in DESCRIBED:
             kind = self._type_of(name)
             assert kind is not None
             dtype = helper.tensor_dtype_to_np_dtype(kind[1])

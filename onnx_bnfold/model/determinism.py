@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container
 from functools import cache
 from typing import Any
 
 import onnx
+
+from onnx_bnfold.model.graph import Graph
 
 # What onnx's reference evaluator computes as onnxruntime does, in every version and any type. Of
 # other operators it misreads versions (BatchNormalization 9) or attributes (MaxPool's ceil_mode).
@@ -20,6 +23,9 @@ READ_BY_REFERENCE = frozenset(
 # (operator, input) of which only the type, or only the dims, matter.
 TYPE_ONLY = frozenset({("CastLike", 1)})
 DIMS_ONLY = frozenset({("Shape", 0), ("Size", 0)})
+DESCRIBED = TYPE_ONLY | DIMS_ONLY
+# Operators that make constants of tensors that are none.
+_DESCRIBING = frozenset(op for op, _ in DESCRIBED)
 
 # Inputs over which onnxruntime writes further outputs of a node: statistics while it trains. If
 # something else reads them, the model's results change from run to run.
@@ -54,3 +60,92 @@ def is_deterministic(op: str | None, opset: int) -> bool:
     kind = schema.node_determinism  # which the stub lacks
     # onnx 1.22 takes Range for another: its function has a Loop.
     return op in READ_BY_REFERENCE or kind == onnx.defs.OpSchema.NodeDeterminism.Deterministic
+
+
+class Computable:
+    """What the nodes of a graph compute from constants alone.
+
+    Args:
+        graph: the graph.
+        static_dims: returns the dims of a computed tensor, None if they are not known.
+        outer: returns what is known of a constant of the enclosing scope, None for other tensors.
+        kept: indices of nodes that are to go on computing what they compute.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        static_dims: Callable[[str], object],
+        outer: Callable[[str], object] | None,
+        kept: Container[int],
+    ) -> None:
+        self._graph = graph
+        self._static_dims = static_dims
+        self._outer = outer
+        self._kept = kept
+
+    def outputs(self) -> set[str]:
+        """Return the outputs of deterministic nodes on constants, found in one pass."""
+        graph, names = self._graph, set[str]()
+        for index, (op, read) in enumerate(zip(graph.ops, graph.reads, strict=True)):
+            first = read[0] if read else ""
+            if first in graph.producer and first not in names and op not in _DESCRIBING:
+                continue  # nearly all nodes
+            usable = (self._is_usable(op, s, n, names) for s, n in enumerate(read) if n)
+            if all(usable) and self._is_lasting(index):
+                names.update(graph.writes[index])
+        return names
+
+    def fixed_nodes(self) -> set[int]:
+        """Return the indices of nodes that depend on constants alone, whatever they compute.
+
+        Not all make ``outputs``: a node among them may be of any domain, or draw numbers by what it
+        reads.
+        """
+        graph, fixed = self._graph, set[int]()
+        constants = (graph.dims.keys() - graph.overridable) | {""}
+        for index, (read, written) in enumerate(zip(graph.reads, graph.writes, strict=True)):
+            if not read and not is_deterministic(graph.ops[index], graph.opset):
+                continue  # it may return random numbers
+            others = (n for n in read if n not in constants)
+            if index not in graph.carriers and all(self._is_outer_constant(n) for n in others):
+                fixed.add(index)
+                constants.update(written)
+        return fixed
+
+    def _is_outer_constant(self, name: str) -> bool:
+        graph, outer = self._graph, self._outer
+        if outer is None or name in graph.producer or name in graph.inputs:
+            return False
+        return name not in graph.overridable and outer(name) is not None
+
+    def _is_usable(self, op: str | None, slot: int, name: str, computable: set[str]) -> bool:
+        graph = self._graph
+        if name in computable or (op, slot) in TYPE_ONLY:
+            return True
+        if name in graph.initializers or name in graph.sparse:
+            return name not in graph.overridable
+        if (op, slot) in DIMS_ONLY and self._static_dims(name) is not None:
+            return True
+        return self._is_outer_constant(name)
+
+    def _is_lasting(self, index: int) -> bool:
+        """Whether a node may go, as it computes the same from constants in each run and call."""
+        graph, op = self._graph, self._graph.ops[index]
+        if index in self._kept or not is_deterministic(op, graph.opset):
+            return False
+        if any(item.ref_attr_name for item in graph.attributes.get(index, {}).values()):
+            return False
+        if op not in WRITTEN_OVER or not any(graph.writes[index][1:]):
+            return True
+        return all(self._is_own(graph.reads[index][slot]) for slot in WRITTEN_OVER[op])
+
+    def _is_own(self, name: str) -> bool:
+        """Whether nothing but one node of this body reads a constant, or what it is handed from."""
+        graph = self._graph
+        index = graph.producer.get(name)
+        if not graph.only_reader(name) or (index is None and name not in graph.dims):
+            return False
+        if index is None or graph.ops[index] not in WITHOUT_COPY:
+            return True
+        return self._is_own(graph.reads[index][0])

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
-from onnx_bnfold.model.determinism import DIMS_ONLY, TYPE_ONLY
+from onnx_bnfold.model.determinism import DESCRIBED
 from onnx_bnfold.operators.entries import HandsOn
 from onnx_bnfold.operators.rules import Transparent
 from onnx_bnfold.operators.transparent import data_outputs, data_slots
@@ -112,7 +112,7 @@ class Copies:
         """Yield the nodes that read the values of a tensor, but for the one to be removed."""
         graph = self._state.graph
         for index, slot in graph.readers.get(name, ()):
-            if index != self._origin and (graph.ops[index], slot) not in TYPE_ONLY | DIMS_ONLY:
+            if index != self._origin and (graph.ops[index], slot) not in DESCRIBED:
                 yield index
 
     def _link(self, index: int) -> _Link | None:

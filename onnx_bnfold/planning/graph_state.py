@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 from onnx_bnfold.model.constants import Constants
-from onnx_bnfold.model.determinism import DIMS_ONLY, TYPE_ONLY
+from onnx_bnfold.model.determinism import DESCRIBED
 from onnx_bnfold.model.graph import Graph
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.model.shape_inference import Shapes
@@ -197,7 +197,7 @@ class GraphState(GraphNodes):
         producer = self.graph.producer[key]
         yield self._with_port(producer, ~self.graph.writes[producer].index(key))
         for index, slot in self.graph.readers.get(key, ()):
-            if (self.graph.ops[index], slot) not in TYPE_ONLY | DIMS_ONLY:
+            if (self.graph.ops[index], slot) not in DESCRIBED:
                 yield self._with_port(index, slot)
 
     def _with_port(self, index: int, port: int) -> int:

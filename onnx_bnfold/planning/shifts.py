@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto
 
-from onnx_bnfold.model.determinism import DIMS_ONLY, TYPE_ONLY
+from onnx_bnfold.model.determinism import DESCRIBED
 from onnx_bnfold.model.float_formats import as_type, unit_roundoff
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import VANISHED, Affine, Float64, along
@@ -129,7 +129,7 @@ class Shifts:
         graph = self._state.graph
         for index, slot in self._readers(name):
             entry, after = self._state.entries[index], graph.writes[index]
-            if (graph.ops[index], slot) in TYPE_ONLY | DIMS_ONLY:
+            if (graph.ops[index], slot) in DESCRIBED:
                 continue
             if not isinstance(entry, Absorbing):
                 changes = (self._total(output) for output in after)

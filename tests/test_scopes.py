@@ -465,31 +465,25 @@ def test_function_of_another_opset():
     assert not report.kept or Reason.UNKNOWN_SHAPE in reasons(report)[0], report.lines()
 
 
+def norm_of_a_parameter(inner, a):
+    """A Conv and a BN whose epsilon is given by the caller."""
+    y = inner.bn(inner.conv(a, 4, channels=4, rank=4), channels=4)
+    (attribute,) = inner.nodes[-1].attribute
+    attribute.CopyFrom(onnx.AttributeProto(name="epsilon", type=1, ref_attr_name="eps"))
+    return y
+
+
 def test_attribute_of_a_function():
-    """epsilon is given by the caller."""
-
-    def build(inner, a):
-        y = inner.bn(inner.conv(a, 4, channels=4, rank=4), channels=4)
-        (attribute,) = inner.nodes[-1].attribute
-        attribute.CopyFrom(onnx.AttributeProto(name="epsilon", type=1, ref_attr_name="eps"))
-        return y
-
     net = Net(IMAGE)
-    net.functions = [function("Block", build, attributes=["eps"])]
+    net.functions = [function("Block", norm_of_a_parameter, attributes=["eps"])]
     a = net.op("Block", "x", domain=DOMAIN, eps=0.1)
     b = net.op("Block", a, domain=DOMAIN, eps=0.9)
     fold_checked(net.model(b))
 
 
 def test_attribute_of_a_function_that_cannot_be_inlined():
-    def build(inner, a):
-        y = inner.bn(inner.conv(a, 4, channels=4, rank=4), channels=4)
-        (attribute,) = inner.nodes[-1].attribute
-        attribute.CopyFrom(onnx.AttributeProto(name="epsilon", type=1, ref_attr_name="eps"))
-        return y
-
     net = Net(IMAGE)
-    net.functions = [function("Block", build, attributes=["eps"], opset=13)]
+    net.functions = [function("Block", norm_of_a_parameter, attributes=["eps"], opset=13)]
     model = net.model(net.op("Block", "x", domain=DOMAIN, eps=0.1))
     _, report = fold_checked(model, kept=1)
     assert Reason.FUNCTION_ATTRIBUTE in reasons(report)[0]

@@ -63,6 +63,11 @@ def layers(rng):
     return conv("x", "a", (4, 3, 3, 3), rng, pads=PADDED)
 
 
+def clamped(rng, *, positive=False):
+    """Conv → Relu → BN."""
+    return join(layers(rng), relu("a", "b"), bn("b", "c", 4, rng, positive=positive))
+
+
 def keras(rng, *, positive=False, act=relu):
     """Conv → Relu → BN → MaxPool → padded Conv, as Keras writes it."""
     norm = bn("b", "c", 4, rng, positive=positive)
@@ -129,47 +134,33 @@ def test_a_clip_of_old(rng):
 
 MUST_STAY = {
     "its indices are used": lambda rng: model(
-        layers(rng),
-        relu("a", "b"),
-        bn("b", "c", 4, rng),
+        clamped(rng),
         node("MaxPool", ["c"], ["y", "i"], kernel_shape=[2, 2]),
         outputs={"y": None, "i": (np.int64, None)},
     ),
     "a window lies in its padding": lambda rng: model(
-        layers(rng),
-        relu("a", "b"),
-        bn("b", "c", 4, rng),
+        clamped(rng),
         pool("c", "y", kernel_shape=[1, 1], strides=[1, 1], pads=PADDED),
     ),
     "another node reads the clamp": lambda rng: model(
-        layers(rng),
-        relu("a", "b"),
-        bn("b", "c", 4, rng),
+        clamped(rng),
         pool("c", "y"),
         sigmoid("b", "z"),
         outputs=("y", "z"),
     ),
     "another node reads the BN": lambda rng: model(
-        layers(rng),
-        relu("a", "b"),
-        bn("b", "c", 4, rng),
+        clamped(rng),
         pool("c", "y"),
         sigmoid("c", "z"),
         outputs=("y", "z"),
     ),
-    "the BN is an output": lambda rng: model(
-        layers(rng), relu("a", "b"), bn("b", "c", 4, rng), pool("c", "y"), outputs=("y", "c")
-    ),
+    "the BN is an output": lambda rng: model(clamped(rng), pool("c", "y"), outputs=("y", "c")),
     "no pool of maxima follows": lambda rng: model(
-        layers(rng),
-        relu("a", "b"),
-        bn("b", "c", 4, rng),
+        clamped(rng),
         node("AveragePool", ["c"], ["d"], kernel_shape=[2, 2]),
         sigmoid("d", "y"),
     ),
-    "Max does not broadcast": lambda rng: model(
-        layers(rng), relu("a", "b"), bn("b", "c", 4, rng), pool("c", "y"), opset=7
-    ),
+    "Max does not broadcast": lambda rng: model(clamped(rng), pool("c", "y"), opset=7),
 }
 
 
@@ -227,9 +218,7 @@ def test_it_is_done_where_the_pool_leaves_far_less(monkeypatch, rng, size, posit
     """By 2^15 elements for each new node; 4 channels of 128x128 lose 49,152 by one."""
     monkeypatch.setattr(clamps, "LEAST_SAVED", 2**15)
     parts = (
-        layers(rng),
-        relu("a", "b"),
-        bn("b", "c", 4, rng, positive=positive),
+        clamped(rng, positive=positive),
         pool("c", "d"),
         sigmoid("d", "y"),
     )
@@ -285,7 +274,7 @@ def test_half_a_fold(rng, positive, clamps):
 
 
 def test_int8_has_halves_and_no_clamps(rng):
-    given = model(layers(rng), relu("a", "b"), bn("b", "c", 4, rng), sigmoid("c", "y"))
+    given = model(clamped(rng), sigmoid("c", "y"))
     options = Options(bn_free=True, profile="int8")
     report = written(given, options, "Conv", "Relu", "Mul", "Add", "Sigmoid")
     assert report.kept[0].written_as == "mul-add"
@@ -318,9 +307,7 @@ def test_the_inverse_of_gamma_zero_is_no_bound(rng, dtype, act):
 
 def test_several_readers_and_a_concat_with_an_opaque_partner(rng):
     parts = (
-        layers(rng),
-        relu("a", "b"),
-        bn("b", "c", 4, rng),
+        clamped(rng),
         node("Concat", ["c", "p"], ["d"], axis=1),
         node("Softmax", ["x"], ["p"]),
         sigmoid("d", "y"),
@@ -336,7 +323,7 @@ def test_several_readers_and_a_concat_with_an_opaque_partner(rng):
 
 
 def test_a_clamp_that_is_an_output_keeps_its_values(rng):
-    parts = layers(rng), relu("a", "b"), bn("b", "c", 4, rng), sigmoid("c", "y")
+    parts = clamped(rng), sigmoid("c", "y")
     written(model(*parts, outputs=("y", "b")), FREE, "Conv", "Relu", "Mul", "Add", "Sigmoid")
 
 
@@ -380,9 +367,7 @@ def test_odd_values(rng, value):
 
 def test_the_second_bn_finds_the_clamp_of_the_first(rng):
     parts = (
-        layers(rng),
-        relu("a", "b"),
-        bn("b", "c", 4, rng),
+        clamped(rng),
         pool("c", "d"),
         bn("d", "e", 4, rng, positive=True),
         sigmoid("e", "y"),

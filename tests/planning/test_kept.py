@@ -173,22 +173,29 @@ def test_it_is_not_equalized():
     assert folded.SerializeToString() == model.SerializeToString()
 
 
-@pytest.mark.parametrize("seed", range(40))
-@pytest.mark.parametrize("way", ["plain", "all", "conv", "equalize"])
-def test_random_graphs(way, seed):
-    options = {
-        "plain": {},
-        "all": {"merge_branches": True, "equalize": True, "standalone": "mul-add"},
-        "conv": {"merge_branches": True, "standalone": "conv"},
-        "equalize": {"profile": "int8", "equalize": True},
-    }[way]
+WAYS = {
+    "plain": {},
+    "all": {"merge_branches": True, "equalize": True, "standalone": "mul-add"},
+    "conv": {"merge_branches": True, "standalone": "conv"},
+    "equalize": {"profile": "int8", "equalize": True},
+}
+
+
+def drawn(seed: int) -> tuple[ModelProto, list[str], list[str]]:
+    """A random model, the outputs of its BNs, and some of them."""
     choose = random.Random(seed)
     model = random_model(choose, steps=20)
     norms = [n.output[0] for n in model.graph.node if n.op_type == "BatchNormalization"]
     if not norms:
         pytest.skip("it has no BN")
-    kept = choose.sample(norms, choose.randint(1, len(norms)))
-    found = keep(*kept, **options)
+    return model, norms, choose.sample(norms, choose.randint(1, len(norms)))
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("way", WAYS)
+def test_random_graphs(way, seed):
+    model, _, kept = drawn(seed)
+    found = keep(*kept, **WAYS[way])
     folded, report = onnx_bnfold.fold(model, found)
     assert_untouched(model, folded, *kept)
     excluded = [r for r in report.kept if r.refusal.sentence.startswith("it matches --keep")]
@@ -254,18 +261,8 @@ def test_keep_prevails():
 @pytest.mark.parametrize("seed", range(30))
 @pytest.mark.parametrize("way", ["plain", "all", "conv"])
 def test_only_in_random_graphs(way, seed):
-    options = {
-        "plain": {},
-        "all": {"merge_branches": True, "equalize": True, "standalone": "mul-add"},
-        "conv": {"merge_branches": True, "standalone": "conv"},
-    }[way]
-    choose = random.Random(seed)
-    model = random_model(choose, steps=20)
-    norms = [n.output[0] for n in model.graph.node if n.op_type == "BatchNormalization"]
-    if not norms:
-        pytest.skip("it has no BN")
-    named = choose.sample(norms, choose.randint(1, len(norms)))
-    folded, report = onnx_bnfold.fold(model, only(*named, **options))
+    model, norms, named = drawn(seed)
+    folded, report = onnx_bnfold.fold(model, only(*named, **WAYS[way]))
     assert_untouched(model, folded, *(name for name in norms if name not in named))
     assert not [r for r in report.records if r.folded and not r.is_norm and way == "plain"]
 

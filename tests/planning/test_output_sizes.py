@@ -31,20 +31,31 @@ def weak(layer, scale, bias, *, mean=0.0, data=1.0, dtype=HALF, behind=""):
         np.full(4, data**2),
     )
     y = net.op("BatchNormalization", x, *(net.const(v, dtype) for v in values), epsilon=1e-5)
-    model = net.model(net.op("Tanh", y))
     kind = TensorProto.FLOAT16 if dtype is HALF else TensorProto.FLOAT
+    return declared(net.model(net.op("Tanh", y)), kind)
+
+
+def declared(model, kind):
+    """The model, its inputs and outputs declared to be of a type."""
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.elem_type = kind
     return model
+
+
+def product_and_norm(weight, *parameters):
+    """A MatMul in float16 and the BN behind it: scale, B, mean and variance."""
+    net = Net(("N", len(weight)))
+    x = net.op("MatMul", "x", net.const(np.array(weight), HALF))
+    constants = [net.const(np.array(p), HALF) for p in parameters]
+    y = net.op("BatchNormalization", x, *constants, epsilon=1e-5)
+    return declared(net.model(y), TensorProto.FLOAT16)
 
 
 def in_double(model):
     wide = type(model).FromString(model.SerializeToString())
     for item in wide.graph.initializer:
         item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item).astype("f8"), item.name))
-    for value in (*wide.graph.input, *wide.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.DOUBLE
-    return wide
+    return declared(wide, TensorProto.DOUBLE)
 
 
 def errors(model, folded, data):
@@ -78,16 +89,8 @@ def test_what_a_bias_hides_is_no_reason_to_keep_a_norm(layer, behind, bias, mean
 )
 def test_what_is_seen_keeps_a_norm(scale, bias, data):
     """Without a bias, beside a small one, and by data of the size 10 that the statistics tell."""
-    net = Net(("N", 32))
-    weight = net.const(net.rng.standard_normal((32, 2)), HALF)
-    x = net.op("MatMul", "x", weight)
-    constants = [(scale, 1.0), (bias, 0.1), (0.0, 0.0), (data**2, 1.0)]
-    y = net.op(
-        "BatchNormalization", x, *(net.const(np.array(c), HALF) for c in constants), epsilon=1e-5
-    )
-    model = net.model(y)
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    weight = Net(("N", 32)).rng.standard_normal((32, 2))
+    model = product_and_norm(weight, (scale, 1.0), (bias, 0.1), (0.0, 0.0), (data**2, 1.0))
     _, report = onnx_bnfold.fold(model)
     assert [r.refusal.reason for r in report.kept] == [Reason.PRECISION]
     assert "its channel would show it" in report.kept[0].refusal.sentence
@@ -95,16 +98,8 @@ def test_what_is_seen_keeps_a_norm(scale, bias, data):
 
 def test_an_output_is_not_rounded_finer_than_the_smallest_normal_number():
     """It would be 1e-6, of which rounding it loses as much as rounding the weights."""
-    net = Net(("N", 2))
-    weight = net.const(np.array([[0.3, 1], [0.4, 1]]), HALF)
-    x = net.op("MatMul", "x", weight)
-    values = ([1e-6, 1.0], [0.0, 0.1], [0.0, 0.0], [1.0, 1.0])
-    y = net.op(
-        "BatchNormalization", x, *(net.const(np.array(v), HALF) for v in values), epsilon=1e-5
-    )
-    model = net.model(y)
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    weight = [[0.3, 1], [0.4, 1]]
+    model = product_and_norm(weight, [1e-6, 1.0], [0.0, 0.1], [0.0, 0.0], [1.0, 1.0])
     _, report = onnx_bnfold.fold(model)
     assert not report.kept, report.lines()
 

@@ -8,6 +8,7 @@ from onnx import NodeProto, helper
 
 from onnx_bnfold.planning.clamps import pool_behind, written
 from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.rewriting.descriptions import rename_shards
 from onnx_bnfold.rewriting.fresh_names import Names
 
 
@@ -41,6 +42,8 @@ def write_clamp(
         nodes[pool].input[0] = node.input[0]
         nodes[pool].output[0] = first.input[0]
     chain = _chain(first, [each.operator for each in written(state, index)], constants, names)
+    for changed in (first,) if pool is None else (first, nodes[pool]):
+        rename_shards(changed, {})  # nothing is known of where a new tensor is to be
     return (index, chain[1:]) if pool is None else (pool, chain)
 
 

@@ -398,6 +398,21 @@ def test_a_model_whose_constants_lie_in_a_body(rng):
     fold_checked(given)
 
 
+@pytest.mark.parametrize("positive", [True, False])
+def test_what_nodes_say_of_the_devices_of_their_tensors_is_true_of_these(rng, positive):
+    given = keras(rng, positive=positive)
+    given.ir_version = 11
+    given.configuration.add(name="two", num_devices=2)
+    for n in given.graph.node:
+        device = n.device_configurations.add(configuration_id="two")
+        for name in [*n.input, *n.output]:
+            device.sharding_spec.add(tensor_name=name, device=[0])
+    folded, _ = fold_checked(given)
+    for n in folded.graph.node:
+        told = {s.tensor_name for d in n.device_configurations for s in d.sharding_spec}
+        assert told <= {*n.input, *n.output}, n.op_type
+
+
 def test_target_alone_says_nothing():
     with pytest.raises(UsageError, match="target"):
         Options(target="onnxruntime")

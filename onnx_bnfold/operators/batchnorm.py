@@ -17,7 +17,7 @@ from onnx import TensorProto
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.float_formats import FORMATS, as_type
 from onnx_bnfold.model.node_view import NodeView
-from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64, divided
+from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64, along, divided
 from onnx_bnfold.operators.entries import OUT, Given, Read, Revised, Sides
 from onnx_bnfold.reasons import Reason, Refused
 
@@ -185,7 +185,12 @@ def channel_axis(rank: int) -> int:
 
 def per_channel(change: Affine, count: int) -> tuple[Float64, Float64] | None:
     """Return scale and shift of a change as vectors along the channels, see ``Affine.vector``."""
-    return change.vector(1 if change.scale.ndim > 1 else 0, count)
+    return change.vector(channel_axis(change.rank), count)
+
+
+def along_channels(vector: Float64, rank: int) -> Float64:
+    """Return a vector over the channels as an array of some rank, see ``affine.along``."""
+    return along(vector, channel_axis(rank), rank)
 
 
 def _vectors(change: Affine, count: int) -> tuple[Float64, Float64]:

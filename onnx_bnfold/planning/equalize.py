@@ -31,7 +31,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_bnfold.operators import batchnorm
-from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64, along
+from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64
 from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.notes import EQUALIZE, is_noted
@@ -203,7 +203,7 @@ def _present(state: GraphState, ranges: Ranges) -> Iterator[tuple[str, Range]]:
 
 
 def _laid(factors: Float64, rank: int) -> Affine:
-    return Affine.of(along(factors, batchnorm.channel_axis(rank), rank), np.zeros((1,) * rank))
+    return Affine.of(batchnorm.along_channels(factors, rank), np.zeros((1,) * rank))
 
 
 def _labels(count: int) -> Float64:

@@ -190,7 +190,7 @@ class Shifts:
         vectors, known = batchnorm.per_channel(total, state.bn(index).channels), sizes(state, name)
         if vectors is not None and known:
             exact = vectors[0] * state.bn(index).bias + vectors[1]
-            exact = along(exact, batchnorm.channel_axis(total.rank), total.rank)
+            exact = batchnorm.along_channels(exact, total.rank)
             kind = batchnorm.parameter_type(state.view(index), 2)
             if _is_rounding_seen(exact, _least(known, total), kind, 0):
                 raise Refused(Reason.PRECISION, state.view(index).label, _TOO_COARSE)
@@ -243,8 +243,8 @@ def check_product(state: GraphState, index: int, data_type: int) -> None:
     """
     bn, name = state.bn(index), state.sides(index)[0]
     present, rank = state.affine_of(index), state.rank(index)
-    axis = batchnorm.channel_axis(rank)
-    size = Affine.of(along(bn.spread, axis, rank), along(bn.mean, axis, rank))
+    spread, mean = (batchnorm.along_channels(each, rank) for each in (bn.spread, bn.mean))
+    size = Affine.of(spread, mean)
     size = size.then(state.change(name, rank))
     after = size.then(present)
     product = np.abs(present.scale) * (np.abs(size.shift) + np.abs(size.scale))

@@ -10,12 +10,12 @@ size 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 
 from onnx_bnfold.operators import batchnorm
-from onnx_bnfold.operators.affine import Affine, Float64, along
+from onnx_bnfold.operators.affine import Affine, Float64
 from onnx_bnfold.operators.entries import OUT, Combines
 from onnx_bnfold.operators.rules import Transparent
 from onnx_bnfold.operators.transparent import data_slots
@@ -173,8 +173,8 @@ def _said_by_bns(state: GraphState, name: str, counts: Callable[[int], bool]) ->
                 rank = state.rank(index)
             except Refused:
                 continue
-            axis = batchnorm.channel_axis(rank)
-            return tuple(Affine.of(along(spread, axis, rank), along(m, axis, rank)) for m in means)
+            shape = partial(batchnorm.along_channels, rank=rank)
+            return tuple(Affine.of(shape(spread), shape(mean)) for mean in means)
     return ()
 
 

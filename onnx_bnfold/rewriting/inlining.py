@@ -16,7 +16,7 @@ import onnx
 from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto
 
 from onnx_bnfold.model.functions import Functions, Key, Root, key_of, nodes_within, versions
-from onnx_bnfold.model.graph import Body, graphs_of, subgraphs
+from onnx_bnfold.model.graph import STANDARD_DOMAINS, Body, graphs_of, subgraphs
 from onnx_bnfold.rewriting.fresh_names import Names
 from onnx_bnfold.rewriting.function_nodes import defined, describe, rename, renamed, resolve
 
@@ -194,7 +194,7 @@ class _Inliner:
     def _version_conflict(self, function: FunctionProto) -> str | None:
         theirs = versions(function.opset_import, self.default)
         for node in nodes_within(function.node):
-            domain = "" if node.domain == "ai.onnx" else node.domain
+            domain = "" if node.domain in STANDARD_DOMAINS else node.domain
             if self.functions.callee(node) is not None:
                 continue
             version = theirs.get(domain)

@@ -172,7 +172,7 @@ class _Chooser:
 
     def _hinder_kept(self) -> None:
         """Leave functions whose BatchNormalizations a user names: a copy has another name."""
-        for root, plan in _with_roots(Functions(self.model), self.plans):
+        for root, plan in _with_roots(self.functions, self.plans):
             if root is not None and plan.state.kept:
                 why = "it holds a BatchNormalization that --keep names"
                 self.functions.hindered.setdefault(root, why)

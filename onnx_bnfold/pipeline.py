@@ -292,7 +292,7 @@ class Pipeline(Attempts):
 
     def _equalize(self, position: int, plan: GraphPlan) -> None:
         from onnx_bnfold.planning.equalize import equalize
-        from onnx_bnfold.planning.value_ranges import from_statistics
+        from onnx_bnfold.planning.value_ranges import from_statistics, unmeasured
 
         if self._ranges is None:
             ranges: Ranges = from_statistics(plan.state)
@@ -300,6 +300,8 @@ class Pipeline(Attempts):
             ranges = self._ranges if position == 0 else {}
         excluded = frozenset(root for p, root in self._unequal if p == position)
         equalize(plan, ranges, self._limits, excluded)
+        if self._ranges is not None and position == 0:
+            plan.free += unmeasured(plan.state, self._ranges)
 
     def planned(self) -> Sequence[GraphPlan]:
         """Plan until every new constant fits its type."""

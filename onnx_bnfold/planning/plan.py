@@ -81,7 +81,8 @@ class GraphPlan:
         equalized: for each node whose constants change for it, the tensors whose channels are made
             alike (``equalize``).
         equal_scales: the BatchNormalizations that stay and get scales of one size.
-        free: of every group of tensors whose channels could be made alike, one tensor.
+        free: of every group of tensors whose channels could be made alike, one tensor; and, where
+            ranges are measured, those tensors that have none.
         doubtful: nodes that stay though a place was found for what they do, and why: another fold
             may judge otherwise.
         unsure: nodes that stay for reasons that may not hold where other nodes have gone.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_bnfold.model.float_formats import FORMATS
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine, Float64
@@ -143,6 +144,24 @@ def of_result(ranges: Ranges, state: GraphState) -> dict[str, Range]:
         if now is not None:
             found.update(dict.fromkeys(state.groups.members(name), now))
     return found
+
+
+def unmeasured(state: GraphState, ranges: Ranges) -> list[str]:
+    """Return the tensors of a graph that may have a range and have none.
+
+    They are those of functions that were inlined, and those whose change is not per channel.
+
+    Args:
+        state: the graph.
+        ranges: what was measured.
+    """
+    found = []
+    for name in state.graph.producer.keys() - ranges.keys():
+        dims = state.shapes.dims(name)
+        has_channels = dims is None or (len(dims) > 1 and dims[1] != 1)
+        if has_channels and state.type_of(name) in FORMATS and state.constants.get(name) is None:
+            found.append(name)
+    return sorted(found)
 
 
 def from_statistics(state: GraphState) -> dict[str, Range]:

@@ -199,6 +199,30 @@ def even_though_its_product_is_not(net: Net) -> str:
     return net.op("BatchNormalization", "x", *map(net.const, constants))
 
 
+def inside_a_function(net: Net) -> str:
+    """What is inlined has been measured by nobody: here two layers, uneven between them."""
+    uneven = np.float32([9, 1, 0.1, 1]).reshape(4, 1, 1, 1)
+    constants = {
+        **{name: np.abs(net.values(4)) for name in "sbmv"},
+        "u": net.values(4, 4, 1, 1) * uneven,
+        "w": net.values(4, 4, 1, 1),
+    }
+    body = [
+        helper.make_node("Constant", [], [name], value=tensor(name, np.float32(value)))
+        for name, value in constants.items()
+    ]
+    body += [
+        helper.make_node("BatchNormalization", ["f", *"sbmv"], ["n"]),
+        helper.make_node("Sigmoid", ["n"], ["p"]),
+        helper.make_node("Conv", ["p", "u"], ["t"]),
+        helper.make_node("Conv", ["t", "w"], ["y"]),
+    ]
+    net.functions.append(
+        helper.make_function("local", "F", ["f"], ["y"], body, [helper.make_opsetid("", net.opset)])
+    )
+    return net.op("F", net.conv("x", 4), domain="local")
+
+
 @pytest.mark.parametrize(
     ("begin", "standalone", "images"),
     [
@@ -208,8 +232,9 @@ def even_though_its_product_is_not(net: Net) -> str:
             "mul-add",
             np.random.default_rng(0).normal(size=(8, *IMAGE[1:])),
         ),
+        (inside_a_function, "keep", np.random.default_rng(0).normal(size=(8, *IMAGE[1:]))),
     ],
-    ids=["rounding", "new"],
+    ids=["rounding", "new", "inlined"],
 )
 def test_what_another_fold_measures_anew_is_left(tmp_path, begin, standalone, images):
     net = Net(IMAGE)

@@ -75,6 +75,10 @@ _EXACT = frozenset(
 _SIZES = {"Sigmoid": 1.0, "Tanh": 1.0, "Erf": 1.0, "Softplus": 1.0, "Sin": 1.0, "Cos": 1.0}
 _SIZES |= {"LogSoftmax": 1.0, "LSTM": 1.0, "GRU": 1.0, "RNN": 1.0}
 
+# A fold may write these with a constant, and take that back behind them: what they cut off was as
+# large as what is in front.
+_CLAMPS = frozenset({"Clip", "Relu"})
+
 # What they make of no elements at all, ONNX leaves open.
 _NEED_ELEMENTS = frozenset(
     {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "MaxPool"}
@@ -153,9 +157,15 @@ class Interpreter:
             return array
         size = np.maximum(np.abs(array), size)
         if self.channel_axes and array.ndim > 1:
-            size = np.maximum(size, np.min([_peaks(array, a) for a in self.channel_axes], axis=0))
+            size = np.maximum(size, self._broad(array))
         signs = self.noise.choice([-1.0, 1.0], array.shape)
         return np.asarray(array + signs * (UNIT[dtype] * size + TINY[dtype]))
+
+    def _broad(self, array: np.ndarray) -> np.ndarray:
+        """Return for each element the largest value of its channel."""
+        if array.ndim < 2:
+            return np.abs(array)
+        return np.asarray(np.min([_peaks(array, a) for a in self.channel_axes], axis=0))
 
     def _shaken(self, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         """Return the input of what jumps, moved by all that a fold may be off by."""
@@ -227,6 +237,8 @@ class Interpreter:
         inputs = {n: env[n] for n in node.input if n}
         dtype = next((t.dtype for t in inputs.values() if t.dtype in FLOATS), None)
         exact, size = node.op_type in _EXACT, _SIZES.get(node.op_type, 0)
+        if node.op_type in _CLAMPS and self.channel_axes:
+            exact, size = False, self._broad(env[node.input[0]].array)
         results = self._computed(node, self._read(node, env))
         if node.op_type in _NEED_ELEMENTS and not env[node.input[0]].array.size:
             self.undefined |= any(r.size for r in results)
@@ -258,9 +270,10 @@ class Interpreter:
     def _instancenormalization(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
         """Subtract the mean and multiply; onnxruntime multiplies first, and rounds that.
 
-        So its result is all rounding where an image is one element, or nearly constant.
+        So its result is all rounding where an image is one element, or nearly constant. Of float64
+        it has no kernel.
         """
-        if not self.double:
+        if not self.double and env[node.input[0]].dtype != np.float64:
             return self._plain(node, env)
         read = self._read(node, env)
         x, scale, bias = (read[name] for name in node.input)

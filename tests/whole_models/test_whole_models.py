@@ -226,6 +226,35 @@ def test_an_image_of_one_element_is_all_rounding_when_it_is_normalised() -> None
     assert _told(text % (8, 8), many, exact * np.float32(1.01)) is not None
 
 
+def test_a_nearly_constant_image_of_float64_is_normalised_in_float64() -> None:
+    """In float32 its mean would leave nothing of it, and the fold would be blamed."""
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (double[2,2,8] x) => (double[2,2,8] y)
+        <double[2] s = {0.5, 2.0}, double[2] b = {100.0, 200.0}, double[2] z = {0.0, 0.0}>
+        { t = InstanceNormalization (x, s, b) y = BatchNormalization (t, s, z, b, s) }
+    """
+    x = 1000 + np.random.default_rng(0).standard_normal((2, 2, 8)) / 4
+    case = Case(onnx.parser.parse_model(text), onnx_bnfold.Options(), ({"x": x},))
+    verdict = judge(case)
+    assert (verdict.kind, verdict.folded) == (None, 1)
+
+
+def test_what_a_relu_cuts_off_counts_where_it_is_taken_back_behind_it() -> None:
+    """A clamp with a constant does what the Relu did, and the Conv makes up for the constant."""
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,2,8] x) => (float[1,2,8] y)
+        <float[2,2,1] w = {1.0, 2.0, 3.0, 4.0}, float[2] h = {-8.0, -9.0},
+         float[2] s = {1.0, 1.0}, float[2] m = {0.0, 0.0}>
+        { t = BatchNormalization (x, s, h, m, s) u = Relu (t) y = Conv (u, w) }
+    """
+    x = np.random.default_rng(0).standard_normal((1, 2, 8)).astype(np.float32)
+    nothing = np.zeros_like(x)
+    for error, kind in ((5e-6, None), (1e-4, "precision"), (1e-2, "wrong")):
+        assert _told(text, x, nothing + np.float32(error), nothing) == kind
+
+
 def test_what_float16_cannot_hold_is_nothing_to_be_kept() -> None:
     text = """
         <ir_version: 8, opset_import: ["" : 17]>

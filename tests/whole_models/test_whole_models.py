@@ -240,6 +240,22 @@ def test_a_nearly_constant_image_of_float64_is_normalised_in_float64() -> None:
     assert (verdict.kind, verdict.folded) == (None, 1)
 
 
+def test_what_is_unloadable_when_it_is_frozen_is_no_fault_of_the_fold(monkeypatch) -> None:
+    """As long as the Reshape can be overridden, nobody misreads the rank of the ConvTranspose."""
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,3,3,1] x, int64[3] k) => (float[1,4,4] y)
+        <int64[3] k = {1, 3, 3}, int64[3] r = {1, 1, 2},
+         float[3,4,1] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}>
+        { t = Reshape (x, k) u = ConvTranspose <output_shape = [2]> (t, w) y = Tile (u, r) }
+    """
+    frozen = onnx_bnfold.Options(freeze_initializers=True)
+    verdict = judge(replace(_case(text, 1, 3, 3, 1), options=frozen))
+    assert (verdict.kind, verdict.skipped) == (None, None)
+    _sabotaged(monkeypatch, _unsorted)
+    assert judge(replace(_case(CONV_NORM, 2, 2, 3, 3), options=frozen)).kind == "unloadable"
+
+
 def test_what_a_relu_cuts_off_counts_where_it_is_taken_back_behind_it() -> None:
     """A clamp with a constant does what the Relu did, and the Conv makes up for the constant."""
     text = """

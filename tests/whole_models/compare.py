@@ -11,14 +11,11 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from .engine import Emulation, attempt, every_node, holds_type
-from .floats import FLOATS, LARGEST, TINY, UNIT
+from .floats import FLOATS, LARGEST, PERMITTED, TINY, UNIT
 from .interpreter import Interpreter
 
 _QUICK = 24  # units, of the smallest slice's largest value
 _UNITS = 8  # units that any result may be off by
-# Times the rounding error that the original itself has. Of float32 and float64 the package lets a
-# shift cost four bits, and two more go where the data are narrower than the statistics say.
-_TIMES = {t: 4 if UNIT[t] > UNIT[np.dtype(np.float32)] else 64 for t in FLOATS}
 # A shift costs so many of them beside the largest values of a channel: it makes small ones coarse.
 _TIMES_BROAD = {t: 4 if UNIT[t] > UNIT[np.dtype(np.float32)] else 16 for t in FLOATS}
 _DRAWS = 6
@@ -80,7 +77,8 @@ class _Truth:
         exact: in float64.
         held: in the model's own types, rounded after every node; None without float16, of which
             onnxruntime holds in float32 what overflows, as long as no kernel asks for float16.
-        spread: of evaluations with the noise of each value, and ``broad`` with that of its channel.
+        spread: of evaluations with the noise of each value; ``broad`` with that of its channel;
+            ``far`` with all that a fold may add to each.
         approximate: whether a node was, in part, computed in float32 after all.
         coarsest: unit of the coarsest type in the model.
     """
@@ -91,11 +89,12 @@ class _Truth:
     coarsest: float
     spread: list[list[np.ndarray]] = field(default_factory=list)
     broad: list[list[np.ndarray]] = field(default_factory=list)
+    far: list[list[np.ndarray]] = field(default_factory=list)
 
     def of(self, output: int) -> "_Truth":
         """Return what it says of one output."""
         held = None if self.held is None else [self.held[output]]
-        draws = ([[s[output]] for s in each] for each in (self.spread, self.broad))
+        draws = ([[s[output]] for s in each] for each in (self.spread, self.broad, self.far))
         return _Truth([self.exact[output]], held, self.approximate, self.coarsest, *draws)
 
     @property
@@ -126,7 +125,7 @@ def difference(
     found: Sequence[np.ndarray],
 ) -> Doubt | None:
     """Return what is wrong with the folded model's outputs, judged by float64, or None."""
-    exact, interpreter = _evaluated(original, feed)
+    exact, interpreter = _evaluated(original, feed, {})
     if interpreter.undefined:
         return None
     coarsest = max((UNIT[t] for t in FLOATS if holds_type(original, _KIND[t])), default=0.0)
@@ -134,10 +133,15 @@ def difference(
     truth = _Truth(exact, held, interpreter.approximate, coarsest)
     axes = (1, -1) if any(n.op_type in _MOVES_AXES for n in every_node(original)) else (1,)
     # The bound only grows with the draws, so the first that explains will do.
-    for draws, channel_axes in ((truth.spread, ()), (truth.broad, axes)):
+    stages: list[tuple[list[list[np.ndarray]], dict]] = [
+        (truth.spread, {}),
+        (truth.broad, {"channel_axes": axes}),
+        (truth.far, {"far": True}),
+    ]
+    for draws, how in stages:
         for draw in range(_DRAWS):
-            noise = np.random.default_rng(draw)
-            draws.append(_evaluated(original, feed, noise, channel_axes)[0])
+            how |= {"noise": np.random.default_rng(draw), "exact": interpreter.env}
+            draws.append(_evaluated(original, feed, how)[0])
             worst = _worst(expected, found, truth)
             if worst is None:
                 return None
@@ -169,15 +173,19 @@ def _of_one(i: int, a, b, truth: _Truth) -> tuple[float, Doubt] | None:
         usable = steady & np.isfinite(x) & np.isfinite(y)
         error = np.where(usable, np.abs(y - true), 0)
         judged = steady & np.isfinite(x)
-        own, drawn, drawn_broadly = (
+        own, drawn, drawn_broadly, drawn_far = (
             np.where(judged, each, 0)
-            for each in (np.abs(x - true), truth.noise(truth.spread), truth.noise(truth.broad))
+            for each in (
+                np.abs(x - true),
+                *map(truth.noise, (truth.spread, truth.broad, truth.far)),
+            )
         )
         size = _yardstick(np.where(usable, true, 0))
     noise = np.maximum(_yardstick(own, zeros=True), _yardstick(drawn, zeros=True))
     noise = np.maximum(
-        _TIMES[a.dtype] * noise, _TIMES_BROAD[a.dtype] * _yardstick(drawn_broadly, zeros=True)
+        PERMITTED[a.dtype] * noise, _TIMES_BROAD[a.dtype] * _yardstick(drawn_broadly, zeros=True)
     )
+    noise = np.maximum(noise, _yardstick(drawn_far, zeros=True))
     # A narrower type in front of a Cast holds constants that were of the output's type.
     limit = noise + _UNITS * max(UNIT[a.dtype], truth.coarsest) * size + 4 * TINY[a.dtype]
     if rough:
@@ -212,22 +220,17 @@ def _apart(x, y, true, steady, limit, dtype) -> np.ndarray:
 
 def _close(original, folded, feed, output: int) -> bool:
     """Whether both models are nearly the same function in float64: it is for their types."""
-    one, other = (_evaluated(model, feed)[0][output] for model in (original, folded))
+    one, other = (_evaluated(model, feed, {})[0][output] for model in (original, folded))
     finite = np.isfinite(one)
     peak = np.abs(one[finite]).max(initial=0)
     return bool((np.abs(one - other)[finite] <= 0.05 * peak).all())
 
 
 def _evaluated(
-    model: ModelProto,
-    feed: Mapping[str, np.ndarray],
-    noise: np.random.Generator | None = None,
-    channel_axes: Sequence[int] = (),
+    model: ModelProto, feed: Mapping[str, np.ndarray], how: Mapping
 ) -> tuple[list[np.ndarray], Interpreter]:
     opset = next(i.version for i in model.opset_import if not i.domain)
-    interpreter = Interpreter(
-        opset, model.functions, double=True, noise=noise, channel_axes=channel_axes
-    )
+    interpreter = Interpreter(opset, model.functions, double=True, **how)
     with np.errstate(all="ignore"):
         found = interpreter.model(model, feed)
     return [t.array for t in found], interpreter

@@ -5,7 +5,7 @@ else a bfloat16 is held as a float32 that is rounded after each node, since onnx
 no kernels for it. ``noise`` moves whatever is rounded by one unit of its own type, so that the
 spread of several evaluations is the rounding error that a model has by its very nature. With
 ``channel_axes`` the unit is that of the largest value of an element's channel, which lies on one of
-these axes.
+these axes. ``far`` moves by all that a fold may add; what may be a pole then has no result.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from onnx import (
     numpy_helper,
 )
 
-from .floats import BFLOAT16, FLOATS, TINY, UNIT, allowed
+from .floats import BFLOAT16, FLOATS, PERMITTED, TINY, UNIT, allowed
 from .kernels import attributes, widened
 from .runtime import NoKernel, run_node
 
@@ -93,6 +93,9 @@ _SETTINGS = frozenset({"Dropout", "GridSample", "Pow", "Resize", "Upsample"})
 _JUMPS = frozenset({"ArgMax", "ArgMin", "Hardmax", "Sign"})
 _JUMP_UNITS = 64
 
+# Where these inputs are zero there is no result, and near it any.
+_POLES = {"Div": 1, "Reciprocal": 0}
+
 # These compute their statistics in float32, whatever the type of their data.
 _STASHING = frozenset({"GroupNormalization", "LayerNormalization", "RMSNormalization"})
 
@@ -108,7 +111,11 @@ class Tensor(NamedTuple):
 class Interpreter:
     """An evaluation of one model.
 
+    Args:
+        exact: the tensors of the main graph without noise.
+
     Attributes:
+        env: the tensors of the main graph that were evaluated last.
         approximate: whether a node was, in part, computed in float32 where float64 was asked for.
         undefined: whether a node made something of nothing that ONNX does not define.
     """
@@ -121,9 +128,12 @@ class Interpreter:
         double: bool = False,
         noise: np.random.Generator | None = None,
         channel_axes: Sequence[int] = (),
+        far: bool = False,
+        exact: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.opset, self.double, self.noise = opset, double, noise
-        self.channel_axes = channel_axes
+        self.channel_axes, self.far, self.exact = channel_axes, far, exact or {}
+        self.env: dict[str, Tensor] = {}
         self.functions = {(f.domain, f.name): f for f in functions}
         self.approximate = self.undefined = False
 
@@ -159,7 +169,8 @@ class Interpreter:
         if self.channel_axes and array.ndim > 1:
             size = np.maximum(size, self._broad(array))
         signs = self.noise.choice([-1.0, 1.0], array.shape)
-        return np.asarray(array + signs * (UNIT[dtype] * size + TINY[dtype]))
+        units = PERMITTED[dtype] if self.far else 1
+        return np.asarray(array + signs * units * (UNIT[dtype] * size + TINY[dtype]))
 
     def _broad(self, array: np.ndarray) -> np.ndarray:
         """Return for each element the largest value of its channel."""
@@ -195,8 +206,8 @@ class Interpreter:
 
     def model(self, model: ModelProto, feeds: Mapping[str, np.ndarray]) -> list[Tensor]:
         """Evaluate a whole model."""
-        env = {name: self.held(array, exact=True) for name, array in feeds.items()}
-        return self.graph(model.graph, env)
+        self.env = {name: self.held(array, exact=True) for name, array in feeds.items()}
+        return self.graph(model.graph, self.env)
 
     def graph(self, graph: GraphProto, env: dict[str, Tensor]) -> list[Tensor]:
         """Evaluate a graph; `env` holds its inputs and what it may capture, and is filled."""
@@ -240,10 +251,23 @@ class Interpreter:
         if node.op_type in _CLAMPS and self.channel_axes:
             exact, size = False, self._broad(env[node.input[0]].array)
         results = self._computed(node, self._read(node, env))
+        if self.noise is not None and node.op_type in _POLES:
+            results = [self._open_at_pole(r, node, env) for r in results]
         if node.op_type in _NEED_ELEMENTS and not env[node.input[0]].array.size:
             self.undefined |= any(r.size for r in results)
         kinds = [dtype if r.dtype in FLOATS and dtype is not None else r.dtype for r in results]
         return [self.held(r, k, exact, size) for r, k in zip(results, kinds, strict=True)]
+
+    def _open_at_pole(
+        self, result: np.ndarray, node: NodeProto, env: Mapping[str, Tensor]
+    ) -> np.ndarray:
+        """Return a result without those elements of which noise may make anything."""
+        name = node.input[_POLES[node.op_type]]
+        now, before = env[name], self.exact.get(name)
+        if result.dtype.kind != "f" or before is None or before.array.shape != now.array.shape:
+            return result
+        off = PERMITTED[now.dtype] * np.abs(now.array - before.array)
+        return np.where(off < np.abs(before.array), result, np.nan)
 
     def _computed(self, node: NodeProto, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         # onnxruntime interpolates float64 by weights in float32, which do not quite add up to one.

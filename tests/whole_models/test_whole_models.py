@@ -271,6 +271,39 @@ def test_what_a_relu_cuts_off_counts_where_it_is_taken_back_behind_it() -> None:
         assert _told(text, x, nothing + np.float32(error), nothing) == kind
 
 
+@pytest.mark.parametrize(
+    ("op", "found", "kind"),
+    [
+        ("Relu", 1, None),
+        ("Relu", 50, "precision"),
+        ("Reciprocal", -50, None),
+        ("Reciprocal", np.inf, None),
+    ],
+)
+def test_what_a_fold_may_add_reaches_a_bend_or_a_pole_that_a_unit_does_not(op, found, kind):
+    """What is left of 1 is -2 with an error of 0.06 and more, of which 64 times is allowed."""
+    text = f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,1] x) => (float[1,1] y)
+        <float c = {{-1}}, float w = {{1e6}}>
+        {{ t = Add (x, c) u = Mul (t, w) y = {op} (u) }}
+    """
+    x = np.float32([[1 - 2e-6]])
+    assert _told(text, x, np.float32([[found]])) == kind
+
+
+def test_far_from_a_pole_a_reciprocal_is_judged() -> None:
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,1] x) => (float[1,1] y)
+        <float c = {-1}>
+        { t = Add (x, c) y = Reciprocal (t) }
+    """
+    x = np.float32([[1.5]])
+    assert _told(text, x, np.float32([[2.00001]])) is None
+    assert _told(text, x, np.float32([[2.001]])) == "precision"
+
+
 def test_what_float16_cannot_hold_is_nothing_to_be_kept() -> None:
     text = """
         <ir_version: 8, opset_import: ["" : 17]>

@@ -1,6 +1,6 @@
 """Rules of operators of several operands that broadcast.
 
-Sums, products, extrema, Where, and PRelu.
+Sums, products, extrema, and Where.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _lift(change: Affine, rank: int) -> Affine:
     return change.map(lambda a: a.reshape((1,) * missing + a.shape)) if missing else change
 
 
-def _lower(view: NodeView, slot: int, change: Affine) -> Affine:
+def lower(view: NodeView, slot: int, change: Affine) -> Affine:
     """Write a change of the broadcast result as one of an operand.
 
     A constant may grow to one value per position of an axis, as the parameters of a BN are, but
@@ -81,7 +81,7 @@ def _operands(view: NodeView, known: Known) -> tuple[int, dict[int, Affine]]:
 
 
 def _complete(view: NodeView, lifted: Mapping[int, Affine]) -> Ports:
-    return {p: c if p == OUT else _lower(view, p, c) for p, c in lifted.items()}
+    return {p: c if p == OUT else lower(view, p, c) for p, c in lifted.items()}
 
 
 def _completions(view: NodeView, proposals: list[dict[int, Affine]], *, certain: bool) -> Step:
@@ -268,40 +268,3 @@ def alike(*, slots: Sequence[int] = (), positive: bool = False) -> Rule:
         return _completions(view, [changes], certain=True)
 
     return rule
-
-
-def sloped(view: NodeView, known: Known) -> Step:
-    """Complete a PRelu: a scale passes, a negative one if its slope is a constant.
-
-    With ``x' = s * x`` and a negative ``s`` the two branches change places: with the slope inverted
-    the output is ``s / slope`` times what it was.
-    """
-    source = next((port for port in (0, OUT) if port in known.changes), None)
-    if source is None:
-        raise Refused(Reason.CONFLICT, view.label, "only the change of its slope is known")
-    change = known.changes[source]
-    constant = view.constant(1) is not None and view.opset >= 7
-    require(view, change, positive=not constant, shift=False)
-    if not (change.scale < 0).any():
-        return Step(({source: change, ~source: change},))
-    slope = known.constant(1)
-    slope = slope.reshape((1,) * (change.rank - slope.ndim) + slope.shape)
-    flipped, ones = change.scale < 0, np.ones((1,) * change.rank)
-    if not Affine(np.where(flipped, slope, 1.0), 0 * ones).is_invertible:
-        raise Refused(
-            Reason.NEEDS_POSITIVE_SCALE,
-            view.label,
-            "only a positive scale passes where its slope is zero or very small",
-        )
-    if source == OUT and (flipped & (slope < 0)).any():
-        raise Refused(
-            Reason.NEEDS_POSITIVE_SCALE,
-            view.label,
-            "only a positive scale passes where its slope is negative",
-        )
-    gain = np.where(flipped, slope, 1.0)
-    other = change.scale / gain if source == 0 else change.scale * gain
-    inverted = Affine.of(1 / gain**2, 0 * ones)
-    return Step(
-        ({source: change, ~source: Affine.of(other, 0 * ones), 1: _lower(view, 1, inverted)},)
-    )

@@ -19,6 +19,7 @@ from onnx_bnfold.operators.entries import OUT, Operator
 from onnx_bnfold.reasons import Reason, Refused
 
 Ports = Mapping[int, Affine]
+Attributes = tuple[tuple[str, float], ...]
 
 
 class Step(NamedTuple):
@@ -37,12 +38,14 @@ class Known(NamedTuple):
     Attributes:
         changes: the ports whose change is decided.
         constant: returns the present elements of a constant input, float64.
+        before: returns the change of input 0 that is decided already, None if there is none.
         deciding: False while there is a choice that may be taken away by what follows; a rule may
             then return ``UNDECIDED`` and save the work of listing the alternatives.
     """
 
     changes: Ports
     constant: Callable[[int], Float64]
+    before: Callable[[], Affine | None]
     deciding: bool = True
 
 
@@ -60,6 +63,7 @@ class Transparent(Operator):
         parted: whether all of its outputs are data; else the first is, the others tell of it, as
             a mask or indices do, and stay as they are.
         own: inputs that are no data, and whose constants the rule may change along.
+        attributes: tells what attributes a node gets by a change of input 0, if it gets any.
     """
 
     rule: Rule
@@ -67,6 +71,7 @@ class Transparent(Operator):
     data: tuple[int, ...] = (0,)
     parted: bool = False
     own: tuple[int, ...] = ()
+    attributes: Callable[[NodeView, Affine], Attributes] | None = None
 
 
 Mover = Callable[[NodeView, Affine, bool], Affine]

@@ -8,19 +8,21 @@ before you raise it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators import costs, data_movement, picks
-from onnx_bnfold.operators.broadcasting import alike, products, sloped, sums
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.broadcasting import alike, products, sums
 from onnx_bnfold.operators.constant_operand import minus, over, plus, times
 from onnx_bnfold.operators.entries import OUT, Combines, ConstantOperand, HandsOn
 from onnx_bnfold.operators.late import late
 from onnx_bnfold.operators.parts import concat, split
 from onnx_bnfold.operators.rules import (
+    Attributes,
     Known,
     Mover,
     Rule,
@@ -191,11 +193,13 @@ def _bent(
     rectifies: bool = False,
     bounds: BoundsOf | None = None,
     own: tuple[int, ...] = (),
+    attributes: Callable[[NodeView, Affine], Attributes] | None = None,
 ) -> Transparent:
     return Transparent(
         rule,
         symmetric,
         own=own,
+        attributes=attributes,
         version=version,
         depth=costs.NO_POLYNOMIAL,
         rectifies=rectifies,
@@ -277,7 +281,12 @@ RULES: Mapping[str, Transparent] = {
     ),
     "Hardmax": _swallower(late("swallowing", "hardmax"), 13),
     "Identity": _moved(data_movement.unmoved, 25),
-    "LeakyRelu": _bent(_rectifier, 16, rectifies=True),
+    "LeakyRelu": _bent(
+        late("slopes", "leaky"),
+        16,
+        rectifies=True,
+        attributes=late("slopes", "leaky_attributes"),
+    ),
     "LogSoftmax": _swallower(late("swallowing", "softmax"), 13),
     "LpPool": _bent(late("homogeneous", "norm_of_windows"), 22),
     "Max": _bent(alike(positive=True), 13, symmetric=True),
@@ -293,7 +302,7 @@ RULES: Mapping[str, Transparent] = {
     "Min": _bent(alike(positive=True), 13, symmetric=True),
     "Mul": _product(products(1), 14, costs.ONE_LEVEL, ConstantOperand(times)),
     "Neg": Transparent(_neg, version=13),
-    "PRelu": _bent(sloped, 16, rectifies=True, own=(1,)),
+    "PRelu": _bent(late("slopes", "sloped"), 16, rectifies=True, own=(1,)),
     "Pad": _picked(picks.padded, 25),
     "Pow": Transparent(late("homogeneous", "power"), version=15, depth=costs.power),
     "Reciprocal": _bent(late("homogeneous", "reciprocal"), 13),

@@ -14,7 +14,7 @@ from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine, Float64
 from onnx_bnfold.operators.clamps import require_bounds
 from onnx_bnfold.operators.entries import OUT, Absorbing, Sides
-from onnx_bnfold.operators.rules import Known, Step, Transparent
+from onnx_bnfold.operators.rules import Attributes, Known, Step, Transparent
 from onnx_bnfold.operators.transparent import data_outputs, data_slots, own_constants
 from onnx_bnfold.planning.graph_nodes import MALFORMED, GraphNodes, malformed
 from onnx_bnfold.planning.merged_tensors import Groups
@@ -140,11 +140,24 @@ class GraphState(GraphNodes):
         entry = self.entries[index]
         assert isinstance(entry, Transparent)
         view = self.view(index)
-        asked = Known(known, lambda slot: self.present(index, slot), deciding)
+        asked = Known(
+            known,
+            lambda slot: self.present(index, slot),
+            lambda: self.total.get(self.graph.reads[index][0]),
+            deciding,
+        )
         try:
             return entry.rule(view, asked)
         except MALFORMED as error:
             raise malformed(view) from error
+
+    def new_attributes(self) -> Iterator[tuple[int, Attributes]]:
+        """Yield the transparent nodes that get other attributes by the changes, and these."""
+        for index, entry in enumerate(self.entries):
+            if isinstance(entry, Transparent) and entry.attributes is not None:
+                change = self.total.get(self.graph.reads[index][0])
+                if change is not None:
+                    yield index, entry.attributes(self.view(index), change)
 
     def _absorb(self, index: int, known: Mapping[int, Affine]) -> Step:
         if index in self.kept:

@@ -141,6 +141,9 @@ class _Editor:
         """Apply the plan; return the names of constants that may have lost their readers."""
         for new in new_constants(self.position, self.plan):
             self._place(new)
+        for index, attributes in self.state.new_attributes():
+            for attribute in attributes:
+                _set_attribute(self.nodes[index], *attribute)
         reads = (self.state.graph.reads[index] for index in self.state.removed)
         self.maybe_unread |= self.state.constants.among(set(chain.from_iterable(reads)))
         for index in self.plan.equal_scales:
@@ -184,10 +187,8 @@ class _Editor:
             inputs = node.input
             inputs.extend([""] * (new.slot + 1 - len(inputs)))
             inputs[new.slot] = name
-        for attribute, value in new.revised.attributes:
-            _drop_attribute(node, attribute)
-            if value is not None:
-                node.attribute.append(helper.make_attribute(attribute, value))
+        for attribute in new.revised.attributes:
+            _set_attribute(node, *attribute)
 
     def _name(self, old: str, new: NewConstant) -> str:
         graph = self.state.graph
@@ -337,7 +338,9 @@ def _declaration(tensor: TensorProto) -> ValueInfoProto:
     return helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
 
 
-def _drop_attribute(node: NodeProto, name: str) -> None:
+def _set_attribute(node: NodeProto, name: str, value: float | None) -> None:
     kept = [a for a in node.attribute if a.name != name]
     del node.attribute[:]
     node.attribute.extend(kept)
+    if value is not None:
+        node.attribute.append(helper.make_attribute(name, value))

@@ -8,7 +8,18 @@ import numpy as np
 
 from onnx_bnfold.operators.affine import Affine
 
-from .engine import Arrays, NotRunnable, Ports, Trial, applied, is_float, rounding, tight, wide
+from .engine import (
+    Arrays,
+    Kernel,
+    NotRunnable,
+    Ports,
+    Trial,
+    applied,
+    is_float,
+    rounding,
+    tight,
+    wide,
+)
 
 COMPARED = 4  # samples
 Pair = tuple[Arrays, Arrays]
@@ -57,7 +68,7 @@ def _wrong_sample(
         for slot, (a, b) in enumerate(zip(sample, moved, strict=True)):
             if trial.case.operands[slot].is_data and a.shape != b.shape:
                 return f"the change of input {slot} does not fit its shape {list(a.shape)}"
-        got = trial.kernel(moved)
+        got = (trial.kernel if strict else _kernel(trial, ports))(moved)
     except (NotRunnable, ValueError) as error:
         return f"the changed operands do not run: {str(error)[:120]}"
     sizes = trial.sizes(sample, ports)
@@ -69,6 +80,14 @@ def _wrong_sample(
         if found:
             return f"output {index}{found}"
     return ""
+
+
+def _kernel(trial: Trial, ports: Ports) -> Kernel:
+    """The kernel of the node with the attributes that it gets by the changes."""
+    state, change = trial.state, ports.get(0)
+    tells = getattr(state.entries[0], "attributes", None)
+    replaced = dict(tells(state.view(0), change)) if tells and change is not None else {}
+    return Kernel(trial.case, **replaced) if replaced else trial.kernel
 
 
 def _difference(

@@ -1,4 +1,4 @@
-"""A negative scale passes a PRelu whose slope is a constant: the slope is inverted."""
+"""A negative scale passes a PRelu with a constant slope, and a LeakyRelu: it is inverted."""
 
 from __future__ import annotations
 
@@ -163,3 +163,99 @@ def test_float16_limits_the_gain():
         _, report = fold_checked(model, kept=kept)
     assert Reason.RANGE in reasons(report)[0]
     fold_checked(model, options=Options(max_rescale=2.0**12), tolerance=2e-2)
+
+
+def alphas(model) -> list[float]:
+    nodes = (node for node in model.graph.node if node.op_type == "LeakyRelu")
+    return [{a.name: a.f for a in node.attribute}.get("alpha", 0.01) for node in nodes]
+
+
+@pytest.mark.parametrize("alpha", [None, 0.25, 3.0, -0.5])
+def test_a_leaky_relu_behind_a_norm_of_negative_scales(alpha):
+    """Its one slope is inverted, the shift goes nowhere."""
+    net = Net(IMAGE)
+    given = {} if alpha is None else {"alpha": alpha}
+    y = net.op("LeakyRelu", net.bn("x", shift=False, signs=[-1]), **given)
+    folded, _ = fold_checked(net.model(net.conv(y, 2)))
+    assert ops(folded) == ["LeakyRelu", "Conv"]
+    assert alphas(folded) == [np.float32(1 / (alpha or np.float32(0.01)))]
+
+
+def test_a_leaky_relu_in_front_of_a_norm_of_negative_scales():
+    net = Net(IMAGE)
+    y = net.op("LeakyRelu", net.conv("x", 4), alpha=0.1)
+    folded, _ = fold_checked(net.model(net.op("Sigmoid", net.bn(y, signs=[-1], shift=False))))
+    assert ops(folded) == ["Conv", "LeakyRelu", "Sigmoid"]
+    np.testing.assert_allclose(alphas(folded), [10])
+
+
+def test_a_leaky_relu_that_is_turned_twice_is_as_it_was():
+    net = Net(IMAGE)
+    y = net.op("LeakyRelu", net.bn("x", shift=False, signs=[-1]), alpha=0.1)
+    y = net.op("LeakyRelu", net.bn(y, shift=False, signs=[-1]), alpha=0.3)
+    y = net.op("LeakyRelu", net.bn(y, shift=False, signs=[-1]), alpha=0.7)
+    folded, _ = fold_checked(net.model(net.conv(y, 2)))
+    assert ops(folded) == ["LeakyRelu"] * 3 + ["Conv"]
+    np.testing.assert_allclose(alphas(folded), [10, 0.3, 1 / 0.7], rtol=1e-6)
+
+
+def test_a_leaky_relu_between_two_norms_of_negative_scales():
+    """What the first has turned, the second turns back."""
+    net = Net(IMAGE)
+    y = net.op("LeakyRelu", net.bn(net.conv("x", 4), signs=[-1]), alpha=0.1)
+    model = net.model(net.op("Sigmoid", net.bn(y, signs=[-1], shift=False)))
+    folded, _ = fold_checked(model)
+    assert ops(folded) == ["Conv", "LeakyRelu", "Sigmoid"]
+    np.testing.assert_allclose(alphas(folded), [10])
+
+
+LEAKY_MUST_STAY = {
+    "scales of both signs": ("mixed", 0.1, Reason.NEEDS_POSITIVE_SCALE),
+    "a slope of zero": ([-1], 0.0, Reason.NEEDS_POSITIVE_SCALE),
+    "a slope whose inverse is no number": ([-1], 1e-39, Reason.NEEDS_POSITIVE_SCALE),
+}
+
+
+@pytest.mark.parametrize("why", LEAKY_MUST_STAY)
+def test_what_a_leaky_relu_refuses(why):
+    signs, alpha, reason = LEAKY_MUST_STAY[why]
+    net = Net(IMAGE)
+    y = net.op("LeakyRelu", net.bn("x", shift=False, signs=signs), alpha=alpha)
+    _, report = fold_checked(net.model(net.conv(y, 2)), kept=1)
+    assert reason in reasons(report)[0]
+
+
+def test_nothing_negative_comes_back_through_a_leaky_relu_of_negative_slope():
+    net = Net(IMAGE)
+    y = net.op("LeakyRelu", net.conv("x", 4), alpha=-0.5)
+    y = net.op("Sigmoid", net.bn(y, shift=False, signs=[-1]))
+    _, report = fold_checked(net.model(y), kept=1)
+    assert Reason.NEEDS_POSITIVE_SCALE in reasons(report)[0]
+
+
+@pytest.mark.parametrize(("alpha", "kept"), [(0.25, 0), (0.1, 1)])
+def test_float64_needs_a_slope_whose_inverse_is_exact(alpha, kept):
+    net = Net(opset=16)
+    net.input("x", IMAGE, TensorProto.DOUBLE)
+    y = net.op("LeakyRelu", net.bn("x", shift=False, signs=[-1], dtype=np.float64), alpha=alpha)
+    model = net.model(net.op("Conv", y, net.random(2, 4, 1, 1, dtype=np.float64)))
+    _, report = fold_checked(model, kept=kept, compare=False)
+    assert not kept or Reason.PRECISION in reasons(report)[0]
+
+
+def test_a_leaky_relu_in_a_body_is_turned_there():
+    net = Net(IMAGE)
+    y = net.op("LeakyRelu", net.bn("x", shift=False, signs=[-1]), alpha=0.1)
+    inner = net.graph(net.conv(y, 2), name="then")
+    inner.input.pop()
+    outer = Net(IMAGE)
+    other = Net(IMAGE, prefix="e_", seed=1)
+    del other.inputs[:]
+    other.input("x", IMAGE)
+    bare = other.graph(other.conv("x", 2), name="else")
+    bare.input.pop()
+    outer.input("choice", (), TensorProto.BOOL)
+    y = outer.op("If", "choice", then_branch=inner, else_branch=bare)
+    folded, _ = fold_checked(outer.model(outer.op("Identity", y)))
+    [body] = [a.g for n in folded.graph.node for a in n.attribute if a.name == "then_branch"]
+    assert [node.op_type for node in body.node] == ["LeakyRelu", "Conv"]

@@ -2,20 +2,23 @@
 
 ``y = min(max(x, low), high)`` holds for ``x' = s * x + h`` and ``y' = s * y + h`` with the bounds
 ``s * low + h`` and ``s * high + h``, which change places where ``s`` is negative. So a Relu lets
-any change pass if it may be written as a Max, a Min, or both, with constants. And a clamp is
-monotone: behind a pool of maxima it does what it did in front, on fewer elements.
+any change pass if it may be written as a Max, a Min, or both, with constants. So does a Max or Min
+of data and constants, whose negative scales make the one the other. And a clamp is monotone: behind
+a pool of maxima it does what it did in front, on fewer elements.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from onnx_bnfold.model.float_formats import FORMATS
-from onnx_bnfold.model.node_view import NodeView
+from onnx_bnfold.model.node_view import FLOATS, NodeView
 from onnx_bnfold.operators.affine import Affine, Float64
+from onnx_bnfold.operators.rules import inputs
 from onnx_bnfold.reasons import Reason, Refused
 
 
@@ -23,11 +26,15 @@ class Bounds(NamedTuple):
     """What a clamp cuts its data off at.
 
     Attributes:
-        low, high: scalars; infinite where it does not.
+        low, high: broadcast against the data; infinite where it does not.
+        data: the input that holds the data.
+        own: whether they are constants of the node, which any change of positive scale rewrites.
     """
 
-    low: float
-    high: float
+    low: Float64 | float
+    high: Float64 | float
+    data: int = 0
+    own: bool = False
 
 
 # What cuts data off at a lower and at an upper constant; the opset from which they broadcast, and
@@ -58,6 +65,45 @@ def of_clip(view: NodeView) -> Bounds:
     if not (low <= high and low < np.inf and high > -np.inf):
         raise Refused(Reason.OPAQUE, view.label, "no number lies between its bounds")
     return Bounds(low, high)
+
+
+def of_max(view: NodeView) -> Bounds:
+    """Return the bounds of a Max of data and constants; see ``_of_constants``."""
+    data, constant = _of_constants(view, np.maximum)
+    return Bounds(constant, np.inf, data, own=True)
+
+
+def of_min(view: NodeView) -> Bounds:
+    """Return the bounds of a Min of data and constants; see ``_of_constants``."""
+    data, constant = _of_constants(view, np.minimum)
+    return Bounds(-np.inf, constant, data, own=True)
+
+
+def _of_constants(view: NodeView, extreme: np.ufunc) -> tuple[int, Float64]:
+    """Return the input of a node that is computed, and the extreme of the others.
+
+    Raises:
+        Refused: it is not the only one, the others broadcast it, or they are no float numbers.
+    """
+    slots = [slot for slot in inputs(view) if view.constant(slot) is None]
+    constants = [slot for slot in inputs(view) if slot not in slots]
+    if len(slots) != 1 or not constants:
+        raise Refused(Reason.OPAQUE, view.label, "it is not a clamp of one tensor by constants")
+    dims, found = view.dims_in(slots[0]), []
+    for slot in constants:
+        value = view.value(slot)
+        assert value is not None
+        if len(value.shape) > len(dims) or any(
+            n not in (1, d) for n, d in zip(value.shape[::-1], dims[::-1], strict=False)
+        ):
+            raise Refused(
+                Reason.AXES, view.label, "it broadcasts its data, or may do so at some size"
+            )
+        laid = value.astype(np.float64).reshape((1,) * (len(dims) - value.ndim) + value.shape)
+        if view.type_of(view.name_in(slot)) not in FLOATS or np.isnan(laid).any():
+            raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its constants are no float numbers")
+        found.append(laid)
+    return slots[0], functools.reduce(extreme, found)
 
 
 def clip_bound(view: NodeView, slot: int, name: str, sign: float) -> float:
@@ -122,17 +168,27 @@ def constants(bounds: Bounds, change: Affine) -> tuple[Constant, ...]:
     Returns:
         Nothing if it stays what it is.
     """
-    scales_along = not any(np.isfinite(bound) and bound for bound in bounds)
-    if change.is_identity or (
-        scales_along and not change.has_shift and bool((change.scale >= 0).all())
-    ):
+    if change.is_identity or _stays(bounds, change):
         return ()
     scale, shift = np.broadcast_arrays(change.scale, change.shift)
     with np.errstate(invalid="ignore"):  # 0 * inf, which is not taken
-        ends = [np.where(scale == 0, shift, scale * bound + shift) for bound in bounds]
+        ends = [
+            np.where(scale == 0, shift, scale * bound + shift)
+            for bound in (bounds.low, bounds.high)
+        ]
     values = np.minimum(*ends), np.maximum(*ends)
     return tuple(
         Constant(operator, each)
         for operator, each in zip(OPERATORS, values, strict=True)
         if np.isfinite(each).any()
     )
+
+
+def _stays(bounds: Bounds, change: Affine) -> bool:
+    """Whether a clamp stays the operator that it is: its bounds scale along, or are its own."""
+    if (change.scale < 0).any():
+        return False
+    if bounds.own:
+        return True
+    moved = any(np.any(np.isfinite(bound) & (bound != 0)) for bound in (bounds.low, bounds.high))
+    return not moved and not change.has_shift

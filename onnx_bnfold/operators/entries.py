@@ -180,11 +180,12 @@ class Sides(NamedTuple):
 
 
 class BiasPlace(Enum):
-    """Where the bias of a layer goes."""
+    """Where the bias of a layer goes, or another constant that its node has no input for."""
 
     INPUT = auto()  # to an input of the node
     GEMM = auto()  # to the third input of the Gemm that the node becomes
     ADD = auto()  # into an Add behind the node
+    BOUND = auto()  # into the Max or Min that the node, a clamp, becomes
 
 
 # --- what becomes of a constant -------------------------------------------------------------
@@ -259,7 +260,7 @@ class Revised(NamedTuple):
         dims, data_type: of the new constant.
         values: what it holds.
         attributes: of the node, to be set along with it; None takes one away.
-        place: who reads it, if it is a bias that the node has no input for.
+        place: who reads it, if the node has no input for it.
     """
 
     view: NodeView

@@ -289,7 +289,7 @@ RULES: Mapping[str, Transparent] = {
     ),
     "LogSoftmax": _swallower(late("swallowing", "softmax"), 13),
     "LpPool": _bent(late("homogeneous", "norm_of_windows"), 22),
-    "Max": _bent(alike(positive=True), 13, symmetric=True),
+    "Max": _bent(alike(positive=True), 13, symmetric=True, bounds=late("clamps", "of_max")),
     "MaxPool": _extremes(_maxpool, 22, picks_maxima=True),
     "Mean": Transparent(
         sums(averages=True),
@@ -299,7 +299,7 @@ RULES: Mapping[str, Transparent] = {
         averages=True,
         depth=costs.ONE_LEVEL,
     ),
-    "Min": _bent(alike(positive=True), 13, symmetric=True),
+    "Min": _bent(alike(positive=True), 13, symmetric=True, bounds=late("clamps", "of_min")),
     "Mul": _product(products(1), 14, costs.ONE_LEVEL, ConstantOperand(times)),
     "Neg": Transparent(_neg, version=13),
     "PRelu": _bent(late("slopes", "sloped"), 16, rectifies=True, own=(1,)),

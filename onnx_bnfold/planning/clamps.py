@@ -20,6 +20,7 @@ from onnx_bnfold.operators.clamps import (
     FIRST_FOR_NARROW,
     FIRST_OPSET,
     OPERATORS,
+    Bounds,
     Constant,
     constants,
 )
@@ -65,8 +66,10 @@ class Clamps:
         for index, entry in enumerate(state.entries):
             if entry.bounds is None:
                 continue
+            if not _is_movable(state, index):
+                continue
             pool, between = _way_to_pool(state, index, may_go, None)
-            if (everywhere or pool is not None) and _is_movable(state, index):
+            if everywhere or pool is not None:
                 self._between[index] = between
 
     def near(self, index: int, asked: Set[int]) -> frozenset[int]:
@@ -77,9 +80,21 @@ class Clamps:
             asked: the nodes that were asked when it was tried without.
         """
         gone = self._state.removed | {index}
-        open_ = (c for c, between in self._between.items() if self._everywhere or between <= gone)
-        met = asked & {*open_}
-        return frozenset(met) | self.written if met else frozenset()
+        open_ = {c for c, between in self._between.items() if self._everywhere or between <= gone}
+        met = asked & open_
+        return self._in_a_row(met, open_) | self.written if met else frozenset()
+
+    def _in_a_row(self, some: Set[int], open_: Set[int]) -> frozenset[int]:
+        """Return some clamps and those that read one another, such as a Max behind a Min."""
+        graph, found, new = self._state.graph, set[int](), [*some]
+        while new:
+            index = new.pop()
+            if index not in found:
+                found.add(index)
+                near = {reader for reader, _ in graph.readers.get(graph.writes[index][0], ())}
+                near |= {graph.producer.get(name, -1) for name in graph.reads[index]}
+                new.extend(near & open_)
+        return frozenset(found)
 
     @property
     def written(self) -> frozenset[int]:
@@ -109,7 +124,9 @@ class Clamps:
         """Yield the clamps that get more constants by further changes, and how many more."""
         state = self._state
         for index in self._touched(changes):
-            more = len(written(state, index, changes)) - len(written(state, index))
+            own = int(bounds_of(state, index).own)  # as many nodes as it is already
+            now, before = written(state, index, changes), written(state, index)
+            more = max(len(now), own) - max(len(before), own)
             if more:
                 yield index, more
 
@@ -155,10 +172,19 @@ def written(
         index: the clamp.
         changes: on top of those decided so far.
     """
-    bounds, total = state.entries[index].bounds, _total(state, index, changes)
-    if total is None or bounds is None:
-        return ()
-    return constants(bounds(state.view(index)), total)
+    total = _total(state, index, changes)
+    return () if total is None else constants(bounds_of(state, index), total)
+
+
+def bounds_of(state: GraphState, index: int) -> Bounds:
+    """Return the original bounds of a clamp.
+
+    Raises:
+        Refused: see the functions of ``operators.clamps`` that read them.
+    """
+    bounds = state.entries[index].bounds
+    assert bounds is not None
+    return bounds(state.view(index))
 
 
 def pool_behind(
@@ -199,7 +225,8 @@ def _way_to_pool(
     while graph.only_reader(name) and name in graph.readers:
         [(reader, slot)] = graph.readers[name]
         if state.entries[reader].picks_maxima and slot == 0:
-            return (reader if _passes(state, reader, change) else None), frozenset(between)
+            passes = _passes(state, reader, bounds_of(state, index), change)
+            return (reader if passes else None), frozenset(between)
         if reader not in may_go:
             break
         between.add(reader)
@@ -207,15 +234,19 @@ def _way_to_pool(
     return None, frozenset(between)
 
 
-def _passes(state: GraphState, pool: int, change: Affine | None) -> bool:
+def _passes(state: GraphState, pool: int, bounds: Bounds, change: Affine | None) -> bool:
     """Whether a clamp passes a pool: not where indices, or padding, or a picture may be seen.
 
     The sign of a scale is none of the pool's business: it picks maxima of what is there now.
     """
     try:
-        if change is None:
-            change = Affine.identity(len(state.view(pool).dims_out(0)))
-        state.step(pool, {0: change.map(np.abs)})
+        rank = len(state.view(pool).dims_in(0))
+        asked = [Affine.identity(rank) if change is None else change.map(np.abs)]
+        for bound in (bounds.low, bounds.high):
+            if np.ndim(bound):
+                asked.append(Affine.of(np.ones((1,) * rank), np.nan_to_num(bound)))
+        for each in asked:
+            state.step(pool, {0: each})
     except Refused:
         return False
     return True
@@ -223,14 +254,14 @@ def _passes(state: GraphState, pool: int, change: Affine | None) -> bool:
 
 def _is_movable(state: GraphState, index: int) -> bool:
     view, entry = state.view(index), state.entries[index]
-    if view.opset < FIRST_OPSET or entry.bounds is None:
+    if view.opset < FIRST_OPSET:
         return False
     try:
         view.require_version(entry.version)
-        entry.bounds(view)
+        data = bounds_of(state, index).data
     except (Refused, *MALFORMED):
         return False
-    kind = state.type_of(view.name_in(0))
+    kind = state.type_of(view.name_in(data))
     if kind not in (TensorProto.FLOAT, TensorProto.DOUBLE) and view.opset < FIRST_FOR_NARROW:
         return False
     return all(accepts(operator, view.opset, kind) for operator in OPERATORS)

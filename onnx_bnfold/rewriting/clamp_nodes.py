@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from onnx import NodeProto, helper
 
-from onnx_bnfold.planning.clamps import pool_behind, written
+from onnx_bnfold.planning.clamps import bounds_of, pool_behind, written
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.rewriting.descriptions import rename_shards
 from onnx_bnfold.rewriting.fresh_names import Names
@@ -33,25 +33,25 @@ def write_clamp(
         of them is the clamp, and the node itself has no readers any more.
     """
     node, pool = nodes[index], pool_behind(state, index)
-    first = node
+    data, first = node.input[bounds_of(state, index).data], node
     if pool is not None:
         first = NodeProto()
         first.CopyFrom(node)
-        first.input[0] = names.fresh(f"{nodes[pool].output[0]}_unbounded")
         first.output[0] = nodes[pool].output[0]
-        nodes[pool].input[0] = node.input[0]
-        nodes[pool].output[0] = first.input[0]
-    chain = _chain(first, [each.operator for each in written(state, index)], constants, names)
+        nodes[pool].input[0] = data
+        data = nodes[pool].output[0] = names.fresh(f"{first.output[0]}_unbounded")
+    operators = [each.operator for each in written(state, index)]
+    chain = _chain(first, data, operators, constants, names)
     for changed in (first,) if pool is None else (first, nodes[pool]):
         rename_shards(changed, {})  # nothing is known of where a new tensor is to be
     return (index, chain[1:]) if pool is None else (pool, chain)
 
 
 def _chain(
-    first: NodeProto, operators: Sequence[str], constants: Sequence[str], names: Names
+    first: NodeProto, data: str, operators: Sequence[str], constants: Sequence[str], names: Names
 ) -> list[NodeProto]:
     """Write a node as one or two of some operators, each with its constant; return them."""
-    name, data, result = first.name, first.input[0], first.output[0]
+    name, result = first.name, first.output[0]
     first.op_type = operators[0]
     del first.attribute[:], first.input[:]
     first.input.extend([data, constants[0]])

@@ -174,7 +174,7 @@ class _Editor:
         self._define(name, old, new)
         if new.node != new.cause[1]:  # a DequantizeLinear of a weight: nothing makes up for it here
             self.revalued.update(self.state.graph.writes[new.node])
-        if new.node in self.state.clamps:
+        if new.revised.place is BiasPlace.BOUND:
             self.bounds.setdefault(new.node, []).append(name)
             return
         if new.revised.place is BiasPlace.GEMM:
@@ -279,14 +279,13 @@ class _Editor:
         """Write a clamp with constants, and drop what only it has needed."""
         from onnx_bnfold.rewriting.clamp_nodes import write_clamp  # few plans have any
 
-        [_, *old], result = self.nodes[index].input, self.nodes[index].output[0]
+        old, result = {*self.nodes[index].input}, self.nodes[index].output[0]
         place, behind = write_clamp(self.state, self.nodes, index, constants, self.names)
         self.after.setdefault(place, []).extend(behind)
-        gone = set(old)
         if place != index:
             self.unmade.add(index)
-            gone |= drop_descriptions(self.body, {result})
-        self.maybe_unread |= self.state.constants.among(gone)
+            old |= drop_descriptions(self.body, {result})
+        self.maybe_unread |= self.state.constants.among(old)
 
     def _final_names(self) -> dict[str, str]:
         """Return the new name of every tensor that is merged into another."""

@@ -16,7 +16,15 @@ from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.constants import Stored
 from onnx_bnfold.model.float_formats import as_type
 from onnx_bnfold.operators.affine import Float64
-from onnx_bnfold.operators.entries import Combines, Computed, Exact, Given, Multiplied, Revised
+from onnx_bnfold.operators.entries import (
+    BiasPlace,
+    Combines,
+    Computed,
+    Exact,
+    Given,
+    Multiplied,
+    Revised,
+)
 from onnx_bnfold.operators.rules import Transparent
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.plan import GraphPlan
@@ -201,8 +209,8 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
     found: Iterable[Revised]
     for index in sorted(plan.changed - state.removed):
         absorber = state.absorber_or_none(index)
-        if index in state.clamps:
-            found = _of_clamp(state, index)
+        if index in state.clamps and (bounds := _of_clamp(state, index)):
+            found = bounds
         elif absorber is None:
             found = (_of_edge(state, *edge) for edge in edges if edge[0] == index)
         elif index in plan.equal_scales:
@@ -238,14 +246,17 @@ def require_representable(plans: Sequence[GraphPlan]) -> None:
         raise Unrepresentable(failures)
 
 
-def _of_clamp(state: GraphState, index: int) -> Iterator[Revised]:
+def _of_clamp(state: GraphState, index: int) -> list[Revised]:
+    """Return the constants that a clamp is to be written with; none if it stays what it is."""
     from onnx_bnfold.planning.clamps import written  # few plans have any
 
     view = state.view(index)
-    kind = state.type_of(view.name_in(0))
+    kind, found = state.type_of(view.writes[0]), []
     for number, (operator, values) in enumerate(written(state, index)):
         slot, exactly = len(view.reads) + number, Exact(partial(as_type, values, kind))
-        yield Revised(view, slot, operator.lower(), values.shape, kind, exactly)
+        name, place = operator.lower(), BiasPlace.BOUND
+        found.append(Revised(view, slot, name, values.shape, kind, exactly, place=place))
+    return found
 
 
 def _of_edge(state: GraphState, index: int, slot: int) -> Revised:

@@ -33,7 +33,7 @@ def check(
         The record; its ``holds`` says whether every gate holds.
 
     Raises:
-        ModelError: the original cannot be loaded, or a model cannot be run on the data.
+        ModelError: a file is not a model that can be read, or the original cannot be loaded or run.
         UsageError: a file is missing, or the options do not fit the model.
 
     Example:

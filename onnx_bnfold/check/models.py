@@ -54,13 +54,16 @@ def open_model(
 
     Raises:
         UsageError: there is no such file.
-        ModelError: the ModelProto cannot be written to a single file.
+        ModelError: the file is not a model that can be read, or the ModelProto cannot be written to
+            a single file.
     """
     if not isinstance(source, onnx.ModelProto):
         path = Path(source)
-        if not path.is_file():
+        if not os.path.lexists(path):
             raise UsageError(f"there is no file {path}; give the path of the {role} model")
-        yield CheckedModel(path, str(path), tuple(custom_ops))
+        model = CheckedModel(path, str(path), tuple(custom_ops))
+        _ = model.skeleton  # what cannot be read is an error, and no failure of a fold
+        yield model
         return
     if source.ByteSize() > _PROTOBUF_LIMIT:
         raise ModelError(f"the {role} model is larger than 2 GiB; save it and give its path")

@@ -10,6 +10,7 @@ from pathlib import Path
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.reports.markup import Data
 from onnx_bnfold.storage.files import OutputFile
+from onnx_bnfold.storage.writer import require_name
 
 
 def _json(data: Data) -> str:
@@ -40,6 +41,7 @@ def require_writable(paths: Sequence[str], *, taken: Sequence[str | None] = ()) 
         if path.suffix.lower() not in FORMATS:
             endings = " or ".join(FORMATS)
             raise UsageError(f"{path}: give a name that ends in {endings} for the report")
+        require_name(path)
         if not path.parent.is_dir():
             raise UsageError(f"{path}: the folder {path.parent} does not exist; create it first")
         if path.exists() and not path.is_file():

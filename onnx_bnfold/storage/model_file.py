@@ -202,11 +202,10 @@ class ModelFile:
 
     def _parse(self) -> Skeleton:
         try:
-            if not self._file.size:
-                raise ValueError("is empty")
             return Skeleton(self._file)
         except ValueError as error:
-            raise ModelError(f"{self.path}: {error}; fetch or export it again") from error
+            what = _what_is(self._file) or f"{error}; fetch or export it again"
+            raise ModelError(f"{self.path}: {what}") from error
         except OSError as error:
             raise ModelError(f"{self.path}: cannot be read: {error.strerror}") from error
 
@@ -224,7 +223,10 @@ class ModelFile:
             if location not in self._paths:
                 self._paths[location] = external.resolve(os.fspath(self.path.parent), location)
             path = self._paths[location]
-            self._input(path).require(offset + length)
+            data = self._input(path)
+            if offset + length > data.size and (what := _what_is(data)):
+                raise ModelError(f"{path}: {what}; tensor {tensor.name!r} has its values there")
+            data.require(offset + length)
         return Span(path, offset, length)
 
     def _input(self, path: str | None) -> InputFile:
@@ -292,6 +294,14 @@ class FileValues:
         with tensors.naming(self.tensor, self.model):
             offset = self.offset + start * out.itemsize
             self.file.read_into(offset, out.view(np.uint8).data)
+
+
+def _what_is(file: InputFile) -> str | None:
+    """Return what a file is that is not what it should be, and what to do, if that is known."""
+    from onnx_bnfold.storage import signatures  # of no use for what is sound
+
+    kind = signatures.kind_of(file.read(0, min(signatures.HEAD, file.size)), file.size)
+    return kind and f"{kind.what}; {kind.advice}"
 
 
 def _in_one_part(compute: Callable[[], bytes]) -> Callable[[], Iterable[bytes]]:

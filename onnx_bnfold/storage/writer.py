@@ -209,8 +209,21 @@ def _show(inspect: InspectFile, target: Path, files: Mapping[str, OutputFile]) -
         inspect(own / target.name)
 
 
+def require_name(path: Path) -> None:
+    """Raise UsageError if no file can have a name, because it is too long for one."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise UsageError(
+            f"{path}: cannot be written: {error.strerror}; give another name"
+        ) from error
+
+
 def check_target(target: Path, source: set[str]) -> None:
     """Raise UsageError if ``target`` cannot be written, or is one of the paths in ``source``."""
+    require_name(target)
     if not target.parent.is_dir():
         raise UsageError(f"{target}: the folder {target.parent} does not exist; create it first")
     if not target.exists():

@@ -80,6 +80,24 @@ def test_report_that_cannot_be_written(files, tmp_path, capsys):
     assert {p.suffix for p in tmp_path.iterdir()} == {".onnx"}
 
 
+@pytest.mark.parametrize("place", [0, 1], ids=["original", "folded"])
+def test_what_cannot_be_read_is_no_failed_gate(place, files, tmp_path, capsys):
+    (tmp_path / "lfs.onnx").write_text("version https://git-lfs.github.com/spec/v1\n")
+    files[place] = str(tmp_path / "lfs.onnx")
+    assert main(files[:2]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert "lfs.onnx: is a Git LFS pointer" in err
+
+
+def test_a_model_that_onnxruntime_cannot_load_is_a_failed_gate(files, tmp_path, capsys):
+    broken = onnx.load(files[1])
+    broken.graph.node[0].op_type = "Mystery"
+    onnx.save(broken, tmp_path / "broken.onnx")
+    assert main([files[0], str(tmp_path / "broken.onnx")]) == 1
+    assert "FAILED  load: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("argument", ["--shape=x", "--shape=x=a", "--range=1", "--nonsense"])
 def test_bad_options(files, argument, capsys):
     with pytest.raises(SystemExit) as stop:

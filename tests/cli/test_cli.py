@@ -343,3 +343,23 @@ def test_an_old_output_stays_until_the_new_one_is_whole(whole, tmp_path):
     assert target.read_bytes() == b"old"
     assert call(whole, "-o", target) == 0
     assert_same_function(onnx.load(whole), onnx.load(target))
+
+
+LONG = f"{'n' * 300}."
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [f"{LONG}onnx", "-o", "{folder}/f.onnx"],
+        ["{whole}", "-o", f"{{folder}}/{LONG}onnx"],
+        ["{whole}", "-o", f"{{folder}}/{LONG}/f.onnx"],
+        ["{whole}", "-o", "{folder}/f.onnx", "--report", f"{{folder}}/{LONG}html"],
+    ],
+    ids=["model", "output", "folder", "report"],
+)
+def test_a_name_that_is_too_long(arguments, whole, tmp_path, capsys):
+    filled = [a.format(whole=whole, folder=tmp_path) for a in arguments]
+    message = refused(capsys, tmp_path, *filled)
+    assert "ile name too long" in message
+    assert "; give " in message

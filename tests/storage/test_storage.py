@@ -998,13 +998,14 @@ def test_a_link_as_target_is_replaced(tmp_path):
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"This is a README.\n" * 9, "not an ONNX model or was cut off"),
-        (bytes(99), "not an ONNX model or was cut off"),
+        (b"This is a README.\n" * 9, "is a text that begins with 'This is a README.'"),
+        (bytes(99), "zeros alone"),
+        (b"\xff" * 99, "not an ONNX model or was cut off"),
         (b"\x08\x07", "has no graph"),
         (b"\x3a\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01", "was cut off"),
         (b"\x08\x07\x3a\x02\x0b\x0b", "was cut off"),
     ],
-    ids=["empty", "text", "zeros", "no graph", "endless length", "open group"],
+    ids=["empty", "text", "zeros", "noise", "no graph", "endless length", "open group"],
 )
 def test_not_a_model(tmp_path, content, message):
     path = tmp_path / "m.onnx"

@@ -18,6 +18,7 @@ from support import bn, conv, join, model_of, node
 
 import onnx_bnfold
 from onnx_bnfold import Options, Reason, reports
+from onnx_bnfold.check import CheckOptions
 from onnx_bnfold.operators.table import OPERATORS
 
 ROOT = Path(__file__).parent.parent
@@ -140,21 +141,37 @@ def options_of(text: str) -> set[str]:
     return set(re.findall(OPTION, text)) - {"--help"}
 
 
+OF_STORES, OF_CHECKS = "\na store:", "\nwith --check: "
+
+
 def test_options_of_a_fold():
-    own, _, _ = described().partition("other commands:")
+    own, _, _ = described().partition(OF_STORES)
     listed = set(first_cells(ROOT / "README.md", "option", OPTION))
     assert listed == options_of(own), "left: the table of options in README.md"
 
 
 def test_options_of_a_check():
     page = DOCS / "check-and-reports.md"
-    assert set(first_cells(page, "option", OPTION)) == options_of(described("check"))
+    listed = set(first_cells(page, "option", OPTION))
+    assert listed == options_of(described("check")) - {"--quiet"}
+    _, *of_checks = described().split(OF_CHECKS)
+    assert listed == options_of("".join(of_checks).partition("exit codes:")[0]) | {"--report"}
 
 
 def test_options_of_a_batch():
-    _, _, others = described().partition("other commands:")
-    commands = others[: others.index("exit codes")]
-    assert set(first_cells(DOCS / "batch.md", "option", OPTION)) == options_of(commands)
+    _, _, others = described().partition(OF_STORES)
+    own, _, _ = others.partition(OF_CHECKS)
+    assert set(first_cells(DOCS / "batch.md", "option", OPTION)) == options_of(own)
+
+
+def test_defaults_of_a_check():
+    """They are said in the help and belong to ``CheckOptions``."""
+    text = described("check")
+    for field in dataclasses.fields(CheckOptions):
+        option = f"--{field.name.replace('_', '-')} "
+        if isinstance(field.default, int | float) and not isinstance(field.default, bool):
+            _, _, about = text.partition(f"  {option}")
+            assert f"(default {field.default:g})" in about.partition("\n  --")[0], option
 
 
 def test_exit_codes():

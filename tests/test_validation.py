@@ -194,7 +194,5 @@ def test_an_option_of_the_command_line(words, said, saved, tmp_path, capsys):
 
 @pytest.mark.parametrize("jobs", ["0", "-1", "two", "1.5"])
 def test_jobs_of_the_command_line(jobs, saved, tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main([str(saved.parent), "-o", str(tmp_path / "out"), "--jobs", jobs])
-    assert ended.value.code == 2
+    assert main([str(saved.parent), "-o", str(tmp_path / "out"), "--jobs", jobs]) == 2
     assert "--jobs" in capsys.readouterr().err

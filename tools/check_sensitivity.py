@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 import onnx_bnfold
 from onnx_bnfold.check import CheckOptions, check, numerics
-from onnx_bnfold.cli.check import add_arguments
+from onnx_bnfold.cli.check_arguments import add_check_arguments
 from onnx_bnfold.cli.console import options_of
 
 Change = Callable[[np.ndarray, np.random.Generator], None]
@@ -90,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+")
     parser.add_argument("--layers", type=int, default=12)
-    add_arguments(parser)
+    add_check_arguments(parser)
     args = parser.parse_args()
     numerics.first_difference = lambda *_: None  # takes long, and nobody reads it here
     for path in args.models:

@@ -19,33 +19,12 @@ from onnx_bnfold.options import Options
 from onnx_bnfold.storage.files import OutputFile
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that only apply to a store."""
-    group = parser.add_argument_group(
-        "a store", "MODEL and -o may be folders or URLs (s3://..., any that fsspec can open)"
-    )
-    group.add_argument(
-        "--jobs", type=_number, metavar="N", help="processes (default: one per processor)"
-    )
-    group.add_argument(
-        "--dask",
-        metavar="ADDRESS",
-        help="let the workers of this Dask scheduler do the work; they must see the same paths",
-    )
-    group.add_argument(
-        "--state",
-        metavar="DIR",
-        help="folder of records and unfinished files, on the file system of the output "
-        "(default: OUTPUT.onnx_bnfold)",
-    )
-
-
 def run(args: argparse.Namespace, options: Options) -> int:
     """Fold a store.
 
     Args:
-        args: model, output, dry_run, require_all, quiet, report (a path, or None), and the options
-            of ``add_arguments``.
+        args: model, output, dry_run, require_all, quiet, report (paths), and the options of
+            ``store_arguments``.
         options: of each fold.
 
     Returns:
@@ -62,6 +41,11 @@ def run(args: argparse.Namespace, options: Options) -> int:
 
 
 def _run(args: argparse.Namespace, options: Options) -> int:
+    if args.check or args.require_folded or args.ranges or len(args.report) > 1:
+        raise UsageError(
+            "a store takes no --check, --require-folded or --ranges, and one --report FILE.json"
+        )
+    args.report = next(iter(args.report), None)
     if args.report is not None:
         _check_report(args.report)
     with _terminated_like_interrupted():
@@ -116,10 +100,3 @@ def _terminated_like_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _number(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("give at least 1")
-    return number

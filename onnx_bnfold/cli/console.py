@@ -17,10 +17,13 @@ Settings = TypeVar("Settings", bound="DataclassInstance")
 def options_of(kind: type[Settings], args: argparse.Namespace) -> Settings:
     """Return parsed arguments as the options that they are: one for each field, by its name.
 
+    Fields that are not among the arguments have their defaults.
+
     Raises:
         UsageError: a value is invalid, or options contradict each other.
     """
-    return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})
+    given = vars(args)
+    return kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given})
 
 
 def tell(text: str) -> None:

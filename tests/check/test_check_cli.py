@@ -10,7 +10,11 @@ import onnx
 import pytest
 from pairs import fold, model, weights
 
-from onnx_bnfold.cli.check import main
+from onnx_bnfold.cli.main import main as command
+
+
+def main(arguments) -> int:
+    return command(["check", *arguments])
 
 
 @pytest.fixture
@@ -39,7 +43,7 @@ def test_wrong_fold(files, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "FAILED  numerics: output 'y'" in out
     assert "the first tensor to differ is 'bn0', from BatchNormalization 'bn0'" in out
-    assert err == ""
+    assert err.startswith("onnx-bnfold: numerics: output 'y'")
     record = json.loads(report.read_text())
     assert record["holds"] is False
     assert record["numerics"]["first_difference"]["tensor"] == "bn0"
@@ -68,7 +72,7 @@ def test_bad_input(files, tmp_path, capsys, arguments, message):
     assert main([*arguments, "--report", str(report)]) == 2
     out, err = capsys.readouterr()
     assert message in err
-    assert err.startswith("error: ")
+    assert err.startswith("onnx-bnfold: ")
     assert err.count("\n") == 1
     assert out == ""
     assert not report.exists()
@@ -100,10 +104,24 @@ def test_a_model_that_onnxruntime_cannot_load_is_a_failed_gate(files, tmp_path, 
 
 @pytest.mark.parametrize("argument", ["--shape=x", "--shape=x=a", "--range=1", "--nonsense"])
 def test_bad_options(files, argument, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([*files[:2], argument])
-    assert stop.value.code == 2
-    capsys.readouterr()
+    assert main([*files[:2], argument]) == 2
+    option = argument.partition("=")[0]
+    assert option in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_two_models_are_compared(number, files, capsys):
+    assert main(files[:number]) == 2
+    assert f"a check compares two models, not {number}; give" in capsys.readouterr().err
+
+
+def test_quiet(files, capsys):
+    assert main([*files[:2], "-q"]) == 0
+    assert main([files[0], files[2], "--quiet"]) == 1
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("onnx-bnfold: numerics: output 'y'")
+    assert err.count("\n") == 1
 
 
 def test_shape_and_range_reach_the_inputs(files, tmp_path):
@@ -131,4 +149,4 @@ def test_as_a_process_without_a_terminal(files):
     assert done.returncode == 1
     assert "FAILED" in done.stdout
     assert "\x1b" not in done.stdout
-    assert done.stderr == ""
+    assert done.stderr.count("\n") == 1

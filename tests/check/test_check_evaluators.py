@@ -16,7 +16,7 @@ from onnx_bnfold.check import CheckOptions, check, render_text
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.reference import ReferenceSession
 from onnx_bnfold.check.sessions import Session
-from onnx_bnfold.cli.check import main
+from onnx_bnfold.cli.main import main
 from onnx_bnfold.errors import ModelError, UsageError
 
 
@@ -85,8 +85,8 @@ def test_what_it_is_wrong_about_is_refused(proto, reason, tmp_path, capsys):
         check(proto, proto)
     path = tmp_path / "m.onnx"
     onnx.save(proto, path)
-    assert main([str(path), str(path)]) == 2
-    assert capsys.readouterr().err.startswith("error: onnxruntime cannot load")
+    assert main(["check", str(path), str(path)]) == 2
+    assert capsys.readouterr().err.startswith("onnx-bnfold: onnxruntime cannot load")
 
 
 def custom() -> onnx.ModelProto:
@@ -125,5 +125,5 @@ def test_a_library_is_loaded_for_every_session(tmp_path):
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
     path = Path(tmp_path) / "m.onnx"
     onnx.save(model(weights()), path)
-    assert main([str(path), str(path), "--custom-ops", str(library)]) == 0
+    assert main(["check", str(path), str(path), "--custom-ops", str(library)]) == 0
     assert log.read_text() == "xxx"  # original, folded, noise

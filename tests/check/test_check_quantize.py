@@ -13,7 +13,7 @@ from onnx_bnfold.check import CheckOptions, check, render_text
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.quantize import _failures, _ranges, snr
 from onnx_bnfold.check.results import Int8Output
-from onnx_bnfold.cli.check import main
+from onnx_bnfold.cli.main import main
 from onnx_bnfold.errors import ModelError, UsageError
 
 QUICK = CheckOptions(quantize=True, runs=3, warm_up=1)
@@ -177,7 +177,7 @@ def test_command_and_schema(tmp_path, capsys):
         onnx.save(proto, path)
     report, page = tmp_path / "check.json", tmp_path / "check.html"
     words = [*map(str, paths), "--max-snr-drop", "3", "--runs", "3"]
-    assert main([*words, "--report", str(report), "--report", str(page)]) == 0
+    assert main(["check", *words, "--report", str(report), "--report", str(page)]) == 0
     assert "int8" in capsys.readouterr().out
     schema = json.loads(files("onnx_bnfold.reports").joinpath("schema.json").read_text())
     record = json.loads(report.read_text())

@@ -244,13 +244,6 @@ def test_a_folder_that_is_not_there(whole, tmp_path, capsys):
     assert str(tmp_path / "no") in message
 
 
-def test_a_folder_as_output(whole, tmp_path, capsys):
-    (tmp_path / "sub").mkdir()
-    assert call(whole, "-o", tmp_path / "sub") == 2
-    assert "sub" in capsys.readouterr().err
-    assert not list((tmp_path / "sub").iterdir())
-
-
 @pytest.mark.parametrize("kind", ["same", "dots", "symlink", "hardlink"])
 def test_the_model_itself_as_output(kind, whole, tmp_path, capsys):
     target = {"same": whole, "dots": tmp_path / ".." / tmp_path.name / whole.name}.get(kind)

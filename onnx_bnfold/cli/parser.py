@@ -1,0 +1,226 @@
+"""The parsers of both commands; every error is one sentence, and near misses are suggested."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
+
+from onnx_bnfold.cli.check_arguments import add_check_arguments
+from onnx_bnfold.cli.fold_arguments import add_fold_arguments
+from onnx_bnfold.cli.store_arguments import add_store_arguments
+from onnx_bnfold.errors import UsageError
+from onnx_bnfold.version import __version__
+
+PROGRAM = "onnx-bnfold"
+CHECK = "check"
+STANDARD = "-"  # what other programs take for standard input or output
+
+_USAGE = """\
+%(prog)s MODEL [-o] FILE [options]
+       %(prog)s MODEL --dry-run [options]
+       %(prog)s FOLDER [-o] FOLDER [options]
+       %(prog)s check ORIGINAL FOLDED [options]"""
+_EPILOG = """\
+exit codes:
+  0  done
+  1  a check or gate (--require-all, --require-folded) did not hold; no model was written
+  2  bad usage or bad input; no model was written
+  130  interrupted
+"""
+_CHECK_EPILOG = """\
+exit codes: 0 all gates hold, 1 a gate does not (it is named), 2 bad usage or bad input"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ``UsageError``."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong, and where the options are described."""
+        raise UsageError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+
+    def read(self, words: Sequence[str], names: str) -> tuple[argparse.Namespace, list[str]]:
+        """Parse a command line.
+
+        Args:
+            words: of the command line.
+            names: where the words that belong to no option go.
+
+        Returns:
+            The arguments, and these words.
+
+        Raises:
+            UsageError: an option does not exist, or its value is invalid.
+        """
+        args, unknown = self.parse_known_intermixed_args(words)
+        for word in unknown:
+            if word.startswith("-"):
+                raise UsageError(self._unknown(word.partition("=")[0]))
+        return args, [*getattr(args, names), *unknown]
+
+    def _unknown(self, option: str) -> str:
+        near = close_to(option, self._option_string_actions)
+        hint = f"did you mean {near}?" if near else f"see {self.prog} --help"
+        return f"there is no option {option}; {hint}"
+
+
+def close_to(word: str, words: Iterable[str]) -> str | None:
+    """Return the most similar one of some words, None if none is."""
+    from difflib import get_close_matches  # for what is wrong only
+
+    return next(iter(get_close_matches(word, list(words), n=1)), None)
+
+
+class FoldParser(Parser):
+    """The parser of a fold, of a file or a store, with the options of its check."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            prog=PROGRAM,
+            usage=_USAGE,
+            description="Fold BatchNormalization layers out of an ONNX model, or of every model "
+            "below a folder.",
+            epilog=_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.add_argument(
+            "names",
+            nargs="*",
+            metavar="MODEL [FILE]",
+            help="the model, a file or URL, or a folder or URL of models; it is never changed. "
+            "Then where the folded one goes, unless -o says it",
+        )
+        self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+        add_fold_arguments(self)
+        self._of_stores = add_store_arguments(self)
+        self._of_checks = add_check_arguments(self, "with --check: ")
+
+    def require_compatible(self, args: argparse.Namespace, *, store: bool) -> None:
+        """See that options fit each other, and what is folded.
+
+        Raises:
+            UsageError: they do not.
+        """
+        for needed, given in (
+            ("--check", None if args.check else _given(args, self._of_checks)),
+            ("--equalize", None if args.equalize or not args.ranges else "--ranges"),
+            ("--bn-free", None if args.bn_free or args.target == "any" else "--target"),
+        ):
+            if given:
+                raise UsageError(f"{given} has no effect without {needed}; give both")
+        if args.dry_run and args.check:
+            raise UsageError("a dry run makes no model to check; leave out --dry-run or --check")
+        if not store and (given := _given(args, self._of_stores)):
+            raise UsageError(f"{given} is for a folder of models, but {args.model} is one model")
+
+
+def _given(args: argparse.Namespace, actions: Sequence[argparse.Action]) -> str | None:
+    """Return one of some options that is given; a gate comes behind what it asks for itself."""
+    given = (a.option_strings[0] for a in reversed(actions) if getattr(args, a.dest, None))
+    return next(given, None)
+
+
+def check_parser() -> Parser:
+    """Return the parser of the check command."""
+    result = Parser(
+        prog=f"{PROGRAM} {CHECK}",
+        usage="%(prog)s ORIGINAL FOLDED [options]",
+        description="Check that a folded model computes the same function as its original, "
+        "as accurately and no slower.",
+        epilog=_CHECK_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument(
+        "names", nargs="*", metavar="ORIGINAL FOLDED", help="the models before and after folding"
+    )
+    result.add_argument(
+        "--report",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="write the record of the check as .json or .html; repeatable",
+    )
+    result.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    add_check_arguments(result)
+    return result
+
+
+def read_fold(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line of a fold, and see that its options fit each other.
+
+    Returns:
+        The arguments; ``model``, ``output`` and ``is_store`` among them.
+
+    Raises:
+        UsageError: the command line is not valid.
+    """
+    parser = FoldParser()
+    args, names = parser.read(words, "names")
+    args.model, args.output = _model_and_output(names, args.output)
+    args.is_store = os.path.isdir(args.model) or is_url(args.model)
+    parser.require_compatible(args, store=args.is_store)
+    if args.output is None and not args.dry_run:
+        raise UsageError("give -o FILE for the folded model, or --dry-run")
+    if args.output and not args.is_store and _is_folder(args.output):
+        args.output = os.path.join(args.output, os.path.basename(args.model))
+    return args
+
+
+def read_check(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line of a check.
+
+    Raises:
+        UsageError: the command line is not valid.
+    """
+    args, names = check_parser().read(words, "names")
+    if len(names) != 2:
+        raise UsageError(
+            f"a check compares two models, not {len(names)}; give the original and the folded one"
+        )
+    args.original, args.folded = names
+    return args
+
+
+def is_url(model: str) -> bool:
+    """Return whether a model lies at a URL."""
+    return "://" in model
+
+
+def _model_and_output(names: Sequence[str], output: str | None) -> tuple[str, str | None]:
+    if not names:
+        raise UsageError(f"there is no model; give one, or see {PROGRAM} --help")
+    model, *others = names
+    _require_no_command(model, others)
+    if len(others) > (output is None):
+        raise UsageError(f"{others[-1]!r} is one name too many; give one model, and one output")
+    if output is None and others:
+        output = others[0]
+    if model == STANDARD:
+        raise UsageError("a model is not read from standard input; give the path of a file")
+    if output == STANDARD:
+        raise UsageError("a model is not written to standard output; give the path of a file")
+    if not is_url(model) and not os.path.lexists(model) and (near := _near(model)):
+        raise UsageError(f"{model}: there is no such file; did you mean {near}?")
+    return model, output
+
+
+def _require_no_command(model: str, others: Sequence[str]) -> None:
+    if model == CHECK and others and not os.path.exists(model):
+        raise UsageError(f"{CHECK} has to come first: {PROGRAM} {CHECK} ORIGINAL FOLDED")
+    if len(others) > 1 and close_to(model, [CHECK]):
+        raise UsageError(f"there is no command {model!r}; did you mean {CHECK}?")
+
+
+def _near(path: str) -> str | None:
+    """Return a path beside one that does not exist, and of a similar name."""
+    folder, name = os.path.split(path)
+    try:
+        near = close_to(name, os.listdir(folder or os.curdir))
+    except OSError:
+        return None
+    return near and os.path.join(folder, near)
+
+
+def _is_folder(path: str) -> bool:
+    return path.endswith((os.sep, os.altsep or os.sep)) or os.path.isdir(path)

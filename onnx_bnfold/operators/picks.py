@@ -1,4 +1,4 @@
-"""How operators that pick elements along an axis move a change: Slice, Gather, Pad and Tile.
+"""How operators that pick elements along an axis move a change: Slice, Gather, Pad, Tile, ….
 
 The functions have the signature of those in ``data_movement``. Most have one form: for each
 position along an axis of the output, the position in the input that it comes from.
@@ -7,7 +7,7 @@ position along an axis of the output, the position in the input that it comes fr
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,8 +60,43 @@ def padded(view: NodeView, change: Affine, forward: bool) -> Affine:
         grown = []  # every element of the output is one of the input
     elif grown:
         _require_zeros(view)
-        if change.has_shift and len(grown) > 1:
-            raise Refused(Reason.NO_SHIFT, view.label, "a scale passes it but a shift does not")
+    return _framed(view, change, around, grown, forward)
+
+
+def centered(view: NodeView, change: Affine, forward: bool) -> Affine:
+    """CenterCropPad; what it cuts off and the zeros that it adds are those of a Pad."""
+    before, after = view.dims_in(0), view.dims_out(0)
+    listed = view.attribute("axes", list(range(change.rank)))
+    around = {}
+    for axis in (axis_of(view, each, change.rank) for each in listed):
+        is_same = before[axis] is not None and before[axis] == after[axis]
+        if not is_same and (change.has_shift or axis in varying(change)):
+            grows = size(view, after, axis) - size(view, before, axis)
+            front = grows // 2 if grows > 0 else -(-grows // 2)
+            around[axis] = (front, grows - front)
+    grown = [axis for axis, sides in around.items() if sum(sides) > 0]
+    return _framed(view, change, around, grown, forward)
+
+
+def _framed(
+    view: NodeView,
+    change: Affine,
+    around: Mapping[int, tuple[int, int]],
+    grown: Collection[int],
+    forward: bool,
+) -> Affine:
+    """Move a change through what adds or, where a number is negative, cuts off elements.
+
+    Args:
+        view, change, forward: as everywhere here.
+        around: axis → how many elements in front and behind.
+        grown: the axes that get zeros.
+
+    Raises:
+        Refused: zeros on several axes would have to be shifted.
+    """
+    if change.has_shift and len(grown) > 1:
+        raise Refused(Reason.NO_SHIFT, view.label, "a scale passes it but a shift does not")
     for axis, (front, back) in around.items():
         is_affected = axis in varying(change) or (axis in grown and change.has_shift)
         if is_affected and (front or back):
@@ -257,4 +292,4 @@ def _unflattened(array: Float64, axis: int, shape: tuple[int, ...]) -> Float64:
 
 # Moves that on the way back say nothing about some elements of the input. These are not changed,
 # unless another reader of the input requires it.
-PARTIAL = (sliced, gathered, padded)
+PARTIAL = (sliced, gathered, padded, centered)

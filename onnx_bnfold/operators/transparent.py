@@ -260,6 +260,7 @@ RULES: Mapping[str, Transparent] = {
     "CastLike": Transparent(
         passes(data_movement.cast_like), version=25, hands_on=HandsOn.ALL, retypes=True
     ),
+    "CenterCropPad": _picked(picks.centered, 18),
     "Clip": _bent(_clip, 13, rectifies=True, bounds=late("clamps", "of_clip")),
     "Compress": _picked(late("positions", "compressed"), 28),
     "Concat": Transparent(concat, version=13, symmetric=True, hands_on=HandsOn.ALL),

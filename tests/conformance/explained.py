@@ -339,9 +339,12 @@ EXPLAINED = (
         "Squeeze", Reason.INCONSISTENT_SHAPES, _repeated_axes,
         "an axis is named twice, of which onnx's own inference makes another rank",
     ),
-    Explained(
-        "Pad", Reason.CONFLICT, _always,
-        "zeros that are added may have any scale; the rule gives them none",
+    *(
+        Explained(
+            op, Reason.CONFLICT, _always,
+            "zeros that are added may have any scale; the rule gives them none",
+        )
+        for op in ("CenterCropPad", "Pad")
     ),
     Explained(
         "Trilu", Reason.CONFLICT, _always,
@@ -432,9 +435,12 @@ LATER = (
         "Mul", Reason.AXES, _always,
         "what comes back through a constant varies along a broadcast axis by rounding alone",
     ),
-    Explained(
-        "Pad", Reason.NO_SHIFT, _always,
-        "zeros on several axes leave a shift that is none in the padding: a picture",
+    *(
+        Explained(
+            op, Reason.NO_SHIFT, _always,
+            "zeros on several axes leave a shift that is none in the padding: a picture",
+        )
+        for op in ("CenterCropPad", "Pad")
     ),
     Explained(
         "Trilu", Reason.NO_SHIFT, _forward_over_two_axes,

@@ -180,6 +180,18 @@ def pad(d: Draw) -> Case:
     return d.node(d.data(shape), pads=pads, mode=mode, value=value, constant_value=value, axes=axes)
 
 
+@generator("CenterCropPad")
+def center_crop_pad(d: Draw) -> Case:
+    shape = d.shape(1, 5)
+    rank = len(shape)
+    axes = None
+    if d.chance(0.6):
+        axes = [d.signed(a, rank) for a in d.rng.permutation(rank)[: d.integer(1, rank)].tolist()]
+    sizes = [shape[axis] for axis in (range(rank) if axes is None else axes)]
+    target = [n if d.chance(0.5) else d.integer(0 if d.chance(0.1) else 1, n + 4) for n in sizes]
+    return d.node(d.data(shape), shape=np.array(target, d.pick(np.int32, np.int64)), axes=axes)
+
+
 @generator("Slice")
 def slice_(d: Draw) -> Case:
     shape = d.shape(1, 5)

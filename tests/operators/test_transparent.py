@@ -753,6 +753,53 @@ PADS = [
         simple("Pad", ints(0, 0, -1, 5, 0, 0, 7, 0), mode="wrap"),
         opset=19,
     ),
+    Rule("center-both", simple("CenterCropPad", ints(3, 7), axes=[2, 3]), opset=18, norm=SCALE),
+    Rule("center-cropped", simple("CenterCropPad", ints(1, 3), axes=[2, -1]), opset=18),
+    Rule("center-as-it-was", simple("CenterCropPad", ints(2, 4, 4, 4)), (2, 4, 4, 4), opset=18),
+    Rule(
+        "center-padded-shift",
+        simple("CenterCropPad", ints(3, 7), axes=[2, 3]),
+        opset=18,
+        up=Reason.NO_SHIFT,
+        down=Reason.AXES,
+    ),
+    Rule(
+        "center-padded-twice-shift",
+        simple("CenterCropPad", ints(6, 7), axes=[2, 3]),
+        opset=18,
+        **refused(Reason.NO_SHIFT),
+    ),
+    Rule(
+        "center-padded-twice",
+        simple("CenterCropPad", ints(6, 7), axes=[2, 3]),
+        opset=18,
+        norm=SCALE,
+    ),
+    Rule("center-channel-cropped", simple("CenterCropPad", ints(1), axes=[1]), opset=18),
+    Rule(
+        "center-channel-padded",
+        simple("CenterCropPad", ints(7), axes=[-3]),
+        opset=18,
+        norm=SCALE,
+    ),
+    Rule(
+        "center-channel-padded-shift",
+        simple("CenterCropPad", ints(7), axes=[1]),
+        opset=18,
+        up=Reason.NO_SHIFT,
+    ),
+    Rule(
+        "center-open-batch",
+        simple("CenterCropPad", ints(3), axes=[0]),
+        opset=18,
+        **refused(Reason.UNKNOWN_SHAPE),
+    ),
+    Rule(
+        "center-open-batch-scale",
+        simple("CenterCropPad", ints(3), axes=[0]),
+        opset=18,
+        norm=SCALE,
+    ),
     Rule("pad-channel", simple("Pad", ints(0, 1, 0, 0, 0, 0, 0, 0)), up=Reason.NO_SHIFT),
 ]
 

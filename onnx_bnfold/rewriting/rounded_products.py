@@ -248,9 +248,9 @@ def _is_hidden(
     """
     _, smallest, unit = FORMATS[data_type]
     for output in beside:
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):  # of factors that are all zero
             # Statistics may take data for smaller than they are.
-            data = np.fmax(output.products / size, _LEAST_DATA)
-        if (coarse & (error * data > unit * np.maximum(output.whole, smallest))).any():
+            lost = error * np.fmax(output.products / size, _LEAST_DATA)
+        if (coarse & (lost > unit * np.maximum(output.whole, smallest))).any():
             return False
     return bool(beside)

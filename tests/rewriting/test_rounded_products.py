@@ -421,10 +421,14 @@ def test_a_large_overflow_is_refused_without_a_warning(monkeypatch):
 
 
 @pytest.mark.parametrize(("bias", "refused"), [(None, True), (1.0, False), (1e-4, True)])
+@pytest.mark.filterwarnings("error")
 def test_small_factors_need_something_beside_their_sum(bias, refused):
-    """Twenty factors of about 1e-6, each off by up to 3e-8, beside a bias or nothing known."""
-    view, factors = SimpleNamespace(label="Conv 'c'"), np.linspace(1, 2, 20).reshape(1, 20) * 1e-6
-    size = np.full((1, 1), 2e-5)
+    """Twenty factors of about 1e-6, each off by up to 3e-8, beside a bias or nothing known.
+
+    Those of another channel are all zero, beside which nothing has a size.
+    """
+    view, factors = SimpleNamespace(label="Conv 'c'"), np.linspace(1, 2, 20) * 1e-6
+    factors, size = np.stack([factors, 0 * factors]), np.full((2, 1), 2e-5)
     beside = [] if bias is None else [OutputSize(size, size + bias)]
     arguments = factors, rounded_products.ONE, TensorProto.FLOAT16, view, (1,), lambda: beside
     if refused:

@@ -18,7 +18,6 @@ import numpy as np
 from onnx_bnfold.model.float_formats import FORMATS
 from onnx_bnfold.model.node_view import FLOATS, NodeView
 from onnx_bnfold.operators.affine import Affine, Float64
-from onnx_bnfold.operators.rules import inputs
 from onnx_bnfold.reasons import Reason, Refused
 
 
@@ -29,12 +28,20 @@ class Bounds(NamedTuple):
         low, high: broadcast against the data; infinite where it does not.
         data: the input that holds the data.
         own: whether they are constants of the node, which any change of positive scale rewrites.
+        front: slope and offset of what is done to the data before it is cut off, if anything is.
     """
 
     low: Float64 | float
     high: Float64 | float
     data: int = 0
     own: bool = False
+    front: tuple[float, float] | None = None
+
+    def in_front(self, rank: int) -> Affine | None:
+        """Return what is done to the data before it is cut off, None if nothing is."""
+        if self.front is None:
+            return None
+        return Affine(*(np.full((1,) * rank, value) for value in self.front))
 
 
 # What cuts data off at a lower and at an upper constant; the opset from which they broadcast, and
@@ -79,14 +86,29 @@ def of_min(view: NodeView) -> Bounds:
     return Bounds(-np.inf, constant, data, own=True)
 
 
+def of_hard_sigmoid(view: NodeView) -> Bounds:
+    """Return the bounds of a HardSigmoid.
+
+    Raises:
+        Refused: its slope is zero or very small.
+    """
+    alpha, beta = float(view.attribute("alpha", 0.2)), float(view.attribute("beta", 0.5))
+    bounds = Bounds(0.0, 1.0, front=(alpha, beta))
+    front = bounds.in_front(0)
+    if front is None or not (front.is_invertible and front.is_finite):
+        raise Refused(Reason.OPAQUE, view.label, "its slope cannot be divided by")
+    return bounds
+
+
 def _of_constants(view: NodeView, extreme: np.ufunc) -> tuple[int, Float64]:
     """Return the input of a node that is computed, and the extreme of the others.
 
     Raises:
         Refused: it is not the only one, the others broadcast it, or they are no float numbers.
     """
-    slots = [slot for slot in inputs(view) if view.constant(slot) is None]
-    constants = [slot for slot in inputs(view) if slot not in slots]
+    given = [slot for slot, name in enumerate(view.reads) if name]
+    constants = [slot for slot in given if view.constant(slot) is not None]
+    slots = [slot for slot in given if slot not in constants]
     if len(slots) != 1 or not constants:
         raise Refused(Reason.OPAQUE, view.label, "it is not a clamp of one tensor by constants")
     dims, found = view.dims_in(slots[0]), []
@@ -158,17 +180,33 @@ class Constant(NamedTuple):
     values: Float64
 
 
+def passed(bounds: Bounds, port: int, change: Affine) -> tuple[Affine, Affine]:
+    """Return the changes of both sides of a clamp that is to be written with constants.
+
+    Args:
+        bounds: of the clamp.
+        port: of which the change is known: an input, or an output, which is negative.
+        change: of that.
+    """
+    front = bounds.in_front(change.rank)
+    if front is None:
+        return change, change
+    if port < 0:
+        return front.then(change), change
+    return change, front.inverse().then(change)
+
+
 def constants(bounds: Bounds, change: Affine) -> tuple[Constant, ...]:
     """Return what a clamp is to be written with after a change of both its sides.
 
     Args:
         bounds: of the clamp.
-        change: of its input and its output.
+        change: of its output.
 
     Returns:
         Nothing if it stays what it is.
     """
-    if change.is_identity or _stays(bounds, change):
+    if bounds.front is None and (change.is_identity or _stays(bounds, change)):
         return ()
     scale, shift = np.broadcast_arrays(change.scale, change.shift)
     with np.errstate(invalid="ignore"):  # 0 * inf, which is not taken

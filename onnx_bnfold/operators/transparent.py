@@ -106,6 +106,10 @@ def _is_bounded(view: NodeView, slot: int, name: str, sign: float) -> bool:
     return bound == 0
 
 
+def _hard_sigmoid(view: NodeView, known: Known) -> Step:
+    raise Refused(Reason.OPAQUE, view.label, "its bounds, 0 and 1, do not scale along")
+
+
 def _neg(view: NodeView, known: Known) -> Step:
     source = 0 if 0 in known.changes else OUT
     change = known.changes[source]
@@ -280,6 +284,7 @@ RULES: Mapping[str, Transparent] = {
     "GridSample": Transparent(
         passes(data_movement.windowed, shift=_samples_inside), version=22, depth=costs.sampling
     ),
+    "HardSigmoid": _bent(_hard_sigmoid, 22, bounds=late("clamps", "of_hard_sigmoid")),
     "Hardmax": _swallower(late("swallowing", "hardmax"), 13),
     "Identity": _moved(data_movement.unmoved, 25),
     "LeakyRelu": _bent(

@@ -172,8 +172,11 @@ def written(
         index: the clamp.
         changes: on top of those decided so far.
     """
-    total = _total(state, index, changes)
-    return () if total is None else constants(bounds_of(state, index), total)
+    totals = {port: state.total_of(key, changes or {}) for port, key in state.keys(index)}
+    found = next((each for each in totals.values() if each is not None), None)
+    if found is None:
+        return ()
+    return constants(bounds_of(state, index), totals[OUT] or Affine.identity(found.rank))
 
 
 def bounds_of(state: GraphState, index: int) -> Bounds:

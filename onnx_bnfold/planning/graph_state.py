@@ -12,7 +12,7 @@ from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.model.shape_inference import Shapes
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine, Float64
-from onnx_bnfold.operators.clamps import require_bounds
+from onnx_bnfold.operators.clamps import passed, require_bounds
 from onnx_bnfold.operators.entries import OUT, Absorbing, Sides
 from onnx_bnfold.operators.rules import Attributes, Known, Step, Transparent
 from onnx_bnfold.operators.transparent import data_outputs, data_slots, own_constants
@@ -128,12 +128,21 @@ class GraphState(GraphNodes):
             change = next(iter(known.values()))
             return Step((dict.fromkeys(self.ports(index), change),))
         if index in self.clamps:
-            change = next(iter(known.values()))
-            require_bounds(self.view(index), change)
-            return Step((dict.fromkeys(self.ports(index), change),))
+            return self._clamped(index, known)
         if isinstance(self.entries[index], Absorbing):
             return self._absorb(index, known)
         return self.passed(index, known, deciding=deciding)
+
+    def _clamped(self, index: int, known: Mapping[int, Affine]) -> Step:
+        """Pass a change through a clamp that may be written with constants."""
+        view, bounds = self.view(index), self.entries[index].bounds
+        assert bounds is not None
+        [port, change], *_ = known.items()
+        require_bounds(view, change)
+        into = out = change
+        if not any(self.total.get(key) for _, key in self.keys(index)):
+            into, out = passed(bounds(view), port, change)
+        return Step(({p: out if p == OUT else into for p in self.ports(index)},))
 
     def passed(self, index: int, known: Mapping[int, Affine], *, deciding: bool = True) -> Step:
         """Ask the rule of a transparent node; see ``step``."""

@@ -29,7 +29,7 @@ ONE_LEVEL = frozenset({
 })
 NON_POLYNOMIAL = frozenset({
     "Ceil", "Celu", "Cos", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu",
-    "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish",
+    "Greater", "GreaterOrEqual", "HardSwish",
     "LRN", "Less", "LessOrEqual", "Log",
     "LpNormalization", "Mish", "NonMaxSuppression", "NonZero", "QuantizeLinear",
     "Round", "Selu", "Sigmoid",

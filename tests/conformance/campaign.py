@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnx_bnfold.operators.table import OPERATORS
+
 from . import (  # noqa: F401  (they register generators)
     answers,
+    clamp_judge,
     elementwise,
     layer_judge,
     layers,
@@ -89,6 +92,8 @@ class Campaign:
         judge = layer_judge.judged if op in ABSORBERS else rule_judge.judged
         with np.errstate(all="ignore"):
             verdicts = list(judge(trial, QUESTIONS))
+            if OPERATORS[op].bounds is not None:
+                verdicts += clamp_judge.judged(trial, QUESTIONS // 2)
         finding = misread(trial)
         if finding:
             self._keep(finding)

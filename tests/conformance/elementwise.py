@@ -29,6 +29,12 @@ def leaky_relu(d: Draw) -> Case:
     return d.node(d.data(d.shape()), alpha=d.pick(None, 0.1, 0.0, 1.0, -0.5, 2.0))
 
 
+@generator("HardSigmoid")
+def hard_sigmoid(d: Draw) -> Case:
+    alpha, beta = d.pick(None, 0.2, 1 / 6, -0.5, 1.0, 0.0), d.pick(None, 0.5, 0.0, -1.0, 3.0)
+    return d.node(d.data(d.shape()), alpha=alpha, beta=beta, magnitude=4.0)
+
+
 @generator("PRelu")
 def prelu(d: Draw) -> Case:
     shape = d.shape(d.pick(0, 1, 2))

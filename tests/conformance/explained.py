@@ -71,8 +71,14 @@ def _single(trial: Trial, known: Ports) -> bool:
     return len(names) == 1 and reached is not None and bool((reached.sum(axis=0) <= 1).all())
 
 
-def _one_element(trial: Trial, known: Ports) -> bool:
-    return bool(np.prod(trial.shape(OUT)) == 1)
+def _one_wins(trial: Trial, known: Ports) -> bool:
+    """Whether one operand, a constant out of reach perhaps, is the result in all samples."""
+    slots = [slot for slot, operand in enumerate(trial.case.operands) if operand.name]
+    pairs = [*zip(trial.samples, trial.outs, strict=True)]
+    return any(
+        all(np.array_equal(np.broadcast_to(x[slot], y.shape), y) for x, (y, *_) in pairs)
+        for slot in slots
+    )
 
 
 def _repeated_axes(trial: Trial, known: Ports) -> bool:
@@ -220,8 +226,8 @@ EXPLAINED = (
     ),
     *(
         Explained(
-            op, Reason.NEEDS_POSITIVE_SCALE, _one_element,
-            "the same operand wins in all samples of the one element; other values may let another",
+            op, Reason.NEEDS_POSITIVE_SCALE, _one_wins,
+            "the same operand wins in all samples; other values may let another",
         )
         for op in ("Max", "Min")
     ),

@@ -1,4 +1,4 @@
-"""A Max or Min of data and constants as a clamp: a negative scale makes the one the other."""
+"""Max and Min by constants, and HardSigmoid, as clamps that any change passes."""
 
 import numpy as np
 import onnx
@@ -217,3 +217,83 @@ def test_one_that_is_an_output_keeps_its_values():
     assert ops(folded).count("Max") == 1
     assert report.kept
     assert_same_function(model, folded)
+
+
+# --- HardSigmoid ----------------------------------------------------------------------------
+
+SLOPES = {
+    "as it is by default": {},
+    "of a HardSwish": {"alpha": 1 / 6, "beta": 0.5},
+    "negative": {"alpha": -0.5, "beta": 0.25},
+    "a clip to one": {"alpha": 1.0, "beta": 0.0},
+}
+
+
+@pytest.mark.parametrize("given", SLOPES.values(), ids=SLOPES)
+@pytest.mark.parametrize("signs", ["positive", [-1], "mixed", [0, 1, -1, 0]], ids=str)
+def test_a_hard_sigmoid_in_front(given, signs):
+    """What it does before it cuts off goes into the Conv, too."""
+    net = Net(IMAGE)
+    y = net.op("HardSigmoid", net.conv("x", 4), **given)
+    model = net.model(net.op("Sigmoid", net.bn(y, signs=signs)))
+    folded, report = fold_checked(model, options=FREE)
+    assert ops(folded) == ["Conv", "Max", "Min", "Sigmoid"]
+    assert report.folded[0].clamps == ("HardSigmoid 'n_hardsigmoid3'",)
+    fold_checked(model, kept=1)
+
+
+@pytest.mark.parametrize("given", SLOPES.values(), ids=SLOPES)
+def test_a_hard_sigmoid_behind(given):
+    net = Net(IMAGE)
+    y = net.op("HardSigmoid", net.bn(net.op("Tanh", "x")), **given)
+    folded, _ = fold_checked(net.model(net.conv(y, 2)), options=FREE)
+    assert ops(folded) == ["Tanh", "Max", "Min", "Conv"]
+
+
+def test_a_hard_sigmoid_between_two_norms():
+    """The second finds it written with constants by the first."""
+    net = Net(IMAGE)
+    y = net.op("HardSigmoid", net.bn(net.op("Tanh", "x")))
+    folded, _ = fold_checked(net.model(net.conv(net.bn(y), 2)), options=FREE)
+    assert ops(folded) == ["Tanh", "Max", "Min", "Conv"]
+
+
+def test_a_norm_that_does_what_the_hard_sigmoid_does_first():
+    """The input changes, the output does not: it is a clamp to zero and one all the same."""
+    net = Net(IMAGE)
+    one, zero = np.ones(4), np.zeros(4)
+    given = [net.const(v) for v in (4 * one, -2 * one, zero, one)]
+    y = net.op("BatchNormalization", net.op("Tanh", "x"), *given, epsilon=0.0)
+    y = net.op("HardSigmoid", y, alpha=0.25, beta=0.5)
+    folded, _ = fold_checked(net.model(net.op("Sigmoid", y)), options=FREE)
+    assert ops(folded) == ["Tanh", "Max", "Min", "Sigmoid"]
+
+
+def test_a_hard_sigmoid_behind_a_pool_unasked():
+    net = Net(IMAGE)
+    y = net.bn(net.op("HardSigmoid", net.conv("x", 4)))
+    y = net.op("MaxPool", y, kernel_shape=[3, 3], strides=[3, 3])
+    folded, _ = fold_checked(net.model(net.op("Sigmoid", y)))
+    assert ops(folded) == ["Conv", "MaxPool", "Max", "Min", "Sigmoid"]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1e-38])
+def test_a_hard_sigmoid_without_a_slope_is_left_alone(alpha):
+    net = Net(IMAGE)
+    y = net.bn(net.op("HardSigmoid", net.conv("x", 4), alpha=alpha))
+    folded, report = onnx_bnfold.fold(net.model(net.op("Sigmoid", y)), FREE)
+    assert report.kept[0].written_as == "mul-add"
+    assert "HardSigmoid" in ops(folded)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -0.0])
+def test_odd_values_of_a_hard_sigmoid(value):
+    net = Net(IMAGE)
+    y = net.bn(net.op("HardSigmoid", net.conv("x", 4)))
+    model = net.model(net.op("Sigmoid", y))
+    folded, _ = onnx_bnfold.fold(model, FREE)
+    x = np.random.default_rng(0).standard_normal((1, 4, 6, 6)).astype(np.float32)
+    x[0, 1, 4, 4] = value
+    (a,), (b,) = run(model, {"x": x}), run(folded, {"x": x})
+    known = np.isfinite(a)
+    np.testing.assert_allclose(a[known], b[known], rtol=1e-5, atol=1e-6)

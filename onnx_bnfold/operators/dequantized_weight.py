@@ -58,6 +58,17 @@ class QuantizedWeight:
     grouped: tuple[int, ...]
 
     @property
+    def is_shared(self) -> bool:
+        """Whether others read the weight as it is; then a layer gets a copy of the node."""
+        return not self.view.graph.only_reader(self.view.writes[0])
+
+    @property
+    def operands(self) -> tuple[Constant, ...]:
+        """Its constants."""
+        zero = () if self.zero_point is None else (self.zero_point,)
+        return (self.integers, self.scale, *zero)
+
+    @property
     def is_blocked(self) -> bool:
         """Whether there is a scale per block of elements (opset 21)."""
         return len(self.scale.dims) > 1
@@ -195,14 +206,14 @@ def quantized_weight(view: NodeView, layout: str, grouped: tuple[int, ...]) -> Q
         layout, grouped: of the weight, see ``LinearLayer``.
 
     Raises:
-        Refused: it has other readers, or is not made of constants.
+        Refused: it is not made of constants.
     """
     view.require_version(VERSION)
     integers, scale = view.constant(0), view.constant(1)
     if integers is None or scale is None or (view.name_in(2) and view.constant(2) is None):
         raise _refused(view, "its operands are computed at run time")
-    if integers.data_type not in _RANGES or not view.graph.only_reader(view.writes[0]):
-        raise _refused(view, "its weight is of another type, or read by several nodes")
+    if integers.data_type not in _RANGES:
+        raise _refused(view, "its weight is of another type")
     if view.attribute("output_dtype", 0) not in (0, scale.data_type):
         raise _refused(view, "its weight is of another type than its scale")
     axes = _output_axes(layout, grouped, len(integers.dims))

@@ -137,7 +137,7 @@ class LinearLayer(NamedTuple):
             quantized = self.quantized
             yield (
                 (self.view.index, self.weight_slot)
-                if quantized is None
+                if quantized is None or quantized.is_shared
                 else (quantized.view.index, 1)
             )
         shifted = (into is not None and into.has_shift) or out is not None

@@ -127,6 +127,7 @@ class SharedConstants:
     def _copies(self, fresh: Set[Read]) -> dict[str, int]:
         """Return the bytes that copies of each constant add if some nodes get one of their own."""
         graph = self._state.graph
+        sizes = {graph.reads[index][slot]: self._bytes_at(index, slot) for index, slot in fresh}
         counts = Counter(graph.reads[index][slot] for index, slot in fresh)
         found = {}
         for name, count in counts.items():
@@ -136,7 +137,7 @@ class SharedConstants:
             if not fixed and all(map(self._has_own, others)):
                 count -= 1  # the last one takes the place of the original
             if count:
-                found[name] = count * self._bytes(name)
+                found[name] = count * sizes[name]
         return found
 
     def _is_own(self, read: Read) -> bool:
@@ -170,6 +171,13 @@ class SharedConstants:
             yield from (
                 (index, s) for s in slots if (index, s) in state.total or (index, s) in changes
             )
+
+    def _bytes_at(self, index: int, slot: int) -> int:
+        """Return the bytes of a constant that a node reads, of the integers if it is quantised."""
+        layer = self._state.layer_or_none(index)
+        if layer is not None and layer.quantized is not None and slot == layer.weight_slot:
+            return sum(self._bytes(each.name) for each in layer.quantized.operands)
+        return self._bytes(self._state.graph.reads[index][slot])
 
     def _bytes(self, name: str) -> int:
         info = self._state.constants.get(name)

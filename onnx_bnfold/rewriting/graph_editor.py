@@ -29,6 +29,7 @@ from onnx_bnfold.rewriting.descriptions import drop_descriptions, hand_on_shapes
 from onnx_bnfold.rewriting.fresh_names import Names
 from onnx_bnfold.rewriting.integrity import Text, require_intact
 from onnx_bnfold.rewriting.new_constants import Compute, NewConstant, exact, new_constants
+from onnx_bnfold.rewriting.node_copies import NodeCopies
 from onnx_bnfold.rewriting.removal import drop_dead, drop_sparse
 from onnx_bnfold.storage.tensors import clear_values, is_external
 
@@ -136,6 +137,7 @@ class _Editor:
         self.inputs = {v.name: v for v in body.input} if isinstance(body, GraphProto) else {}
         self.after: dict[int, list[NodeProto]] = {}
         self.bounds: dict[int, list[str]] = {}
+        self.copies = NodeCopies(self.state, self.nodes, self.after, names)
 
     def run(self) -> set[str]:
         """Apply the plan; return the names of constants that may have lost their readers."""
@@ -172,7 +174,10 @@ class _Editor:
         old = reads[new.slot] if new.slot < len(reads) else ""
         name = self._name(old, new)
         self._define(name, old, new)
-        if new.node != new.cause[1]:  # a DequantizeLinear of a weight: nothing makes up for it here
+        if new.of_shared_weight:
+            node = self.copies.of(new.node, new.cause[1])
+            self.maybe_unread.update(self.state.graph.writes[new.node])
+        elif new.node != new.cause[1]:  # a DequantizeLinear: nothing makes up for it here
             self.revalued.update(self.state.graph.writes[new.node])
         if new.revised.place is BiasPlace.BOUND:
             self.bounds.setdefault(new.node, []).append(name)
@@ -193,7 +198,7 @@ class _Editor:
     def _name(self, old: str, new: NewConstant) -> str:
         graph = self.state.graph
         here = old in graph.initializers or old in graph.producer or old in graph.sparse
-        if old and here and graph.only_reader(old):
+        if old and here and graph.only_reader(old) and not new.of_shared_weight:
             self.maybe_unread.discard(old)
             return old
         if old:

@@ -133,6 +133,12 @@ class NewConstant:
         self.data_type = revised.data_type
         self.cause = cause
 
+    @property
+    def of_shared_weight(self) -> bool:
+        """Whether it is of a node that makes a weight of the cause, and that others read, too."""
+        view = self.revised.view
+        return self.node != self.cause[1] and not view.graph.only_reader(view.writes[0])
+
     def __call__(self) -> Array:
         """Return the elements.
 

@@ -397,3 +397,75 @@ def test_a_product_by_a_quantised_matrix_per_batch_entry():
     y = net.op("MatMul", "x", real(net, 4, 5, 6))
     _, report = fold_checked(net.model(net.bn(y)), kept=1)
     assert Reason.AXES in reasons(report)[0]
+
+
+# --- read by several nodes ------------------------------------------------------------------
+
+
+def shared(rng, *, second=True, low=-127, positive=False):
+    """Two Convs of one weight, a BN behind the first, and perhaps behind the second."""
+    parts = quantised(rng, low=low)
+    dequantize, first, norm = parts.nodes
+    other = node("Conv", ["x", "w"], ["d"])
+    end = bn("d", "z", 5, rng, positive=positive) if second else node("Tanh", ["d"], ["z"])
+    more = join(other, end)
+    nodes = [dequantize, first, norm, *more.nodes]
+    return model_of(nodes, X, ["y", "z"], [*parts.initializers, *more.initializers])
+
+
+def scales(model):
+    nodes = (n for n in model.graph.node if n.op_type == "DequantizeLinear")
+    return [initializer(model, n.input[1]) for n in nodes]
+
+
+def test_a_shared_weight_is_copied_for_the_layer_that_changes(rng):
+    model = shared(rng, second=False)
+    folded, report = fold_checked(model)
+    assert sorted(ops(folded)) == ["Conv", "Conv", "DequantizeLinear", "DequantizeLinear", "Tanh"]
+    assert any(np.array_equal(each, scales(model)[0]) for each in scales(folded))
+    assert report.copied_bytes == 5 * 4 * 3 * 3 + 5 * 4
+    _, report = fold_checked(model, kept=1, options=onnx_bnfold.Options(keep_shared_weights=True))
+    assert report.kept[0].refusal.reason is Reason.SHARED_WEIGHT
+
+
+def test_a_shared_weight_of_two_layers_that_change(rng):
+    """The one that nobody reads any more goes."""
+    folded, _ = fold_checked(shared(rng))
+    assert sorted(ops(folded)) == ["Conv", "Conv", "DequantizeLinear", "DequantizeLinear"]
+    assert len({each.tobytes() for each in scales(folded)}) == 2
+
+
+def test_a_shared_weight_that_is_an_output_stays_as_it_is(rng):
+    parts = quantised(rng)
+    folded, _ = fold_checked(model_of(parts.nodes, X, ["y", "w"], parts.initializers))
+    assert sorted(ops(folded)) == ["Conv", "DequantizeLinear", "DequantizeLinear"]
+
+
+def test_a_shared_weight_whose_integers_cannot_be_mirrored_stays(rng):
+    model = shared(rng, second=False, low=-128)
+    integers = next(t for t in model.graph.initializer if t.name == "q")
+    integers.CopyFrom(tensor("q", np.full((5, 4, 3, 3), -128, np.int8)))
+    _, report = fold_checked(model, kept=1)
+    assert report.kept[0].refusal.reason is Reason.QUANTIZED
+
+
+def test_a_shared_weight_that_a_body_reads(rng):
+    """The copy is of the main graph; what the body reads stays."""
+    parts = quantised(rng)
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["w"], ["b"])],
+        "then",
+        [],
+        [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)],
+    )
+    other = helper.make_graph(
+        [helper.make_node("Neg", ["w"], ["e"])],
+        "else",
+        [],
+        [helper.make_tensor_value_info("e", TensorProto.FLOAT, None)],
+    )
+    choice = node("If", ["which"], ["z"], then_branch=body, else_branch=other)
+    inputs = X | {"which": (np.bool_, ())}
+    model = model_of([*parts.nodes, *choice.nodes], inputs, ["y", "z"], parts.initializers)
+    folded, _ = fold_checked(model)
+    assert ops(folded).count("DequantizeLinear") == 2

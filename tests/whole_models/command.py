@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from .findings import read, write
@@ -56,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--graphs", type=int, default=1000, metavar="N", help="how many models")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="the first one's seed")
     parser.add_argument("--seconds", type=float, default=None, metavar="T", help="stop after")
+    parser.add_argument("--bn-free", action="store_true", help="fold each with --bn-free")
     parser.add_argument("--findings", type=Path, metavar="DIR", help="write shrunk findings here")
     parser.add_argument("--per-kind", type=int, default=3, help="how many of a kind to shrink")
     parser.add_argument("--shrink", type=float, default=10, help="seconds to shrink each")
@@ -93,6 +95,8 @@ def _one(seed: int, tally: Tally, options: argparse.Namespace) -> float:
     """Draw and judge one model; return the seconds that went into making a finding small."""
     try:
         case = draw_case(seed)
+        if options.bn_free:
+            case = replace(case, options=replace(case.options, bn_free=True))
     except Exception as error:  # the generator's own fault, which must not end a long run
         tally.add(seed, Verdict(kind="not drawn", detail=repr(error), skipped=repr(error)))
         return 0.0

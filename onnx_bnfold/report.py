@@ -122,18 +122,15 @@ class Report:
 
     def lines(self) -> list[str]:
         """Return one line per record, and one per reason for which affine nodes stay."""
-        groups: dict[str, list[Record]] = {}
-        for record in self.kept_affine:
-            assert record.refusal is not None
-            groups.setdefault(record.refusal.reason.value, []).append(record)
         shown = [record.sentence() for record in self.records]
-        shown += [first.sentence(len(others)) for first, *others in groups.values()]
-        return [printable(line) for line in shown]
+        return [printable(line) for line in [*shown, *by_reason(self.kept_affine)]]
 
     def summary(self) -> str:
         """Return the last line: how many went and stay, what it did to nodes and bytes."""
         affine = sum(not r.is_norm for r in self.records)
-        parts = [f"{len(self.folded)} of {len(self.norms)} BatchNormalization folded"]
+        parts = ["there is no BatchNormalization in this model"]
+        if self.norms:
+            parts = [f"{len(self.folded)} of {len(self.norms)} BatchNormalization folded"]
         if affine:
             parts.append(f"{_counted(affine, 'affine node')} folded")
         if self.kept_affine:
@@ -154,12 +151,23 @@ class Report:
                 f"{widest.smallest:.3g} to {widest.largest:.3g})"
             )
         if self.nodes_before is not None:
+            if self.norms:
+                parts.append(f"{len(self.norms)} -> {len(self.left)} BatchNormalization")
             parts.append(f"{self.nodes_before} -> {self.nodes_after} nodes")
         if self.bytes_before is not None:
             parts.append(f"{self.bytes_before:,} -> {self.bytes_after:,} bytes")
         if self.copied_bytes:
             parts.append(f"copies of shared weights take {self.copied_bytes:,} bytes more")
         return ", ".join(parts)
+
+
+def by_reason(kept_affine: Sequence[Record]) -> list[str]:
+    """Return one line per reason for which affine nodes stay; names are not escaped."""
+    groups: dict[str, list[Record]] = {}
+    for record in kept_affine:
+        assert record.refusal is not None
+        groups.setdefault(record.refusal.reason.value, []).append(record)
+    return [first.sentence(len(others)) for first, *others in groups.values()]
 
 
 def _counted(number: int, what: str) -> str:

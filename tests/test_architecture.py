@@ -11,6 +11,7 @@ PACKAGE = Path(onnx_bnfold.__file__).parent
 # From the lowest to the highest: each may import those before it.
 LAYERS = (
     (
+        "advice",
         "arrays",
         "errors",
         "interrupts",
@@ -27,7 +28,7 @@ LAYERS = (
     ("operators",),
     ("planning",),
     ("rewriting",),
-    ("provenance", "report", "rounds", "attempts", "pipeline", "api"),
+    ("provenance", "report", "report_text", "rounds", "attempts", "pipeline", "api"),
     ("check", "reports"),
     ("batch",),
     ("cli", "__main__", "store"),

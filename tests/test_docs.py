@@ -18,6 +18,7 @@ from support import bn, conv, join, model_of, node
 
 import onnx_bnfold
 from onnx_bnfold import Options, Reason, reports
+from onnx_bnfold.advice import ADVICE
 from onnx_bnfold.check import CheckOptions
 from onnx_bnfold.operators.table import OPERATORS
 
@@ -222,6 +223,15 @@ def test_reason_codes():
     assert set(described) == {reason.value for reason in Reason}
     assert len(described) == len(sections)
     assert [code for code, text in described.items() if "**What you can do:**" not in text] == []
+
+
+def test_advice():
+    """What the command line says in a few words is how the page begins to say it."""
+    text = (DOCS / "reasons.md").read_text().replace("`", "")
+    for section in re.split(r"^### ", text, flags=re.MULTILINE)[1:]:
+        _, _, said = section.partition("**What you can do:** ")
+        assert " ".join(said.split()).startswith(ADVICE[Reason(section.splitlines()[0])])
+    assert ADVICE.keys() == set(Reason)
 
 
 def test_operators():

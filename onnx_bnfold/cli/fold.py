@@ -24,8 +24,8 @@ def run(args: argparse.Namespace, options: Options) -> Outcome | None:
     """Fold one model file, or plan it.
 
     Args:
-        args: model, output, dry_run, require_all, require_folded, quiet, report (paths) and check;
-            if that is set, the options of the check, too.
+        args: model, output, dry_run, require_all, require_folded, quiet, verbose, report (paths)
+            and check; if that is set, the options of the check, too.
         options: of the fold.
 
     Returns:
@@ -80,7 +80,7 @@ class _FoldCommand:
             CheckFailed: a gate does not hold.
         """
         if not self.args.quiet:
-            self.text = [*outcome.report.lines(), outcome.report.summary()]
+            self.text = list(self._told(outcome))
         failures = self._failures(outcome)
         if self.args.report:
             from onnx_bnfold.reports import fold_report
@@ -89,6 +89,10 @@ class _FoldCommand:
             self.report = fold_report(outcome, sizes, self.check)
         if failures:
             raise CheckFailed("; ".join(failures))
+        if not self.args.quiet:
+            from onnx_bnfold.cli.closing import closing
+
+            self.text += closing(outcome, self.args)
 
     def finish(self, *, written: bool) -> None:
         """Print, and write the reports.
@@ -104,6 +108,14 @@ class _FoldCommand:
             data = replace(self.report, written=written).to_dict()
             for path in self.args.report:
                 write(path, data)
+
+    def _told(self, outcome: Outcome) -> Iterator[str]:
+        from onnx_bnfold.cli.closing import origin
+        from onnx_bnfold.report_text import long_lines, short_lines
+
+        yield from (long_lines if self.args.verbose else short_lines)(outcome.report)
+        yield outcome.report.summary()
+        yield from origin(outcome)
 
     def _failures(self, outcome: Outcome) -> list[str]:
         failures = list(self._unmet_requirements(outcome))
@@ -129,5 +141,5 @@ class _FoldCommand:
         staged, target = str(outcome.path), str(self.args.output)
         failures = tuple(failure.replace(staged, target) for failure in result.failures)
         result = replace(result, folded=target, failures=failures)
-        self.text += ["", render_text(result).rstrip()]
+        self.text += ["", *render_text(result).splitlines()]
         return result

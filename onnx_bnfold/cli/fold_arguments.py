@@ -37,6 +37,7 @@ def _add_outputs(add: Callable[..., object]) -> None:
         help="exit 1 if there is anything to fold; for models that should be folded already",
     )
     add("-q", "--quiet", action="store_true", help="print nothing but errors")
+    add("-v", "--verbose", action="store_true", help="print a line for each BatchNormalization")
 
 
 def _add_limits(add: Callable[..., object]) -> None:

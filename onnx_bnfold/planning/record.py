@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from onnx_bnfold.options import Standalone
@@ -56,14 +57,15 @@ class Record(NamedTuple):
         """Whether the node went."""
         return self.refusal is None
 
-    def sentence(self, others: int = 0) -> str:
+    def sentence(self, others: int = 0, most: int | None = None) -> str:
         """Return one line for people.
 
         Args:
             others: how many more affine nodes stay for the same reason.
+            most: how many nodes a list of them names; by default all.
         """
         if self.refusal is None:
-            return f"folded  {self.name} into {self._takers()}"
+            return f"folded  {self.name} into {self._takers(most)}"
         more = f" and {others} more affine node{'s' if others > 1 else ''}" if others else ""
         text = f"kept    {self.name}{more}: [{self.refusal.reason.value}] {_told(self.refusal)}"
         other = next((r for _, r in self.tried if r.culprit != self.refusal.culprit), None)
@@ -73,18 +75,28 @@ class Record(NamedTuple):
             return f"{text}; written as {self.written_as}"
         return f"{text}; not written as asked: {self.not_written}" if self.not_written else text
 
-    def _takers(self) -> str:
+    def _takers(self, most: int | None) -> str:
         if self.way == CONSTANT:
             return "the constant that it computes"
+        scale_to, shift_to = first_of(self.scale_to, most), first_of(self.shift_to, most)
         if self.scale_to == self.shift_to or not self.shift_to:
-            text = ", ".join(self.scale_to) or "its neighbours (it changes nothing)"
+            text = scale_to or "its neighbours (it changes nothing)"
         elif not self.scale_to:
-            text = ", ".join(self.shift_to)
+            text = shift_to
         else:
-            text = f"{', '.join(self.scale_to)} (scale) and {', '.join(self.shift_to)} (shift)"
+            text = f"{scale_to} (scale) and {shift_to} (shift)"
         text += " and a new Add" if self.added else ""
-        text += "".join(f", {name} becoming a clamp with constants" for name in self.clamps)
+        if self.clamps:
+            became = "a clamp" if len(self.clamps) == 1 else "clamps"
+            text += f", {first_of(self.clamps, most)} becoming {became} with constants"
         return f"{text}, {self.clamp_elements:,} elements read" if self.clamp_elements else text
+
+
+def first_of(names: Sequence[str], most: int | None) -> str:
+    """Return names as a list of at most so many, and how many more there are."""
+    if most is None or len(names) <= most + 1:  # a name is as short as "and 1 more"
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {len(names) - most} more"
 
 
 def _told(refusal: Refusal) -> str:

@@ -57,14 +57,22 @@ def test_it_folds_and_says_what(half, tmp_path, capsys):
     assert call(half, "-o", target) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 7
     assert lines[0].startswith("folded")
     assert "n_b" in lines[0]
     assert "n_c" in lines[0]
     assert lines[1].startswith("kept")
     assert "opaque_operator" in lines[1]
     assert "n_s" in lines[1]
-    assert "1 of 2" in lines[2]
+    assert lines[2].startswith("advice  [opaque_operator] ")
+    assert lines[3].startswith(
+        "1 of 2 BatchNormalization folded, 2 -> 1 BatchNormalization, 4 -> 3"
+    )
+    assert "--bn-free" in lines[4]
+    assert lines[5:] == [
+        f"written: {target}",
+        f"next: compare both: onnx-bnfold check {half} {target}",
+    ]
     assert not err
     assert_same_function(onnx.load(half), onnx.load(target))
 
@@ -310,7 +318,7 @@ def test_names_with_odd_characters_are_printed_everywhere(tmp_path, rng):
     )
     assert result.returncode == 0, result.stderr
     assert "\x1b" not in result.stdout
-    assert len(result.stdout.splitlines()) == 2
+    assert len(result.stdout.splitlines()) == 4
 
 
 def test_a_reader_that_stops_early(tmp_path, rng):

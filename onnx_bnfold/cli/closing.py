@@ -1,0 +1,49 @@
+"""The last lines of a fold: where the model is, and what to do next."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Iterator
+
+from onnx_bnfold.api import Outcome
+from onnx_bnfold.errors import printable
+
+# Exporters that fold a BatchNormalization behind a layer: ``producer_name`` → what they are called.
+_FOLDING_EXPORTERS = {"pytorch": "PyTorch", "tf2onnx": "tf2onnx"}
+
+
+def origin(outcome: Outcome) -> Iterator[str]:
+    """Yield why there is nothing to fold, if the model's producer explains it."""
+    exporter = _FOLDING_EXPORTERS.get(outcome.original.producer_name)
+    if exporter and not outcome.report.norms:
+        yield f"{exporter}, which has made this model, folds them when it exports one in eval mode"
+
+
+def closing(outcome: Outcome, args: argparse.Namespace) -> Iterator[str]:
+    """Yield the last lines of a fold that is done.
+
+    Args:
+        outcome: the fold.
+        args: its model, output and options.
+    """
+    report = outcome.report
+    if report.left and not args.bn_free:
+        yield (
+            "next: --bn-free gives what stays another exact form, without BatchNormalization, "
+            "where there is one"
+        )
+    if args.dry_run:
+        yield "nothing is written in a dry run"
+        return
+    changed = any(record.folded for record in report.records) or report.equalized
+    written = (
+        f"written: {args.output}" if changed else f"written, with nothing folded: {args.output}"
+    )
+    yield printable(written)
+    if changed and not args.check:
+        yield printable(f"next: compare both: {_command('check', args.model, args.output)}")
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["onnx-bnfold", *words])

@@ -82,6 +82,12 @@ class CheckOptions:
         if self.value_range is not None and not self.value_range[0] <= self.value_range[1]:
             low, high = self.value_range
             raise UsageError(f"the range {low},{high} is empty; give the lower value first")
+        for name in ("inputs", "data"):
+            path = getattr(self, name)
+            if path is not None and not os.path.exists(path):
+                raise UsageError(
+                    f"cannot read {name} from {os.fspath(path)}: there is no such file"
+                )
         for library in self.custom_ops:
             if not os.path.isfile(library):
                 raise UsageError(f"there is no file {os.fspath(library)} with custom operators")

@@ -1,6 +1,7 @@
 """onnxruntime sessions; the only module of the check that loads onnxruntime."""
 
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -59,6 +60,10 @@ _DTYPES = {
         for bits in (8, 16, 32, 64)
     },
 }
+
+
+# What onnxruntime says of an index that is too large, as of Gather and its relatives.
+_INDICES = re.compile(r"out of .*(?:bounds|range).*\[-?\d+, ?(\d+)\]")
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
@@ -172,11 +177,20 @@ class Session:
                 values = self._session.run(names, feed)
         except Exception as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
+            message = _message(error)
             raise ModelError(
-                f"onnxruntime cannot run {self._label} on {shapes}: {_message(error)}; "
-                "set the shapes with --shape or give --inputs"
+                f"onnxruntime cannot run {self._label} on {shapes}: {message}; "
+                f"{_other_inputs(message, feed)}"
             ) from error
         return named(names, values)
+
+
+def _other_inputs(message: str, feed: Feed) -> str:
+    """Return how to give inputs that a model may take, which it has not those of a feed."""
+    limits = _INDICES.search(message)
+    if limits and any(array.dtype.kind in "iu" for array in feed.values()):
+        return f"give indices that exist with --range 0,{limits[1]} or --inputs"
+    return "set the shapes with --shape or give --inputs"
 
 
 class NoKernelError(ModelError):

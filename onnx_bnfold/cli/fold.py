@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnx_bnfold.api import Outcome, plan_file, write_folded
 from onnx_bnfold.cli.console import options_of, tell
 from onnx_bnfold.errors import CheckFailed
 from onnx_bnfold.options import Options
+from onnx_bnfold.storage.writer import check_target
 
 if TYPE_CHECKING:
     from onnx_bnfold.check import CheckResult
@@ -36,6 +38,8 @@ def run(args: argparse.Namespace, options: Options) -> Outcome | None:
         ModelError: the model cannot be read or is invalid.
         UsageError: a path or an option cannot be used.
     """
+    if args.output is not None and not args.dry_run:
+        check_target(Path(args.output), {args.model})
     if args.report:
         from onnx_bnfold.reports import require_writable
 

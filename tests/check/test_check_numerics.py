@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from pairs import CLASSES, finish, fold, model, pair, weights
 
 from onnx_bnfold.check import CheckOptions, check, render_text
@@ -437,3 +437,17 @@ def test_text_has_no_control_characters():
         text = render_text(check(model(values), other))
         assert text.isascii()
         assert not any(ord(c) < 32 and c != "\n" for c in text)
+
+
+def test_an_index_that_does_not_exist_names_the_range():
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "i"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("i", TensorProto.INT64, ["N"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])],
+        [numpy_helper.from_array(np.ones((3, 4), np.float32), "table")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(ModelError, match=r"; give indices that exist with --range 0,2 or --inputs"):
+        check(model, model)
+    assert check(model, model, CheckOptions(value_range=(0, 2))).holds

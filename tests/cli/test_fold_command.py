@@ -229,3 +229,29 @@ def test_the_options_of_a_store_may_come_first(model, tmp_path):
     model.rename(store / "m.onnx")
     assert call("--jobs", "1", store, "-o", tmp_path / "out", "-q") == 0
     assert (tmp_path / "out" / "m.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--check", "--data", "no.npz"],
+        ["--check", "--inputs", "no.npz"],
+        ["--equalize", "--ranges", "no.npz"],
+        ["--report", "no/r.html"],
+        ["--report", "r.txt"],
+        ["-o", "no/f.onnx"],
+        ["-o", "{model}"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_known_before_the_work_is_said_before_it(
+    words, model, tmp_path, monkeypatch, capsys
+):
+    def work(*_, **__):
+        raise AssertionError("the fold has begun")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("onnx_bnfold.pipeline.Pipeline.plan", work)
+    output = [] if "-o" in words else ["-o", "f.onnx"]
+    assert call(model, *(word.format(model=model) for word in words), *output) == 2
+    assert "internal error" not in capsys.readouterr().err

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from onnx_bnfold.errors import UsageError
+from onnx_bnfold.progress import note
 
 if TYPE_CHECKING:
     from distributed import Client
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_PATIENCE = 30  # seconds between two notes of what is waited for
 
 
 @contextmanager
@@ -35,7 +38,16 @@ def connected(address: str) -> Iterator[Client]:
     except (OSError, ValueError, AssertionError) as error:  # its event loop asserts sometimes
         raise UsageError(f"{address}: no Dask scheduler answers: {error}") from error
     with client:
+        _wait_for_workers(client, address)
         yield client
+
+
+def _wait_for_workers(client: Client, address: str) -> None:
+    """Wait until there is a worker; without one nothing would happen, and nobody would know why."""
+    while client.status == "running" and not client.scheduler_info()["workers"]:
+        note(f"{address} has no workers yet; waiting for the first (dask worker {address})")
+        with suppress(TimeoutError):
+            client.wait_for_workers(1, timeout=_PATIENCE)
 
 
 def on_dask(

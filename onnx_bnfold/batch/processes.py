@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from threading import Thread
 from typing import TypeVar
 
+from onnx_bnfold import progress
 from onnx_bnfold.interrupts import held_back
 from onnx_bnfold.process_memory import collect_rarely, keep_freed_memory
 
@@ -107,6 +108,7 @@ def _start() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     keep_freed_memory()
     collect_rarely()
+    progress.show("nothing")  # the parent shows how many models are done
     Thread(target=_die_with_parent, daemon=True).start()
 
 

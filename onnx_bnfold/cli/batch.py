@@ -12,7 +12,7 @@ from threading import current_thread, main_thread
 
 from onnx_bnfold.batch.report import StoreReport
 from onnx_bnfold.batch.run import fold_store, plan_store
-from onnx_bnfold.cli.console import tell
+from onnx_bnfold.cli.console import show_progress, tell
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.interrupts import EXIT_CODE
 from onnx_bnfold.options import Options
@@ -46,6 +46,7 @@ def _run(args: argparse.Namespace, options: Options) -> int:
             "a store takes no --check, --require-folded or --ranges, and one --report FILE.json"
         )
     args.report = next(iter(args.report), None)
+    show_progress(quiet=args.quiet)
     if args.report is not None:
         _check_report(args.report)
     with _terminated_like_interrupted():

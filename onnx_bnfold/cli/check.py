@@ -8,7 +8,7 @@ from onnx_bnfold.check.api import check
 from onnx_bnfold.check.options import CheckOptions
 from onnx_bnfold.check.results import CheckResult
 from onnx_bnfold.check.text import render_text
-from onnx_bnfold.cli.console import options_of, tell
+from onnx_bnfold.cli.console import options_of, show_progress, tell
 from onnx_bnfold.errors import CheckFailed
 
 
@@ -22,6 +22,7 @@ def run(args: argparse.Namespace) -> None:
         CheckFailed: a gate does not hold; the reports are written.
         ModelError, UsageError: a model, a file or an option cannot be used.
     """
+    show_progress(quiet=args.quiet)
     result = _checked(args)
     if not args.quiet:
         tell(render_text(result).rstrip())

@@ -8,6 +8,8 @@ import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING, TypeVar
 
+from onnx_bnfold import progress
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -40,3 +42,8 @@ def tell(text: str) -> None:
         print(shown, flush=True)
     except BrokenPipeError:  # redirect stdout, or Python would report the error again at its exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def show_progress(*, quiet: bool) -> None:
+    """Let the process show its progress, in a pipe a line now and then; nothing if quiet."""
+    progress.show("nothing" if quiet else "bars and lines")

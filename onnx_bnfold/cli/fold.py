@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnx_bnfold.api import Outcome, plan_file, write_folded
-from onnx_bnfold.cli.console import options_of, tell
+from onnx_bnfold.cli.console import options_of, show_progress, tell
 from onnx_bnfold.errors import CheckFailed
 from onnx_bnfold.options import Options
 from onnx_bnfold.storage.writer import check_target
@@ -44,6 +44,7 @@ def run(args: argparse.Namespace, options: Options) -> Outcome | None:
         from onnx_bnfold.reports import require_writable
 
         require_writable(args.report, taken=(args.model, args.output))
+    show_progress(quiet=args.quiet)
     command = _FoldCommand(args)
     outcome = None
     try:

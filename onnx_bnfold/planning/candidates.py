@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.progress import progress
 from onnx_bnfold.reasons import Reason, Refused
 
 # Reasons of an affine node whose operand is of unknown shape, or may be broadcast at some size.
 _MAY_BE_KNOWN = frozenset((Reason.AXES, Reason.UNKNOWN_SHAPE))
+_LONG = 1.0  # seconds of planning from which on a user wants to see how far it is
 
 
 def candidates(state: GraphState) -> tuple[list[int], list[int], list[int]]:
@@ -66,3 +69,8 @@ def elements(state: GraphState, index: int) -> int:
     """Return the number of elements per example of an output; unknown dims count as one."""
     dims = state.shapes.dims(state.graph.writes[index][0]) or ()
     return math.prod(d for d in dims[1:] if isinstance(d, int))
+
+
+def watched(queue: Sequence[int]) -> Iterable[int]:
+    """Return the nodes to decide on, in order; if that takes long, its progress is shown."""
+    return progress(queue, total=len(queue), label="planning", after=_LONG)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.options import Options
-from onnx_bnfold.planning.candidates import candidates, elements, is_direct
+from onnx_bnfold.planning.candidates import candidates, elements, is_direct, watched
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.kept import not_named
 from onnx_bnfold.planning.notes import require_unnoted
@@ -108,7 +108,7 @@ class _Planner:
 
     def _decide_all(self, queue: Sequence[int]) -> None:
         while queue:
-            for index in queue:
+            for index in watched(queue):
                 self._decide(index)
             queue = [i for i in queue if i in self._tried and self._may_go_now(i)]
 

@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 from threading import Lock, Thread
 from typing import TypeAlias
 
+from onnx_bnfold.progress import progress
+
 Job: TypeAlias = Callable[[], None]
 
+_LONG = 1.0  # seconds of work from which on a user wants to see how far it is
 _MOST_BY_DEFAULT = 4  # more threads only wait for memory and for each other's writes
 
 
@@ -41,6 +44,7 @@ def run(jobs: Sequence[Job], threads: int | None = None) -> None:
         pool.stop()
         for helper in helpers:
             helper.join()
+        pool.close()
     if pool.failures:
         failure = min(pool.failures.items(), key=_rank)[1]
         try:
@@ -58,13 +62,19 @@ def _rank(failure: tuple[int, BaseException]) -> tuple[bool, int]:
 class _Pool:
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.failures: dict[int, BaseException] = {}
-        self._todo = enumerate(jobs)
+        shown = progress(jobs, total=len(jobs), label="writing", after=_LONG)
+        self._todo = enumerate(shown)
+        self._shown = shown
         self._lock = Lock()
         self._stopped = False
 
     def stop(self) -> None:
         """Start no further job."""
         self._stopped = True
+
+    def close(self) -> None:
+        """Take the progress from the screen; no thread may work any more."""
+        self._shown.close()
 
     def work(self) -> None:
         """Run one job after another until none is left or one has failed."""

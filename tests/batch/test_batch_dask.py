@@ -9,7 +9,7 @@ import time
 import pytest
 from batches import digests, expected, fill, unfinished, write
 
-from onnx_bnfold import UsageError
+from onnx_bnfold import UsageError, progress
 from onnx_bnfold.batch import fold_store, plan_store
 from onnx_bnfold.batch.dask_cluster import connected, on_dask
 from onnx_bnfold.cli.main import main
@@ -129,6 +129,20 @@ def test_a_scheduler_that_is_gone(cluster):
         client.close()
         results = on_dask(client, int, ["1", "2"], name_error)
         assert list(results) == [("1", "ConnectionError"), ("2", "ConnectionError")]
+
+
+def test_it_says_that_it_waits_for_workers(monkeypatch, capsys):
+    monkeypatch.setattr("onnx_bnfold.batch.dask_cluster._PATIENCE", 1)
+    progress.show("bars and lines")
+    with LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address=":0") as cluster:
+        late = threading.Timer(1.5, cluster.scale, [1])
+        late.start()
+        with connected(cluster.scheduler_address) as client:
+            assert list(on_dask(client, int, ["1"], name_error)) == [1]
+        late.join()
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(f"onnx-bnfold: {cluster.scheduler_address} has no workers yet; ")
+    assert len(said) > 1
 
 
 def test_no_scheduler(tmp_path, capfd):

@@ -342,9 +342,9 @@ def _report(
     before = after = None
     if folded is not None:
         before, after = pipeline.nodes_before, sum(len(body.node) for body in bodies_of(folded))
-    copied = sum(map(copied_bytes, pipeline.rounds))
-    tensors = pipeline.equalized, pipeline.rescaled
-    kept_affine = tuple([each.record for each in pipeline.decomposed_bns])
+    rescaled = pipeline.rescaled
     return Report(
-        pipeline.records(), before, after, *tensors, *sizes, copied, pipeline.inlined, kept_affine
-    )
+        pipeline.records(), before, after, pipeline.equalized, rescaled, *sizes,
+        sum(map(copied_bytes, pipeline.rounds)), pipeline.inlined,
+        tuple([each.record for each in pipeline.decomposed_bns]), pipeline.int8_loss(rescaled),
+    )  # fmt: skip

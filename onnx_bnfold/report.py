@@ -86,6 +86,8 @@ class Report:
         inlined_calls: number of calls of local functions that were inlined.
         kept_affine: one per Mul, Add, Sub or Div by a constant per channel (a decomposed
             BatchNormalization) that a fold was tried for and that stays, in order.
+        int8_loss: what the new ranges of ``rescaled`` are expected to cost a model that is
+            quantised to int8 afterwards, in dB; None if nothing worth saying.
     """
 
     records: tuple[Record, ...]
@@ -99,6 +101,7 @@ class Report:
     copied_bytes: int = 0
     inlined_calls: int = 0
     kept_affine: tuple[Record, ...] = ()
+    int8_loss: float | None = None
 
     @property
     def norms(self) -> tuple[Record, ...]:
@@ -150,6 +153,8 @@ class Report:
                 f"{number} rescaled (widest: {printable(widest.name)}, its channels by "
                 f"{widest.smallest:.3g} to {widest.largest:.3g})"
             )
+        if self.int8_loss is not None:
+            parts.append(int8_warning(self.int8_loss))
         if self.nodes_before is not None:
             if self.norms:
                 parts.append(f"{len(self.norms)} -> {len(self.left)} BatchNormalization")
@@ -168,6 +173,13 @@ def by_reason(kept_affine: Sequence[Record]) -> list[str]:
         assert record.refusal is not None
         groups.setdefault(record.refusal.reason.value, []).append(record)
     return [first.sentence(len(others)) for first, *others in groups.values()]
+
+
+def int8_warning(loss: float) -> str:
+    """Return what to tell who quantises the result, given ``Report.int8_loss``."""
+    return (
+        f"the new ranges would cost an int8 model about {loss:.0f} dB (--profile int8 avoids that)"
+    )
 
 
 def _counted(number: int, what: str) -> str:

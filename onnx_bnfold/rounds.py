@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -100,6 +100,22 @@ class Rounds:
         from onnx_bnfold.report import rescaled_of
 
         return rescaled_of([*self.rounds])
+
+    def int8_loss(self, rescaled: Sequence[Rescaled]) -> float | None:
+        """Return what new ranges are expected to cost in int8, in dB; None if that is not much.
+
+        They were asked for where the profile is another one than ``float``.
+
+        Args:
+            rescaled: the tensors that have them.
+        """
+        if not rescaled or any(plan.limits.profile != "float" for plan in self.plans):
+            return None
+        from onnx_bnfold.planning.int8_noise import expected_loss  # few plain folds rescale any
+
+        graphs = zip(*self.rounds, strict=True)
+        losses = [expected_loss([plan.state for plan in plans]) for plans in graphs]
+        return max((loss for loss in losses if loss is not None), default=None)
 
     def changes(self) -> dict[str, tuple[Float64, Float64]]:
         """Return scale and shift of every tensor of the main graph that changes, by name."""

@@ -56,6 +56,11 @@ class Range:
         """Largest magnitude per channel."""
         return np.asarray(np.maximum(-self.low, self.high))
 
+    @property
+    def deviation(self) -> Float64:
+        """Standard deviation per channel, of values that reach ``REACH`` of it from the middle."""
+        return np.asarray((self.high - self.low) / (2 * REACH))
+
     def changed(self, change: Affine) -> Range | None:
         """Return the range of a re-parametrised tensor; None if it is not per channel."""
         vectors = change.vector(1, self.channels) if change.rank == self.rank else None

@@ -66,6 +66,7 @@ class FoldReport:
             BatchNormalizations), that a fold was tried for and that stay.
         layers: the weights of every node that took a scale or a shift.
         rescaled_tensors: tensors that remain in the model with other values.
+        int8_loss: what their ranges are expected to cost in int8, in dB; None if that is not much.
         check: the record of the check, if one ran.
         schema_version: of the JSON.
     """
@@ -88,6 +89,7 @@ class FoldReport:
     kept_affine_nodes: tuple[NodeRecord, ...]
     layers: tuple[Layer, ...]
     rescaled_tensors: tuple[Rescaled, ...]
+    int8_loss: float | None
     check: CheckResult | None
     schema_version: int = SCHEMA_VERSION
 
@@ -139,7 +141,8 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
         affine_nodes=tuple(r for r in records if not r.record.is_norm),
         kept_affine_nodes=tuple(records_of(pipeline, pipeline.decomposed_bns, places)),
         layers=layers,
-        rescaled_tensors=pipeline.rescaled,
+        rescaled_tensors=outcome.report.rescaled,
+        int8_loss=outcome.report.int8_loss,
         check=check,
     )
 

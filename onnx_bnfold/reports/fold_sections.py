@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from onnx_bnfold.operators.layouts import LINEAR_LAYERS
+from onnx_bnfold.report import int8_warning
 from onnx_bnfold.reports.charts import weights_chart
 from onnx_bnfold.reports.check_sections import verdict
 from onnx_bnfold.reports.markup import Data, Element, el, pill, table
@@ -68,6 +69,9 @@ def _summary(data: Data) -> Element:
     if data["copied_bytes"]:
         text = f"Copies of weights that several nodes read add {data['copied_bytes']:,} bytes"
         parts.append(el("p", f"{text}; --keep-shared-weights avoids them.", class_="note"))
+    if data["int8_loss"] is not None:
+        text = int8_warning(data["int8_loss"])
+        parts.append(el("p", f"{text[0].upper()}{text[1:]}.", class_="note"))
     if data["inlined_calls"]:
         number = data["inlined_calls"]
         text = f"Calls of local functions that were inlined: {number}."

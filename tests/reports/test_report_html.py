@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import unicodedata
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -71,6 +72,14 @@ def plain_page(tmp_path, rng) -> Page:
 @pytest.fixture
 def hostile_page(tmp_path, rng) -> Page:
     return Page(page(report_of(hostile(rng), tmp_path, checked=STRICT).to_dict()))
+
+
+def test_a_loss_in_int8_is_told(tmp_path, rng):
+    """The page and the summary say the same."""
+    report = replace(report_of(half(rng), tmp_path), int8_loss=12.6)
+    said = "The new ranges would cost an int8 model about 13 dB (--profile int8 avoids that)."
+    assert said in Page(page(report.to_dict())).text
+    assert "int8" not in Page(page(replace(report, int8_loss=None).to_dict())).text
 
 
 # --- names are text -------------------------------------------------------------------------

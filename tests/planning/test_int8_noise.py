@@ -1,0 +1,103 @@
+"""What new ranges cost in int8: foretold from statistics, and true of models that are quantised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from graphs import Net
+from onnx import ModelProto, numpy_helper
+
+import onnx_bnfold
+from onnx_bnfold import Options
+from onnx_bnfold.check.models import CheckedModel
+from onnx_bnfold.check.quantize import quantised, snr
+from onnx_bnfold.check.sessions import Session, join
+from onnx_bnfold.planning.int8_noise import _noise
+
+INT8 = Options(profile="int8")
+
+
+def residual(gamma: Sequence[float]) -> ModelProto:
+    """A sum of a Conv, and of a branch behind a BN of it, which knows its statistics.
+
+    Its shift does not pass the branch's Relu, so the sum takes its scale.
+    """
+    net = Net(("N", 4, 6, 6))
+    c = net.conv("x", 4)
+    w, b = map(numpy_helper.to_array, net.initializers)
+    variance = np.square(w).sum(axis=(1, 2, 3))  # inputs are normal
+    values = np.array(gamma) * np.sqrt(variance), np.array([0.5, -0.5, 0.5, 0.1]), b, variance
+    branch = net.op("BatchNormalization", c, *map(net.const, values), epsilon=0.0)
+    return net.model(net.conv(net.op("Add", c, net.conv(net.relu(branch), 4)), 2))
+
+
+def int8_db(models: Sequence[ModelProto], folder: Path) -> list[float]:
+    """The signal-to-noise of models in int8, against the first of them in float."""
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((8, 4, 6, 6), np.float32)} for _ in range(8)]
+    found = []
+    for number, model in enumerate(models):
+        path = folder / f"{number}.onnx"
+        onnx.save(model, path)
+        if number == 0:
+            (name,) = (output.name for output in model.graph.output)
+            session = Session(CheckedModel(path, "float"))
+            reference = join(session.run(feed) for feed in feeds[4:])[name]
+        int8 = quantised(CheckedModel(path, "int8"), folder / str(number), feeds[:4])
+        found.append(snr(reference, join(Session(int8).run(feed) for feed in feeds[4:])[name]))
+    return found
+
+
+@pytest.mark.parametrize("small", [0.003, 0.1, -0.1])
+def test_a_small_channel_is_lost_and_that_is_said(small, tmp_path):
+    model = residual([1, 1, -1, small])
+    folded, report = onnx_bnfold.fold(model)
+    kept, other = onnx_bnfold.fold(model, INT8)
+    assert report.int8_loss is not None
+    said = f"would cost an int8 model about {report.int8_loss:.0f} dB (--profile int8 avoids that)"
+    assert said in report.summary()
+    assert len(other.left) == 1
+    assert other.int8_loss is None
+    before, after, by_profile = int8_db([model, folded, kept], tmp_path)
+    assert before - after > 8
+    assert abs(before - by_profile) < 1
+
+
+@pytest.mark.parametrize("gamma", [(1, 1, 1, 1), (1, 1.1, -0.9, 1), (1, 1, -1, 0.3)])
+def test_even_channels_cost_little_and_nothing_is_said(gamma, tmp_path):
+    model = residual(gamma)
+    folded, report = onnx_bnfold.fold(model)
+    assert report.folded
+    assert report.rescaled
+    assert report.int8_loss is None
+    assert "int8" not in report.summary()
+    before, after = int8_db([model, folded], tmp_path)
+    assert before - after < 4
+
+
+def test_who_asks_for_another_profile_is_told_nothing():
+    model = residual([1, 1, 1, 0.1])
+    report = onnx_bnfold.fold(model, Options(profile="fp16"))[1]
+    assert report.rescaled
+    assert report.int8_loss is None
+
+
+def test_the_noise_of_a_tensor():
+    """Of the input, as the BN reads it; the Relu's is rounded behind it; none of a dead channel."""
+    net = Net(("N", 3, 3, 3))
+    values = [[3.0, 1, 1], [0.0, 0, 0], [1.0, -2, 0], [1.0, 0.25, 0]]  # the last: a is 10,000
+    b = net.op("BatchNormalization", "x", *(net.const(np.array(v)) for v in values), epsilon=1e-8)
+    state = net.state(net.op("Sigmoid", net.relu(b)))
+    a, deviation = np.array([3, 2]), np.array([1, 0.5])
+    step = (5 - -4) / 255
+    read = step**2 / 12 * (a**2).sum() / (a**2 * deviation**2).sum()
+    step, deviation = 12 / 255, np.array([12, 4]) / 8
+    rectified = step**2 / 12 * 2 / (deviation**2).sum()
+    before, after = _noise(state)
+    assert math.isclose(before, read + rectified, rel_tol=1e-6)
+    assert math.isclose(after, before)

@@ -42,7 +42,8 @@ class CheckOptions:
         threads: threads within an operator; 0 is onnxruntime's own choice.
         min_speedup: smallest ratio of latencies, original over folded.
         quantize: quantise both models to int8 and compare their losses.
-        max_snr_drop: largest loss of int8 signal-to-noise against the original's, in dB.
+        max_snr_drop: largest loss of int8 signal-to-noise against the original's, in dB; by default
+            4, which calibrations on both halves of the inputs must exceed, too.
         custom_ops: libraries with operators of other domains, for onnxruntime.
     """
 

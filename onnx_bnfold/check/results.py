@@ -249,6 +249,8 @@ class Int8Output:
             equal, minus infinity without a signal or with int8 values that are not finite.
         top1_original, top1_folded: fraction of rows whose largest class is that of the original in
             float; None if they are not class scores.
+        half_drops_db: ``drop_db`` if either half of the inputs calibrates; measured where it
+            decides.
     """
 
     name: str
@@ -256,6 +258,13 @@ class Int8Output:
     snr_folded_db: float
     top1_original: float | None
     top1_folded: float | None
+    half_drops_db: tuple[float, ...] = ()
+
+    @property
+    def drop_db(self) -> float:
+        """By how much the folded model's signal-to-noise is lower, 0 if it is not."""
+        lower = self.snr_folded_db < self.snr_original_db
+        return self.snr_original_db - self.snr_folded_db if lower else 0.0
 
 
 @dataclass(frozen=True)

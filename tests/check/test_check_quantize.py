@@ -57,21 +57,47 @@ def test_the_same_model_costs_the_same():
     assert output.snr_original_db == output.snr_folded_db
 
 
-def test_a_range_that_int8_cannot_resolve_fails_the_gate():
-    """The same function, but one channel of the tensor between is 1,000 times larger."""
+def uneven(largest: float):
+    """A model, and one of the same function of which a channel between layers is larger."""
     values = fold(weights())
     factor = np.ones(16, np.float32)
-    factor[0] = 1024
+    factor[0] = largest
     spread = dict(values)
     spread["w0"] = values["w0"] * factor.reshape(-1, 1, 1, 1)
     spread["b0"] = values["b0"] * factor
     spread["w1"] = values["w1"] / factor.reshape(1, -1, 1, 1)
-    options = dataclasses.replace(QUICK, max_snr_drop=1.0)
-    result = check(model(values), model(spread), options)
+    return model(values), model(spread)
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [(1.0, "; max_snr_drop is 1"), (None, " on either half of the inputs); --profile int8 ")],
+)
+def test_a_range_that_int8_cannot_resolve_fails_the_gate(limit, said):
+    options = dataclasses.replace(QUICK, max_snr_drop=limit)
+    result = check(*uneven(1024), options)
     assert not result.holds
     (failure,) = result.failures
     assert failure.startswith("quantize: output 'y'")
-    assert "max_snr_drop is 1" in failure
+    assert said in failure
+    (output,) = result.quantized.outputs
+    assert len(output.half_drops_db) == (2 if limit is None else 0)
+    assert all(abs(drop - output.drop_db) < 6 for drop in output.half_drops_db)
+
+
+def test_an_even_range_needs_no_further_calibration():
+    result = check(*uneven(1.5), QUICK)
+    assert result.holds
+    assert not result.quantized.outputs[0].half_drops_db
+
+
+def test_a_single_set_cannot_be_halved(tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, np.random.default_rng(0).standard_normal((16, 3, 12, 12), np.float32))
+    result = check(*uneven(1024), dataclasses.replace(QUICK, inputs=path))
+    (failure,) = result.failures
+    assert "half" not in failure
+    assert "max_snr_drop is by default 8" in failure
 
 
 def test_labelled_data_are_split(tmp_path):
@@ -123,6 +149,21 @@ def test_gate(before, after, holds):
     outputs = [Int8Output("y", before, after, None, None)]
     options = CheckOptions(quantize=True, max_snr_drop=1.0)
     assert (not list(_failures(outputs, options))) is holds
+
+
+@pytest.mark.parametrize(
+    ("after", "halves", "holds"),
+    [(25, (), True), (22.5, (), True), (21.5, (), False), (25, (4.5, 4.1), False),
+     (25, (4.5, 3.9), True), (25, (0, 9), True), (27, (9, 9), True), (-np.inf, (9, 9), False),
+     (-np.inf, (np.inf, np.inf), False), (31, (9, 9), True)],
+)  # fmt: skip
+def test_the_gate_by_default(after, halves, holds):
+    """Every calibration has to say so; one alone has to say more."""
+    outputs = [Int8Output("y", 30, after, None, None, halves)]
+    assert (not list(_failures(outputs, CheckOptions(quantize=True)))) is holds
+    lifted = CheckOptions(quantize=True, max_snr_drop=1000)
+    alone = [dataclasses.replace(outputs[0], half_drops_db=())]
+    assert (not list(_failures(alone, lifted))) == np.isfinite(after)
 
 
 def test_outputs_of_changing_size_are_left_out():

@@ -115,13 +115,41 @@ class Segmenter(nn.Module):
         return found
 
 
+class UNet(Segmenter):
+    """The same with what the way down has seen beside the way up, as in U-Net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.bottom = _twice(1, 8), _twice(8, 16), _twice(16, 32)
+        self.up = nn.ConvTranspose2d(32, 16, 2, stride=2)
+        self.upper = nn.ConvTranspose2d(16, 8, 2, stride=2)
+        self.behind, self.last = _twice(32, 16), _twice(16, 8)
+        self.layers = nn.Sequential(nn.Conv2d(8, 1, 1), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Probabilities (N, 1, 28, 28) of ink."""
+        first = self.first(x)
+        second = self.second(functional.max_pool2d(first, 2))
+        bottom = self.bottom(functional.max_pool2d(second, 2))
+        behind = self.behind(torch.cat([self.up(bottom), second], 1))
+        found: Tensor = self.layers(self.last(torch.cat([self.upper(behind), first], 1)))
+        return found
+
+
+def _twice(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        conv(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU(),
+        conv(outputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU(),
+    )  # fmt: skip
+
+
 class Recurrent(nn.Module):
     """A BN on the rows of the picture, a GRU or LSTM over them, a BN and a Linear."""
 
-    def __init__(self, kind: type[nn.GRU] | type[nn.LSTM]) -> None:
+    def __init__(self, kind: type[nn.GRU] | type[nn.LSTM], width: int = 28) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(28)
-        self.layer = kind(28, 32, batch_first=True)
+        self.norm = nn.BatchNorm1d(width)
+        self.layer = kind(width, 32, batch_first=True)
         self.last = nn.BatchNorm1d(32)
         self.head = nn.Linear(32, 10)
 
@@ -130,6 +158,48 @@ class Recurrent(nn.Module):
         rows = self.norm(x.squeeze(1).transpose(1, 2)).transpose(1, 2)
         found: Tensor = self.head(self.last(self.layer(rows)[0][:, -1]))
         return found
+
+
+class ConvRecurrent(nn.Module):
+    """Convs, a BN on what they make of each row, a GRU over the rows, a BN and a Linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*_stem(8))
+        self.rows = Recurrent(nn.GRU, 8 * 14)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores (N, 10)."""
+        found: Tensor = self.rows(self.stem(x).transpose(1, 2).flatten(2).unsqueeze(1))
+        return found
+
+
+def weight_normed() -> nn.Module:
+    """Convs whose weights are a direction and a length each, and BNs behind."""
+    normed = nn.utils.parametrizations.weight_norm
+    return Classifier(
+        *_stem(16), normed(conv(16, 32)), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
+        normed(conv(32, 32)), nn.BatchNorm2d(32), nn.ReLU(), width=32,
+    )  # fmt: skip
+
+
+class Half(nn.Module):
+    """A network that is trained in float32 and computes in float16 afterwards."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def train(self, mode: bool = True) -> Half:
+        """Convert the weights, too."""
+        self.network.to(torch.float32 if mode else torch.float16)
+        super().train(mode)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs of the network, float32 as x is."""
+        kind = torch.float32 if self.training else torch.float16
+        return self.network(x.to(kind)).float()  # type: ignore[no-any-return]
 
 
 def _separable(inputs: int, outputs: int) -> list[nn.Module]:
@@ -158,4 +228,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "gru": lambda: Recurrent(nn.GRU),
     "lstm": lambda: Recurrent(nn.LSTM),
     "depthwise": depthwise,
+    "unet": UNet,
+    "conv_gru": ConvRecurrent,
+    "weight_norm": weight_normed,
+    "half": lambda: Half(preactivated()),
 }

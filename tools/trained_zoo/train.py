@@ -25,7 +25,9 @@ WEIGHT_DECAY = 0.02  # as much that channels die within a few hundred steps
 INK = 0.5  # of the pixels that a segmentation is to find
 
 
-def trained(name: str, part: Part, *, steps: int, seed: int) -> nn.Module:
+def trained(
+    name: str, part: Part, *, steps: int, seed: int, decay: float = WEIGHT_DECAY
+) -> nn.Module:
     """Train a network by SGD with weight decay on all its parameters, so that channels die.
 
     Args:
@@ -33,15 +35,14 @@ def trained(name: str, part: Part, *, steps: int, seed: int) -> nn.Module:
         part: pictures and labels.
         steps: of the optimiser.
         seed: of the initial weights and of the batches.
+        decay: of the weights, as a fraction per step of the learning rate.
 
     Returns:
         The network in eval mode.
     """
     torch.manual_seed(seed)
     network = NETWORKS[name]()
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=0.1, momentum=0.9, weight_decay=WEIGHT_DECAY
-    )
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)
     for _ in range(steps):
         picked = torch.randint(len(part.labels), (BATCH,)).numpy()

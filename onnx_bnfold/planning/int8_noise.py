@@ -41,8 +41,9 @@ def expected_loss(states: Sequence[GraphState]) -> float | None:
     """
     loss = 0.0
     for state in states:
-        before, after = _noise(state)
-        if before and after:
+        with np.errstate(over="ignore", invalid="ignore"):  # of numbers that no square holds
+            before, after = _noise(state)
+        if 0 < before < math.inf and 0 < after < math.inf:
             loss += 10 * math.log10(after / before)
     return loss if loss > _WORTH_SAYING else None
 

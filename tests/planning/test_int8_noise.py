@@ -10,14 +10,14 @@ import numpy as np
 import onnx
 import pytest
 from graphs import Net
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 
 import onnx_bnfold
 from onnx_bnfold import Options
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.quantize import quantised, snr
 from onnx_bnfold.check.sessions import Session, join
-from onnx_bnfold.planning.int8_noise import _noise
+from onnx_bnfold.planning.int8_noise import _noise, expected_loss
 
 INT8 = Options(profile="int8")
 
@@ -101,3 +101,14 @@ def test_the_noise_of_a_tensor():
     before, after = _noise(state)
     assert math.isclose(before, read + rectified, rel_tol=1e-6)
     assert math.isclose(after, before)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [1e-200, 1e150])
+def test_numbers_whose_squares_are_none_say_nothing(size):
+    net = Net()
+    net.input("x", ("N", 2, 3, 3), TensorProto.DOUBLE)
+    values = [size, size], [0.0, 0], [size, 0], [1.0, 1]
+    constants = (net.const(np.array(v), np.float64) for v in values)
+    b = net.op("BatchNormalization", "x", *constants, epsilon=0.0)
+    assert expected_loss([net.state(net.op("Sigmoid", b))]) is None

@@ -31,7 +31,8 @@ class Options:
         standalone: what a BatchNormalization that stays is written as: itself (``keep``), a Mul
             and an Add (``mul-add``), or a depthwise Conv (``conv``; on tensors with spatial axes).
         metadata: let a fold from file to file record itself in the model's ``metadata_props``
-            (see ``provenance``). A fold that removes nothing records nothing, and a fold in memory
+            (see ``provenance``), and let each node record, from IR version 10 on, what it took
+            (``node_origins``). A fold that removes nothing records nothing, and a fold in memory
             has no file to name.
         merge_branches: merge parallel branches of Convs, identities and BatchNormalizations that
             meet in an Add into one Conv (``branch_merging``).

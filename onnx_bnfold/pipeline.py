@@ -89,7 +89,7 @@ class Pipeline(Attempts):
             return
         copy = self._copy()
         self._source = self._source.with_computed(
-            branch_merging.apply(copy, self._graphs, state, found)
+            branch_merging.apply(copy, self._graphs, state, found, metadata=self.options.metadata)
         )
         self.merges += len(found)
         self.merged += tuple(
@@ -309,8 +309,8 @@ class Pipeline(Attempts):
 
     def apply(self, copy: ModelProto) -> dict[str, Pending]:
         """Rewrite a copy of the model by the present plan; see ``graph_editor.rewrite``."""
-        freeze, unread = self.options.freeze_initializers, self._unread
-        pending = rewrite(copy, self.plans, freeze=freeze, unread=unread)
+        freeze, metadata = self.options.freeze_initializers, self.options.metadata
+        pending = rewrite(copy, self.plans, freeze=freeze, unread=self._unread, metadata=metadata)
         if self._source.computed:
             pending.update(self._computed(copy, pending.keys()))
         return pending

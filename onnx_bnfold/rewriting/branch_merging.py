@@ -8,7 +8,7 @@ section 3.3). Kernels are added in float64; rounding is left to the fold that fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,8 @@ from onnx_bnfold.model.float_formats import as_type
 from onnx_bnfold.model.graph import Graph, counterparts
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.planning.plan import Taken
+from onnx_bnfold.rewriting import node_origins
 from onnx_bnfold.rewriting.descriptions import drop_descriptions, rename_shards
 from onnx_bnfold.rewriting.fresh_names import Names
 from onnx_bnfold.rewriting.integrity import Text, require_intact
@@ -72,7 +74,12 @@ def fits(state: GraphState, merge: Merge) -> bool:
 
 
 def apply(
-    model: ModelProto, graphs: Sequence[Graph], state: GraphState, found: Sequence[Merge]
+    model: ModelProto,
+    graphs: Sequence[Graph],
+    state: GraphState,
+    found: Sequence[Merge],
+    *,
+    metadata: bool,
 ) -> dict[str, Callable[[], Float64]]:
     """Write merges into a copy of the model, in place.
 
@@ -81,6 +88,7 @@ def apply(
         graphs: of the model as it was; the first is the one of ``state``.
         state: the main graph as it was.
         found: the merges.
+        metadata: whether a merged Conv says which BatchNormalizations it took.
 
     Returns:
         For each new initializer, which has name, dims and type only, its elements in float64.
@@ -108,6 +116,8 @@ def apply(
             declare(model.ir_version, graph, name, shape, layer.weight.data_type)
             pending[name] = partial(compute, state, merge)
         _write(node, merge, names, nodes[merge.branch.sums[-1]].output[0])
+        if metadata and model.ir_version >= node_origins.OLDEST_IR_VERSION:
+            node_origins.add(node, _taken(nodes, state, merge))
         gone |= merge.branch.nodes
         nodes[merge.branch.sums[-1]] = node
         gone.discard(merge.branch.sums[-1])
@@ -123,6 +133,13 @@ def apply(
     drop_dead(texts[0], constants, initializer_names, below, constants.among(maybe_unread))
     require_intact(graphs, texts, model.ir_version, halfway=True)
     return pending
+
+
+def _taken(nodes: Sequence[NodeProto], state: GraphState, merge: Merge) -> Iterator[str]:
+    """Yield what a merged Conv has of nodes that are gone."""
+    for index in merge.bns:
+        yield node_origins.parts_of(state.place(index), Taken(scale=True, shift=True))
+    yield from node_origins.said_of(nodes[index] for index in sorted(merge.branch.nodes))
 
 
 def declare(

@@ -25,6 +25,7 @@ from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.entries import BiasPlace
 from onnx_bnfold.planning.notes import append, note
 from onnx_bnfold.planning.plan import GraphPlan
+from onnx_bnfold.rewriting import node_origins
 from onnx_bnfold.rewriting.descriptions import drop_descriptions, hand_on_shapes, rename_shards
 from onnx_bnfold.rewriting.fresh_names import Names
 from onnx_bnfold.rewriting.integrity import Text, require_intact
@@ -53,7 +54,12 @@ class Pending(NamedTuple):
 
 
 def rewrite(
-    model: ModelProto, plans: Sequence[GraphPlan], *, freeze: bool, unread: Set[str] = frozenset()
+    model: ModelProto,
+    plans: Sequence[GraphPlan],
+    *,
+    freeze: bool,
+    unread: Set[str] = frozenset(),
+    metadata: bool = False,
 ) -> dict[str, Pending]:
     """Apply plans to a model in place.
 
@@ -62,6 +68,7 @@ def rewrite(
         plans: one per body.
         freeze: take initializers that are graph inputs out of the inputs.
         unread: constants that may have lost their readers before, and go, too.
+        metadata: whether nodes say what they took of others (``node_origins``).
 
     Returns:
         The new initializers of the main graph, by name. Constants of other bodies are complete.
@@ -80,6 +87,8 @@ def rewrite(
     initializer_names: dict[int, list[str]] = {}
     for position in reversed(range(len(plans))):
         editor = _Editor(model, bodies[position], plans[position], position, names)
+        if metadata and model.ir_version >= node_origins.OLDEST_IR_VERSION:
+            node_origins.record(editor.nodes, plans[position])
         maybe_unread |= editor.run()
         pending.update(editor.pending)
         initializer_names[position] = editor.initializer_names
@@ -278,6 +287,7 @@ class _Editor:
             add.attribute.append(helper.make_attribute("axis", axis))
             add.attribute.append(helper.make_attribute("broadcast", 1))
         node.output[0] = product
+        node_origins.hand_on(node, add)
         self.after[index] = [add]
 
     def _clamp(self, index: int, constants: Sequence[str]) -> None:
@@ -343,8 +353,6 @@ def _declaration(tensor: TensorProto) -> ValueInfoProto:
 
 
 def _set_attribute(node: NodeProto, name: str, value: float | None) -> None:
-    kept = [a for a in node.attribute if a.name != name]
-    del node.attribute[:]
-    node.attribute.extend(kept)
+    drop_named(node.attribute, {name})
     if value is not None:
         node.attribute.append(helper.make_attribute(name, value))

@@ -9,6 +9,7 @@ import onnx
 from onnx import ModelProto
 
 import onnx_bnfold
+from onnx_bnfold.provenance import KEY
 
 from .engine import every_node, graphs
 from .models import Case
@@ -17,14 +18,17 @@ _EXAMPLES = "examples.npz"
 
 
 def fold(case: Case, model: ModelProto) -> tuple[ModelProto, onnx_bnfold.Report]:
-    """Fold a model as the case says: the case's own, or what became of it."""
+    """Fold a model as the case says: the case's own, or what became of it.
+
+    The record of the source file is left out: a fold in memory has none to name.
+    """
     if case.storage == "memory":
         return onnx_bnfold.fold(model, case.options)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source, target = folder / "source.onnx", folder / "folded.onnx"
         _save(model, source, case.storage)
-        options = replace(case.options, metadata=False)
+        options = case.options
         if case.measured:
             np.savez(folder / _EXAMPLES, **case.feeds[0])
             options = replace(options, ranges=str(folder / _EXAMPLES))
@@ -34,6 +38,9 @@ def fold(case: Case, model: ModelProto) -> tuple[ModelProto, onnx_bnfold.Report]
 
 def _loaded(path: Path) -> ModelProto:
     model = onnx.load(path)
+    kept = [entry for entry in model.metadata_props if entry.key != KEY]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
     given = [t for graph in graphs(model) for t in graph.initializer]
     held = [a.t for node in every_node(model) for a in node.attribute if a.HasField("t")]
     for tensor in (*given, *held):

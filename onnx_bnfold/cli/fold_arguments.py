@@ -126,6 +126,6 @@ def _add_forms(add: Callable[..., object]) -> None:
         "--no-metadata",
         dest="metadata",
         action="store_false",
-        help="do not record version, counts and the source's SHA-256 in the model, nor at each node "
-        "what it took",
+        help="do not record version, counts and the source's SHA-256 in the model, nor at each "
+        "node what it took",
     )

@@ -6,6 +6,8 @@ from collections.abc import Sequence, Set
 from functools import partial
 from typing import Any
 
+from onnx import NodeProto, helper
+
 GONE = 1 << 29  # the place of a message that goes; more than any other
 
 
@@ -33,3 +35,16 @@ def drop_named(field: Any, names: Set[str]) -> None:
     """Take the messages of some names out of a repeated field."""
     if names:
         drop(field, [item.name in names for item in field])
+
+
+def exchange(field: Any, slot: int, old: str, new: str) -> None:
+    """Rename one end of a node, unless it has become another tensor's by now."""
+    if slot < len(field) and field[slot] == old:
+        field[slot] = new
+
+
+def set_attribute(node: NodeProto, name: str, value: float | None) -> None:
+    """Give a node an attribute in the place of one of the same name, or take it away."""
+    drop_named(node.attribute, {name})
+    if value is not None:
+        node.attribute.append(helper.make_attribute(name, value))

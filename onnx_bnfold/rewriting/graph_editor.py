@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence, Set
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from onnx import (
@@ -20,7 +20,7 @@ from onnx import (
 
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.graph import Body, Graph, counterparts
-from onnx_bnfold.model.repeated_fields import GONE, arrange, drop_named
+from onnx_bnfold.model.repeated_fields import GONE, arrange, drop_named, exchange, set_attribute
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.entries import BiasPlace
 from onnx_bnfold.planning.notes import append, note
@@ -154,7 +154,7 @@ class _Editor:
             self._place(new)
         for index, attributes in self.state.new_attributes():
             for attribute in attributes:
-                _set_attribute(self.nodes[index], *attribute)
+                set_attribute(self.nodes[index], *attribute)
         reads = (self.state.graph.reads[index] for index in self.state.removed)
         self.maybe_unread |= self.state.constants.among(set(chain.from_iterable(reads)))
         for index in self.plan.equal_scales:
@@ -202,7 +202,7 @@ class _Editor:
             inputs.extend([""] * (new.slot + 1 - len(inputs)))
             inputs[new.slot] = name
         for attribute in new.revised.attributes:
-            _set_attribute(node, *attribute)
+            set_attribute(node, *attribute)
 
     def _name(self, old: str, new: NewConstant) -> str:
         graph = self.state.graph
@@ -326,10 +326,10 @@ class _Editor:
         for old, new in mapping.items():
             for index, slot in graph.readers.get(old, ()):
                 if index not in self.state.removed:
-                    _exchange(self.nodes[index].input, slot, old, new)
+                    exchange(self.nodes[index].input, slot, old, new)
             maker = graph.producer.get(old)
             if maker is not None and maker not in self.state.removed:
-                _exchange(self.nodes[maker].output, graph.writes[maker].index(old), old, new)
+                exchange(self.nodes[maker].output, graph.writes[maker].index(old), old, new)
         for add in chain.from_iterable(self.after.values()):
             if add.output[0] in mapping:
                 add.output[0] = mapping[add.output[0]]
@@ -342,17 +342,5 @@ class _Editor:
         )
 
 
-def _exchange(field: Any, slot: int, old: str, new: str) -> None:
-    """Rename one end of a node, unless it has become another tensor's by now."""
-    if slot < len(field) and field[slot] == old:
-        field[slot] = new
-
-
 def _declaration(tensor: TensorProto) -> ValueInfoProto:
     return helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-
-
-def _set_attribute(node: NodeProto, name: str, value: float | None) -> None:
-    drop_named(node.attribute, {name})
-    if value is not None:
-        node.attribute.append(helper.make_attribute(name, value))

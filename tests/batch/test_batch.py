@@ -455,10 +455,8 @@ def test_a_state_elsewhere(store, output, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("jobs", ["0", "-1", "two"])
-def test_a_wrong_number_of_jobs(store, output, jobs):
-    with pytest.raises(SystemExit) as stopped:
-        main([str(store), "-o", str(output), "--jobs", jobs])
-    assert stopped.value.code == 2
+def test_a_wrong_number_of_jobs(store, output, jobs, capfd):
+    assert "--jobs" in usage(capfd, store, "-o", output, "--jobs", jobs)
 
 
 @pytest.mark.parametrize("report", ["no/report.json", "report.html", "models"])

@@ -265,6 +265,15 @@ def trilu(b: Builder, x: str) -> str:
     return b.one("Trilu", inputs, **extra)
 
 
+def center_crop_pad(b: Builder, x: str) -> str:
+    d, rank = b.draw, b.rank(x)
+    b.need(rank >= 1 and b.opset >= 18)
+    axes = d.some(list(range(rank)), d.between(1, rank)) if d.chance(0.7) else list(range(rank))
+    sizes = [max(1, b.shape(x)[axis] + d.between(-2, 2)) for axis in axes]
+    extra = {"axes": [b.axis(rank, a) for a in axes]} if axes != list(range(rank)) else {}
+    return b.one("CenterCropPad", [x, b.integers(*sizes)], **extra)
+
+
 def depth_to_space(b: Builder, x: str) -> str:
     b.need(b.rank(x) == 4)
     if b.channels(x) % 4:
@@ -287,6 +296,7 @@ MOVEMENTS = {
     cast: 2.5,
     cast_like: 1.2,
     trilu: 1,
+    center_crop_pad: 1,
     squeeze: 2,
     unsqueeze: 2,
     transpose: 5,

@@ -121,8 +121,14 @@ def scattering(view: NodeView, encrypted: set[str]) -> Depth:
 
 
 def sampling(view: NodeView, encrypted: set[str]) -> Depth:
-    """Return the depth of a GridSample: at encrypted positions it is no polynomial."""
+    """Return the depth of samples: at encrypted positions it is no polynomial."""
     return NO_POLYNOMIAL if view.name_in(1) in encrypted else ONE_LEVEL
+
+
+def regions(view: NodeView, encrypted: set[str]) -> Depth:
+    """Return the depth of a RoiAlign: a mean of samples, of which the largest is no polynomial."""
+    is_mean = view.attribute("mode", "avg") == "avg"
+    return sampling(view, encrypted) if is_mean else NO_POLYNOMIAL
 
 
 def interpolation(view: NodeView, encrypted: set[str]) -> Depth:

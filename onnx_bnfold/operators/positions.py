@@ -14,7 +14,7 @@ from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators.affine import Affine, Float64
 from onnx_bnfold.operators.data_movement import axis_of, refuse_axis, size, varying
 from onnx_bnfold.operators.entries import OUT
-from onnx_bnfold.operators.rules import Known, Mover, Rule, Step, require, require_ordinary
+from onnx_bnfold.operators.rules import Known, Mover, Rule, Step, passes, require, require_ordinary
 from onnx_bnfold.reasons import Reason, Refused
 
 # From a node and the rank of its input to the axes along which it mixes or compares elements.
@@ -119,3 +119,17 @@ summed_up = along(summed_axis)
 reversed_in_time = along(axis_by("time_axis", 0))
 scattered_elements = scattered(picked_elements)
 scattered_slices = scattered(picked_slices)
+
+
+def pooled_regions(view: NodeView, known: Known) -> Step:
+    """Complete a RoiAlign: a scale per channel passes, a positive one where it takes maxima.
+
+    A shift does not: what a region has outside of the image is zero, and regions are told at run
+    time. An entry of the output's first axis is a region, whichever image it is of.
+    """
+    positive = view.attribute("mode", "avg") != "avg"
+    return passes(along(_all_but_channels), positive=positive, shift=False)(view, known)
+
+
+def _all_but_channels(view: NodeView, rank: int) -> Collection[int]:
+    return [axis for axis in range(rank) if axis != 1]

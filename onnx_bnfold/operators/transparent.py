@@ -278,6 +278,7 @@ RULES: Mapping[str, Transparent] = {
     "GatherElements": _picked(late("positions", "picked_elements"), 13, costs.lookup),
     "GatherND": _picked(late("positions", "picked_slices"), 13, costs.lookup),
     "GlobalAveragePool": _mean(passes(data_movement.windowed), 22),
+    "GlobalLpPool": _bent(late("homogeneous", "norm_of_windows"), 22),
     "GlobalMaxPool": _extremes(
         passes(data_movement.windowed, positive=True), 22, picks_maxima=True
     ),
@@ -325,6 +326,7 @@ RULES: Mapping[str, Transparent] = {
     "Reshape": _moved(data_movement.reshaped, 25),
     "Resize": _interpolated(19),
     "ReverseSequence": _moved(late("positions", "reversed_in_time"), 28),
+    "RoiAlign": Transparent(late("positions", "pooled_regions"), version=22, depth=costs.regions),
     "Scatter": _scattering(late("positions", "scattered_elements"), 9),
     "ScatterElements": _scattering(late("positions", "scattered_elements"), 18),
     "ScatterND": _scattering(late("positions", "scattered_slices"), 18),

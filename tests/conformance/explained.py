@@ -296,6 +296,13 @@ EXPLAINED = (
         "GridSample", Reason.NO_SHIFT, _always,
         "no sample of this grid reaches the zeros around the image, or some do: a picture",
     ),
+    *(
+        Explained(
+            "RoiAlign", reason, _always,
+            "no sample of these regions leaves the image, or mixes what differs; others may",
+        )
+        for reason in (Reason.AXES, Reason.NO_SHIFT)
+    ),
     Explained(
         "TopK", Reason.NEEDS_POSITIVE_SCALE, lambda trial, known: 1 in trial.shape(0),
         "the largest of one element is that element: no exporter writes it",

@@ -70,6 +70,11 @@ def global_pool(d: Draw) -> Case:
     return d.node(d.data(d.shape(d.pick(2, 3, 3), 5)))
 
 
+@generator("GlobalLpPool")
+def global_lp_pool(d: Draw) -> Case:
+    return d.node(d.data(d.shape(d.pick(2, 3, 3), 5)), p=d.pick(None, 1, 2, 3))
+
+
 @generator("LpPool")
 def lp_pool(d: Draw) -> Case:
     shape, spatial = _image(d)
@@ -182,4 +187,25 @@ def grid_sample(d: Draw) -> Case:
         mode=d.pick(None, *modes[: 2 if spatial == 3 else 3]),
         padding_mode=d.pick(None, "zeros", "border", "border", "reflection", "reflection"),
         align_corners=d.pick(None, 0, 1),
+    )
+
+
+@generator("RoiAlign")
+def roi_align(d: Draw) -> Case:
+    images, height, width = d.integer(1, 2), d.integer(1, 5), d.integer(1, 5)
+    count, scale = d.integer(1, 3), d.pick(None, 1.0, 0.5, 2.0)
+    reach = d.pick(0.0, 0.0, 3.0) / (scale or 1.0)  # beyond the image
+    corners = d.rng.uniform(-reach, reach + max(height, width) / (scale or 1.0), [count, 2, 2])
+    rois = np.sort(corners, axis=1).reshape(count, 4).astype(d.dtype)
+    which = d.rng.integers(0, images, count)
+    return d.node(
+        d.data([images, d.integer(1, 3), height, width]),
+        Operand("rois", rois, changes=False),
+        Operand("batch_indices", which, changes=False),
+        mode=d.pick(None, "avg", "avg", "max"),
+        output_height=d.pick(None, 1, 2, 3),
+        output_width=d.pick(None, 1, 2),
+        sampling_ratio=d.pick(None, 0, 1, 2),
+        spatial_scale=scale,
+        coordinate_transformation_mode=d.pick(None, "half_pixel", "output_half_pixel"),
     )

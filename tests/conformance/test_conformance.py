@@ -30,6 +30,8 @@ from .rule_judge import data_ports
 LEAST_CASES = 14  # of an operator
 LEAST_JUDGED = 8  # draws of each version of it
 MOST_CASES = 60  # of a version
+# Versions that onnxruntime cannot judge, as it has no kernel; onnx's schema adds types alone.
+WITHOUT_KERNEL = {("GlobalLpPool", 22), ("RoiAlign", 22)}
 
 
 def test_every_entry_of_the_tables_has_a_generator():
@@ -66,6 +68,7 @@ def judged(op: str) -> Campaign:
     """A campaign in which each version of an operator is judged some times."""
     campaign, versions = Campaign(), spans(op)
     wanted = {schema(op, first).since_version for first, _ in versions}
+    wanted -= {version for each, version in WITHOUT_KERNEL if each == op}
     for number, (_, opset, seed) in enumerate(schedule([op], seed=0)):
         enough = campaign.tallies and all(
             campaign.tallies[op].versions[version] >= LEAST_JUDGED for version in wanted

@@ -872,6 +872,8 @@ NORMS = {
     "reduce-l2-18": (simple("ReduceL2", ints(2, 3)), 18),
     "reduce-sum-square-13": (simple("ReduceSumSquare", axes=[-1]), 13),
     "reduce-sum-square-18": (simple("ReduceSumSquare", ints(2)), 18),
+    "global-lp-pool": (simple("GlobalLpPool"), 17),
+    "global-lp-pool-of-magnitudes": (simple("GlobalLpPool", p=1), 13),
     "lp-pool": (simple("LpPool", kernel_shape=[2, 2], p=3), 17),
     "lp-pool-pads": (simple("LpPool", kernel_shape=[3, 3], pads=[1] * 4), 18),
     "lp-pool-of-magnitudes": (simple("LpPool", kernel_shape=[2, 2], strides=[2, 2], p=1), 22),
@@ -978,6 +980,17 @@ def sampled(**attributes) -> Callable[[Net, str], str]:
     return simple("GridSample", const(grid), **attributes)
 
 
+def regions(*, computed: bool = False, **attributes) -> Callable[[Net, str], str]:
+    """A RoiAlign of three regions, the last of which leaves the image."""
+    corners = np.array([[0, 0, 3, 3], [1, 1, 2.5, 3], [-4, -4, 9, 9]])
+
+    def build(n: Net, t: str) -> str:
+        rois = n.input("rois", [3, 4]) if computed else n.const(corners)
+        return n.op("RoiAlign", t, rois, n.ints(0, 0, 0), **{"output_height": 2} | attributes)
+
+    return build
+
+
 def cast_there_and_back(n: Net, t: str) -> str:
     return n.op("CastLike", n.op("CastLike", t, n.const(1.0, np.float64)), n.const(1.0))
 
@@ -1058,6 +1071,12 @@ PLACES = [
     Rule("top-k-smallest", largest(ints(2), axis=-2, largest=0), norm=POSITIVE),
     Rule("top-k-sign", largest(ints(2)), norm=SCALE, **refused(Reason.NEEDS_POSITIVE_SCALE)),
     Rule("top-k-channel", largest(ints(2), axis=1), norm=POSITIVE, **refused(Reason.AXES)),
+    Rule("roi-align-10", regions(computed=True), opset=10, norm=SCALE),
+    Rule("roi-align-16", regions(sampling_ratio=2), opset=16, norm=SCALE),
+    Rule("roi-align-shift", regions(output_width=2), norm=POSITIVE, **refused(Reason.NO_SHIFT)),
+    Rule("roi-align-max", regions(mode="max"), norm=POSITIVE_SCALE),
+    Rule("roi-align-max-sign", regions(mode="max"), norm=SCALE,
+         **refused(Reason.NEEDS_POSITIVE_SCALE)),
     Rule("grid-sample-zeros", sampled(), (1, 4, 4, 4), norm=SCALE),
     Rule("grid-sample-zeros-shift", sampled(padding_mode="zeros"), (1, 4, 4, 4),
          **refused(Reason.NO_SHIFT)),
@@ -1904,13 +1923,14 @@ def test_what_makes_numbers_of_positive_ones_only(build, norm, reason):
     assert reason in reasons(report)[0], report.lines()
 
 
-@pytest.mark.parametrize("op", ["ReduceL2", "LpPool"])
+@pytest.mark.parametrize("op", ["ReduceL2", "LpPool", "GlobalLpPool"])
 def test_squares_of_halves_are_not_rescaled(op):
     """Of 200, which a scale of 1 leaves alone, a scale of 2 makes a square beyond 65504."""
     net = Net(())
     x = net.input("t", [2, 4, 6], TensorProto.FLOAT16)
     t = net.bn(x, channels=4, signs="positive", shift=False, dtype=np.float16)
-    y = net.op(op, t, **({"axes": [2]} if op == "ReduceL2" else {"kernel_shape": [6]}))
+    given = {"ReduceL2": {"axes": [2]}, "LpPool": {"kernel_shape": [6]}}.get(op, {})
+    y = net.op(op, t, **given)
     y = net.op("Conv", y, net.random(2, 4, 1, dtype=np.float16))
     report = onnx_bnfold.plan(net.model(y))
     assert Reason.RANGE in reasons(report)[0], report.lines()

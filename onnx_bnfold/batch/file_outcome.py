@@ -9,7 +9,7 @@ from onnx_bnfold.report import Report
 
 _KEPT = ("name", "reason", "culprit", "sentence")
 
-Status: TypeAlias = Literal["folded", "planned", "copied", "linked", "failed"]
+Status: TypeAlias = Literal["folded", "planned", "copied", "linked", "failed", "gone", "removed"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class FileOutcome:
 
     Attributes:
         name: its path below the store, with slashes.
-        status: what was done.
+        status: what was done; "gone" if the model is no longer in the source, "removed" if its
+            fold was therefore removed, too.
         skipped: whether an earlier run had done it, from the same content with the same options.
         error: one sentence, if it failed.
         counts: of a model that was folded or planned.
@@ -66,6 +67,7 @@ class FileOutcome:
         target: name → content of the model and its data file, as they were written.
         unmatched: patterns of ``options.keep`` that match nothing in the model.
         unmatched_only: the same of ``options.only``.
+        check: what a check has found, in a few words; None if there was none.
     """
 
     name: str
@@ -77,11 +79,17 @@ class FileOutcome:
     target: dict[str, Stamp] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()
     unmatched_only: tuple[str, ...] = ()
+    check: str | None = None
 
     @property
     def is_model(self) -> bool:
         """Whether the file is a model, judged by its name."""
         return is_model(self.name)
+
+    @property
+    def reasons(self) -> list[str]:
+        """The code of each BatchNormalization that stays."""
+        return [kept["reason"] for kept in self.counts.kept] if self.counts else []
 
     def to_data(self) -> dict[str, Any]:
         """Return the outcome as JSON types, without empty fields."""

@@ -6,14 +6,21 @@ A record is saved by replacing the whole file, so that concurrent runs cannot co
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnx_bnfold.batch.file_outcome import FileOutcome
 from onnx_bnfold.batch.locations import Location
 from onnx_bnfold.options import Options
 from onnx_bnfold.version import __version__
+
+if TYPE_CHECKING:  # most runs have no check
+    from onnx_bnfold.check.options import CheckOptions
+
+_FOLDER, _SUFFIX = "records", ".json"
 
 
 @dataclass(frozen=True)
@@ -24,20 +31,27 @@ class Record:
         outcome: for the model.
         settings: version and options of the run.
         run: see ``task.Batch``.
+        origin: address of the source; empty if an older version has made the record.
     """
 
     outcome: FileOutcome
     settings: dict[str, Any]
     run: str
+    origin: str = ""
 
 
-def settings_of(options: Options) -> dict[str, Any]:
-    """Return what a folded model depends on besides its original: version and options.
+def settings_of(options: Options, check: CheckOptions | None = None) -> dict[str, Any]:
+    """Return what a folded model depends on besides its original: version, options, and its check.
 
     As JSON has them: they are compared with what was saved.
     """
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}
-    return {"version": __version__, "options": plain}
+    settings = {"version": __version__, "options": _plain(asdict(options))}
+    return settings if check is None else {**settings, "check": _plain(asdict(check))}
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(fields, default=os.fspath))
+    return plain
 
 
 def load(location: Location, key: str) -> Record | None:
@@ -45,9 +59,23 @@ def load(location: Location, key: str) -> Record | None:
     content = location.load(_name(key))
     try:
         data = json.loads(content or b"")
-        return Record(FileOutcome.from_data(data["outcome"]), data["settings"], data["run"])
+        outcome = FileOutcome.from_data(data["outcome"])
+        return Record(outcome, data["settings"], data["run"], data.get("origin", ""))
     except (ValueError, TypeError, LookupError):
         return None
+
+
+def load_all(location: Location) -> Iterator[tuple[str, Record]]:
+    """Yield every record that can be read, with its key."""
+    for name in location.saved(_FOLDER):
+        key = name.removesuffix(_SUFFIX)
+        if (record := load(location, key)) is not None:
+            yield key, record
+
+
+def forget(location: Location, key: str) -> None:
+    """Remove a record."""
+    location.discard(_name(key))
 
 
 def save(record: Record, location: Location, key: str, scratch: Path) -> None:
@@ -59,11 +87,12 @@ def save(record: Record, location: Location, key: str, scratch: Path) -> None:
         key: that of the model.
         scratch: the claimed folder.
     """
-    data = {"settings": record.settings, "run": record.run, "outcome": record.outcome.to_data()}
+    data = {"settings": record.settings, "run": record.run, "origin": record.origin}
+    data["outcome"] = record.outcome.to_data()
     path = scratch / "record"
     path.write_text(json.dumps(data, indent=1), encoding="ascii")
     location.save(path, _name(key))
 
 
 def _name(key: str) -> str:
-    return f"records/{key}.json"
+    return f"{_FOLDER}/{key}{_SUFFIX}"

@@ -119,6 +119,14 @@ class LocalLocation:
         """See ``locations.Location``."""
         os.replace(path, self._state / name)
 
+    def saved(self, folder: str) -> list[str]:
+        """See ``locations.Location``."""
+        return sorted(os.listdir(self._state / folder))
+
+    def discard(self, name: str) -> None:
+        """See ``locations.Location``."""
+        (self._state / name).unlink(missing_ok=True)
+
     def _lock(self, key: str) -> Path:
         return self._unfinished / f"{key}.lock"
 

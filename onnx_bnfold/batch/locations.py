@@ -97,6 +97,12 @@ class Location(Protocol):
     def save(self, path: Path, name: str) -> None:
         """Move a file from the claimed folder to ``name`` in the state."""
 
+    def saved(self, folder: str) -> list[str]:
+        """Return the names of the files in a folder of the state, sorted."""
+
+    def discard(self, name: str) -> None:
+        """Remove a file of the state, if it exists."""
+
 
 def is_url(text: str) -> bool:
     """Return whether a location is a URL, which ``fsspec`` has to open."""

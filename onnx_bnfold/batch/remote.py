@@ -111,6 +111,19 @@ class RemoteLocation:
         """See ``locations.Location``."""
         self._upload(path, f"{self._state}/{name}")
 
+    def saved(self, folder: str) -> list[str]:
+        """See ``locations.Location``."""
+        try:
+            paths: list[str] = self._fs.ls(f"{self._state}/{folder}", detail=False)
+        except FileNotFoundError:  # an object store keeps no empty folders
+            return []
+        return sorted(posixpath.basename(path) for path in paths)
+
+    def discard(self, name: str) -> None:
+        """See ``locations.Location``."""
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(f"{self._state}/{name}")
+
     def _upload(self, path: Path, target: str) -> None:
         temporary = f"{self._state}/unfinished/{uuid.uuid4().hex}"
         self._fs.put_file(os.fspath(path), temporary)

@@ -10,6 +10,10 @@ from typing import Any
 from onnx_bnfold.batch.file_outcome import FileOutcome
 from onnx_bnfold.errors import printable
 
+_WITHOUT_COUNTS = {
+    "gone": "is no longer in the source; its fold is still in the output (--prune removes it)",
+    "removed": "is no longer in the source; its fold was removed",
+}
 SCHEMA = 1  # raised when a field of the JSON is removed or changes its meaning
 
 
@@ -35,13 +39,17 @@ class StoreReport:
         """The outcomes of everything that failed, models or not."""
         return tuple(o for o in self.outcomes if o.status == "failed")
 
-    def lines(self) -> list[str]:
-        """Return one line for each model that did not fail."""
-        return [
-            printable(f"{'done before' if o.skipped else o.status}  {o.name}: {o.counts.summary()}")
-            for o in self.models
-            if o.counts
-        ]
+    def lines(self, *, reasons: bool = False) -> list[str]:
+        """Return one line for each model that did not fail.
+
+        Args:
+            reasons: with how many BatchNormalizations stay for which reason.
+        """
+        return [printable(_line(o, reasons)) for o in self.models if o.status != "failed"]
+
+    def reasons(self) -> Counter[str]:
+        """Return for each reason how many BatchNormalizations stay, of all models."""
+        return Counter(code for outcome in self.models for code in outcome.reasons)
 
     def errors(self) -> list[str]:
         """Return one line for each file that failed."""
@@ -53,32 +61,45 @@ class StoreReport:
         others = Counter[str](o.status for o in self.outcomes if not o.is_model)
         counts = [o.counts for o in self.models if o.counts]
         parts = [
-            f"{len(self.models)} models: {_listed(models)}",
+            f"{len(self.models)} models: {listed(models)}",
             f"{sum(c.folded for c in counts)} of {sum(c.norms for c in counts)} "
             "BatchNormalization folded",
         ]
         if before := sum(c.bytes_before or 0 for c in counts):
             parts.append(f"{before:,} -> {sum(c.bytes_after or 0 for c in counts):,} bytes")
         if others:
-            parts.append(f"other files: {_listed(others)}")
+            parts.append(f"other files: {listed(others)}")
         return "; ".join(parts)
 
-    def to_json(self) -> str:
-        """Return everything as JSON.
+    def to_data(self) -> dict[str, Any]:
+        """Return everything as JSON types.
 
         ``models`` has an entry for each model and ``files`` for each other file: ``name``,
         ``status`` and ``skipped``; ``error`` if the status is "failed"; ``counts``, ``source`` and
         ``target`` if it is a folded model (see ``file_outcome.FileOutcome``).
         """
-        data = {
+        return {
             "schema": SCHEMA,
             **self.settings,
             "summary": self.summary(),
             "models": [o.to_data() for o in self.outcomes if o.is_model],
             "files": [o.to_data() for o in self.outcomes if not o.is_model],
         }
-        return json.dumps(data, indent=1) + "\n"
+
+    def to_json(self) -> str:
+        """Return ``to_data`` as JSON."""
+        return json.dumps(self.to_data(), indent=1) + "\n"
 
 
-def _listed(counts: Counter[str]) -> str:
+def _line(outcome: FileOutcome, reasons: bool) -> str:
+    status = "done before" if outcome.skipped else outcome.status
+    if outcome.counts is None:
+        return f"{status}  {outcome.name}: {_WITHOUT_COUNTS[outcome.status]}"
+    checked = f"; {outcome.check}" if outcome.check else ""
+    kept = f"; kept: {listed(Counter(outcome.reasons))}" if reasons and outcome.reasons else ""
+    return f"{status}  {outcome.name}: {outcome.counts.summary()}{checked}{kept}"
+
+
+def listed(counts: Counter[str]) -> str:
+    """Return how many there are of what, as text."""
     return ", ".join(f"{number} {what}" for what, number in sorted(counts.items())) or "none"

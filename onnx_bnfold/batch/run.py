@@ -7,20 +7,25 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
+from onnx_bnfold.batch import ledger
 from onnx_bnfold.batch.file_outcome import FileOutcome, is_model
 from onnx_bnfold.batch.ledger import settings_of
 from onnx_bnfold.batch.locations import Listing, Location, is_url, lies_in
 from onnx_bnfold.batch.opening import location_at
 from onnx_bnfold.batch.processes import in_processes, thread_safe_start
 from onnx_bnfold.batch.report import StoreReport
-from onnx_bnfold.batch.task import Action, Batch, Task, failed, perform
+from onnx_bnfold.batch.task import Action, Batch, Task, failed, perform, take_away
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.options import Options
 from onnx_bnfold.planning.kept import UnmatchedPatterns
 from onnx_bnfold.progress import progress
 from onnx_bnfold.storage.thread_pool import available_processors
 from onnx_bnfold.validation import require_at_least, require_value
+
+if TYPE_CHECKING:  # most runs have no check
+    from onnx_bnfold.check.options import CheckOptions
 
 REPORT = "report.json"  # in the state
 _DEFAULT = Options()
@@ -36,6 +41,8 @@ def fold_store(
     dask: str | None = None,
     state: str | os.PathLike[str] | None = None,
     require_all: bool = False,
+    check: CheckOptions | None = None,
+    prune: bool = False,
 ) -> StoreReport:
     """Fold every model below a folder into another folder, and copy all other files.
 
@@ -50,6 +57,10 @@ def fold_store(
         state: folder or URL of the records and of unfinished files, on the file system of the
             target; by default the target's name followed by ``.onnx_bnfold``.
         require_all: a model with a BatchNormalization that is kept fails and is not written.
+        check: compare each model with its original by these options; one that does not hold fails
+            and is not written.
+        prune: remove the folds of models that an earlier run has found in the source, and that are
+            no longer there. Without it they are reported.
 
     Returns:
         The report, failures included. It is also saved in the state, as ``report.json``.
@@ -60,12 +71,14 @@ def fold_store(
     _require_call(source, options, jobs, dask, require_all)
     require_value("target", target, str | os.PathLike[str])
     require_value("state", state, str | os.PathLike[str] | None)
+    require_value("prune", prune, bool)
     batch = Batch(
         _absolute(source),
         _absolute(target),
         None if state is None else _absolute(state),
         options,
         require_all,
+        check,
     )
     origin, output = location_at(batch.source), location_at(batch.target, batch.state)
     _check_apart(origin, output)
@@ -76,8 +89,9 @@ def fold_store(
         done = models.keys() | {name for o in outcomes for name in (*o.source, *o.target)}
         others = {name: size for name, size in listing.files.items() if name not in done}
         outcomes += [*_all(run, "copy", others), *_folders_and_links(listing, output)]
+        outcomes += _gone(origin, output, listing, prune)
     outcomes += _unmatched(options, outcomes)
-    report = StoreReport(_sorted(outcomes), settings_of(options))
+    report = StoreReport(_sorted(outcomes), settings_of(options, check))
     try:
         with output.claim("report") as scratch:
             (scratch / REPORT).write_text(report.to_json(), encoding="ascii")
@@ -211,9 +225,24 @@ def _folders_and_links(listing: Listing, output: Location) -> Iterator[FileOutco
             yield FileOutcome(name, "linked")
 
 
+def _gone(
+    origin: Location, output: Location, listing: Listing, prune: bool
+) -> Iterator[FileOutcome]:
+    """Yield the models of earlier runs that are no longer in the source."""
+    for key, record in ledger.load_all(output):
+        name = record.outcome.name
+        # What cannot be read, a folder perhaps, may still have it.
+        unsure = any(lies_in(name, problem) for problem in listing.problems)
+        if record.origin != origin.address or name in listing.files or unsure:
+            continue
+        if prune:
+            take_away(record, key, output)
+        yield FileOutcome(name, "removed" if prune else "gone")
+
+
 def _unmatched(options: Options, outcomes: Iterable[FileOutcome]) -> Iterator[FileOutcome]:
     """Yield failures if patterns match in no model, as far as all could be read."""
-    models = [outcome for outcome in outcomes if outcome.is_model]
+    models = [o for o in outcomes if o.is_model and o.status not in ("gone", "removed")]
     if not all(outcome.counts for outcome in models):
         return
     for name, given, unmatched in (

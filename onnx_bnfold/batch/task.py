@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from onnx_bnfold.api import Outcome as Fold
 from onnx_bnfold.api import fold_file, plan_file
@@ -26,12 +26,15 @@ from onnx_bnfold.batch import ledger
 from onnx_bnfold.batch.file_outcome import FileOutcome, Stamp, counts_of
 from onnx_bnfold.batch.locations import Location
 from onnx_bnfold.batch.opening import location_at
-from onnx_bnfold.errors import BnFoldError, CheckFailed, UsageError
+from onnx_bnfold.errors import BnFoldError, CheckFailed, UsageError, printable
 from onnx_bnfold.options import Options
 from onnx_bnfold.planning.kept import Patterns
 from onnx_bnfold.provenance import sha256_of
 from onnx_bnfold.storage.data_files import data_files_of
 from onnx_bnfold.version import __version__
+
+if TYPE_CHECKING:  # most runs have no check
+    from onnx_bnfold.check import CheckOptions, CheckResult
 
 Action: TypeAlias = Literal["fold", "plan", "copy"]
 
@@ -43,7 +46,7 @@ class Batch:
     Attributes:
         source, target, state: absolute paths or URLs; see ``opening.location_at``.
         options: see ``Options``.
-        require_all: see ``run.fold_store``.
+        require_all, check: see ``run.fold_store``.
         version: of the package that started the run.
         run: an identifier that is unique to the run.
     """
@@ -53,6 +56,7 @@ class Batch:
     state: str | None
     options: Options
     require_all: bool = False
+    check: CheckOptions | None = None
     version: str = __version__
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -100,6 +104,8 @@ def failed(task: Task, error: BaseException) -> FileOutcome:
     """Return the outcome of work that raised an error."""
     if isinstance(error, BnFoldError):
         text = str(error)
+        if not text.startswith(printable(task.name)):  # the file comes first, whatever it is about
+            text = f"{task.name}: {text}"
     elif isinstance(error, OSError) and error.strerror:
         text = f"{task.name}: {error.strerror}"
     elif isinstance(error, MemoryError):
@@ -113,7 +119,7 @@ def failed(task: Task, error: BaseException) -> FileOutcome:
 def _plan(batch: Batch, name: str, scratch: Path) -> FileOutcome:
     root, _ = _fetch(location_at(batch.source), name, scratch)
     with _naming(root):
-        work = _Work(batch, name)
+        work = _Work(batch, name, root / name)
         report = plan_file(root / name, work.options, inspect=work.inspect)
     planned = FileOutcome(name, "planned", counts=counts_of(report))
     return replace(planned, unmatched=work.unmatched("keep"), unmatched_only=work.unmatched("only"))
@@ -121,11 +127,12 @@ def _plan(batch: Batch, name: str, scratch: Path) -> FileOutcome:
 
 def _fold(batch: Batch, name: str, target: Location, key: str, scratch: Path) -> FileOutcome:
     root, read = _fetch(location_at(batch.source), name, scratch)
-    source, settings = _stamps(root, read), ledger.settings_of(batch.options)
+    source, settings = _stamps(root, read), ledger.settings_of(batch.options, batch.check)
     earlier = ledger.load(target, key)
     if (
         earlier is not None
-        and (earlier.settings, earlier.outcome.source) == (settings, source)
+        and earlier.outcome.source == source
+        and settings.items() <= earlier.settings.items()  # a check more does no harm
         and not (batch.require_all and earlier.outcome.counts and earlier.outcome.counts.left != 0)
         and _stamps_at(target, earlier.outcome.target, scratch) == earlier.outcome.target
     ):
@@ -133,7 +140,7 @@ def _fold(batch: Batch, name: str, target: Location, key: str, scratch: Path) ->
         return replace(earlier.outcome, skipped=earlier.run != batch.run)
     parent, base = posixpath.split(name)
     with _naming(root, scratch):
-        work, out = _Work(batch, name), scratch / base
+        work, out = _Work(batch, name, root / name), scratch / base
         # One thread: the run has a process for each processor.
         report = fold_file(root / name, out, work.options, inspect=work.inspect, threads=1)
     # The model comes last; its data file has to be there before.
@@ -152,8 +159,10 @@ def _fold(batch: Batch, name: str, target: Location, key: str, scratch: Path) ->
         target=written,
         unmatched=work.unmatched("keep"),
         unmatched_only=work.unmatched("only"),
+        check=work.check,
     )
-    ledger.save(ledger.Record(outcome, settings, batch.run), target, key, scratch)
+    origin = location_at(batch.source).address
+    ledger.save(ledger.Record(outcome, settings, batch.run, origin), target, key, scratch)
     return outcome
 
 
@@ -168,12 +177,15 @@ class _Work:
 
     Attributes:
         options: of the fold.
+        check: what its check has found.
     """
 
-    def __init__(self, batch: Batch, name: str) -> None:
+    def __init__(self, batch: Batch, name: str, source: Path) -> None:
         self.options = _ForOneOfMany(**vars(batch.options))
+        self.check: str | None = None
         self._batch = batch
         self._name = name
+        self._source = source
         self._unmatched: Patterns = {}
 
     def unmatched(self, option: str) -> tuple[str, ...]:
@@ -181,14 +193,38 @@ class _Work:
         return tuple(self._unmatched.get(option, ()))
 
     def inspect(self, fold: Fold) -> None:
-        """Note the patterns that match nothing, and see that the gate holds.
+        """Note the patterns that match nothing, and see that the gates hold.
 
         Raises:
-            CheckFailed: it does not.
+            CheckFailed: one does not.
         """
         self._unmatched = fold.pipeline.unmatched
         if self._batch.require_all and (left := len(fold.report.left)):
             raise CheckFailed(f"{self._name}: --require-all: BatchNormalizations that stay: {left}")
+        if self._batch.check is not None and fold.path is not None:
+            from onnx_bnfold.check import check  # loads onnxruntime
+
+            changes = fold.pipeline.changes()
+            result = check(self._source, fold.path, self._batch.check, changes=changes)
+            if not result.holds:
+                raise CheckFailed(f"{self._name}: {'; '.join(result.failures)}")
+            self.check = _found(result)
+
+
+def _found(result: CheckResult) -> str:
+    outputs = result.numerics.outputs if result.numerics else ()
+    worst = max((output.times_noise for output in outputs), default=0.0)
+    return f"the check holds: at most {worst:.2g} times the rounding noise"
+
+
+def take_away(record: ledger.Record, key: str, target: Location) -> None:
+    """Remove what was made of a model, and its record; a file that has changed since stays."""
+    made = record.outcome.target
+    with target.claim(key) as scratch:
+        for name, now in _stamps_at(target, made, scratch).items():
+            if now == made[name]:
+                target.remove(name)
+        ledger.forget(target, key)
 
 
 def _copy(batch: Batch, name: str, target: Location, scratch: Path) -> FileOutcome:

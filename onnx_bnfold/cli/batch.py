@@ -9,14 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import current_thread, main_thread
+from typing import TYPE_CHECKING
 
-from onnx_bnfold.batch.report import StoreReport
+from onnx_bnfold.advice import ADVICE
+from onnx_bnfold.batch.report import StoreReport, listed
 from onnx_bnfold.batch.run import fold_store, plan_store
-from onnx_bnfold.cli.console import show_progress, tell
+from onnx_bnfold.cli.console import options_of, show_progress, tell
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.interrupts import EXIT_CODE
 from onnx_bnfold.options import Options
+from onnx_bnfold.reasons import Reason
 from onnx_bnfold.storage.files import OutputFile
+
+if TYPE_CHECKING:  # most runs have no check
+    from onnx_bnfold.check import CheckOptions
 
 
 def run(args: argparse.Namespace, options: Options) -> int:
@@ -41,30 +47,29 @@ def run(args: argparse.Namespace, options: Options) -> int:
 
 
 def _run(args: argparse.Namespace, options: Options) -> int:
-    if args.check or args.require_folded or args.ranges or len(args.report) > 1:
-        raise UsageError(
-            "a store takes no --check, --require-folded or --ranges, and one --report FILE.json"
-        )
-    args.report = next(iter(args.report), None)
+    if args.require_folded or args.ranges:
+        raise UsageError("a folder of models takes no --require-folded or --ranges")
+    if args.report:
+        from onnx_bnfold.reports import require_writable
+
+        require_writable(args.report)
     show_progress(quiet=args.quiet)
-    if args.report is not None:
-        _check_report(args.report)
     with _terminated_like_interrupted():
         report = _report(args, options)
     code = _tell(report, args)
-    if args.report is not None:
-        with OutputFile(Path(args.report)) as file:
-            file.write(report.to_json().encode())
-            file.commit(Path(args.report))
+    for path in map(Path, args.report):
+        with OutputFile(path) as file:
+            file.write(_written(report, path).encode())
+            file.commit(path)
     return code
 
 
-def _check_report(path: str) -> None:
-    from onnx_bnfold.reports import require_writable
+def _written(report: StoreReport, path: Path) -> str:
+    if path.suffix.lower() == ".json":
+        return report.to_json()
+    from onnx_bnfold.batch.page import page
 
-    if not path.lower().endswith(".json"):
-        raise UsageError(f"{path}: the report of a store is JSON; give a name that ends in .json")
-    require_writable([path])
+    return page(report)
 
 
 def _report(args: argparse.Namespace, options: Options) -> StoreReport:
@@ -80,12 +85,30 @@ def _report(args: argparse.Namespace, options: Options) -> StoreReport:
         dask=args.dask,
         state=args.state,
         require_all=args.require_all,
+        check=_check_options(args),
+        prune=args.prune,
     )
+
+
+def _check_options(args: argparse.Namespace) -> CheckOptions | None:
+    if not args.check:
+        return None
+    from onnx_bnfold.check import CheckOptions  # loads onnxruntime
+
+    return options_of(CheckOptions, args)
+
+
+def _lines(report: StoreReport, args: argparse.Namespace) -> Iterator[str]:
+    yield from report.lines(reasons=args.verbose)
+    if kept := report.reasons():
+        yield f"kept    {sum(kept.values())} BatchNormalization: {listed(kept)}"
+        for code in sorted(kept):
+            yield f"advice  [{code}] {ADVICE[Reason(code)]}"
 
 
 def _tell(report: StoreReport, args: argparse.Namespace) -> int:
     if not args.quiet:
-        tell("\n".join([*report.lines(), report.summary()]))
+        tell("\n".join([*_lines(report, args), report.summary()]))
     for error in report.errors():
         print(f"onnx-bnfold: {error}", file=sys.stderr)
     return 1 if report.failed else 0

@@ -27,7 +27,12 @@ def add_store_arguments(parser: argparse.ArgumentParser) -> list[argparse.Action
             "--state",
             metavar="DIR",
             help="folder of records and unfinished files, on the file system of the output "
-            "(default: OUTPUT.onnx_bnfold)",
+            "(default: OUTPUT.onnx_bnfold, beside it)",
+        ),
+        group.add_argument(
+            "--prune",
+            action="store_true",
+            help="remove the folds of models that are no longer in the folder",
         ),
     ]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +18,7 @@ from string import Template
 
 from onnx_bnfold.errors import printable
 from onnx_bnfold.reports import check_sections, fold_sections
-from onnx_bnfold.reports.markup import Data, written
+from onnx_bnfold.reports.markup import Data, Element, written
 
 
 def page(data: Data) -> str:
@@ -26,7 +27,6 @@ def page(data: Data) -> str:
     Args:
         data: ``FoldReport.to_dict()`` or ``CheckResult.to_dict()``.
     """
-    style, script = _resource("page.css"), _resource("page.js")
     check = data if "numerics" in data else data["check"]
     if check is data:
         title = f"check of {Path(data['folded']).name}"
@@ -35,6 +35,18 @@ def page(data: Data) -> str:
         title = f"fold of {data['source'][0]['name']}"
         checked = [] if check is None else check_sections.sections(check)
         body = fold_sections.sections(data, checked)
+    return document(title, body, data)
+
+
+def document(title: str, body: Sequence[Element], data: Data) -> str:
+    """Return a page.
+
+    Args:
+        title: of the page.
+        body: what is shown.
+        data: what it is made of, as JSON types; it is put into the page.
+    """
+    style, script = _resource("page.css"), _resource("page.js")
     return Template(_resource("page.html")).substitute(
         title=escape(printable(title)),
         policy=_policy(style, script),

@@ -1,6 +1,7 @@
 """A run over a store: what is folded, copied, linked, skipped and refused, and what it says."""
 
 import errno
+import html
 import json
 import os
 import subprocess
@@ -459,7 +460,7 @@ def test_a_wrong_number_of_jobs(store, output, jobs, capfd):
     assert "--jobs" in usage(capfd, store, "-o", output, "--jobs", jobs)
 
 
-@pytest.mark.parametrize("report", ["no/report.json", "report.html", "models"])
+@pytest.mark.parametrize("report", ["no/report.json", "report.txt", "models"])
 def test_a_report_that_cannot_be_written(store, output, capfd, tmp_path, report):
     usage(capfd, store, "-o", output, "--report", tmp_path / report)
     assert not output.exists()
@@ -486,7 +487,9 @@ def test_the_lines(store, output, capfd):
         "folded  kept.onnx: 1 of 2 BatchNormalization folded, 6 -> 5 nodes, "
         f"{lengths[0]:,} -> {lengths[1]:,} bytes"
     )
-    assert len(lines) == 7
+    assert len(lines) == 9
+    assert lines[6] == "kept    1 BatchNormalization: 1 parameters_not_constant"
+    assert lines[7].startswith("advice  [parameters_not_constant] export with constant parameters")
     totals = [
         sum(p.stat().st_size for p in folder.rglob("*") if ".onnx" in p.name and p.is_file())
         for folder in (store, output)
@@ -720,3 +723,141 @@ def test_a_sweep_of_a_full_disk_is_none(store, output, monkeypatch):
     monkeypatch.setattr("onnx_bnfold.batch.locks._acquire", refuse)
     place.sweep()
     assert unfinished(output) == ["key.rest.d"]
+
+
+def test_verbose_has_the_reasons_of_each_model(store, output, capfd):
+    write(store / "kept.onnx", kept_model())
+    _, out, _ = run(capfd, store, "-o", output, "--jobs", 1, "--verbose")
+    assert out.splitlines()[0].endswith(" bytes; kept: 1 parameters_not_constant")
+
+
+# --- a check of every model ----------------------------------------------------------------------
+
+
+def test_every_model_is_checked(tmp_path, output, capfd):
+    store = fill(tmp_path / "models", 2)
+    code, out, err = run(capfd, store, "-o", output, "--jobs", 1, "--check", "--sets", 1)
+    assert (code, err) == (0, "")
+    said = [line for line in out.splitlines() if "; the check holds: at most " in line]
+    assert len(said) == 2
+    data = json.loads((state_of(output) / "report.json").read_text())
+    assert data["check"]["sets"] == 1
+    assert all(model["check"].startswith("the check holds") for model in data["models"])
+
+
+def test_a_model_whose_check_does_not_hold_is_not_written(tmp_path, output, capfd):
+    store = fill(tmp_path / "models", 1)
+    words = store, "-o", output, "--check", "--rtol", 0, "--atol", 0
+    code, _, err = run(capfd, *words)
+    assert code == 1
+    assert err.startswith("onnx-bnfold: failed  net0/0/model.onnx: numerics: output ")
+    assert not list(output.rglob("*.onnx"))
+
+
+def test_what_was_checked_is_not_folded_again_without_a_check(tmp_path, output):
+    from onnx_bnfold.check import CheckOptions
+
+    store = fill(tmp_path / "models", 1)
+    check = CheckOptions(sets=1, shapes={"x": (1, 3, 8, 8)})
+    name = "net0/0/model.onnx"
+    assert statuses(fold(store, output))[name] == "folded"
+    assert statuses(fold(store, output, check=check))[name] == "folded"
+    assert statuses(fold(store, output, check=check))[name] == "skipped"
+    assert statuses(fold(store, output))[name] == "skipped"
+    assert statuses(fold(store, output, check=CheckOptions(sets=3)))[name] == "folded"
+
+
+# --- models that are gone ------------------------------------------------------------------------
+
+
+def test_a_model_that_is_gone_is_listed_and_pruned(store, output, capfd):
+    fold(store, output)
+    (store / "net0" / "0" / "model.onnx").unlink()
+    for _ in range(2):
+        code, out, _ = run(capfd, store, "-o", output)
+        assert code == 0
+        assert "gone  net0/0/model.onnx: is no longer in the source" in out
+        assert "--prune" in out
+        assert out.splitlines()[-1].startswith("5 models: 4 done before, 1 gone; ")
+        assert (output / "net0" / "0" / "model.onnx").exists()
+    _, out, _ = run(capfd, store, "-o", output, "--prune")
+    assert "removed  net0/0/model.onnx: " in out
+    assert not (output / "net0" / "0" / "model.onnx").exists()
+    assert "gone" not in run(capfd, store, "-o", output)[1]
+
+
+def test_the_data_of_a_model_that_is_gone_goes_with_it(tmp_path, output):
+    store = tmp_path / "models"
+    write_external(store / "a.onnx", "a.bin", seed=1)
+    write(store / "b.onnx", small_model())
+    fold(store, output)
+    for name in ("a.onnx", "a.bin"):
+        (store / name).unlink()
+    assert statuses(fold(store, output, prune=True))["a.onnx"] == "removed"
+    assert os.listdir(output) == ["b.onnx"]
+
+
+def test_what_somebody_has_changed_is_not_pruned(store, output):
+    fold(store, output)
+    (store / "net0" / "0" / "model.onnx").unlink()
+    write(output / "net0" / "0" / "model.onnx", b"mine")
+    fold(store, output, prune=True)
+    assert (output / "net0" / "0" / "model.onnx").read_bytes() == b"mine"
+
+
+def test_models_of_another_source_are_not_gone(store, output, tmp_path):
+    other = fill(tmp_path / "others", 1)
+    (other / "net0" / "0" / "model.onnx").rename(other / "other.onnx")
+    fold(other, output)
+    fold(store, output, prune=True)
+    assert (output / "other.onnx").exists()
+    assert not [o for o in fold(other, output).outcomes if o.status in ("gone", "removed")]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads all")
+def test_a_folder_that_cannot_be_read_has_lost_nothing(store, output):
+    fold(store, output)
+    (store / "net0").chmod(0)
+    try:
+        report = fold(store, output, prune=True)
+    finally:
+        (store / "net0").chmod(0o755)
+    assert not [o for o in report.outcomes if o.status in ("gone", "removed")]
+
+
+def test_what_cannot_be_read_has_lost_nothing(store, output, monkeypatch):
+    fold(store, output)
+    listing = LocalLocation.listing
+
+    def unreadable(self):
+        found = listing(self)
+        found.files = {k: v for k, v in found.files.items() if not k.startswith("net0/")}
+        found.problems["net0"] = "cannot be read: Permission denied"
+        return found
+
+    monkeypatch.setattr(LocalLocation, "listing", unreadable)
+    report = fold(store, output, prune=True)
+    assert not [o for o in report.outcomes if o.status in ("gone", "removed")]
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def test_the_page(store, output, capfd, tmp_path):
+    write(store / "kept.onnx", kept_model())
+    write(store / "<b>.onnx", b"")
+    page, record = tmp_path / "r.html", tmp_path / "r.json"
+    run(capfd, store, "-o", output, "--report", page, "--report", record)
+    text = page.read_text()
+    assert "<h2>Failed: 1</h2>" in text
+    assert "&lt;b&gt;.onnx" in text
+    assert "<b>" not in text.partition("<main>")[2]
+    assert "kept.onnx" in text
+    assert "what you can do" in text
+    assert "2 → 1" in text
+    assert html.escape(json.loads(record.read_text())["summary"]) in text
+
+
+def test_errors_begin_with_the_file():
+    failed = task.failed(Task("fold", "a/b.onnx"), UsageError("b.onnx: cannot be written"))
+    assert failed.error == "a/b.onnx: b.onnx: cannot be written"

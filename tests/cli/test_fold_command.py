@@ -199,11 +199,6 @@ def test_the_options_of_a_check_may_come_first(model, data, tmp_path):
     assert call("--check", "--data", folder, model, "-o", tmp_path / "g.onnx") == 2
 
 
-def test_a_store_takes_no_check(tmp_path, capsys):
-    assert call(tmp_path, "-o", tmp_path / "out", "--check") == 2
-    assert "a store takes no --check" in capsys.readouterr().err
-
-
 def test_a_model_that_should_be_folded_already(model, tmp_path, capsys):
     assert call(model, "--dry-run", "--require-folded") == 1
     assert "--require-folded" in capsys.readouterr().err

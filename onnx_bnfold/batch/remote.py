@@ -55,6 +55,10 @@ class RemoteLocation:
                 _add(name, info, listing)
         return listing
 
+    def holds(self, name: str) -> bool:
+        """Return whether there is a file of a name."""
+        return bool(self._fs.isfile(f"{self._root}/{name}"))
+
     def prepare(self) -> None:
         """See ``locations.Location``."""
         try:

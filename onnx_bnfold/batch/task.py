@@ -117,7 +117,7 @@ def failed(task: Task, error: BaseException) -> FileOutcome:
 
 
 def _plan(batch: Batch, name: str, scratch: Path) -> FileOutcome:
-    root, _ = _fetch(location_at(batch.source), name, scratch)
+    root, _ = fetch_model(location_at(batch.source), name, scratch)
     with _naming(root):
         work = _Work(batch, name, root / name)
         report = plan_file(root / name, work.options, inspect=work.inspect)
@@ -126,7 +126,7 @@ def _plan(batch: Batch, name: str, scratch: Path) -> FileOutcome:
 
 
 def _fold(batch: Batch, name: str, target: Location, key: str, scratch: Path) -> FileOutcome:
-    root, read = _fetch(location_at(batch.source), name, scratch)
+    root, read = fetch_model(location_at(batch.source), name, scratch)
     source, settings = _stamps(root, read), ledger.settings_of(batch.options, batch.check)
     earlier = ledger.load(target, key)
     if (
@@ -236,7 +236,7 @@ def _copy(batch: Batch, name: str, target: Location, scratch: Path) -> FileOutco
     return FileOutcome(name, "copied")
 
 
-def _fetch(source: Location, name: str, scratch: Path) -> tuple[Path, list[str]]:
+def fetch_model(source: Location, name: str, scratch: Path) -> tuple[Path, list[str]]:
     """Make a model and its data files readable; return their folder and their names."""
     scratch = scratch / "source"
     root = source.fetch(name, scratch)

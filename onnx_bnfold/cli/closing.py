@@ -41,7 +41,7 @@ def closing(outcome: Outcome, args: argparse.Namespace) -> Iterator[str]:
         f"written: {args.output}" if changed else f"written, with nothing folded: {args.output}"
     )
     yield printable(written)
-    if changed and not args.check:
+    if changed and not args.check and args.shown == args.model:  # no temporary copy
         yield printable(f"next: compare both: {_command('check', args.model, args.output)}")
 
 

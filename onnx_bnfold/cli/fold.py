@@ -26,8 +26,8 @@ def run(args: argparse.Namespace, options: Options) -> Outcome | None:
     """Fold one model file, or plan it.
 
     Args:
-        args: model, output, dry_run, require_all, require_folded, quiet, verbose, report (paths)
-            and check; if that is set, the options of the check, too.
+        args: model and how it is shown, output, dry_run, require_all, require_folded, quiet,
+            verbose, report (paths) and check; if that is set, the options of the check, too.
         options: of the fold.
 
     Returns:
@@ -135,7 +135,7 @@ class _FoldCommand:
         if self.args.require_folded:
             folded = sum(record.folded for record in outcome.report.records)
             if folded:
-                yield f"--require-folded: {self.args.model} has {folded} nodes to fold"
+                yield f"--require-folded: {self.args.shown} has {folded} nodes to fold"
 
     def _checked(self, outcome: Outcome) -> CheckResult:
         from onnx_bnfold.check import check, render_text
@@ -145,6 +145,6 @@ class _FoldCommand:
         result = check(self.args.model, outcome.path, self.check_options, changes=changes)
         staged, target = str(outcome.path), str(self.args.output)
         failures = tuple(failure.replace(staged, target) for failure in result.failures)
-        result = replace(result, folded=target, failures=failures)
+        result = replace(result, original=self.args.shown, folded=target, failures=failures)
         self.text += ["", *render_text(result).splitlines()]
         return result

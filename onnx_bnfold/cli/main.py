@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from onnx_bnfold.cli.parser import CHECK, read_check, read_fold
+from onnx_bnfold.cli.parser import CHECK, is_url, read_check, read_fold
 from onnx_bnfold.errors import BnFoldError, CheckFailed, printable
 from onnx_bnfold.interrupts import EXIT_CODE, held_back
 from onnx_bnfold.process_memory import collect_rarely, keep_freed_memory
@@ -69,14 +69,24 @@ def _fold(words: Sequence[str], keep: Callable[[object], None] | None) -> int:
 
     options = options_of(Options, args)
     if args.is_store:
-        with held_back():
-            from onnx_bnfold.cli.batch import run as run_store
+        if not (is_url(args.model) and _is_single(args.model)):
+            with held_back():
+                from onnx_bnfold.cli.batch import run as run_store
 
-        return run_store(args, options)
+            return run_store(args, options)
+        with held_back():
+            from onnx_bnfold.cli.single import run
     outcome = run(args, options)
     if keep:
         keep(outcome)
     return 0
+
+
+def _is_single(url: str) -> bool:
+    with held_back():
+        from onnx_bnfold.batch.single import is_single
+
+    return is_single(url)
 
 
 def _begin(args: argparse.Namespace) -> None:

@@ -150,7 +150,7 @@ def read_fold(words: Sequence[str]) -> argparse.Namespace:
     """Parse the command line of a fold, and see that its options fit each other.
 
     Returns:
-        The arguments; ``model``, ``output`` and ``is_store`` among them.
+        The arguments; among them ``model`` and how it is ``shown``, ``output`` and ``is_store``.
 
     Raises:
         UsageError: the command line is not valid.
@@ -158,11 +158,16 @@ def read_fold(words: Sequence[str]) -> argparse.Namespace:
     parser = FoldParser()
     args, names = parser.read(words, "names")
     args.model, args.output = _model_and_output(names, args.output)
+    args.shown = args.model
     args.is_store = os.path.isdir(args.model) or is_url(args.model)
     parser.require_compatible(args, store=args.is_store)
     if args.output is None and not args.dry_run:
         raise UsageError("give -o FILE for the folded model, or --dry-run")
-    if args.output and not args.is_store and _is_folder(args.output):
+    if args.output and not args.is_store and is_url(args.output):
+        raise UsageError(
+            f"{args.output}: one model is folded into a file of this machine; give -o FILE"
+        )
+    if args.output and not args.is_store and is_folder(args.output):
         args.output = os.path.join(args.output, os.path.basename(args.model))
     return args
 
@@ -185,6 +190,11 @@ def read_check(words: Sequence[str]) -> argparse.Namespace:
 def is_url(model: str) -> bool:
     """Return whether a model lies at a URL."""
     return "://" in model
+
+
+def is_folder(output: str) -> bool:
+    """Return whether an output is a folder, in which a model keeps its name."""
+    return output.endswith((os.sep, os.altsep or os.sep)) or os.path.isdir(output)
 
 
 def _model_and_output(names: Sequence[str], output: str | None) -> tuple[str, str | None]:
@@ -220,7 +230,3 @@ def _near(path: str) -> str | None:
     except OSError:
         return None
     return near and os.path.join(folder, near)
-
-
-def _is_folder(path: str) -> bool:
-    return path.endswith((os.sep, os.altsep or os.sep)) or os.path.isdir(path)

@@ -7,11 +7,13 @@ import uuid
 import onnx
 import pytest
 from batches import digests, expected, fill, small_model, unfinished, write, write_external
+from support import assert_same_function
 
 from onnx_bnfold import Options, UsageError
 from onnx_bnfold.batch import fold_store
 from onnx_bnfold.batch.opening import location_at
 from onnx_bnfold.batch.remote import RemoteLocation
+from onnx_bnfold.batch.single import is_single
 from onnx_bnfold.batch.task import Batch, Task, perform
 from onnx_bnfold.cli.main import main
 
@@ -203,3 +205,73 @@ def test_a_worker_of_another_version_refuses(tmp_path):
     outcome = perform(batch, Task("fold", "net0/0/model.onnx"))
     assert "install one version everywhere" in outcome.error
     assert not (tmp_path / "folded").exists()
+
+
+# --- one model -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def single(memory, tmp_path):
+    """A model with its data at a URL."""
+    system, url = memory
+    write_external(tmp_path / "m" / "model.onnx", "sub/weights.bin")
+    upload(tmp_path / "m", system, f"{url}/m")
+    return tmp_path / "m" / "model.onnx", f"{url}/m/model.onnx"
+
+
+def command(capfd, *words):
+    code = main([str(word) for word in words])
+    return code, *capfd.readouterr()
+
+
+@pytest.mark.parametrize("output", ["f.onnx", "", "sub/"])
+def test_one_model_at_a_url(output, single, tmp_path, capfd):
+    local, url = single
+    (tmp_path / "sub").mkdir()
+    assert command(capfd, url, "-o", f"{tmp_path}/{output}")[0] == 0
+    target = tmp_path / output / ("" if output.endswith(".onnx") else "model.onnx")
+    assert_same_function(onnx.load(local), onnx.load(target))
+
+
+def test_one_model_at_a_url_is_checked_and_called_by_it(single, tmp_path, capfd):
+    _, url = single
+    code, out, err = command(capfd, url, tmp_path / "f.onnx", "--check", "--sets", 1)
+    assert (code, err) == (0, "")
+    assert f"original  {url}" in out
+    assert "onnx_bnfold." not in out
+    _, out, _ = command(capfd, url, tmp_path / "f.onnx")
+    assert out.splitlines()[-1] == f"written: {tmp_path / 'f.onnx'}"
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("broken.onnx", [], "/m/broken.onnx: is empty"),
+        ("model.onnx", ["--keep", "xyzzy"], "xyzzy"),
+        ("model.onnx", ["-o", "memory://f.onnx"], "is folded into a file of this machine"),
+        ("none.onnx", [], "there is no such folder"),
+    ],
+    ids=["broken", "keep", "output", "missing"],
+)
+def test_one_model_that_cannot_be_folded(name, words, said, single, memory, tmp_path, capfd):
+    system, url = memory
+    system.touch(f"{url}/m/broken.onnx".removeprefix("memory:/"))
+    output = [] if "-o" in words else ["-o", tmp_path / "f.onnx"]
+    code, out, err = command(capfd, f"{url}/m/{name}", *words, *output)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert "internal error" not in err
+    assert not (tmp_path / "f.onnx").exists()
+
+
+def test_a_local_model_goes_to_no_url(single, capfd):
+    local, _ = single
+    assert "is folded into a file of this machine" in command(capfd, local, "memory://f.onnx")[2]
+
+
+def test_a_folder_named_like_a_model_is_a_folder(memory, tmp_path):
+    system, url = memory
+    system.makedirs(f"{url}/folder.onnx".removeprefix("memory:/"))
+    assert not is_single(f"{url}/folder.onnx")
+    assert is_single("https://host.example/model.onnx?download=true")
+    assert not is_single("https://host.example/models")

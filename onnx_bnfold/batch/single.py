@@ -1,0 +1,51 @@
+"""One model at a URL: it is downloaded with its data files, and folded here."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+
+from onnx_bnfold.batch.file_outcome import is_model
+from onnx_bnfold.batch.remote import RemoteLocation
+from onnx_bnfold.batch.task import fetch_model
+from onnx_bnfold.errors import BnFoldError, UsageError
+
+
+def is_single(url: str) -> bool:
+    """Return whether there is one model at a URL, and not a folder of them.
+
+    Raises:
+        UsageError: the URL cannot be opened.
+    """
+    folder, name = posixpath.split(url)
+    if not is_model(urlsplit(url).path):
+        return False
+    return url.startswith(("http://", "https://")) or RemoteLocation(folder).holds(name)
+
+
+@contextmanager
+def downloaded(url: str) -> Iterator[Path]:
+    """Yield a copy of a model on this machine, in a folder that goes again; a context manager.
+
+    Errors within name the URL and not the copy.
+
+    Raises:
+        UsageError: the model cannot be downloaded.
+    """
+    folder, name = posixpath.split(url)
+    with TemporaryDirectory(prefix="onnx_bnfold.", ignore_cleanup_errors=True) as scratch:
+        try:
+            root, _ = fetch_model(RemoteLocation(folder), name, Path(scratch))
+        except OSError as error:
+            why = error.strerror or " ".join(str(error).split())
+            raise UsageError(f"{url}: cannot be downloaded: {why}") from error
+        try:
+            yield root / name
+        except BnFoldError as error:
+            error.args = (str(error).replace(f"{root}{os.sep}", f"{folder}/"),)
+            raise

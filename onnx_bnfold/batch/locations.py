@@ -33,7 +33,22 @@ class Listing:
     problems: dict[str, str] = field(default_factory=dict)
 
 
-class Location(Protocol):
+class Source(Protocol):
+    """A folder whose files can be read."""
+
+    def fetch(self, name: str, scratch: Path) -> Path:
+        """Make a file readable on this machine.
+
+        Args:
+            name: of the file.
+            scratch: a folder that may be used for it.
+
+        Returns:
+            The folder below which the file can be read under its name.
+        """
+
+
+class Location(Source, Protocol):
     """A folder of files.
 
     Attributes:
@@ -66,17 +81,6 @@ class Location(Protocol):
 
         Yields:
             An empty folder on this machine.
-        """
-
-    def fetch(self, name: str, scratch: Path) -> Path:
-        """Make a file readable on this machine.
-
-        Args:
-            name: of the file.
-            scratch: a folder that may be used for it.
-
-        Returns:
-            The folder below which the file can be read under its name.
         """
 
     def publish(self, path: Path, name: str) -> None:

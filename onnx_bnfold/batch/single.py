@@ -11,8 +11,10 @@ from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 from onnx_bnfold.batch.file_outcome import is_model
+from onnx_bnfold.batch.locations import Source
 from onnx_bnfold.batch.remote import RemoteLocation
 from onnx_bnfold.batch.task import fetch_model
+from onnx_bnfold.batch.web import SCHEMES, WebFolder
 from onnx_bnfold.errors import BnFoldError, UsageError
 
 
@@ -25,7 +27,7 @@ def is_single(url: str) -> bool:
     folder, name = posixpath.split(url)
     if not is_model(urlsplit(url).path):
         return False
-    return url.startswith(("http://", "https://")) or RemoteLocation(folder).holds(name)
+    return url.startswith(SCHEMES) or RemoteLocation(folder).holds(name)
 
 
 @contextmanager
@@ -37,10 +39,10 @@ def downloaded(url: str) -> Iterator[Path]:
     Raises:
         UsageError: the model cannot be downloaded.
     """
-    folder, name = posixpath.split(url)
+    source, folder, name = _source(url)
     with TemporaryDirectory(prefix="onnx_bnfold.", ignore_cleanup_errors=True) as scratch:
         try:
-            root, _ = fetch_model(RemoteLocation(folder), name, Path(scratch))
+            root, _ = fetch_model(source, name, Path(scratch))
         except OSError as error:
             why = error.strerror or " ".join(str(error).split())
             raise UsageError(f"{url}: cannot be downloaded: {why}") from error
@@ -49,3 +51,12 @@ def downloaded(url: str) -> Iterator[Path]:
         except BnFoldError as error:
             error.args = (str(error).replace(f"{root}{os.sep}", f"{folder}/"),)
             raise
+
+
+def _source(url: str) -> tuple[Source, str, str]:
+    """Return where files are fetched from, its address, and the name of the model there."""
+    folder, name = posixpath.split(url)
+    if url.startswith(SCHEMES):
+        web = WebFolder(url)
+        return web, folder, web.name
+    return RemoteLocation(folder), folder, name

@@ -24,7 +24,7 @@ from onnx_bnfold.api import Outcome as Fold
 from onnx_bnfold.api import fold_file, plan_file
 from onnx_bnfold.batch import ledger
 from onnx_bnfold.batch.file_outcome import FileOutcome, Stamp, counts_of
-from onnx_bnfold.batch.locations import Location
+from onnx_bnfold.batch.locations import Location, Source
 from onnx_bnfold.batch.opening import location_at
 from onnx_bnfold.errors import BnFoldError, CheckFailed, UsageError, printable
 from onnx_bnfold.options import Options
@@ -236,7 +236,7 @@ def _copy(batch: Batch, name: str, target: Location, scratch: Path) -> FileOutco
     return FileOutcome(name, "copied")
 
 
-def fetch_model(source: Location, name: str, scratch: Path) -> tuple[Path, list[str]]:
+def fetch_model(source: Source, name: str, scratch: Path) -> tuple[Path, list[str]]:
     """Make a model and its data files readable; return their folder and their names."""
     scratch = scratch / "source"
     root = source.fetch(name, scratch)

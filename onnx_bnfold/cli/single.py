@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import posixpath
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from onnx_bnfold.api import Outcome
 from onnx_bnfold.batch.single import downloaded
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace, options: Options) -> Outcome | None:
             f"{args.output}: one model is folded into a file of this machine; give -o FILE"
         )
     if args.output and is_folder(args.output):
-        args.output = os.path.join(args.output, posixpath.basename(urlsplit(url).path))
+        args.output = os.path.join(args.output, unquote(posixpath.basename(urlsplit(url).path)))
     with downloaded(url) as path:
         args.model = str(path)
         return run_fold(args, options)

@@ -2,7 +2,10 @@
 
 import os
 import sys
+import threading
 import uuid
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import onnx
 import pytest
@@ -262,6 +265,46 @@ def test_one_model_that_cannot_be_folded(name, words, said, single, memory, tmp_
     assert said in err
     assert "internal error" not in err
     assert not (tmp_path / "f.onnx").exists()
+
+
+class _Silent(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A web server, and the folder that it serves."""
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    handler = partial(_Silent, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield folder, f"http://127.0.0.1:{server.server_port}/a%20b"
+        server.shutdown()
+        thread.join()
+
+
+def test_one_model_of_a_web_server(web, tmp_path, capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    folder, url = web
+    local = write_external(folder / "m é.onnx", "sub/w 1.bin")
+    address = f"{url}/m%20%C3%A9.onnx?download=true"
+    code, out, _ = command(capfd, address, "-o", f"{tmp_path}/")
+    assert code == 0
+    assert_same_function(onnx.load(local), onnx.load(tmp_path / "m é.onnx"))
+    assert out.splitlines()[-1] == f"written: {tmp_path}/m é.onnx"
+
+
+def test_what_a_web_server_does_not_have(web, tmp_path, capfd):
+    folder, url = web
+    write_external(folder / "m.onnx", "w.bin")
+    (folder / "w.bin").unlink()
+    for name, missing in (("none.onnx", "none.onnx"), ("m.onnx", "w.bin")):
+        code, _, err = command(capfd, f"{url}/{name}", "-o", tmp_path / "f.onnx")
+        assert code == 2
+        assert err.startswith(f"onnx-bnfold: {url}/{missing}: cannot be downloaded: HTTP Error 404")
 
 
 def test_a_local_model_goes_to_no_url(single, capfd):

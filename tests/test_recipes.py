@@ -55,7 +55,8 @@ def artifacts() -> list[str]:
 
 
 def test_the_job_installs_the_package():
-    assert lines()[0] == "python -m pip install onnx_bnfold"
+    """From its repository: the package is on no index."""
+    assert lines()[0] == 'python -m pip install "git+$ONNX_BNFOLD"'
 
 
 def test_the_job_on_a_model_that_folds(folder):

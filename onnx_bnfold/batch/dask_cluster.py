@@ -32,7 +32,7 @@ def connected(address: str) -> Iterator[Client]:
     try:
         from distributed import Client
     except ImportError as error:
-        raise UsageError("--dask needs Dask; pip install 'onnx_bnfold[dask]'") from error
+        raise UsageError("--dask needs Dask; pip install dask distributed") from error
     try:
         client = Client(address)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, AssertionError) as error:  # its event loop asserts sometimes

@@ -144,7 +144,7 @@ def _open(url: str) -> tuple[Any, str]:
     try:
         from fsspec.core import url_to_fs  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
-        raise UsageError(f"{url}: URLs need fsspec; pip install 'onnx_bnfold[dask]'") from error
+        raise UsageError(f"{url}: such a URL needs fsspec; pip install fsspec") from error
     try:
         fs, path = url_to_fs(url)
     except (ImportError, ValueError, OSError) as error:

@@ -28,8 +28,12 @@ def test_reproduce_then_predict_then_restore(run, folder, tmp_path, monkeypatch)
     out = tmp_path / "out"
     code, table, errors = run("reproduce", "--quick", "--runs", 2, "--out", out)
     assert (code, errors) == (0, "")
+    table, last = table.split("\n\n")
     assert_table_is_complete(table)
     assert_files_are_complete(out)
+    written, verdict = last.splitlines()
+    assert written.startswith(f"written: {out / 'tinyCNN.pt'}, {out / 'tinyCNN.onnx'}, ")
+    assert verdict == "OK  64 of 64 predictions are the same without BatchNormalization"
     for name in ("tinyCNN.onnx", "NoBN_tinyCNN.onnx"):
         assert_predicts(run, folder, out / name)
 
@@ -40,7 +44,7 @@ def test_reproduce_then_predict_then_restore(run, folder, tmp_path, monkeypatch)
     monkeypatch.setattr(data, "_checked", lambda path: path.read_bytes())
     code, table, errors = run("reproduce", "--restore", "--runs", 1, "--out", out)
     assert code == 1
-    assert_table_is_complete(table)
+    assert_table_is_complete(table.split("\n\n")[0])
     assert re.fullmatch(r"failed: test accuracy [\d.]+% is below 98\.5%\n", errors)
 
 

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onnx_bnfold.errors import BnFoldError, CheckFailed, UsageError
+from onnx_bnfold.progress import show
 from tools.mnist import data
 
 OUTPUT = Path("runs/mnist")
+PICTURE = "mnist.png"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is missing: install onnx_bnfold[train]", file=sys.stderr)
+        print(f"error: {error.name} is missing: pip install -e '.[train]'", file=sys.stderr)
         return 2
     return 0
 
@@ -62,10 +64,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _reproduce(options: argparse.Namespace) -> None:
     from tools.mnist.picture import draw
-    from tools.mnist.reproduce import RESULTS, reproduce, trained
+    from tools.mnist.reproduce import RESULTS, WEIGHTS, WITH_BN, WITHOUT_BN, reproduce, trained
     from tools.mnist.table import render
     from tools.mnist.train import FULL, QUICK
 
+    show("bars and lines")
     mnist = data.load(options.data)
     restored = True
     if not options.restore:
@@ -74,9 +77,13 @@ def _reproduce(options: argparse.Namespace) -> None:
     results = reproduce(mnist, options.out, options.runs, restored)
     print(render(results))
     results.write(options.out / RESULTS)
-    draw(results, options.out / "mnist.png")
+    draw(results, options.out / PICTURE)
+    written = [WEIGHTS, WITH_BN, WITHOUT_BN, RESULTS, PICTURE]
+    print(f"\nwritten: {', '.join(str(options.out / name) for name in written)}")
     if failures := results.failures():
         raise CheckFailed("; ".join(failures))
+    images, agreeing = results.sizes["test"], results.comparison.agreeing
+    print(f"OK  {agreeing:,} of {images:,} predictions are the same without BatchNormalization")
 
 
 def _predict(options: argparse.Namespace) -> None:

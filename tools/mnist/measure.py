@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
-from tqdm import tqdm
 
 from onnx_bnfold.check import CheckOptions, CheckResult, check
 from onnx_bnfold.check.models import ModelSource, open_model
 from onnx_bnfold.check.sessions import Session
 from onnx_bnfold.errors import ModelError
+from onnx_bnfold.progress import progress
 from tools.mnist.data import Bytes
 
 Floats = npt.NDArray[np.float32]
@@ -61,7 +61,7 @@ def logits(model: ModelSource, images: Bytes, label: str = "model") -> Floats:
         starts = range(0, len(images), BATCH)
         results = [
             session.run({name: to_unit(images[start : start + BATCH])})[session.outputs[0]]
-            for start in tqdm(starts, desc=f"evaluating {label}", leave=False, disable=None)
+            for start in progress(starts, total=len(starts), label=f"evaluating {label}")
         ]
     return np.concatenate(results)
 

@@ -66,7 +66,7 @@ def _latencies(axes: Axes, results: Results) -> None:
         bars = axes.bar(places, middles, BAR, label=label, color=colour, yerr=spread, capsize=3)
         axes.bar_label(bars, fmt="%.0f", fontsize=8, label_type="center", color="white")
     names = [
-        f"optimisations {mode.mode}\nratio {mode.folded.median_ms / mode.original.median_ms:.3f}"
+        f"optimisations {mode.mode}\nold/new {mode.original.median_ms / mode.folded.median_ms:.3f}"
         for mode in modes
     ]
     axes.set_xticks(range(len(modes)), names, fontsize=9)
@@ -74,6 +74,6 @@ def _latencies(axes: Axes, results: Results) -> None:
     before, after = SEED_LATENCIES
     axes.set_title(
         f"latency: median, 10th to 90th percentile\n"
-        f"(seed: {before} ms and {after} ms, ratio {after / before:.2f})",
+        f"(seed: {before} ms and {after} ms, old/new {before / after:.2f})",
         fontsize=10,
     )

@@ -109,10 +109,10 @@ def _proof(results: Results) -> Iterator[Row]:
 
 def _speed(results: Results) -> Iterator[Row]:
     before, after = SEED_LATENCIES
-    theirs = f"{before} ms, {after} ms, ratio {after / before:.2f}"
+    theirs = f"{before} ms, {after} ms, old/new {before / after:.2f}"
     for mode in results.latency.modes:
         first, second = mode.original.median_ms, mode.folded.median_ms
-        ours = f"{first:.1f} ms, {second:.1f} ms, ratio {second / first:.3f}"
+        ours = f"{first:.1f} ms, {second:.1f} ms, old/new {first / second:.3f}"
         yield f"ms per {results.latency.batch:,} images, optimisations {mode.mode}", theirs, ours
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from onnx_bnfold.errors import ModelError, UsageError
+from onnx_bnfold.progress import progress
 from tools.mnist.data import Part
 from tools.mnist.files import replacing
 from tools.mnist.network import TinyCnn
@@ -80,15 +80,14 @@ def train(part: Part, schedule: Schedule, seed: int) -> tuple[TinyCnn, Training]
     rates = _rates(schedule, len(labels) // BATCH)
     start = time.perf_counter()
     with _subnormals_as_zero():
-        bar = tqdm(rates, desc=f"training ({schedule.name})", unit="step", disable=None)
-        for rate, batch in zip(bar, _batches(len(labels)), strict=False):
+        steps = progress(rates, total=len(rates), label=f"training ({schedule.name})")
+        for rate, batch in zip(steps, _batches(len(labels)), strict=False):
             optimizer.param_groups[0]["lr"] = rate
             loss = nn.functional.cross_entropy(network(images[batch] / 255), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             average.update_parameters(network)
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     seconds = time.perf_counter() - start
     return average.module.eval(), Training(schedule.name, seed, len(rates), seconds)
 

@@ -124,13 +124,19 @@ def test_a_model_without_norms_says_so(tmp_path, capsys):
             f"{named}, which has made this model, folds them when it exports one in eval mode"
         ]
         assert lines[1:-1] == (explained if named else [])
-        assert lines[-1] == f"written, with nothing folded: {tmp_path / 'f.onnx'}"
+        assert lines[-1] == f"written, with nothing changed: {tmp_path / 'f.onnx'}"
 
 
 def test_a_producer_explains_nothing_where_norms_are_left(tmp_path, capsys):
     model = chain(1, 1)
     model.producer_name = "pytorch"
     assert "exports" not in "".join(last_lines(tmp_path, capsys, model, "--dry-run"))
+
+
+def test_another_form_is_a_change(tmp_path, capsys):
+    target = tmp_path / "f.onnx"
+    lines = last_lines(tmp_path, capsys, chain(0, 1), target, "--standalone", "conv")
+    assert f"written: {target}" in lines
 
 
 def test_a_dry_run_says_that_nothing_is_written(tmp_path, capsys):

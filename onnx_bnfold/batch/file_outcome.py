@@ -44,7 +44,9 @@ class Counts:
 
     def summary(self) -> str:
         """Return the numbers as text."""
-        parts = [f"{self.folded} of {self.norms} BatchNormalization folded"]
+        parts = ["there is no BatchNormalization in it"]
+        if self.norms:
+            parts = [f"{self.folded} of {self.norms} BatchNormalization folded"]
         if self.nodes_before is not None:
             parts.append(f"{self.nodes_before} -> {self.nodes_after} nodes")
         if self.bytes_before is not None:

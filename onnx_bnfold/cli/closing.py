@@ -36,11 +36,8 @@ def closing(outcome: Outcome, args: argparse.Namespace) -> Iterator[str]:
     if args.dry_run:
         yield "nothing is written in a dry run"
         return
-    changed = any(record.folded for record in report.records) or report.equalized
-    written = (
-        f"written: {args.output}" if changed else f"written, with nothing folded: {args.output}"
-    )
-    yield printable(written)
+    changed = outcome.pipeline.alters
+    yield printable(f"written{'' if changed else ', with nothing changed'}: {args.output}")
     if changed and not args.check and args.shown == args.model:  # no temporary copy
         yield printable(f"next: compare both: {_command('check', args.model, args.output)}")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from onnx_bnfold.api import Outcome, plan_file, write_folded
 from onnx_bnfold.cli.console import options_of, show_progress, tell
-from onnx_bnfold.errors import CheckFailed
+from onnx_bnfold.errors import CheckFailed, printable
 from onnx_bnfold.options import Options
 from onnx_bnfold.storage.writer import check_target
 
@@ -93,6 +93,8 @@ class _FoldCommand:
             sizes = self.check_options.shapes if self.args.check else {}
             self.report = fold_report(outcome, sizes, self.check)
         if failures:
+            if self.args.output and not self.args.quiet:
+                self.text.append(printable(f"not written: {self.args.output}"))
             raise CheckFailed("; ".join(failures))
         if not self.args.quiet:
             from onnx_bnfold.cli.closing import closing

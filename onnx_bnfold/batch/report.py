@@ -61,7 +61,7 @@ class StoreReport:
         others = Counter[str](o.status for o in self.outcomes if not o.is_model)
         counts = [o.counts for o in self.models if o.counts]
         parts = [
-            f"{len(self.models)} models: {listed(models)}",
+            f"{len(self.models)} model{'' if len(self.models) == 1 else 's'}: {listed(models)}",
             f"{sum(c.folded for c in counts)} of {sum(c.norms for c in counts)} "
             "BatchNormalization folded",
         ]

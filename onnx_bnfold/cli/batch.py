@@ -12,10 +12,11 @@ from threading import current_thread, main_thread
 from typing import TYPE_CHECKING
 
 from onnx_bnfold.advice import ADVICE
+from onnx_bnfold.batch.locations import STATE
 from onnx_bnfold.batch.report import StoreReport, listed
 from onnx_bnfold.batch.run import fold_store, plan_store
-from onnx_bnfold.cli.console import options_of, show_progress, tell
-from onnx_bnfold.errors import UsageError
+from onnx_bnfold.cli.console import options_of, show_progress, tell, tell_reports
+from onnx_bnfold.errors import UsageError, printable
 from onnx_bnfold.interrupts import EXIT_CODE
 from onnx_bnfold.options import Options
 from onnx_bnfold.reasons import Reason
@@ -61,6 +62,7 @@ def _run(args: argparse.Namespace, options: Options) -> int:
         with OutputFile(path) as file:
             file.write(_written(report, path).encode())
             file.commit(path)
+    tell_reports(args.report, quiet=args.quiet)
     return code
 
 
@@ -104,6 +106,9 @@ def _lines(report: StoreReport, args: argparse.Namespace) -> Iterator[str]:
         yield f"kept    {sum(kept.values())} BatchNormalization: {listed(kept)}"
         for code in sorted(kept):
             yield f"advice  [{code}] {ADVICE[Reason(code)]}"
+    if not args.dry_run:
+        state = args.state or f"{args.output.rstrip('/')}{STATE}"
+        yield printable(f"written: {args.output}; what is done is recorded in {state}")
 
 
 def _tell(report: StoreReport, args: argparse.Namespace) -> int:

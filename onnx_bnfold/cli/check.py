@@ -8,7 +8,7 @@ from onnx_bnfold.check.api import check
 from onnx_bnfold.check.options import CheckOptions
 from onnx_bnfold.check.results import CheckResult
 from onnx_bnfold.check.text import render_text
-from onnx_bnfold.cli.console import options_of, show_progress, tell
+from onnx_bnfold.cli.console import options_of, show_progress, tell, tell_reports
 from onnx_bnfold.errors import CheckFailed
 
 
@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> None:
     result = _checked(args)
     if not args.quiet:
         tell(render_text(result).rstrip())
+    tell_reports(args.report, quiet=args.quiet)
     if not result.holds:
         raise CheckFailed("; ".join(result.failures))
 

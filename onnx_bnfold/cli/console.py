@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING, TypeVar
 
 from onnx_bnfold import progress
+from onnx_bnfold.errors import printable
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -42,6 +44,13 @@ def tell(text: str) -> None:
         print(shown, flush=True)
     except BrokenPipeError:  # redirect stdout, or Python would report the error again at its exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def tell_reports(paths: Iterable[str], *, quiet: bool) -> None:
+    """Say which reports were written."""
+    if not quiet:
+        for path in paths:
+            tell(printable(f"report: {path}"))
 
 
 def show_progress(*, quiet: bool) -> None:

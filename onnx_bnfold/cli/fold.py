@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnx_bnfold.api import Outcome, plan_file, write_folded
-from onnx_bnfold.cli.console import options_of, show_progress, tell
+from onnx_bnfold.cli.console import options_of, show_progress, tell, tell_reports
 from onnx_bnfold.errors import CheckFailed, printable
 from onnx_bnfold.options import Options
 from onnx_bnfold.storage.writer import check_target
@@ -115,6 +115,7 @@ class _FoldCommand:
             data = replace(self.report, written=written).to_dict()
             for path in self.args.report:
                 write(path, data)
+            tell_reports(self.args.report, quiet=self.args.quiet)
 
     def _told(self, outcome: Outcome) -> Iterator[str]:
         from onnx_bnfold.cli.closing import origin

@@ -487,9 +487,10 @@ def test_the_lines(store, output, capfd):
         "folded  kept.onnx: 1 of 2 BatchNormalization folded, 6 -> 5 nodes, "
         f"{lengths[0]:,} -> {lengths[1]:,} bytes"
     )
-    assert len(lines) == 9
+    assert len(lines) == 10
     assert lines[6] == "kept    1 BatchNormalization: 1 parameters_not_constant"
     assert lines[7].startswith("advice  [parameters_not_constant] export with constant parameters")
+    assert lines[8] == f"written: {output}; what is done is recorded in {state_of(output)}"
     totals = [
         sum(p.stat().st_size for p in folder.rglob("*") if ".onnx" in p.name and p.is_file())
         for folder in (store, output)
@@ -586,7 +587,10 @@ def test_a_dry_run_writes_nothing(store, output, capfd, tmp_path):
     write(store / "kept.onnx", kept_model())
     code, out, _ = run(capfd, store, "-o", output, "--dry-run", "--report", tmp_path / "r.json")
     assert code == 0
-    assert out.splitlines()[-1] == "6 models: 6 planned; 11 of 12 BatchNormalization folded"
+    assert out.splitlines()[-2:] == [
+        "6 models: 6 planned; 11 of 12 BatchNormalization folded",
+        f"report: {tmp_path / 'r.json'}",
+    ]
     assert sorted(os.listdir(tmp_path)) == ["models", "r.json"]
     assert [len(o.counts.kept) for o in plan_store(store).models if o.name == "kept.onnx"] == [1]
 
@@ -783,7 +787,7 @@ def test_a_model_that_is_gone_is_listed_and_pruned(store, output, capfd):
     _, out, _ = run(capfd, store, "-o", output, "--prune")
     assert "removed  net0/0/model.onnx: " in out
     assert not (output / "net0" / "0" / "model.onnx").exists()
-    assert "gone" not in run(capfd, store, "-o", output)[1]
+    assert "gone  " not in run(capfd, store, "-o", output)[1]
 
 
 def test_the_data_of_a_model_that_is_gone_goes_with_it(tmp_path, output):
@@ -847,7 +851,8 @@ def test_the_page(store, output, capfd, tmp_path):
     write(store / "kept.onnx", kept_model())
     write(store / "<b>.onnx", b"")
     page, record = tmp_path / "r.html", tmp_path / "r.json"
-    run(capfd, store, "-o", output, "--report", page, "--report", record)
+    _, out, _ = run(capfd, store, "-o", output, "--report", page, "--report", record)
+    assert out.splitlines()[-2:] == [f"report: {page}", f"report: {record}"]
     text = page.read_text()
     assert "<h2>Failed: 1</h2>" in text
     assert "&lt;b&gt;.onnx" in text

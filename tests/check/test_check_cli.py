@@ -43,6 +43,7 @@ def test_wrong_fold(files, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "FAILED  numerics: output 'y'" in out
     assert "the first tensor to differ is 'bn0', from BatchNormalization 'bn0'" in out
+    assert out.endswith(f"\nreport: {report}\n")
     assert err.startswith("onnx-bnfold: numerics: output 'y'")
     record = json.loads(report.read_text())
     assert record["holds"] is False

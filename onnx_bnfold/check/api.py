@@ -5,7 +5,7 @@ from onnx_bnfold.check.latency import check_latency
 from onnx_bnfold.check.locate import Changes
 from onnx_bnfold.check.models import ModelSource, open_model
 from onnx_bnfold.check.numerics import check_numerics
-from onnx_bnfold.check.options import CheckOptions
+from onnx_bnfold.check.options import CheckOptions, require_files
 from onnx_bnfold.check.quantize import check_quantized
 from onnx_bnfold.check.results import CheckResult
 from onnx_bnfold.check.sessions import onnxruntime_version
@@ -41,6 +41,7 @@ def check(
         >>> result.holds, result.failures  # doctest: +SKIP
         (True, ())
     """
+    require_files(options)
     accuracy = latency = quantized = None
     with (
         open_model(original, "original", options.custom_ops) as before,

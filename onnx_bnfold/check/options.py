@@ -83,12 +83,6 @@ class CheckOptions:
         if self.value_range is not None and not self.value_range[0] <= self.value_range[1]:
             low, high = self.value_range
             raise UsageError(f"the range {low},{high} is empty; give the lower value first")
-        for name in ("inputs", "data"):
-            path = getattr(self, name)
-            if path is not None and not os.path.exists(path):
-                raise UsageError(
-                    f"cannot read {name} from {os.fspath(path)}: there is no such file"
-                )
         for library in self.custom_ops:
             if not os.path.isfile(library):
                 raise UsageError(f"there is no file {os.fspath(library)} with custom operators")
@@ -114,3 +108,15 @@ class CheckOptions:
             raise UsageError("max_snr_drop needs quantised models; add --quantize")
         if not self.modes:
             raise UsageError(f"no latency mode is given; choose from {', '.join(MODES)}")
+
+
+def require_files(options: CheckOptions) -> None:
+    """Check that inputs and data exist, before any work.
+
+    Raises:
+        UsageError: they do not.
+    """
+    for name in ("inputs", "data"):
+        path = getattr(options, name)
+        if path is not None and not os.path.exists(path):
+            raise UsageError(f"cannot read {name} from {os.fspath(path)}: there is no such file")

@@ -95,9 +95,11 @@ def _report(args: argparse.Namespace, options: Options) -> StoreReport:
 def _check_options(args: argparse.Namespace) -> CheckOptions | None:
     if not args.check:
         return None
-    from onnx_bnfold.check import CheckOptions  # loads onnxruntime
+    from onnx_bnfold.check.options import CheckOptions, require_files  # loads onnxruntime
 
-    return options_of(CheckOptions, args)
+    options = options_of(CheckOptions, args)
+    require_files(options)
+    return options
 
 
 def _lines(report: StoreReport, args: argparse.Namespace) -> Iterator[str]:

@@ -74,9 +74,10 @@ class _FoldCommand:
         self.report: FoldReport | None = None
         self.text: list[str] = []
         if args.check:
-            from onnx_bnfold.check import CheckOptions
+            from onnx_bnfold.check.options import CheckOptions, require_files
 
             self.check_options = options_of(CheckOptions, args)
+            require_files(self.check_options)
 
     def inspect(self, outcome: Outcome) -> None:
         """Check the outcome, and collect what to print and report.

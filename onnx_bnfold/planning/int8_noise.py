@@ -45,7 +45,7 @@ def expected_loss(states: Sequence[GraphState]) -> float | None:
             before, after = _noise(state)
         if 0 < before < math.inf and 0 < after < math.inf:
             loss += 10 * math.log10(after / before)
-    return loss if loss > _WORTH_SAYING else None
+    return round(loss, 1) if loss > _WORTH_SAYING else None
 
 
 def _noise(state: GraphState) -> tuple[float, float]:

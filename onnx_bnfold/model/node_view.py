@@ -200,6 +200,19 @@ class NodeView:
             "its output; declare that shape, or write its padding as pads",
         )
 
+    def require_read(self, slot: int) -> None:
+        """Refuse a node of whose input only layers say the rank, since inference misreads it.
+
+        Its other input may be what keeps a wrong rank from the nodes behind.
+
+        Raises:
+            Refused: it is.
+        """
+        name = self.name_in(slot)
+        inferred = any(isinstance(dim, int) for dim in self._shapes.dims(name) or ())
+        if not inferred and self._shapes.why_unknown([name]) is not None:
+            raise self.unknown_shape(f"the shape of {name!r} is misread")
+
     def type_of(self, name: str) -> int:
         """Return a tensor's element type, UNDEFINED where it is not known."""
         info = self.constants.get(name)

@@ -272,6 +272,8 @@ def _operands(view: NodeView, operand: ConstantOperand | None, version: int) -> 
         raise Refused(
             Reason.AXES, view.label, "it broadcasts its data operand, or may do so at some size"
         )
+    if info.dims:
+        view.require_read(data)
     return _Operands(slots[0], data, len(dims))
 
 

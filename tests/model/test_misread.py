@@ -170,6 +170,18 @@ def test_a_transposed_convolution_that_makes_less_than_it_reads(declared):
     assert [r.refusal.reason for r in report.kept] == ([] if declared else [Reason.UNKNOWN_SHAPE])
 
 
+@pytest.mark.parametrize("dims", [(1, 1, 1, 1), ()])
+def test_what_keeps_a_wrong_rank_from_the_nodes_behind_stays(dims):
+    """The sum is of as many axes as its constant has; without it the Softmax would be of two."""
+    net = Net(("N", 4, 6, 2), opset=13)
+    t = net.op("ConvTranspose", "x", net.random(4, 3, 1, 1), output_shape=[5, 2])
+    x = net.op("Softmax", net.op("Add", net.bn(t, channels=3), net.random(*dims)))
+    folded, _ = fold_checked(net.model(x) if dims else model_of(net, x), kept=1)
+    assert ("Add" in ops(folded)) == bool(dims)
+    if dims:
+        onnx.checker.check_model(folded, full_check=True)
+
+
 def test_a_declared_norm_behind_a_transposed_convolution_that_inference_contradicts():
     """Inference stops there, and says nothing of any tensor; handed on, the shape is a lie."""
     net = Net((3, 7, 1, 7), opset=23)

@@ -262,7 +262,8 @@ def statistics_lie(model: ModelProto, feed: Mapping[str, np.ndarray]) -> bool:
     """Whether a BatchNormalization says that its input is far larger, or smaller, than it is."""
     env, found = every_tensor(model, feed), False
     for node in model.graph.node:
-        if node.op_type == "BatchNormalization" and all(n in env for n in node.input):
+        is_norm = node.op_type == "BatchNormalization" and not node.domain
+        if is_norm and all(n in env for n in node.input):
             x, *_, mean, variance = (np.float64(env[name].array) for name in node.input)
             if x.ndim < 2 or not x.size:
                 continue

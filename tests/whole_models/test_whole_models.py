@@ -16,7 +16,7 @@ from .compare import difference
 from .engine import every_node, holds_type
 from .findings import read, write
 from .interpreter import Interpreter
-from .judge import judge
+from .judge import judge, statistics_lie
 from .known import FAILS_TODAY
 from .models import Case, draw_case
 from .runtime import run_node, session
@@ -422,6 +422,17 @@ def test_who_is_told_that_there_is_room_may_use_it(monkeypatch, scale, variance,
         assert (judge(case).kind == "overflow") == is_found
     _sabotaged(monkeypatch, _scaled("w", np.inf))
     assert judge(case).kind == "not finite in other places"
+
+
+def test_a_function_of_the_name_of_a_norm_states_nothing() -> None:
+    text = """
+        <ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+        g (float[2,2,3,3] x) => (float[2,2,3,3] y) { y = local.BatchNormalization (x) }
+        <domain: "local", opset_import: ["" : 17]>
+        BatchNormalization (x) => (y) { y = Relu (x) }
+    """
+    case = _case(text, 2, 2, 3, 3)
+    assert not statistics_lie(case.model, case.feeds[0])
 
 
 def test_a_finding_becomes_small() -> None:

@@ -16,7 +16,7 @@ from .compare import difference
 from .engine import every_node, holds_type
 from .findings import read, write
 from .interpreter import Interpreter
-from .judge import judge, statistics_lie
+from .judge import _shows_all, judge, statistics_lie
 from .known import FAILS_TODAY
 from .models import Case, draw_case
 from .runtime import run_node, session
@@ -422,6 +422,21 @@ def test_who_is_told_that_there_is_room_may_use_it(monkeypatch, scale, variance,
         assert (judge(case).kind == "overflow") == is_found
     _sabotaged(monkeypatch, _scaled("w", np.inf))
     assert judge(case).kind == "not finite in other places"
+
+
+@pytest.mark.parametrize(("saturate", "is_measured"), [("", True), ("<saturate = 0>", False)])
+def test_ranges_that_onnxruntime_cannot_measure_are_not_asked_for(saturate, is_measured) -> None:
+    """It knows `saturate` of a CastLike as long as it does not make a Cast of it."""
+    text = f"""
+        <ir_version: 9, opset_import: ["" : 19, "local" : 1]>
+        g (float[2,2,3,3] x) => (float[2,2,3,3] y) {{ t = local.F (x) y = Relu (t) }}
+        <domain: "local", opset_import: ["" : 19]>
+        F (x) => (y) {{ c = Constant <value = float[1] {{0}}> () y = CastLike {saturate} (x, c) }}
+    """
+    case = _case(text, 2, 2, 3, 3, storage="file")
+    case = replace(case, options=onnx_bnfold.Options(equalize=True), measured=True)
+    assert _shows_all(case.model) == is_measured
+    assert judge(case).kind is None
 
 
 def test_a_function_of_the_name_of_a_norm_states_nothing() -> None:

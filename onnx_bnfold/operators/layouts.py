@@ -14,6 +14,7 @@ from onnx_bnfold.model.einsum_equation import terms_of
 from onnx_bnfold.model.node_view import FLOATS, NodeView
 from onnx_bnfold.operators import costs
 from onnx_bnfold.operators.entries import Absorbing
+from onnx_bnfold.operators.late import late
 from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
@@ -326,6 +327,9 @@ def _entry(
 
 
 LINEAR_LAYERS: Mapping[str, Absorbing] = {
+    "CausalConvWithState": _entry(
+        late("causal_convolution", "causal_convolution"), 27, costs.convolution(1), (1, 2)
+    ),
     "Conv": _entry(_convolution, 22, costs.convolution(1), (1, 2)),
     "ConvTranspose": _entry(
         partial(_convolution, transposed=True), 22, costs.transposed_convolution, (1, 2)

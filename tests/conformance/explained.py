@@ -376,6 +376,10 @@ EXPLAINED = (
                    "RMSNormalization")
     ),
     Explained(
+        "CausalConvWithState", Reason.OPAQUE, _always,
+        "its first output would do, but the state that it hands on would change",
+    ),
+    Explained(
         "LayerNormalization", Reason.OPAQUE, lambda trial, known: trial.case.outputs > 1,
         "its first output would do, but the statistics that it writes beside it would change",
     ),

@@ -124,7 +124,7 @@ class _Rewritten:
         values = [np.abs(v) for v in self._values(sample)]
         y, *_ = self.kernel(values)
         if len(values) == 3:  # alpha and beta may be of different signs
-            (z,) = self.kernel([*values[:2], -values[2]])
+            z, *_ = self.kernel([*values[:2], -values[2]])
             y = np.maximum(np.abs(wide(y)), np.abs(wide(z)))
         summand = 0 if self.summand is None else np.abs(self.summand)
         return np.abs(wide(y)) + summand

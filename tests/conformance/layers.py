@@ -97,6 +97,23 @@ def deform_conv(d: Draw) -> Case:
     return replace(case, run_time=frozenset(name for name in given if d.chance(0.7)))
 
 
+@generator("CausalConvWithState")
+def causal_conv(d: Draw) -> Case:
+    batch, channels, taps = d.integer(1, 2), d.integer(1, 4), d.integer(1, 4)
+    bias = [d.constant([channels])] if d.chance(0.6) else []
+    state = d.rng.standard_normal([batch, channels, taps - 1])
+    given = d.chance(0.3)
+    case = d.node(
+        d.data([batch, channels, d.integer(1, 5)]),
+        d.constant([channels, 1, taps]),
+        *bias,
+        outputs=2,
+        past_state=state if given else None,
+        activation=d.pick(None, None, "none", "none", "silu", "swish"),
+    )
+    return replace(case, run_time=frozenset(("past_state",))) if given else case
+
+
 def _sizes(d: Draw) -> list[int]:
     """Rows, inner size and columns; often equal, so that one may be taken for another."""
     return [d.integer(2, 4)] * 3 if d.chance(0.4) else d.integers(1, 4, 3)

@@ -143,9 +143,18 @@ def behind_rms_normalization(net: Net) -> str:
     return net.op("Transpose", net.op("RMSNormalization", rows, net.random(4)), perm=[0, 3, 1, 2])
 
 
+def behind_causal_conv(net: Net) -> str:
+    net.opset = 27
+    line = net.op(
+        "Reshape", net.op("Concat", "x", net.random(2, 1, 4, 5), axis=1), net.ints(0, 4, -1)
+    )
+    return net.op("CausalConvWithState", line, net.random(4, 1, 3), outputs=2)[0]
+
+
 @pytest.mark.parametrize(
     ("build", "operator"),
-    [(behind_einsum, "Einsum"),
+    [pytest.param(behind_causal_conv, "CausalConvWithState", marks=needs_kernels_as_read),
+     (behind_einsum, "Einsum"),
      pytest.param(behind_deform_conv, "DeformConv", marks=needs_kernels_as_read),
      (behind_group_normalization, "GroupNormalization"),
      (behind_instance_normalization, "InstanceNormalization"),

@@ -66,6 +66,11 @@ class Attempts(Rounds):
         known[id(graph)] = state
         return state
 
+    def _states(self) -> list[GraphState]:
+        """Return a state of every graph, nothing decided."""
+        known: dict[int, GraphState] = {}
+        return [self._state(position, known) for position in range(len(self._graphs))]
+
     @property
     def _limits(self) -> Limits:
         return Limits(self.options.max_rescale, self.options.profile)

@@ -68,8 +68,7 @@ class Pipeline(Attempts):
         self._may_inline = bool(self.model.functions)
         self._is_flat = False
         self.nodes_before = sum(len(graph.nodes) for graph in self._graphs)
-        if options.merge_branches:
-            self._merge()
+        self._prepare()
 
     def _copy(self) -> ModelProto:
         copy = ModelProto()
@@ -77,6 +76,21 @@ class Pipeline(Attempts):
         if self.options.freeze_initializers:
             freeze_constants(copy, self._graphs[0])
         return copy
+
+    def _prepare(self) -> None:
+        """Go on with what constant conditions and the options make of the model."""
+        if any(graph.carriers for graph in self._graphs):
+            self._resolve()
+        if self.options.merge_branches:
+            self._merge()
+
+    def _resolve(self) -> None:
+        """Go on with branches instead of Ifs of constant conditions, where a BN goes by that."""
+        from onnx_bnfold.rewriting.constant_ifs import resolved
+
+        tried = partial(self._tried, source=self._source)
+        if self._go_on_with(resolved(self.model, self._states(), lambda m: tried(m).plans)):
+            self.unmerged = self.model
 
     def _merge(self) -> None:
         """Go on with a copy of the model in which parallel branches are one Conv."""
@@ -239,11 +253,12 @@ class Pipeline(Attempts):
         self.model, self._source, self._ranges = model, source, ranges
         self._excluded, self._unequal, self._restated, self._unread = {}, set(), {}, set()
         self._index()
-        if self.options.merge_branches:
-            self._merge()
+        self._prepare()
 
-    def _tried(self, model: ModelProto, *, norms_alone: bool = False) -> Attempts:
-        attempts = Attempts(model, self._stored, self.options, norms_alone=norms_alone)
+    def _tried(
+        self, model: ModelProto, *, norms_alone: bool = False, source: Source | None = None
+    ) -> Attempts:
+        attempts = Attempts(model, source or self._stored, self.options, norms_alone=norms_alone)
         require_sound(attempts.graphs)
         attempts.plan_as_it_is()
         return attempts

@@ -1,0 +1,203 @@
+"""Ifs whose condition is a constant, replaced by the nodes of the branch that they take.
+
+A tensor that crosses the border of a branch keeps its values. Where a BatchNormalization goes
+without that border, the branch takes the place of its If; others stay Ifs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from onnx import GraphProto, ModelProto, NodeProto, helper
+
+from onnx_bnfold.model.graph import Body, Graph, counterparts, named_subgraphs, subgraphs
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.planning.plan import GraphPlan, Place
+from onnx_bnfold.reasons import Refused
+from onnx_bnfold.rewriting.fresh_names import Names
+from onnx_bnfold.rewriting.function_nodes import defined, describe, rename, renamed
+from onnx_bnfold.rewriting.replaced_nodes import Copied
+
+OPERATOR = "If"
+MOST_TRIED = 16  # models that are planned to find out which Ifs have to go
+
+Plans = Sequence[GraphPlan]
+
+
+def resolved(
+    model: ModelProto, states: Sequence[GraphState], trial: Callable[[ModelProto], Plans]
+) -> Copied | None:
+    """Return a model in which branches stand for those Ifs by which more goes, None if none does.
+
+    Args:
+        model: the model; it is not changed.
+        states: of its graphs, nothing decided.
+        trial: plans a model.
+    """
+    taken = dict(_taken(model.ir_version, states))
+    before = _left(trial(model)) if taken else 0
+    if not before:
+        return None
+    graphs = [state.graph for state in states]
+    best = _with_branches(model, graphs, taken)
+    fewest = _left(trial(best))
+    if fewest >= before:
+        return None
+    for place in [*taken][:MOST_TRIED]:
+        fewer = {other: branch for other, branch in taken.items() if other != place}
+        without = _with_branches(model, graphs, fewer)
+        if fewer and _left(trial(without)) <= fewest:
+            taken, best = fewer, without
+    unread = {graphs[position].reads[index][0] for position, index in taken}
+    return Copied(best, unread=unread)
+
+
+def _left(plans: Plans) -> int:
+    records = (record for plan in plans for record in plan.records.values())
+    return sum(record.is_norm and not record.folded for record in records)
+
+
+def _taken(ir_version: int, states: Sequence[GraphState]) -> Iterator[tuple[Place, str]]:
+    """Yield the Ifs that may be replaced, and the attribute that holds the branch each takes.
+
+    A branch that is never run must hold no BatchNormalization: each has a record of its own.
+    """
+    for position, state in enumerate(states):
+        graph = state.graph
+        for index in graph.carriers:
+            if graph.ops[index] != OPERATOR or state.constants.get(graph.reads[index][0]) is None:
+                continue
+            try:
+                condition = state.constants.value(graph.reads[index][0])
+            except Refused:
+                continue
+            name = "then_branch" if condition.any() else "else_branch"
+            branches = dict(named_subgraphs(graph.nodes[index]))
+            if condition.size != 1 or name not in branches:
+                continue
+            never = [body for other, body in branches.items() if other != name]
+            if not any(map(_has_bn, never)) and _fits(ir_version, graph, index, branches[name]):
+                yield (position, index), name
+
+
+def _has_bn(body: GraphProto) -> bool:
+    return any(
+        node.op_type == batchnorm.OPERATOR or any(map(_has_bn, subgraphs(node)))
+        for node in body.node
+    )
+
+
+def _fits(ir_version: int, graph: Graph, index: int, branch: GraphProto) -> bool:
+    """Whether a body may hold what a branch does: its constants, and what it hands on."""
+    if len(graph.writes[index]) != len(branch.output):
+        return False
+    kinds = {value.type.WhichOneof("value") for value in branch.output}
+    holds = isinstance(graph.body, GraphProto) and ir_version >= 4
+    return kinds <= {None, "tensor_type"} and (
+        holds or not (branch.initializer or branch.sparse_initializer)
+    )
+
+
+def _with_branches(
+    model: ModelProto, graphs: Sequence[Graph], taken: Mapping[Place, str]
+) -> ModelProto:
+    """Return a copy of a model in which branches stand for some Ifs."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    bodies, names = counterparts(copy, graphs), _NewNames(graphs)
+    for position in reversed(range(len(graphs))):  # a branch before the body that holds it
+        chosen = {index: name for (p, index), name in taken.items() if p == position}
+        if chosen:
+            nodes: list[NodeProto] = []
+            for index, node in enumerate([*bodies[position].node]):
+                if index in chosen:
+                    branch = dict(named_subgraphs(node))[chosen[index]]
+                    nodes += _spliced(bodies[position], node, branch, names)
+                else:
+                    nodes.append(node)
+            kept = [*map(_copied, nodes)]
+            del bodies[position].node[:]
+            bodies[position].node.extend(kept)
+    return copy
+
+
+def _copied(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+class _NewNames:
+    """Gives what leaves a branch a name of its own: the old one, if nothing else has it."""
+
+    def __init__(self, graphs: Sequence[Graph]) -> None:
+        self._names = Names(graphs)
+        self._tensors, self._nodes = Counter[str](), Counter[str]()
+        for graph in graphs:
+            self._tensors.update({*graph.producer, *graph.formal, *graph.dims})
+            self._nodes.update(graph.names)
+
+    def of_tensor(self, name: str, around: str) -> str:
+        return name if self._tensors[name] <= 1 else self._names.fresh(f"{around}/{name}")
+
+    def of_node(self, name: str, around: str) -> str:
+        return name if self._nodes[name] <= 1 else self._names.fresh(f"{around}/{name}")
+
+
+class _Mapping(dict[str, str]):
+    """Names of a branch by those that they get; what it reads from outside keeps its name."""
+
+    def __missing__(self, name: str) -> str:
+        return name
+
+
+def _spliced(body: Body, node: NodeProto, branch: GraphProto, names: _NewNames) -> list[NodeProto]:
+    """Return the nodes of a branch that stand for an If; what else it holds goes to the body."""
+    around = node.name or next(filter(None, node.output), OPERATOR)
+    own = [t.name for t in branch.initializer] + [t.values.name for t in branch.sparse_initializer]
+    written = {name for each in branch.node for name in each.output if name}
+    mapping, passed_on = _Mapping(), list[tuple[str, str]]()
+    for value, actual in zip(branch.output, node.output, strict=True):
+        if actual and value.name in written and value.name not in mapping:
+            mapping[value.name] = actual
+        elif actual:
+            passed_on.append((value.name, actual))
+    for name in (*own, *defined(branch.node)):
+        if name and name not in mapping:
+            mapping[name] = names.of_tensor(name, around)
+    nodes = [*branch.node]
+    for each in nodes:
+        rename(each, mapping)
+        _rename_nodes(each, around, names)
+        describe(each, node)
+    nodes += [helper.make_node("Identity", [mapping[n]], [y]) for n, y in passed_on]
+    _move(body, branch, mapping)
+    return nodes
+
+
+def _rename_nodes(node: NodeProto, around: str, names: _NewNames) -> None:
+    node.name = names.of_node(node.name, around) if node.name else ""
+    for inner in subgraphs(node):
+        for each in inner.node:
+            _rename_nodes(each, around, names)
+
+
+def _move(body: Body, branch: GraphProto, mapping: Mapping[str, str]) -> None:
+    """Move constants of a branch, and what is known of its tensors, to the body around it."""
+    outputs = {value.name for value in branch.output}
+    body.value_info.extend(renamed(v, mapping) for v in branch.value_info if v.name not in outputs)
+    if not isinstance(body, GraphProto):
+        return
+    for tensor in branch.initializer:
+        tensor.name = mapping[tensor.name]
+    for sparse in branch.sparse_initializer:
+        sparse.values.name = mapping[sparse.values.name]
+    for annotation in branch.quantization_annotation:
+        annotation.tensor_name = mapping[annotation.tensor_name]
+        for entry in annotation.quant_parameter_tensor_names:
+            entry.value = mapping[entry.value]
+    body.initializer.extend(branch.initializer)
+    body.sparse_initializer.extend(branch.sparse_initializer)
+    body.quantization_annotation.extend(branch.quantization_annotation)

@@ -1,0 +1,191 @@
+"""Ifs whose condition is a constant become the branch that they take, where a BN goes by that."""
+
+import numpy as np
+import onnx
+import pytest
+from graphs import Net
+from onnx import TensorProto, helper, numpy_helper
+from support import assert_same_function, fold_checked, ops
+
+import onnx_bnfold
+from onnx_bnfold import Options
+
+IMAGE = ("N", 4, 6, 6)
+
+
+def branch(build, *, seed=1, prefix="b_", x="x", shape=IMAGE):
+    """A branch that reads x from outside."""
+    net = Net(seed=seed, prefix=prefix)
+    net.input(x, shape)
+    outputs = build(net, x)
+    graph = net.graph(*([outputs] if isinstance(outputs, str) else outputs), name=prefix)
+    del graph.input[:]
+    return graph
+
+
+def norm(net, x):
+    return net.bn(x, channels=4)
+
+
+def identity(net, x):
+    return net.op("Identity", x)
+
+
+def chosen(net: Net, condition: str, then_build, else_build, x: str, **options) -> str:
+    then, other = (
+        branch(build, seed=seed, prefix=prefix, x=x, **options)
+        for seed, prefix, build in ((1, "t_", then_build), (2, "e_", else_build))
+    )
+    return net.op("If", condition, then_branch=then, else_branch=other)
+
+
+def layer_and_branch(value, then_build=norm, else_build=identity):
+    """Conv → If of a constant condition → Sigmoid."""
+    net = Net(IMAGE)
+    y = net.conv("x", 4)
+    y = chosen(net, net.const(np.array(value)), then_build, else_build, y)
+    return net.model(net.op("Sigmoid", y))
+
+
+@pytest.mark.parametrize("value", [True, [True]], ids=["a scalar", "a vector of one"])
+def test_a_norm_in_the_branch_that_is_taken(value):
+    folded, report = fold_checked(layer_and_branch(value))
+    assert ops(folded) == ["Conv", "Sigmoid"]
+    assert not [t for t in folded.graph.initializer if t.data_type == TensorProto.BOOL]
+    [record] = report.folded
+    assert record.scale_to == ("Conv 'n_conv0'",)
+
+
+def test_the_other_branch():
+    folded, _ = fold_checked(layer_and_branch(False, identity, norm))
+    assert ops(folded) == ["Conv", "Sigmoid"]
+
+
+def test_a_norm_in_front_of_the_branch():
+    """As of a Squeeze that an exporter does only where there is something to squeeze."""
+    net = Net(IMAGE)
+    y = net.bn(net.op("Sigmoid", "x"))
+    y = chosen(net, net.const(np.array(True)), lambda n, x: n.conv(x, 2, channels=4, rank=4),
+               lambda n, x: n.op("Neg", x), y)  # fmt: skip
+    folded, _ = fold_checked(net.model(y))
+    assert ops(folded) == ["Sigmoid", "Conv"]
+
+
+def test_a_norm_behind_the_branch():
+    net = Net(IMAGE)
+    y = chosen(net, net.const(np.array(True)), lambda n, x: n.conv(x, 4, channels=4, rank=4),
+               identity, "x")  # fmt: skip
+    folded, _ = fold_checked(net.model(net.bn(y, channels=4)))
+    assert ops(folded) == ["Conv"]
+
+
+def test_a_condition_that_is_computed_from_constants():
+    net = Net(IMAGE)
+    rank = net.op("Size", net.ints(1, 2, 3))
+    y = net.conv("x", 4)
+    y = chosen(net, net.op("Equal", rank, net.const(np.int64(3))), norm, identity, y)
+    folded, _ = fold_checked(net.model(net.op("Sigmoid", y)))
+    assert ops(folded) == ["Conv", "Sigmoid"]
+
+
+def test_an_if_by_which_nothing_goes_stays():
+    net = Net(IMAGE)
+    condition = net.const(np.array(True))
+    y = chosen(net, condition, norm, identity, net.conv("x", 4))
+    z = chosen(net, condition, lambda n, x: n.op("Tanh", x), identity, "x")
+    folded, _ = fold_checked(net.model(net.op("Sigmoid", y), z))
+    assert sorted(ops(folded)) == ["Conv", "If", "Sigmoid"]
+
+
+def test_a_norm_that_goes_in_its_branch_leaves_the_if():
+    folded, _ = fold_checked(
+        layer_and_branch(True, lambda n, x: norm(n, n.conv(x, 4, channels=4, rank=4)))
+    )
+    assert ops(folded) == ["Conv", "If", "Sigmoid"]
+
+
+def test_a_branch_in_a_branch():
+    def inner(net, x):
+        return chosen(net, net.const(np.array(False)), lambda n, t: n.op("Neg", t), norm, x)
+
+    folded, _ = fold_checked(layer_and_branch(True, inner))
+    assert ops(folded) == ["Conv", "Sigmoid"]
+
+
+def test_names_that_other_bodies_have_are_new():
+    net = Net(IMAGE)
+    condition = net.const(np.array(True))
+    parts = [net.conv("x", 4), net.conv("x", 4)]
+    bodies = [branch(norm, prefix="same_", x=x) for x in parts]
+    bare = [branch(lambda n, x: n.op("Neg", x), prefix="same_", x=x) for x in parts]
+    ends = [
+        net.op("Sigmoid", net.op("If", condition, then_branch=b, else_branch=e))
+        for b, e in zip(bodies, bare, strict=True)
+    ]
+    folded, _ = fold_checked(net.model(*ends))
+    assert ops(folded) == ["Conv", "Conv", "Sigmoid", "Sigmoid"]
+
+
+def test_what_a_branch_hands_on():
+    """A constant gets an Identity."""
+    net = Net(IMAGE)
+    y = net.conv("x", 4)
+
+    def build(n, t):
+        z = norm(n, t)
+        return n.random(3), z, n.op("Identity", t)
+
+    def other(n, t):
+        return n.random(3), n.op("Neg", t), n.op("Abs", t)
+
+    then, bare = branch(build, prefix="t_", x=y), branch(other, prefix="e_", x=y)
+    outs = net.op("If", net.const(np.array(True)), then_branch=then, else_branch=bare, outputs=3)
+    model = net.model(*(net.op("Sigmoid", each) for each in outs))
+    for value in model.graph.output:
+        value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, None))
+    folded, report = onnx_bnfold.fold(model, Options(bn_free=True))
+    assert_same_function(model, folded)
+    assert "BatchNormalization" not in ops(folded)
+    assert len(report.norms) == 1
+
+
+MUST_STAY = {
+    "the condition is computed": {"condition": "x"},
+    "the other branch holds a norm": {"other": norm},
+    "an old model cannot hold the constants": {"ir_version": 3},
+}
+
+
+@pytest.mark.parametrize("why", MUST_STAY)
+def test_what_stays(why):
+    given = MUST_STAY[why]
+    net = Net(IMAGE, opset=11 if "ir_version" in given else 17)
+    y = net.conv("x", 4)
+    if "condition" in given:
+        condition = net.input("c", (), TensorProto.BOOL)
+    else:
+        condition = net.op("Constant", value=numpy_helper.from_array(np.array(True)))
+    y = chosen(net, condition, norm, given.get("other", identity), y)
+    model = net.model(net.op("Sigmoid", y))
+    if "ir_version" in given:
+        model.ir_version = 3
+        listed = [helper.make_tensor_value_info(t.name, t.data_type, t.dims)
+                  for t in model.graph.initializer]  # fmt: skip
+        model.graph.input.extend(listed)
+    folded, report = onnx_bnfold.fold(model, Options(freeze_initializers=True))
+    assert "If" in ops(folded)
+    assert report.kept
+
+
+def tall(net, x):
+    return net.conv(norm(net, x), 64, 3, channels=4, rank=4, pads=[1] * 4)
+
+
+def test_constants_in_files_go_along(tmp_path):
+    model = layer_and_branch(True, tall)
+    source, target = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    onnx.save_model(model, source, save_as_external_data=True, size_threshold=0, location="a.data")
+    onnx_bnfold.fold_file(source, target)
+    folded = onnx.load(target)
+    assert ops(folded) == ["Conv", "Conv", "Sigmoid"]
+    assert_same_function(onnx.load(source), folded)

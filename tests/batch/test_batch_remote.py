@@ -198,7 +198,7 @@ def test_a_state_in_another_file_system(tmp_path, memory):
 def test_without_fsspec(tmp_path, monkeypatch):
     for name in ("fsspec", "fsspec.core"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UsageError, match="URLs need fsspec"):
+    with pytest.raises(UsageError, match="needs fsspec; pip install fsspec"):
         fold_store("memory://models", tmp_path / "folded")
 
 

@@ -102,7 +102,7 @@ def _rest(done: int, total: int, seconds: float) -> str:
     """Return how long the rest will take, as a part of a sentence; nothing if that is not known."""
     if seconds < _LEAST or not 0 < done < total:
         return ""
-    left = round(seconds / done * (total - done))
+    left = max(1, round(seconds / done * (total - done)))
     if left < 60:
         return f", about {left} s left"
     if left < 3600:

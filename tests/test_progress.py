@@ -100,6 +100,7 @@ def test_the_rest_is_estimated(seconds):
         (0, 2, 5, ""),
         (2, 2, 5, ""),
         (1, 2, 5, ", about 5 s left"),
+        (999, 1000, 5, ", about 1 s left"),
         (1, 4, 60, ", about 3 min left"),
         (1, 100, 60, ", about 1 h 39 min left"),
     ],

@@ -111,6 +111,7 @@ def plan_store(
     jobs: int | None = None,
     dask: str | None = None,
     require_all: bool = False,
+    require_folded: bool = False,
 ) -> StoreReport:
     """Plan every model below a folder, and write nothing; see ``fold_store``.
 
@@ -120,6 +121,7 @@ def plan_store(
         jobs: number of processes; by default one per processor.
         dask: address of a Dask scheduler, whose workers do the work instead.
         require_all: a model with a BatchNormalization that is kept fails.
+        require_folded: a model with anything to fold fails.
 
     Returns:
         The report, failures included.
@@ -128,7 +130,8 @@ def plan_store(
         UsageError: the source cannot be used, or there is no model.
     """
     _require_call(source, options, jobs, dask, require_all)
-    batch = Batch(_absolute(source), "", None, options, require_all)
+    require_value("require_folded", require_folded, bool)
+    batch = Batch(_absolute(source), "", None, options, require_all, require_folded=require_folded)
     listing, models = _listed(location_at(batch.source))
     with _runner(batch, jobs, dask) as run:
         outcomes = [*_problems(listing), *_all(run, "plan", models)]

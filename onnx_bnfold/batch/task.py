@@ -47,6 +47,7 @@ class Batch:
         source, target, state: absolute paths or URLs; see ``opening.location_at``.
         options: see ``Options``.
         require_all, check: see ``run.fold_store``.
+        require_folded: see ``run.plan_store``.
         version: of the package that started the run.
         run: an identifier that is unique to the run.
     """
@@ -57,6 +58,7 @@ class Batch:
     options: Options
     require_all: bool = False
     check: CheckOptions | None = None
+    require_folded: bool = False
     version: str = __version__
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -199,6 +201,9 @@ class _Work:
             CheckFailed: one does not.
         """
         self._unmatched = fold.pipeline.unmatched
+        folded = sum(record.folded for record in fold.report.records)
+        if self._batch.require_folded and folded:
+            raise CheckFailed(f"{self._name}: --require-folded: there are {folded} nodes to fold")
         if self._batch.require_all and (left := len(fold.report.left)):
             raise CheckFailed(f"{self._name}: --require-all: BatchNormalizations that stay: {left}")
         if self._batch.check is not None and fold.path is not None:

@@ -30,8 +30,8 @@ def run(args: argparse.Namespace, options: Options) -> int:
     """Fold a store.
 
     Args:
-        args: model, output, dry_run, require_all, quiet, report (paths), and the options of
-            ``store_arguments``.
+        args: model, output, dry_run, require_all, require_folded, quiet, verbose, report
+            (paths), check, and the options of ``store_arguments``.
         options: of each fold.
 
     Returns:
@@ -48,8 +48,10 @@ def run(args: argparse.Namespace, options: Options) -> int:
 
 
 def _run(args: argparse.Namespace, options: Options) -> int:
-    if args.require_folded or args.ranges:
-        raise UsageError("a folder of models takes no --require-folded or --ranges")
+    if args.ranges:
+        raise UsageError("a folder of models takes no --ranges, which fit one model")
+    if args.require_folded and not args.dry_run:
+        raise UsageError("--require-folded asks for nothing to fold; give --dry-run with it")
     if args.report:
         from onnx_bnfold.reports import require_writable
 
@@ -77,7 +79,12 @@ def _written(report: StoreReport, path: Path) -> str:
 def _report(args: argparse.Namespace, options: Options) -> StoreReport:
     if args.dry_run:
         return plan_store(
-            args.model, options, jobs=args.jobs, dask=args.dask, require_all=args.require_all
+            args.model,
+            options,
+            jobs=args.jobs,
+            dask=args.dask,
+            require_all=args.require_all,
+            require_folded=args.require_folded,
         )
     return fold_store(
         args.model,

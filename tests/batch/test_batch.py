@@ -521,6 +521,17 @@ def test_require_all(store, output, capfd):
     assert run(capfd, store, "--dry-run", "--require-all")[0] == 1
 
 
+def test_require_folded(store, output, capfd):
+    run(capfd, store, "-o", output)
+    write(output / "late.onnx", small_model())
+    code, _, err = run(capfd, output, "--dry-run", "--require-folded")
+    assert code == 1
+    assert err == "onnx-bnfold: failed  late.onnx: --require-folded: there are 2 nodes to fold\n"
+    (output / "late.onnx").unlink()
+    assert run(capfd, output, "--dry-run", "--require-folded")[0] == 0
+    assert "give --dry-run with it" in usage(capfd, store, "-o", output, "--require-folded")
+
+
 def test_require_all_counts_what_is_left_a_bn(store, output, capfd):
     net = Net([1, 3, 8, 8])
     write(store / "kept.onnx", net.model(net.op("Sigmoid", net.bn("x"))))

@@ -150,11 +150,18 @@ def test_a_dry_run_says_that_nothing_is_written(tmp_path, capsys):
 def test_a_form_is_suggested_for_what_stays(tmp_path, capsys):
     def suggested(*words):
         lines = last_lines(tmp_path, capsys, chain(1, 1), "--dry-run", *words)
-        return any(line.startswith("next: --bn-free") for line in lines)
+        return any("--bn-free" in line for line in lines)
 
     assert suggested()
     assert not suggested("--bn-free")
     assert not suggested("--standalone", "mul-add")
+    assert not suggested("--keep", "")
+
+
+def test_no_form_is_suggested_where_there_is_none(tmp_path, capsys):
+    net = Net([1, 3, 8, 8])
+    model = net.model(net.bn("x", training_mode=1))
+    assert "--bn-free" not in "".join(last_lines(tmp_path, capsys, model, "--dry-run"))
 
 
 def test_the_command_of_a_check_can_be_copied(tmp_path, capsys):

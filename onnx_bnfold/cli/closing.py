@@ -8,9 +8,26 @@ from collections.abc import Iterator
 
 from onnx_bnfold.api import Outcome
 from onnx_bnfold.errors import printable
+from onnx_bnfold.planning.record import Record
+from onnx_bnfold.reasons import Reason
 
 # Exporters that fold a BatchNormalization behind a layer: ``producer_name`` → what they are called.
 _FOLDING_EXPORTERS = {"pytorch": "PyTorch", "tf2onnx": "tf2onnx"}
+# What keeps a BatchNormalization from any other form.
+_WITHOUT_FORM = {
+    Reason.TRAINING_MODE,
+    Reason.EXTRA_OUTPUTS,
+    Reason.NOT_PER_CHANNEL,
+    Reason.PARAMETERS_NOT_CONSTANT,
+    Reason.OVERRIDABLE_INITIALIZER,
+    Reason.FUNCTION_ATTRIBUTE,
+    Reason.UNKNOWN_VERSION,
+    Reason.NOT_FINITE,
+    Reason.BAD_VARIANCE,
+    Reason.INCONSISTENT_SHAPES,
+    Reason.UNSUPPORTED_TYPE,
+    Reason.EXCLUDED,
+}
 
 
 def origin(outcome: Outcome) -> Iterator[str]:
@@ -28,10 +45,10 @@ def closing(outcome: Outcome, args: argparse.Namespace) -> Iterator[str]:
         args: its model, output and options.
     """
     report = outcome.report
-    if report.left and not args.bn_free:
+    if not args.bn_free and any(map(_may_have_a_form, report.left)):
         yield (
-            "next: --bn-free gives what stays another exact form, without BatchNormalization, "
-            "where there is one"
+            "next: where a BatchNormalization is not welcome, --bn-free gives what stays another "
+            "exact form"
         )
     if args.dry_run:
         yield "nothing is written in a dry run"
@@ -40,6 +57,11 @@ def closing(outcome: Outcome, args: argparse.Namespace) -> Iterator[str]:
     yield printable(f"written{'' if changed else ', with nothing changed'}: {args.output}")
     if changed and not args.check and args.shown == args.model:  # no temporary copy
         yield printable(f"next: compare both: {_command('check', args.model, args.output)}")
+
+
+def _may_have_a_form(record: Record) -> bool:
+    refusal = record.refusal
+    return refusal is None or not (refusal.reason in _WITHOUT_FORM or record.not_written)
 
 
 def _command(*words: str) -> str:

@@ -161,9 +161,7 @@ class Report:
             parts.append(f"{self.nodes_before} -> {self.nodes_after} nodes")
         if self.bytes_before is not None:
             parts.append(f"{self.bytes_before:,} -> {self.bytes_after:,} bytes")
-        # The plan counts copies; what it was copied from may turn out to be read by nobody else.
-        grown = self.bytes_before is None or (self.bytes_after or 0) > self.bytes_before
-        if self.copied_bytes and grown:
+        if self.copied_bytes:
             parts.append(f"copies of shared weights take {self.copied_bytes:,} bytes more")
         return ", ".join(parts)
 

@@ -1,7 +1,5 @@
 """What is alike in a report is said once; with --verbose everything is said."""
 
-from dataclasses import replace
-
 import onnx
 import pytest
 from graphs import Net
@@ -179,10 +177,3 @@ def test_a_gate_that_does_not_hold_says_that_nothing_is_written(tmp_path, capsys
     assert capsys.readouterr().out.splitlines()[-1] == f"not written: {target}"
     assert main([*words, "-q"]) == 1
     assert not capsys.readouterr().out
-
-
-def test_copies_that_took_the_place_of_their_originals_are_not_said_to_add():
-    made = replace(report(1, 0), copied_bytes=1000, bytes_before=5000, bytes_after=4900)
-    assert "copies" not in made.summary()
-    assert "take 1,000 bytes more" in replace(made, bytes_after=5900).summary()
-    assert "take 1,000 bytes more" in replace(made, bytes_before=None, bytes_after=None).summary()

@@ -42,8 +42,9 @@ class SharedConstants:
         if not self._readers and not self._state.graph.captured:
             return 0
         staying = set(nodes) - self._state.removed
-        altered = (read for index in staying for read in self._altered_at(index, {}))
-        return sum(self._copies({read for read in altered if not self._is_own(read)}).values())
+        altered = {read for index in staying for read in self._altered_at(index, {})}
+        fresh = {read for read in altered if not self._is_own(read)}
+        return sum(self._copies(fresh, altered).values())
 
     def require_cheap(self, origin: int, changes: Mapping[Key, Affine], asked: set[int]) -> None:
         """Refuse changes whose copies take more bytes than the node that they remove.
@@ -124,8 +125,13 @@ class SharedConstants:
                         unread.append(other)
         return total
 
-    def _copies(self, fresh: Set[Read]) -> dict[str, int]:
-        """Return the bytes that copies of each constant add if some nodes get one of their own."""
+    def _copies(self, fresh: Set[Read], altered: Set[Read] = frozenset()) -> dict[str, int]:
+        """Return the bytes that copies of each constant add if some nodes get one of their own.
+
+        Args:
+            fresh: reads of constants that others read, too, and that get a copy.
+            altered: reads of all constants that change, if the plan is complete.
+        """
         graph = self._state.graph
         sizes = {graph.reads[index][slot]: self._bytes_at(index, slot) for index, slot in fresh}
         counts = Counter(graph.reads[index][slot] for index, slot in fresh)
@@ -134,7 +140,7 @@ class SharedConstants:
             here = self._is_here(name)
             others = (read for read in self._readers.get(name, ()) if read not in fresh)
             fixed = not here or name in graph.outputs or name in graph.captured
-            if not fixed and all(map(self._has_own, others)):
+            if not fixed and all(self._has_own(r) or self._is_idle(r[0], altered) for r in others):
                 count -= 1  # the last one takes the place of the original
             if count:
                 found[name] = count * sizes[name]
@@ -154,6 +160,20 @@ class SharedConstants:
         """Whether a node needs a constant no more, or gets its own copy as it is planned by now."""
         index, _ = read
         return index in self._state.removed or read in set(self._altered_at(index, {}))
+
+    def _is_idle(self, index: int, altered: Set[Read]) -> bool:
+        """Whether a node computes constants, and what reads them gets others or goes."""
+        state, graph, todo, seen = self._state, self._state.graph, [index], {index}
+        while todo:
+            for name in filter(None, graph.writes[todo.pop()]):
+                readers = graph.readers.get(name, ())
+                fixed = name in graph.outputs or name in graph.captured
+                if fixed or len(readers) < graph.uses[name] or state.constants.get(name) is None:
+                    return False
+                left = {r[0] for r in readers if r not in altered} - state.removed - seen
+                seen |= left
+                todo += left
+        return True
 
     def _altered(self, near: Iterable[Key], changes: Mapping[Key, Affine]) -> Iterator[Read]:
         """Yield the constants that get new values at the nodes near some keys."""

@@ -282,3 +282,20 @@ def test_it_does_not_matter_where_the_value_of_a_constant_node_lies(tmp_path):
     onnx.save(model, source, **how, location="weights")
     onnx_bnfold.fold_file(source, target, Options(metadata=False))
     assert ops(onnx.load(target)) == ["Conv"]
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["the bias", "an output, too"])
+def test_what_only_a_bias_was_computed_from_is_not_copied(other):
+    """As PyTorch writes a Conv without a bias at first: zeros in a shape of the weight."""
+    net = Net(X)
+    weight = net.random(BIG, BIG, 1, 1)
+    channels = net.op("Slice", net.op("Shape", weight), net.ints(0), net.ints(1))
+    zeros = net.op("Expand", net.const(np.float32(0)), channels)
+    outputs = [net.bn(net.op("Conv", "x", weight, zeros), channels=BIG)]
+    if other:
+        outputs.append(net.op("Conv", "x", weight))
+    model = net.model(*outputs)
+    folded, report = fold_checked(model)
+    assert report.copied_bytes == (4 * BIG * BIG if other else 0)
+    assert onnx_bnfold.plan(model).copied_bytes == report.copied_bytes
+    assert (folded.ByteSize() > model.ByteSize()) == other

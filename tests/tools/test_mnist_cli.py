@@ -45,7 +45,7 @@ def test_reproduce_then_predict_then_restore(run, folder, tmp_path, monkeypatch)
     code, table, errors = run("reproduce", "--restore", "--runs", 1, "--out", out)
     assert code == 1
     assert_table_is_complete(table.split("\n\n")[0])
-    assert re.fullmatch(r"failed: test accuracy [\d.]+% is below 98\.5%\n", errors)
+    assert re.fullmatch(r"onnx-bnfold: test accuracy [\d.]+% is below 98\.5%\n", errors)
 
 
 def assert_table_is_complete(table):
@@ -99,7 +99,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(run, tmp_path, monkeypatch, a
     monkeypatch.chdir(tmp_path)
     code, output, errors = run(*arguments)
     assert (code, output) == (2, "")
-    assert errors.startswith("error: ")
+    assert errors.startswith("onnx-bnfold: ")
     assert message in errors
     assert errors.count("\n") == 1
     assert not list(tmp_path.glob("runs"))

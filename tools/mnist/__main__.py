@@ -22,13 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except CheckFailed as failed:
-        print(f"failed: {failed}", file=sys.stderr)
+        print(f"onnx-bnfold: {failed}", file=sys.stderr)
         return 1
     except (BnFoldError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"onnx-bnfold: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is missing: pip install -e '.[train]'", file=sys.stderr)
+        print(f"onnx-bnfold: {error.name} is missing: pip install -e '.[train]'", file=sys.stderr)
         return 2
     return 0
 

@@ -1,6 +1,6 @@
 """Removes BatchNormalization layers from ONNX models by re-parametrising the tensors around them.
 
->>> folded, report = onnx_bnfold.fold(onnx.load("model.onnx"))
+>>> folded, report = onnx_bnfold.fold("model.onnx")
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ TYPE_CHECKING = False  # that of `typing` is the same to type checkers, and has 
 if TYPE_CHECKING:
     from typing import Any
 
-    from onnx_bnfold.api import fold, fold_file, plan, plan_file
+    from onnx_bnfold.api import fold_file, plan_file
     from onnx_bnfold.errors import BnFoldError, CheckFailed, ModelError, UsageError
+    from onnx_bnfold.in_memory import fold, plan
     from onnx_bnfold.options import Options
     from onnx_bnfold.reasons import Reason, Refusal
     from onnx_bnfold.report import Record, Report
@@ -38,13 +39,14 @@ __all__ = [
 
 # Imported when asked for: the command line has something to do before it loads onnx and numpy.
 _MODULES = {
-    "api": ("fold", "fold_file", "plan", "plan_file"),
+    "api": ("fold_file", "plan_file"),
     "errors": ("BnFoldError", "CheckFailed", "ModelError", "UsageError"),
+    "in_memory": ("fold", "plan"),
     "options": ("Options",),
     "reasons": ("Reason", "Refusal"),
     "report": ("Record", "Report"),
 }
-_PUBLIC_MODULES = ("batch", "check", "reports")
+_PUBLIC_MODULES = ("batch", "check", "ir", "reports")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The public functions: ``plan``, ``plan_file``, ``fold`` and ``fold_file``."""
+"""The public functions for models in files: ``plan_file`` and ``fold_file``."""
 
 from __future__ import annotations
 
@@ -9,28 +9,22 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from onnx import ModelProto
 
+from onnx_bnfold.applying import copy_of, fill_small, learn, measured, report_of
 from onnx_bnfold.errors import UsageError
-from onnx_bnfold.model.graph import bodies_of
 from onnx_bnfold.options import Options
 from onnx_bnfold.pipeline import Pipeline
 from onnx_bnfold.provenance import Recorder
-from onnx_bnfold.rewriting.graph_editor import Pending
-from onnx_bnfold.rewriting.new_constants import Unrepresentable, compute_all
-from onnx_bnfold.storage import ModelFile, data_files, read_tensor
-from onnx_bnfold.storage.tensors import fill, is_external
+from onnx_bnfold.rewriting.new_constants import Unrepresentable
+from onnx_bnfold.storage import ModelFile, data_files
 from onnx_bnfold.validation import require_at_least, require_value
 
 if TYPE_CHECKING:
-    from onnx_bnfold.planning.value_ranges import Ranges
+    from onnx_bnfold.given import PathLike
     from onnx_bnfold.report import Report
 
-PathLike = str | os.PathLike[str]
 _DEFAULT = Options()
-# New constants of up to this many elements are computed together and held in memory.
-_MOST_AT_ONCE = 1024
 
 
 @dataclass(eq=False, repr=False)
@@ -75,80 +69,12 @@ class Outcome:
     def report(self) -> Report:
         """What was folded; not computed before it is needed: it takes 5 % of the time of a fold."""
         if self.path is None:
-            return _report(self.pipeline)
+            return report_of(self.pipeline)
         sizes = data_files.total_bytes(self.source_files), data_files.total_bytes(self.files)
-        return _report(self.pipeline, self.folded, sizes)
+        return report_of(self.pipeline, self.folded, sizes)
 
 
 Inspect = Callable[[Outcome], None]
-
-
-def plan(
-    model: ModelProto, options: Options = _DEFAULT, *, base_dir: PathLike | None = None
-) -> Report:
-    """Report which BatchNormalizations would be folded and why the others stay.
-
-    Args:
-        model: any ONNX model; it is not changed.
-        options: see ``Options``.
-        base_dir: folder of the model's external data, if any is not loaded.
-
-    Returns:
-        The report; its node counts are None.
-
-    Raises:
-        ModelError: the model cannot be read or is invalid.
-        UsageError: ``options.ranges`` is given, which needs a model in a file.
-
-    Example:
-        >>> for line in plan(onnx.load("model.onnx")).lines():
-        ...     print(line)
-    """
-    _require_in_memory(model, options, base_dir)
-    pipeline = Pipeline(model, lambda tensor: read_tensor(tensor, base_dir), options)
-    pipeline.planned()
-    return _report(pipeline)
-
-
-def fold(
-    model: ModelProto, options: Options = _DEFAULT, *, base_dir: PathLike | None = None
-) -> tuple[ModelProto, Report]:
-    """Fold every BatchNormalization that can be removed exactly.
-
-    Args:
-        model: any ONNX model; it is not changed.
-        options: see ``Options``.
-        base_dir: folder of the model's external data, if any is not loaded. New constants are
-            stored in the folded model itself.
-
-    Returns:
-        The folded copy, and the report.
-
-    Raises:
-        ModelError: the model cannot be read or is invalid.
-        UsageError: ``options.ranges`` is given, which needs a model in a file.
-
-    Example:
-        >>> folded, report = fold(onnx.load("model.onnx"))
-        >>> onnx.save(folded, "folded.onnx")
-    """
-    _require_in_memory(model, options, base_dir)
-    pipeline = Pipeline(model, lambda tensor: read_tensor(tensor, base_dir), options)
-    while True:
-        pipeline.plan()
-        copy = ModelProto()
-        copy.CopyFrom(pipeline.model)
-        try:
-            for tensor, _, compute in _fill_small(pipeline.apply(copy)).values():
-                if is_external(tensor):
-                    tensor.ClearField("data_location")
-                    tensor.ClearField("external_data")
-                fill(tensor, np.asarray(compute()))
-        except Unrepresentable as failed:
-            _learn(pipeline, failed)
-        else:
-            sizes = data_files.bytes_in_memory(model), data_files.bytes_in_memory(copy)
-            return copy, _report(pipeline, copy, sizes)
 
 
 def fold_file(
@@ -216,20 +142,19 @@ def write_folded(
     require_at_least("threads", threads, 1)
     with ModelFile.open(source) as file:
         recorder = Recorder(source) if options.metadata else None
-        pipeline = Pipeline(file.model, file.read, options, _measured(source, options), file.stored)
+        pipeline = Pipeline(file.model, file.read, options, measured(source, options), file.stored)
         while True:
             pipeline.plan()
-            copy = ModelProto()
-            copy.CopyFrom(pipeline.model)
+            copy = copy_of(pipeline.model)
             outcome = Outcome(Path(source), Path(target), pipeline.original, pipeline, copy)
             try:
-                large = _fill_small(pipeline.apply(copy))
+                large = fill_small(pipeline.apply(copy))
                 late = recorder.late(copy, pipeline.counts) if recorder and pipeline.alters else {}
                 blocks = {name: new.compute.blocks for name, new in large.items()}
                 look = partial(_show, inspect, outcome, report) if inspect or report else None
                 file.write(copy, blocks, target, late=late, inspect=look, threads=threads)
             except Unrepresentable as failed:
-                _learn(pipeline, failed)
+                learn(pipeline, failed)
             else:
                 outcome.path = Path(target)
                 return outcome
@@ -263,12 +188,11 @@ def plan_file(
     """
     _require_call(source, options)
     with ModelFile.open(source) as file:
-        pipeline = Pipeline(file.model, file.read, options, _measured(source, options))
+        pipeline = Pipeline(file.model, file.read, options, measured(source, options))
         pipeline.planned()
         if inspect is None:
-            return _report(pipeline)
-        copy = ModelProto()
-        copy.CopyFrom(pipeline.model)
+            return report_of(pipeline)
+        copy = copy_of(pipeline.model)
         pipeline.apply(copy)
         outcome = Outcome(Path(source), None, pipeline.original, pipeline, copy)
         inspect(outcome)
@@ -276,75 +200,10 @@ def plan_file(
 
 
 def _require_call(source: PathLike, options: Options) -> None:
-    if isinstance(source, ModelProto):
-        raise UsageError("the source is a ModelProto; use fold or plan, or give the path of a file")
+    if not isinstance(source, (str, os.PathLike)):
+        raise UsageError(
+            f"the source is of type {type(source).__name__}; give the path of a file, or use fold "
+            "or plan"
+        )
     require_value("source", source, str | os.PathLike[str])
     require_value("options", options, Options)
-
-
-def _require_in_memory(model: ModelProto, options: Options, base_dir: PathLike | None) -> None:
-    if not isinstance(model, ModelProto):
-        raise UsageError(
-            f"the model is of type {type(model).__name__}, not ModelProto; use fold_file or "
-            "plan_file for the path of a file"
-        )
-    require_value("options", options, Options)
-    require_value("base_dir", base_dir, str | os.PathLike[str] | None)
-    if options.ranges is not None:
-        raise UsageError("ranges need a model in a file; use fold_file or plan_file")
-
-
-def _measured(source: PathLike, options: Options) -> Ranges | None:
-    if options.ranges is None:
-        return None
-    from onnx_bnfold.check.ranges import measured
-
-    return measured(Path(source), Path(options.ranges))
-
-
-def _learn(pipeline: Pipeline, failed: Unrepresentable) -> None:
-    """Exclude from the plan what led to constants that do not fit their type.
-
-    All new constants are computed once more, so that one attempt finds all that do not fit.
-    """
-    try:
-        pipeline.verify()
-    except Unrepresentable as others:
-        pipeline.exclude(failed.failures | others.failures)
-    else:  # exclude it all the same: the same attempt must not be made twice
-        pipeline.exclude(failed.failures)
-
-
-def _fill_small(pending: dict[str, Pending]) -> dict[str, Pending]:
-    """Compute the small constants together, which costs less than streaming each of them.
-
-    Returns:
-        The large ones.
-    """
-    small, large = [], {}
-    for name, new in pending.items():
-        if new.size <= _MOST_AT_ONCE and not is_external(new.tensor):
-            small.append(new)
-        else:
-            large[name] = new
-    for new, values in zip(small, compute_all([new.compute for new in small]), strict=True):
-        fill(new.tensor, values)
-    return large
-
-
-def _report(
-    pipeline: Pipeline,
-    folded: ModelProto | None = None,
-    sizes: tuple[int | None, int | None] = (None, None),
-) -> Report:
-    from onnx_bnfold.report import Report, copied_bytes  # a quiet fold makes none
-
-    before = after = None
-    if folded is not None:
-        before, after = pipeline.nodes_before, sum(len(body.node) for body in bodies_of(folded))
-    rescaled = pipeline.rescaled
-    return Report(
-        pipeline.records(), before, after, pipeline.equalized, rescaled, *sizes,
-        sum(map(copied_bytes, pipeline.rounds)), pipeline.inlined,
-        tuple([each.record for each in pipeline.decomposed_bns]), pipeline.int8_loss(rescaled),
-    )  # fmt: skip

@@ -16,7 +16,7 @@ from random_graphs import random_model
 from support import bn, conv, join, model_of
 
 import onnx_bnfold
-from onnx_bnfold import Options, Reason, api
+from onnx_bnfold import Options, Reason, applying
 from onnx_bnfold.cli.main import main
 from onnx_bnfold.model.graph import Graph
 from onnx_bnfold.process_memory import collect_rarely, keep_freed_memory
@@ -118,7 +118,7 @@ def test_a_fold_that_is_planned_anew_leaves_nothing(rng, tmp_path):
         bn("c", "y", 40, rng, dtype=np.float16),
     )
     weight = next(t for t in parts.initializers if t.name == "c_W")
-    assert math.prod(weight.dims) > api._MOST_AT_ONCE
+    assert math.prod(weight.dims) > applying.MOST_AT_ONCE
     weight.raw_data = np.full(weight.dims, 60000, np.float16).tobytes()
     model = model_of(parts.nodes, {"x": (1, 40, 2, 2)}, ["y"], parts.initializers, dtype=np.float16)
     onnx.save(model, tmp_path / "model.onnx")

@@ -143,8 +143,10 @@ def test_settings_of_a_store(settings, saved, tmp_path):
 
 @pytest.mark.parametrize("verb", [onnx_bnfold.fold, onnx_bnfold.plan])
 def test_a_model_in_memory(verb, model, saved):
-    with pytest.raises(UsageError, match="use fold_file or plan_file"):
-        verb(str(saved))
+    with pytest.raises(UsageError, match="base_dir is for models in memory"):
+        verb(saved, base_dir=saved.parent)
+    with pytest.raises(UsageError, match=r"of type Thing; give the path of a file, its bytes"):
+        verb(type("Thing", (), {"model": model})())
     with pytest.raises(UsageError, match=r"options is 'int8'; give Options"):
         verb(model, "int8")
     with pytest.raises(UsageError, match="base_dir is 3"):

@@ -3,19 +3,20 @@
 from onnx_bnfold.check.accuracy import check_accuracy
 from onnx_bnfold.check.latency import check_latency
 from onnx_bnfold.check.locate import Changes
-from onnx_bnfold.check.models import ModelSource, open_model
+from onnx_bnfold.check.models import open_model
 from onnx_bnfold.check.numerics import check_numerics
 from onnx_bnfold.check.options import CheckOptions, require_files
 from onnx_bnfold.check.quantize import check_quantized
 from onnx_bnfold.check.results import CheckResult
 from onnx_bnfold.check.sessions import onnxruntime_version
+from onnx_bnfold.given import ModelLike
 
 _DEFAULTS = CheckOptions()
 
 
 def check(
-    original: ModelSource,
-    folded: ModelSource,
+    original: ModelLike,
+    folded: ModelLike,
     options: CheckOptions = _DEFAULTS,
     *,
     changes: Changes | None = None,
@@ -23,7 +24,8 @@ def check(
     """Check that two models compute the same function, as accurately and no slower.
 
     Args:
-        original: the model before folding, a path or a ModelProto.
+        original: the model before folding: the path of a file, its bytes, an ``onnx.ModelProto``,
+            a ``torch.onnx.ONNXProgram`` or an ``onnx_ir.Model``.
         folded: the model after folding.
         options: what to check and how strictly.
         changes: tensor name → (scale, shift), which broadcast against the tensor t; in the folded

@@ -7,15 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
 
 import onnx
 from onnx.external_data_helper import uses_external_data
 
 from onnx_bnfold.errors import ModelError, UsageError
+from onnx_bnfold.given import ModelLike, opened
 from onnx_bnfold.storage import ModelFile
-
-ModelSource: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
 
 _PROTOBUF_LIMIT = 2**31 - 1  # bytes in one protobuf message
 
@@ -43,21 +41,21 @@ class CheckedModel:
 
 @contextmanager
 def open_model(
-    source: ModelSource, role: str, custom_ops: Sequence[str | os.PathLike[str]] = ()
+    source: ModelLike, role: str, custom_ops: Sequence[str | os.PathLike[str]] = ()
 ) -> Iterator[CheckedModel]:
     """Yield a model as a file, from which onnxruntime needs the least memory; a context manager.
 
     Args:
-        source: a path, or a ModelProto, which is written to a temporary folder.
-        role: "original" or "folded", the label of a ModelProto.
+        source: a path, or a model in memory, which is written to a temporary folder.
+        role: "original" or "folded", the label of a model in memory.
         custom_ops: libraries that onnxruntime needs for it.
 
     Raises:
-        UsageError: there is no such file.
-        ModelError: the file is not a model that can be read, or the ModelProto cannot be written to
-            a single file.
+        UsageError: there is no such file, or it is none of what ``given.ModelLike`` names.
+        ModelError: the file is not a model that can be read, or the model in memory cannot be
+            written to a single file.
     """
-    if not isinstance(source, onnx.ModelProto):
+    if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if not os.path.lexists(path):
             raise UsageError(f"there is no file {path}; give the path of the {role} model")
@@ -65,13 +63,15 @@ def open_model(
         _ = model.skeleton  # what cannot be read is an error, and no failure of a fold
         yield model
         return
-    if source.ByteSize() > _PROTOBUF_LIMIT:
+    with opened(source) as given:
+        message = given.whole()
+    if message.ByteSize() > _PROTOBUF_LIMIT:
         raise ModelError(f"the {role} model is larger than 2 GiB; save it and give its path")
-    if any(uses_external_data(tensor) for tensor in source.graph.initializer):
+    if any(uses_external_data(tensor) for tensor in message.graph.initializer):
         raise ModelError(
             f"the {role} model refers to external data that is not loaded; give its path"
         )
     with tempfile.TemporaryDirectory(prefix="onnx_bnfold-") as folder:
         path = Path(folder) / "model.onnx"
-        path.write_bytes(source.SerializeToString())
+        path.write_bytes(message.SerializeToString())
         yield CheckedModel(path, f"the {role} model", tuple(custom_ops))

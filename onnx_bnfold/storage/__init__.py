@@ -7,6 +7,7 @@ import os
 import numpy as np
 from onnx import TensorProto
 
+from onnx_bnfold.errors import ModelError
 from onnx_bnfold.storage import external, tensors
 from onnx_bnfold.storage.files import InputFile
 from onnx_bnfold.storage.model_file import ModelFile, Pending
@@ -30,9 +31,12 @@ def read_tensor(tensor: TensorProto, base_dir: str | os.PathLike[str] | None) ->
     with tensors.naming(tensor):
         if not tensors.is_external(tensor):
             return tensors.decode_inline(tensor)
-        if base_dir is None:
-            raise ValueError("has its values in a file, and the model's folder is not known")
         location, offset, length = external.external_range(tensor)
+        if base_dir is None:
+            raise ModelError(
+                f"tensor {tensor.name!r} has its values in the file {location!r}, external data "
+                "that is not loaded; give the path of the model, or its folder as base_dir"
+            )
         file = InputFile(external.resolve(os.fspath(base_dir), location), follow=False)
         try:
             return tensors.decode(file.read(offset, length), tensor)

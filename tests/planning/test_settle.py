@@ -144,7 +144,7 @@ def test_the_report_of_two_rounds_has_the_names_of_the_original():
 
 @pytest.mark.parametrize("external", [False, True], ids=["one-file", "external"])
 def test_two_rounds_from_file_to_file(tmp_path, monkeypatch, external):
-    monkeypatch.setattr("onnx_bnfold.api._MOST_AT_ONCE", 0)
+    monkeypatch.setattr("onnx_bnfold.applying.MOST_AT_ONCE", 0)
     monkeypatch.setattr("onnx_bnfold.storage.skeleton.SMALL", 16)
     net = merged_when_folded()
     sigmoid = net.op("Sigmoid", net.nodes[-1].output[0])

@@ -70,7 +70,7 @@ def test_what_it_refuses_leaves_nothing(source, tmp_path):
 def test_a_report_that_fails_leaves_nothing(source, tmp_path, monkeypatch):
     target = tmp_path / "out" / "f.onnx"
     target.parent.mkdir()
-    monkeypatch.setattr("onnx_bnfold.api._report", refuse)
+    monkeypatch.setattr("onnx_bnfold.api.report_of", refuse)
     with pytest.raises(TypeError):
         fold_file(source, target)
     assert not contents(target.parent)

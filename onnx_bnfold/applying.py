@@ -1,0 +1,88 @@
+"""Applying a plan to a model: what folds of files and of models in memory have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnx import ModelProto
+
+from onnx_bnfold.model.graph import bodies_of
+from onnx_bnfold.options import Options
+from onnx_bnfold.pipeline import Pipeline
+from onnx_bnfold.rewriting.graph_editor import Pending
+from onnx_bnfold.rewriting.new_constants import Unrepresentable, compute_all
+from onnx_bnfold.storage.tensors import fill, is_external
+
+if TYPE_CHECKING:
+    from onnx_bnfold.given import PathLike
+    from onnx_bnfold.planning.value_ranges import Ranges
+    from onnx_bnfold.report import Report
+
+# New constants of up to this many elements are computed together and held in memory.
+MOST_AT_ONCE = 1024
+
+
+def measured(source: PathLike, options: Options) -> Ranges | None:
+    """Return the ranges of a model's tensors if the options say what to measure them on."""
+    if options.ranges is None:
+        return None
+    from onnx_bnfold.check.ranges import measured
+
+    return measured(Path(source), Path(options.ranges))
+
+
+def copy_of(model: ModelProto) -> ModelProto:
+    """Return a copy of a message."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def learn(pipeline: Pipeline, failed: Unrepresentable) -> None:
+    """Exclude from the plan what led to constants that do not fit their type.
+
+    All new constants are computed once more, so that one attempt finds all that do not fit.
+    """
+    try:
+        pipeline.verify()
+    except Unrepresentable as others:
+        pipeline.exclude(failed.failures | others.failures)
+    else:  # exclude it all the same: the same attempt must not be made twice
+        pipeline.exclude(failed.failures)
+
+
+def fill_small(pending: dict[str, Pending]) -> dict[str, Pending]:
+    """Compute the small constants together, which costs less than streaming each of them.
+
+    Returns:
+        The large ones.
+    """
+    small, large = [], {}
+    for name, new in pending.items():
+        if new.size <= MOST_AT_ONCE and not is_external(new.tensor):
+            small.append(new)
+        else:
+            large[name] = new
+    for new, values in zip(small, compute_all([new.compute for new in small]), strict=True):
+        fill(new.tensor, values)
+    return large
+
+
+def report_of(
+    pipeline: Pipeline,
+    folded: ModelProto | None = None,
+    sizes: tuple[int | None, int | None] = (None, None),
+) -> Report:
+    """Return the report of a plan, or of a fold if its result is given."""
+    from onnx_bnfold.report import Report, copied_bytes  # a quiet fold makes none
+
+    before = after = None
+    if folded is not None:
+        before, after = pipeline.nodes_before, sum(len(body.node) for body in bodies_of(folded))
+    rescaled = pipeline.rescaled
+    return Report(
+        pipeline.records(), before, after, pipeline.equalized, rescaled, *sizes,
+        sum(map(copied_bytes, pipeline.rounds)), pipeline.inlined,
+        tuple([each.record for each in pipeline.decomposed_bns]), pipeline.int8_loss(rescaled),
+    )  # fmt: skip

@@ -30,7 +30,7 @@ LAYERS = (
     ("rewriting",),
     ("provenance", "report", "report_text", "rounds", "attempts", "pipeline"),
     ("applying", "given", "ir_messages", "in_memory", "api"),
-    ("check", "reports", "ir"),
+    ("check", "ir", "olive", "reports"),
     ("batch",),
     ("cli", "__main__", "store"),
 )

@@ -46,7 +46,7 @@ _MODULES = {
     "reasons": ("Reason", "Refusal"),
     "report": ("Record", "Report"),
 }
-_PUBLIC_MODULES = ("batch", "check", "ir", "olive", "reports")
+_PUBLIC_MODULES = ("batch", "check", "reports")
 
 
 def __getattr__(name: str) -> Any:

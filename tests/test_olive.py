@@ -11,9 +11,8 @@ from support import assert_same_function, bn, conv, join, model_of, node
 
 os.environ["OLIVE_DISABLE_TELEMETRY"] = "1"
 olive = pytest.importorskip("olive.workflows")
-from onnx_bnfold.olive import OnnxBatchNormFold, package_config  # noqa: E402 - if olive is here
-
 from onnx_bnfold import Options  # noqa: E402
+from onnx_bnfold.olive import OnnxBatchNormFold, package_config  # noqa: E402 - if olive is here
 
 FOLD = {"type": "OnnxBatchNormFold"}
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from onnx_bnfold.errors import BnFoldError, CheckFailed, ModelError, UsageError
     from onnx_bnfold.in_memory import fold, plan
     from onnx_bnfold.options import Options
+    from onnx_bnfold.planning.ways import Way
     from onnx_bnfold.reasons import Reason, Refusal
     from onnx_bnfold.report import Record, Report
 
@@ -30,6 +31,7 @@ __all__ = [
     "Refusal",
     "Report",
     "UsageError",
+    "Way",
     "__version__",
     "fold",
     "fold_file",
@@ -44,6 +46,7 @@ _MODULES = {
     "in_memory": ("fold", "plan"),
     "options": ("Options",),
     "reasons": ("Reason", "Refusal"),
+    "planning.ways": ("Way",),
     "report": ("Record", "Report"),
 }
 _PUBLIC_MODULES = ("batch", "check", "reports")

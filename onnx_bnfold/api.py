@@ -37,6 +37,7 @@ class Outcome:
         original: the model before the fold, its nodes in order; large tensors carry no values.
         pipeline: the plan and its records; it can read tensors of the source during the inspection.
         folded: the folded model; large tensors, and those that changed, carry no values.
+        target: where the folded model goes.
     """
 
     source: Path
@@ -44,6 +45,7 @@ class Outcome:
     original: ModelProto
     pipeline: Pipeline
     folded: ModelProto
+    target: Path | None = None
     _data_files: list[str] | None = field(default=None, init=False, repr=False)
 
     @property
@@ -69,9 +71,10 @@ class Outcome:
     def report(self) -> Report:
         """What was folded; not computed before it is needed: it takes 5 % of the time of a fold."""
         if self.path is None:
-            return report_of(self.pipeline)
+            return report_of(self.pipeline, self.source)
         sizes = data_files.total_bytes(self.source_files), data_files.total_bytes(self.files)
-        return report_of(self.pipeline, self.folded, sizes)
+        place = self.target or self.path
+        return report_of(self.pipeline, self.source, self.folded, sizes, target=place)
 
 
 Inspect = Callable[[Outcome], None]
@@ -146,7 +149,8 @@ def write_folded(
         while True:
             pipeline.plan()
             copy = copy_of(pipeline.model)
-            outcome = Outcome(Path(source), Path(target), pipeline.original, pipeline, copy)
+            place = Path(target)
+            outcome = Outcome(Path(source), place, pipeline.original, pipeline, copy, place)
             try:
                 large = fill_small(pipeline.apply(copy))
                 late = recorder.late(copy, pipeline.counts) if recorder and pipeline.alters else {}
@@ -191,7 +195,7 @@ def plan_file(
         pipeline = Pipeline(file.model, file.read, options, measured(source, options))
         pipeline.planned()
         if inspect is None:
-            return report_of(pipeline)
+            return report_of(pipeline, source)
         copy = copy_of(pipeline.model)
         pipeline.apply(copy)
         outcome = Outcome(Path(source), None, pipeline.original, pipeline, copy)

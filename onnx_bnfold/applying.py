@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from onnx_bnfold.rewriting.new_constants import Unrepresentable, compute_all
 from onnx_bnfold.storage.tensors import fill, is_external
 
 if TYPE_CHECKING:
-    from onnx_bnfold.given import PathLike
+    from onnx_bnfold.given import ModelLike, PathLike
     from onnx_bnfold.planning.value_ranges import Ranges
     from onnx_bnfold.report import Report
 
@@ -71,18 +72,35 @@ def fill_small(pending: dict[str, Pending]) -> dict[str, Pending]:
 
 def report_of(
     pipeline: Pipeline,
+    source: ModelLike,
     folded: ModelProto | None = None,
     sizes: tuple[int | None, int | None] = (None, None),
+    *,
+    target: Path | None = None,
+    base_dir: PathLike | None = None,
 ) -> Report:
-    """Return the report of a plan, or of a fold if its result is given."""
-    from onnx_bnfold.report import Report, copied_bytes  # a quiet fold makes none
+    """Return the report of a plan, or of a fold if its result is given.
+
+    Args:
+        pipeline: the plan.
+        source: the model as it was given.
+        folded: the result.
+        sizes: bytes of both.
+        target: the result's file.
+        base_dir: see ``fold``.
+    """
+    from onnx_bnfold.record_details import kept_affine_of, records_of
+    from onnx_bnfold.report import Origin, Report, copied_bytes  # a quiet fold makes none
 
     before = after = None
     if folded is not None:
         before, after = pipeline.nodes_before, sum(len(body.node) for body in bodies_of(folded))
     rescaled = pipeline.rescaled
+    if isinstance(source, (str, os.PathLike)):
+        source = Path(source).absolute()
+    target = None if target is None else target.absolute()
     return Report(
-        pipeline.records(), before, after, pipeline.equalized, rescaled, *sizes,
-        sum(map(copied_bytes, pipeline.rounds)), pipeline.inlined,
-        tuple([each.record for each in pipeline.decomposed_bns]), pipeline.int8_loss(rescaled),
+        records_of(pipeline), before, after, pipeline.equalized, rescaled, *sizes,
+        sum(map(copied_bytes, pipeline.rounds)), pipeline.inlined, kept_affine_of(pipeline),
+        pipeline.int8_loss(rescaled), Origin(source, pipeline.options, base_dir, target),
     )  # fmt: skip

@@ -52,7 +52,7 @@ def plan(
     with opened(model, base_dir) as given:
         pipeline = Pipeline(given.model, given.read, options, ranges)
         pipeline.planned()
-        return report_of(pipeline)
+        return report_of(pipeline, model, base_dir=base_dir)
 
 
 def fold(
@@ -81,15 +81,26 @@ def fold(
     """
     ranges = _ranges_for(model, options)
     with opened(model, base_dir) as given:
-        copy, report = folded_of(given, options, ranges)
+        copy, report = folded_of(given, model, options, ranges, base_dir)
         given.complete(copy)
         return copy, report
 
 
 def folded_of(
-    given: Given, options: Options, ranges: Ranges | None = None
+    given: Given,
+    model: ModelLike,
+    options: Options,
+    ranges: Ranges | None = None,
+    base_dir: PathLike | None = None,
 ) -> tuple[ModelProto, Report]:
-    """Return a folded copy of a message, which lacks the values that it does not change."""
+    """Return a folded copy of a message, which lacks the values that it does not change.
+
+    Args:
+        given: the message.
+        model: what the user gave.
+        options, base_dir: see ``fold``.
+        ranges: of its tensors, if they were measured.
+    """
     pipeline = Pipeline(given.model, given.read, options, ranges)
     while True:
         pipeline.plan()
@@ -104,7 +115,7 @@ def folded_of(
             learn(pipeline, failed)
         else:
             sizes = data_files.bytes_in_memory(given.model), data_files.bytes_in_memory(copy)
-            return copy, report_of(pipeline, copy, sizes)
+            return copy, report_of(pipeline, model, copy, sizes, base_dir=base_dir)
 
 
 def require_in_memory(options: Options) -> None:

@@ -56,6 +56,6 @@ class FoldBatchNormalization(onnx_ir.passes.FunctionalPass):
         """
         message, held = ir_messages.message_of(model)
         given = Given(message, partial(ir_messages.read, held), is_open=True)
-        folded, self.report = folded_of(given, self.options)
+        folded, self.report = folded_of(given, model, self.options)
         result = ir_messages.model_of(folded, held)
         return onnx_ir.passes.PassResult(result, modified=folded != message)

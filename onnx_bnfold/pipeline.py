@@ -38,6 +38,7 @@ class Pipeline(Attempts):
         open_tensor: tells where the elements of an initializer lie, if any may lie in a file.
 
     Attributes:
+        given: the model as it was given.
         original: the model, its nodes in order.
         unmerged: the same with those calls of functions inlined that are.
         unmatched: patterns of the options that match nothing.
@@ -53,6 +54,7 @@ class Pipeline(Attempts):
         ranges: Ranges | None = None,
         open_tensor: OpenTensor | None = None,
     ) -> None:
+        self.given = model
         self._stored = Source(read, open_tensor)
         super().__init__(model, self._stored, options)
         self._ranges = self._measured = ranges

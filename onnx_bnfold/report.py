@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from onnx_bnfold.errors import printable
 from onnx_bnfold.operators.affine import VANISHED, Affine
+from onnx_bnfold.options import Options
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.planning.record import Record as Record  # a public name of this module
 from onnx_bnfold.planning.shared_constants import SharedConstants
@@ -71,6 +76,22 @@ def _rescaled(plan: GraphPlan, name: str, change: Affine) -> Rescaled:
     )
 
 
+class Origin(NamedTuple):
+    """What a report is of, to make it once more with what was around the nodes.
+
+    Attributes:
+        source: the model as it was given.
+        options: of the fold.
+        base_dir: folder of its external data.
+        target: the folded model's file, if there is one.
+    """
+
+    source: Any
+    options: Options
+    base_dir: str | os.PathLike[str] | None = None
+    target: Path | None = None
+
+
 @dataclass(frozen=True)
 class Report:
     """The outcome of a plan or a fold.
@@ -88,6 +109,8 @@ class Report:
             BatchNormalization) that a fold was tried for and that stays, in order.
         int8_loss: what the new ranges of ``rescaled`` are expected to cost a model that is
             quantised to int8 afterwards, in dB; None if nothing worth saying.
+        origin: what it is of, for ``save``; not kept where the report is pickled, unless it is a
+            file.
     """
 
     records: tuple[Record, ...]
@@ -102,6 +125,35 @@ class Report:
     inlined_calls: int = 0
     kept_affine: tuple[Record, ...] = ()
     int8_loss: float | None = None
+    origin: Origin | None = field(default=None, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def __getstate__(self) -> dict[str, Any]:
+        is_file = self.origin is not None and isinstance(self.origin.source, Path)
+        return {**vars(self), "origin": self.origin if is_file else None}
+
+    def _repr_html_(self) -> str:
+        from onnx_bnfold.report_table import table  # for notebooks
+
+        going = (record for record in self.records if record.folded)
+        return table(self.summary(), [*self.kept, *self.kept_affine, *going])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as a page or as JSON, as ``--report`` does.
+
+        The model is read and planned once more. It must not have changed.
+
+        Args:
+            path: ends in ``.html`` or ``.json``.
+
+        Raises:
+            UsageError: the file cannot be written, or the model has changed.
+            ModelError: the model cannot be read any more.
+        """
+        # It is made of the layers above this one, by name: the import would be a cycle.
+        import_module("onnx_bnfold.reports.saving").save(self, path)
 
     @property
     def norms(self) -> tuple[Record, ...]:

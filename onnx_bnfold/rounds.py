@@ -123,7 +123,3 @@ class Rounds:
 
         total = composed([plans[0] for plans in self.rounds])
         return {name: (change.scale, change.shift) for name, change in total.items()}
-
-    def records(self) -> tuple[Record, ...]:
-        """Return what became of every node, by the present plan."""
-        return self.merged + tuple([each.record for each in self.recorded])

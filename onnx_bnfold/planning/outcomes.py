@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import BiasPlace
 from onnx_bnfold.planning.graph_state import GraphState, Key
-from onnx_bnfold.planning.ways import UPSTREAM, splits
+from onnx_bnfold.planning.ways import Way, splits
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 
 def count_new_tensors(
-    state: GraphState, index: int, way: str, changes: Mapping[Key, Affine]
+    state: GraphState, index: int, way: Way, changes: Mapping[Key, Affine]
 ) -> int:
     """Count the tensors that would hold values no tensor held before."""
     names = {key for key in changes if isinstance(key, str)}
     x, _ = state.sides(index)
-    if way == UPSTREAM and state.graph.only_reader(x):
+    if way == Way.UPSTREAM and state.graph.only_reader(x):
         names.discard(x)
     return len(names)
 
@@ -61,7 +61,7 @@ def absorbing(
     ]
 
 
-def ways(state: GraphState, index: int) -> Iterator[tuple[str, dict[Key, Affine]]]:
+def ways(state: GraphState, index: int) -> Iterator[tuple[Way, dict[Key, Affine]]]:
     """Yield the ways to remove a node: what each is called, and the changes of its two sides.
 
     Raises:

@@ -36,7 +36,7 @@ from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.propagation import propagate
 from onnx_bnfold.planning.record import Record
 from onnx_bnfold.planning.totals import Totals, commit, require_totals
-from onnx_bnfold.planning.ways import UPSTREAM
+from onnx_bnfold.planning.ways import Way
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class _Planner:
         self.unsure.discard(index)
         if is_bn and self._fold_directly(index):
             return
-        best: tuple[tuple[int, ...], str, dict[Key, Affine]] | None = None
+        best: tuple[tuple[int, ...], Way, dict[Key, Affine]] | None = None
         tried: list[tuple[str, Refusal]] = []
         asked, met = {index}, set[Reason]()
         allowed = partial(self._require_allowed, index, asked)
@@ -243,7 +243,7 @@ class _Planner:
             self.unsure.add(index)
         self._keep(index, why(tried), tried)
 
-    def _cost(self, index: int, way: str, changes: dict[Key, Affine]) -> tuple[int, ...]:
+    def _cost(self, index: int, way: Way, changes: dict[Key, Affine]) -> tuple[int, ...]:
         """Return what an outcome costs: broken groups, new Adds, what clamps read, new tensors."""
         clamped = self.clamps.cost(index, changes) if self.clamps is not None else (0, 0)
         new = count_new_tensors(self.state, index, way, changes)
@@ -275,9 +275,9 @@ class _Planner:
         except Refused:
             return False
         if present.is_identity:
-            self._commit(index, UPSTREAM, {}, (0, 0), ())
+            self._commit(index, Way.UPSTREAM, {}, (0, 0), ())
         else:
-            self._commit(index, UPSTREAM, {x: present}, (0, 0), ((producer, present),))
+            self._commit(index, Way.UPSTREAM, {x: present}, (0, 0), ((producer, present),))
         return True
 
     def _require_allowed(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> None:
@@ -315,7 +315,7 @@ class _Planner:
     def _commit(
         self,
         origin: int,
-        way: str,
+        way: Way,
         changes: dict[Key, Affine],
         cost: Sequence[int],
         takers: Sequence[tuple[int, Affine]],

@@ -6,12 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from onnx_bnfold.options import Standalone
+from onnx_bnfold.planning.ways import Way
 from onnx_bnfold.reasons import Refusal
-
-# The way of a BatchNormalization whose whole branch went into a Conv.
-MERGED = "merged"
-# That of one that computes a constant, which is written in its place.
-CONSTANT = "constant"
 
 
 class Record(NamedTuple):
@@ -32,11 +28,16 @@ class Record(NamedTuple):
             count as one.
         written_as: of a node that stays, the form that it has.
         not_written: why it stays as it is though another form was asked for.
+        operator: of the node.
+        index: of the node in its graph, as the model was given; None if that is not known, since
+            the node is one of a function whose call was inlined, or was merged, or since the fold
+            took several rounds.
+        bytes: of the initializers that it reads, its parameters; None where ``index`` is.
     """
 
     name: str
     is_norm: bool
-    way: str | None = None
+    way: Way | None = None
     scale_to: tuple[str, ...] = ()
     shift_to: tuple[str, ...] = ()
     added: int = 0
@@ -46,11 +47,14 @@ class Record(NamedTuple):
     clamp_elements: int = 0
     written_as: Standalone = "keep"
     not_written: str | None = None
+    operator: str = ""
+    index: int | None = None  # type: ignore[assignment]  # not the method of a tuple
+    bytes: int | None = None
 
     @classmethod
     def of_merged(cls, name: str, conv: str) -> Record:
         """Return the record of a BatchNormalization whose branch was merged into a Conv."""
-        return cls(name, True, MERGED, (conv,), (conv,))
+        return cls(name, True, Way.MERGED, (conv,), (conv,))
 
     @property
     def folded(self) -> bool:
@@ -76,7 +80,7 @@ class Record(NamedTuple):
         return f"{text}; not written as asked: {self.not_written}" if self.not_written else text
 
     def _takers(self, most: int | None) -> str:
-        if self.way == CONSTANT:
+        if self.way is Way.CONSTANT:
             return "the constant that it computes"
         scale_to, shift_to = first_of(self.scale_to, most), first_of(self.shift_to, most)
         if self.scale_to == self.shift_to or not self.shift_to:

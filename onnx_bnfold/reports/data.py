@@ -93,6 +93,11 @@ class FoldReport:
     check: CheckResult | None
     schema_version: int = SCHEMA_VERSION
 
+    def with_result(self, paths: Sequence[Path]) -> FoldReport:
+        """Return the report of a fold whose result is in some files."""
+        result = _files(paths)
+        return dataclasses.replace(self, result=result, bytes_after=_length(result))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON types."""
         nodes = ("batch_normalizations", "affine_nodes", "kept_affine_nodes")

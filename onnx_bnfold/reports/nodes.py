@@ -84,7 +84,7 @@ class NodeRecord(Node):
             "name": self.name,
             "graph": self.graph,
             "status": "folded" if record.folded else "kept",
-            "way": record.way,
+            "way": None if record.way is None else record.way.value,
             "taken_by": tuple(map(asdict, self.taken_by)),
             "added_nodes": record.added,
             "clamps": list(record.clamps),

@@ -12,7 +12,8 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.graph import counterparts
 from onnx_bnfold.planning.plan import GraphPlan, Restated
-from onnx_bnfold.planning.record import CONSTANT, Record
+from onnx_bnfold.planning.record import Record
+from onnx_bnfold.planning.ways import Way
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.rewriting.descriptions import rename_shards
 from onnx_bnfold.rewriting.replaced_nodes import Copied
@@ -33,7 +34,7 @@ def evaluated(copy: Callable[[], ModelProto], plans: Sequence[GraphPlan]) -> Cop
     for position, (graph, body) in enumerate(zip(graphs, bodies, strict=True)):
         for index, value in found[position].items():
             x, y = graph.reads[index][0], graph.writes[index][0]
-            record = Record(graph.place(graph.label(index)), True, CONSTANT)
+            record = Record(graph.place(graph.label(index)), True, Way.CONSTANT)
             was = Restated("constant", graph.name(index), x, y, record)
             copied.restated[position, index] = was
             copied.unread.update(graph.reads[index])

@@ -1,0 +1,54 @@
+"""What records say of nodes beyond what became of them: operator, place, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from onnx_bnfold.model.graph import Graph, graphs_of
+from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.pipeline import Pipeline
+from onnx_bnfold.planning.plan import Recorded
+from onnx_bnfold.planning.record import Record
+from onnx_bnfold.storage.tensors import bytes_needed
+
+
+def records_of(pipeline: Pipeline) -> tuple[Record, ...]:
+    """Return what became of every node that went, and of every BatchNormalization."""
+    merged = [record._replace(operator=batchnorm.OPERATOR) for record in pipeline.merged]
+    return (*merged, *_detailed(pipeline, pipeline.recorded))
+
+
+def kept_affine_of(pipeline: Pipeline) -> tuple[Record, ...]:
+    """Return why each decomposed BatchNormalization stays that does."""
+    return tuple(_detailed(pipeline, pipeline.decomposed_bns))
+
+
+def _detailed(pipeline: Pipeline, recorded: Iterable[Recorded]) -> Iterator[Record]:
+    graphs = _given_graphs(pipeline)
+    for each in recorded:
+        graph = each.plan.state.graph
+        record = each.record._replace(operator=_operator(graph, each))
+        given = graphs.get(graph.path)
+        name = graph.writes[each.node][0] if each.restated is None else each.restated.output
+        index = None if given is None else given.producer.get(name)
+        if given is not None and index is not None and given.ops[index] == record.operator:
+            record = record._replace(index=index, bytes=_parameter_bytes(given, index))
+        yield record
+
+
+def _operator(graph: Graph, each: Recorded) -> str:
+    return batchnorm.OPERATOR if each.record.is_norm else graph.ops[each.node] or ""
+
+
+def _given_graphs(pipeline: Pipeline) -> Mapping[str, Graph]:
+    """Return the graphs of the model as it was given, by path; none where names have moved."""
+    if pipeline.earlier:
+        return {}
+    graphs = pipeline.graphs if pipeline.model is pipeline.given else graphs_of(pipeline.given)
+    return {graph.path: graph for graph in graphs}
+
+
+def _parameter_bytes(graph: Graph, index: int) -> int:
+    read = dict.fromkeys(graph.reads[index])
+    tensors = [graph.initializers[name] for name in read if name in graph.initializers]
+    return sum(bytes_needed(graph.dims[tensor.name], tensor.data_type) for tensor in tensors)

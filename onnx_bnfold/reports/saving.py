@@ -1,0 +1,73 @@
+"""Write the report of a fold that is over: its model is planned once more for what it needs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from onnx_bnfold.api import Outcome, plan_file, write_folded
+from onnx_bnfold.errors import UsageError
+from onnx_bnfold.given import opened
+from onnx_bnfold.report import Origin, Report
+from onnx_bnfold.reports.data import FoldReport, fold_report
+from onnx_bnfold.reports.files import require_writable, write
+from onnx_bnfold.storage.data_files import data_files_of, files
+
+_IN_MEMORY = "model-in-memory.onnx"
+
+
+def save(report: Report, path: str | os.PathLike[str]) -> None:
+    """Write a report; see ``Report.save``."""
+    origin = report.origin
+    if origin is None:
+        raise UsageError("this report does not know its model any more; save it where it was made")
+    taken = [os.fspath(each) for each in (origin.source, origin.target) if isinstance(each, Path)]
+    require_writable([os.fspath(path)], taken=taken)
+    with _source(origin) as source, tempfile.TemporaryDirectory(prefix="onnx_bnfold-") as folder:
+        found: list[FoldReport] = []
+
+        def look(outcome: Outcome) -> None:
+            found.append(fold_report(outcome, {}, None))
+            if outcome.report.records != report.records:
+                raise UsageError(
+                    f"the model has changed since it was folded, {_name(origin)}; fold it again"
+                )
+
+        if report.nodes_after is None or origin.target is not None:
+            plan_file(source, origin.options, inspect=look)
+        else:
+            write_folded(source, Path(folder) / "folded.onnx", origin.options, look)
+        [described] = found
+        if origin.target is not None:
+            described = described.with_result(files(origin.target, data_files_of(origin.target)))
+        is_written = described.result is not None
+        write(path, replace(described, written=is_written).to_dict())
+
+
+@contextmanager
+def _source(origin: Origin) -> Iterator[Path]:
+    """Yield the path of the model, of a copy of it if it is one in memory."""
+    if isinstance(origin.source, Path):
+        yield origin.source
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="onnx_bnfold-") as folder,
+        opened(origin.source, origin.base_dir) as given,
+    ):
+        whole = given._replace(is_open=True).whole()
+        path = Path(folder) / _IN_MEMORY
+        try:
+            path.write_bytes(whole.SerializeToString())
+        except Exception as error:  # protobuf's own, for what exceeds its limit
+            raise UsageError(
+                f"the model cannot be serialised ({error}); fold a file of it, and save that report"
+            ) from error
+        yield path
+
+
+def _name(origin: Origin) -> str:
+    return str(origin.source) if isinstance(origin.source, Path) else "in memory"

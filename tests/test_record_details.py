@@ -1,0 +1,100 @@
+"""What a record says of its node: operator, place in the model as it was given, bytes."""
+
+import onnx
+import pytest
+from support import bn, constant_operand, conv, join, model_of, node
+
+import onnx_bnfold
+from onnx_bnfold import Options, Way
+
+X = {"x": ("N", 3, 6, 6)}
+
+
+def made(*parts, inputs=X, **settings):
+    parts = join(*parts)
+    return model_of(
+        parts.nodes, inputs, [parts.nodes[-1].output[0]], parts.initializers, **settings
+    )
+
+
+def places(report) -> list[tuple[str, int | None, int | None]]:
+    return [(r.operator, r.index, r.bytes) for r in report.records]
+
+
+def test_a_plain_fold(rng):
+    model = made(
+        conv("x", "c", (8, 3, 3, 3), rng),
+        bn("c", "b", 8, rng),
+        constant_operand("Mul", "b", "m", (8, 1, 1), rng),
+        node("Sigmoid", ["m"], ["s"]),
+        bn("s", "y", 8, rng),
+    )
+    for report in (onnx_bnfold.plan(model), onnx_bnfold.fold(model)[1]):
+        assert places(report) == [
+            ("BatchNormalization", 1, 4 * 8 * 4),
+            ("Mul", 2, 8 * 4),
+            ("BatchNormalization", 4, 4 * 8 * 4),
+        ]
+    assert [r.way for r in report.records] == [Way.UPSTREAM, Way.UPSTREAM, None]
+
+
+def test_the_index_is_that_of_the_model_as_it_was_given(rng):
+    """Nodes that are not in order are sorted for the fold."""
+    model = made(conv("x", "c", (8, 3, 3, 3), rng), bn("c", "y", 8, rng))
+    model.graph.node.insert(0, model.graph.node.pop())
+    assert places(onnx_bnfold.plan(model)) == [("BatchNormalization", 0, 128)]
+
+
+@pytest.mark.parametrize("form", ["mul-add", "conv"])
+def test_what_is_written_otherwise(form, rng):
+    model = made(node("Sigmoid", ["x"], ["s"]), bn("s", "y", 3, rng))
+    (record,) = onnx_bnfold.fold(model, Options(standalone=form))[1].records
+    assert (record.operator, record.index, record.bytes) == ("BatchNormalization", 1, 48)
+
+
+def test_half_of_what_is_written_otherwise(rng):
+    """The Mul and the Add of a BatchNormalization are no nodes of the model that was given."""
+    model = made(
+        node("Sigmoid", ["x"], ["s"]),
+        bn("s", "b", 3, rng),
+        node("Relu", ["b"], ["r"]),
+        conv("r", "y", (4, 3, 3, 3), rng, pads=[1, 1, 1, 1]),
+    )
+    first, second = places(onnx_bnfold.fold(model, Options(bn_free=True))[1])
+    assert first == ("BatchNormalization", 1, 48)
+    assert second[0] in ("Mul", "Add")
+    assert second[1:] == (None, None)
+
+
+def test_a_body_has_its_own_count(rng):
+    parts = join(conv("x", "c", (3, 3, 1, 1), rng), bn("c", "b", 3, rng))
+    body = onnx.helper.make_graph(
+        parts.nodes, "then", [], [onnx.helper.make_tensor_value_info("b", 1, None)],
+        parts.initializers,
+    )  # fmt: skip
+    other = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["i"])], "else", [],
+        [onnx.helper.make_tensor_value_info("i", 1, None)],
+    )  # fmt: skip
+    choice = onnx.helper.make_node("If", ["which"], ["y"], then_branch=body, else_branch=other)
+    inputs = X | {"which": (bool, ())}
+    model = model_of([choice], inputs, {"y": X["x"]})
+    assert places(onnx_bnfold.plan(model)) == [("BatchNormalization", 1, 48)]
+
+
+def test_merged_branches(rng):
+    model = made(
+        conv("x", "a", (3, 3, 3, 3), rng, pads=[1, 1, 1, 1]),
+        bn("a", "an", 3, rng),
+        bn("x", "i", 3, rng),
+        node("Add", ["an", "i"], ["y"]),
+    )
+    report = onnx_bnfold.fold(model, Options(merge_branches=True))[1]
+    assert {r.way for r in report.records} == {Way.MERGED}
+    assert {*places(report)} == {("BatchNormalization", None, None)}
+
+
+def test_a_way_is_its_text():
+    assert Way.UPSTREAM == "upstream"
+    assert f"{Way.UPSTREAM}" == str(Way.UPSTREAM) == "upstream"
+    assert Way("merged") is Way.MERGED

@@ -32,7 +32,7 @@ LAYERS = (
     ("record_details", "applying", "given", "ir_messages", "in_memory", "api"),
     ("check", "ir", "olive", "reports"),
     ("batch",),
-    ("cli", "__main__", "store"),
+    ("cli", "__main__", "hook", "store"),
 )
 # An import inside a function, of something that only some calls need, may point upwards.
 UPWARDS = {

@@ -302,11 +302,24 @@ def run(block: Block, folder: Path) -> None:
     assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
 
 
+FRAMEWORKS = {"optimum", "timm", "torch", "torchvision", "transformers", "ultralytics"}
+
+
+def imported(block: Block) -> set[str]:
+    """The packages that an example imports."""
+    return set(re.findall(r"^(?:from|import) (\w+)", block.text, re.MULTILINE))
+
+
+def is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
 def is_quick(block: Block) -> bool:
     """Whether an example neither installs anything nor needs a framework, or what is not here."""
-    if "import onnx_ir" in block.text and importlib.util.find_spec("onnx_ir") is None:
+    packages = imported(block) if block.language == "python" else set()
+    if not packages.isdisjoint(FRAMEWORKS) or not all(map(is_installed, packages)):
         return False
-    return "pip install" not in block.text and "import torch" not in block.text
+    return "pip install" not in block.text
 
 
 def examples(page: Path) -> Iterator[Block]:
@@ -319,13 +332,19 @@ def test_examples(page, folder):
         run(block, folder)
 
 
+EXPORTS = [b for b in examples(DOCS / "recipes.md") if imported(b) & FRAMEWORKS]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [DOCS / "recipes.md"], ids=name)
-def test_the_export(page, folder):
-    pytest.importorskip("torchvision")
-    for block in examples(page):
-        if "import torch" in block.text:
-            run(block, folder)
+@pytest.mark.parametrize(
+    ("page", "block"),
+    [(DOCS / "recipes.md", block) for block in EXPORTS],
+    ids=["-".join(sorted(imported(block) & FRAMEWORKS)) for block in EXPORTS],
+)
+def test_the_exports(page, block, folder):
+    for package in imported(block):
+        pytest.importorskip(package)
+    run(block, folder)
 
 
 def test_what_is_not_run_is_shown_as_such():

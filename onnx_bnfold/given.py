@@ -98,15 +98,17 @@ def opened(model: ModelLike, base_dir: PathLike | None = None) -> Iterator[Given
 def _parsed(content: bytes) -> ModelProto:
     try:
         message: ModelProto = ModelProto.FromString(content)
+        if message.HasField("graph"):
+            return message
+        raise ValueError("it has no graph")
     except Exception as error:  # protobuf raises its own, which is not always the same
-        raise ModelError(_no_model(str(error))) from error
-    if not message.HasField("graph"):
-        raise ModelError(_no_model("it has no graph"))
-    return message
+        from onnx_bnfold.storage import signatures  # of no use for what is sound
 
-
-def _no_model(why: str) -> str:
-    return f"the bytes are not an ONNX model, or are cut off ({why}); give those of a whole file"
+        kind = signatures.kind_of(content[: signatures.HEAD], len(content))
+        what = f"are not an ONNX model or were cut off ({error}); give those of a whole file"
+        if kind is not None:
+            what = f"are none of a model: the file {kind.what}; {kind.advice}"
+        raise ModelError(f"the bytes {what}") from error
 
 
 def _ir_model(model: object) -> onnx_ir.Model:

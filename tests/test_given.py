@@ -113,9 +113,17 @@ def test_external_data_that_is_not_loaded(form, external, model):
     assert count(folded) == 0
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>", b"\x0a\x02ab"])
-def test_bytes_that_are_no_model(content):
-    with pytest.raises(ModelError, match="bytes are not an ONNX model"):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the file is empty"),
+        (b"<html>", "the file is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", r"Git LFS pointer.*git lfs pull"),
+        (b"\x0a\x02ab", "not an ONNX model or were cut off"),
+    ],
+)
+def test_bytes_that_are_no_model(content, said):
+    with pytest.raises(ModelError, match=f"the bytes are .*{said}"):
         onnx_bnfold.plan(content)
 
 

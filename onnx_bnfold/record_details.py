@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from onnx import TensorProto
+
 from onnx_bnfold.model.graph import Graph, graphs_of
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.pipeline import Pipeline
@@ -48,7 +50,19 @@ def _given_graphs(pipeline: Pipeline) -> Mapping[str, Graph]:
     return {graph.path: graph for graph in graphs}
 
 
-def _parameter_bytes(graph: Graph, index: int) -> int:
-    read = dict.fromkeys(graph.reads[index])
-    tensors = [graph.initializers[name] for name in read if name in graph.initializers]
-    return sum(bytes_needed(graph.dims[tensor.name], tensor.data_type) for tensor in tensors)
+def _parameter_bytes(graph: Graph, index: int) -> int | None:
+    """Return the bytes of the constants that a node reads, None if one is of no known size."""
+    found = (_held(graph, name) for name in dict.fromkeys(graph.reads[index]))
+    try:
+        return sum(bytes_needed(tuple(t.dims), t.data_type) for t in found if t is not None)
+    except ValueError:
+        return None
+
+
+def _held(graph: Graph, name: str) -> TensorProto | None:
+    """Return the tensor that an initializer, or a node without inputs, holds."""
+    producer = graph.producer.get(name)
+    if producer is None or graph.reads[producer]:
+        return graph.initializers.get(name)
+    value = graph.attributes.get(producer, {}).get("value")
+    return value.t if value is not None and value.HasField("t") else None

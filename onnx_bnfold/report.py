@@ -92,7 +92,7 @@ class Origin(NamedTuple):
     target: Path | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """The outcome of a plan or a fold.
 
@@ -129,6 +129,9 @@ class Report:
 
     def __str__(self) -> str:
         return self.summary()
+
+    def __repr__(self) -> str:
+        return f"<Report: {self.summary()}>"
 
     def __getstate__(self) -> dict[str, Any]:
         is_file = self.origin is not None and isinstance(self.origin.source, Path)

@@ -38,6 +38,29 @@ def test_a_plain_fold(rng):
     assert [r.way for r in report.records] == [Way.UPSTREAM, Way.UPSTREAM, None]
 
 
+def test_constants_of_nodes_count(rng):
+    parts = join(conv("x", "c", (8, 3, 3, 3), rng), bn("c", "y", 8, rng))
+    held = [
+        onnx.helper.make_node("Constant", [], [t.name], value=t)
+        for t in parts.initializers
+        if t.name.startswith("y_")
+    ]
+    given = [t for t in parts.initializers if not t.name.startswith("y_")]
+    model = model_of([*held, *parts.nodes], X, ["y"], given)
+    assert places(onnx_bnfold.plan(model)) == [("BatchNormalization", 5, 4 * 8 * 4)]
+
+
+@pytest.mark.parametrize("data_type", [onnx.TensorProto.STRING, 99])
+def test_a_parameter_of_no_known_size(data_type, rng):
+    """The BatchNormalization stays; that is said, and no error."""
+    model = made(node("Sigmoid", ["x"], ["s"]), bn("s", "y", 3, rng))
+    (scale,) = [t for t in model.graph.initializer if t.name == "y_scale"]
+    scale.data_type = data_type
+    (record,) = onnx_bnfold.plan(model).records
+    assert not record.folded
+    assert (record.index, record.bytes) == (1, None)
+
+
 def test_the_index_is_that_of_the_model_as_it_was_given(rng):
     """Nodes that are not in order are sorted for the fold."""
     model = made(conv("x", "c", (8, 3, 3, 3), rng), bn("c", "y", 8, rng))

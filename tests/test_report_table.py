@@ -21,6 +21,7 @@ def test_text_is_the_summary(rng):
     report = planned(conv("x", "c", (4, 3, 3, 3), rng), bn("c", "y", 4, rng))
     assert str(report) == report.summary()
     assert "\n" not in str(report)
+    assert repr(report) == f"<Report: {report.summary()}>"
 
 
 def test_a_table_names_what_stays_first(rng):

@@ -32,7 +32,8 @@ class Record(NamedTuple):
         index: of the node in its graph, as the model was given; None if that is not known, since
             the node is one of a function whose call was inlined, or was merged, or since the fold
             took several rounds.
-        bytes: of the initializers that it reads, its parameters; None where ``index`` is.
+        bytes: of the initializers and constants that it reads, its parameters; None where ``index``
+            is, and where one has no known size.
     """
 
     name: str

@@ -11,6 +11,7 @@ from onnx_bnfold.model.constants import Constants
 from onnx_bnfold.model.graph import Graph, graphs_of
 from onnx_bnfold.model.shape_inference import Inference, Shapes
 from onnx_bnfold.model.source import Source
+from onnx_bnfold.model.validate import require_sound
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.options import Options
 from onnx_bnfold.planning.graph_state import GraphState
@@ -146,3 +147,13 @@ class Attempts(Rounds):
                     self.exclude(failed.failures)
                 else:
                     return self.plans
+
+
+def planned_as_it_is(
+    model: ModelProto, source: Source, options: Options, *, norms_alone: bool = False
+) -> Attempts:
+    """Return the first plans of a model; see ``Attempts``."""
+    attempts = Attempts(model, source, options, norms_alone=norms_alone)
+    require_sound(attempts.graphs)
+    attempts.plan_as_it_is()
+    return attempts

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from onnx import ModelProto
 
-from onnx_bnfold.attempts import Attempts
+from onnx_bnfold.attempts import Attempts, planned_as_it_is
 from onnx_bnfold.model.constants import OpenTensor
 from onnx_bnfold.model.graph import ReadTensor
 from onnx_bnfold.model.source import Source, rounded
@@ -90,7 +90,7 @@ class Pipeline(Attempts):
         """Go on with branches instead of Ifs of constant conditions, where a BN goes by that."""
         from onnx_bnfold.rewriting.constant_ifs import resolved
 
-        tried = partial(self._tried, source=self._source)
+        tried = partial(planned_as_it_is, source=self._source, options=self.options)
         if self._go_on_with(resolved(self.model, self._states(), lambda m: tried(m).plans)):
             self.unmerged = self.model
 
@@ -222,7 +222,8 @@ class Pipeline(Attempts):
     def _inline_all(self) -> None:
         """Plan the original anew, all calls of functions inlined."""
         self._is_flat = True
-        if self._choose(self._tried(self.original).plans, everything=True):
+        first = planned_as_it_is(self.original, self._stored, self.options)
+        if self._choose(first.plans, everything=True):
             self._plan_further()
 
     def _choose(self, plans: Sequence[GraphPlan], *, everything: bool = False) -> bool:
@@ -232,7 +233,8 @@ class Pipeline(Attempts):
         trials: list[Attempts] = []
 
         def trial(model: ModelProto, norms_alone: bool) -> Sequence[GraphPlan]:
-            trials.append(self._tried(model, norms_alone=norms_alone))
+            at = self._stored, self.options
+            trials.append(planned_as_it_is(model, *at, norms_alone=norms_alone))
             return trials[-1].plans
 
         chosen = choose(self.original, plans, trial, everything=everything)
@@ -256,14 +258,6 @@ class Pipeline(Attempts):
         self._excluded, self._unequal, self._restated, self._unread = {}, set(), {}, set()
         self._index()
         self._prepare()
-
-    def _tried(
-        self, model: ModelProto, *, norms_alone: bool = False, source: Source | None = None
-    ) -> Attempts:
-        attempts = Attempts(model, source or self._stored, self.options, norms_alone=norms_alone)
-        require_sound(attempts.graphs)
-        attempts.plan_as_it_is()
-        return attempts
 
     def _tell(self, plan: GraphPlan) -> None:
         """Let nodes that stay say what is in their way beyond the border of a function."""

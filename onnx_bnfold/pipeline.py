@@ -233,8 +233,9 @@ class Pipeline(Attempts):
         trials: list[Attempts] = []
 
         def trial(model: ModelProto, norms_alone: bool) -> Sequence[GraphPlan]:
-            at = self._stored, self.options
-            trials.append(planned_as_it_is(model, *at, norms_alone=norms_alone))
+            trials.append(
+                planned_as_it_is(model, self._stored, self.options, norms_alone=norms_alone)
+            )
             return trials[-1].plans
 
         chosen = choose(self.original, plans, trial, everything=everything)

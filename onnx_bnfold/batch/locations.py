@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote, urlsplit
 
 STATE = ".onnx_bnfold"  # added to the name of the output, it is the name of the state
 
@@ -116,3 +117,9 @@ def is_url(text: str) -> bool:
 def lies_in(inner: str, outer: str) -> bool:
     """Return whether an address equals another one or is below it."""
     return f"{inner}/".startswith(f"{outer.rstrip('/')}/")
+
+
+def shown(address: str) -> str:
+    """Return an address as users know it: a path, if it is on this machine."""
+    parts = urlsplit(address)
+    return unquote(parts.path) if parts.scheme == "file" else address

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from onnx_bnfold.batch import ledger
 from onnx_bnfold.batch.file_outcome import FileOutcome, is_model
 from onnx_bnfold.batch.ledger import settings_of
-from onnx_bnfold.batch.locations import Listing, Location, is_url, lies_in
+from onnx_bnfold.batch.locations import Listing, Location, is_url, lies_in, shown
 from onnx_bnfold.batch.opening import location_at
 from onnx_bnfold.batch.processes import in_processes, thread_safe_start
 from onnx_bnfold.batch.report import StoreReport
@@ -158,16 +158,16 @@ def _absolute(where: str | os.PathLike[str]) -> str:
 def _check_apart(source: Location, target: Location) -> None:
     for address in (target.address, target.state):
         if lies_in(address, source.address):
-            raise UsageError(f"{address}: is inside the input; give an output outside of it")
+            raise UsageError(f"{shown(address)}: is inside the input; give an output outside of it")
     if lies_in(source.address, target.address) or lies_in(source.address, target.state):
-        raise UsageError(f"{source.address}: is inside the output; give another output")
+        raise UsageError(f"{shown(source.address)}: is inside the output; give another output")
 
 
 def _listed(source: Location) -> tuple[Listing, dict[str, int]]:
     listing = source.listing()
     models = {name: size for name, size in listing.files.items() if is_model(name)}
     if not models and not listing.problems:
-        raise UsageError(f"{source.address}: there is no .onnx file below it")
+        raise UsageError(f"{shown(source.address)}: there is no .onnx file below it")
     return listing, models
 
 

@@ -15,6 +15,7 @@ from onnx_bnfold.version import __version__
 
 PROGRAM = "onnx-bnfold"
 CHECK = "check"
+_NEAR_FILES = 0.8  # all names of models are alike in their endings
 STANDARD = "-"  # what other programs take for standard input or output
 
 _USAGE = """\
@@ -38,7 +39,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong, and where the options are described."""
-        raise UsageError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+        what = message.removeprefix("argument ")
+        option, ignored, _ = what.partition(": ignored explicit argument")
+        raise UsageError(
+            f"{option} takes no value" if ignored else f"{what}; see {self.prog} --help"
+        )
 
     def read(self, words: Sequence[str], names: str) -> tuple[argparse.Namespace, list[str]]:
         """Parse a command line.
@@ -65,11 +70,11 @@ class Parser(argparse.ArgumentParser):
         return f"there is no option {option}; {hint}"
 
 
-def close_to(word: str, words: Iterable[str]) -> str | None:
-    """Return the most similar one of some words, None if none is."""
+def close_to(word: str, words: Iterable[str], least: float = 0.6) -> str | None:
+    """Return the most similar one of some words, None if none is ``least`` or more (0 to 1)."""
     from difflib import get_close_matches  # for what is wrong only
 
-    return next(iter(get_close_matches(word, list(words), n=1)), None)
+    return next(iter(get_close_matches(word, list(words), 1, least)), None)
 
 
 class FoldParser(Parser):
@@ -226,7 +231,7 @@ def _near(path: str) -> str | None:
     """Return a path beside one that does not exist, and of a similar name."""
     folder, name = os.path.split(path)
     try:
-        near = close_to(name, os.listdir(folder or os.curdir))
+        near = close_to(name, os.listdir(folder or os.curdir), _NEAR_FILES)
     except OSError:
         return None
     return near and os.path.join(folder, near)

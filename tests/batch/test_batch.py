@@ -411,7 +411,9 @@ def test_no_such_store(tmp_path, output):
 @pytest.mark.parametrize("place", ["", ".", "folded", "net0/../folded", "net0"])
 def test_an_output_in_the_store_is_refused(store, capfd, place):
     before = digests(store)
-    assert "is inside the input" in usage(capfd, store, "-o", store / place)
+    said = usage(capfd, store, "-o", store / place)
+    assert "is inside the input" in said
+    assert said.startswith(f"onnx-bnfold: {store}")
     assert digests(store) == before
 
 

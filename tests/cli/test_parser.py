@@ -131,6 +131,14 @@ def test_a_wrong_value(model, capsys):
     assert "fp16" in said
 
 
+def test_a_file_is_not_suggested_for_its_ending(model, capsys):
+    assert "did you mean" not in refused(capsys, "other.onnx", "a.onnx")
+
+
+def test_a_flag_takes_no_value(model, capsys):
+    assert refused(capsys, model, "a.onnx", "--bn-free=1") == "--bn-free takes no value\n"
+
+
 # --- options that do not fit each other ----------------------------------------------------------
 
 

@@ -76,8 +76,8 @@ _SIZES = {"Sigmoid": 1.0, "Tanh": 1.0, "Erf": 1.0, "Softplus": 1.0, "Sin": 1.0, 
 _SIZES |= {"LogSoftmax": 1.0, "LSTM": 1.0, "GRU": 1.0, "RNN": 1.0}
 
 # A fold may write these with a constant, and take that back behind them: what they cut off was as
-# large as what is in front.
-_CLAMPS = frozenset({"Clip", "Relu"})
+# large as what is in front, by a factor that is the attribute `alpha` or this.
+_CLAMPS = {"Clip": 1.0, "HardSigmoid": 0.2, "Relu": 1.0}
 
 # What they make of no elements at all, ONNX leaves open.
 _NEED_ELEMENTS = frozenset(
@@ -249,7 +249,8 @@ class Interpreter:
         dtype = next((t.dtype for t in inputs.values() if t.dtype in FLOATS), None)
         exact, size = node.op_type in _EXACT, _SIZES.get(node.op_type, 0)
         if node.op_type in _CLAMPS and self.channel_axes:
-            exact, size = False, self._broad(env[node.input[0]].array)
+            factor = attributes(node).get("alpha", _CLAMPS[node.op_type])
+            exact, size = False, abs(factor) * self._broad(env[node.input[0]].array)
         results = self._computed(node, self._read(node, env))
         if self.noise is not None and node.op_type in _POLES:
             results = [self._open_at_pole(r, node, env) for r in results]

@@ -52,6 +52,9 @@ _STEPS = {
 }
 
 
+# Where these are fed no elements, onnxruntime ends the process.
+_ENDS_ON_NOTHING = RECURRENT | {"CumSum"}
+
 _TABLES = {
     "movement": MOVEMENTS,
     "window": WINDOWS,
@@ -192,9 +195,8 @@ def _feeds(b: Builder, model: ModelProto, symbols: Mapping) -> tuple[dict[str, n
     given = {t.name for t in model.graph.initializer}
     names = [i.name for i in model.graph.input if i.name not in given]
     first = {n: b.env[n].array.astype(b.env[n].dtype) for n in names}
-    # onnxruntime ends the process on an empty sequence
-    recurs = any(n.op_type in RECURRENT for n in every_node(model))
-    batch = 0 if b.draw.chance(0.06) and not recurs else b.draw.between(1, 4)
+    fails = any(n.op_type in _ENDS_ON_NOTHING for n in every_node(model))
+    batch = 0 if b.draw.chance(0.06) and not fails else b.draw.between(1, 4)
     sizes = {"N": batch} | {f"S{k}": b.draw.between(2, 6) for k in range(3)}
     second = {}
     for name, array in first.items():

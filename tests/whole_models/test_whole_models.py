@@ -12,13 +12,15 @@ from onnx import numpy_helper
 import onnx_bnfold
 from onnx_bnfold.operators.table import OPERATORS
 
+from .builder import Builder
 from .compare import difference
+from .draw import Draw
 from .engine import every_node, holds_type
 from .findings import read, write
 from .interpreter import Interpreter
 from .judge import _shows_all, judge, statistics_lie
 from .known import FAILS_TODAY
-from .models import Case, draw_case
+from .models import Case, _feeds, draw_case
 from .runtime import run_node, session
 from .shrink import shrink
 
@@ -256,19 +258,20 @@ def test_what_is_unloadable_when_it_is_frozen_is_no_fault_of_the_fold(monkeypatc
     assert judge(replace(_case(CONV_NORM, 2, 2, 3, 3), options=frozen)).kind == "unloadable"
 
 
-def test_what_a_relu_cuts_off_counts_where_it_is_taken_back_behind_it() -> None:
+@pytest.mark.parametrize(("op", "size"), [("Relu", 1), ("HardSigmoid <alpha = 4.0>", 4)])
+def test_what_a_relu_cuts_off_counts_where_it_is_taken_back_behind_it(op, size) -> None:
     """A clamp with a constant does what the Relu did, and the Conv makes up for the constant."""
-    text = """
+    text = f"""
         <ir_version: 8, opset_import: ["" : 17]>
         g (float[1,2,8] x) => (float[1,2,8] y)
-        <float[2,2,1] w = {1.0, 2.0, 3.0, 4.0}, float[2] h = {-8.0, -9.0},
-         float[2] s = {1.0, 1.0}, float[2] m = {0.0, 0.0}>
-        { t = BatchNormalization (x, s, h, m, s) u = Relu (t) y = Conv (u, w) }
+        <float[2,2,1] w = {{1.0, 2.0, 3.0, 4.0}}, float[2] h = {{-8.0, -9.0}},
+         float[2] s = {{1.0, 1.0}}, float[2] m = {{0.0, 0.0}}>
+        {{ t = BatchNormalization (x, s, h, m, s) u = {op} (t) y = Conv (u, w) }}
     """
     x = np.random.default_rng(0).standard_normal((1, 2, 8)).astype(np.float32)
     nothing = np.zeros_like(x)
     for error, kind in ((5e-6, None), (1e-4, "precision"), (1e-2, "wrong")):
-        assert _told(text, x, nothing + np.float32(error), nothing) == kind
+        assert _told(text, x, nothing + np.float32(size * error), nothing) == kind
 
 
 @pytest.mark.parametrize(
@@ -437,6 +440,19 @@ def test_ranges_that_onnxruntime_cannot_measure_are_not_asked_for(saturate, is_m
     case = replace(case, options=onnx_bnfold.Options(equalize=True), measured=True)
     assert _shows_all(case.model) == is_measured
     assert judge(case).kind is None
+
+
+@pytest.mark.parametrize(("op", "batch"), [("Relu (x)", 0), ("CumSum (x, k)", 2)])
+def test_what_ends_onnxruntime_is_fed_no_empty_batch(op: str, batch: int) -> None:
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[N,3] x) => (float[N,3] y) <int64 k = {{1}}> {{ y = {op} }}
+    """)
+    b = Builder(Draw(0), 17, 8, np.dtype(np.float32))
+    b.input("x", np.ones((1, 3), np.float32))
+    b.draw.chance, b.draw.between = lambda probability: True, lambda low, high: 2
+    _, second = _feeds(b, model, {"x": ["N", 3]})
+    assert second["x"].shape == (batch, 3)
 
 
 def test_a_function_of_the_name_of_a_norm_states_nothing() -> None:

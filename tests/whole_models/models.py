@@ -53,7 +53,7 @@ _STEPS = {
 
 
 # Where these are fed no elements, onnxruntime ends the process.
-_ENDS_ON_NOTHING = RECURRENT | {"CumSum"}
+_ENDS_ON_NOTHING = RECURRENT | {"CumSum", "Scan"}
 
 _TABLES = {
     "movement": MOVEMENTS,

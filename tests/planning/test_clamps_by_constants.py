@@ -297,3 +297,27 @@ def test_odd_values_of_a_hard_sigmoid(value):
     (a,), (b,) = run(model, {"x": x}), run(folded, {"x": x})
     known = np.isfinite(a)
     np.testing.assert_allclose(a[known], b[known], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(None, 4), ("N", 4, "H", "W")], ids=str)
+def test_a_hard_sigmoid_of_dynamic_sizes(shape):
+    net = Net(shape)
+    y = net.gemm("x", 4) if len(shape) == 2 else net.conv("x", 4)
+    folded, _ = fold_checked(
+        net.model(net.op("Sigmoid", net.bn(net.op("HardSigmoid", y)))), options=FREE
+    )
+    assert ops(folded)[1:] == ["Max", "Min", "Sigmoid"]
+
+
+def test_a_hard_sigmoid_that_others_read():
+    """A layer takes what comes out; a gate has to keep its values."""
+    net = Net(IMAGE)
+    y = net.op("HardSigmoid", net.conv("x", 4))
+    outputs = net.op("Sigmoid", net.bn(y)), net.conv(y, 2)
+    folded, _ = fold_checked(net.model(*outputs), options=FREE)
+    assert ops(folded) == ["Conv", "Max", "Min", "Sigmoid", "Conv"]
+    model = net.model(outputs[0], net.op("Tanh", y))
+    folded, report = onnx_bnfold.fold(model, FREE)
+    assert "HardSigmoid" in ops(folded)
+    assert report.kept[0].written_as == "mul-add"
+    assert_same_function(model, folded)

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from graphs import Net
 from onnx import TensorProto, helper, numpy_helper
-from support import assert_same_function, fold_checked, ops
+from support import assert_same_function, fold_checked, ops, parsed, tensor
 
 import onnx_bnfold
 from onnx_bnfold import Options
@@ -189,3 +189,30 @@ def test_constants_in_files_go_along(tmp_path):
     folded = onnx.load(target)
     assert ops(folded) == ["Conv", "Conv", "Sigmoid"]
     assert_same_function(onnx.load(source), folded)
+
+
+def test_an_if_of_a_function_that_is_inlined():
+    """What the call gives as its condition is a constant."""
+    model = parsed(
+        '<ir_version: 9, opset_import: ["": 17, "local": 1]>'
+        "g (float[N, 3, 4, 4] x) => (float[N, 3, 4, 4] y) {"
+        "flag = Constant <value = bool {1}> ()\n a = Conv(x, w)\n"
+        "r = local.part(a, s, b, m, v, w, flag)\n y = Sigmoid(r) }"
+        '<domain: "local", opset_import: ["": 17]> part (a, s, b, m, v, w, flag) => (r) {'
+        "n = BatchNormalization(a, s, b, m, v)\n h = Sigmoid(n)\n c = Conv(h, w)\n r = If (flag) <"
+        "then_branch = t () => (float[N, 3, 4, 4] k) { k = BatchNormalization(c, s, b, m, v) },"
+        "else_branch = e () => (float[N, 3, 4, 4] j) { j = Identity(c) }> }"
+    )
+    rng = np.random.default_rng(0)
+    for name in "wsbmv":
+        values = rng.uniform(0.5, 1.5, (3, 3, 1, 1) if name == "w" else 3)
+        model.graph.initializer.append(tensor(name, values.astype(np.float32)))
+    folded, report = fold_checked(model)
+    assert ops(folded) == ["Conv", "Sigmoid", "Conv", "Sigmoid"]
+    assert report.inlined_calls == 1
+
+
+def test_a_norm_in_a_branch_that_is_kept_by_its_name():
+    model = layer_and_branch(True)
+    folded, _ = fold_checked(model, kept=1, options=Options(keep=("n_t_",)))
+    assert ops(folded) == ["Conv", "If", "Sigmoid"]

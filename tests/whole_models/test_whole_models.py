@@ -442,17 +442,10 @@ def test_ranges_that_onnxruntime_cannot_measure_are_not_asked_for(saturate, is_m
     assert judge(case).kind is None
 
 
-@pytest.mark.parametrize(
-    ("op", "batch"),
-    [
-        ("Relu (x)", 0),
-        ("CumSum (x, k)", 2),
-        (
-            "Scan <num_scan_inputs = 1, body = b (float[3] p) => (float[3] q) { q = Relu (p) }> (x)",
-            2,
-        ),
-    ],
-)
+SCAN = "Scan <num_scan_inputs = 1, body = b (float[3] p) => (float[3] q) { q = Relu (p) }> (x)"
+
+
+@pytest.mark.parametrize(("op", "batch"), [("Relu (x)", 0), ("CumSum (x, k)", 2), (SCAN, 2)])
 def test_what_ends_onnxruntime_is_fed_no_empty_batch(op: str, batch: int) -> None:
     model = onnx.parser.parse_model(f"""
         <ir_version: 8, opset_import: ["" : 17]>

@@ -12,7 +12,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("onnx_bnfold", "tests", "tools", "docs", ".ci")
-FILES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "pyproject.toml")
+FILES = (
+    ".pre-commit-hooks.yaml",
+    "action.yml",
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "MANIFEST.in",
+    "pyproject.toml",
+)
 
 pytestmark = pytest.mark.slow  # copies the sources and builds them
 

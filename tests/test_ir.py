@@ -1,5 +1,6 @@
 """The pass for onnx_ir."""
 
+import inspect
 import subprocess
 import sys
 
@@ -153,6 +154,15 @@ def test_options_are_those_of_a_model_in_memory():
         FoldBatchNormalization(Options(equalize=True, ranges="x.npz"))
     with pytest.raises(UsageError, match="options is 'int8'"):
         FoldBatchNormalization("int8")
+
+
+def test_what_is_public():
+    assert onnx_bnfold.ir.__all__ == ["FoldBatchNormalization"]
+    assert [*inspect.signature(FoldBatchNormalization).parameters] == ["options"]
+    fold = FoldBatchNormalization()
+    assert (fold.options, fold.report) == (Options(), None)
+    assert not fold.in_place
+    assert not fold.changes_input
 
 
 def test_without_onnx_ir_it_says_what_to_install():

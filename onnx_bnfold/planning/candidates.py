@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.options import Options
 from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.planning.kept import not_named
+from onnx_bnfold.planning.notes import require_unnoted
+from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.progress import progress
-from onnx_bnfold.reasons import Reason, Refused
+from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 # Reasons of an affine node whose operand is of unknown shape, or may be broadcast at some size.
 _MAY_BE_KNOWN = frozenset((Reason.AXES, Reason.UNKNOWN_SHAPE))
@@ -52,6 +57,33 @@ def _is_affine(state: GraphState, index: int) -> bool:
     return True
 
 
+def require_removable(
+    state: GraphState,
+    index: int,
+    limits: Limits,
+    excluded: Mapping[int, Refusal],
+    options: Options,
+) -> None:
+    """Refuse to try to remove a node that must stay, whatever its neighbours are.
+
+    Args:
+        state: the graph.
+        index: the node.
+        limits, excluded, options: see ``planner.plan_graph``.
+    """
+    view, is_bn = state.view(index), state.graph.ops[index] == batchnorm.OPERATOR
+    for left in (state.kept, excluded):
+        if index in left:
+            raise Refused.again(left[index])
+    if is_bn:
+        state.bn(index)
+    elif options.only:
+        raise Refused.again(not_named(state.graph, index))
+    require_unnoted(state.graph, index, limits)
+    if is_bn and view.constant(0) is not None:
+        raise Refused(Reason.OPAQUE, view.label, "its input is a constant; fold constants first")
+
+
 def is_direct(state: GraphState, index: int) -> bool:
     """Whether a BatchNormalization is the only reader of a layer, or of one that is direct."""
     graph = state.graph
@@ -63,6 +95,44 @@ def is_direct(state: GraphState, index: int) -> bool:
         if graph.ops[producer] != batchnorm.OPERATOR:
             return state.layer_or_none(producer) is not None
         index = producer
+
+
+def in_order(state: GraphState, bns: Iterable[int]) -> tuple[list[int], list[int]]:
+    """Return BNs in the order in which they are tried: those that are direct, and the others."""
+    direct, others = list[int](), list[int]()
+    for index in bns:
+        (direct if is_direct(state, index) else others).append(index)
+    if len(others) > 1:
+        others.sort(key=lambda i: -elements(state, i))
+    return direct, others
+
+
+def direct_fold(
+    state: GraphState, index: int, limits: Limits, options: Options
+) -> tuple[int, Affine] | None:
+    """Return the layer that takes a BN which alone reads it, with what it takes.
+
+    None if there is no such layer, or something else has changed there already.
+    """
+    graph = state.graph
+    x, y = graph.reads[index][0], graph.writes[index][0]
+    producer = graph.producer.get(x)
+    if producer is None or not graph.only_reader(x):
+        return None
+    if not state.are_untouched(x, y):
+        return None
+    layer = state.layer_or_none(producer)
+    if layer is None or layer.bias_slot is None:
+        return None
+    if options.keep_shared_weights and not graph.only_reader(layer.weight.name):
+        return None
+    try:
+        present = state.original_map(index)
+        layer.output_vectors(present)
+        limits.check_rounding(state, index)
+    except Refused:
+        return None
+    return producer, present
 
 
 def elements(state: GraphState, index: int) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import BiasPlace
 from onnx_bnfold.planning.graph_state import GraphState, Key
+from onnx_bnfold.planning.plan import Taken
+from onnx_bnfold.planning.record import Record
 from onnx_bnfold.planning.ways import Way, splits
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
@@ -34,19 +37,62 @@ def count_added(state: GraphState, changes: Mapping[Key, Affine]) -> int:
     return count
 
 
-def two_names(name: str) -> Refused:
-    """Return the refusal of a node both of whose sides keep their names."""
-    return Refused(
-        Reason.GRAPH_OUTPUT,
-        repr(name),
-        "the tensors on both sides keep their names, so the two cannot become one",
-    )
+def require_smaller(state: GraphState, index: int, changes: Mapping[Key, Affine]) -> None:
+    """Refuse to remove a node for as many new Adds, or a BatchNormalization for more than one."""
+    is_bn = state.graph.ops[index] == batchnorm.OPERATOR
+    if count_added(state, changes) > (1 if is_bn else 0):
+        raise Refused(
+            Reason.NOT_SMALLER,
+            state.view(index).label,
+            "its shift would need as many new Add nodes as it saves",
+        )
+
+
+def require_one_name(state: GraphState, index: int) -> None:
+    """Refuse to remove a node both of whose sides keep their names."""
+    x, y = state.sides(index)
+    if state.groups.has_fixed(x) and state.groups.has_fixed(y):
+        raise Refused(
+            Reason.GRAPH_OUTPUT,
+            repr(y),
+            "the tensors on both sides keep their names, so the two cannot become one",
+        )
 
 
 def why(tried: Sequence[tuple[str, Refusal]]) -> Refusal:
     """Return the refusal to report: the first, unless a search was given up and nothing is sure."""
     refusals = [refusal for _, refusal in tried]
     return next((r for r in refusals if r.reason is Reason.SEARCH_LIMIT), refusals[0])
+
+
+def gone(
+    state: GraphState,
+    index: int,
+    way: Way,
+    taken: Mapping[int, Taken],
+    cost: Sequence[int],
+    clamps: Iterable[int],
+) -> Record:
+    """Return the record of a node that goes.
+
+    Args:
+        state: the graph.
+        index: the node.
+        way: how it goes.
+        taken: what the constants of other nodes take of it.
+        cost: the Adds that it needs, and the elements that clamps read for it.
+        clamps: the nodes that get constants by it.
+    """
+    return Record(
+        state.place(index),
+        state.graph.ops[index] == batchnorm.OPERATOR,
+        way,
+        tuple([state.place(other) for other, each in taken.items() if each.scale]),
+        tuple([state.place(other) for other, each in taken.items() if each.shift]),
+        cost[0],
+        clamps=tuple(map(state.place, clamps)),
+        clamp_elements=cost[1],
+    )
 
 
 def absorbing(
@@ -70,8 +116,8 @@ def ways(state: GraphState, index: int) -> Iterator[tuple[Way, dict[Key, Affine]
     present = state.affine_of(index)
     if not present.is_finite:
         raise Refused(Reason.OVERFLOW, state.view(index).label, "its factor would overflow")
+    if present.is_identity:
+        require_one_name(state, index)
     x, y = state.sides(index)
-    if state.groups.has_fixed(x) and state.groups.has_fixed(y) and present.is_identity:
-        raise two_names(y)
     for way, upstream, downstream in splits(present):
         yield way, {x: upstream, y: downstream}

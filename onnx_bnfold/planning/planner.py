@@ -19,15 +19,21 @@ from typing import TYPE_CHECKING
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.options import Options
-from onnx_bnfold.planning.candidates import candidates, elements, is_direct, watched
+from onnx_bnfold.planning.candidates import (
+    candidates,
+    direct_fold,
+    in_order,
+    require_removable,
+    watched,
+)
 from onnx_bnfold.planning.graph_state import GraphState, Key
-from onnx_bnfold.planning.kept import not_named
-from onnx_bnfold.planning.notes import require_unnoted
 from onnx_bnfold.planning.outcomes import (
     absorbing,
     count_added,
     count_new_tensors,
-    two_names,
+    gone,
+    require_one_name,
+    require_smaller,
     ways,
     why,
 )
@@ -96,11 +102,8 @@ class _Planner:
         self.unsure.update(unknown)
         self.state.read_bns([i for i in bns if i not in self.excluded])
         usable = [i for i in bns if self._may_be_tried(i)]
-        direct = [i for i in usable if is_direct(self.state, i)]
+        direct, others = in_order(self.state, usable)
         self.state.read_maps(direct)
-        others = sorted(set(usable) - set(direct))
-        if len(others) > 1:
-            others.sort(key=lambda i: -elements(self.state, i))
         affine = [i for i in affine if i not in self.fused.members and self._may_be_tried(i)]
         queue = [*direct, *others, *affine]
         self._decide_all(queue)
@@ -177,21 +180,8 @@ class _Planner:
 
     def _may_be_tried(self, index: int) -> bool:
         """Whether nothing forbids to remove a node; what does is recorded."""
-        state, view = self.state, self.state.view(index)
-        is_bn = state.graph.ops[index] == batchnorm.OPERATOR
         try:
-            for left in (state.kept, self.excluded):
-                if index in left:
-                    raise Refused.again(left[index])
-            if is_bn:
-                state.bn(index)
-            elif self.options.only:
-                raise Refused.again(not_named(state.graph, index))
-            require_unnoted(state.graph, index, self.limits)
-            if is_bn and view.constant(0) is not None:
-                raise Refused(
-                    Reason.OPAQUE, view.label, "its input is a constant; fold constants first"
-                )
+            require_removable(self.state, index, self.limits, self.excluded, self.options)
         except Refused as refused:
             self._keep(index, refused.refusal)
             return False
@@ -256,27 +246,14 @@ class _Planner:
 
         No way is better than this one, which is found without a propagation.
         """
-        state, graph = self.state, self.state.graph
-        x, y = graph.reads[index][0], graph.writes[index][0]
-        producer = graph.producer.get(x)
-        if producer is None or not graph.only_reader(x):
+        found = direct_fold(self.state, index, self.limits, self.options)
+        if found is None:
             return False
-        if not state.are_untouched(x, y):
-            return False
-        layer = state.layer_or_none(producer)
-        if layer is None or layer.bias_slot is None:
-            return False
-        if self.options.keep_shared_weights and not graph.only_reader(layer.weight.name):
-            return False
-        try:
-            present = state.original_map(index)
-            layer.output_vectors(present)
-            self.limits.check_rounding(state, index)
-        except Refused:
-            return False
+        producer, present = found
         if present.is_identity:
             self._commit(index, Way.UPSTREAM, {}, (0, 0), ())
         else:
+            x = self.state.graph.reads[index][0]
             self._commit(index, Way.UPSTREAM, {x: present}, (0, 0), ((producer, present),))
         return True
 
@@ -296,21 +273,14 @@ class _Planner:
         require_totals(state, index, totals)
         if self.clamps is not None:
             self.clamps.require_cheap(index, changes)
-        x, y = state.sides(index)
-        if state.groups.has_fixed(x) and state.groups.has_fixed(y):
-            raise two_names(y)
+        require_one_name(state, index)
         if not is_bn:
             self.fused.require_whole(changes)
         if not is_bn or self.options.keep_shared_weights:
             self.shared.require_cheap(index, changes, asked)
         if not is_bn:
             self.shared.require_stored(index, changes)
-        if count_added(state, changes) > (1 if is_bn else 0):
-            raise Refused(
-                Reason.NOT_SMALLER,
-                state.view(index).label,
-                "its shift would need as many new Add nodes as it saves",
-            )
+        require_smaller(state, index, changes)
 
     def _commit(
         self,
@@ -333,18 +303,5 @@ class _Planner:
             self.kept_affine.pop(origin, None)
             near = (index for key in changes for index in state.neighbours(key))
             self._moved.update(dict.fromkeys((origin, *near), len(state.removed)))
-        scale_to, shift_to = list[str](), list[str]()
-        for index in sorted({index for index, _ in takers}):
-            name, taken = state.place(index), self.touched[index][origin]
-            scale_to += [name] if taken.scale else []
-            shift_to += [name] if taken.shift else []
-        self.records[origin] = Record(
-            state.place(origin),
-            state.graph.ops[origin] == batchnorm.OPERATOR,
-            way,
-            tuple(scale_to),
-            tuple(shift_to),
-            cost[0],
-            clamps=tuple(map(state.place, clamps)),
-            clamp_elements=cost[1],
-        )
+        taken = {i: self.touched[i][origin] for i in sorted({index for index, _ in takers})}
+        self.records[origin] = gone(state, origin, way, taken, cost, clamps)

@@ -102,5 +102,6 @@ def report_of(
     return Report(
         records_of(pipeline), before, after, pipeline.equalized, rescaled, *sizes,
         sum(map(copied_bytes, pipeline.rounds)), pipeline.inlined, kept_affine_of(pipeline),
-        pipeline.int8_loss(rescaled), Origin(source, pipeline.options, base_dir, target),
+        pipeline.int8_loss(rescaled), pipeline.open_choices,
+        Origin(source, pipeline.options, base_dir, target),
     )  # fmt: skip

@@ -109,6 +109,8 @@ class Report:
             BatchNormalization) that a fold was tried for and that stays, in order.
         int8_loss: what the new ranges of ``rescaled`` are expected to cost a model that is
             quantised to int8 afterwards, in dB; None if nothing worth saying.
+        open_choices: how many more BatchNormalizations could go at most if others stayed; 0 unless
+            too many compete for all choices to be searched.
         origin: what it is of, for ``save``; not kept where the report is pickled, unless it is a
             file.
     """
@@ -125,6 +127,7 @@ class Report:
     inlined_calls: int = 0
     kept_affine: tuple[Record, ...] = ()
     int8_loss: float | None = None
+    open_choices: int = 0
     origin: Origin | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
@@ -189,6 +192,8 @@ class Report:
         parts = ["there is no BatchNormalization in this model"]
         if self.norms:
             parts = [f"{len(self.folded)} of {len(self.norms)} BatchNormalization folded"]
+        if self.open_choices:
+            parts.append(f"at most {self.open_choices} more by another choice")
         if affine:
             parts.append(f"{_counted(affine, 'affine node')} folded")
         if self.kept_affine:

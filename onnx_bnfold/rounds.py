@@ -88,6 +88,11 @@ class Rounds:
         return sum(fates) + len(self.merged), len(fates) - sum(fates)
 
     @property
+    def open_choices(self) -> int:
+        """How many more BatchNormalizations could go at most if others stayed."""
+        return sum(plan.open_choices for plan in chain.from_iterable(self.rounds))
+
+    @property
     def equalized(self) -> tuple[str, ...]:
         """The tensors whose channels are made alike by the present plan."""
         plans = chain.from_iterable(self.rounds)

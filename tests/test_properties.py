@@ -20,6 +20,7 @@ from support import all_nodes, assert_same_function
 
 import onnx_bnfold
 from onnx_bnfold import Options, api
+from onnx_bnfold.planning import competition
 from onnx_bnfold.storage import skeleton
 from onnx_bnfold.storage.external import set_external_range
 
@@ -145,22 +146,79 @@ def test_every_option_is_exact(way, choose):
     assert len(all_nodes(folded)) == report.nodes_after
 
 
-# Largest share of the BNs that a search over all subsets may remove and the fold does not.
-MISSED = 0.01
+# Graphs of which the fold leaves a BN more than it has to, by no choice between BNs.
+LEFT = {
+    1259: "a residual loop whose shifts have to be solved together",
+    1980: "an Add behind a Split one of whose parts is taken as unchanged",
+    2029: "two sums in a row that are asked in the order that does not work",
+    2058: "channels of one BN that have to go different ways",
+}
+# A negative scale passes a PRelu by another slope, of which the search knows nothing.
+BEYOND_THE_SEARCH = {1565}
 
 
-def test_no_larger_set_of_bns_can_go():
+@pytest.mark.parametrize(
+    "seeds", [range(100), pytest.param(range(100, 3000), marks=pytest.mark.slow)], ids=str
+)
+def test_no_larger_set_of_bns_can_go(seeds):
     """Against a search over all subsets, on graphs of at most six BNs."""
-    removed, best = 0, 0
-    for seed in range(100):
+    left = set[int]()
+    for seed in seeds:
         model = random_model(random.Random(seed), steps=14, max_norms=6, generic=True)
+        gone = names_of_folded(onnx_bnfold.plan(model))
+        if seed not in BEYOND_THE_SEARCH:
+            assert can_go(model, gone), f"seed {seed}: these cannot all go: {gone}"
+        if larger_set(model, len(gone)) is not None:
+            left.add(seed)
+    assert left == LEFT.keys() & {*seeds}
+
+
+def names_of_folded(report: onnx_bnfold.Report) -> list[str]:
+    return [r.name.split("'")[1] for r in report.folded]
+
+
+def competing_bns(choose: random.Random):
+    """Up to six BNs that read the same few tensors, alone or several in a row."""
+    net = Net(("N", 3, 1, 1), seed=choose.randrange(1000))
+    convs = [net.conv("x", choose.choice([2, 3])) for _ in range(choose.choice([2, 3, 4]))]
+    outputs = []
+    for _ in range(choose.choice([3, 4, 6])):
+        read = choose.sample(convs, choose.choice([1, 2, min(3, len(convs))]))
+        t = net.op("Concat", *read, axis=1) if len(read) > 1 else read[0]
+        t = net.bn(t, signs=choose.choice(["positive", "mixed"]), shift=choose.random() < 0.8)
+        kind = choose.choice(["output", "relu", "relu", "layer"])
+        if kind != "output":
+            t = net.conv(net.relu(t) if kind == "relu" else t, 2)
+        outputs.append(t)
+    return net.model(*outputs)
+
+
+@pytest.mark.parametrize("most", [12, 3])
+@given(choices)
+@settings(quick, max_examples=40)
+def test_of_bns_that_compete_as_many_go_as_can(most, choose):
+    """If not all choices are searched, the bound that is told is true."""
+    model = competing_bns(choose)
+    note(sketch(model))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(competition, "MOST_COMPETING", most)
         report = onnx_bnfold.plan(model)
-        gone = [r.name.split("'")[1] for r in report.folded]
-        assert can_go(model, gone), f"seed {seed}: these cannot all go: {gone}"
-        more = larger_set(model, len(gone))
-        removed += len(gone)
-        best += len(more or gone)
-    assert removed >= (1 - MISSED) * best, f"{removed} of {best}"
+    gone = names_of_folded(report)
+    assert can_go(model, gone)
+    best = len(larger_set(model, len(gone)) or gone)
+    assert best <= len(gone) + report.open_choices
+    if most == 12:
+        assert not report.open_choices
+
+
+@given(choices)
+@settings(quick, max_examples=60)
+def test_second_fold_of_bns_that_compete_changes_nothing(choose):
+    model = competing_bns(choose)
+    note(sketch(model))
+    folded, _ = onnx_bnfold.fold(model)
+    assert_same_function(model, folded, tolerance=TOLERANCE)
+    assert_second_fold_changes_nothing(model, Options())
 
 
 SMALL_NETWORKS = [p for p in networks if p.id not in ("preactivation-blocks", "repvgg-blocks")]
@@ -171,7 +229,7 @@ def test_no_larger_set_of_bns_can_go_from_a_network(case):
     net = Net(case.shape, opset=case.opset)
     outputs = case.build(net)
     model = net.model(*([outputs] if isinstance(outputs, str) else outputs))
-    gone = [r.name.split("'")[1] for r in onnx_bnfold.plan(model).folded]
+    gone = names_of_folded(onnx_bnfold.plan(model))
     assert can_go(model, gone)
     assert larger_set(model, len(gone)) is None
 

@@ -97,6 +97,11 @@ class Clamps:
         return frozenset(found)
 
     @property
+    def movable(self) -> Set[int]:
+        """All of them."""
+        return self._between.keys()
+
+    @property
     def written(self) -> frozenset[int]:
         """Those that are written with constants by now."""
         return frozenset(index for index in self._between if written(self._state, index))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from types import MappingProxyType
 
 from onnx_bnfold.model.constants import Constants
@@ -60,6 +61,15 @@ class GraphState(GraphNodes):
         self._ports: dict[int, tuple[int, ...]] = {}
         self._keys: dict[int, tuple[tuple[int, Key], ...]] = {}
         self._neighbours: dict[str, tuple[int, ...]] = {}
+
+    def copy(self) -> GraphState:
+        """Return a state of its own that is as this one is now; what the nodes are is shared."""
+        new = copy(self)
+        new.total, new.removed, new.sizes = dict(self.total), set(self.removed), dict(self.sizes)
+        new.groups = self.groups.copy()
+        new._ports, new._keys = dict(self._ports), dict(self._keys)
+        new._neighbours = dict(self._neighbours)
+        return new
 
     def change(self, key: Key, rank: int) -> Affine:
         """Return the change decided so far for a key."""

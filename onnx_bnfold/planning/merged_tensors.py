@@ -23,6 +23,12 @@ class Groups:
         self._parents: dict[str, str] = {}
         self._members: dict[str, list[str]] = {}
 
+    def copy(self) -> Groups:
+        """Return groups of their own that are as these are now."""
+        new = Groups(self._graph, self._named)
+        new._parents, new._members = dict(self._parents), dict(self._members)
+        return new
+
     def root(self, name: str) -> str:
         """Return the name that stands for the whole group of a tensor."""
         while name in self._parents:

@@ -89,6 +89,8 @@ class GraphPlan:
         left: nodes that stay for good, and what for (``notes``).
         kept_affine: of each affine node that was tried and stays, in node order.
         restated: nodes that stand for BatchNormalizations, and what those were.
+        open_choices: how many more BatchNormalizations could go at most if others stayed
+            (``competition``).
     """
 
     state: GraphState
@@ -103,6 +105,7 @@ class GraphPlan:
     left: dict[int, list[str]] = field(default_factory=dict)
     kept_affine: dict[int, Record] = field(default_factory=dict)
     restated: dict[int, Restated] = field(default_factory=dict)
+    open_choices: int = 0
 
     @property
     def changed(self) -> set[int]:

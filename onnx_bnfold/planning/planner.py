@@ -7,12 +7,13 @@ no model. A node is removed by making its two sides the same tensor: its input b
 
 A BatchNormalization that stays absorbs any change, one that is gone absorbs none, so what can be
 removed together depends on the order: those right behind their layer go first (they take nothing
-from anybody), then those with the most elements, so that most work is saved.
+from anybody), then those with the most elements, so that most work is saved; if one stays for
+others that have gone, in an order by which more go, if there is one (``competition``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -70,10 +71,14 @@ def plan_graph(
     Returns:
         The plan; its state holds the changes.
     """
-    planner = _Planner(state, limits, excluded, options)
+    start = state.copy()
+    planner, open_choices = _Planner(state, limits, excluded, options), 0
     planner.run()
-    plan = GraphPlan(state, limits, dict(sorted(planner.records.items())), planner.touched)
+    if planner.competing:
+        planner, open_choices = planner.better(start)
+    plan = GraphPlan(planner.state, limits, dict(sorted(planner.records.items())), planner.touched)
     plan.doubtful, plan.unsure = planner.doubtful | excluded, planner.unsure
+    plan.open_choices = open_choices
     plan.kept_affine = dict(sorted(planner.kept_affine.items()))
     return plan
 
@@ -92,22 +97,59 @@ class _Planner:
         self.doubtful: dict[int, Refusal] = {}
         self.unsure: set[int] = set()
         self.clamps: Clamps | None = None
+        self._bns: list[int] = []  # that may go, in the order in which they are tried
+        self._direct: set[int] = set()  # those that went into a layer, and were in nobody's way
         # For each node that stayed when it was tried: when that was, counted in removals, and the
         # nodes that were asked. For each node: at which removal something last changed there.
         self._tried: dict[int, tuple[int, set[int]]] = {}
         self._moved: dict[int, int] = {}
 
-    def run(self) -> None:
+    def run(self, order: Sequence[int] | None = None) -> None:
+        """Decide on all nodes; in a given order on those BatchNormalizations that may go."""
         bns, affine, unknown = candidates(self.state)
         self.unsure.update(unknown)
         self.state.read_bns([i for i in bns if i not in self.excluded])
         usable = [i for i in bns if self._may_be_tried(i)]
         direct, others = in_order(self.state, usable)
         self.state.read_maps(direct)
+        self._bns = [*direct, *others] if order is None else [*order]
         affine = [i for i in affine if i not in self.fused.members and self._may_be_tried(i)]
-        queue = [*direct, *others, *affine]
+        queue = [*self._bns, *affine]
         self._decide_all(queue)
         self._decide_with_clamps(queue)
+
+    @property
+    def gone(self) -> list[int]:
+        """The BatchNormalizations that go, in the order in which they are tried."""
+        return [i for i in self._bns if i in self.state.removed]
+
+    @property
+    def competing(self) -> dict[int, Set[int]]:
+        """Those that stay and met others that go, each with the nodes that were asked."""
+        stay = [(i, self._tried[i][1]) for i in self._bns if i in self._tried]
+        rivals = {*self.gone} - self._direct if stay else set()
+        return {i: asked for i, asked in stay if not asked.isdisjoint(rivals)}
+
+    def better(self, start: GraphState) -> tuple[_Planner, int]:
+        """Return who decides best on a graph with nothing decided, and how many more may go."""
+        from onnx_bnfold.planning.competition import Chooser, Plan  # few plain folds ask
+
+        passed = frozenset[int]() if self.clamps is None else self.clamps.movable
+        plan = Plan(self.gone, self.competing, {*self.gone} - self._direct, passed)
+        first, most = Chooser(start, plan, self._attempt).choose()
+        best, other = self, self._again(start)
+        if first:
+            other.run(sorted(self._bns, key=lambda i: i not in self._direct | first))
+            best = max(self, other, key=lambda planner: len(planner.gone))
+        return best, max(most - len(best.gone), 0)
+
+    def _attempt(self, state: GraphState, index: int) -> Set[int]:
+        trial = self._again(state)
+        trial._decide(index)
+        return trial.touched.keys() if index in state.removed else trial._tried[index][1]
+
+    def _again(self, state: GraphState) -> _Planner:
+        return _Planner(state, self.limits, self.excluded, self.options)
 
     def _decide_all(self, queue: Sequence[int]) -> None:
         while queue:
@@ -250,6 +292,7 @@ class _Planner:
         if found is None:
             return False
         producer, present = found
+        self._direct.add(index)
         if present.is_identity:
             self._commit(index, Way.UPSTREAM, {}, (0, 0), ())
         else:

@@ -57,6 +57,7 @@ class FoldReport:
         bytes_after: length of the files of ``result``; None for a dry run.
         copied_bytes: bytes of weights that were copied because several nodes read them.
         inlined_calls: number of calls of local functions that were inlined.
+        open_choices: how many more BatchNormalizations could go at most if others stayed.
         written: whether the folded model was written; False if a gate did not hold.
         input_shapes: name → shape that the figures are counted for; None for an unknown size.
         before, after: figures of the model.
@@ -80,6 +81,7 @@ class FoldReport:
     bytes_after: int | None
     copied_bytes: int
     inlined_calls: int
+    open_choices: int
     written: bool
     input_shapes: dict[str, tuple[int | None, ...]]
     before: Figures
@@ -138,6 +140,7 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
         bytes_after=None if result is None else _length(result),
         copied_bytes=sum(map(copied_bytes, pipeline.rounds)),
         inlined_calls=pipeline.inlined,
+        open_choices=pipeline.open_choices,
         written=False,
         input_shapes=input_shapes(outcome.original, sizes),
         before=figures_of(outcome.original, pipeline.read, sizes),

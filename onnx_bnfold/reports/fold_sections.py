@@ -76,6 +76,10 @@ def _summary(data: Data) -> Element:
         number = data["inlined_calls"]
         text = f"Calls of local functions that were inlined: {number}."
         parts.append(el("p", text, class_="note"))
+    if data["open_choices"]:
+        text = "Too many BatchNormalizations compete to search all choices among them: at most "
+        text += f"{data['open_choices']} more could go if others stayed."
+        parts.append(el("p", text, class_="note"))
     unknown = dict.fromkeys(data[when]["unknown"] for when in ("before", "after"))
     parts += [el("p", f"Not counted: {text}.", class_="note") for text in unknown if text]
     if data["batch_normalizations"]:

@@ -1,8 +1,9 @@
 """What a record says of its node: operator, place in the model as it was given, bytes."""
 
+import numpy as np
 import onnx
 import pytest
-from support import bn, constant_operand, conv, join, model_of, node
+from support import Parts, bn, constant_operand, conv, join, model_of, node, tensor
 
 import onnx_bnfold
 from onnx_bnfold import Options, Way
@@ -75,18 +76,27 @@ def test_what_is_written_otherwise(form, rng):
     assert (record.operator, record.index, record.bytes) == ("BatchNormalization", 1, 48)
 
 
-def test_half_of_what_is_written_otherwise(rng):
-    """The Mul and the Add of a BatchNormalization are no nodes of the model that was given."""
+def test_the_mul_of_what_is_written_otherwise(rng):
+    """It is no node of the model that was given."""
     model = made(
         node("Sigmoid", ["x"], ["s"]),
         bn("s", "b", 3, rng),
         node("Relu", ["b"], ["r"]),
         conv("r", "y", (4, 3, 3, 3), rng, pads=[1, 1, 1, 1]),
     )
-    first, second = places(onnx_bnfold.fold(model, Options(bn_free=True))[1])
-    assert first == ("BatchNormalization", 1, 48)
-    assert second[0] in ("Mul", "Add")
-    assert second[1:] == (None, None)
+    report = onnx_bnfold.fold(model, Options(bn_free=True))[1]
+    assert places(report) == [("BatchNormalization", 1, 48), ("Mul", None, None)]
+
+
+def test_the_add_of_what_is_written_otherwise(rng):
+    """It writes the tensor that the BatchNormalization wrote."""
+    normalization = node("InstanceNormalization", ["b", "iw", "ib"], ["y"])
+    values = [tensor(name, np.ones(3, np.float32)) for name in ("iw", "ib")]
+    model = made(
+        node("Sigmoid", ["x"], ["s"]), bn("s", "b", 3, rng), Parts(normalization.nodes, values)
+    )
+    report = onnx_bnfold.fold(model, Options(standalone="mul-add"))[1]
+    assert places(report) == [("BatchNormalization", 1, 48), ("Add", None, None)]
 
 
 def test_a_body_has_its_own_count(rng):

@@ -29,9 +29,8 @@ def record(nodes: Sequence[NodeProto], plan: GraphPlan) -> None:
         found.setdefault(index, []).extend(_taken(nodes, plan, labels, index, set()))
     for index, said in _bounded(plan, labels):
         found.setdefault(index, []).append(said)
-    for index, phrases in found.items():
-        if index not in plan.state.removed:
-            add(nodes[index], phrases)
+    for index, phrases in found.items():  # those that go take theirs along
+        add(nodes[index], phrases)
 
 
 def add(node: NodeProto, phrases: Iterable[str]) -> None:

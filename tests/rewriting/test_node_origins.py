@@ -189,6 +189,28 @@ def test_a_second_fold_changes_no_byte_and_one_that_goes_on_adds(rng):
     ]
 
 
+def test_what_a_node_says_goes_on_with_it(rng):
+    """An earlier fold has put something into a node that now goes itself."""
+    model = made(conv_bn(rng))
+    model.graph.node[1].metadata_props.add(key=KEY, value="scale of Mul 'm'")
+    folded, _ = fold_checked(model)
+    assert said(folded) == {
+        "n_c": ["scale and shift of BatchNormalization 'n_b'", "scale of Mul 'm'"]
+    }
+
+
+def test_what_merged_branches_say_goes_on(rng):
+    parts = join(
+        conv("x", "a", (3, 3, 3, 3), rng, pads=[1, 1, 1, 1]),
+        conv("x", "b", (3, 3, 1, 1), rng),
+        node("Add", ["a", "b"], ["y"]),
+    )
+    model = made(parts)
+    model.graph.node[1].metadata_props.add(key=KEY, value="scale of Mul 'm'")
+    folded, _ = fold_checked(model, options=Options(merge_branches=True))
+    assert said(folded) == {"n_a": ["scale of Mul 'm'"]}
+
+
 def test_what_others_have_recorded_stays(rng):
     model = made(conv_bn(rng))
     model.graph.node[0].metadata_props.add(key="other", value="text")

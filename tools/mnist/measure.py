@@ -11,9 +11,10 @@ import onnx
 from onnx import numpy_helper
 
 from onnx_bnfold.check import CheckOptions, CheckResult, check
-from onnx_bnfold.check.models import ModelSource, open_model
+from onnx_bnfold.check.models import open_model
 from onnx_bnfold.check.sessions import Session
 from onnx_bnfold.errors import ModelError
+from onnx_bnfold.given import ModelLike
 from onnx_bnfold.progress import progress
 from tools.mnist.data import Bytes
 
@@ -38,7 +39,7 @@ class Comparison:
     max_relative: float
 
 
-def logits(model: ModelSource, images: Bytes, label: str = "model") -> Floats:
+def logits(model: ModelLike, images: Bytes, label: str = "model") -> Floats:
     """Evaluate a network.
 
     Args:

@@ -19,7 +19,7 @@ from random_graphs import random_model, sketch
 from support import all_nodes, assert_same_function
 
 import onnx_bnfold
-from onnx_bnfold import Options, api
+from onnx_bnfold import Options
 from onnx_bnfold.planning import competition
 from onnx_bnfold.storage import skeleton
 from onnx_bnfold.storage.external import set_external_range
@@ -265,7 +265,7 @@ def test_a_file_is_folded_as_a_model_in_memory_is(choose, block, external):
     note(sketch(model))
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr("onnx_bnfold.rewriting.blocked_products.BLOCK", block)  # elements
-        patch.setattr(api, "_MOST_AT_ONCE", 0)
+        patch.setattr("onnx_bnfold.applying.MOST_AT_ONCE", 0)
         patch.setattr(skeleton, "SMALL", 64)  # bytes; shapes are smaller
         source, target = Path(folder, "m.onnx"), Path(folder, "f.onnx")
         outside = random.Random(block)

@@ -674,7 +674,6 @@ def test_trap(case: Case):
     [
         ("ReduceProd", {"axes": [2, 3]}),
         ("LpNormalization", {}),
-        ("GlobalLpPool", {}),
         ("LRN", {"size": 3}),
         ("Softmax", {"axis": 1}),
         ("LogSoftmax", {"axis": 1}),

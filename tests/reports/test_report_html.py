@@ -82,6 +82,13 @@ def test_a_loss_in_int8_is_told(tmp_path, rng):
     assert "int8" not in Page(page(replace(report, int8_loss=None).to_dict())).text
 
 
+def test_what_another_choice_could_fold_is_told(tmp_path, rng):
+    report = report_of(half(rng), tmp_path)
+    said = "compete to search all choices among them: at most 3 more could go if others stayed."
+    assert said in Page(page(replace(report, open_choices=3).to_dict())).text
+    assert "compete" not in Page(page(report.to_dict())).text
+
+
 # --- names are text -------------------------------------------------------------------------
 
 

@@ -89,9 +89,10 @@ def opened(model: ModelLike, base_dir: PathLike | None = None) -> Iterator[Given
         message = model if isinstance(model, ModelProto) else _parsed(model)
         yield Given(message, partial(read_tensor, base_dir=base_dir), is_open=False)
     else:
+        found = _ir_model(model)
         from onnx_bnfold import ir_messages  # whoever has such a model has onnx_ir loaded
 
-        message, held = ir_messages.message_of(_ir_model(model))
+        message, held = ir_messages.message_of(found)
         yield Given(message, partial(ir_messages.read, held), is_open=True)
 
 

@@ -135,6 +135,12 @@ def test_anything_else(given, model):
             call(given)
 
 
+def test_anything_else_where_onnx_ir_is_not_installed():
+    code = "import sys; sys.modules['onnx_ir'] = None; import onnx_bnfold; onnx_bnfold.fold(3)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "UsageError: the model is of type int" in done.stderr.splitlines()[-1]
+
+
 def test_ranges_are_measured_on_a_file_alone(model, tmp_path, rng):
     np.savez(tmp_path / "x.npz", x=rng.standard_normal((2, 3, 8, 8)).astype(np.float32))
     options = Options(equalize=True, ranges=str(tmp_path / "x.npz"))

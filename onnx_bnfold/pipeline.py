@@ -68,7 +68,7 @@ class Pipeline(Attempts):
         self.unmatched = unmatched(self._graphs, options)
         self.original = self.unmerged = self.model
         self._may_inline = bool(self.model.functions)
-        self._is_flat = False
+        self._is_flat = self._may_resolve = False
         self.nodes_before = sum(len(graph.nodes) for graph in self._graphs)
         self._prepare()
 
@@ -88,10 +88,12 @@ class Pipeline(Attempts):
 
     def _resolve(self) -> None:
         """Go on with branches instead of Ifs of constant conditions, where a BN goes by that."""
-        from onnx_bnfold.rewriting.constant_ifs import resolved
+        from onnx_bnfold.rewriting.constant_ifs import any_known, resolved
 
         tried = partial(planned_as_it_is, source=self._source, options=self.options)
-        if self._go_on_with(resolved(self.model, self._states(), lambda m: tried(m).plans)):
+        states = self._states()
+        self._may_resolve = any_known(states)
+        if self._go_on_with(resolved(self.model, states, self._limits, lambda m: tried(m).plans)):
             self.unmerged = self.model
 
     def _merge(self) -> None:
@@ -152,6 +154,8 @@ class Pipeline(Attempts):
             copy, pending, ranges = self._result()
             source = self._source.with_computed({n: new.compute for n, new in pending.items()})
             again = Pipeline(copy, source.read, self.options, ranges, source.open)
+            if settle.leave_branches(self.plans, again.resolved):
+                continue
             again._may_inline = self._may_inline_more
             again._plan_once()
             if again.inlined:
@@ -170,7 +174,8 @@ class Pipeline(Attempts):
         options = self.options
         if options.equalize or options.merge_branches or options.forms:
             return True
-        return self._may_inline_more or any(plan.is_open for plan in self.plans)
+        is_open = self._may_inline_more or any(plan.is_open for plan in self.plans)
+        return is_open or (self._may_resolve and self.counts[1] > 0)
 
     @property
     def _may_inline_more(self) -> bool:
@@ -284,36 +289,33 @@ class Pipeline(Attempts):
     def _restate_as(self, form: Standalone) -> bool:
         from onnx_bnfold.rewriting import standalone
 
-        excluded = self._excluded.keys()
         return self._go_on_with(
-            standalone.restated(self._copy, self.plans, form, self._limits, excluded)
+            standalone.restated(self._copy, self.plans, form, self._limits, self._excluded.keys())
         )
 
     def _go_on_with(self, copied: Copied | None) -> bool:
         if copied is None:
             return False
-        moved = copied.moved
-        if moved:
+        if moved := copied.moved:
             self._excluded = {(p, moved[p, n]): r for (p, n), r in self._excluded.items()}
             self._restated = {(p, moved[p, n]): was for (p, n), was in self._restated.items()}
         self._restated = copied.restated | self._restated
         self._unread |= copied.unread
+        self.resolved += copied.resolved
         self.model = copied.model
         self._index()
         return True
 
     def _equalize(self, position: int, plan: GraphPlan) -> None:
         from onnx_bnfold.planning.equalize import equalize
-        from onnx_bnfold.planning.value_ranges import from_statistics, unmeasured
+        from onnx_bnfold.planning.value_ranges import from_statistics
 
         if self._ranges is None:
             ranges: Ranges = from_statistics(plan.state)
         else:
             ranges = self._ranges if position == 0 else {}
         excluded = frozenset(root for p, root in self._unequal if p == position)
-        equalize(plan, ranges, self._limits, excluded)
-        if self._ranges is not None and position == 0:
-            plan.free += unmeasured(plan.state, self._ranges)
+        equalize(plan, ranges, self._limits, excluded, measured=ranges is self._ranges)
 
     def planned(self) -> Sequence[GraphPlan]:
         """Plan until every new constant fits its type."""

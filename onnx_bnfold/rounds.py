@@ -26,6 +26,7 @@ class Rounds:
         origins: tells where the nodes of each round came from, if there is more than one.
         merges: number of branches that were merged.
         inlined: number of calls of local functions that were inlined.
+        resolved: the Ifs that a branch stands for; see ``Copied``.
         verdicts: (path of a graph, output of a BatchNormalization that stays there) → what is in
             its way beyond the border of a function.
     """
@@ -37,6 +38,7 @@ class Rounds:
         self.origins: Origins | None = None
         self.merges = 0
         self.inlined = 0
+        self.resolved: tuple[tuple[int, str], ...] = ()
         self.verdicts: Mapping[tuple[str, str], Record] = {}
 
     @property

@@ -39,7 +39,7 @@ from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.propagation import propagate
 from onnx_bnfold.planning.totals import Totals, commit, require_totals
-from onnx_bnfold.planning.value_ranges import Range, Ranges
+from onnx_bnfold.planning.value_ranges import Range, Ranges, unmeasured
 from onnx_bnfold.reasons import Refused
 
 _ALPHAS = np.linspace(0, 1, 21)
@@ -142,7 +142,14 @@ class _Group:
         return candidates[best] if noises[best] < _WORTHWHILE * noises[0] else None
 
 
-def equalize(plan: GraphPlan, ranges: Ranges, limits: Limits, excluded: frozenset[str]) -> None:
+def equalize(
+    plan: GraphPlan,
+    ranges: Ranges,
+    limits: Limits,
+    excluded: frozenset[str],
+    *,
+    measured: bool = False,
+) -> None:
     """Choose the free factors of a planned graph.
 
     Args:
@@ -150,6 +157,7 @@ def equalize(plan: GraphPlan, ranges: Ranges, limits: Limits, excluded: frozense
         ranges: of the graph's tensors before any change.
         limits: bounds the changes.
         excluded: roots of groups that must stay as they are.
+        measured: whether the ranges are those that inputs have shown.
     """
     state = plan.state
     present = dict(_present(state, ranges))
@@ -177,6 +185,8 @@ def equalize(plan: GraphPlan, ranges: Ranges, limits: Limits, excluded: frozense
         commit(state, changes)
         for index in _absorbing(state, changes):
             plan.equalized.setdefault(index, []).append(root)
+    if measured:
+        plan.free += unmeasured(state, ranges)
     plan.equal_scales = {
         index
         for index, node in enumerate(state.graph.nodes)

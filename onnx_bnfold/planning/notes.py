@@ -16,7 +16,7 @@ from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Reason, Refused
 
 # What a note is for beside the ``Reason`` that a node stays for.
-EQUALIZE, STANDALONE = "equalize", "standalone"
+BRANCH, EQUALIZE, STANDALONE = "branch", "equalize", "standalone"
 _START = "onnx_bnfold: left for"
 _SENTENCE = (
     "the fold that has made this model left it for this reason, which the model does not show any "
@@ -29,7 +29,7 @@ def note(node: NodeProto, why: str, limits: Limits) -> None:
 
     Args:
         node: gets the note in its ``doc_string``.
-        why: the value of a ``Reason``, ``EQUALIZE`` or ``STANDALONE``.
+        why: the value of a ``Reason``, or one of those above.
         limits: of the fold; others may judge otherwise.
     """
     append(node, f"{_START} {why} {_end(limits)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from onnx_bnfold.model.graph import Graph
-from onnx_bnfold.planning.notes import EQUALIZE, STANDALONE
+from onnx_bnfold.planning.notes import BRANCH, EQUALIZE, STANDALONE
 from onnx_bnfold.planning.plan import GraphPlan, Place, Restated
 from onnx_bnfold.reasons import Reason
 
@@ -92,6 +92,27 @@ def leave(
         index = survivor(plans[position], was.output)
         if index is not None:
             left.append((position, index, STANDALONE))
+    return _noted(plans, left)
+
+
+def leave_branches(plans: Sequence[GraphPlan], resolved: Iterable[tuple[int, str]]) -> bool:
+    """Let a plan leave for good the Ifs that another fold would replace by a branch.
+
+    The branch that is never run held BatchNormalizations, which have gone.
+
+    Args:
+        plans: the plan; gets the notes.
+        resolved: what the plan of its result has replaced; see ``Copied``.
+
+    Returns:
+        Whether there is anything new to note.
+    """
+    here = ((position, survivor(plans[position], name)) for position, name in resolved)
+    return _noted(plans, [(p, index, BRANCH) for p, index in here if index is not None])
+
+
+def _noted(plans: Sequence[GraphPlan], left: Iterable[Found]) -> bool:
+    """Note what is left; return whether any of it is new."""
     is_new = False
     for position, index, why in left:
         known = plans[position].left.setdefault(index, [])

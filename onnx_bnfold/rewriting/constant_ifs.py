@@ -14,7 +14,9 @@ from onnx import GraphProto, ModelProto, NodeProto, helper
 from onnx_bnfold.model.graph import Body, Graph, counterparts, named_subgraphs, subgraphs
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.planning.notes import BRANCH, is_noted
 from onnx_bnfold.planning.plan import GraphPlan, Place
+from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.rewriting.fresh_names import Names
 from onnx_bnfold.rewriting.function_nodes import defined, describe, rename, renamed
@@ -27,16 +29,20 @@ Plans = Sequence[GraphPlan]
 
 
 def resolved(
-    model: ModelProto, states: Sequence[GraphState], trial: Callable[[ModelProto], Plans]
+    model: ModelProto,
+    states: Sequence[GraphState],
+    limits: Limits,
+    trial: Callable[[ModelProto], Plans],
 ) -> Copied | None:
     """Return a model in which branches stand for those Ifs by which more goes, None if none does.
 
     Args:
         model: the model; it is not changed.
         states: of its graphs, nothing decided.
+        limits: of the fold; an earlier one with the same may have left an If.
         trial: plans a model.
     """
-    taken = dict(_taken(model.ir_version, states))
+    taken = dict(_taken(model.ir_version, states, limits))
     before = _left(trial(model)) if taken else 0
     if not before:
         return None
@@ -51,7 +57,18 @@ def resolved(
         if fewer and _left(trial(without)) <= fewest:
             taken, best = fewer, without
     unread = {graphs[position].reads[index][0] for position, index in taken}
-    return Copied(best, unread=unread)
+    written = tuple((p, next(filter(None, graphs[p].writes[index]), "")) for p, index in taken)
+    return Copied(best, unread=unread, resolved=written)
+
+
+def any_known(states: Sequence[GraphState]) -> bool:
+    """Whether a condition is a constant, so that another fold may find that more goes."""
+    return any(
+        state.graph.ops[index] == OPERATOR
+        and state.constants.get(state.graph.reads[index][0]) is not None
+        for state in states
+        for index in state.graph.carriers
+    )
 
 
 def _left(plans: Plans) -> int:
@@ -59,7 +76,9 @@ def _left(plans: Plans) -> int:
     return sum(record.is_norm and not record.folded for record in records)
 
 
-def _taken(ir_version: int, states: Sequence[GraphState]) -> Iterator[tuple[Place, str]]:
+def _taken(
+    ir_version: int, states: Sequence[GraphState], limits: Limits
+) -> Iterator[tuple[Place, str]]:
     """Yield the Ifs that may be replaced, and the attribute that holds the branch each takes.
 
     A branch that is never run must hold no BatchNormalization: each has a record of its own.
@@ -68,6 +87,8 @@ def _taken(ir_version: int, states: Sequence[GraphState]) -> Iterator[tuple[Plac
         graph = state.graph
         for index in graph.carriers:
             if graph.ops[index] != OPERATOR or state.constants.get(graph.reads[index][0]) is None:
+                continue
+            if is_noted(graph.nodes[index], BRANCH, limits):
                 continue
             try:
                 condition = state.constants.value(graph.reads[index][0])

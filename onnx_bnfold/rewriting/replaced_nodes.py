@@ -18,9 +18,12 @@ class Copied:
         moved: for each node of the graphs as they were its index by now, if any has moved.
         restated: what was replaced, by the index by now.
         unread: the constants that these have read.
+        resolved: Ifs that branches have replaced: the positions of their graphs, and what they
+            wrote first.
     """
 
     model: ModelProto
     moved: dict[Place, int] = field(default_factory=dict)
     restated: dict[Place, Restated] = field(default_factory=dict)
     unread: set[str] = field(default_factory=set)
+    resolved: tuple[tuple[int, str], ...] = ()

@@ -56,6 +56,27 @@ def test_a_norm_in_the_branch_that_is_taken(value):
     assert record.scale_to == ("Conv 'n_conv0'",)
 
 
+def layer_and_norm(net, x):
+    return net.bn(net.conv(x, 4), channels=4)
+
+
+def norm_of_what_is_positive(net, x):
+    return net.op("Sigmoid", net.bn(net.relu(net.bn(x, channels=4)), channels=4))
+
+
+@pytest.mark.parametrize("taken", [norm, norm_of_what_is_positive], ids=["settled", "open"])
+def test_a_branch_that_is_never_run_loses_its_norms(taken):
+    """Of the result the If could go, and with it the norm: a second fold leaves both."""
+    model = layer_and_branch(True, taken, layer_and_norm)
+    folded, report = onnx_bnfold.fold(model)
+    assert_same_function(model, folded)
+    assert (len(report.folded), bool(report.kept)) == (1, True)
+    [if_] = (n for n in folded.graph.node if n.op_type == "If")
+    assert "onnx_bnfold: left for branch" in if_.doc_string
+    again, _ = onnx_bnfold.fold(folded)
+    assert again.SerializeToString() == folded.SerializeToString()
+
+
 def test_the_other_branch():
     folded, _ = fold_checked(layer_and_branch(False, identity, norm))
     assert ops(folded) == ["Conv", "Sigmoid"]

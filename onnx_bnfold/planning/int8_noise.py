@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnx_bnfold.operators.affine import VANISHED, Float64
 from onnx_bnfold.planning.graph_state import GraphState
@@ -28,6 +29,7 @@ from onnx_bnfold.planning.value_ranges import Range, from_statistics
 # ruin up to 3, or 7 with --equalize, which knows more.
 _WORTH_SAYING = 8.0  # dB
 _LEVELS = 255
+_ALL = slice(None)
 
 
 def expected_loss(states: Sequence[GraphState]) -> float | None:
@@ -58,13 +60,13 @@ def _of_tensor(state: GraphState, name: str, span: Range) -> tuple[float, float]
     """Return the relative noise of a tensor, before and after its change."""
     change = state.change(name, span.rank)
     now, vectors = span.changed(change), change.vector(1, span.channels)
-    if now is None or vectors is None or not np.isfinite([now.low, now.high, now.power]).all():
+    if now is None or vectors is None:
         return 0.0, 0.0
     scale = np.abs(vectors[0])
-    noise = _rounding(span)
     # A channel that a change takes all values from is none that anybody reads.
     seen = (scale > 0) & (scale < VANISHED)
-    later = np.divide(_rounding(now), scale**2, out=np.zeros_like(noise), where=seen)
+    noise, later = _rounding(span), np.zeros_like(scale)
+    later[seen] = _rounding(now, seen) / scale[seen] ** 2
     before = after = 0.0
     for gain, stays in _readers(state, name, span.channels):
         signal = float((gain * span.deviation**2).sum())
@@ -74,10 +76,11 @@ def _of_tensor(state: GraphState, name: str, span: Range) -> tuple[float, float]
     return before, after
 
 
-def _rounding(span: Range) -> Float64:
-    """Return the power of what rounding adds to each channel of a tensor, ``(C,)``."""
-    step = (max(span.high.max(), 0) - min(span.low.min(), 0)) / _LEVELS
-    return np.asarray(np.minimum(step**2 / 12, span.power))
+def _rounding(span: Range, seen: NDArray[np.bool_] | slice = _ALL) -> Float64:
+    """Return the power of what rounding adds to those channels of a tensor that are seen."""
+    low, high = span.low[seen].min(initial=0), span.high[seen].max(initial=0)
+    step = (high - low) / _LEVELS
+    return np.asarray(np.minimum(step**2 / 12, span.power[seen]))
 
 
 def _readers(state: GraphState, name: str, channels: int) -> Iterator[tuple[Float64, bool]]:

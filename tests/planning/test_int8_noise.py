@@ -17,6 +17,8 @@ from onnx_bnfold import Options
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.quantize import quantised, snr
 from onnx_bnfold.check.sessions import Session, join
+from onnx_bnfold.operators.affine import VANISHED, Affine
+from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.int8_noise import _noise, expected_loss
 
 INT8 = Options(profile="int8")
@@ -112,3 +114,53 @@ def test_numbers_whose_squares_are_none_say_nothing(size):
     constants = (net.const(np.array(v), np.float64) for v in values)
     b = net.op("BatchNormalization", "x", *constants, epsilon=0.0)
     assert expected_loss([net.state(net.op("Sigmoid", b))]) is None
+
+
+def two_readers() -> GraphState:
+    """A BN, at 1, and a Mul, at 2, read a tensor of two channels, and Sigmoids what they write."""
+    net = Net(("N", 2, 3, 3))
+    c = net.conv("x", 2)
+    values = [[3.0, 0.1], [0.0, 0.0], [0.0, 0.0], [1.0, 0.01]]
+    b = net.op("BatchNormalization", c, *(net.const(np.array(v)) for v in values), epsilon=0.0)
+    d = net.op("Mul", c, net.const(np.array(2.0)))
+    return net.state(net.op("Sigmoid", b), net.op("Sigmoid", d))
+
+
+def rescaled(state: GraphState, scale: Sequence[float], shift: Sequence[float]) -> GraphState:
+    change = (np.array(v, float).reshape(1, -1, 1, 1) for v in (scale, shift))
+    state.total[state.graph.writes[0][0]] = Affine.of(*change)
+    return state
+
+
+def test_the_reader_that_sees_most_noise_counts_while_it_stays():
+    state = rescaled(two_readers(), [1, 20], [0, 0])
+    a, deviation, factor = np.array([3, 1]), np.array([1, 0.1]), np.array([1, 20])
+    noise, later = ((8 * end / 255) ** 2 / 12 for end in (1, 2))
+    by_bn, by_mul = (gain / (gain * deviation**2).sum() for gain in (a**2, np.ones(2)))
+    bn, mul, bn_later, mul_later = (
+        noise * by_bn.sum(), noise * by_mul.sum(),
+        later * (by_bn / factor**2).sum(), later * (by_mul / factor**2).sum(),
+    )  # fmt: skip
+    assert bn < mul
+    assert bn_later > mul_later
+    written = (24 / 255) ** 2 / 12 * 2 / (3**2 + 0.1**2)  # what the BN writes, as it is
+    assert _noise(state) == pytest.approx((mul + written, bn_later + written), rel=1e-6)
+    state.remove(1)
+    assert _noise(state) == pytest.approx((mul + written, mul_later + written), rel=1e-6)
+    state.remove(2)
+    assert _noise(state) == pytest.approx((bn + written, written), rel=1e-6)
+
+
+def test_a_channel_without_a_value_takes_no_range():
+    """What 1 / 0 stands for makes of a constant is no number that a tensor gets."""
+    plain, vanished = two_readers(), rescaled(two_readers(), [1, 2 * VANISHED], [0, 1])
+    assert _noise(vanished)[1] <= _noise(plain)[1]
+
+
+def test_the_losses_of_rounds_add_up():
+    one, both = (
+        expected_loss([rescaled(two_readers(), [1, 0.02], [0, 0]) for _ in range(count)])
+        for count in (1, 2)
+    )
+    assert one is not None
+    assert both == pytest.approx(2 * one, abs=0.15)

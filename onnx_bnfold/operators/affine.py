@@ -8,7 +8,6 @@ two arrays of shape ``(1, C, 1, 1)``. This module does not depend on ONNX.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
 from typing import NamedTuple
@@ -74,7 +73,6 @@ class _Once:
         return fact
 
 
-@dataclass(eq=False, repr=False)
 class Affine:
     """A per-element map ``t' = scale * t + shift``, constant along most axes.
 
@@ -83,11 +81,10 @@ class Affine:
         shift: like ``scale``; other axes than those of ``scale`` may have size 1.
     """
 
-    scale: Float64
-    shift: Float64
-    _vectors: dict[tuple[int, int], tuple[Float64, Float64] | None] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    def __init__(self, scale: Float64, shift: Float64) -> None:
+        self.scale = scale
+        self.shift = shift
+        self._vectors: dict[tuple[int, int], tuple[Float64, Float64] | None] = {}
 
     @classmethod
     def of(cls, scale: Float64, shift: Float64) -> Affine:

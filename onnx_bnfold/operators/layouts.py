@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from onnx_bnfold.model.constants import Constant
-from onnx_bnfold.model.einsum_equation import terms_of
 from onnx_bnfold.model.node_view import FLOATS, NodeView
 from onnx_bnfold.operators import costs
 from onnx_bnfold.operators.entries import Absorbing
@@ -255,6 +254,8 @@ def _axes_of(view: NodeView, data: str, own: str, out: str, rank: int) -> tuple[
 
 
 def _equation(view: NodeView) -> tuple[list[str], str]:
+    from onnx_bnfold.model.einsum_equation import terms_of  # few models have one
+
     return terms_of(view.attribute("equation", ""))
 
 

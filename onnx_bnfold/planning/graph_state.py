@@ -13,7 +13,6 @@ from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.model.shape_inference import Shapes
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine, Float64
-from onnx_bnfold.operators.clamps import passed, require_bounds
 from onnx_bnfold.operators.entries import OUT, Absorbing, Sides
 from onnx_bnfold.operators.rules import Attributes, Known, Step, Transparent
 from onnx_bnfold.operators.transparent import data_outputs, data_slots, own_constants
@@ -145,6 +144,8 @@ class GraphState(GraphNodes):
 
     def _clamped(self, index: int, known: Mapping[int, Affine]) -> Step:
         """Pass a change through a clamp that may be written with constants."""
+        from onnx_bnfold.operators.clamps import passed, require_bounds  # few plans have any
+
         view, bounds = self.view(index), self.entries[index].bounds
         assert bounds is not None
         [port, change], *_ = known.items()
@@ -199,10 +200,10 @@ class GraphState(GraphNodes):
             slot = self.ports(index)[0]
         else:
             slot = absorber.data_slot
-        keys = (self.key(index, slot), self.key(index, OUT))
+        into, out = self.key(index, slot) or "", self.key(index, OUT) or ""  # "" is of no tensor
         if not changes:
-            return Sides(*(None if key is None else self.total.get(key) for key in keys))
-        return Sides(*(None if key is None else self.total_of(key, changes) for key in keys))
+            return Sides(self.total.get(into), self.total.get(out))
+        return Sides(self.total_of(into, changes), self.total_of(out, changes))
 
     def total_of(self, key: Key, changes: Mapping[Key, Affine]) -> Affine | None:
         """Return the change of a key from the original on, with further changes on top."""

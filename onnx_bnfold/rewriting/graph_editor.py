@@ -191,11 +191,12 @@ class _Editor:
         if new.revised.place is BiasPlace.BOUND:
             self.bounds.setdefault(new.node, []).append(name)
             return
-        if new.revised.place is BiasPlace.GEMM:
-            self._become_gemm(node, name)
-            return
-        if new.revised.place is BiasPlace.ADD:
-            self._append_add(node, new.node, name)
+        place = new.revised.place
+        if place is not BiasPlace.INPUT:
+            if place is BiasPlace.GEMM:
+                self._become_gemm(node, name)
+            else:
+                self._append_add(node, new.node, name)
             return
         if name != old:
             inputs = node.input

@@ -42,14 +42,16 @@ def drop_dead(
         uses.update(quantization_parameters(each.body))
     queue = [name for name in maybe_unread if name not in uses]
     described = described_in(body)
+    dead_nodes: set[int] = set()
+    dead: set[str] = set()
     makers: dict[str, int] = {}
-    # Else no node makes what is not read.
-    if described or not set(initializer_names).issuperset(queue):
+    if not described and set(initializer_names).issuperset(queue):
+        dead.update(queue)  # no node makes them, and nothing goes along
+        queue.clear()
+    else:
         computed = constants.computed
         outputs = ((name, index) for index, node in enumerate(nodes) for name in node.output)
         makers = {name: index for name, index in outputs if name in computed}
-    dead_nodes: set[int] = set()
-    dead: set[str] = set()
     while queue:
         name = queue.pop()
         dead.add(name)

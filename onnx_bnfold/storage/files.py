@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import secrets
 import stat
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, local
 from types import TracebackType
+from typing import NamedTuple
 
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.pages import PAGE, page_aligned
@@ -28,9 +27,8 @@ _MEMORY = local()
 _SEEKING = Lock()  # for systems without pread (Windows), where all threads share a file's position
 
 
-@dataclass(frozen=True)
-class Span:
-    """Bytes of a file, equal to any of the same; ``path`` is None for the model file itself."""
+class Span(NamedTuple):
+    """Bytes of a file, as long as these; ``path`` is None for the model file itself."""
 
     path: str | None
     offset: int
@@ -133,7 +131,7 @@ class OutputFile:
 
     def __init__(self, target: Path) -> None:
         self._target = target
-        name = f".{target.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        name = f".{target.name[:40]}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
         self._path = target.with_name(name)
         self._by_system = hasattr(os, "copy_file_range")
         self._buffer = bytearray()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType, TracebackType
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from onnx import ModelProto, TensorProto
@@ -269,8 +268,7 @@ class ModelFile:
         return Slot(path, tensor, values, "raw_data", tensors.is_external(tensor))
 
 
-@dataclass(eq=False, repr=False)
-class FileValues:
+class FileValues(NamedTuple):
     """Reads a tensor's values from a file, which stays open as long as this object exists.
 
     Attributes:

@@ -24,7 +24,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -45,7 +44,6 @@ _COPIED_LATER = 1 << 16  # from this many bytes on, a copy is a job of its own
 _AT_ONCE = 1 << 24  # bytes that one job copies; a large tensor is divided among several
 
 
-@dataclass(eq=False, repr=False)
 class ComputedBytes:
     """Bytes that a function computes, part by part, when they are written.
 
@@ -54,8 +52,9 @@ class ComputedBytes:
         length: number of bytes of all parts.
     """
 
-    compute: Callable[[], Iterable[bytes | memoryview]]
-    length: int
+    def __init__(self, compute: Callable[[], Iterable[bytes | memoryview]], length: int) -> None:
+        self.compute = compute
+        self.length = length
 
     def __len__(self) -> int:
         return self.length
@@ -84,7 +83,6 @@ class Slot(NamedTuple):
     external: bool
 
 
-@dataclass(eq=False, repr=False)
 class _Layout:
     """Where the values go: into the message (``marks``) or to an offset in the data file.
 
@@ -95,10 +93,11 @@ class _Layout:
         end: size of the data file.
     """
 
-    marks: wire.Marks = field(default_factory=dict)
-    offsets: dict[Values, int] = field(default_factory=dict)
-    external: list[TensorProto] = field(default_factory=list)
-    end: int = 0
+    def __init__(self) -> None:
+        self.marks: wire.Marks = {}
+        self.offsets: dict[Values, int] = {}
+        self.external: list[TensorProto] = []
+        self.end = 0
 
     def add_inline(self, slot: Slot) -> None:
         """Put one value into the message as a placeholder, and mark it for replacement."""

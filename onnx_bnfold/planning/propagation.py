@@ -2,7 +2,8 @@
 
 Nodes that leave no choice are settled first. Where a node leaves a choice (the shift of an Add's
 output may come from any one operand) the alternatives are tried in turn, the last decision being
-taken back first, within a limit on the work.
+taken back first, within a limit on the work. They mostly differ in shifts alone: if the scales find
+no place, whatever becomes of the shifts, the alternatives need not be tried.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
+import numpy as np
+
 from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.entries import Combines
 from onnx_bnfold.operators.rules import Step
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.reasons import Reason, Refusal, Refused
@@ -115,11 +119,35 @@ class _Search:
                 raise
             except Refused as refused:
                 self.met.add(refused.refusal.reason)
-                first = first or refused.refusal
+                if first is None:
+                    first = refused.refusal
+                    if stack and not self._scales_fit(seeds):
+                        break
                 continue
             stack.extend(reversed(further))
         assert first is not None  # a branch ends in an outcome, in others, or in a refusal
         raise Refused.again(first)
+
+    def _scales_fit(self, seeds: Mapping[Key, Affine]) -> bool:
+        """Whether the scales may find a place: False only if every alternative is refused."""
+        branch, state = _Branch(), self._state
+        try:
+            for key, change in seeds.items():
+                self._assign(branch, key, change.with_shift(np.zeros((1,) * change.rank)))
+            while branch.forced or branch.open:
+                queue = branch.forced or branch.open
+                index = next(iter(queue))
+                del queue[index]
+                self._asked.add(index)
+                step = state.step(index, self._known(branch, index))
+                if (step.certain or queue is branch.open) and len(step.alternatives) == 1:
+                    self._take(branch, index, step.alternatives[0])
+                elif queue is branch.forced and state.entries[index].combines is Combines.SUM:
+                    branch.open[index] = None  # its choice is one of shifts; any other is left out
+        except Refused as refused:
+            self.met.add(refused.refusal.reason)
+            return False
+        return True
 
     def _outcome(self, branch: _Branch) -> dict[Key, Affine]:
         """Return the changes of a branch that is complete, if they are not refused as a whole."""

@@ -82,3 +82,24 @@ def test_a_rule_that_finds_no_way_refuses(monkeypatch, certain):
     record = stays(net, net.op("Relu", net.bn(net.op("Relu", "x"))))
     assert record.refusal.reason is Reason.CONFLICT
     assert record.refusal.culprit.startswith("Relu")
+
+
+def test_where_the_scale_finds_no_place_the_shift_is_not_moved_around(monkeypatch):
+    """Each Add lets the shift come from either operand; the scale ends at the graph's output."""
+    net = Net(IMAGE)
+    t = net.conv("x", 4)
+    y = net.conv(net.op("Relu", net.bn(t)), 4, 3, pads=[1] * 4)
+    for _ in range(8):
+        t = net.op("Add", t, net.conv("x", 4))
+    monkeypatch.setattr(propagation, "MOST_BRANCHES", 12)
+    (record,) = onnx_bnfold.plan(net.model(net.op("Add", t, y))).kept
+    assert Reason.SEARCH_LIMIT not in {refusal.reason for _, refusal in record.tried}
+
+
+def test_a_choice_of_scales_is_tried_to_the_end():
+    """The first operand of the product refuses the scale, the other takes it."""
+    net = Net(IMAGE)
+    t = net.op("Mul", net.op("Sigmoid", "x"), net.conv("x", 4))
+    t = net.op("Add", t, net.op("Mul", net.op("Sigmoid", "x"), net.conv("x", 4)))
+    folded, _ = onnx_bnfold.fold(net.model(net.bn(net.op("Add", t, net.conv("x", 4)))))
+    assert "BatchNormalization" not in {node.op_type for node in folded.graph.node}

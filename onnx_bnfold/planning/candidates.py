@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from onnx_bnfold.operators import batchnorm
-from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.options import Options
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.kept import not_named
@@ -105,34 +104,6 @@ def in_order(state: GraphState, bns: Iterable[int]) -> tuple[list[int], list[int
     if len(others) > 1:
         others.sort(key=lambda i: -elements(state, i))
     return direct, others
-
-
-def direct_fold(
-    state: GraphState, index: int, limits: Limits, options: Options
-) -> tuple[int, Affine] | None:
-    """Return the layer that takes a BN which alone reads it, with what it takes.
-
-    None if there is no such layer, or something else has changed there already.
-    """
-    graph = state.graph
-    x, y = graph.reads[index][0], graph.writes[index][0]
-    producer = graph.producer.get(x)
-    if producer is None or not graph.only_reader(x):
-        return None
-    if not state.are_untouched(x, y):
-        return None
-    layer = state.layer_or_none(producer)
-    if layer is None or layer.bias_slot is None:
-        return None
-    if options.keep_shared_weights and not graph.only_reader(layer.weight.name):
-        return None
-    try:
-        present = state.original_map(index)
-        layer.output_vectors(present)
-        limits.check_rounding(state, index)
-    except Refused:
-        return None
-    return producer, present
 
 
 def elements(state: GraphState, index: int) -> int:

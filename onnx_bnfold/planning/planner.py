@@ -20,13 +20,8 @@ from typing import TYPE_CHECKING
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.options import Options
-from onnx_bnfold.planning.candidates import (
-    candidates,
-    direct_fold,
-    in_order,
-    require_removable,
-    watched,
-)
+from onnx_bnfold.planning.candidates import candidates, in_order, require_removable, watched
+from onnx_bnfold.planning.direct import DirectFolds, changes_by
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.outcomes import (
     absorbing,
@@ -40,7 +35,6 @@ from onnx_bnfold.planning.outcomes import (
 )
 from onnx_bnfold.planning.plan import NOTHING, GraphPlan, Taken
 from onnx_bnfold.planning.precision_limits import Limits
-from onnx_bnfold.planning.propagation import propagate
 from onnx_bnfold.planning.record import Record
 from onnx_bnfold.planning.totals import Totals, commit, require_totals
 from onnx_bnfold.planning.ways import Way
@@ -99,6 +93,7 @@ class _Planner:
         self.clamps: Clamps | None = None
         self._bns: list[int] = []  # that may go, in the order in which they are tried
         self._direct: set[int] = set()  # those that went into a layer, and were in nobody's way
+        self._layers: DirectFolds
         # For each node that stayed when it was tried: when that was, counted in removals, and the
         # nodes that were asked. For each node: at which removal something last changed there.
         self._tried: dict[int, tuple[int, set[int]]] = {}
@@ -112,6 +107,8 @@ class _Planner:
         usable = [i for i in bns if self._may_be_tried(i)]
         direct, others = in_order(self.state, usable)
         self.state.read_maps(direct)
+        keep = self.options.keep_shared_weights
+        self._layers = DirectFolds(self.state, self.limits, direct, keep_shared_weights=keep)
         self._bns = [*direct, *others] if order is None else [*order]
         affine = [i for i in affine if i not in self.fused.members and self._may_be_tried(i)]
         queue = [*self._bns, *affine]
@@ -149,7 +146,9 @@ class _Planner:
         return trial.touched.keys() if index in state.removed else trial._tried[index][1]
 
     def _again(self, state: GraphState) -> _Planner:
-        return _Planner(state, self.limits, self.excluded, self.options)
+        other = _Planner(state, self.limits, self.excluded, self.options)
+        other._layers = self._layers.on(state)
+        return other
 
     def _decide_all(self, queue: Sequence[int]) -> None:
         while queue:
@@ -244,6 +243,8 @@ class _Planner:
         self.unsure.discard(index)
         if is_bn and self._fold_directly(index):
             return
+        from onnx_bnfold.planning.propagation import propagate  # many plans are all direct folds
+
         best: tuple[tuple[int, ...], Way, dict[Key, Affine]] | None = None
         tried: list[tuple[str, Refusal]] = []
         asked, met = {index}, set[Reason]()
@@ -284,20 +285,19 @@ class _Planner:
         return broken, count_added(self.state, changes), *clamped, new
 
     def _fold_directly(self, index: int) -> bool:
-        """Put a BN into the layer that it alone reads, where nothing else has changed yet.
-
-        No way is better than this one, which is found without a propagation.
-        """
-        found = direct_fold(self.state, index, self.limits, self.options)
-        if found is None:
+        """Put a BN, and those in a row behind it, into the layer that it alone reads."""
+        graph = self.state.graph
+        if index in self.state.removed:
+            return True  # along with the one in front
+        taken = self._layers.taken(index)
+        if not taken:
             return False
-        producer, present = found
-        self._direct.add(index)
-        if present.is_identity:
-            self._commit(index, Way.UPSTREAM, {}, (0, 0), ())
-        else:
-            x = self.state.graph.reads[index][0]
-            self._commit(index, Way.UPSTREAM, {x: present}, (0, 0), ((producer, present),))
+        producer, changes = graph.producer[graph.reads[index][0]], changes_by(self.state, taken)
+        for each, change in taken.items():
+            takers = () if change.is_identity else ((producer, change),)
+            self._direct.add(each)
+            self._commit(each, Way.UPSTREAM, changes, (0, 0), takers)
+            changes = {}
         return True
 
     def _require_allowed(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> None:

@@ -70,7 +70,7 @@ class _Finished:
     Attributes:
         graph: the body as it was.
         formal: the names of its inputs.
-        initializer_names: of its initializers.
+        initializer_names, constants: of its initializers, as a list and as a set.
         defined: all names that it defines.
         outside: the names that it reads from around it.
     """
@@ -90,17 +90,18 @@ class _Finished:
             self.initializer_names += [
                 sparse.values.name for sparse in self.body.sparse_initializer
             ]
+        self.constants = set(self.initializer_names)
 
     def require_names(self, inner: Sequence[_Finished]) -> None:
         """Check that every name is defined once, and before it is read."""
-        if len(set(self.initializer_names)) < len(self.initializer_names):
+        if len(self.constants) < len(self.initializer_names):
             raise self.broken(
                 f"two initializers are named {_first_double(self.initializer_names)!r}"
             )
         self._require_node_names()
         writes = [node.output[:] for node in self.text.nodes]
         captures = self._captures(inner)
-        defined, outside = {*self.formal, *self.initializer_names}, self.outside
+        defined, outside = self.constants.union(self.formal), self.outside
         count = len(defined) + sum(map(len, writes))
         for index, (read, written) in enumerate(zip(self.text.reads, writes, strict=True)):
             if not defined.issuperset(read):
@@ -154,7 +155,7 @@ class _Finished:
         graph, body = self.graph, self.body
         if _described(graph.body.output) != _described(body.output):
             raise self.broken("the outputs are not those that it had")
-        before, initializer_names = graph.dims, set(self.initializer_names)
+        before, initializer_names = graph.dims, self.constants
         old = [graph.body.input[i] for i, name in enumerate(graph.formal) if name in graph.inputs]
         new = [body.input[i] for i, name in enumerate(self.formal) if name not in initializer_names]
         if _described(old) != _described(new):
@@ -177,7 +178,7 @@ class _Finished:
     def require_declarations(self) -> None:
         """Check that constants which have another shape or type than before are declared so."""
         infos = [info.name for info in self.body.value_info]
-        declared = set(self.initializer_names).intersection(chain(self.formal, infos))
+        declared = self.constants.intersection(chain(self.formal, infos))
         if not declared:
             return
         before, dims = self.graph.initializers, self.graph.dims

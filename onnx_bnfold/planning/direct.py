@@ -1,0 +1,117 @@
+"""BatchNormalizations that go into the layer in front of them, found without a propagation.
+
+No way is better than this one. One behind another goes into the same layer, all of a row at once:
+one by one each would change every tensor of the row anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from functools import reduce
+from typing import TYPE_CHECKING
+
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.reasons import Refused
+
+if TYPE_CHECKING:
+    from onnx_bnfold.operators.linear import LinearLayer
+    from onnx_bnfold.planning.graph_state import GraphState, Key
+    from onnx_bnfold.planning.precision_limits import Limits
+
+
+class DirectFolds:
+    """What the layers of a graph take of the BatchNormalizations right behind them.
+
+    Args:
+        state: the graph with what is decided so far.
+        limits: what a re-parametrised tensor may become.
+        direct: the BatchNormalizations, in the graph's order: each is the only reader of a layer,
+            or of one that is.
+        keep_shared_weights: whether layers whose weight others read, too, take nothing.
+    """
+
+    def __init__(
+        self, state: GraphState, limits: Limits, direct: Sequence[int], *, keep_shared_weights: bool
+    ) -> None:
+        self._state = state
+        self._limits = limits
+        self._keep_shared_weights = keep_shared_weights
+        self._rows = _rows(state, direct) if state.bn_pairs else {}
+
+    def on(self, state: GraphState) -> DirectFolds:
+        """Return the same for a state of the same graph."""
+        new = copy(self)
+        new._state = state
+        return new
+
+    def taken(self, index: int) -> dict[int, Affine]:
+        """Return what the layer in front takes of a node and of the row behind it, in order.
+
+        Returns:
+            The maps of the nodes; a row ends before the first that the layer does not take.
+        """
+        found: dict[int, Affine] = {}
+        layer = self._layer_in_front(index)
+        if layer is not None:
+            for each in self._rows.get(index, (index,)):
+                taken = self._taken_by(layer, each)
+                if taken is None:
+                    break
+                found[each] = taken
+        return found
+
+    def _layer_in_front(self, index: int) -> LinearLayer | None:
+        """Return the layer that a node alone reads, if it can take something of the node."""
+        graph = self._state.graph
+        x = graph.reads[index][0]
+        producer = graph.producer.get(x)
+        if producer is None or not graph.only_reader(x):
+            return None
+        layer = self._state.layer_or_none(producer)
+        if layer is None or layer.bias_slot is None:
+            return None
+        if self._keep_shared_weights and not graph.only_reader(layer.weight.name):
+            return None
+        return layer
+
+    def _taken_by(self, layer: LinearLayer, index: int) -> Affine | None:
+        """Return the map of a node if a layer takes it, and nothing has changed around it yet."""
+        state, graph = self._state, self._state.graph
+        if not state.are_untouched(graph.reads[index][0], graph.writes[index][0]):
+            return None
+        try:
+            present = state.original_map(index)
+            layer.output_vectors(present)
+            self._limits.check_rounding(state, index)
+        except Refused:
+            return None
+        return present
+
+
+def changes_by(state: GraphState, taken: dict[int, Affine]) -> dict[Key, Affine]:
+    """Return what becomes of the tensors of a row whose nodes become identities.
+
+    Args:
+        state: the graph.
+        taken: the map of each node of the row, in order.
+    """
+    changes: dict[Key, Affine] = {}
+    behind: Affine | None = None
+    for index, present in reversed(taken.items()):
+        behind = present if behind is None else present.then(behind)
+        changes[state.graph.reads[index][0]] = behind
+    if len(taken) > 1:  # what the layer takes is composed in the order in which it is computed
+        changes[state.graph.reads[next(iter(taken))][0]] = reduce(Affine.then, taken.values())
+    return {key: change for key, change in changes.items() if not change.is_identity}
+
+
+def _rows(state: GraphState, direct: Sequence[int]) -> dict[int, list[int]]:
+    """Return the rows of nodes, each the only reader of the one before, by the first."""
+    graph, found = state.graph, dict[int, list[int]]()
+    row_of: dict[int, list[int]] = {}
+    for index in direct:
+        front = graph.producer[graph.reads[index][0]]
+        row_of[index] = row_of[front] if front in row_of else found.setdefault(index, [])
+        row_of[index].append(index)
+    return found

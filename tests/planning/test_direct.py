@@ -1,0 +1,64 @@
+"""Rows of BatchNormalizations behind a layer, which takes them all at once."""
+
+from __future__ import annotations
+
+import pytest
+from graphs import IMAGE, Net
+from support import fold_checked, ops
+
+import onnx_bnfold
+from onnx_bnfold import Options
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.planning.ways import Way
+
+
+def row(net: Net, length: int) -> str:
+    t = net.conv("x", 4)
+    for _ in range(length):
+        t = net.bn(t)
+    return t
+
+
+@pytest.mark.parametrize("length", [2, 3, 6])
+def test_all_of_a_row_go_into_the_layer(length):
+    net = Net(IMAGE)
+    folded, report = fold_checked(net.model(row(net, length)))
+    assert ops(folded) == ["Conv"]
+    assert len(report.records) == length
+    for record in report.records:
+        assert record.way == Way.UPSTREAM
+        assert record.scale_to == record.shift_to == ("Conv 'n_conv0'",)
+
+
+def test_a_row_takes_no_more_changes_than_it_has_nodes(monkeypatch):
+    """One by one each would change all tensors in front of it."""
+    composed, then = [], Affine.then
+
+    def counted(self, after):
+        composed.append(after)
+        return then(self, after)
+
+    net = Net(IMAGE)
+    model = net.model(row(net, 30))
+    monkeypatch.setattr(Affine, "then", counted)
+    assert len(onnx_bnfold.plan(model).folded) == 30
+    assert len(composed) < 60
+
+
+def test_a_row_ends_at_a_tensor_that_others_read():
+    net = Net(IMAGE)
+    t = net.bn(net.conv("x", 4))
+    folded, report = fold_checked(
+        net.model(net.op("Sigmoid", t), net.op("Sigmoid", net.bn(t))), kept=1
+    )
+    assert [record.way for record in report.records][:1] == [Way.UPSTREAM]
+    assert sorted(ops(folded)) == ["BatchNormalization", "Conv", "Sigmoid", "Sigmoid"]
+
+
+def test_a_row_ends_at_one_that_is_to_be_kept():
+    net = Net(IMAGE)
+    model = net.model(row(net, 4))
+    third = [n for n in model.graph.node if n.op_type == "BatchNormalization"][2]
+    folded, report = fold_checked(model, kept=2, options=Options(keep=(f"^{third.output[0]}$",)))
+    assert [record.folded for record in report.records] == [True, True, False, False]
+    assert ops(folded) == ["Conv", "BatchNormalization", "BatchNormalization"]

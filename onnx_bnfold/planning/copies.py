@@ -50,7 +50,8 @@ class Copies:
         self._links: dict[int, _Link | None] = {}
         front, behind = (state.groups.members(side) for side in state.sides(origin))
         self._front = front
-        both = (*front, *behind)
+        # One that does not change now needs no composing.
+        both = sorted((*front, *behind), key=self._changes.__contains__)
         self.original = next((name for name in both if _is_unchanged(name, totals)), None)
         merged = () if self.original is None else both
         self.merged = set(merged)

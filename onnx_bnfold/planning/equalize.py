@@ -182,7 +182,7 @@ def equalize(
             limits.check_scales(state, totals, [key for key in changes if isinstance(key, str)])
         except Refused:
             continue
-        commit(state, changes)
+        commit(state, changes, totals)
         for index in _absorbing(state, changes):
             plan.equalized.setdefault(index, []).append(root)
     if measured:

@@ -94,6 +94,7 @@ class _Planner:
         self._bns: list[int] = []  # that may go, in the order in which they are tried
         self._direct: set[int] = set()  # those that went into a layer, and were in nobody's way
         self._layers: DirectFolds
+        self._added = 0  # new Add nodes
         # For each node that stayed when it was tried: when that was, counted in removals, and the
         # nodes that were asked. For each node: at which removal something last changed there.
         self._tried: dict[int, tuple[int, set[int]]] = {}
@@ -142,6 +143,7 @@ class _Planner:
 
     def _attempt(self, state: GraphState, index: int) -> Set[int]:
         trial = self._again(state)
+        trial._added = 1  # at most; so no way is taken before all others were tried
         trial._decide(index)
         return trial.touched.keys() if index in state.removed else trial._tried[index][1]
 
@@ -245,7 +247,7 @@ class _Planner:
             return
         from onnx_bnfold.planning.propagation import propagate  # many plans are all direct folds
 
-        best: tuple[tuple[int, ...], Way, dict[Key, Affine]] | None = None
+        best: tuple[tuple[int, ...], Way, dict[Key, Affine], Totals] | None = None
         tried: list[tuple[str, Refusal]] = []
         asked, met = {index}, set[Reason]()
         allowed = partial(self._require_allowed, index, asked)
@@ -258,17 +260,18 @@ class _Planner:
                     continue
                 cost = (*self._cost(index, way, changes), number)
                 if best is None or cost < best[0]:
-                    best = (cost, way, changes)
-                if not any(cost[:-1]) or not is_bn:
+                    best = (cost, way, changes, self._judged)
+                if not any(cost[:-1]) or not is_bn or self._is_least(cost):
                     break
         except Refused as refused:
             tried.append(("", refused.refusal))
         if best is not None:
-            (broken, *spent), way, changes = best
+            (broken, *spent), way, changes, totals = best
             self.doubtful.pop(index, None)
             if broken:
                 self.unsure.update(self.fused.members)  # some are no members any more
-            self._commit(index, way, changes, spent, absorbing(state, index, changes))
+            takers = absorbing(state, index, changes)
+            self._commit(index, way, changes, spent, takers, totals)
             return
         self._tried[index] = len(state.removed), asked
         met.update(refusal.reason for _, refusal in tried)
@@ -283,6 +286,10 @@ class _Planner:
         constants = [key for key in changes if isinstance(key, tuple)]
         broken = self.fused.broken_by(constants) if constants else 0
         return broken, count_added(self.state, changes), *clamped, new
+
+    def _is_least(self, cost: tuple[int, ...]) -> bool:
+        """Whether no way still to be tried costs less: each makes a new tensor, or loses an Add."""
+        return not self._added and self.clamps is None and cost[:-1] <= (0, 0, 0, 0, 1)
 
     def _fold_directly(self, index: int) -> bool:
         """Put a BN, and those in a row behind it, into the layer that it alone reads."""
@@ -311,7 +318,7 @@ class _Planner:
     def _judge(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> None:
         state = self.state
         is_bn = state.graph.ops[index] == batchnorm.OPERATOR
-        totals = Totals(state, changes)
+        self._judged = totals = Totals(state, changes)
         self.limits.check(state, index, totals)
         require_totals(state, index, totals)
         if self.clamps is not None:
@@ -332,6 +339,7 @@ class _Planner:
         changes: dict[Key, Affine],
         cost: Sequence[int],
         takers: Sequence[tuple[int, Affine]],
+        totals: Totals | None = None,
     ) -> None:
         """Make changes and note which nodes' constants take the scale and the shift."""
         state = self.state
@@ -339,8 +347,9 @@ class _Planner:
             causes = self.touched.setdefault(index, {})
             causes[origin] = causes.get(origin, NOTHING).more(change)
         clamps = self.clamps.new(changes) if self.clamps is not None else []
-        commit(state, changes)
+        commit(state, changes, totals)
         state.remove(origin)
+        self._added += cost[0]
         if self._tried:
             self._tried.pop(origin, None)
             self.kept_affine.pop(origin, None)

@@ -73,10 +73,16 @@ class Shifts:
                 continue
             self._check_means(key, change)
             # A scale alone leaves a shift of before as large as it was beside the tensor.
-            total = self._total(key) if change.has_shift else None
+            total = self._total(key) if change.has_shift and self._is_seen(key) else None
             if total is not None and total.has_shift:
                 self._check_bias(key, total)
                 self._check_tensor(key, total)
+
+    def _is_seen(self, name: str) -> bool:
+        """Whether a node that stays writes or reads a tensor."""
+        index = self._state.graph.producer.get(name)
+        stays = index is not None and index != self._origin and index not in self._state.removed
+        return stays or any(True for _ in self._readers(name))
 
     def _check_tensor(self, name: str, total: Affine) -> None:
         """Refuse to move a tensor far from where it was if somebody has to move it back."""

@@ -31,12 +31,20 @@ class Totals:
         return self._found[key]
 
 
-def commit(state: GraphState, changes: Mapping[Key, Affine]) -> None:
-    """Make changes on top of those decided so far."""
+def commit(state: GraphState, changes: Mapping[Key, Affine], totals: Totals | None = None) -> None:
+    """Make changes on top of those decided so far.
+
+    Args:
+        state: the graph.
+        changes: of every key, relative to now.
+        totals: with the same on top, if they have been looked at: those composed are used again.
+    """
     for key, change in changes.items():
         before = state.total.get(key)
-        after = change if before is None else before.then(change)
-        if after.is_identity:
+        after: Affine | None = change
+        if before is not None:
+            after = before.then(change) if totals is None else totals.of(key)
+        if after is None or after.is_identity:
             state.total.pop(key, None)
         else:
             state.total[key] = after
@@ -51,11 +59,10 @@ def require_totals(state: GraphState, origin: int | None, totals: Totals) -> Non
         totals: with the changes on top.
     """
     for key in totals.changes:
-        total = totals.of(key) if key in state.total else None
-        if total is None:
-            continue
-        for index in state.neighbours(key):
+        for index in state.neighbours(key) if key in state.total else ():
             if index == origin or index in state.removed or not state.absorbs(index, key):
                 continue
+            total = totals.of(key)
+            assert total is not None
             ports = (p for p in state.ports(index) if state.key(index, p) == key)
             state.step(index, dict.fromkeys(ports, total))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from functools import cache
 from typing import TypeVar, cast
 
@@ -56,6 +57,7 @@ class NodeView:
         self.reads = graph.reads[index]
         self.writes = graph.writes[index]
         self._shapes = shapes
+        self._found: dict[object, object] | None = None  # most nodes are asked nothing twice
         self._attributes = graph.attributes.get(index)
 
     @property
@@ -81,6 +83,14 @@ class NodeView:
             )
         value = helper.get_attribute_value(found)
         return cast("T", value.decode() if isinstance(value, bytes) else value)
+
+    def once(self, find: Callable[[NodeView], T]) -> T:
+        """Return what a function finds of the node, whose shapes do not change; asked once."""
+        if self._found is None:
+            self._found = {}
+        if find not in self._found:
+            self._found[find] = find(self)
+        return cast("T", self._found[find])
 
     def at(self, index: int) -> NodeView:
         """Return the view of another node of the same graph."""

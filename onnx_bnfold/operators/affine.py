@@ -301,6 +301,8 @@ def joined(
     """
     whole = Affine.identity(0) if filler is None else filler
     some = [(i, part) for i, part in enumerate(parts) if part is not None]
+    if whole.is_identity:  # most parts of a wide Concat do not change
+        some = [(i, part) for i, part in some if not part.is_identity] or some[:1]
     scales = {i: part.scale for i, part in some}
     shifts = {i: part.shift for i, part in some}
     return Affine.of(

@@ -14,12 +14,17 @@ from onnx_bnfold.reasons import Reason, Refused
 
 def concat(view: NodeView, known: Known) -> Step:
     """Complete a Concat: each input carries its part of the output's change."""
-    slots = inputs(view)
+    slots = view.once(inputs)
     if _is_open(known, len(slots), OUT):
         return UNDECIDED
-    axis = data_movement.axis_of(view, view.attribute("axis", 1), len(view.dims_out(0)))
-    sizes = [data_movement.size(view, view.dims_in(slot), axis) for slot in slots]
+    axis, sizes = view.once(_concatenated)
     return _parts(known, slots, OUT, axis, sizes)
+
+
+def _concatenated(view: NodeView) -> tuple[int, list[int]]:
+    """Return the axis of a Concat, and the sizes of its inputs along it."""
+    axis = data_movement.axis_of(view, view.attribute("axis", 1), len(view.dims_out(0)))
+    return axis, [data_movement.size(view, view.dims_in(slot), axis) for slot in inputs(view)]
 
 
 def split(view: NodeView, known: Known) -> Step:

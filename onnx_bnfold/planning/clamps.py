@@ -177,7 +177,7 @@ def written(
         index: the clamp.
         changes: on top of those decided so far.
     """
-    totals = {port: state.total_of(key, changes or {}) for port, key in state.keys(index)}
+    totals = {port: state.total_of(key, changes or {}) for port, key in state.keys(index).items()}
     found = next((each for each in totals.values() if each is not None), None)
     if found is None:
         return ()

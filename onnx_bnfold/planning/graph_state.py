@@ -58,7 +58,7 @@ class GraphState(GraphNodes):
         self.groups = Groups(graph, {graph.writes[index][0] for index in self.kept})
         self.sizes: dict[str, tuple[int, tuple[Affine, ...]]] = {}
         self._ports: dict[int, tuple[int, ...]] = {}
-        self._keys: dict[int, tuple[tuple[int, Key], ...]] = {}
+        self._keys: dict[int, dict[int, Key]] = {}
         self._neighbours: dict[str, tuple[int, ...]] = {}
 
     def copy(self) -> GraphState:
@@ -101,12 +101,12 @@ class GraphState(GraphNodes):
             found = self._ports[index] = self._find_ports(index)
         return found
 
-    def keys(self, index: int) -> tuple[tuple[int, Key], ...]:
-        """Return the ports of a node that carry data, each with its key; see ``ports``."""
+    def keys(self, index: int) -> Mapping[int, Key]:
+        """Return the ports of a node that carry data, and the key of each; see ``ports``."""
         found = self._keys.get(index)
         if found is None:
             both = ((port, self.key(index, port)) for port in self.ports(index))
-            found = self._keys[index] = tuple((port, key) for port, key in both if key is not None)
+            found = self._keys[index] = {port: key for port, key in both if key is not None}
         return found
 
     def _find_ports(self, index: int) -> tuple[int, ...]:
@@ -151,7 +151,7 @@ class GraphState(GraphNodes):
         [port, change], *_ = known.items()
         require_bounds(view, change)
         into = out = change
-        if not any(self.total.get(key) for _, key in self.keys(index)):
+        if not any(self.total.get(key) for key in self.keys(index).values()):
             into, out = passed(bounds(view), port, change)
         return Step(({p: out if p == OUT else into for p in self.ports(index)},))
 

@@ -187,8 +187,8 @@ class _Search:
         return None
 
     def _known(self, branch: _Branch, index: int) -> dict[int, Affine]:
-        changes = branch.changes
-        return {port: changes[key] for port, key in self._state.keys(index) if key in changes}
+        changes, keys = branch.changes, self._state.keys(index)
+        return {port: changes[key] for port, key in keys.items() if key in changes}
 
     def _ask(self, index: int, known: Mapping[int, Affine], *, deciding: bool) -> Step:
         """Do what ``Site.step`` does, once for all branches that know the same of a node."""
@@ -207,9 +207,11 @@ class _Search:
         return answer
 
     def _take(self, branch: _Branch, index: int, changes: Mapping[int, Affine]) -> None:
+        keys = self._state.keys(index)
         for port, change in changes.items():
-            key = self._state.key(index, port)
-            if key is not None:
+            key = keys.get(port) or self._state.key(index, port)
+            # What is known of a wide Concat comes back with each of its steps.
+            if key is not None and branch.changes.get(key) is not change:
                 self._assign(branch, key, change, settled=index)
 
     def _assign(

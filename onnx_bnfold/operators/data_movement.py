@@ -16,7 +16,6 @@ from onnx import TensorProto
 from onnx_bnfold.model.graph import Dims
 from onnx_bnfold.model.node_view import FLOATS, NodeView
 from onnx_bnfold.operators.affine import Affine, Float64
-from onnx_bnfold.operators.reshape_axes import completed, matching_blocks, reshape_block
 from onnx_bnfold.reasons import Reason, Refused
 
 
@@ -250,6 +249,9 @@ def reduced_axes(view: NodeView) -> set[int]:
 
 def reshaped(view: NodeView, change: Affine, forward: bool) -> Affine:
     """Reshape and Flatten; only sizes around the axes along which the change varies matter."""
+    # Many models reshape nothing.
+    from onnx_bnfold.operators.reshape_axes import completed, matching_blocks, reshape_block
+
     source, target = view.dims_in(0), view.dims_out(0)
     if not forward:
         source, target = target, source

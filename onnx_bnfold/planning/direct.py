@@ -37,6 +37,7 @@ class DirectFolds:
         self._state = state
         self._limits = limits
         self._keep_shared_weights = keep_shared_weights
+        self._direct = set(direct)
         self._rows = _rows(state, direct) if state.bn_pairs else {}
 
     def on(self, state: GraphState) -> DirectFolds:
@@ -52,28 +53,20 @@ class DirectFolds:
             The maps of the nodes; a row ends before the first that the layer does not take.
         """
         found: dict[int, Affine] = {}
-        layer = self._layer_in_front(index)
-        if layer is not None:
-            for each in self._rows.get(index, (index,)):
-                taken = self._taken_by(layer, each)
-                if taken is None:
-                    break
-                found[each] = taken
-        return found
-
-    def _layer_in_front(self, index: int) -> LinearLayer | None:
-        """Return the layer that a node alone reads, if it can take something of the node."""
+        if index not in self._direct:
+            return found
         graph = self._state.graph
-        x = graph.reads[index][0]
-        producer = graph.producer.get(x)
-        if producer is None or not graph.only_reader(x):
-            return None
-        layer = self._state.layer_or_none(producer)
+        layer = self._state.layer_or_none(graph.producer[graph.reads[index][0]])
         if layer is None or layer.bias_slot is None:
-            return None
+            return found
         if self._keep_shared_weights and not graph.only_reader(layer.weight.name):
-            return None
-        return layer
+            return found
+        for each in self._rows.get(index, (index,)):
+            taken = self._taken_by(layer, each)
+            if taken is None:
+                break
+            found[each] = taken
+        return found
 
     def _taken_by(self, layer: LinearLayer, index: int) -> Affine | None:
         """Return the map of a node if a layer takes it, and nothing has changed around it yet."""

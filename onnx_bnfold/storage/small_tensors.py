@@ -101,9 +101,9 @@ def _alike(
             and not has_field(tensor, "segment")
         ):
             kind = shape, tensor.data_type
-            if kind not in alike:
-                alike[kind] = [], []
-            names, contents = alike[kind]
-            names.append(name)
-            contents.append(tensor.raw_data)
+            found = alike.get(kind)
+            if found is None:
+                found = alike[kind] = [], []
+            found[0].append(name)
+            found[1].append(tensor.raw_data)
     return alike

@@ -41,6 +41,7 @@ class GraphState(GraphNodes):
             (``clamps``).
         sizes: of original tensors, as far as they were asked for, and how many nodes had gone by
             then; see ``sizes.sizes``.
+        said: what a BatchNormalization says of the tensor at a port, as far as it was asked.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class GraphState(GraphNodes):
         self.clamps: frozenset[int] = frozenset()
         self.groups = Groups(graph, {graph.writes[index][0] for index in self.kept})
         self.sizes: dict[str, tuple[int, tuple[Affine, ...]]] = {}
+        self.said: dict[tuple[int, int], tuple[Affine, ...]] = {}
         self._ports: dict[int, tuple[int, ...]] = {}
         self._keys: dict[int, dict[int, Key]] = {}
         self._neighbours: dict[str, tuple[int, ...]] = {}

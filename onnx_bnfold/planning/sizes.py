@@ -166,16 +166,25 @@ def _said_by_bns(state: GraphState, name: str, counts: Callable[[int], bool]) ->
     producer = graph.producer.get(name)
     for index in readers if producer is None else (*readers, producer):
         if counts(index) and state.is_bn(index):
-            bn = state.bn(index)
-            spread = bn.spread if index in readers else abs(bn.a) * bn.spread
-            means = (bn.mean, 0 * bn.mean) if index in readers else (bn.bias, bn.b)
-            try:
-                rank = state.rank(index)
-            except Refused:
-                continue
-            shape = partial(batchnorm.along_channels, rank=rank)
-            return tuple(Affine.of(shape(spread), shape(mean)) for mean in means)
+            port = OUT if index == producer else 0
+            if (index, port) not in state.said:
+                state.said[index, port] = _said_by(state, index, port)
+            if state.said[index, port]:
+                return state.said[index, port]
     return ()
+
+
+def _said_by(state: GraphState, index: int, port: int) -> Known:
+    """Return what a BatchNormalization says of its input (port 0) or its output."""
+    bn = state.bn(index)
+    spread = bn.spread if port == 0 else abs(bn.a) * bn.spread
+    means = (bn.mean, 0 * bn.mean) if port == 0 else (bn.bias, bn.b)
+    try:
+        rank = state.rank(index)
+    except Refused:
+        return ()
+    shape = partial(batchnorm.along_channels, rank=rank)
+    return tuple(Affine.of(shape(spread), shape(mean)) for mean in means)
 
 
 def _of_normalisation(state: GraphState, name: str) -> Known:

@@ -20,19 +20,10 @@ from typing import TYPE_CHECKING
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.options import Options
+from onnx_bnfold.planning import outcomes
 from onnx_bnfold.planning.candidates import candidates, in_order, require_removable, watched
 from onnx_bnfold.planning.direct import DirectFolds, changes_by
 from onnx_bnfold.planning.graph_state import GraphState, Key
-from onnx_bnfold.planning.outcomes import (
-    absorbing,
-    count_added,
-    count_new_tensors,
-    gone,
-    require_one_name,
-    require_smaller,
-    ways,
-    why,
-)
 from onnx_bnfold.planning.plan import NOTHING, GraphPlan, Taken
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.record import Record
@@ -156,7 +147,7 @@ class _Planner:
         while queue:
             for index in watched(queue):
                 self._decide(index)
-            queue = [i for i in queue if i in self._tried and self._may_go_now(i)]
+            queue = [i for i in queue if i in self._tried and self._has_moved(i)]
 
     def _decide_with_clamps(self, queue: Sequence[int]) -> None:
         """Try the nodes that stay again where a clamp written with constants lets more pass."""
@@ -180,7 +171,7 @@ class _Planner:
                         before[index] = len(state.removed), state.clamps
                         self._decide_again(index)
             state.clamps = self.clamps.written
-            self._decide_all([i for i in queue if i in self._tried and self._may_go_now(i)])
+            self._decide_all([i for i in queue if i in self._tried and self._has_moved(i)])
             gained = len(state.removed) > gone
 
     def _decide_again(self, index: int) -> None:
@@ -210,16 +201,14 @@ class _Planner:
 
         return FusedNodes(self.state)
 
-    def _may_go_now(self, index: int) -> bool:
-        """Whether something changed where a node that stayed was refused: then it is tried again.
+    def _has_moved(self, index: int, when: int | None = None) -> bool:
+        """Whether something changed where a node was refused, since so many removals or since then.
 
-        Else a second fold, of what the first has left, would find more to do.
+        It is tried again then; else a second fold would find more to do.
         """
-        return self._has_moved(index, self._tried[index][0])
-
-    def _has_moved(self, index: int, when: int) -> bool:
-        """Whether something changed, since so many removals, where a node was refused."""
-        return any(self._moved.get(other, 0) > when for other in self._tried[index][1])
+        tried, asked = self._tried[index]
+        since = tried if when is None else when
+        return any(self._moved.get(other, 0) > since for other in asked)
 
     def _may_be_tried(self, index: int) -> bool:
         """Whether nothing forbids to remove a node; what does is recorded."""
@@ -252,7 +241,7 @@ class _Planner:
         asked, met = {index}, set[Reason]()
         allowed = partial(self._require_allowed, index, asked)
         try:
-            for number, (way, seeds) in enumerate(ways(state, index)):
+            for number, (way, seeds) in enumerate(outcomes.ways(state, index)):
                 try:
                     changes = propagate(state, index, seeds, allowed, asked, met)
                 except Refused as refused:
@@ -270,22 +259,22 @@ class _Planner:
             self.doubtful.pop(index, None)
             if broken:
                 self.unsure.update(self.fused.members)  # some are no members any more
-            takers = absorbing(state, index, changes)
+            takers = outcomes.absorbing(state, index, changes)
             self._commit(index, way, changes, spent, takers, totals)
             return
         self._tried[index] = len(state.removed), asked
         met.update(refusal.reason for _, refusal in tried)
         if not met.isdisjoint(_MAY_CHANGE):
             self.unsure.add(index)
-        self._keep(index, why(tried), tried)
+        self._keep(index, outcomes.why(tried), tried)
 
     def _cost(self, index: int, way: Way, changes: dict[Key, Affine]) -> tuple[int, ...]:
         """Return what an outcome costs: broken groups, new Adds, what clamps read, new tensors."""
         clamped = self.clamps.cost(index, changes) if self.clamps is not None else (0, 0)
-        new = count_new_tensors(self.state, index, way, changes)
+        new = outcomes.count_new_tensors(self.state, index, way, changes)
         constants = [key for key in changes if isinstance(key, tuple)]
         broken = self.fused.broken_by(constants) if constants else 0
-        return broken, count_added(self.state, changes), *clamped, new
+        return broken, outcomes.count_added(self.state, changes), *clamped, new
 
     def _is_least(self, cost: tuple[int, ...]) -> bool:
         """Whether no way still to be tried costs less: each makes a new tensor, or loses an Add."""
@@ -323,14 +312,14 @@ class _Planner:
         require_totals(state, index, totals)
         if self.clamps is not None:
             self.clamps.require_cheap(index, changes)
-        require_one_name(state, index)
+        outcomes.require_one_name(state, index)
         if not is_bn:
             self.fused.require_whole(changes)
         if not is_bn or self.options.keep_shared_weights:
             self.shared.require_cheap(index, changes, asked)
         if not is_bn:
             self.shared.require_stored(index, changes)
-        require_smaller(state, index, changes)
+        outcomes.require_smaller(state, index, changes)
 
     def _commit(
         self,
@@ -356,4 +345,4 @@ class _Planner:
             near = (index for key in changes for index in state.neighbours(key))
             self._moved.update(dict.fromkeys((origin, *near), len(state.removed)))
         taken = {i: self.touched[i][origin] for i in sorted({index for index, _ in takers})}
-        self.records[origin] = gone(state, origin, way, taken, cost, clamps)
+        self.records[origin] = outcomes.gone(state, origin, way, taken, cost, clamps)

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
-from onnx_bnfold.cli.check_arguments import add_check_arguments
 from onnx_bnfold.cli.fold_arguments import add_fold_arguments
 from onnx_bnfold.cli.store_arguments import add_store_arguments
 from onnx_bnfold.errors import UsageError
@@ -78,9 +77,14 @@ def close_to(word: str, words: Iterable[str], least: float = 0.6) -> str | None:
 
 
 class FoldParser(Parser):
-    """The parser of a fold, of a file or a store, with the options of its check."""
+    """The parser of a fold, of a file or a store, with the options of its check.
 
-    def __init__(self) -> None:
+    Args:
+        words: of the command line. The options of a store and of a check, which take long to add,
+            are added if a word may be one of them, or may ask for help.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
         super().__init__(
             prog=PROGRAM,
             usage=_USAGE,
@@ -98,6 +102,18 @@ class FoldParser(Parser):
         )
         self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
         add_fold_arguments(self)
+        self.is_whole = False
+        self._of_stores: Sequence[argparse.Action] = ()
+        self._of_checks: Sequence[argparse.Action] = ()
+        plain = self._option_string_actions.keys() - {"-h", "--help", "--check"}
+        if any(word[:1] == "-" and word.partition("=")[0] not in plain for word in words):
+            self.add_all()
+
+    def add_all(self) -> None:
+        """Add the options of a store and of a check."""
+        from onnx_bnfold.cli.check_arguments import add_check_arguments  # rarely needed
+
+        self.is_whole = True
         self._of_stores = add_store_arguments(self)
         self._of_checks = add_check_arguments(self, "with --check: ")
 
@@ -128,6 +144,8 @@ def _given(args: argparse.Namespace, actions: Sequence[argparse.Action]) -> str 
 
 def check_parser() -> Parser:
     """Return the parser of the check command."""
+    from onnx_bnfold.cli.check_arguments import add_check_arguments  # rarely needed
+
     result = Parser(
         prog=f"{PROGRAM} {CHECK}",
         usage="%(prog)s ORIGINAL FOLDED [options]",
@@ -160,11 +178,14 @@ def read_fold(words: Sequence[str]) -> argparse.Namespace:
     Raises:
         UsageError: the command line is not valid.
     """
-    parser = FoldParser()
+    parser = FoldParser(words)
     args, names = parser.read(words, "names")
+    if names and _is_store(names[0]) and not parser.is_whole:
+        parser.add_all()
+        args, names = parser.read(words, "names")
     args.model, args.output = _model_and_output(names, args.output)
     args.shown = args.model
-    args.is_store = os.path.isdir(args.model) or is_url(args.model)
+    args.is_store = _is_store(args.model)
     parser.require_compatible(args, store=args.is_store)
     if args.output is None and not args.dry_run:
         raise UsageError("give -o FILE for the folded model, or --dry-run")
@@ -190,6 +211,10 @@ def read_check(words: Sequence[str]) -> argparse.Namespace:
         )
     args.original, args.folded = names
     return args
+
+
+def _is_store(model: str) -> bool:
+    return os.path.isdir(model) or is_url(model)
 
 
 def is_url(model: str) -> bool:

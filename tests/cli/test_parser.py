@@ -183,6 +183,17 @@ def test_the_help_of_a_check_names_the_command(capsys):
 
 def test_one_name_has_one_meaning():
     """No option of a fold, a store or a check goes to a field that another one fills."""
-    for parser in (FoldParser(), check_parser()):
+    for parser in (FoldParser(["--help"]), check_parser()):
         fields = [action.dest for action in parser._actions]
         assert len(fields) == len(set(fields))
+
+
+@pytest.mark.parametrize("words", [[], ["-q"], ["--profile", "int8"], ["--standalone=conv"]])
+def test_a_plain_fold_adds_no_options_of_others(words):
+    """They would take as long as reading a small model."""
+    assert not FoldParser(["m.onnx", "-o", "f.onnx", *words]).is_whole
+
+
+@pytest.mark.parametrize("word", ["--help", "-h", "--check", "--jobs=2", "--che", "--unknown"])
+def test_a_word_that_may_be_of_others_adds_all(word):
+    assert FoldParser(["m.onnx", word]).is_whole

@@ -149,8 +149,8 @@ class Pipeline(Attempts):
 
         gained, measured = True, self._ranges is not None
         while True:
-            if self._may_inline_more:  # trials would blame a node of theirs for what does not fit
-                self.verify()
+            if self._may_inline_more or self._may_resolve:
+                self.verify()  # trials would blame a node of theirs for what does not fit
             copy, pending, ranges = self._result()
             source = self._source.with_computed({n: new.compute for n, new in pending.items()})
             again = Pipeline(copy, source.read, self.options, ranges, source.open)

@@ -8,6 +8,7 @@ spread of several evaluations is the rounding error that a model has by its very
 these axes. ``far`` moves by all that a fold may add; what may be a pole then has no result.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -78,6 +79,9 @@ _SIZES |= {"LogSoftmax": 1.0, "LSTM": 1.0, "GRU": 1.0, "RNN": 1.0}
 # A fold may write these with a constant, and take that back behind them: what they cut off was as
 # large as what is in front, by a factor that is the attribute `alpha` or this.
 _CLAMPS = {"Clip": 1.0, "HardSigmoid": 0.2, "Relu": 1.0}
+
+# So it may write the constants of these, which stand where data of these inputs would have stood.
+_MIXED = {"Scatter": (0,), "ScatterElements": (0,), "ScatterND": (0,), "Where": (1, 2)}
 
 # What they make of no elements at all, ONNX leaves open.
 _NEED_ELEMENTS = frozenset(
@@ -178,6 +182,14 @@ class Interpreter:
             return np.abs(array)
         return np.asarray(np.min([_peaks(array, a) for a in self.channel_axes], axis=0))
 
+    def _left_out(self, node: NodeProto, env: Mapping[str, Tensor]) -> np.ndarray:
+        """Return how large what a node cuts off, or does not pick, may have been."""
+        if node.op_type in _CLAMPS:
+            factor = attributes(node).get("alpha", _CLAMPS[node.op_type])
+            return abs(factor) * self._broad(env[node.input[0]].array)
+        arrays = [env[node.input[slot]].array for slot in _MIXED[node.op_type]]
+        return functools.reduce(np.maximum, map(self._broad, arrays))
+
     def _shaken(self, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         """Return the input of what jumps, moved by all that a fold may be off by."""
         assert self.noise is not None
@@ -248,9 +260,8 @@ class Interpreter:
         inputs = {n: env[n] for n in node.input if n}
         dtype = next((t.dtype for t in inputs.values() if t.dtype in FLOATS), None)
         exact, size = node.op_type in _EXACT, _SIZES.get(node.op_type, 0)
-        if node.op_type in _CLAMPS and self.channel_axes:
-            factor = attributes(node).get("alpha", _CLAMPS[node.op_type])
-            exact, size = False, abs(factor) * self._broad(env[node.input[0]].array)
+        if node.op_type in _CLAMPS | _MIXED and self.channel_axes:
+            exact, size = False, self._left_out(node, env)
         results = self._computed(node, self._read(node, env))
         if self.noise is not None and node.op_type in _POLES:
             results = [self._open_at_pole(r, node, env) for r in results]

@@ -258,15 +258,19 @@ def test_what_is_unloadable_when_it_is_frozen_is_no_fault_of_the_fold(monkeypatc
     assert judge(replace(_case(CONV_NORM, 2, 2, 3, 3), options=frozen)).kind == "unloadable"
 
 
-@pytest.mark.parametrize(("op", "size"), [("Relu", 1), ("HardSigmoid <alpha = 4.0>", 4)])
+@pytest.mark.parametrize(
+    ("op", "size"),
+    [("Relu (t)", 1), ("HardSigmoid <alpha = 4.0> (t)", 4), ("Where (c, z, t)", 1)],
+)
 def test_what_a_relu_cuts_off_counts_where_it_is_taken_back_behind_it(op, size) -> None:
     """A clamp with a constant does what the Relu did, and the Conv makes up for the constant."""
     text = f"""
         <ir_version: 8, opset_import: ["" : 17]>
         g (float[1,2,8] x) => (float[1,2,8] y)
-        <float[2,2,1] w = {{1.0, 2.0, 3.0, 4.0}}, float[2] h = {{-8.0, -9.0}},
+        <bool c = {{1}}, float z = {{0}}, float[2,2,1] w = {{1.0, 2.0, 3.0, 4.0}},
+         float[2] h = {{-8.0, -9.0}},
          float[2] s = {{1.0, 1.0}}, float[2] m = {{0.0, 0.0}}>
-        {{ t = BatchNormalization (x, s, h, m, s) u = {op} (t) y = Conv (u, w) }}
+        {{ t = BatchNormalization (x, s, h, m, s) u = {op} y = Conv (u, w) }}
     """
     x = np.random.default_rng(0).standard_normal((1, 2, 8)).astype(np.float32)
     nothing = np.zeros_like(x)

@@ -45,13 +45,13 @@ def _mean_takes_shift(view: NodeView) -> bool:
     counted = view.attribute("count_include_pad", 0) or view.opset < 7
     if counted and (padded or view.attribute("ceil_mode", 0)):
         return False
-    return _fills_windows(view)
+    return _fills_windows(view, whole=bool(counted))
 
 
-def _fills_windows(view: NodeView) -> bool:
+def _fills_windows(view: NodeView, *, whole: bool = False) -> bool:
     from onnx_bnfold.operators.windows import are_filled  # many models pool nothing
 
-    return are_filled(view)
+    return are_filled(view, whole=whole)
 
 
 def _samples_inside(view: NodeView) -> bool:

@@ -7,9 +7,11 @@ Source: ONNX MaxPool-22 and AveragePool-22.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from onnx_bnfold.model.node_view import NodeView
+from onnx_bnfold.reasons import Refused
 
 # Windows that begin in the leading padding are examined one by one, up to this number.
 MOST_STARTS = 2**16
@@ -79,13 +81,17 @@ def _axes(view: NodeView) -> list[_Axis] | None:
     ]
 
 
-def are_filled(view: NodeView) -> bool:
+def are_filled(view: NodeView, *, whole: bool = False) -> bool:
     """Return whether every window of a MaxPool or AveragePool covers an element of the input.
 
     Where a size is not static, this has to hold for every size of at least 1.
+
+    Args:
+        view: the pool.
+        whole: whether its windows have to lie in the image as a whole; it has no padding then.
     """
     axes = _axes(view)
-    if axes is None:
+    if axes is None or (whole and _is_larger(view, axes)):
         return False
     if all(axis.are_filled(None) for axis in axes):
         return True
@@ -93,4 +99,16 @@ def are_filled(view: NodeView) -> bool:
     return all(
         axis.are_filled(size if isinstance(size, int) else None)
         for axis, size in zip(axes, sizes, strict=True)
+    )
+
+
+def _is_larger(view: NodeView, axes: Sequence[_Axis]) -> bool:
+    """Whether a window is larger than the image: the specification has none, onnxruntime one."""
+    try:
+        sizes = view.dims_in(0)[2:]
+    except Refused:
+        return False
+    return any(
+        isinstance(size, int) and size <= (axis.kernel - 1) * axis.dilation
+        for axis, size in zip(axes, sizes, strict=False)
     )

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from graphs import Net
-from support import run
+from support import fold_checked, run
 
 from onnx_bnfold.operators.windows import _Axis
 
@@ -72,3 +72,14 @@ def test_onnxruntime_finds_an_element_in_every_window(axis):
             )
             (found,) = run(net.model(y), {"x": np.ones((1, 1, size), np.float32)})
             assert (found == 1).all(), (size, found)
+
+
+@pytest.mark.parametrize(("height", "kept"), [(2, 1), (3, 0)])
+def test_a_window_larger_than_the_image_counts_what_is_not_there(height, kept):
+    """The specification has no such window; onnxruntime has one, and divides by all of it."""
+    net = Net((1, 4, height, 6))
+    pool = {"kernel_shape": [3, 1], "strides": [2, 1], "count_include_pad": 1}
+    x = net.op("AveragePool", net.conv("x", 4), **pool)
+    model = net.model(net.bn(x, channels=4))
+    model.graph.output[0].ClearField("type")
+    fold_checked(model, kept=kept)

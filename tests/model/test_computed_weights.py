@@ -283,7 +283,8 @@ def chosen(net, v):
         [helper.make_node("Identity", [v], ["chosen"])], "b", [],
         [helper.make_tensor_value_info("chosen", TensorProto.FLOAT, SHAPE)],
     )  # fmt: skip
-    return net.op("If", net.const(np.array(True)), then_branch=branch, else_branch=branch)
+    condition = net.op("Cast", net.op("ReduceMax", "x", keepdims=0), to=TensorProto.BOOL)
+    return net.op("If", condition, then_branch=branch, else_branch=branch)
 
 
 def custom(net, v):

@@ -1163,7 +1163,7 @@ def test_packed_values_too_few_for_their_shape():
 
 def test_external_tensor_without_a_folder(tmp_path):
     tensor = make_external(floats("w", 10), tmp_path, "d")
-    with pytest.raises(ModelError, match="the model's folder is not known"):
+    with pytest.raises(ModelError, match="not loaded; give the path of the model"):
         read_tensor(tensor, None)
 
 

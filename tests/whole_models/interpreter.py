@@ -85,7 +85,7 @@ _MIXED = {"Scatter": (0,), "ScatterElements": (0,), "ScatterND": (0,), "Where": 
 
 # What they make of no elements at all, ONNX leaves open.
 _NEED_ELEMENTS = frozenset(
-    {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "MaxPool"}
+    {"AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool"}
     | {"ReduceMax", "ReduceMean", "ReduceMin"}
 )
 

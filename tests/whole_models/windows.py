@@ -47,7 +47,9 @@ def average_pool(b: Builder, x: str) -> str:
 
 def global_pool(b: Builder, x: str) -> str:
     b.need(b.rank(x) >= 3)
-    return b.one(b.draw.pick(["GlobalAveragePool", "GlobalAveragePool", "GlobalMaxPool"]), [x])
+    op = b.draw.weighted({"GlobalAveragePool": 6, "GlobalMaxPool": 3, "GlobalLpPool": 1})
+    extra = {"p": b.draw.pick([1, 2, 3])} if op == "GlobalLpPool" and b.draw.chance(0.7) else {}
+    return b.one(op, [x], **extra)
 
 
 def lp_pool(b: Builder, x: str) -> str:
@@ -84,6 +86,20 @@ def grid_sample(b: Builder, x: str) -> str:
     reach = d.pick([0.9, 1.3])
     grid = d.uniform(-reach, reach, b.shape(x)[0], *size, rank - 2)
     return b.one("GridSample", [x, constant(b, grid, b.type(x), "grid")], **extra)
+
+
+def roi_align(b: Builder, x: str) -> str:
+    d = b.draw
+    b.need(b.rank(x) == 4 and b.opset >= 10)
+    count = d.between(1, 2)
+    low, size = d.uniform(-1, 2, count, 2), d.uniform(1, 4, count, 2)
+    regions = constant(b, np.concatenate([low, low + size], axis=1), b.type(x), "regions")
+    images = b.integers(*[d.between(0, b.shape(x)[0] - 1) for _ in range(count)])
+    extra: dict = {"mode": d.pick(["avg", "max"])} if d.chance(0.5) else {}
+    for name in ("output_height", "output_width", "sampling_ratio"):
+        if d.chance(0.6):
+            extra[name] = d.between(1, 3)
+    return b.one("RoiAlign", [x, regions, images], **extra)
 
 
 def reduce(b: Builder, x: str) -> str:
@@ -174,6 +190,7 @@ WINDOWS = {
     lp_pool: 1.5,
     cum_sum: 1.5,
     grid_sample: 3,
+    roi_align: 1.5,
     upsample: 8,
     resize: 4,
 }

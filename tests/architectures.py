@@ -292,3 +292,26 @@ class ComputedWeights(nn.Module):
         for body, shortcut in self.blocks:
             x = functional.relu(body(x) + shortcut(x))
         return self.fc(x.mean((2, 3)))
+
+
+class Speech(nn.Module):
+    """As DeepSpeech 2: convolutions over a spectrogram, and GRUs with a BN behind each."""
+
+    def __init__(self, width: int = 24, layers: int = 3) -> None:
+        super().__init__()
+        self.front = nn.Sequential(
+            nn.Conv2d(1, 8, (11, 5), (2, 1), padding=(5, 2), bias=False),
+            nn.BatchNorm2d(8), nn.Hardtanh(0, 20),
+            nn.Conv2d(8, 8, (5, 5), (2, 1), padding=(2, 2), bias=False),
+            nn.BatchNorm2d(8), nn.Hardtanh(0, 20),
+        )  # fmt: skip
+        sizes = (80, *[width] * layers)  # 8 channels of 10 frequencies are left of 40
+        self.layers = nn.ModuleList(nn.GRU(n, width, batch_first=True) for n in sizes[:-1])
+        self.norms = nn.ModuleList(nn.BatchNorm1d(n) for n in sizes[1:])
+        self.head = nn.Linear(width, 29, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.front(x).flatten(1, 2).transpose(1, 2)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = norm(layer(x)[0].transpose(1, 2)).transpose(1, 2)
+        return self.head(x)

@@ -124,7 +124,7 @@ ENTRIES = {
     "deeplabv3_resnet50": _entry(_torchvision("deeplabv3_resnet50", weights_backbone=None), 60),
     # In a dense block every layer has a BN of its own on the features of all layers before it, and
     # a ReLU behind it: one of them can set the scale of a feature, the others cannot.
-    "densenet121": _entry(_torchvision("densenet121"), 121, folded=62),
+    "densenet121": _entry(_torchvision("densenet121"), 121, folded=63, mixed=62),
     # The first block's BN stands between a PReLU and a padded Conv.
     "iresnet18": _entry(_own("IResNet", (2, 2, 2, 2)), 31, _SMALL, folded=30, quick=True),
     "iresnet50": _entry(_own("IResNet", (3, 4, 14, 3)), 79, _SMALL, folded=78),
@@ -143,6 +143,8 @@ ENTRIES = {
     "timm_std_conv": _entry(_own("ComputedWeights", "StdConv"), 20, _SMALL, quick=True),
     "binary_weights": _entry(_own("ComputedWeights", "BinaryConv"), 10, _SMALL, quick=True),
     "qat": _entry(_own("ComputedWeights", "QatConv"), 10, _SMALL, quick=True),
+    # Recurrent layers; the dynamo exporter computes their weights from the shape of a state.
+    "speech": _entry(_own("Speech"), 5, (1, 40, 16), quick=True),
 }
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.model.determinism import DESCRIBED, READ_BY_REFERENCE, Computable
+from onnx_bnfold.model.determinism import DESCRIBED, READ_BY_REFERENCE, Computable, read_dims
 from onnx_bnfold.model.graph import Dims, Graph, ReadTensor
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.storage.small_tensors import SmallTensors
@@ -226,11 +226,11 @@ class Constants:
         around = None if outer is None else outer.get
         return Computable(self.graph, self._static_dims, around, self._kept)
 
-    def _static_dims(self, name: str) -> tuple[int, ...] | None:
+    def _static_dims(self, reader: int, name: str) -> tuple[int, ...] | None:
         dims = self._known[name][0] if name in self._known else None
         if dims is None:
             return None
-        fixed = tuple(d for d in dims if isinstance(d, int))
+        fixed = tuple(d for d in read_dims(self.graph, reader, dims) if isinstance(d, int))
         return fixed if len(fixed) == len(dims) else None
 
     def _ancestors(self, name: str) -> list[str]:
@@ -247,17 +247,18 @@ class Constants:
                     stack.append(other)
         return sorted(needed, key=lambda n: graph.producer[n])
 
-    def _type_of(self, name: str) -> tuple[tuple[int, ...] | None, int] | None:
+    def _type_of(self, reader: int, name: str) -> tuple[tuple[int, ...] | None, int] | None:
         info = self.get(name) if name not in self._infos else self._infos[name]
         if info is not None:
             return info.dims, info.data_type
         if name in self._known:
-            return self._static_dims(name), self._known[name][1]
+            return self._static_dims(reader, name), self._known[name][1]
         return None
 
     def _infer(self, name: str) -> Constant | None:
         """Return shape and type of one node's output without computing it."""
-        node = self.graph.nodes[self.graph.producer[name]]
+        index = self.graph.producer[name]
+        node = self.graph.nodes[index]
         types: dict[str, TypeProto] = {}
         for slot, other in enumerate(node.input):
             if not other:
@@ -265,7 +266,7 @@ class Constants:
             described = (node.op_type, slot) in DESCRIBED
             if not described and self.get(other) is None:
                 return None  # too large, or of unknown shape
-            kind = self._type_of(other)
+            kind = self._type_of(index, other)
             if kind is None:
                 return None
             types[other] = helper.make_tensor_type_proto(kind[1], kind[0])
@@ -316,7 +317,7 @@ class Constants:
             return
         index = self.graph.producer[name]
         node = self.graph.nodes[index]
-        feeds = {n: self._feed(node, s, n) for s, n in enumerate(node.input) if n}
+        feeds = {n: self._feed(index, s, n) for s, n in enumerate(node.input) if n}
         from onnx_bnfold.model.evaluate import held_by
 
         held = held_by(node, self._read)
@@ -337,9 +338,9 @@ class Constants:
                 )
         return results
 
-    def _feed(self, node: NodeProto, slot: int, name: str) -> Array:
-        if (node.op_type, slot) in DESCRIBED:
-            kind = self._type_of(name)
+    def _feed(self, index: int, slot: int, name: str) -> Array:
+        if (self.graph.nodes[index].op_type, slot) in DESCRIBED:
+            kind = self._type_of(index, name)
             assert kind is not None
             dtype = helper.tensor_dtype_to_np_dtype(kind[1])
             # A view of a single element, since only its type and dims matter.

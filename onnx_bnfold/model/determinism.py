@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from onnx_bnfold.model.graph import Graph
+from onnx_bnfold.model.graph import Dims, Graph
 
 # What onnx's reference evaluator computes as onnxruntime does, in every version and any type. Of
 # other operators it misreads versions (BatchNormalization 9) or attributes (MaxPool's ceil_mode).
@@ -39,6 +39,20 @@ WITHOUT_COPY = frozenset(
 )
 
 
+def read_dims(graph: Graph, index: int, dims: Dims) -> Dims:
+    """Return the dims of a tensor that a node describes, those that it does not read as 1.
+
+    Args:
+        graph: the graph.
+        index: the node, which has the attributes ``start`` and ``end`` of a Shape, or none.
+        dims: of the tensor.
+    """
+    held = graph.attributes.get(index, {})
+    bounds = [held[name].i if name in held else None for name in ("start", "end")]
+    read = range(len(dims))[slice(*bounds)]
+    return tuple(d if axis in read else 1 for axis, d in enumerate(dims))
+
+
 @cache
 def is_deterministic(op: str | None, opset: int) -> bool:
     """Return whether nodes of an operator depend on their inputs and attributes alone.
@@ -67,7 +81,8 @@ class Computable:
 
     Args:
         graph: the graph.
-        static_dims: returns the dims of a computed tensor, None if they are not known.
+        static_dims: returns the dims of a computed tensor, as the node of an index reads them; None
+            if they are not known.
         outer: returns what is known of a constant of the enclosing scope, None for other tensors.
         kept: indices of nodes that are to go on computing what they compute.
     """
@@ -75,7 +90,7 @@ class Computable:
     def __init__(
         self,
         graph: Graph,
-        static_dims: Callable[[str], object],
+        static_dims: Callable[[int, str], object],
         outer: Callable[[str], object] | None,
         kept: Container[int],
     ) -> None:
@@ -91,7 +106,7 @@ class Computable:
             first = read[0] if read else ""
             if first in graph.producer and first not in names and op not in _DESCRIBING:
                 continue  # nearly all nodes
-            usable = (self._is_usable(op, s, n, names) for s, n in enumerate(read) if n)
+            usable = (self._is_usable(index, s, n, names) for s, n in enumerate(read) if n)
             if all(usable) and self._is_lasting(index):
                 names.update(graph.writes[index])
         return names
@@ -119,13 +134,13 @@ class Computable:
             return False
         return name not in graph.overridable and outer(name) is not None
 
-    def _is_usable(self, op: str | None, slot: int, name: str, computable: set[str]) -> bool:
-        graph = self._graph
+    def _is_usable(self, index: int, slot: int, name: str, computable: set[str]) -> bool:
+        graph, op = self._graph, self._graph.ops[index]
         if name in computable or (op, slot) in TYPE_ONLY:
             return True
         if name in graph.initializers or name in graph.sparse:
             return name not in graph.overridable
-        if (op, slot) in DIMS_ONLY and self._static_dims(name) is not None:
+        if (op, slot) in DIMS_ONLY and self._static_dims(index, name) is not None:
             return True
         return self._is_outer_constant(name)
 

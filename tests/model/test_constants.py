@@ -348,6 +348,29 @@ def test_shape_of_a_computed_tensor_with_a_dynamic_axis(shape):
     assert report.kept[0].refusal.reason is Reason.PARAMETERS_NOT_CONSTANT
 
 
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ({"start": 1, "end": 2}, [4]),
+        ({"start": -3}, [4, 3, 5]),
+        ({"start": -1, "end": 9}, [5]),
+        ({"start": -9, "end": 0}, []),
+        ({"start": 3, "end": 2}, []),
+        ({"start": 0, "end": 1}, None),
+        ({"end": -1}, None),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_a_shape_needs_only_the_axes_that_it_reads(bounds, expected):
+    net = Net(("N", 4, 3, 5))
+    shape = net.op("Shape", net.relu("x"), **bounds)
+    constants = net.state(shape).constants
+    assert (constants.get(shape) is None) == (expected is None)
+    if expected is not None:
+        assert constants.value(shape).tolist() == expected
+
+
 @pytest.mark.parametrize("op", ["RandomNormal", "RandomUniform"])
 def test_random_operator_is_not_a_constant(op):
     net = Net(IMAGE)

@@ -167,6 +167,7 @@ class Misreading(NamedTuple):
         may: returns whether the node is misread with some sizes.
         sizes: returns whether it is misread with these sizes of input 0 and output 0.
         by_values: whether ``settings`` depends on inputs of the node.
+        by_bodies: whether what counts are the sizes that the outputs of its subgraphs have.
     """
 
     what: str
@@ -174,6 +175,7 @@ class Misreading(NamedTuple):
     may: Callable[[Settings], bool] = lambda node: False
     sizes: Callable[[Settings, Dims, Dims], bool] = lambda node, before, after: False
     by_values: bool = False
+    by_bodies: bool = False
 
 
 _AXES = (
@@ -205,6 +207,7 @@ MISREAD: Mapping[str, Misreading] = {
         "whose branches differ in size, of which onnx's shape inference takes one; "
         f"convert the model to opset {UNITED} or later",
         may=lambda node: node.opset < UNITED,
+        by_bodies=True,
     ),
     "LpPool": _POOLING,
     "MaxPool": _POOLING,

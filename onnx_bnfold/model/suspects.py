@@ -60,7 +60,7 @@ class Suspects:
             return inside or misreading.settings(node)
         if not misreading.may(node):
             return False
-        if graph.ops[index] == "If":
+        if misreading.by_bodies:
             branches = [b for b in self._graphs if b.parent is graph and b.carrier == index]
             return _differ(branches, types)
         before = _dims(graph, graph.reads[index][0], types)

@@ -13,9 +13,11 @@ from itertools import accumulate
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_bnfold.model.float_formats import as_type
-from onnx_bnfold.model.graph import Body, counterparts
+from onnx_bnfold.model.graph import Body, counterparts, operator
+from onnx_bnfold.model.misread import UNITED
 from onnx_bnfold.model.node_view import accepts
 from onnx_bnfold.model.repeated_fields import arrange
+from onnx_bnfold.model.united_branches import united_behind
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.options import Standalone
@@ -104,6 +106,20 @@ def _why_impossible(state: GraphState, index: int, form: Standalone) -> str | No
     opset = state.graph.opset
     if opset < 7 or not all(accepts(operator, opset, kind) for operator in _OPERATORS[form]):
         return f"opset {opset} has no such operator for its type; a newer one may"
+    return _why_too_telling(state, index)
+
+
+def _why_too_telling(state: GraphState, index: int) -> str | None:
+    """Return why no more may be known of a node's output than a BatchNormalization says."""
+    if state.view(index).dims_in(0)[1] == state.bn(index).channels:
+        return None
+    for node in united_behind(state.graph, state.graph.writes[index][0]):
+        if state.shapes.why_unknown(node.output) is not None:
+            return (
+                "the number of its channels is not inferred, another form would state it, and "
+                f"{operator(node)} {(node.name or node.output[0])!r} whose branches may differ in "
+                f"size might not load then; convert the model to opset {UNITED} or later"
+            )
     return None
 
 

@@ -17,6 +17,7 @@ from support import (
     model_of,
     node,
     ops,
+    run,
     tensor,
     value_of,
 )
@@ -155,6 +156,48 @@ def test_in_a_body_and_in_the_graph_that_holds_it(form, rng):
     assert "BatchNormalization" not in written
     assert len(report.kept) == 3
     assert len(report.records) == 3
+
+
+def branches_of_other_sizes(rng, opset, place) -> ModelProto:
+    """Return a model whose If has branches that differ in size, which a norm does not tell."""
+    norm = bn("t", "b", 3, rng)
+    first, outer = join(), join()
+    if place == "inside":
+        first = join(norm, node("Neg", ["b"], ["e"]))
+    else:
+        outer, first = norm, node("Neg", ["b"], ["e"])
+    unknown = helper.make_tensor_value_info("e", TensorProto.FLOAT, None)
+    body = helper.make_graph(first.nodes, "then", [], [unknown], first.initializers)
+    mean = node("ReduceMean", ["t"], ["f"], axes=[1])
+    unknown = helper.make_tensor_value_info("f", TensorProto.FLOAT, None)
+    other = helper.make_graph(mean.nodes, "else", [], [unknown])
+    parts = join(
+        node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]), outer,
+        node("If", ["flag"], ["y"], name="if", then_branch=body, else_branch=other),
+    )  # fmt: skip
+    inputs = {"x": (2, 4, 4, "C"), "flag": ()}
+    model = model_of(parts.nodes, inputs, ["y"], parts.initializers, opset=opset)
+    flag = next(value for value in model.graph.input if value.name == "flag")
+    flag.type.tensor_type.elem_type = TensorProto.BOOL
+    return model
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("place", ["inside", "in front"])
+@pytest.mark.parametrize(("opset", "is_written"), [(9, False), (10, False), (11, True)])
+def test_an_old_if_is_not_told_that_its_branches_differ(form, place, opset, is_written, rng):
+    """It would not load any more: before opset 11 inference unites the sizes of branches."""
+    model = branches_of_other_sizes(rng, opset, place)
+    folded, report = onnx_bnfold.fold(model, FORMS[form])
+    onnx.checker.check_model(folded, full_check=True)
+    data = rng.standard_normal((2, 4, 4, 3)).astype(np.float32)
+    for flag in (True, False):
+        feed = {"x": data, "flag": np.array(flag)}
+        [expected], [actual] = run(model, feed), run(folded, feed)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+    (kept,) = report.kept
+    assert (kept.written_as == form) == is_written
+    assert is_written or "If 'if' whose branches may differ" in kept.not_written
 
 
 @pytest.mark.parametrize("form", FORMS)

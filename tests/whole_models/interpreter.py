@@ -89,6 +89,9 @@ _NEED_ELEMENTS = frozenset(
     | {"ReduceMax", "ReduceMean", "ReduceMin"}
 )
 
+# Of NaN alone onnxruntime makes the lowest number of the type, which is no value of the model's.
+_LOSE_NAN = frozenset({"GlobalMaxPool", "MaxPool"})
+
 # Their float constants are settings, which nothing rounds.
 _SETTINGS = frozenset({"Dropout", "GridSample", "Pow", "Resize", "Upsample"})
 
@@ -265,6 +268,8 @@ class Interpreter:
         results = self._computed(node, self._read(node, env))
         if self.noise is not None and node.op_type in _POLES:
             results = [self._open_at_pole(r, node, env) for r in results]
+        if self.double and node.op_type in _LOSE_NAN and _holds_nan(env[node.input[0]].array):
+            results = [_without_lowest(r) for r in results]
         if node.op_type in _NEED_ELEMENTS and not env[node.input[0]].array.size:
             self.undefined |= any(r.size for r in results)
         kinds = [dtype if r.dtype in FLOATS and dtype is not None else r.dtype for r in results]
@@ -444,6 +449,18 @@ def _bound(node: NodeProto, given: Mapping) -> NodeProto:
         elif not a.ref_attr_name:
             bound.attribute.add().CopyFrom(a)
     return bound
+
+
+def _holds_nan(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" and bool(np.isnan(array).any())
+
+
+def _without_lowest(result: np.ndarray) -> np.ndarray:
+    """Return a result with NaN instead of the lowest number that a type has."""
+    if result.dtype.kind != "f":
+        return result
+    is_lowest = np.isin(result, [np.finfo(t).min for t in (np.float16, np.float32, np.float64)])
+    return np.where(is_lowest, np.nan, result)
 
 
 def _peaks(array: np.ndarray, axis: int) -> np.ndarray:

@@ -328,6 +328,22 @@ def test_what_float16_cannot_hold_is_nothing_to_be_kept() -> None:
         assert _told(text, x, np.float16([[-1, -np.inf]]), expected=-x) == kind
 
 
+def test_the_maximum_of_nan_alone_is_not_asked_for() -> None:
+    """onnxruntime says the lowest number of the type, whatever is in front or behind."""
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,2,2] x) => (float[1,2,1] y)
+        <float c = {2}>
+        { t = GlobalMaxPool (x) y = Div (t, c) }
+    """
+    for op in ("GlobalMaxPool", "MaxPool <kernel_shape = [2]>"):
+        of = text.replace("GlobalMaxPool", op)
+        x = np.float32([[[np.nan, np.nan], [4, np.nan]]])
+        lowest = np.finfo(np.float32).min
+        assert _told(of, x, np.float32([[[lowest], [2]]])) is None
+        assert _told(of, x, np.float32([[[lowest], [3]]])) == "wrong"
+
+
 def test_the_mean_of_nothing_is_not_asked_for() -> None:
     """Of an empty batch onnxruntime says 0, whatever is in front; ONNX says nothing."""
     text = """

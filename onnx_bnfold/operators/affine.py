@@ -7,9 +7,8 @@ two arrays of shape ``(1, C, 1, 1)``. This module does not depend on ONNX.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ Float64 = NDArray[np.float64]
 # may be 300 orders of magnitude apart.
 AGREEMENT = 1e-12
 # A sum below this share of its largest term consists of rounding errors: the terms have cancelled.
+# So does what is between two results that differ by less.
 CANCELLED = 2.0**-50
 
 # Smallest scale to divide by; for smaller ones 1 / scale or scale * weight is not a normal float.
@@ -40,22 +40,33 @@ def divided(factor: Float64, scale: Float64) -> Float64:
     return np.where(np.abs(scale) >= VANISHED, 0.0, factor / scale)
 
 
-def _compressed(array: Float64, neutral: float) -> Float64:
+def _compressed(array: Float64, neutral: float, slack: float = 0.0) -> Float64:
     """Return an array whose axes have size 1 where all values along them are equal.
 
     For a tensor without elements any change is correct. It becomes a single ``neutral`` value, so
     that a tensor with elements never gets a change without any.
+
+    Args:
+        array: the values.
+        neutral: see above.
+        slack: share of a value by which another may differ and still be equal.
     """
     if not array.size:
         return np.full((1,) * array.ndim, neutral)
     for axis, size in enumerate(array.shape):
         if size > 1:
-            if size == array.size and array.item(0) != array.item(size - 1):
+            if size == array.size and not _equal(array.item(0), array.item(size - 1), slack):
                 break  # a vector whose ends differ: no other axis can go, nothing to compare
             first = array[(slice(None),) * axis + (slice(1),)]
-            if (array == first).all():
+            if (array == first).all() or (
+                slack and (np.abs(array - first) <= slack * np.abs(first)).all()
+            ):
                 array = first
     return array
+
+
+def _equal(one: float, other: float, slack: float) -> bool:
+    return one == other or abs(one - other) <= slack * abs(one)
 
 
 class _Once:
@@ -90,6 +101,18 @@ class Affine:
     def of(cls, scale: Float64, shift: Float64) -> Affine:
         """Return a change whose axes have size 1 wherever nothing varies along them."""
         return cls(_compressed(scale, 1.0), _compressed(shift, 0.0))
+
+    @classmethod
+    def composed(cls, scale: Float64, shift: Float64) -> Affine:
+        """Return a change that was computed from others, without what rounding added.
+
+        Scales that came out of a multiplication and its inverse would vary along an axis on which
+        the rounded constants do not, or differ from 1, and then another fold would find more to do.
+        """
+        with np.errstate(invalid="ignore"):
+            is_one = np.abs(scale - 1) <= CANCELLED
+            scale = np.where(is_one, 1.0, scale) if is_one.any() else scale
+            return cls(_compressed(scale, 1.0, CANCELLED), _compressed(shift, 0.0, CANCELLED))
 
     @classmethod
     def identity(cls, rank: int) -> Affine:
@@ -151,7 +174,7 @@ class Affine:
                 # Keep shift / scale, the former constant of the channel.
                 size = np.where(np.abs(scale) >= VANISHED, np.abs(scale) * VANISHING, 1.0)
                 scale, shift = scale / size, shift / size
-        return Affine.of(scale, shift)
+        return Affine.composed(scale, shift)
 
     def inverse(self) -> Affine:
         """Return the inverse; only valid if ``is_invertible``."""
@@ -285,42 +308,6 @@ class _Extremes(NamedTuple):
         within = (self.least >= -bound) & (self.most <= bound)
         both: NDArray[np.bool_] = within[:, 0] & within[:, 1]
         return both
-
-
-def joined(
-    parts: Sequence[Affine | None], axis: int, sizes: Sequence[int], filler: Affine | None = None
-) -> Affine:
-    """Return changes concatenated along ``axis``.
-
-    Args:
-        parts: the changes, of size 1 or their part's size along ``axis``; None means ``filler``.
-        axis: of the concatenation.
-        sizes: of the parts along ``axis``.
-        filler: varies only along axes that other parts vary along, and not along ``axis``; the
-            identity by default.
-    """
-    whole = Affine.identity(0) if filler is None else filler
-    some = [(i, part) for i, part in enumerate(parts) if part is not None]
-    if whole.is_identity:  # most parts of a wide Concat do not change
-        some = [(i, part) for i, part in some if not part.is_identity] or some[:1]
-    scales = {i: part.scale for i, part in some}
-    shifts = {i: part.shift for i, part in some}
-    return Affine.of(
-        _joined(scales, axis, sizes, whole.scale), _joined(shifts, axis, sizes, whole.shift)
-    )
-
-
-def _joined(
-    arrays: Mapping[int, Float64], axis: int, sizes: Sequence[int], filler: Float64
-) -> Float64:
-    shapes = {(*a.shape[:axis], 1, *a.shape[axis + 1 :]) for a in arrays.values()}
-    common = shapes.pop() if len(shapes) == 1 else np.broadcast_shapes(*shapes)
-    whole = np.empty((*common[:axis], sum(sizes), *common[axis + 1 :]))
-    whole[...] = filler
-    starts = list(accumulate(sizes, initial=0))
-    for i, array in arrays.items():
-        whole[(slice(None),) * axis + (slice(starts[i], starts[i + 1]),)] = array
-    return whole
 
 
 def close(a: Float64, b: Float64) -> bool:

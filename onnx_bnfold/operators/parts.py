@@ -6,7 +6,8 @@ import numpy as np
 
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators import data_movement
-from onnx_bnfold.operators.affine import Affine, joined
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.concatenation import joined
 from onnx_bnfold.operators.entries import OUT
 from onnx_bnfold.operators.rules import UNDECIDED, Known, Step, inputs
 from onnx_bnfold.reasons import Reason, Refused

@@ -14,7 +14,8 @@ import numpy as np
 
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.node_view import NodeView
-from onnx_bnfold.operators.affine import Affine, Float64, close, joined
+from onnx_bnfold.operators.affine import Affine, Float64, close
+from onnx_bnfold.operators.concatenation import joined
 from onnx_bnfold.operators.data_movement import axis_of, bounded, cut, refuse_axis, size, varying
 from onnx_bnfold.reasons import Reason, Refused
 

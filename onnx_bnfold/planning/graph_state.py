@@ -270,7 +270,11 @@ class GraphState(GraphNodes):
         """
         if self.graph.ops[index] == batchnorm.OPERATOR:
             return self._seen_from(index, self.original_map(index))
-        return self.map_by(index, self.present(index, self.operands(index).constant))
+        slot = self.operands(index).constant
+        present = self.map_by(index, self.present(index, slot))
+        if (index, slot) not in self.total:
+            return present
+        return Affine.composed(present.scale, present.shift)
 
     def absorbs(self, index: int, key: Key) -> bool:
         """Whether a node takes a change of a key, and hands nothing of it on."""

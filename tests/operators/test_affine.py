@@ -115,3 +115,14 @@ def test_of_no_elements_a_change_is_none():
     assert Affine.of(np.full((3, 1), 2.0), np.empty((3, 0))).agrees_with(
         Affine.of(np.full((1, 1), 2.0), np.zeros((1, 1)))
     )
+
+
+def test_what_is_composed_varies_by_no_rounding_error():
+    many = np.random.default_rng(0).uniform(0.5, 2, (1, 64, 1))
+    zeros = np.zeros((1, 1, 1))
+    there, back = Affine.of(many, zeros), Affine.of(1 / many, zeros)
+    assert there.then(back).is_identity
+    tripled = there.then(Affine.of(3 / many, zeros))
+    assert tripled.scale.shape == (1, 1, 1)
+    apart = Affine.identity(3).then(Affine.of(np.array([[[1.5], [1.5 + 1e-14]]]), zeros))
+    assert apart.scale.shape == (1, 2, 1)

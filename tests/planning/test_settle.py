@@ -310,3 +310,38 @@ def test_an_affine_node_whose_shape_is_known_only_later_goes_at_once():
     assert_same_function(model, folded)
     assert_settled(folded, Options())
     assert [n.op_type for n in folded.functions[0].node if n.op_type != "Constant"] == ["Conv"]
+
+
+@pytest.mark.parametrize(
+    ("take", "give", "value"),
+    [("Div", "Mul", 1.26), ("Div", "Mul", 3.1), ("Sub", "Add", 1.26), ("Sub", "Add", 3.1)],
+    ids=["factors alike", "factors of one", "summands alike", "summands of zero"],
+)
+def test_what_only_rounding_keeps_apart_is_alike(take, give, value):
+    """What one node takes of a norm of another axis, it gives back for the one in front."""
+    net = Net(("N", 4, 16, 16))
+    zeros, ones = net.const(np.zeros(16)), net.const(np.ones(16))
+    x = net.op(take, net.conv("x", 5), net.const(3.1))
+    y = net.op(give, x, net.const(value))
+    x = net.op("Transpose", x, perm=[0, 2, 1, 3])
+    parts = (net.random(16), zeros) if take == "Div" else (ones, net.random(16))
+    x = net.op("BatchNormalization", x, *parts, zeros, ones, epsilon=0.0)
+    model = net.model(net.conv(x, 2), y)
+    folded, _ = onnx_bnfold.fold(model)
+    assert_same_function(model, folded)
+    assert ops(folded) == ["Conv", "Transpose", "Conv"]
+    assert_settled(folded, Options())
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["one", "alike"])
+def test_a_constant_is_alike_once_it_has_taken_what_another_was(times):
+    net = Net(("N", 4, 128, 2))
+    values = net.values(128, 1).astype(np.float32)
+    x = net.op("Div", net.conv("x", 5), net.const(values))
+    y = net.op("Mul", x, net.const(times * values))
+    x = net.op("Transpose", x, perm=[0, 2, 1, 3])
+    model = net.model(net.conv(x, 2), y)
+    folded, _ = onnx_bnfold.fold(model)
+    assert_same_function(model, folded)
+    assert ops(folded) == ["Conv", "Transpose", "Conv"]
+    assert_settled(folded, Options())

@@ -20,6 +20,7 @@ from onnx_bnfold.model.graph import Graph, counterparts
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.plan import Taken
+from onnx_bnfold.reasons import Refused
 from onnx_bnfold.rewriting import node_origins
 from onnx_bnfold.rewriting.descriptions import drop_descriptions, rename_shards
 from onnx_bnfold.rewriting.fresh_names import Names
@@ -67,9 +68,14 @@ def bias(state: GraphState, merge: Merge) -> Float64:
 
 
 def fits(state: GraphState, merge: Merge) -> bool:
-    """Whether the merged constants are finite in the layer's data type."""
+    """Whether the merged constants can be computed, and are finite in the layer's data type."""
     data_type = state.layer(merge.conv).weight.data_type
-    parts = (weight(state, merge), bias(state, merge))
+    try:
+        parts = (weight(state, merge), bias(state, merge))
+    except (
+        Refused
+    ):  # what computes one of them, for example a DequantizeLinear, cannot be evaluated
+        return False
     return all(bool(np.isfinite(as_type(part, data_type)).all()) for part in parts)
 
 

@@ -1,6 +1,9 @@
 """Parallel branches that meet in an Add become one Conv, or stay where they cannot."""
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 from support import Parts, bn, conv, fold_checked, join, model_of, node, ops, tensor
 
@@ -222,3 +225,11 @@ def test_an_overflow_keeps_the_branches(rng):
     model = model_of(parts.nodes, X, ["y"], parts.initializers, dtype=np.float16)
     folded, _ = fold_checked(model, options=MERGE, compare=False)
     assert ops(folded) == ["Conv", "Conv", "Add"]
+
+
+def test_branches_with_a_constant_that_cannot_be_evaluated_stay():
+    """A DequantizeLinear makes a bias, and onnxruntime refuses to run it."""
+    found = Path(__file__).parents[1] / "corpus" / "found" / "merge_unevaluated_bias.onnx"
+    model = onnx.load(found)
+    folded, _ = onnx_bnfold.fold(model, MERGE)
+    assert len(folded.graph.node) == len(model.graph.node)

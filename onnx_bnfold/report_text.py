@@ -17,22 +17,23 @@ _PREFIX = "BatchNormalization "
 
 def short_lines(report: Report) -> list[str]:
     """Return what was folded, capped, and what stays, by reason and with what one can do."""
-    shown = [*_folded(report.records), *_kept(report), *advice(report)]
+    shown = [*_folded(report.records), *_kept(report), *advice(_reasons(report))]
     return [printable(line) for line in shown]
 
 
 def long_lines(report: Report) -> list[str]:
     """Return a line per record, and what one can do about those that stay."""
-    return [*report.lines(), *map(printable, advice(report))]
+    return [*report.lines(), *map(printable, advice(_reasons(report)))]
 
 
-def advice(report: Report) -> Iterator[str]:
+def advice(reasons: Iterable[Reason]) -> Iterator[str]:
     """Yield what one can do, once for each reason."""
-    for reason in dict.fromkeys(_reasons([*report.kept, *report.kept_affine])):
+    for reason in dict.fromkeys(reasons):
         yield f"advice  [{reason.value}] {ADVICE[reason]}"
 
 
-def _reasons(records: Iterable[Record]) -> Iterator[Reason]:
+def _reasons(report: Report) -> Iterator[Reason]:
+    records = (*report.kept, *report.kept_affine)
     return (record.refusal.reason for record in records if record.refusal is not None)
 
 

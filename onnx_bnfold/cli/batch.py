@@ -9,21 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import current_thread, main_thread
-from typing import TYPE_CHECKING
 
-from onnx_bnfold.advice import ADVICE
 from onnx_bnfold.batch.locations import STATE
 from onnx_bnfold.batch.report import StoreReport, listed
 from onnx_bnfold.batch.run import fold_store, plan_store
-from onnx_bnfold.cli.console import options_of, show_progress, tell, tell_reports
+from onnx_bnfold.cli.console import check_options_of, show_progress, tell, tell_reports
 from onnx_bnfold.errors import UsageError, printable
 from onnx_bnfold.interrupts import EXIT_CODE
 from onnx_bnfold.options import Options
 from onnx_bnfold.reasons import Reason
-from onnx_bnfold.storage.files import OutputFile
-
-if TYPE_CHECKING:  # most runs have no check
-    from onnx_bnfold.check import CheckOptions
+from onnx_bnfold.report_text import advice
 
 
 def run(args: argparse.Namespace, options: Options) -> int:
@@ -53,7 +48,7 @@ def _run(args: argparse.Namespace, options: Options) -> int:
     if args.require_folded and not args.dry_run:
         raise UsageError("--require-folded asks for nothing to fold; give --dry-run with it")
     if args.report:
-        from onnx_bnfold.reports import require_writable
+        from onnx_bnfold.reports.files import require_writable
 
         require_writable(args.report)
     show_progress(quiet=args.quiet)
@@ -61,9 +56,9 @@ def _run(args: argparse.Namespace, options: Options) -> int:
         report = _report(args, options)
     code = _tell(report, args)
     for path in map(Path, args.report):
-        with OutputFile(path) as file:
-            file.write(_written(report, path).encode())
-            file.commit(path)
+        from onnx_bnfold.reports.files import put
+
+        put(path, _written(report, path))
     tell_reports(args.report, quiet=args.quiet)
     return code
 
@@ -94,27 +89,16 @@ def _report(args: argparse.Namespace, options: Options) -> StoreReport:
         dask=args.dask,
         state=args.state,
         require_all=args.require_all,
-        check=_check_options(args),
+        check=check_options_of(args),
         prune=args.prune,
     )
-
-
-def _check_options(args: argparse.Namespace) -> CheckOptions | None:
-    if not args.check:
-        return None
-    from onnx_bnfold.check.options import CheckOptions, require_files  # loads onnxruntime
-
-    options = options_of(CheckOptions, args)
-    require_files(options)
-    return options
 
 
 def _lines(report: StoreReport, args: argparse.Namespace) -> Iterator[str]:
     yield from report.lines(reasons=args.verbose)
     if kept := report.reasons():
         yield f"kept    {sum(kept.values())} BatchNormalization: {listed(kept)}"
-        for code in sorted(kept):
-            yield f"advice  [{code}] {ADVICE[Reason(code)]}"
+        yield from advice(map(Reason, sorted(kept)))
     if not args.dry_run:
         state = args.state or f"{args.output.rstrip('/')}{STATE}"
         yield printable(f"written: {args.output}; what is done is recorded in {state}")

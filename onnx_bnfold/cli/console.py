@@ -15,6 +15,8 @@ from onnx_bnfold.errors import printable
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from onnx_bnfold.check.options import CheckOptions
+
 Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
@@ -28,6 +30,21 @@ def options_of(kind: type[Settings], args: argparse.Namespace) -> Settings:
     """
     given = vars(args)
     return kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given})
+
+
+def check_options_of(args: argparse.Namespace) -> CheckOptions | None:
+    """Return the options of the check that a fold asks for, None if it asks for none.
+
+    Raises:
+        UsageError: they contradict each other, or name files that are not there.
+    """
+    if not args.check:
+        return None
+    from onnx_bnfold.check.options import CheckOptions, require_files  # loads onnxruntime
+
+    options = options_of(CheckOptions, args)
+    require_files(options)
+    return options
 
 
 def tell(text: str) -> None:

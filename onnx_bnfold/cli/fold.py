@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnx_bnfold.api import Outcome, plan_file, write_folded
-from onnx_bnfold.cli.console import options_of, show_progress, tell, tell_reports
+from onnx_bnfold.cli.console import check_options_of, show_progress, tell, tell_reports
 from onnx_bnfold.errors import CheckFailed, printable
 from onnx_bnfold.options import Options
 from onnx_bnfold.storage.writer import check_target
 
 if TYPE_CHECKING:
-    from onnx_bnfold.check import CheckResult
+    from onnx_bnfold.check import CheckOptions, CheckResult
     from onnx_bnfold.reports import FoldReport
 
 
@@ -73,11 +73,7 @@ class _FoldCommand:
         self.check: CheckResult | None = None
         self.report: FoldReport | None = None
         self.text: list[str] = []
-        if args.check:
-            from onnx_bnfold.check.options import CheckOptions, require_files
-
-            self.check_options = options_of(CheckOptions, args)
-            require_files(self.check_options)
+        self.check_options = check_options_of(args)
 
     def inspect(self, outcome: Outcome) -> None:
         """Check the outcome, and collect what to print and report.
@@ -91,7 +87,7 @@ class _FoldCommand:
         if self.args.report:
             from onnx_bnfold.reports import fold_report
 
-            sizes = self.check_options.shapes if self.args.check else {}
+            sizes = {} if self.check_options is None else self.check_options.shapes
             self.report = fold_report(outcome, sizes, self.check)
         if failures:
             if self.args.output and not self.args.quiet:
@@ -128,8 +124,8 @@ class _FoldCommand:
 
     def _failures(self, outcome: Outcome) -> list[str]:
         failures = list(self._unmet_requirements(outcome))
-        if self.args.check and not failures:
-            self.check = self._checked(outcome)
+        if self.check_options is not None and not failures:
+            self.check = self._checked(outcome, self.check_options)
             failures += self.check.failures
         return failures
 
@@ -141,12 +137,12 @@ class _FoldCommand:
             if folded:
                 yield f"--require-folded: {self.args.shown} has {folded} nodes to fold"
 
-    def _checked(self, outcome: Outcome) -> CheckResult:
+    def _checked(self, outcome: Outcome, options: CheckOptions) -> CheckResult:
         from onnx_bnfold.check import check, render_text
 
         assert outcome.path is not None
         changes = outcome.pipeline.changes()
-        result = check(self.args.model, outcome.path, self.check_options, changes=changes)
+        result = check(self.args.model, outcome.path, options, changes=changes)
         staged, target = str(outcome.path), str(self.args.output)
         failures = tuple(failure.replace(staged, target) for failure in result.failures)
         result = replace(result, original=self.args.shown, folded=target, failures=failures)

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from onnx_bnfold.cli.fold_arguments import add_fold_arguments
-from onnx_bnfold.cli.store_arguments import add_store_arguments
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.version import __version__
 
@@ -44,12 +43,11 @@ class Parser(argparse.ArgumentParser):
             f"{option} takes no value" if ignored else f"{what}; see {self.prog} --help"
         )
 
-    def read(self, words: Sequence[str], names: str) -> tuple[argparse.Namespace, list[str]]:
+    def read(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Parse a command line.
 
         Args:
             words: of the command line.
-            names: where the words that belong to no option go.
 
         Returns:
             The arguments, and these words.
@@ -61,7 +59,7 @@ class Parser(argparse.ArgumentParser):
         for word in unknown:
             if word.startswith("-"):
                 raise UsageError(self._unknown(word.partition("=")[0]))
-        return args, [*getattr(args, names), *unknown]
+        return args, [*args.names, *unknown]
 
     def _unknown(self, option: str) -> str:
         near = close_to(option, self._option_string_actions)
@@ -102,22 +100,26 @@ class FoldParser(Parser):
         )
         self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
         add_fold_arguments(self)
-        self.is_whole = False
         self._of_stores: Sequence[argparse.Action] = ()
         self._of_checks: Sequence[argparse.Action] = ()
         plain = self._option_string_actions.keys() - {"-h", "--help", "--check"}
         if any(word[:1] == "-" and word.partition("=")[0] not in plain for word in words):
             self.add_all()
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has the options of a store and of a check."""
+        return bool(self._of_checks)
+
     def add_all(self) -> None:
         """Add the options of a store and of a check."""
-        from onnx_bnfold.cli.check_arguments import add_check_arguments  # rarely needed
+        from onnx_bnfold.cli.check_arguments import add_check_arguments  # rarely needed, both
+        from onnx_bnfold.cli.store_arguments import add_store_arguments
 
-        self.is_whole = True
         self._of_stores = add_store_arguments(self)
         self._of_checks = add_check_arguments(self, "with --check: ")
 
-    def require_compatible(self, args: argparse.Namespace, *, store: bool) -> None:
+    def require_compatible(self, args: argparse.Namespace) -> None:
         """See that options fit each other, and what is folded.
 
         Raises:
@@ -132,7 +134,7 @@ class FoldParser(Parser):
                 raise UsageError(f"{given} has no effect without {needed}; give both")
         if args.dry_run and args.check:
             raise UsageError("a dry run makes no model to check; leave out --dry-run or --check")
-        if not store and (given := _given(args, self._of_stores)):
+        if not args.is_store and (given := _given(args, self._of_stores)):
             raise UsageError(f"{given} is for a folder of models, but {args.model} is one model")
 
 
@@ -179,23 +181,35 @@ def read_fold(words: Sequence[str]) -> argparse.Namespace:
         UsageError: the command line is not valid.
     """
     parser = FoldParser(words)
-    args, names = parser.read(words, "names")
+    args, names = parser.read(words)
     if names and _is_store(names[0]) and not parser.is_whole:
         parser.add_all()
-        args, names = parser.read(words, "names")
+        args, names = parser.read(words)
     args.model, args.output = _model_and_output(names, args.output)
     args.shown = args.model
     args.is_store = _is_store(args.model)
-    parser.require_compatible(args, store=args.is_store)
+    parser.require_compatible(args)
     if args.output is None and not args.dry_run:
         raise UsageError("give -o FILE for the folded model, or --dry-run")
-    if args.output and not args.is_store and is_url(args.output):
-        raise UsageError(
-            f"{args.output}: one model is folded into a file of this machine; give -o FILE"
-        )
-    if args.output and not args.is_store and is_folder(args.output):
-        args.output = os.path.join(args.output, os.path.basename(args.model))
+    if args.output and not args.is_store:
+        args.output = file_of(args.output, os.path.basename(args.model))
     return args
+
+
+def file_of(output: str, name: str) -> str:
+    """Return the file that one model is folded into.
+
+    Args:
+        output: that file, or a folder, in which the model keeps its name.
+        name: of the model.
+
+    Raises:
+        UsageError: it is not on this machine.
+    """
+    if is_url(output):
+        raise UsageError(f"{output}: one model is folded into a file of this machine; give -o FILE")
+    is_folder = output.endswith((os.sep, os.altsep or os.sep)) or os.path.isdir(output)
+    return os.path.join(output, name) if is_folder else output
 
 
 def read_check(words: Sequence[str]) -> argparse.Namespace:
@@ -204,7 +218,7 @@ def read_check(words: Sequence[str]) -> argparse.Namespace:
     Raises:
         UsageError: the command line is not valid.
     """
-    args, names = check_parser().read(words, "names")
+    args, names = check_parser().read(words)
     if len(names) != 2:
         raise UsageError(
             f"a check compares two models, not {len(names)}; give the original and the folded one"
@@ -220,11 +234,6 @@ def _is_store(model: str) -> bool:
 def is_url(model: str) -> bool:
     """Return whether a model lies at a URL."""
     return "://" in model
-
-
-def is_folder(output: str) -> bool:
-    """Return whether an output is a folder, in which a model keeps its name."""
-    return output.endswith((os.sep, os.altsep or os.sep)) or os.path.isdir(output)
 
 
 def _model_and_output(names: Sequence[str], output: str | None) -> tuple[str, str | None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.reports.markup import Data
 from onnx_bnfold.storage.files import OutputFile
-from onnx_bnfold.storage.writer import require_name
+from onnx_bnfold.storage.writer import require_place
 
 
 def _json(data: Data) -> str:
@@ -41,11 +41,7 @@ def require_writable(paths: Sequence[str], *, taken: Sequence[str | None] = ()) 
         if path.suffix.lower() not in FORMATS:
             endings = " or ".join(FORMATS)
             raise UsageError(f"{path}: give a name that ends in {endings} for the report")
-        require_name(path)
-        if not path.parent.is_dir():
-            raise UsageError(f"{path}: the folder {path.parent} does not exist; create it first")
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{path}: is not a regular file; give the name of a file to write")
+        require_place(path)
         if os.path.realpath(path) in used:
             raise UsageError(f"{path}: is the name of another file; give another name to write")
         used.add(os.path.realpath(path))
@@ -62,7 +58,15 @@ def write(path: str | os.PathLike[str], data: Data) -> None:
         UsageError: the file cannot be written.
     """
     target = Path(path)
-    text = FORMATS[target.suffix.lower()](data)
+    put(target, FORMATS[target.suffix.lower()](data))
+
+
+def put(target: Path, text: str) -> None:
+    """Write a text, completely or not at all.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
     with OutputFile(target) as file:
         file.write(text.encode())
         file.commit(target)

@@ -208,27 +208,27 @@ def _show(inspect: InspectFile, target: Path, files: Mapping[str, OutputFile]) -
         inspect(own / target.name)
 
 
-def require_name(path: Path) -> None:
-    """Raise UsageError if no file can have a name, because it is too long for one."""
+def require_place(path: Path) -> None:
+    """Raise UsageError if no file can be put at a path, for its name, folder, or what is there."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
+        pass
+    except OSError as error:  # a name may be too long for a file
         raise UsageError(
             f"{path}: cannot be written: {error.strerror}; give another name"
         ) from error
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: the folder {path.parent} does not exist; create it first")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: is not a regular file; give the name of a file to write")
 
 
 def check_target(target: Path, source: set[str]) -> None:
     """Raise UsageError if ``target`` cannot be written, or is one of the paths in ``source``."""
-    require_name(target)
-    if not target.parent.is_dir():
-        raise UsageError(f"{target}: the folder {target.parent} does not exist; create it first")
+    require_place(target)
     if not target.exists():
         return
-    if not target.is_file():
-        raise UsageError(f"{target}: is not a regular file; give the name of a file to write")
     if any(os.path.exists(path) and os.path.samefile(target, path) for path in source):
         raise UsageError(f"{target}: is a file of the input model; give another name to write")
 

@@ -708,7 +708,7 @@ def test_a_report_of_the_command_line_that_cannot_be_written(store, output, monk
     def refuse(self, path):
         raise UsageError(f"{path}: cannot be written: No space left on device")
 
-    monkeypatch.setattr("onnx_bnfold.cli.batch.OutputFile.commit", refuse)
+    monkeypatch.setattr("onnx_bnfold.reports.files.OutputFile.commit", refuse)
     words = [store, "-o", output, "--jobs", "1", "--report", output.with_name("r.json")]
     monkeypatch.setattr("onnx_bnfold.cli.batch.fold_store", lambda *_, **__: plan_store(store))
     code, out, err = run(capfd, *words)

@@ -89,19 +89,19 @@ def report_of(
         target: the result's file.
         base_dir: see ``fold``.
     """
-    from onnx_bnfold.record_details import kept_affine_of, records_of
+    from onnx_bnfold.record_details import records_of
     from onnx_bnfold.report import Origin, Report, copied_bytes  # a quiet fold makes none
 
     before = after = None
     if folded is not None:
         before, after = pipeline.nodes_before, sum(len(body.node) for body in bodies_of(folded))
-    rescaled = pipeline.rescaled
+    rescaled, (records, kept_affine) = pipeline.rescaled, records_of(pipeline)
     if isinstance(source, (str, os.PathLike)):
         source = Path(source).absolute()
     target = None if target is None else target.absolute()
     return Report(
-        records_of(pipeline), before, after, pipeline.equalized, rescaled, *sizes,
-        sum(map(copied_bytes, pipeline.rounds)), pipeline.inlined, kept_affine_of(pipeline),
+        records, before, after, pipeline.equalized, rescaled, *sizes,
+        sum(map(copied_bytes, pipeline.rounds)), pipeline.inlined, kept_affine,
         pipeline.int8_loss(rescaled), pipeline.open_choices,
         Origin(source, pipeline.options, base_dir, target),
     )  # fmt: skip

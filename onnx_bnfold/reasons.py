@@ -61,6 +61,11 @@ class Refusal(NamedTuple):
         return {"reason": self.reason.value, "culprit": self.culprit, "sentence": self.sentence}
 
 
+def told(refusal: Refusal) -> str:
+    """Return who refuses, and why."""
+    return f"{refusal.culprit}: {refusal.sentence}"
+
+
 class Refused(Exception):
     """Raised during planning where a change meets a node that cannot take it.
 
@@ -72,7 +77,7 @@ class Refused(Exception):
         self.refusal = Refusal(reason, culprit, sentence)
 
     def __str__(self) -> str:
-        return f"{self.refusal.culprit}: {self.refusal.sentence}"
+        return told(self.refusal)
 
     @classmethod
     def again(cls, refusal: Refusal) -> Refused:

@@ -14,19 +14,22 @@ from onnx_bnfold.planning.record import Record
 from onnx_bnfold.storage.tensors import bytes_needed
 
 
-def records_of(pipeline: Pipeline) -> tuple[Record, ...]:
-    """Return what became of every node that went, and of every BatchNormalization."""
-    merged = [record._replace(operator=batchnorm.OPERATOR) for record in pipeline.merged]
-    return (*merged, *_detailed(pipeline, pipeline.recorded))
+def records_of(pipeline: Pipeline) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+    """Return the records of a plan.
 
-
-def kept_affine_of(pipeline: Pipeline) -> tuple[Record, ...]:
-    """Return why each decomposed BatchNormalization stays that does."""
-    return tuple(_detailed(pipeline, pipeline.decomposed_bns))
-
-
-def _detailed(pipeline: Pipeline, recorded: Iterable[Recorded]) -> Iterator[Record]:
+    Returns:
+        What became of every node that went, and of every BatchNormalization; and why each
+        decomposed BatchNormalization stays that does.
+    """
     graphs = _given_graphs(pipeline)
+    merged = [record._replace(operator=batchnorm.OPERATOR) for record in pipeline.merged]
+    return (
+        (*merged, *_detailed(graphs, pipeline.recorded)),
+        tuple(_detailed(graphs, pipeline.decomposed_bns)),
+    )
+
+
+def _detailed(graphs: Mapping[str, Graph], recorded: Iterable[Recorded]) -> Iterator[Record]:
     for each in recorded:
         graph = each.plan.state.graph
         record = each.record._replace(operator=_operator(graph, each))

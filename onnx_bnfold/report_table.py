@@ -7,6 +7,7 @@ from html import escape
 
 from onnx_bnfold.errors import printable
 from onnx_bnfold.planning.record import Record
+from onnx_bnfold.reasons import told
 
 MOST_ROWS = 200  # of a notebook; ``save`` writes all
 _HEAD = "<tr><th>node</th><th>went into, or stays because</th></tr>"
@@ -32,7 +33,7 @@ def _cells(record: Record) -> Iterator[str]:
         takers = dict.fromkeys((*record.scale_to, *record.shift_to))
         yield ", ".join(takers) or str(record.way)
     else:
-        yield f"{record.refusal.culprit}: {record.refusal.sentence}"
+        yield told(record.refusal)
 
 
 def _text(text: str) -> str:

@@ -89,6 +89,11 @@ class FileOutcome:
         return is_model(self.name)
 
     @property
+    def said(self) -> str:
+        """What reports say was done."""
+        return "done before" if self.skipped else self.status
+
+    @property
     def reasons(self) -> list[str]:
         """The code of each BatchNormalization that stays."""
         return [kept["reason"] for kept in self.counts.kept] if self.counts else []

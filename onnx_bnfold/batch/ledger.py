@@ -5,9 +5,10 @@ A record is saved by replacing the whole file, so that concurrent runs cannot co
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,11 @@ def _plain(fields: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def key_of(name: str) -> str:
+    """Return the key of the file of a name."""
+    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:32]
+
+
 def load(location: Location, key: str) -> Record | None:
     """Return the record of a model, None if there is none or it cannot be read."""
     content = location.load(_name(key))
@@ -65,11 +71,12 @@ def load(location: Location, key: str) -> Record | None:
         return None
 
 
-def load_all(location: Location) -> Iterator[tuple[str, Record]]:
-    """Yield every record that can be read, with its key."""
+def load_others(location: Location, names: Iterable[str]) -> Iterator[tuple[str, Record]]:
+    """Yield every record that can be read, with its key, but those of files of some names."""
+    known = set(map(key_of, names))
     for name in location.saved(_FOLDER):
         key = name.removesuffix(_SUFFIX)
-        if (record := load(location, key)) is not None:
+        if key not in known and (record := load(location, key)) is not None:
             yield key, record
 
 

@@ -40,9 +40,8 @@ def _sections(report: StoreReport) -> Iterator[Element]:
 
 
 def _row(outcome: FileOutcome) -> list[Element | str]:
-    status = "done before" if outcome.skipped else outcome.status
     kind = "quiet" if outcome.skipped else _KINDS.get(outcome.status, "quiet")
-    start: list[Element | str] = [el("code", outcome.name), pill(status, kind)]
+    start: list[Element | str] = [el("code", outcome.name), pill(outcome.said, kind)]
     counts = outcome.counts
     if counts is None:
         return [*start, "", "", "", ""]

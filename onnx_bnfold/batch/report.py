@@ -57,7 +57,7 @@ class StoreReport:
 
     def summary(self) -> str:
         """Return the last line of the text."""
-        models = Counter[str]("done before" if o.skipped else o.status for o in self.models)
+        models = Counter[str](o.said for o in self.models)
         others = Counter[str](o.status for o in self.outcomes if not o.is_model)
         counts = [o.counts for o in self.models if o.counts]
         parts = [
@@ -82,7 +82,7 @@ class StoreReport:
             "schema": SCHEMA,
             **self.settings,
             "summary": self.summary(),
-            "models": [o.to_data() for o in self.outcomes if o.is_model],
+            "models": [o.to_data() for o in self.models],
             "files": [o.to_data() for o in self.outcomes if not o.is_model],
         }
 
@@ -92,12 +92,11 @@ class StoreReport:
 
 
 def _line(outcome: FileOutcome, reasons: bool) -> str:
-    status = "done before" if outcome.skipped else outcome.status
     if outcome.counts is None:
-        return f"{status}  {outcome.name}: {_WITHOUT_COUNTS[outcome.status]}"
+        return f"{outcome.said}  {outcome.name}: {_WITHOUT_COUNTS[outcome.status]}"
     checked = f"; {outcome.check}" if outcome.check else ""
     kept = f"; kept: {listed(Counter(outcome.reasons))}" if reasons and outcome.reasons else ""
-    return f"{status}  {outcome.name}: {outcome.counts.summary()}{checked}{kept}"
+    return f"{outcome.said}  {outcome.name}: {outcome.counts.summary()}{checked}{kept}"
 
 
 def listed(counts: Counter[str]) -> str:

@@ -198,7 +198,7 @@ def _prepared(output: Location) -> Iterator[None]:
 
 def _died(task: Task) -> FileOutcome:
     why = "the process that worked on it died, twice; it may need more memory than is available"
-    return failed(task, UsageError(f"{task.name}: {why}"))
+    return failed(task, UsageError(why))
 
 
 def _all(run: _Run, action: Action, files: dict[str, int]) -> Iterator[FileOutcome]:
@@ -209,7 +209,7 @@ def _all(run: _Run, action: Action, files: dict[str, int]) -> Iterator[FileOutco
 
 def _problems(listing: Listing) -> Iterator[FileOutcome]:
     for name, why in listing.problems.items():
-        yield failed(Task("copy", name), UsageError(f"{name}: {why}"))
+        yield failed(Task("copy", name), UsageError(why))
 
 
 def _folders_and_links(listing: Listing, output: Location) -> Iterator[FileOutcome]:
@@ -232,11 +232,11 @@ def _gone(
     origin: Location, output: Location, listing: Listing, prune: bool
 ) -> Iterator[FileOutcome]:
     """Yield the models of earlier runs that are no longer in the source."""
-    for key, record in ledger.load_all(output):
+    for key, record in ledger.load_others(output, listing.files):
         name = record.outcome.name
         # What cannot be read, a folder perhaps, may still have it.
         unsure = any(lies_in(name, problem) for problem in listing.problems)
-        if record.origin != origin.address or name in listing.files or unsure:
+        if record.origin != origin.address or unsure:
             continue
         if prune:
             take_away(record, key, output)

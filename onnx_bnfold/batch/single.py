@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +12,9 @@ from urllib.parse import urlsplit
 from onnx_bnfold.batch.file_outcome import is_model
 from onnx_bnfold.batch.locations import Source
 from onnx_bnfold.batch.remote import RemoteLocation
-from onnx_bnfold.batch.task import fetch_model
+from onnx_bnfold.batch.task import fetch_model, naming
 from onnx_bnfold.batch.web import SCHEMES, WebFolder
-from onnx_bnfold.errors import BnFoldError, UsageError
+from onnx_bnfold.errors import UsageError
 
 
 def is_single(url: str) -> bool:
@@ -46,11 +45,8 @@ def downloaded(url: str) -> Iterator[Path]:
         except OSError as error:
             why = error.strerror or " ".join(str(error).split())
             raise UsageError(f"{url}: cannot be downloaded: {why}") from error
-        try:
+        with naming({root: f"{folder}/"}):
             yield root / name
-        except BnFoldError as error:
-            error.args = (str(error).replace(f"{root}{os.sep}", f"{folder}/"),)
-            raise
 
 
 def _source(url: str) -> tuple[Source, str, str]:

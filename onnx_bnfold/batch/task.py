@@ -8,12 +8,11 @@ the work is saved last; if it is missing or does not match the files, the work i
 
 from __future__ import annotations
 
-import hashlib
 import os
 import posixpath
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -86,14 +85,14 @@ def perform(batch: Batch, task: Task) -> FileOutcome:
     try:
         if batch.version != __version__:
             raise UsageError(
-                f"{task.name}: this worker has onnx_bnfold {__version__}, the run has "
-                f"{batch.version}; install one version everywhere"
+                f"this worker has onnx_bnfold {__version__}, the run has {batch.version}; install "
+                "one version everywhere"
             )
         if task.action == "plan":
             with TemporaryDirectory() as folder:
                 return _plan(batch, task.name, Path(folder))
         target = location_at(batch.target, batch.state)
-        key = hashlib.sha256(task.name.encode(errors="surrogateescape")).hexdigest()[:32]
+        key = ledger.key_of(task.name)
         with target.claim(key) as scratch:
             if task.action == "copy":
                 return _copy(batch, task.name, target, scratch)
@@ -120,15 +119,16 @@ def failed(task: Task, error: BaseException) -> FileOutcome:
 
 def _plan(batch: Batch, name: str, scratch: Path) -> FileOutcome:
     root, _ = fetch_model(location_at(batch.source), name, scratch)
-    with _naming(root):
-        work = _Work(batch, name, root / name)
+    with naming({root: ""}):
+        work = _Work(batch, root / name)
         report = plan_file(root / name, work.options, inspect=work.inspect)
     planned = FileOutcome(name, "planned", counts=counts_of(report))
     return replace(planned, unmatched=work.unmatched("keep"), unmatched_only=work.unmatched("only"))
 
 
 def _fold(batch: Batch, name: str, target: Location, key: str, scratch: Path) -> FileOutcome:
-    root, read = fetch_model(location_at(batch.source), name, scratch)
+    origin = location_at(batch.source)
+    root, read = fetch_model(origin, name, scratch)
     source, settings = _stamps(root, read), ledger.settings_of(batch.options, batch.check)
     earlier = ledger.load(target, key)
     if (
@@ -141,8 +141,8 @@ def _fold(batch: Batch, name: str, target: Location, key: str, scratch: Path) ->
         # The record is of this run if a process died before it could return the outcome.
         return replace(earlier.outcome, skipped=earlier.run != batch.run)
     parent, base = posixpath.split(name)
-    with _naming(root, scratch):
-        work, out = _Work(batch, name, root / name), scratch / base
+    with naming({root: "", scratch: ""}):
+        work, out = _Work(batch, root / name), scratch / base
         # One thread: the run has a process for each processor.
         report = fold_file(root / name, out, work.options, inspect=work.inspect, threads=1)
     # The model comes last; its data file has to be there before.
@@ -163,8 +163,7 @@ def _fold(batch: Batch, name: str, target: Location, key: str, scratch: Path) ->
         unmatched_only=work.unmatched("only"),
         check=work.check,
     )
-    origin = location_at(batch.source).address
-    ledger.save(ledger.Record(outcome, settings, batch.run, origin), target, key, scratch)
+    ledger.save(ledger.Record(outcome, settings, batch.run, origin.address), target, key, scratch)
     return outcome
 
 
@@ -182,11 +181,10 @@ class _Work:
         check: what its check has found.
     """
 
-    def __init__(self, batch: Batch, name: str, source: Path) -> None:
+    def __init__(self, batch: Batch, source: Path) -> None:
         self.options = _ForOneOfMany(**vars(batch.options))
         self.check: str | None = None
         self._batch = batch
-        self._name = name
         self._source = source
         self._unmatched: Patterns = {}
 
@@ -203,16 +201,16 @@ class _Work:
         self._unmatched = fold.pipeline.unmatched
         folded = sum(record.folded for record in fold.report.records)
         if self._batch.require_folded and folded:
-            raise CheckFailed(f"{self._name}: --require-folded: there are {folded} nodes to fold")
+            raise CheckFailed(f"--require-folded: there are {folded} nodes to fold")
         if self._batch.require_all and (left := len(fold.report.left)):
-            raise CheckFailed(f"{self._name}: --require-all: BatchNormalizations that stay: {left}")
+            raise CheckFailed(f"--require-all: BatchNormalizations that stay: {left}")
         if self._batch.check is not None and fold.path is not None:
             from onnx_bnfold.check import check  # loads onnxruntime
 
             changes = fold.pipeline.changes()
             result = check(self._source, fold.path, self._batch.check, changes=changes)
             if not result.holds:
-                raise CheckFailed(f"{self._name}: {'; '.join(result.failures)}")
+                raise CheckFailed("; ".join(result.failures))
             self.check = _found(result)
 
 
@@ -283,12 +281,17 @@ def _stamps_at(target: Location, names: Iterable[str], scratch: Path) -> dict[st
 
 
 @contextmanager
-def _naming(*roots: Path) -> Iterator[None]:
-    """Make errors name files by their names below the store, not by paths of this machine."""
+def naming(shown: Mapping[Path, str]) -> Iterator[None]:
+    """Make errors name files as users know them, not by paths of copies; a context manager.
+
+    Args:
+        shown: folder of copies → what stands in front of their names in its place.
+    """
     try:
         yield
     except BnFoldError as error:
         text = str(error)
-        for root in roots:
-            text = text.replace(f"{root}{os.sep}", "")
-        raise type(error)(text) from error
+        for folder, start in shown.items():
+            text = text.replace(f"{folder}{os.sep}", start)
+        error.args = (text,)
+        raise

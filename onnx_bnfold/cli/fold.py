@@ -46,12 +46,12 @@ def run(args: argparse.Namespace, options: Options) -> Outcome | None:
         require_writable(args.report, taken=(args.model, args.output))
     show_progress(quiet=args.quiet)
     command = _FoldCommand(args)
-    outcome = None
+    inspect, outcome = command.inspect if command.asks else None, None
     try:
         if args.dry_run:
-            plan_file(args.model, options, inspect=command.inspect)
+            plan_file(args.model, options, inspect=inspect)
         else:
-            outcome = write_folded(args.model, args.output, options, inspect=command.inspect)
+            outcome = write_folded(args.model, args.output, options, inspect=inspect)
     except CheckFailed:
         command.finish(written=False)
         raise
@@ -74,6 +74,13 @@ class _FoldCommand:
         self.report: FoldReport | None = None
         self.text: list[str] = []
         self.check_options = check_options_of(args)
+
+    @property
+    def asks(self) -> bool:
+        """Whether anybody wants to know what was folded."""
+        args = self.args
+        gates = args.check or args.require_all or args.require_folded
+        return bool(gates or args.report or not args.quiet)
 
     def inspect(self, outcome: Outcome) -> None:
         """Check the outcome, and collect what to print and report.

@@ -86,6 +86,7 @@ class _Planner:
         self._direct: set[int] = set()  # those that went into a layer, and were in nobody's way
         self._layers: DirectFolds
         self._added = 0  # new Add nodes
+        self._judged: Totals  # of the outcome that was allowed last
         # For each node that stayed when it was tried: when that was, counted in removals, and the
         # nodes that were asked. For each node: at which removal something last changed there.
         self._tried: dict[int, tuple[int, set[int]]] = {}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from onnx_bnfold.options import Standalone
 from onnx_bnfold.planning.ways import Way
-from onnx_bnfold.reasons import Refusal
+from onnx_bnfold.reasons import Refusal, told
 
 
 class Record(NamedTuple):
@@ -72,10 +72,10 @@ class Record(NamedTuple):
         if self.refusal is None:
             return f"folded  {self.name} into {self._takers(most)}"
         more = f" and {others} more affine node{'s' if others > 1 else ''}" if others else ""
-        text = f"kept    {self.name}{more}: [{self.refusal.reason.value}] {_told(self.refusal)}"
+        text = f"kept    {self.name}{more}: [{self.refusal.reason.value}] {told(self.refusal)}"
         other = next((r for _, r in self.tried if r.culprit != self.refusal.culprit), None)
         if other is not None:
-            text = f"{text}; the other way, {_told(other)}"
+            text = f"{text}; the other way, {told(other)}"
         if self.written_as != "keep":
             return f"{text}; written as {self.written_as}"
         return f"{text}; not written as asked: {self.not_written}" if self.not_written else text
@@ -102,7 +102,3 @@ def first_of(names: Sequence[str], most: int | None) -> str:
     if most is None or len(names) <= most + 1:  # a name is as short as "and 1 more"
         return ", ".join(names)
     return f"{', '.join(names[:most])} and {len(names) - most} more"
-
-
-def _told(refusal: Refusal) -> str:
-    return f"{refusal.culprit}: {refusal.sentence}"

@@ -17,7 +17,7 @@ from typing import Any
 from onnx_bnfold.api import Outcome
 from onnx_bnfold.check.results import CheckResult
 from onnx_bnfold.provenance import sha256_of
-from onnx_bnfold.report import Rescaled, copied_bytes
+from onnx_bnfold.report import Rescaled
 from onnx_bnfold.reports.cost import Sizes, input_shapes
 from onnx_bnfold.reports.figures import Figures, figures_of
 from onnx_bnfold.reports.layers import Layer, layers_of
@@ -124,7 +124,7 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
     Returns:
         The report; its ``written`` is False, as the model is not in its place yet.
     """
-    pipeline = outcome.pipeline
+    pipeline, told = outcome.pipeline, outcome.report
     layers, places = layers_of([*pipeline.rounds])
     merged = merged_records(pipeline.merged, pipeline.unmerged)
     records = [*merged, *records_of(pipeline, pipeline.recorded, places)]
@@ -138,9 +138,9 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
         result=result,
         bytes_before=_length(source),
         bytes_after=None if result is None else _length(result),
-        copied_bytes=sum(map(copied_bytes, pipeline.rounds)),
-        inlined_calls=pipeline.inlined,
-        open_choices=pipeline.open_choices,
+        copied_bytes=told.copied_bytes,
+        inlined_calls=told.inlined_calls,
+        open_choices=told.open_choices,
         written=False,
         input_shapes=input_shapes(outcome.original, sizes),
         before=figures_of(outcome.original, pipeline.read, sizes),
@@ -149,8 +149,8 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
         affine_nodes=tuple(r for r in records if not r.record.is_norm),
         kept_affine_nodes=tuple(records_of(pipeline, pipeline.decomposed_bns, places)),
         layers=layers,
-        rescaled_tensors=outcome.report.rescaled,
-        int8_loss=outcome.report.int8_loss,
+        rescaled_tensors=told.rescaled,
+        int8_loss=told.int8_loss,
         check=check,
     )
 

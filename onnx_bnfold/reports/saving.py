@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,15 +25,16 @@ def save(report: Report, path: str | os.PathLike[str]) -> None:
         raise UsageError("this report does not know its model any more; save it where it was made")
     taken = [os.fspath(each) for each in (origin.source, origin.target) if isinstance(each, Path)]
     require_writable([os.fspath(path)], taken=taken)
-    with _source(origin) as source, tempfile.TemporaryDirectory(prefix="onnx_bnfold-") as folder:
+    with tempfile.TemporaryDirectory(prefix="onnx_bnfold-") as folder:
+        source = _source(origin, Path(folder))
         found: list[FoldReport] = []
 
         def look(outcome: Outcome) -> None:
-            found.append(fold_report(outcome, {}, None))
             if outcome.report.records != report.records:
                 raise UsageError(
                     f"the model has changed since it was folded, {_name(origin)}; fold it again"
                 )
+            found.append(fold_report(outcome, {}, None))
 
         if report.nodes_after is None or origin.target is not None:
             plan_file(source, origin.options, inspect=look)
@@ -48,25 +47,20 @@ def save(report: Report, path: str | os.PathLike[str]) -> None:
         write(path, replace(described, written=is_written).to_dict())
 
 
-@contextmanager
-def _source(origin: Origin) -> Iterator[Path]:
-    """Yield the path of the model, of a copy of it if it is one in memory."""
+def _source(origin: Origin, folder: Path) -> Path:
+    """Return the path of the model; one in memory is written to a folder."""
     if isinstance(origin.source, Path):
-        yield origin.source
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="onnx_bnfold-") as folder,
-        opened(origin.source, origin.base_dir) as given,
-    ):
+        return origin.source
+    path = folder / _IN_MEMORY
+    with opened(origin.source, origin.base_dir) as given:
         whole = given._replace(is_open=True).whole()
-        path = Path(folder) / _IN_MEMORY
         try:
             path.write_bytes(whole.SerializeToString())
         except Exception as error:  # protobuf's own, for what exceeds its limit
             raise UsageError(
                 f"the model cannot be serialised ({error}); fold a file of it, and save that report"
             ) from error
-        yield path
+    return path
 
 
 def _name(origin: Origin) -> str:

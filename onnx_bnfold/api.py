@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from onnx import ModelProto
 
-from onnx_bnfold.applying import copy_of, fill_small, learn, measured, report_of
+from onnx_bnfold.applying import fill_small, learn, measured, report_of
 from onnx_bnfold.errors import UsageError
+from onnx_bnfold.model.graph import copy_of
 from onnx_bnfold.options import Options
 from onnx_bnfold.pipeline import Pipeline
 from onnx_bnfold.provenance import Recorder
@@ -73,8 +74,7 @@ class Outcome:
         if self.path is None:
             return report_of(self.pipeline, self.source)
         sizes = data_files.total_bytes(self.source_files), data_files.total_bytes(self.files)
-        place = self.target or self.path
-        return report_of(self.pipeline, self.source, self.folded, sizes, target=place)
+        return report_of(self.pipeline, self.source, self.folded, sizes, target=self.target)
 
 
 Inspect = Callable[[Outcome], None]

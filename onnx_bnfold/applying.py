@@ -33,13 +33,6 @@ def measured(source: PathLike, options: Options) -> Ranges | None:
     return measured(Path(source), Path(options.ranges))
 
 
-def copy_of(model: ModelProto) -> ModelProto:
-    """Return a copy of a message."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    return copy
-
-
 def learn(pipeline: Pipeline, failed: Unrepresentable) -> None:
     """Exclude from the plan what led to constants that do not fit their type.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 from onnx import ModelProto
 
 from onnx_bnfold.errors import ModelError, UsageError
-from onnx_bnfold.model.graph import ReadTensor
+from onnx_bnfold.model.graph import ReadTensor, copy_of
 from onnx_bnfold.storage import ModelFile, read_tensor
 from onnx_bnfold.storage.tensors import elsewhere, fill, tensors
 from onnx_bnfold.validation import require_value
@@ -51,8 +51,7 @@ class Given(NamedTuple):
         """Return the message with all values but external data that is not loaded."""
         if not self.is_open:
             return self.model
-        copy = ModelProto()
-        copy.CopyFrom(self.model)
+        copy = copy_of(self.model)
         self.complete(copy)
         return copy
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import ModelProto
 
-from onnx_bnfold.applying import copy_of, fill_small, learn, measured, report_of
+from onnx_bnfold.applying import fill_small, learn, measured, report_of
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.given import Given, ModelLike, PathLike, opened
+from onnx_bnfold.model.graph import copy_of
 from onnx_bnfold.options import Options
 from onnx_bnfold.pipeline import Pipeline
 from onnx_bnfold.rewriting.new_constants import Unrepresentable

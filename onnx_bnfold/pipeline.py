@@ -11,7 +11,7 @@ from onnx import ModelProto
 
 from onnx_bnfold.attempts import Attempts, planned_as_it_is
 from onnx_bnfold.model.constants import OpenTensor
-from onnx_bnfold.model.graph import ReadTensor
+from onnx_bnfold.model.graph import ReadTensor, copy_of
 from onnx_bnfold.model.source import Source, rounded
 from onnx_bnfold.model.validate import require_sound
 from onnx_bnfold.options import Options, Standalone
@@ -73,8 +73,7 @@ class Pipeline(Attempts):
         self._prepare()
 
     def _copy(self) -> ModelProto:
-        copy = ModelProto()
-        copy.CopyFrom(self.model)
+        copy = copy_of(self.model)
         if self.options.freeze_initializers:
             freeze_constants(copy, self._graphs[0])
         return copy
@@ -88,12 +87,14 @@ class Pipeline(Attempts):
 
     def _resolve(self) -> None:
         """Go on with branches instead of Ifs of constant conditions, where a BN goes by that."""
-        from onnx_bnfold.rewriting.constant_ifs import any_known, resolved
+        from onnx_bnfold.rewriting.constant_ifs import known_ifs, resolved
 
         tried = partial(planned_as_it_is, source=self._source, options=self.options)
         states = self._states()
-        self._may_resolve = any_known(states)
-        if self._go_on_with(resolved(self.model, states, self._limits, lambda m: tried(m).plans)):
+        known = known_ifs(states)
+        self._may_resolve = bool(known)
+        found = resolved(self.model, states, known, self._limits, lambda m: tried(m).counts[1])
+        if self._go_on_with(found):
             self.unmerged = self.model
 
     def _merge(self) -> None:
@@ -184,8 +185,7 @@ class Pipeline(Attempts):
 
     def _result(self) -> tuple[ModelProto, dict[str, Pending], Ranges | None]:
         """Return the present plan's result, its constants that lack values, and measured ranges."""
-        copy = ModelProto()
-        copy.CopyFrom(self.model)
+        copy = copy_of(self.model)
         pending = self.apply(copy)
         for tensor, _, _ in pending.values():
             clear_place(tensor)

@@ -32,13 +32,15 @@ def records_of(pipeline: Pipeline) -> tuple[tuple[Record, ...], tuple[Record, ..
 def _detailed(graphs: Mapping[str, Graph], recorded: Iterable[Recorded]) -> Iterator[Record]:
     for each in recorded:
         graph = each.plan.state.graph
-        record = each.record._replace(operator=_operator(graph, each))
+        operator = _operator(graph, each)
         given = graphs.get(graph.path)
         name = graph.writes[each.node][0] if each.restated is None else each.restated.output
         index = None if given is None else given.producer.get(name)
-        if given is not None and index is not None and given.ops[index] == record.operator:
-            record = record._replace(index=index, bytes=_parameter_bytes(given, index))
-        yield record
+        if given is not None and index is not None and given.ops[index] == operator:
+            size = _parameter_bytes(given, index)
+            yield each.record._replace(operator=operator, index=index, bytes=size)
+        else:
+            yield each.record._replace(operator=operator)
 
 
 def _operator(graph: Graph, each: Recorded) -> str:

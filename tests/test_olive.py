@@ -7,7 +7,7 @@ import sys
 
 import onnx
 import pytest
-from support import assert_same_function, bn, conv, join, model_of, node
+from support import assert_same_function, bn, conv, join, model_of, node, ops
 
 os.environ["OLIVE_DISABLE_TELEMETRY"] = "1"
 olive = pytest.importorskip("olive.workflows")
@@ -41,10 +41,6 @@ def workflow(tmp_path, passes, **settings):
 
 def result(tmp_path) -> onnx.ModelProto:
     return onnx.load(tmp_path / "out" / "model.onnx")
-
-
-def ops(model) -> list[str]:
-    return [n.op_type for n in model.graph.node]
 
 
 @pytest.mark.parametrize("external", [False, True], ids=["inside", "external data"])

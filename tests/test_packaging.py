@@ -26,17 +26,14 @@ FILES = (
 pytestmark = pytest.mark.slow  # copies the sources and builds them
 
 
-def _is_left_out(folder: str, names: list[str]) -> set[str]:
-    return {name for name in names if name == "__pycache__" or name.endswith(".pyc")}
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
     """A copy of the sources, and in its ``dist`` what is built from it."""
     pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path_factory.mktemp("sources")
     for part in PARTS:
-        shutil.copytree(ROOT / part, folder / part, ignore=_is_left_out)
+        ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+        shutil.copytree(ROOT / part, folder / part, ignore=ignored)
     for name in FILES:
         shutil.copy(ROOT / name, folder / name)
     build = "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"

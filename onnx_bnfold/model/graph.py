@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 from onnx import (
@@ -28,7 +29,16 @@ Body = GraphProto | FunctionProto
 Dims = tuple[int | str | None, ...]
 ReadTensor = Callable[[TensorProto], "np.ndarray"]
 
+Message = TypeVar("Message", ModelProto, NodeProto)
+
 STANDARD_DOMAINS = ("", "ai.onnx")
+
+
+def copy_of(message: Message) -> Message:
+    """Return a copy of a protobuf message."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy
 
 
 def operator(node: NodeProto) -> str:

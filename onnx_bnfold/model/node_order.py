@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence, Set
 from onnx import ModelProto
 
 from onnx_bnfold.errors import ModelError
-from onnx_bnfold.model.graph import Graph, counterparts
+from onnx_bnfold.model.graph import Graph, copy_of, counterparts
 from onnx_bnfold.model.repeated_fields import arrange
 
 # Index of a node → names that its subgraphs read from the scopes around them.
@@ -53,8 +53,7 @@ def in_order(model: ModelProto, graphs: Sequence[Graph]) -> ModelProto:
         ModelError: nodes depend on each other in a cycle.
     """
     orders = [_order(*each) for each in zip(graphs, captures_of(graphs), strict=True)]
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_of(model)
     for body, order in zip(counterparts(copy, graphs), orders, strict=True):
         positions = [0] * len(order)
         for position, index in enumerate(order):

@@ -7,10 +7,10 @@ sees that they are not, and says nothing where it knows too little of one of the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
 
 from onnx import NodeProto
 
+from onnx_bnfold.model.functions import nodes_within
 from onnx_bnfold.model.graph import Graph, operator, subgraphs
 from onnx_bnfold.model.misread import MISREAD, Settings
 
@@ -27,7 +27,7 @@ def united_behind(graph: Graph, name: str) -> Iterator[NodeProto]:
     while scope is not None:
         for node in scope.nodes:
             if not names.isdisjoint(_reads(node)):
-                yield from _uniting(node, scope.opset)
+                yield from (n for n in nodes_within((node,)) if _unites(n, scope.opset))
                 names.update(node.output)
         if names.isdisjoint(scope.outputs) or scope.parent is None:
             return
@@ -36,15 +36,6 @@ def united_behind(graph: Graph, name: str) -> Iterator[NodeProto]:
             yield node
         names = {*node.output}
         scope = scope.parent
-
-
-def _uniting(node: NodeProto, opset: int) -> Iterator[NodeProto]:
-    """Yield a node and those in its subgraphs, if they unite branches."""
-    if _unites(node, opset):
-        yield node
-    for body in subgraphs(node):
-        for inner in body.node:
-            yield from _uniting(inner, opset)
 
 
 def _unites(node: NodeProto, opset: int) -> bool:
@@ -56,7 +47,7 @@ def _unites(node: NodeProto, opset: int) -> bool:
 
 def _reads(node: NodeProto) -> Iterator[str]:
     """Yield the names that a node and its subgraphs read."""
-    yield from filter(None, node.input)
-    for body in subgraphs(node):
-        yield from chain.from_iterable(map(_reads, body.node))
-        yield from (value.name for value in body.output)
+    for each in nodes_within((node,)):
+        yield from filter(None, each.input)
+        for body in subgraphs(each):
+            yield from (value.name for value in body.output)

@@ -16,7 +16,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from onnx_bnfold.model.float_formats import as_type
-from onnx_bnfold.model.graph import Graph, counterparts
+from onnx_bnfold.model.graph import Graph, copy_of, counterparts
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.plan import Taken
@@ -72,9 +72,7 @@ def fits(state: GraphState, merge: Merge) -> bool:
     data_type = state.layer(merge.conv).weight.data_type
     try:
         parts = (weight(state, merge), bias(state, merge))
-    except (
-        Refused
-    ):  # what computes one of them, for example a DequantizeLinear, cannot be evaluated
+    except Refused:  # a DequantizeLinear, say, computes one of them and cannot be evaluated
         return False
     return all(bool(np.isfinite(as_type(part, data_type)).all()) for part in parts)
 
@@ -110,8 +108,7 @@ def apply(
     pending: dict[str, Callable[[], Float64]] = {}
     gone: set[int] = set()
     for merge in found:
-        node = NodeProto()
-        node.CopyFrom(nodes[merge.conv])
+        node = copy_of(nodes[merge.conv])
         names = [
             names_taken.fresh(f"{state.graph.name(merge.conv)}_merged_{w}")
             for w in ("weight", "bias")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from onnx import NodeProto, helper
 
+from onnx_bnfold.model.graph import copy_of
 from onnx_bnfold.planning.clamps import bounds_of, pool_behind, written
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.rewriting.descriptions import rename_shards
@@ -35,8 +36,7 @@ def write_clamp(
     node, pool = nodes[index], pool_behind(state, index)
     data, first = node.input[bounds_of(state, index).data], node
     if pool is not None:
-        first = NodeProto()
-        first.CopyFrom(node)
+        first = copy_of(node)
         first.output[0] = nodes[pool].output[0]
         nodes[pool].input[0] = data
         data = nodes[pool].output[0] = names.fresh(f"{first.output[0]}_unbounded")

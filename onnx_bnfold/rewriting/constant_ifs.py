@@ -11,103 +11,94 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
-from onnx_bnfold.model.graph import Body, Graph, counterparts, named_subgraphs, subgraphs
+from onnx_bnfold.model.functions import nodes_within
+from onnx_bnfold.model.graph import Body, Graph, copy_of, counterparts, named_subgraphs
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.notes import BRANCH, is_noted
-from onnx_bnfold.planning.plan import GraphPlan, Place
+from onnx_bnfold.planning.plan import Place
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.rewriting.fresh_names import Names
-from onnx_bnfold.rewriting.function_nodes import defined, describe, rename, renamed
+from onnx_bnfold.rewriting.function_nodes import defined, describe, rename_body
 from onnx_bnfold.rewriting.replaced_nodes import Copied
 
 OPERATOR = "If"
 MOST_TRIED = 16  # models that are planned to find out which Ifs have to go
 
-Plans = Sequence[GraphPlan]
-
 
 def resolved(
     model: ModelProto,
     states: Sequence[GraphState],
+    known: Sequence[Place],
     limits: Limits,
-    trial: Callable[[ModelProto], Plans],
+    trial: Callable[[ModelProto], int],
 ) -> Copied | None:
     """Return a model in which branches stand for those Ifs by which more goes, None if none does.
 
     Args:
         model: the model; it is not changed.
         states: of its graphs, nothing decided.
+        known: see ``known_ifs``.
         limits: of the fold; an earlier one with the same may have left an If.
-        trial: plans a model.
+        trial: plans a model, and returns how many BatchNormalizations stay.
     """
-    taken = dict(_taken(model.ir_version, states, limits))
-    before = _left(trial(model)) if taken else 0
+    taken = dict(_taken(model.ir_version, states, known, limits))
+    before = trial(model) if taken else 0
     if not before:
         return None
     graphs = [state.graph for state in states]
     best = _with_branches(model, graphs, taken)
-    fewest = _left(trial(best))
+    fewest = trial(best)
     if fewest >= before:
         return None
     for place in [*taken][:MOST_TRIED]:
         fewer = {other: branch for other, branch in taken.items() if other != place}
         without = _with_branches(model, graphs, fewer)
-        if fewer and _left(trial(without)) <= fewest:
+        if fewer and trial(without) <= fewest:
             taken, best = fewer, without
     unread = {graphs[position].reads[index][0] for position, index in taken}
     written = tuple((p, next(filter(None, graphs[p].writes[index]), "")) for p, index in taken)
     return Copied(best, unread=unread, resolved=written)
 
 
-def any_known(states: Sequence[GraphState]) -> bool:
-    """Whether a condition is a constant, so that another fold may find that more goes."""
-    return any(
-        state.graph.ops[index] == OPERATOR
-        and state.constants.get(state.graph.reads[index][0]) is not None
-        for state in states
+def known_ifs(states: Sequence[GraphState]) -> list[Place]:
+    """Return the Ifs whose condition is a constant; by some another fold may find more to go."""
+    return [
+        (position, index)
+        for position, state in enumerate(states)
         for index in state.graph.carriers
-    )
-
-
-def _left(plans: Plans) -> int:
-    records = (record for plan in plans for record in plan.records.values())
-    return sum(record.is_norm and not record.folded for record in records)
+        if state.graph.ops[index] == OPERATOR
+        and state.constants.get(state.graph.reads[index][0]) is not None
+    ]
 
 
 def _taken(
-    ir_version: int, states: Sequence[GraphState], limits: Limits
+    ir_version: int, states: Sequence[GraphState], known: Sequence[Place], limits: Limits
 ) -> Iterator[tuple[Place, str]]:
     """Yield the Ifs that may be replaced, and the attribute that holds the branch each takes.
 
     A branch that is never run must hold no BatchNormalization: each has a record of its own.
     """
-    for position, state in enumerate(states):
-        graph = state.graph
-        for index in graph.carriers:
-            if graph.ops[index] != OPERATOR or state.constants.get(graph.reads[index][0]) is None:
-                continue
-            if is_noted(graph.nodes[index], BRANCH, limits):
-                continue
-            try:
-                condition = state.constants.value(graph.reads[index][0])
-            except Refused:
-                continue
-            name = "then_branch" if condition.any() else "else_branch"
-            branches = dict(named_subgraphs(graph.nodes[index]))
-            if condition.size != 1 or name not in branches:
-                continue
-            never = [body for other, body in branches.items() if other != name]
-            if not any(map(_has_bn, never)) and _fits(ir_version, graph, index, branches[name]):
-                yield (position, index), name
+    for position, index in known:
+        graph, constants = states[position].graph, states[position].constants
+        if is_noted(graph.nodes[index], BRANCH, limits):
+            continue
+        try:
+            condition = constants.value(graph.reads[index][0])
+        except Refused:
+            continue
+        name = "then_branch" if condition.any() else "else_branch"
+        branches = dict(named_subgraphs(graph.nodes[index]))
+        if condition.size != 1 or name not in branches:
+            continue
+        never = [body for other, body in branches.items() if other != name]
+        if not any(map(_has_bn, never)) and _fits(ir_version, graph, index, branches[name]):
+            yield (position, index), name
 
 
 def _has_bn(body: GraphProto) -> bool:
-    return any(
-        node.op_type == batchnorm.OPERATOR or any(map(_has_bn, subgraphs(node)))
-        for node in body.node
-    )
+    return any(node.op_type == batchnorm.OPERATOR for node in nodes_within(body.node))
 
 
 def _fits(ir_version: int, graph: Graph, index: int, branch: GraphProto) -> bool:
@@ -125,8 +116,7 @@ def _with_branches(
     model: ModelProto, graphs: Sequence[Graph], taken: Mapping[Place, str]
 ) -> ModelProto:
     """Return a copy of a model in which branches stand for some Ifs."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_of(model)
     bodies, names = counterparts(copy, graphs), _NewNames(graphs)
     for position in reversed(range(len(graphs))):  # a branch before the body that holds it
         chosen = {index: name for (p, index), name in taken.items() if p == position}
@@ -138,15 +128,8 @@ def _with_branches(
                     nodes += _spliced(bodies[position], node, branch, names)
                 else:
                     nodes.append(node)
-            kept = [*map(_copied, nodes)]
             del bodies[position].node[:]
-            bodies[position].node.extend(kept)
-    return copy
-
-
-def _copied(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
+            bodies[position].node.extend(nodes)
     return copy
 
 
@@ -188,37 +171,24 @@ def _spliced(body: Body, node: NodeProto, branch: GraphProto, names: _NewNames) 
     for name in (*own, *defined(branch.node)):
         if name and name not in mapping:
             mapping[name] = names.of_tensor(name, around)
+    rename_body(branch, mapping)
     nodes = [*branch.node]
+    for each in nodes_within(nodes):
+        if each.name:
+            each.name = names.of_node(each.name, around)
     for each in nodes:
-        rename(each, mapping)
-        _rename_nodes(each, around, names)
         describe(each, node)
     nodes += [helper.make_node("Identity", [mapping[n]], [y]) for n, y in passed_on]
-    _move(body, branch, mapping)
+    _move(body, branch)
     return nodes
 
 
-def _rename_nodes(node: NodeProto, around: str, names: _NewNames) -> None:
-    node.name = names.of_node(node.name, around) if node.name else ""
-    for inner in subgraphs(node):
-        for each in inner.node:
-            _rename_nodes(each, around, names)
-
-
-def _move(body: Body, branch: GraphProto, mapping: Mapping[str, str]) -> None:
+def _move(body: Body, branch: GraphProto) -> None:
     """Move constants of a branch, and what is known of its tensors, to the body around it."""
     outputs = {value.name for value in branch.output}
-    body.value_info.extend(renamed(v, mapping) for v in branch.value_info if v.name not in outputs)
+    body.value_info.extend(v for v in branch.value_info if v.name not in outputs)
     if not isinstance(body, GraphProto):
         return
-    for tensor in branch.initializer:
-        tensor.name = mapping[tensor.name]
-    for sparse in branch.sparse_initializer:
-        sparse.values.name = mapping[sparse.values.name]
-    for annotation in branch.quantization_annotation:
-        annotation.tensor_name = mapping[annotation.tensor_name]
-        for entry in annotation.quant_parameter_tensor_names:
-            entry.value = mapping[entry.value]
     body.initializer.extend(branch.initializer)
     body.sparse_initializer.extend(branch.sparse_initializer)
     body.quantization_annotation.extend(branch.quantization_annotation)

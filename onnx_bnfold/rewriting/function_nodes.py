@@ -42,10 +42,11 @@ def rename(node: NodeProto, mapping: Mapping[str, str]) -> None:
     if node.device_configurations:
         rename_shards(node, mapping)
     for body in subgraphs(node) if node.attribute else ():
-        _rename_body(body, mapping)
+        rename_body(body, mapping)
 
 
-def _rename_body(body: GraphProto, mapping: Mapping[str, str]) -> None:
+def rename_body(body: GraphProto, mapping: Mapping[str, str]) -> None:
+    """Rename what the nodes of a body read and write, its constants, and what is said of them."""
     for node in body.node:
         rename(node, mapping)
     for tensor in (*body.initializer, *(each.values for each in body.sparse_initializer)):

@@ -16,7 +16,7 @@ import onnx
 from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto
 
 from onnx_bnfold.model.functions import Functions, Key, Root, key_of, nodes_within, versions
-from onnx_bnfold.model.graph import STANDARD_DOMAINS, Body, graphs_of, subgraphs
+from onnx_bnfold.model.graph import STANDARD_DOMAINS, Body, copy_of, graphs_of, subgraphs
 from onnx_bnfold.rewriting.fresh_names import Names
 from onnx_bnfold.rewriting.function_nodes import defined, describe, rename, renamed, resolve
 
@@ -90,8 +90,7 @@ def inline(model: ModelProto, functions: Functions, accept: Accept) -> Inlined:
         accept: says for each call whether it is to be inlined: those of a body in order, each
             before the calls in its function.
     """
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_of(model)
     inlined = Inlined(copy)
     names = Names(graphs_of(model))
     default = versions(model.opset_import, 1)[""]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from onnx import NodeProto
 
+from onnx_bnfold.model.graph import copy_of
+from onnx_bnfold.model.repeated_fields import exchange
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.rewriting.fresh_names import Names
 
@@ -40,12 +42,10 @@ class NodeCopies:
         return self._made[index, reader]
 
     def _make(self, index: int, reader: int) -> NodeProto:
-        node, shared = NodeProto(), self._graph.writes[index][0]
-        node.CopyFrom(self._nodes[index])
+        node, shared = copy_of(self._nodes[index]), self._graph.writes[index][0]
         node.name = self._names.fresh(f"{node.name}_folded") if node.name else ""
         node.output[0] = self._names.fresh(f"{shared}_folded")
-        for slot, name in enumerate(self._graph.reads[reader]):
-            if name == shared:
-                self._nodes[reader].input[slot] = node.output[0]
+        for slot in range(len(self._graph.reads[reader])):
+            exchange(self._nodes[reader].input, slot, shared, node.output[0])
         self._after.setdefault(index, []).append(node)
         return node

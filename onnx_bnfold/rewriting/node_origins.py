@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 
 from onnx import NodeProto
 
-from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.planning.plan import GraphPlan, Restated, Taken
 
 KEY = "onnx_bnfold.from"
@@ -21,27 +21,28 @@ def record(nodes: Sequence[NodeProto], plan: GraphPlan) -> None:
         nodes: of the graph as they were, the removed ones among them; changed in place.
         plan: of the graph.
     """
-    labels = _labels(plan)
+    names = {index: record.name for index, record in plan.records.items()}
     found: dict[int, list[str]] = {}
-    for index, said in _written_as(plan, labels):
+    for index, was in _forms(plan):
+        names[index] = was.record.name
+        found.setdefault(index, []).append(f"{was.record.name}, written as {was.form}")
+    for index in plan.touched.keys() - plan.state.removed:
+        _take(nodes, plan, names, index, found.setdefault(index, []), set())
+    for index, said in _bounded(plan, names) if plan.state.clamps else ():
         found.setdefault(index, []).append(said)
-    for index in plan.touched:
-        found.setdefault(index, []).extend(_taken(nodes, plan, labels, index, set()))
-    for index, said in _bounded(plan, labels):
-        found.setdefault(index, []).append(said)
-    for index, phrases in found.items():  # those that go take theirs along
+    for index, phrases in found.items():
         add(nodes[index], phrases)
 
 
 def add(node: NodeProto, phrases: Iterable[str]) -> None:
     """Add what a node has of others to what it says already."""
-    entry = next((each for each in node.metadata_props if each.key == KEY), None)
-    said = dict.fromkeys((*([] if entry is None else entry.value.split(_BETWEEN)), *phrases))
-    if not said:
-        return
-    if entry is None:
-        entry = node.metadata_props.add(key=KEY)
-    entry.value = _BETWEEN.join(said)
+    new = [*phrases]
+    for entry in node.metadata_props:
+        if entry.key == KEY:
+            entry.value = _BETWEEN.join(dict.fromkeys((*entry.value.split(_BETWEEN), *new)))
+            return
+    if new:
+        node.metadata_props.add(key=KEY, value=_BETWEEN.join(dict.fromkeys(new)))
 
 
 def hand_on(node: NodeProto, other: NodeProto) -> None:
@@ -59,23 +60,12 @@ def said_of(nodes: Iterable[NodeProto]) -> Iterator[str]:
 
 def parts_of(label: str, part: Taken) -> str:
     """Return the phrase for a node that took some of a removed one."""
-    names = [name for name, has in zip(Taken._fields, part, strict=True) if has]
-    return f"{' and '.join(names)} of {label}"
+    return f"{_listed(part)} of {label}"
 
 
-def bn_label(name: str) -> str:
-    """Return the label of a BatchNormalization of a name."""
-    return f"{batchnorm.OPERATOR} {name!r}"
-
-
-def _labels(plan: GraphPlan) -> dict[int, str]:
-    """Return how nodes are called that stand for a BatchNormalization of the original."""
-    graph = plan.state.graph
-    return {i: graph.place(bn_label(was.name)) for i, was in _forms(plan)}
-
-
-def _written_as(plan: GraphPlan, labels: dict[int, str]) -> Iterator[tuple[int, str]]:
-    return ((index, f"{labels[index]}, written as {was.form}") for index, was in _forms(plan))
+@cache
+def _listed(part: Taken) -> str:
+    return " and ".join(name for name, has in zip(Taken._fields, part, strict=True) if has)
 
 
 def _forms(plan: GraphPlan) -> Iterator[tuple[int, Restated]]:
@@ -85,21 +75,27 @@ def _forms(plan: GraphPlan) -> Iterator[tuple[int, Restated]]:
         yield from ((index, was) for index in dict.fromkeys((first, last)))
 
 
-def _taken(
-    nodes: Sequence[NodeProto], plan: GraphPlan, labels: dict[int, str], index: int, seen: set[int]
-) -> Iterator[str]:
-    """Yield what a node took, and what that had taken itself before it went."""
-    for origin, part in plan.touched.get(index, {}).items():
+def _take(
+    nodes: Sequence[NodeProto],
+    plan: GraphPlan,
+    names: Mapping[int, str],
+    index: int,
+    phrases: list[str],
+    seen: set[int],
+) -> None:
+    """Add what a node took, and what that had taken itself before it went."""
+    for origin, part in plan.touched[index].items():
         if origin not in seen:
             seen.add(origin)
-            yield parts_of(labels.get(origin) or plan.state.place(origin), part)
-            yield from said_of((nodes[origin],))
-            yield from _taken(nodes, plan, labels, origin, seen)
+            phrases.append(parts_of(names[origin], part))
+            phrases.extend(said_of((nodes[origin],)))
+            if origin in plan.touched:
+                _take(nodes, plan, names, origin, phrases, seen)
 
 
-def _bounded(plan: GraphPlan, labels: dict[int, str]) -> Iterator[tuple[int, str]]:
+def _bounded(plan: GraphPlan, names: Mapping[int, str]) -> Iterator[tuple[int, str]]:
     """Yield the nodes that have become clamps with constants, and what by."""
     clamps = {plan.state.place(index): index for index in plan.state.clamps}
     for origin, each in plan.records.items():
         for name in clamps.keys() & each.clamps:
-            yield clamps[name], f"bounds of {labels.get(origin) or plan.state.place(origin)}"
+            yield clamps[name], f"bounds of {names[origin]}"

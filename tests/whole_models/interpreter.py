@@ -173,7 +173,7 @@ class Interpreter:
         if self.noise is None:
             return array
         size = np.maximum(np.abs(array), size)
-        if self.channel_axes and array.ndim > 1:
+        if self.channel_axes:
             size = np.maximum(size, self._broad(array))
         signs = self.noise.choice([-1.0, 1.0], array.shape)
         units = PERMITTED[dtype] if self.far else 1
@@ -263,7 +263,7 @@ class Interpreter:
         inputs = {n: env[n] for n in node.input if n}
         dtype = next((t.dtype for t in inputs.values() if t.dtype in FLOATS), None)
         exact, size = node.op_type in _EXACT, _SIZES.get(node.op_type, 0)
-        if node.op_type in _CLAMPS | _MIXED and self.channel_axes:
+        if self.channel_axes and node.op_type in {*_CLAMPS, *_MIXED}:
             exact, size = False, self._left_out(node, env)
         results = self._computed(node, self._read(node, env))
         if self.noise is not None and node.op_type in _POLES:

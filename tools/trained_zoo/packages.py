@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from onnx_bnfold.errors import BnFoldError
+from tools.mnist import data
 from tools.mnist.files import replacing
 
 
@@ -66,8 +66,7 @@ class PackageError(BnFoldError):
 
 def cache_folder() -> Path:
     """Return the folder the wheels are kept in between runs, of the XDG base directories."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "onnx_bnfold" / "trained_zoo"
+    return data.cache_folder().with_name("trained_zoo")
 
 
 def member(package: str, name: str) -> Path:

@@ -52,6 +52,9 @@ FIRST_OPSET, FIRST_FOR_NARROW = 8, 12
 # Returns the bounds of a node, or refuses one whose bounds are not known.
 BoundsOf = Callable[[NodeView], Bounds]
 
+# The slope and the offset of a HardSigmoid that does not say them; attributes are of float32.
+_HARD_SIGMOID = {"alpha": float(np.float32(0.2)), "beta": 0.5}
+
 # Before opset 11 a bound that is left out is float32's largest number, whatever the tensor's type.
 _DEFAULT_BOUND = float(np.finfo(np.float32).max)
 
@@ -92,7 +95,7 @@ def of_hard_sigmoid(view: NodeView) -> Bounds:
     Raises:
         Refused: its slope is zero or very small.
     """
-    alpha, beta = float(view.attribute("alpha", 0.2)), float(view.attribute("beta", 0.5))
+    alpha, beta = (float(view.attribute(n, d)) for n, d in _HARD_SIGMOID.items())
     bounds = Bounds(0.0, 1.0, front=(alpha, beta))
     front = bounds.in_front(0)
     if front is None or not (front.is_invertible and front.is_finite):

@@ -5,6 +5,7 @@ import onnx
 import pytest
 from graphs import Net
 from onnx import TensorProto
+from onnx.reference import ReferenceEvaluator
 from support import assert_same_function, fold_checked, ops, reasons, run
 
 import onnx_bnfold
@@ -248,6 +249,21 @@ def test_a_hard_sigmoid_behind(given):
     y = net.op("HardSigmoid", net.bn(net.op("Tanh", "x")), **given)
     folded, _ = fold_checked(net.model(net.conv(y, 2)), options=FREE)
     assert ops(folded) == ["Tanh", "Max", "Min", "Conv"]
+
+
+@pytest.mark.parametrize("given", SLOPES.values(), ids=SLOPES)
+def test_a_hard_sigmoid_of_float64(given):
+    """Its slope is a float32 number, also if it is the default."""
+    net = Net()
+    net.input("x", IMAGE, TensorProto.DOUBLE)
+    y = net.op("HardSigmoid", net.bn("x", dtype=np.float64), **given)
+    model = net.model(net.op("Tanh", net.bn(y, dtype=np.float64)))
+    folded, report = onnx_bnfold.fold(model, FREE)
+    assert len(report.folded) == 1
+    assert "HardSigmoid" not in ops(folded)
+    x = np.random.default_rng(0).standard_normal((2, 4, 6, 6))
+    (a,), (b,) = (ReferenceEvaluator(m).run(None, {"x": x}) for m in (model, folded))
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-14)
 
 
 def test_a_hard_sigmoid_between_two_norms():

@@ -302,10 +302,9 @@ class Interpreter:
         return single
 
     def _concat(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:
-        """Join what is not empty, as onnxruntime does, whatever the shape of what is."""
+        """Join what fits; onnxruntime leaves out what is empty, whatever its shape."""
         parts = [env[name] for name in node.input]
-        full = [t.array for t in parts if t.array.size] or [t.array for t in parts]
-        joined = np.concatenate(full, attributes(node)["axis"])
+        joined = np.concatenate([t.array for t in parts], attributes(node)["axis"])
         return [self.held(joined, parts[0].dtype, exact=True)]
 
     def _instancenormalization(self, node: NodeProto, env: Mapping[str, Tensor]) -> list[Tensor]:

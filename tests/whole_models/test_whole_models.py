@@ -217,6 +217,21 @@ def _told(text: str, x: np.ndarray, found: np.ndarray, expected: np.ndarray | No
     return doubt and doubt.kind
 
 
+@pytest.mark.parametrize(("kind", "dtype"), [("float", np.float32), ("double", np.float64)])
+def test_what_does_not_fit_in_a_concat_is_not_judged(kind, dtype) -> None:
+    """onnxruntime leaves out what is empty; the Mul makes three channels of what is left."""
+    text = f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g ({kind}[N,2,2] x) => ({kind}[2,3,2] y)
+        <{kind}[2,1,2] c = {{1, 2, 3, 4}}, {kind}[3,1] s = {{1, 2, 3}},
+         {kind}[3,1,1] w = {{1, 2, 3}}>
+        {{ t = Concat <axis = 1> (x, c) u = Mul (t, s) y = ConvTranspose <group = 3> (u, w) }}
+    """
+    feeds = tuple({"x": np.ones((n, 2, 2), dtype)} for n in (2, 0))
+    verdict = judge(Case(onnx.parser.parse_model(text), onnx_bnfold.Options(), feeds))
+    assert (verdict.kind, verdict.skipped, verdict.affine) == (None, None, 1)
+
+
 def test_an_image_of_one_element_is_all_rounding_when_it_is_normalised() -> None:
     text = """
         <ir_version: 8, opset_import: ["" : 17]>

@@ -66,13 +66,16 @@ def _transposed_shift(view: NodeView, weight: Constant) -> Refusal | None:
         and not any(output_padding)
         and view.attribute("auto_pad", "NOTSET") in ("NOTSET", "VALID")
     )
-    if plain:
+    if not plain:
+        sentence = (
+            "its output positions get different numbers of taps, and a shift would differ between "
+            "them"
+        )
+    elif view.attribute("output_shape", []):
+        sentence = "its output_shape may ask for positions beyond its input, where no shift arrives"
+    else:
         return None
-    return Refusal(
-        Reason.PADDING,
-        view.label,
-        "its output positions get different numbers of taps, and a shift would differ between them",
-    )
+    return Refusal(Reason.PADDING, view.label, sentence)
 
 
 def _convolution(view: NodeView, *, transposed: bool = False, bias_slot: int = 2) -> LinearLayer:

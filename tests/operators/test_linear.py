@@ -804,3 +804,13 @@ def test_a_channel_of_gamma_zero_becomes_zero_in_the_layer_behind(dtype, rng):
         model_of(parts.nodes, {"z": (4, 3)}, ["y"], parts.initializers, dtype=dtype)
     )
     assert not initializer(folded, "y_W").any()
+
+
+@pytest.mark.parametrize(("wanted", "kept"), [(None, 0), ([5, 4], 1)])
+def test_no_shift_reaches_positions_beyond_the_input_of_a_conv_transpose(wanted, kept):
+    """The bias alone is there, if a runtime takes such an output_shape at all."""
+    net = Net(("N", 4, 4, 4))
+    y = net.op("ConvTranspose", net.bn("x"), net.random(4, 3, 1, 1), output_shape=wanted)
+    report = onnx_bnfold.plan(net.model(y))
+    assert len(report.kept) == kept
+    assert all(Reason.PADDING in found for found in reasons(report))

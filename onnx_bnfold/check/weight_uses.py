@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -11,17 +11,8 @@ from onnx import NodeProto, TensorProto
 from onnx_bnfold.model.graph import STANDARD_DOMAINS, operator, subgraphs
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.entries import Absorbing
-from onnx_bnfold.operators.table import OPERATORS
+from onnx_bnfold.operators.table import entry_of
 
-# Positions of the inputs in which the first output is linear if all of them change together; the
-# first of a choice that are constants are the weights.
-_LINEAR: dict[str | None, tuple[tuple[int, ...], ...]] = {
-    op: entry.linear_in for op, entry in OPERATORS.items() if isinstance(entry, Absorbing)
-}
-# Positions of all weights, of operators that are not linear in theirs too.
-_WEIGHTS: dict[str | None, Collection[int]] = {
-    op: entry.weights for op, entry in OPERATORS.items() if isinstance(entry, Absorbing)
-}
 # Operators that hand a weight on, as exporters place them in front of a layer, and the input that
 # they hand on; a DequantizeLinear of constant codes is linear in its scale.
 _CARRIERS = dict.fromkeys(
@@ -77,7 +68,9 @@ class WeightUses:
                 # It may be the scale of a QuantizeLinear, too, whose codes would change.
                 return False
         return any(
-            use is not None and use.position in _WEIGHTS.get(operator(self.nodes[use.node]), ())
+            use is not None
+            and (entry := self._absorbing(use.node)) is not None
+            and use.position in entry.weights
             for use in self._uses.get(name, ())
         )
 
@@ -112,12 +105,18 @@ class WeightUses:
     def _divided(self, number: int) -> tuple[int, ...]:
         """Return the positions of a layer's inputs to divide; none if one is not a constant."""
         node = self.nodes[number]
-        op = operator(node)
-        for first, *rest in _LINEAR.get(op, ()) if op not in self._left else ():
+        entry = self._absorbing(number)
+        if entry is None or operator(node) in self._left:
+            return ()
+        for first, *rest in entry.linear_in:
             present = [p for p in (first, *rest) if p < len(node.input) and node.input[p]]
             if first in present and all((number, p) in self._sources for p in present):
                 return tuple(present)
         return ()
+
+    def _absorbing(self, number: int) -> Absorbing | None:
+        entry = entry_of(operator(self.nodes[number]))
+        return entry if isinstance(entry, Absorbing) else None
 
     def _follow(self, name: str, kind: int) -> Iterator[_Use | None]:
         """Every use of a float constant; None where it is read as something else."""

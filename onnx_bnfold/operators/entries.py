@@ -1,9 +1,9 @@
 """The words of the table of operators: what an entry says, and what a node that absorbs answers.
 
-An entry of ``table.OPERATORS`` is *transparent* (``rules.Transparent``: a change passes through its
-nodes by a rule) or *absorbing*: its nodes take changes into their constants. What one absorbing
-node does is asked of its ``Absorber``, which the entry reads: a linear layer (``linear``), a
-BatchNormalization (``batchnorm``). Nobody outside the table asks for an operator's name.
+An entry is *transparent* (``rules.Transparent``: a change passes through its nodes by a rule) or
+*absorbing*: its nodes take changes into their constants. What one absorbing node does is asked of
+its ``Absorber``, which the entry reads: a linear layer (``linear``), a BatchNormalization
+(``batchnorm``). Nobody outside the table asks for an operator's name.
 """
 
 from __future__ import annotations
@@ -106,6 +106,7 @@ class Absorbing(Operator):
         data_slot: the input that holds the data, if it is that of every node, even one that
             ``read`` refuses.
         squares: whether it adds up squares of the data, which a shift costs twice as many digits.
+        is_linear: whether it is linear in its data: what int8 kernels are made for.
     """
 
     read: Callable[[NodeView], Absorber]
@@ -113,6 +114,7 @@ class Absorbing(Operator):
     parameters: tuple[int, ...] = ()
     data_slot: int | None = None
     squares: bool = False
+    is_linear: bool = False
 
     @property
     def weights(self) -> frozenset[int]:

@@ -1,11 +1,10 @@
-"""The linear layers and the layouts of their weights: the only place that knows them.
+"""The usual linear layers and the layouts of their weights; ``by_name`` has others.
 
-To support another one, write what reads a node and add an entry to ``LINEAR_LAYERS``.
+``linear`` makes an entry of what reads a node.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -13,7 +12,6 @@ from onnx_bnfold.model.constants import Constant
 from onnx_bnfold.model.node_view import FLOATS, NodeView
 from onnx_bnfold.operators import costs
 from onnx_bnfold.operators.entries import Absorbing
-from onnx_bnfold.operators.late import late
 from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
@@ -78,14 +76,14 @@ def _transposed_shift(view: NodeView, weight: Constant) -> Refusal | None:
     return Refusal(Reason.PADDING, view.label, sentence)
 
 
-def _convolution(view: NodeView, *, transposed: bool = False, bias_slot: int = 2) -> LinearLayer:
+def convolution(view: NodeView, *, transposed: bool = False, bias_slot: int = 2) -> LinearLayer:
     """Read Conv, ``(C_out, C_in/group, *k)``, or ConvTranspose, ``(C_in, C_out/group, *k)``."""
     if transposed and view.attribute("output_shape", []):
         view.require_no_misreading()
     weight = weight_of(view, 1)
     group = view.attribute("group", 1)
     rank = len(weight.dims)
-    _require(view, rank >= 3 and group > 0 and weight.dims[0] % group == 0)
+    require(view, rank >= 3 and group > 0 and weight.dims[0] % group == 0)
     first, second = weight.dims[0], weight.dims[1]
     return LinearLayer(
         view,
@@ -98,32 +96,14 @@ def _convolution(view: NodeView, *, transposed: bool = False, bias_slot: int = 2
     )
 
 
-def _deform_conv(view: NodeView) -> LinearLayer:
-    """Read a Conv whose samples are moved and weighed; if neither is done, a shift may pass."""
-    layer = _convolution(view, bias_slot=3)
-    offset, mask = (view.value(slot) if view.constant(slot) else None for slot in (2, 4))
-    if offset is None or offset.any():
-        sentence = "its samples may lie outside of its input, among zeros that do not shift along"
-    elif view.name_in(4) and (mask is None or (mask != 1).any()):
-        sentence = "its mask weighs the samples, and a shift would differ between positions"
-    else:
-        return layer
-    return layer._replace(shift_in=Refusal(Reason.PADDING, view.label, sentence))
-
-
-def _deform_depth(view: NodeView, encrypted: set[str]) -> costs.Depth:
-    offset, mask = (view.name_in(slot) in encrypted for slot in (2, 4))
-    return 1 + offset + mask, int(offset)  # to find samples at encrypted places is no polynomial
-
-
 def _gemm(view: NodeView) -> LinearLayer:
     weight = weight_of(view, 1)
-    _require(view, len(weight.dims) == 2)
+    require(view, len(weight.dims) == 2)
     transposed = bool(view.attribute("transB", 0))
     columns = weight.dims[0 if transposed else 1]
     bias = view.bias(2, weight, None)
     if bias is not None:
-        _require(view, len(bias.dims) <= 2 and (bias.dims or (1,))[-1] in (1, columns))
+        require(view, len(bias.dims) <= 2 and (bias.dims or (1,))[-1] in (1, columns))
     return LinearLayer(
         view,
         "oi" if transposed else "io",
@@ -137,7 +117,7 @@ def _gemm(view: NodeView) -> LinearLayer:
     )
 
 
-def _constant_operand(view: NodeView) -> tuple[int, Constant]:
+def constant_operand(view: NodeView) -> tuple[int, Constant]:
     """Return which of two operands is the weight, and the weight."""
     right = view.constant(1) is not None or _dequantizer(view, 1) is not None
     slot = 1 if right else 0
@@ -145,7 +125,7 @@ def _constant_operand(view: NodeView) -> tuple[int, Constant]:
 
 
 def _matmul(view: NodeView) -> LinearLayer:
-    weight_slot, weight = _constant_operand(view)
+    weight_slot, weight = constant_operand(view)
     data_slot = 1 - weight_slot
     rank, depth = len(view.dims_in(data_slot)), len(weight.dims)
     axis = rank - 1 if weight_slot == 1 else rank - 2
@@ -183,105 +163,7 @@ def _batch(columns: LinearLayer, axis: int) -> LinearLayer:
     )
 
 
-def _einsum(view: NodeView) -> LinearLayer:
-    """Read an Einsum of data and a constant.
-
-    A letter of the constant stands for input channels if the data has it and the output does not,
-    for output channels if the output has it and the data does not, and for both if all have it and
-    no other does either. Of several, the first does: one axis of each side may change.
-    """
-    terms, out = _equation(view)
-    if len(terms) != 2:
-        raise Refused(Reason.OPAQUE, view.label, "it is not a product of two operands")
-    slot, weight = _constant_operand(view)
-    dims = view.dims_in(1 - slot)
-    data, own, out = _axes_of(view, terms[1 - slot], terms[slot], out, len(dims))
-    _require(view, len(own) == len(weight.dims))
-    summed = [letter for letter in data if letter in own and letter not in out]
-    made = [letter for letter in out if letter in own and letter not in data]
-    shared = [letter for letter in out if letter in own and letter in data]
-    before, behind = summed[:1], (made or shared)[:1]
-    roles = {**dict.fromkeys(own, "k"), **dict.fromkeys((*made, *shared), "b")}
-    roles |= dict.fromkeys(behind, "o") | dict.fromkeys(before, "i")
-    if not summed and not made and shared:
-        before, roles[behind[0]] = behind, "g"
-    sizes = dict(zip(own, weight.dims, strict=True))
-    # Positions of the data that are added up without weights of their own, each with its shift.
-    counted = [
-        size
-        for letter, size in zip(data, dims, strict=True)
-        if letter not in out and sizes.get(letter, 1) == 1
-    ]
-    known = [size for size in counted if isinstance(size, int)]
-    shift_in = None
-    if len(known) < len(counted):
-        sentence = "it adds up positions of its data, a shift of each, and it is not known how many"
-        shift_in = Refusal(Reason.UNKNOWN_SHAPE, view.label, sentence)
-    elif any(role == "b" and sizes[letter] > 1 for letter, role in roles.items()):
-        sentence = "a shift would need a bias that varies along several axes of its output"
-        shift_in = Refusal(Reason.AXES, view.label, sentence)
-    return LinearLayer(
-        view,
-        "".join(roles[letter] for letter in own),
-        weight.dims,
-        weight,
-        None,
-        *(1 - slot, slot, None),
-        data.index(before[0]) if before else 0,  # without a channel any axis will do
-        out.index(behind[0]) if behind else 0,
-        *(len(data), len(out)),
-        alpha=math.prod(known),
-        shift_in=shift_in,
-    )
-
-
-def _axes_of(view: NodeView, data: str, own: str, out: str, rank: int) -> tuple[str, str, str]:
-    """Return the terms of data, constant and output with a character for each axis.
-
-    Args:
-        view: the Einsum.
-        data, own, out: the terms as they are written.
-        rank: of the data.
-
-    Raises:
-        Refused: they do not fit, or the constant has axes of no letter or a diagonal is taken.
-    """
-    if "..." in own:
-        raise Refused(Reason.AXES, view.label, "some axes of its constant have no letter")
-    unnamed = "".join(map(chr, range(rank - len(data.replace("...", "")))))  # these are no letters
-    data, out = data.replace("...", unnamed), out.replace("...", unnamed)
-    _require(view, len(data) == rank and {*out} <= {*data, *own})
-    if any(len({*letters}) < len(letters) for letters in (data, own, out)):
-        raise Refused(Reason.AXES, view.label, "a letter of its equation stands for a diagonal")
-    return data, own, out
-
-
-def _equation(view: NodeView) -> tuple[list[str], str]:
-    from onnx_bnfold.model.einsum_equation import terms_of  # few models have one
-
-    return terms_of(view.attribute("equation", ""))
-
-
-def _einsum_count(view: NodeView) -> int:
-    """Count for an Einsum of two operands: an element for each letter that is summed."""
-    terms, out = _equation(view)
-    if len(terms) > 2:
-        raise costs.Unknown(f"{view.label}: its multiply-adds are not known")
-    sizes: dict[str, int] = {}
-    for slot, term in enumerate(terms):
-        for letter in {*term} - {*out, "."}:
-            ahead, _, behind = term.partition(letter)
-            axis = -1 - len(behind) if "..." in ahead else len(ahead)
-            size = costs.size(view, view.name_in(slot), slice(axis, axis + 1 or None))
-            sizes[letter] = max(size, sizes.get(letter, 1))
-    return costs.per_element(view) * math.prod(sizes.values()) if len(terms) > 1 else 0
-
-
-def _einsum_depth(view: NodeView, encrypted: set[str]) -> costs.Depth:
-    return len(view.reads) - 1, 0
-
-
-def _require(view: NodeView, holds: bool) -> None:
+def require(view: NodeView, holds: bool) -> None:
     if not holds:
         raise Refused(
             Reason.INCONSISTENT_SHAPES,
@@ -313,7 +195,7 @@ def linear_layer(view: NodeView, layout: Callable[[NodeView], LinearLayer]) -> L
     return layer._replace(quantized=quantized_weight(source, layer.layout, layer.grouped), also=())
 
 
-def _entry(
+def linear(
     layout: Callable[[NodeView], LinearLayer],
     version: int,
     multiply_adds: costs.Count,
@@ -327,19 +209,15 @@ def _entry(
         version=version,
         multiply_adds=multiply_adds,
         depth=depth,
+        is_linear=True,
     )
 
 
 LINEAR_LAYERS: Mapping[str, Absorbing] = {
-    "CausalConvWithState": _entry(
-        late("causal_convolution", "causal_convolution"), 27, costs.convolution(1), (1, 2)
+    "Conv": linear(convolution, 22, costs.convolution(1), (1, 2)),
+    "ConvTranspose": linear(
+        partial(convolution, transposed=True), 22, costs.transposed_convolution, (1, 2)
     ),
-    "Conv": _entry(_convolution, 22, costs.convolution(1), (1, 2)),
-    "ConvTranspose": _entry(
-        partial(_convolution, transposed=True), 22, costs.transposed_convolution, (1, 2)
-    ),
-    "DeformConv": _entry(_deform_conv, 22, costs.convolution(1), (1, 3), depth=_deform_depth),
-    "Einsum": _entry(_einsum, 28, _einsum_count, (1,), (0,), depth=_einsum_depth),
-    "Gemm": _entry(_gemm, 13, costs.gemm, (1, 2), (0, 2)),
-    "MatMul": _entry(_matmul, 13, costs.matmul, (1,), (0,)),
+    "Gemm": linear(_gemm, 13, costs.gemm, (1, 2), (0, 2)),
+    "MatMul": linear(_matmul, 13, costs.matmul, (1,), (0,)),
 }

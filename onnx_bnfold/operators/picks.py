@@ -61,25 +61,10 @@ def padded(view: NodeView, change: Affine, forward: bool) -> Affine:
         grown = []  # every element of the output is one of the input
     elif grown:
         _require_zeros(view)
-    return _framed(view, change, around, grown, forward)
+    return framed(view, change, around, grown, forward)
 
 
-def centered(view: NodeView, change: Affine, forward: bool) -> Affine:
-    """CenterCropPad; what it cuts off and the zeros that it adds are those of a Pad."""
-    before, after = view.dims_in(0), view.dims_out(0)
-    listed = view.attribute("axes", list(range(change.rank)))
-    around = {}
-    for axis in (axis_of(view, each, change.rank) for each in listed):
-        is_same = before[axis] is not None and before[axis] == after[axis]
-        if not is_same and (change.has_shift or axis in varying(change)):
-            grows = size(view, after, axis) - size(view, before, axis)
-            front = grows // 2 if grows > 0 else -(-grows // 2)
-            around[axis] = (front, grows - front)
-    grown = [axis for axis, sides in around.items() if sum(sides) > 0]
-    return _framed(view, change, around, grown, forward)
-
-
-def _framed(
+def framed(
     view: NodeView,
     change: Affine,
     around: Mapping[int, tuple[int, int]],
@@ -289,8 +274,3 @@ def _unflattened(array: Float64, axis: int, shape: tuple[int, ...]) -> Float64:
     if array.shape[axis] == 1:
         shape = (1,) * len(shape)
     return array.reshape((*array.shape[:axis], *shape, *array.shape[axis + 1 :]))
-
-
-# Moves that on the way back say nothing about some elements of the input. These are not changed,
-# unless another reader of the input requires it.
-PARTIAL = (sliced, gathered, padded, centered)

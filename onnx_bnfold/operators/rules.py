@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from onnx_bnfold.model.node_view import NodeView
-from onnx_bnfold.operators import data_movement, picks
+from onnx_bnfold.operators import data_movement
 from onnx_bnfold.operators.affine import Affine, Float64
 from onnx_bnfold.operators.entries import OUT, Operator
 from onnx_bnfold.reasons import Reason, Refused
@@ -73,6 +73,20 @@ class Transparent(Operator):
     own: tuple[int, ...] = ()
     attributes: Callable[[NodeView, Affine], Attributes] | None = None
 
+    def data_slots(self, view: NodeView) -> tuple[int, ...]:
+        """Return the inputs of a node that carry data; the others are parameters."""
+        return tuple(inputs(view)) if self.symmetric else self.data
+
+    def own_constants(self, view: NodeView) -> tuple[int, ...]:
+        """Return the inputs of a node that are no data and that its rule may change."""
+        return tuple(slot for slot in self.own if view.constant(slot) is not None)
+
+    def data_outputs(self, view: NodeView) -> tuple[int, ...]:
+        """Return the outputs of a node that carry data; none that stay as they are."""
+        if self.swallows:
+            return ()
+        return tuple(range(len(view.writes))) if self.parted else (0,)
+
 
 Mover = Callable[[NodeView, Affine, bool], Affine]
 
@@ -82,6 +96,7 @@ def passes(
     *,
     positive: bool = False,
     shift: bool | Callable[[NodeView], bool] = True,
+    drops: bool = False,
 ) -> Rule:
     """Make the rule of an operator whose input 0 and output 0 carry the same change.
 
@@ -89,6 +104,8 @@ def passes(
         move: moves a change from the input to the output (``True``) or back, as the data is moved.
         positive: only scales that are not negative pass.
         shift: whether a shift passes.
+        drops: whether elements of the input may be left out. On the way back nothing is said of
+            these; they are not changed, unless another reader of the input requires it.
     """
 
     def rule(view: NodeView, known: Known) -> Step:
@@ -96,8 +113,7 @@ def passes(
         change = known.changes[source]
         other = move(view, change, source == 0)
         require(view, change, positive, shift if isinstance(shift, bool) else shift(view))
-        certain = source == 0 or move not in picks.PARTIAL
-        return Step(({source: change, ~source: other},), certain)
+        return Step(({source: change, ~source: other},), certain=source == 0 or not drops)
 
     return rule
 

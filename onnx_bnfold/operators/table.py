@@ -1,16 +1,17 @@
 """The table of operators: one entry each, and everything that the package knows of them.
 
-The entries stand here or in the modules of their families: ``transparent`` for operators through
-which changes pass, ``layouts`` for linear layers, and ``batchnorm_parameters``. Those here are of
-layers that few models have: their nodes are read by ``normalizations``, for what normalises by
-statistics of its data, and by ``recurrent``, which are imported then (``late``).
+An operator that shares its entry's functions with no other has a file of its own in ``by_name``.
+The other entries stand here or in the modules of their families: ``transparent`` for operators
+through which changes pass, ``layouts`` for linear layers, and ``batchnorm_parameters``. Those here
+are of layers that few models have: their nodes are read by ``normalizations``, for what normalises
+by statistics of its data, and by ``recurrent``, which are imported then (``late``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnx_bnfold.operators import batchnorm, batchnorm_parameters, costs
+from onnx_bnfold.operators import batchnorm, batchnorm_parameters, by_name, costs
 from onnx_bnfold.operators.entries import UNKNOWN, Absorbing, Operator
 from onnx_bnfold.operators.late import late
 from onnx_bnfold.operators.layouts import LINEAR_LAYERS
@@ -62,4 +63,10 @@ OPERATORS: dict[str, Operator] = {
 
 def entry_of(operator: str | None) -> Operator:
     """Return the entry of an operator, ``UNKNOWN`` where it has none."""
-    return OPERATORS.get(operator or "", UNKNOWN)
+    name = operator or ""
+    return OPERATORS.get(name) or by_name.entry_of(name) or UNKNOWN
+
+
+def every_entry() -> dict[str, Operator]:
+    """Return all entries by operator, and import those of ``by_name``; for what walks them."""
+    return {**OPERATORS, **by_name.every_entry()}

@@ -1,9 +1,8 @@
 """The table of transparent operators: what each asks of its tensors when one of them changes.
 
-To support an operator, add one entry to ``RULES`` and its must-fold and must-refuse tests. What a
-rule is stands in ``rules``, and what an entry says beside it in ``entries.Operator``. An entry
-speaks for the versions of its operator up to the one that it names: read what a newer one changes
-before you raise it.
+What a rule is stands in ``rules``, and what an entry says beside it in ``entries.Operator``. An
+entry speaks for the versions of its operator up to the one that it names: read what a newer one
+changes before you raise it.
 """
 
 from __future__ import annotations
@@ -28,9 +27,7 @@ from onnx_bnfold.operators.rules import (
     Rule,
     Step,
     Transparent,
-    inputs,
     passes,
-    require,
 )
 from onnx_bnfold.reasons import Reason, Refused
 
@@ -116,56 +113,6 @@ def _neg(view: NodeView, known: Known) -> Step:
     return Step(({source: change, ~source: change.with_shift(-change.shift)},))
 
 
-def _trilu(view: NodeView, known: Known) -> Step:
-    """Trilu; every scale passes, and a shift of the elements that it keeps.
-
-    A shift of those that become zero ends here. What is left of it is a picture, which no layer
-    takes, unless one of the two axes has size 1.
-    """
-    source = 0 if 0 in known.changes else OUT
-    change = other = known.changes[source]
-    if change.has_shift:
-        kept = _triangle(view, change.rank)
-        if source == 0 and 1 in kept.shape:
-            other = change.with_shift(change.shift * kept)
-        else:
-            shifted = change.shift.any(axis=tuple(range(change.rank - 2)))
-            require(view, change, positive=False, shift=not (shifted & ~kept).any())
-    # On the way back nothing is said of the elements that become zero.
-    return Step(({source: change, ~source: other},), certain=source == 0)
-
-
-def _triangle(view: NodeView, rank: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Return which elements of the last two axes a Trilu keeps, ``(rows, columns)``."""
-    dims = view.dims_in(0)
-    rows, columns = (data_movement.size(view, dims, axis) for axis in (rank - 2, rank - 1))
-    data_movement.bounded(view, rows * columns)
-    given = view.integers(1, None)
-    [k] = [0] if given is None else given
-    diagonal = np.arange(columns) - np.arange(rows)[:, np.newaxis]
-    return diagonal >= k if view.attribute("upper", 1) else diagonal <= k
-
-
-def data_slots(view: NodeView) -> tuple[int, ...]:
-    """Return the inputs of a transparent node that carry data; the others are parameters."""
-    entry = RULES[str(view.op)]
-    return tuple(inputs(view)) if entry.symmetric else entry.data
-
-
-def own_constants(view: NodeView) -> tuple[int, ...]:
-    """Return the inputs of a transparent node that are no data and that its rule may change."""
-    own = RULES[str(view.op)].own
-    return tuple(slot for slot in own if view.constant(slot) is not None) if own else ()
-
-
-def data_outputs(view: NodeView) -> tuple[int, ...]:
-    """Return the outputs of a transparent node that carry data; none that stay as they are."""
-    entry = RULES[str(view.op)]
-    if entry.swallows:
-        return ()
-    return tuple(range(len(view.writes))) if entry.parted else (0,)
-
-
 # --- the table ------------------------------------------------------------------------------
 
 
@@ -238,9 +185,14 @@ def _moved(move: Mover, version: int) -> Transparent:
 
 
 def _picked(
-    move: Mover, version: int, depth: costs.Depth | costs.DepthOf = costs.FREE
+    move: Mover,
+    version: int,
+    depth: costs.Depth | costs.DepthOf = costs.FREE,
+    *,
+    drops: bool = False,
 ) -> Transparent:
-    return Transparent(passes(move), version=version, depth=depth, hands_on=HandsOn.SOME)
+    rule = passes(move, drops=drops)
+    return Transparent(rule, version=version, depth=depth, hands_on=HandsOn.SOME)
 
 
 def _interpolated(version: int) -> Transparent:
@@ -264,7 +216,6 @@ RULES: Mapping[str, Transparent] = {
     "CastLike": Transparent(
         passes(data_movement.cast_like), version=25, hands_on=HandsOn.ALL, retypes=True
     ),
-    "CenterCropPad": _picked(picks.centered, 18),
     "Clip": _bent(_clip, 13, rectifies=True, bounds=late("clamps", "of_clip")),
     "Compress": _picked(late("positions", "compressed"), 28),
     "Concat": Transparent(concat, version=13, symmetric=True, hands_on=HandsOn.ALL),
@@ -274,7 +225,7 @@ RULES: Mapping[str, Transparent] = {
     "Dropout": Transparent(_dropout, version=22, hands_on=HandsOn.ALL),
     "Expand": _moved(data_movement.expanded, 13),
     "Flatten": _moved(data_movement.reshaped, 25),
-    "Gather": _picked(picks.gathered, 13, costs.lookup),
+    "Gather": _picked(picks.gathered, 13, costs.lookup, drops=True),
     "GatherElements": _picked(late("positions", "picked_elements"), 13, costs.lookup),
     "GatherND": _picked(late("positions", "picked_slices"), 13, costs.lookup),
     "GlobalAveragePool": _mean(passes(data_movement.windowed), 22),
@@ -310,7 +261,7 @@ RULES: Mapping[str, Transparent] = {
     "Mul": _product(products(1), 14, costs.ONE_LEVEL, ConstantOperand(times)),
     "Neg": Transparent(_neg, version=13),
     "PRelu": _bent(late("slopes", "sloped"), 16, rectifies=True, own=(1,)),
-    "Pad": _picked(picks.padded, 25),
+    "Pad": _picked(picks.padded, 25, drops=True),
     "Pow": Transparent(late("homogeneous", "power"), version=15, depth=costs.power),
     "Reciprocal": _bent(late("homogeneous", "reciprocal"), 13),
     "ReduceL1": _bent(late("homogeneous", "sum_of_magnitudes"), 18),
@@ -331,7 +282,7 @@ RULES: Mapping[str, Transparent] = {
     "ScatterElements": _scattering(late("positions", "scattered_elements"), 18),
     "ScatterND": _scattering(late("positions", "scattered_slices"), 18),
     "Sign": _bent(late("homogeneous", "sign"), 13),
-    "Slice": _picked(picks.sliced, 13),
+    "Slice": _picked(picks.sliced, 13, drops=True),
     "Softmax": _swallower(late("swallowing", "softmax"), 13),
     "SpaceToDepth": _moved(data_movement.space_to_depth, 28),
     "Split": Transparent(split, version=18, parted=True, hands_on=HandsOn.ALL),
@@ -342,7 +293,6 @@ RULES: Mapping[str, Transparent] = {
     "Tile": _moved(picks.tiled, 13),
     "TopK": _bent(late("swallowing", "topk"), 24),
     "Transpose": _moved(data_movement.transposed, 25),
-    "Trilu": Transparent(_trilu, version=14, hands_on=HandsOn.SOME),
     "Unsqueeze": _moved(data_movement.unsqueezed, 25),
     "Upsample": _interpolated(9),
     "Where": Transparent(alike(slots=(1, 2)), data=(1, 2), version=16, depth=costs.selection),

@@ -15,7 +15,6 @@ from typing import NamedTuple
 from onnx_bnfold.model.determinism import DESCRIBED
 from onnx_bnfold.operators.entries import HandsOn
 from onnx_bnfold.operators.rules import Transparent
-from onnx_bnfold.operators.transparent import data_outputs, data_slots
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.totals import Totals
 
@@ -134,8 +133,8 @@ class Copies:
         before, after = state.graph.reads[index], state.graph.writes[index]
         return _Link(
             entry.hands_on,
-            tuple(before[slot] for slot in data_slots(view)),
-            tuple(after[slot] for slot in data_outputs(view)),
+            tuple(before[slot] for slot in entry.data_slots(view)),
+            tuple(after[slot] for slot in entry.data_outputs(view)),
         )
 
 

@@ -15,7 +15,6 @@ from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine, Float64
 from onnx_bnfold.operators.entries import OUT, Absorbing, Sides
 from onnx_bnfold.operators.rules import Attributes, Known, Step, Transparent
-from onnx_bnfold.operators.transparent import data_outputs, data_slots, own_constants
 from onnx_bnfold.planning.graph_nodes import MALFORMED, GraphNodes, malformed
 from onnx_bnfold.planning.merged_tensors import Groups
 from onnx_bnfold.reasons import Reason, Refusal, Refused
@@ -121,8 +120,8 @@ class GraphState(GraphNodes):
         if not isinstance(entry, Transparent):
             raise _opaque(view)
         view.require_version(entry.version)
-        outputs = (~slot for slot in data_outputs(view))
-        return (*data_slots(view), *own_constants(view), *outputs)
+        outputs = (~slot for slot in entry.data_outputs(view))
+        return (*entry.data_slots(view), *entry.own_constants(view), *outputs)
 
     def step(self, index: int, known: Mapping[int, Affine], *, deciding: bool = True) -> Step:
         """Ask a node how the changes of some of its ports can be completed.

@@ -17,8 +17,7 @@ import numpy as np
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine, Float64
 from onnx_bnfold.operators.entries import OUT, Combines
-from onnx_bnfold.operators.rules import Transparent
-from onnx_bnfold.operators.transparent import data_slots
+from onnx_bnfold.operators.rules import Transparent, inputs
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.value_ranges import REACH
 from onnx_bnfold.reasons import Reason, Refused
@@ -127,7 +126,8 @@ def _times(known: Known, factor: float) -> Known:
 def _is_of_rank(state: GraphState, index: int, known: Known) -> bool:
     """Whether all inputs of a node are of the rank of some sizes."""
     try:
-        ranks = {len(state.view(index).dims_in(slot)) for slot in data_slots(state.view(index))}
+        view = state.view(index)
+        ranks = {len(view.dims_in(slot)) for slot in inputs(view)}
     except Refused:
         return False
     return ranks == {spread.rank for spread in known}

@@ -18,7 +18,7 @@ from onnx_bnfold.model.float_formats import FORMATS
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine, Float64
-from onnx_bnfold.operators.transparent import data_slots
+from onnx_bnfold.operators.rules import Transparent
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.reasons import Refused
 
@@ -180,9 +180,9 @@ def from_statistics(state: GraphState) -> dict[str, Range]:
     for name, span in _stated(state, removed=True).items():
         found.setdefault(name, span)
     for index, node in enumerate(state.graph.nodes):
-        carry = _CARRY.get(state.graph.ops[index] or "")
-        if carry is not None and node.output[0] not in found:
-            output = _carried(carry, state.view(index), found)
+        carry, entry = _CARRY.get(state.graph.ops[index] or ""), state.entries[index]
+        if carry and isinstance(entry, Transparent) and node.output[0] not in found:
+            output = _carried(carry, state.view(index), entry, found)
             if output is not None:
                 found[node.output[0]] = output
     return found
@@ -205,8 +205,8 @@ def _stated(state: GraphState, *, removed: bool) -> dict[str, Range]:
     return found
 
 
-def _carried(carry: Carry, view: NodeView, found: Ranges) -> Range | None:
-    names = [view.name_in(slot) for slot in data_slots(view)]
+def _carried(carry: Carry, view: NodeView, entry: Transparent, found: Ranges) -> Range | None:
+    names = [view.name_in(slot) for slot in entry.data_slots(view)]
     if not names or not all(name in found for name in names):
         return None
     try:

@@ -20,6 +20,7 @@ from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.model.shape_inference import Inference, Shapes
 from onnx_bnfold.operators import costs
 from onnx_bnfold.operators.costs import Depth, Unknown
+from onnx_bnfold.operators.entries import UNKNOWN
 from onnx_bnfold.operators.table import entry_of
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.reports.depth import depth_of
@@ -29,8 +30,6 @@ _RANGE: tuple[tuple[str, int | None], ...] = (("start", 0), ("end", None))
 
 # Their outputs do not depend on the values of their inputs.
 _NO_DATA = frozenset({"Shape", "Size"})
-# They sum products in ways that are not counted here.
-_UNCOUNTED = frozenset({"Attention"})
 
 
 @dataclass(frozen=True)
@@ -166,14 +165,16 @@ def _active(views: Sequence[NodeView], model: ModelProto) -> tuple[list[NodeView
 
 
 def _multiply_adds(view: NodeView) -> int:
-    if view.op is None or view.op in _UNCOUNTED or any(subgraphs(view.node)):
-        raise Unknown(f"{view.label}: its multiply-adds are not known")
-    count = _COUNTS.get(view.op, entry_of(view.op).multiply_adds)
-    return count(view)
+    entry = entry_of(view.op)
+    if view.op is None or any(subgraphs(view.node)):
+        return costs.unknown_products(view)
+    count = _COUNTS.get(view.op) if entry is UNKNOWN else None
+    return (count or entry.multiply_adds)(view)
 
 
-# Of operators that are not folded: quantised layers.
+# Of operators that have no entry.
 _COUNTS: Mapping[str, costs.Count] = {
+    "Attention": costs.unknown_products,
     "ConvInteger": costs.convolution(1),
     "MatMulInteger": costs.matmul,
     "QLinearConv": costs.convolution(3),

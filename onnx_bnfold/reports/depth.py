@@ -17,9 +17,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators import costs
 from onnx_bnfold.operators.costs import Depth, DepthOf, Unknown
-from onnx_bnfold.operators.table import OPERATORS
+from onnx_bnfold.operators.entries import UNKNOWN
+from onnx_bnfold.operators.table import entry_of
 
-# Operators that have no entry in ``table.OPERATORS``; an entry says it itself.
+# Operators that have no entry in the table; an entry says it itself.
 # fmt: off
 FREE = frozenset({
     "ConcatFromSequence", "SequenceAt", "SequenceConstruct", "SplitToSequence",
@@ -64,14 +65,14 @@ def _deepest(depths: Iterable[Depth]) -> Depth:
 
 
 def _step(view: NodeView, encrypted: set[str]) -> Depth:
-    if view.op in _DEPTHS:
-        depth = _DEPTHS[view.op]
-        return depth if isinstance(depth, tuple) else depth(view, encrypted)
-    raise Unknown(f"{view.label}: its multiplicative depth is not known")
+    entry = entry_of(view.op)
+    depth = _DEPTHS.get(view.op) if entry is UNKNOWN else entry.depth
+    if depth is None:
+        raise Unknown(f"{view.label}: its multiplicative depth is not known")
+    return depth if isinstance(depth, tuple) else depth(view, encrypted)
 
 
 _DEPTHS: Mapping[str | None, Depth | DepthOf] = {
-    **{op: entry.depth for op, entry in OPERATORS.items()},
     **dict.fromkeys(FREE, costs.FREE),
     **dict.fromkeys(ONE_LEVEL, costs.ONE_LEVEL),
     **dict.fromkeys(NON_POLYNOMIAL, costs.NO_POLYNOMIAL),

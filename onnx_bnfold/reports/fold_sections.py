@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from onnx_bnfold.operators.layouts import LINEAR_LAYERS
+from onnx_bnfold.operators.entries import Absorbing
+from onnx_bnfold.operators.table import entry_of
 from onnx_bnfold.report import int8_warning
 from onnx_bnfold.reports.charts import weights_chart
 from onnx_bnfold.reports.check_sections import verdict
@@ -163,7 +164,9 @@ def _reasons(norms: Sequence[Data], *, are_listed: bool) -> Iterator[Element]:
 def _is_drawn(layer: Data) -> bool:
     """Return whether a layer is one that is quantised, and its weights are not all zero."""
     ends = ("quietest_before", "quietest_after")
-    return layer["op"] in LINEAR_LAYERS and all(layer[end] is not None for end in ends)
+    entry = entry_of(layer["op"])
+    is_quantised = isinstance(entry, Absorbing) and entry.is_linear
+    return is_quantised and all(layer[end] is not None for end in ends)
 
 
 def _weights(layers: Sequence[Data]) -> Element:

@@ -7,7 +7,7 @@ import faulthandler
 import sys
 import time
 
-from onnx_bnfold.operators.table import OPERATORS
+from onnx_bnfold.operators.table import every_entry
 
 from .campaign import Campaign, Progress
 from .explained import EXPLAINED, LATER
@@ -23,7 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.conformance", description=__doc__)
     parser.add_argument("--draws", type=int, default=20_000, help="questions to ask")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--operator", action="append", choices=OPERATORS, help="may be repeated")
+    names = [*every_entry()]
+    parser.add_argument("--operator", action="append", choices=names, help="may be repeated")
     parser.add_argument("--case", help="OPERATOR:OPSET:SEED, as a finding names it")
     options = parser.parse_args(arguments)
     faulthandler.enable()
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         campaign.draw(op, int(opset), int(seed))
     else:
         progress = Progress(options.draws, sys.stderr.write)
-        campaign.run(options.operator or [*OPERATORS], options.draws, options.seed, progress)
+        campaign.run(options.operator or names, options.draws, options.seed, progress)
     print(report(campaign))
     print(f"seed {options.seed}, {time.monotonic() - began:.0f} s")
     return 1 if campaign.found else 0

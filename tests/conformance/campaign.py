@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnx_bnfold.operators.table import OPERATORS
+from onnx_bnfold.operators.table import entry_of
 
 from . import (  # noqa: F401  (they register generators)
     answers,
@@ -92,7 +92,7 @@ class Campaign:
         judge = layer_judge.judged if op in ABSORBERS else rule_judge.judged
         with np.errstate(all="ignore"):
             verdicts = list(judge(trial, QUESTIONS))
-            if OPERATORS[op].bounds is not None:
+            if entry_of(op).bounds is not None:
                 verdicts += clamp_judge.judged(trial, QUESTIONS // 2)
         finding = misread(trial)
         if finding:

@@ -10,7 +10,7 @@ import numpy as np
 from onnx_bnfold.operators.affine import VANISHED, Affine
 from onnx_bnfold.operators.batchnorm import OPERATOR
 from onnx_bnfold.operators.entries import OUT, Absorbing, BiasPlace
-from onnx_bnfold.operators.table import NORMALIZATIONS, OPERATORS, RECURRENT
+from onnx_bnfold.operators.table import NORMALIZATIONS, RECURRENT, every_entry
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Refusal, Refused
@@ -24,7 +24,7 @@ from .explained import explanation
 from .sound import COMPARED, differing_element, smallest
 from .verdict import Finding, Verdict, ports_text
 
-ABSORBERS = [op for op, entry in OPERATORS.items() if isinstance(entry, Absorbing)]
+ABSORBERS = [op for op, entry in every_entry().items() if isinstance(entry, Absorbing)]
 MOST_UNKNOWNS = 120  # elements of constants that are solved for
 SOLVED = 6  # samples
 

@@ -11,7 +11,7 @@ from onnx import TensorProto
 from support import fold_checked, needs_kernels_as_read, ops, reasons
 
 from onnx_bnfold import Reason
-from onnx_bnfold.operators.table import OPERATORS
+from onnx_bnfold.operators.table import entry_of
 
 pytestmark = needs_kernels_as_read
 OUT = (4, 5)  # sizes of the output that every layer here has
@@ -223,7 +223,7 @@ def test_data_that_are_their_own_offsets_stay():
 def test_encrypted_offsets_are_no_polynomial(encrypted, depth):
     net = net_of()
     y = deform(net, "x", mask="")
-    assert OPERATORS["DeformConv"].depth(net.state(y).view(0), {*encrypted.split()}) == depth
+    assert entry_of("DeformConv").depth(net.state(y).view(0), {*encrypted.split()}) == depth
 
 
 # --- what it refuses ------------------------------------------------------------------------

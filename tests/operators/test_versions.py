@@ -11,10 +11,10 @@ from support import fold_checked, reasons
 from onnx_bnfold import Reason
 from onnx_bnfold.model.node_view import version_of
 from onnx_bnfold.operators import batchnorm_parameters, dequantized_weight
-from onnx_bnfold.operators.table import OPERATORS
+from onnx_bnfold.operators.table import OPERATORS, every_entry
 
 KNOWN = {
-    **{operator: entry.version for operator, entry in OPERATORS.items()},
+    **{operator: entry.version for operator, entry in every_entry().items()},
     dequantized_weight.OPERATOR: dequantized_weight.VERSION,
 }
 # Operators of which the newest version is not known, and why that is right.

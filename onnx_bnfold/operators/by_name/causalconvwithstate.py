@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from onnx_bnfold.model.node_view import NodeView
+from onnx_bnfold.operators import costs
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import OUT
-from onnx_bnfold.operators.layouts import weight_of
+from onnx_bnfold.operators.layouts import linear, weight_of
 from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
@@ -27,7 +28,7 @@ class CausalConvolution(LinearLayer):
         super().require(port, change)
 
 
-def causal_convolution(view: NodeView) -> LinearLayer:
+def _causal_convolution(view: NodeView) -> LinearLayer:
     """Read one; its weight is ``(C, 1, k)``.
 
     Raises:
@@ -58,3 +59,8 @@ def _has_state(view: NodeView) -> bool:
     """Whether a state comes in, or the one that goes out is read."""
     is_read = len(view.writes) > 1 and view.graph.is_read(view.writes[1])
     return is_read or bool(view.name_in(_PAST_STATE))
+
+
+ENTRIES = {
+    "CausalConvWithState": linear(_causal_convolution, 27, costs.convolution(1), (1, 2)),
+}

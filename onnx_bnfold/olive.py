@@ -13,7 +13,7 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 try:
     from olive.hardware import AcceleratorSpec
@@ -28,6 +28,7 @@ except ImportError as error:
 from onnx_bnfold.api import fold_file
 from onnx_bnfold.options import Options
 from onnx_bnfold.storage.data_files import data_files_of
+from onnx_bnfold.validation import types_of
 
 __all__ = ["OnnxBatchNormFold", "package_config"]
 
@@ -43,12 +44,12 @@ class OnnxBatchNormFold(Pass):
 
     @classmethod
     def _default_config(cls, accelerator_spec: AcceleratorSpec) -> dict[str, PassConfigParam]:
-        types = get_type_hints(Options)
+        types = types_of(Options)
         return {
             field.name: PassConfigParam(
                 type_=types[field.name],
                 default_value=field.default,
-                description=f"See the field {field.name} of onnx_bnfold.Options.",
+                description=field.metadata["help"],
             )
             for field in dataclasses.fields(Options)
         }

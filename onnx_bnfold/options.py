@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
 from onnx_bnfold.errors import UsageError
@@ -17,69 +18,140 @@ Profile = Literal["float", "fp16", "int8"]
 Standalone = Literal["keep", "mul-add", "conv"]
 # What runs a model without BatchNormalizations.
 Target = Literal["any", "onnxruntime"]
+# The groups of options.
+LIMITS = "what may be folded, and how far"
+FORMS = "what becomes of the model besides"
+
+
+def _said(
+    group: str, text: str, *, metavar: str | None = None, needs: str | None = None
+) -> Mapping[str, str | None]:
+    """Describe an option, for the command line above all.
+
+    Args:
+        group: in which it is listed.
+        text: what it does.
+        metavar: what its value is called, if any value goes.
+        needs: the option without which it has no effect.
+    """
+    return {"group": group, "help": text, "metavar": metavar, "needs": needs}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user can ask of a fold.
+    """What a user can ask of a fold, in Python and on the command line."""
 
-    Attributes:
-        freeze_initializers: treat initializers that are also graph inputs as constants, and take
-            them out of the inputs.
-        max_rescale: largest factor by which a channel of a tensor that stays may be rescaled; by
-            default it depends on the data type (``precision_limits.MAX_RESCALE``).
-        standalone: what a BatchNormalization that stays is written as: itself (``keep``), a Mul
-            and an Add (``mul-add``), or a depthwise Conv (``conv``; on tensors with spatial axes).
-        metadata: let a fold from file to file record itself in the model's ``metadata_props``
-            (see ``provenance``), and let each node record, from IR version 10 on, what it took
-            (``node_origins``). A fold that removes nothing records nothing, and a fold in memory
-            has no file to name.
-        merge_branches: merge parallel branches of Convs, identities and BatchNormalizations that
-            meet in an Add into one Conv (``branch_merging``).
-        profile: what the folded model will be run in: ``float``, ``fp16`` or ``int8``; see
-            ``precision_limits.Limits``.
-        equalize: make the channels of tensors between linear layers alike, as far as int8 gains by
-            it (``equalize``).
-        ranges: for ``equalize``, an .npz with an array per input of the model, examples of what it
-            is run on; without it ranges are what the BatchNormalizations say. For models in files.
-        keep_shared_weights: leave a BatchNormalization whose fold would copy a weight that others
-            read, too.
-        keep: regular expressions: a BatchNormalization is left as it is if one is found in its
-            name or in that of its first output (``planning.kept``). Each must match one.
-        only: regular expressions, in the same way: everything but the BatchNormalizations that
-            match one is left as it is.
-        bn_free: let no BatchNormalization stay for which there is an exact form without one. A
-            Relu or Clip becomes a Max or Min with constants (``planning.clamps``); what is left is
-            written as ``standalone`` says, and as a Mul and an Add where it says ``keep``.
-        target: for ``bn_free``, what the forms are to be cheap for: ``any`` runtime, which takes
-            the fewest elements and nodes, or ``onnxruntime``, where a depthwise Conv is cheaper
-            than a Max that no pool of maxima is in front of.
-        must_match: whether a pattern that matches none is an error; not so for one of many models.
-    """
-
+    # Whether a pattern that matches none is an error; not so for one of many models.
     must_match: ClassVar[bool] = True
 
-    freeze_initializers: bool = False
-    max_rescale: float | None = None
-    standalone: Standalone = "keep"
-    metadata: bool = True
-    merge_branches: bool = False
-    profile: Profile = "float"
-    equalize: bool = False
-    ranges: str | None = None
-    keep_shared_weights: bool = False
-    keep: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
-    bn_free: bool = False
-    target: Target = "any"
+    freeze_initializers: bool = field(
+        default=False,
+        metadata=_said(
+            LIMITS,
+            "treat initializers that are also graph inputs as constants, and drop those inputs",
+        ),
+    )
+    max_rescale: float | None = field(
+        default=None,
+        metadata=_said(
+            LIMITS,
+            "largest factor by which a channel of a remaining tensor may be rescaled (default: by "
+            "data type; 32 for float16)",
+            metavar="R",
+        ),
+    )
+    standalone: Standalone = field(
+        default="keep",
+        metadata=_said(
+            FORMS,
+            "write each BatchNormalization that stays as itself, as Mul and Add, or as a "
+            "depthwise Conv",
+        ),
+    )
+    # A fold that removes nothing records nothing, and a fold in memory has no file to name.
+    metadata: bool = field(
+        default=True,
+        metadata=_said(
+            FORMS,
+            "record version, counts and the source's SHA-256 in the model, and what each node took",
+        ),
+    )
+    merge_branches: bool = field(
+        default=False,
+        metadata=_said(
+            LIMITS,
+            "merge parallel Convs, identities and BatchNormalizations that meet in an Add (RepVGG, "
+            "MobileOne) into one Conv",
+        ),
+    )
+    profile: Profile = field(
+        default="float",
+        metadata=_said(
+            LIMITS,
+            "number format that the folded model will run in: int8 does not change the ranges of "
+            "remaining tensors, fp16 limits rescaling for float16",
+        ),
+    )
+    equalize: bool = field(
+        default=False,
+        metadata=_said(
+            FORMS,
+            "equalize the channel ranges of tensors between linear layers, where int8 gains by it",
+        ),
+    )
+    ranges: str | None = field(  # a model in memory cannot be run
+        default=None,
+        metadata=_said(
+            FORMS,
+            "for --equalize: an .npz with examples of each input, to measure ranges on (default: "
+            "estimated from the BatchNormalizations)",
+            metavar="FILE",
+            needs="equalize",
+        ),
+    )
+    keep_shared_weights: bool = field(
+        default=False,
+        metadata=_said(
+            LIMITS,
+            "keep each BatchNormalization whose fold would copy a weight that other nodes read",
+        ),
+    )
+    keep: tuple[str, ...] = field(
+        default=(),
+        metadata=_said(
+            LIMITS,
+            "leave each BatchNormalization as it is whose name, or whose first output's, matches "
+            "(re.search); repeatable",
+            metavar="REGEX",
+        ),
+    )
+    only: tuple[str, ...] = field(
+        default=(),
+        metadata=_said(
+            LIMITS,
+            "fold only BatchNormalizations whose name, or whose first output's, matches, and "
+            "nothing else; repeatable",
+            metavar="REGEX",
+        ),
+    )
+    bn_free: bool = field(
+        default=False,
+        metadata=_said(
+            FORMS,
+            "let no BatchNormalization stay that has an exact form without one: a Max or Min with "
+            "constants for a Relu or Clip, what --standalone says, or Mul and Add",
+        ),
+    )
+    target: Target = field(
+        default="any",
+        metadata=_said(FORMS, "for --bn-free: what its forms are to be cheap for", needs="bn_free"),
+    )
 
     def __post_init__(self) -> None:
         require_types(self)
         require_at_least("max_rescale", self.max_rescale, 1)
-        if self.ranges is not None and not self.equalize:
-            raise UsageError("ranges are used by equalize alone; ask for it, too")
-        if self.target != "any" and not self.bn_free:
-            raise UsageError("target says what bn_free is cheap for; ask for that, too")
+        for given, needed in without_effect(self):
+            raise UsageError(f"{given} has no effect without {needed}; give both")
         for name in ("keep", "only"):
             patterns = tuple(map(os.fspath, getattr(self, name)))
             object.__setattr__(self, name, patterns)
@@ -101,6 +173,24 @@ class Options:
         if self.target == "onnxruntime":
             own = ("conv", "mul-add")
         return tuple(dict.fromkeys((*asked, *own)))
+
+
+Options.__doc__ = f"{Options.__doc__}\n\nArgs:\n" + "".join(
+    f"    {option.name}: {option.metadata['help']}\n" for option in fields(Options)
+)
+
+
+def without_effect(settings: object) -> Iterator[tuple[str, str]]:
+    """Yield the options that are given without the one that they need, and that one.
+
+    Args:
+        settings: an ``Options``, or what has the same attributes.
+    """
+    for option in fields(Options):
+        needed = option.metadata["needs"]
+        is_given = getattr(settings, option.name) != option.default
+        if is_given and needed and not getattr(settings, needed):
+            yield option.name, needed
 
 
 def _require_pattern(name: str, pattern: str) -> None:

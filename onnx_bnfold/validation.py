@@ -33,7 +33,7 @@ def require_types(settings: Any) -> None:
             is not finite.
     """
     of: Any = type(settings)
-    for name, kind in _types_of(of).items():
+    for name, kind in types_of(of).items():
         value = getattr(settings, name)
         require_value(name, value, kind)
         plain = _plain(value, kind)
@@ -63,7 +63,7 @@ def require_at_least(name: str, value: float | None, least: float) -> None:
 
 
 @cache
-def _types_of(kind: Any) -> dict[str, Any]:
+def types_of(kind: Any) -> dict[str, Any]:
     """Return name → type of the fields of a dataclass."""
     hints = get_type_hints(kind)
     return {each.name: hints[each.name] for each in dataclasses.fields(kind)}

@@ -1,16 +1,35 @@
-"""The options of a fold; those that say how it is done become fields of an ``Options``."""
+"""The options of a fold; those that say how it is done are the fields of ``Options``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import Field, fields
+from typing import Any, Literal, get_args, get_origin
+
+from onnx_bnfold.errors import UsageError
+from onnx_bnfold.options import FORMS, LIMITS, Options, without_effect
+from onnx_bnfold.validation import types_of
 
 
 def add_fold_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of a fold to a parser, in groups."""
     _add_outputs(parser.add_argument_group("what is written and required").add_argument)
-    _add_limits(parser.add_argument_group("what may be folded, and how far").add_argument)
-    _add_forms(parser.add_argument_group("what becomes of the model besides").add_argument)
+    for group in (LIMITS, FORMS):
+        add = parser.add_argument_group(group).add_argument
+        for option in fields(Options):
+            if option.metadata["group"] == group:
+                _add_option(add, option, types_of(Options)[option.name])
+
+
+def require_effect(args: argparse.Namespace) -> None:
+    """See that each option is given that another one needs.
+
+    Raises:
+        UsageError: one is not.
+    """
+    for given, needed in without_effect(args):
+        raise UsageError(f"{_flag(given)} has no effect without {_flag(needed)}; give both")
 
 
 def _add_outputs(add: Callable[..., object]) -> None:
@@ -40,92 +59,22 @@ def _add_outputs(add: Callable[..., object]) -> None:
     add("-v", "--verbose", action="store_true", help="print a line for each BatchNormalization")
 
 
-def _add_limits(add: Callable[..., object]) -> None:
-    """Add what may be folded, and how far."""
-    add(
-        "--freeze-initializers",
-        action="store_true",
-        help="treat initializers that are also graph inputs as constants, and drop those inputs",
-    )
-    add(
-        "--merge-branches",
-        action="store_true",
-        help="merge parallel Convs, identities and BatchNormalizations that meet in an Add "
-        "(RepVGG, MobileOne) into one Conv",
-    )
-    add(
-        "--keep",
-        action="append",
-        default=[],
-        metavar="REGEX",
-        help="leave each BatchNormalization as it is whose name, or whose first output's, matches "
-        "(re.search); repeatable",
-    )
-    add(
-        "--only",
-        action="append",
-        default=[],
-        metavar="REGEX",
-        help="fold only BatchNormalizations whose name, or whose first output's, matches, and "
-        "nothing else; repeatable",
-    )
-    add(
-        "--keep-shared-weights",
-        action="store_true",
-        help="keep each BatchNormalization whose fold would copy a weight that other nodes read",
-    )
-    add(
-        "--profile",
-        choices=["float", "fp16", "int8"],
-        default="float",
-        help="number format that the folded model will run in: int8 does not change the ranges of "
-        "remaining tensors, fp16 limits rescaling for float16 (default: float)",
-    )
-    add(
-        "--max-rescale",
-        type=float,
-        metavar="R",
-        help="largest factor by which a channel of a remaining tensor may be rescaled "
-        "(default: by data type; 32 for float16)",
-    )
+def _add_option(add: Callable[..., object], option: Field[Any], kind: Any) -> None:
+    """Add an option that is a field of ``Options``."""
+    text, metavar = option.metadata["help"], option.metadata["metavar"]
+    if kind is bool:
+        prefix, action = ("no-", "store_false") if option.default else ("", "store_true")
+        text = f"do not {text}" if option.default else text
+        add(_flag(prefix + option.name), dest=option.name, action=action, help=text)
+    elif get_origin(kind) is Literal:
+        text = f"{text} (default: {option.default})"
+        add(_flag(option.name), choices=get_args(kind), default=option.default, help=text)
+    elif get_origin(kind) is tuple:
+        add(_flag(option.name), action="append", default=[], metavar=metavar, help=text)
+    else:
+        number = float if float in get_args(kind) else None
+        add(_flag(option.name), type=number, default=option.default, metavar=metavar, help=text)
 
 
-def _add_forms(add: Callable[..., object]) -> None:
-    """Add what becomes of the model besides."""
-    add(
-        "--standalone",
-        choices=["keep", "mul-add", "conv"],
-        default="keep",
-        help="write each BatchNormalization that stays as itself, as Mul and Add, or as a "
-        "depthwise Conv (default: keep)",
-    )
-    add(
-        "--bn-free",
-        action="store_true",
-        help="let no BatchNormalization stay that has an exact form without one: a Max or Min with "
-        "constants for a Relu or Clip, what --standalone says, or Mul and Add",
-    )
-    add(
-        "--target",
-        choices=["any", "onnxruntime"],
-        default="any",
-        help="for --bn-free: what its forms are to be cheap for (default: any)",
-    )
-    add(
-        "--equalize",
-        action="store_true",
-        help="equalize the channel ranges of tensors between linear layers, where int8 gains by it",
-    )
-    add(
-        "--ranges",
-        metavar="FILE",
-        help="for --equalize: an .npz with examples of each input, to measure ranges on "
-        "(default: estimated from the BatchNormalizations)",
-    )
-    add(
-        "--no-metadata",
-        dest="metadata",
-        action="store_false",
-        help="do not record version, counts and the source's SHA-256 in the model, nor at each "
-        "node what it took",
-    )
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

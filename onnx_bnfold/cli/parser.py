@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
-from onnx_bnfold.cli.fold_arguments import add_fold_arguments
+from onnx_bnfold.cli.fold_arguments import add_fold_arguments, require_effect
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.version import __version__
 
@@ -125,13 +125,9 @@ class FoldParser(Parser):
         Raises:
             UsageError: they do not.
         """
-        for needed, given in (
-            ("--check", None if args.check else _given(args, self._of_checks)),
-            ("--equalize", None if args.equalize or not args.ranges else "--ranges"),
-            ("--bn-free", None if args.bn_free or args.target == "any" else "--target"),
-        ):
-            if given:
-                raise UsageError(f"{given} has no effect without {needed}; give both")
+        if not args.check and (given := _given(args, self._of_checks)):
+            raise UsageError(f"{given} has no effect without --check; give both")
+        require_effect(args)
         if args.dry_run and args.check:
             raise UsageError("a dry run makes no model to check; leave out --dry-run or --check")
         if not args.is_store and (given := _given(args, self._of_stores)):

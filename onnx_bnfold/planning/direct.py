@@ -12,6 +12,8 @@ from functools import reduce
 from typing import TYPE_CHECKING
 
 from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.options import Options
+from onnx_bnfold.planning.conditions import may_take
 from onnx_bnfold.reasons import Refused
 
 if TYPE_CHECKING:
@@ -28,15 +30,15 @@ class DirectFolds:
         limits: what a re-parametrised tensor may become.
         direct: the BatchNormalizations, in the graph's order: each is the only reader of a layer,
             or of one that is.
-        keep_shared_weights: whether layers whose weight others read, too, take nothing.
+        options: what the user asked for.
     """
 
     def __init__(
-        self, state: GraphState, limits: Limits, direct: Sequence[int], *, keep_shared_weights: bool
+        self, state: GraphState, limits: Limits, direct: Sequence[int], options: Options
     ) -> None:
         self._state = state
         self._limits = limits
-        self._keep_shared_weights = keep_shared_weights
+        self._options = options
         self._direct = set(direct)
         self._rows = _rows(state, direct) if state.bn_pairs else {}
 
@@ -59,7 +61,7 @@ class DirectFolds:
         layer = self._state.layer_or_none(graph.producer[graph.reads[index][0]])
         if layer is None or layer.bias_slot is None:
             return found
-        if self._keep_shared_weights and not graph.only_reader(layer.weight.name):
+        if not may_take(self._options, self._state, layer):
             return found
         for each in self._rows.get(index, (index,)):
             taken = self._taken_by(layer, each)

@@ -22,6 +22,7 @@ from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.options import Options
 from onnx_bnfold.planning import outcomes
 from onnx_bnfold.planning.candidates import candidates, in_order, require_removable, watched
+from onnx_bnfold.planning.conditions import require_allowed
 from onnx_bnfold.planning.direct import DirectFolds, changes_by
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.plan import NOTHING, GraphPlan, Taken
@@ -100,8 +101,7 @@ class _Planner:
         usable = [i for i in bns if self._may_be_tried(i)]
         direct, others = in_order(self.state, usable)
         self.state.read_maps(direct)
-        keep = self.options.keep_shared_weights
-        self._layers = DirectFolds(self.state, self.limits, direct, keep_shared_weights=keep)
+        self._layers = DirectFolds(self.state, self.limits, direct, self.options)
         self._bns = [*direct, *others] if order is None else [*order]
         affine = [i for i in affine if i not in self.fused.members and self._may_be_tried(i)]
         queue = [*self._bns, *affine]
@@ -314,11 +314,10 @@ class _Planner:
         if self.clamps is not None:
             self.clamps.require_cheap(index, changes)
         outcomes.require_one_name(state, index)
+        require_allowed(self.options, state, index, changes, asked, lambda: self.shared)
         if not is_bn:
             self.fused.require_whole(changes)
-        if not is_bn or self.options.keep_shared_weights:
             self.shared.require_cheap(index, changes, asked)
-        if not is_bn:
             self.shared.require_stored(index, changes)
         outcomes.require_smaller(state, index, changes)
 

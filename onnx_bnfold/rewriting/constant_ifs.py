@@ -78,10 +78,12 @@ def _taken(
 ) -> Iterator[tuple[Place, str]]:
     """Yield the Ifs that may be replaced, and the attribute that holds the branch each takes.
 
-    A branch that is never run must hold no BatchNormalization: each has a record of its own.
+    A branch that is never run must hold no BatchNormalization: each has a record of its own. And an
+    If may be what keeps a shape that is misread in a branch from the nodes behind.
     """
     for position, index in known:
-        graph, constants = states[position].graph, states[position].constants
+        state = states[position]
+        graph, constants = state.graph, state.constants
         if is_noted(graph.nodes[index], BRANCH, limits):
             continue
         try:
@@ -92,8 +94,10 @@ def _taken(
         branches = dict(named_subgraphs(graph.nodes[index]))
         if condition.size != 1 or name not in branches:
             continue
-        never = [body for other, body in branches.items() if other != name]
-        if not any(map(_has_bn, never)) and _fits(ir_version, graph, index, branches[name]):
+        branch = branches.pop(name)
+        if any(map(_has_bn, branches.values())) or not _fits(ir_version, graph, index, branch):
+            continue
+        if state.shapes.why_unknown(value.name for value in branch.output) is None:
             yield (position, index), name
 
 

@@ -198,6 +198,26 @@ def test_what_stays(why):
     assert report.kept
 
 
+def test_an_if_that_keeps_a_misread_shape_from_the_nodes_behind_stays():
+    """Inference takes the output of the branch for one of two axes, a Conv behind refuses that."""
+    net = Net((2, 4, 3, 1), opset=16)
+    shape = net.input("s", ("R",), TensorProto.INT64)
+
+    def misread(n, x):
+        return n.bn(n.op("ConvTranspose", x, n.random(4, 6, 1, 2), output_shape=[2, 2]), channels=6)
+
+    y = chosen(
+        net, net.const(np.array(True)), misread, lambda n, x: n.op("Reshape", x, shape), "x",
+        shape=(2, 4, 3, 1),
+    )  # fmt: skip
+    model = net.model(net.conv(y, 5, channels=6, rank=4))
+    folded, report = onnx_bnfold.fold(model)
+    for each in (model, folded):
+        onnx.shape_inference.infer_shapes(each, strict_mode=True)
+    assert ops(folded) == ["If", "Conv"]
+    assert report.kept
+
+
 def tall(net, x):
     return net.conv(norm(net, x), 64, 3, channels=4, rank=4, pads=[1] * 4)
 

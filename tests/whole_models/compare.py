@@ -140,7 +140,7 @@ def difference(
     ]
     for draws, how in stages:
         for draw in range(_DRAWS):
-            how |= {"noise": np.random.default_rng(draw), "exact": interpreter.env}
+            how |= {"noise": np.random.default_rng(draw), "divisors": interpreter.divisors}
             draws.append(_evaluated(original, feed, how)[0])
             worst = _worst(expected, found, truth)
             if worst is None:

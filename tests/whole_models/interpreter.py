@@ -119,10 +119,10 @@ class Interpreter:
     """An evaluation of one model.
 
     Args:
-        exact: the tensors of the main graph without noise.
+        divisors: what an evaluation without noise has divided by, in order.
 
     Attributes:
-        env: the tensors of the main graph that were evaluated last.
+        divisors: what was divided by, in order.
         approximate: whether a node was, in part, computed in float32 where float64 was asked for.
         undefined: whether a node made something of nothing that ONNX does not define.
     """
@@ -136,11 +136,11 @@ class Interpreter:
         noise: np.random.Generator | None = None,
         channel_axes: Sequence[int] = (),
         far: bool = False,
-        exact: Mapping[str, Tensor] | None = None,
+        divisors: Sequence[Tensor] = (),
     ) -> None:
         self.opset, self.double, self.noise = opset, double, noise
-        self.channel_axes, self.far, self.exact = channel_axes, far, exact or {}
-        self.env: dict[str, Tensor] = {}
+        self.channel_axes, self.far, self._exact = channel_axes, far, divisors
+        self.divisors: list[Tensor] = []
         self.functions = {(f.domain, f.name): f for f in functions}
         self.approximate = self.undefined = False
 
@@ -221,8 +221,8 @@ class Interpreter:
 
     def model(self, model: ModelProto, feeds: Mapping[str, np.ndarray]) -> list[Tensor]:
         """Evaluate a whole model."""
-        self.env = {name: self.held(array, exact=True) for name, array in feeds.items()}
-        return self.graph(model.graph, self.env)
+        env = {name: self.held(array, exact=True) for name, array in feeds.items()}
+        return self.graph(model.graph, env)
 
     def graph(self, graph: GraphProto, env: dict[str, Tensor]) -> list[Tensor]:
         """Evaluate a graph; `env` holds its inputs and what it may capture, and is filled."""
@@ -266,8 +266,8 @@ class Interpreter:
         if self.channel_axes and node.op_type in {*_CLAMPS, *_MIXED}:
             exact, size = False, self._left_out(node, env)
         results = self._computed(node, self._read(node, env))
-        if self.noise is not None and node.op_type in _POLES:
-            results = [self._open_at_pole(r, node, env) for r in results]
+        if node.op_type in _POLES:
+            results = [self._open_at_pole(results[0], env[node.input[_POLES[node.op_type]]])]
         if self.double and node.op_type in _LOSE_NAN and _holds_nan(env[node.input[0]].array):
             results = [_without_lowest(r) for r in results]
         if node.op_type in _NEED_ELEMENTS and not env[node.input[0]].array.size:
@@ -275,12 +275,11 @@ class Interpreter:
         kinds = [dtype if r.dtype in FLOATS and dtype is not None else r.dtype for r in results]
         return [self.held(r, k, exact, size) for r, k in zip(results, kinds, strict=True)]
 
-    def _open_at_pole(
-        self, result: np.ndarray, node: NodeProto, env: Mapping[str, Tensor]
-    ) -> np.ndarray:
+    def _open_at_pole(self, result: np.ndarray, now: Tensor) -> np.ndarray:
         """Return a result without those elements of which noise may make anything."""
-        name = node.input[_POLES[node.op_type]]
-        now, before = env[name], self.exact.get(name)
+        turn = len(self.divisors)
+        self.divisors.append(now)
+        before = self._exact[turn] if turn < len(self._exact) else None
         if result.dtype.kind != "f" or before is None or before.array.shape != now.array.shape:
             return result
         off = PERMITTED[now.dtype] * np.abs(now.array - before.array)

@@ -305,15 +305,18 @@ def test_what_a_relu_cuts_off_counts_where_it_is_taken_back_behind_it(op, size) 
         ("Relu", 50, "precision"),
         ("Reciprocal", -50, None),
         ("Reciprocal", np.inf, None),
+        ("local.Turned", -50, None),
     ],
 )
 def test_what_a_fold_may_add_reaches_a_bend_or_a_pole_that_a_unit_does_not(op, found, kind):
     """What is left of 1 is -2 with an error of 0.06 and more, of which 64 times is allowed."""
     text = f"""
-        <ir_version: 8, opset_import: ["" : 17]>
+        <ir_version: 8, opset_import: ["" : 17, "local" : 1]>
         g (float[1,1] x) => (float[1,1] y)
         <float c = {{-1}}, float w = {{1e6}}>
         {{ t = Add (x, c) u = Mul (t, w) y = {op} (u) }}
+        <domain: "local", opset_import: ["" : 17]>
+        Turned (v) => (r) {{ r = Reciprocal (v) }}
     """
     x = np.float32([[1 - 2e-6]])
     assert _told(text, x, np.float32([[found]])) == kind

@@ -124,12 +124,15 @@ class Campaign:
 
 
 def schedule(operators: Sequence[str], seed: int) -> Iterator[tuple[str, int, int]]:
-    """Yield (operator, opset, seed) without end: each version in turn, at any of its opsets."""
+    """Yield (operator, opset, seed) without end: each version in turn, at any of its opsets.
+
+    An operator that the installed onnx or onnxruntime does not know yet is left out.
+    """
     rng = np.random.default_rng(seed)
+    known = {op: versions for op in operators if (versions := spans(op))}
     turn = 0
-    while True:
-        for op in operators:
-            versions = spans(op)
+    while known:
+        for op, versions in known.items():
             first, last = versions[turn % len(versions)]
             opset = first if rng.random() < 0.6 else int(rng.integers(first, last + 1))
             yield op, opset, int(rng.integers(2**31))

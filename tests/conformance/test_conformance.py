@@ -169,3 +169,8 @@ def test_changes_of_every_structure_are_drawn(rng):
     assert any(np.ptp(np.log10(np.abs(c.scale))) > 8 for c in drawn if c.scale.all())
     assert any(c.has_shift and not c.has_scale for c in drawn)
     assert any(c.has_scale and not c.has_shift for c in drawn)
+
+
+def test_an_operator_that_is_not_known_yet_is_left_out():
+    drawn = islice(schedule(["OfTomorrow", "Relu"], seed=0), 2)
+    assert [op for op, _, _ in drawn] == ["Relu", "Relu"]

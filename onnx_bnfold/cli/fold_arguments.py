@@ -72,7 +72,7 @@ def _add_option(add: Callable[..., object], option: Field[Any], kind: Any) -> No
     elif get_origin(kind) is tuple:
         add(_flag(option.name), action="append", default=[], metavar=metavar, help=text)
     else:
-        number = float if float in get_args(kind) else None
+        number = next((each for each in (float, int) if each in (kind, *get_args(kind))), None)
         add(_flag(option.name), type=number, default=option.default, metavar=metavar, help=text)
 
 

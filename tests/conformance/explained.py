@@ -185,6 +185,14 @@ EXPLAINED = (
         "a scale of zero makes a constant, of which much holds that no other channel would take",
     ),
     Explained(
+        "Col2Im", Reason.OPAQUE, _always,
+        "of three axes onnxruntime makes another image than the specification",
+    ),
+    Explained(
+        "Col2Im", Reason.CONFLICT, _always,
+        "an image that no block reaches is zero, whatever the changes",
+    ),
+    Explained(
         "Slice", Reason.OPAQUE, _always,
         "onnxruntime's reading of an end behind the input is not the specification's",
     ),
@@ -458,6 +466,14 @@ LATER = (
             "zeros on several axes leave a shift that is none in the padding: a picture",
         )
         for op in ("CenterCropPad", "Pad")
+    ),
+    *(
+        Explained(
+            "Col2Im", reason, _always,
+            "a change that differs within the blocks, or that their overlap makes one that does: a "
+            "picture",
+        )
+        for reason in (Reason.AXES, Reason.NO_SHIFT)
     ),
     Explained(
         "Trilu", Reason.NO_SHIFT, _forward_over_two_axes,

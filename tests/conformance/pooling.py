@@ -209,3 +209,32 @@ def roi_align(d: Draw) -> Case:
         spatial_scale=scale,
         coordinate_transformation_mode=d.pick(None, "half_pixel", "output_half_pixel"),
     )
+
+
+@generator("Col2Im")
+def col2im(d: Draw) -> Case:
+    spatial = d.pick(2, 2, 2, 3)
+    block = d.integers(1, 3 if spatial == 2 else 2, spatial)
+    dilations = d.pick(None, None, d.integers(1, 2, spatial))
+    strides = d.pick(None, block, d.integers(1, 3, spatial))
+    pads = d.pick(None, None, d.integers(0, 2, 2 * spatial))
+    extents = [(k - 1) * n + 1 for k, n in zip(block, dilations or [1] * spatial, strict=True)]
+    image = [max(e, d.integer(1, 5 if spatial == 2 else 3)) for e in extents]
+    if strides == block and d.chance(0.7):  # blocks that lie side by side
+        dilations, pads = None, None
+        image = [k * d.integer(1, 2) for k in block]
+    extents = [(k - 1) * n + 1 for k, n in zip(block, dilations or [1] * spatial, strict=True)]
+    steps, ends = strides or [1] * spatial, pads or [0] * 2 * spatial
+    counts = [
+        (n + ends[axis] + ends[axis + spatial] - extents[axis]) // steps[axis] + 1
+        for axis, n in enumerate(image)
+    ]
+    shape = [d.integer(1, 2), d.integer(1, 3) * int(np.prod(block)), int(np.prod(counts))]
+    return d.node(
+        d.data(shape),
+        image_shape=np.array(image, np.int64),
+        block_shape=np.array(block, np.int64),
+        dilations=dilations,
+        pads=pads,
+        strides=strides,
+    )

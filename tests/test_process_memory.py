@@ -7,13 +7,14 @@ import math
 import random
 import subprocess
 import sys
+import tracemalloc
 from contextlib import contextmanager
 
 import numpy as np
 import onnx
 import pytest
 from random_graphs import random_model
-from support import bn, conv, join, model_of
+from support import bn, conv, join, layer, model_of
 
 import onnx_bnfold
 from onnx_bnfold import Options, Reason, applying
@@ -125,3 +126,27 @@ def test_a_fold_that_is_planned_anew_leaves_nothing(rng, tmp_path):
     with nothing_left():
         report = onnx_bnfold.fold_file(tmp_path / "model.onnx", tmp_path / "folded.onnx")
         assert [r.refusal.reason for r in report.kept] == [Reason.OVERFLOW]
+
+
+STREAMED = {
+    "plain": (Options(), "Gemm"),
+    "no-bias": (Options(bn_free=True), "MatMul"),
+    "equalized": (Options(profile="int8", equalize=True), "Gemm"),
+}
+
+
+@pytest.mark.parametrize(("options", "op"), STREAMED.values(), ids=STREAMED)
+def test_a_fold_takes_no_memory_in_proportion_to_a_layer(options, op, rng, tmp_path):
+    size = 4000  # 64 MB, of which a few blocks are in memory
+    weight = np.resize(rng.standard_normal(1009).astype(np.float32), (size, size))
+    parts = join(bn("x", "n", size, rng), layer(op, "n", "y", (1, 1), rng))
+    parts.initializers[-1] = onnx.numpy_helper.from_array(weight, "y_W")
+    model = model_of(parts.nodes, {"x": (1, size)}, ["y"], parts.initializers)
+    onnx.save(model, tmp_path / "model.onnx")
+    del model, parts, weight
+    tracemalloc.start()
+    report = onnx_bnfold.fold_file(tmp_path / "model.onnx", tmp_path / "folded.onnx", options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert not report.kept
+    assert peak < 24e6

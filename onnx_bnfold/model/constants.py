@@ -23,6 +23,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from onnx_bnfold.arrays import Array
+from onnx_bnfold.model.blocks import InMemory, Stored
 from onnx_bnfold.model.determinism import DESCRIBED, READ_BY_REFERENCE, Computable, read_dims
 from onnx_bnfold.model.graph import Dims, Graph, ReadTensor
 from onnx_bnfold.reasons import Reason, Refused
@@ -55,18 +56,7 @@ class Constant(NamedTuple):
 _UNSEEN = Constant("", (), TensorProto.UNDEFINED)
 
 
-class Stored(Protocol):
-    """The elements of a tensor in a file, one after another in the tensor's own data type."""
-
-    def read_into(self, start: int, out: Array, /) -> None:
-        """Fill ``out``, of shape ``(n,)``, with the ``n`` elements from number ``start`` on.
-
-        Raises:
-            ModelError: they cannot be read.
-        """
-
-
-# Returns a reader of an initializer's elements, None unless they are in a file in that layout.
+# Returns a reader of an initializer's elements, None unless they are in a file as in memory.
 OpenTensor = Callable[[TensorProto], Stored | None]
 
 
@@ -196,10 +186,23 @@ class Constants:
             self._small = SmallTensors(constant, graph.dims)
         return self._small
 
-    def stored(self, name: str) -> Stored | None:
-        """Return a reader of a constant in a file, None unless it is there in that layout."""
+    def stored(self, name: str) -> Stored:
+        """Return a reader of a constant's elements, which stay in their file if they are in one.
+
+        Args:
+            name: see ``value``.
+
+        Raises:
+            ModelError, Refused: see ``value``.
+        """
         tensor = self.graph.initializers.get(name)
-        return None if tensor is None or self._open is None else self._open(tensor)
+        found = None if tensor is None or self._open is None else self._open(tensor)
+        if found is not None:
+            return found
+        own = tensor is not None or name in self.graph.sparse or name in self.graph.producer
+        if own or self._outer is None:
+            return InMemory(self.value(name))
+        return self._outer.stored(name)
 
     def _computed(self, name: str) -> Constant | None:
         if name not in self.computed:

@@ -10,7 +10,8 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.model.constants import OpenTensor, Stored
+from onnx_bnfold.model.blocks import Stored
+from onnx_bnfold.model.constants import OpenTensor
 from onnx_bnfold.model.float_formats import as_type
 from onnx_bnfold.model.graph import ReadTensor
 from onnx_bnfold.storage.tensors import is_external

@@ -16,6 +16,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_bnfold.arrays import Array
+from onnx_bnfold.model.blocks import BlockIndex, blocks_of, part_of
 from onnx_bnfold.model.constants import Constant
 from onnx_bnfold.model.graph import STANDARD_DOMAINS
 from onnx_bnfold.model.node_view import NodeView
@@ -109,12 +110,25 @@ class QuantizedWeight:
             raise _refused(self.view, "before opset 13 it has one scale for all channels")
         return varying.pop()
 
-    def values(self) -> Float64:
-        """Return the elements of the weight, without the rounding of its type."""
+    def blocks(self, most: int) -> Iterator[tuple[BlockIndex, Array]]:
+        """Yield where each block of the grouped weight belongs, and its elements.
+
+        They are float64, without the rounding of their type; see ``blocks_of``.
+        """
         constants = self.view.constants
-        integers = constants.value(self.integers.name).astype(np.float64)
-        scale = constants.value(self.scale.name).astype(np.float64)
-        return (integers - self._zero_points()) * self._spread(scale)
+        scale = self._grouped(self._spread(constants.value(self.scale.name).astype(np.float64)))
+        zero = self._grouped(self._zero_points())
+        integers = constants.stored(self.integers.name)
+        for where, values in blocks_of(integers, self.grouped, most):
+            exact = values.astype(np.float64) - part_of(zero, where)
+            yield where, exact * part_of(scale, where)
+
+    def _grouped(self, spread: Array) -> Array:
+        """Write what broadcasts against the integers so that it does against ``grouped``."""
+        if not spread.ndim or len(self.grouped) == spread.ndim:
+            return spread.reshape(spread.shape or (1,) * len(self.grouped))
+        first = self.grouped[:2] if spread.shape[0] > 1 else (1, 1)
+        return spread.reshape(*first, *spread.shape[1:])
 
     def revised(self, factor: Float64) -> Iterator[Revised]:
         """Yield what becomes of its constants by a factor that ``require`` lets pass.

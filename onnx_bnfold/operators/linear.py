@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from onnx_bnfold.arrays import Array
+from onnx_bnfold.model.blocks import blocks_of, combined
 from onnx_bnfold.model.constants import Constant
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64, along, divided
@@ -26,6 +27,8 @@ from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 if TYPE_CHECKING:
     from onnx_bnfold.operators.dequantized_weight import QuantizedWeight
+
+_BLOCK = 1 << 18  # elements of a weight that are read at once: 2 MiB of float64
 
 
 class LinearLayer(NamedTuple):
@@ -124,11 +127,8 @@ class LinearLayer(NamedTuple):
         """
         if self.bias_slot is not None:
             return None
-        factor = self.weight_factor(*sides)
-        value = self.weight_value().reshape(self.grouped)
-        shift = -self.fold_bias(None, value * factor, into, None)
-        laid = along(shift, self.out_axis, self.out_rank)
-        return Affine.identity(self.out_rank).with_shift(laid)
+        shift = -self.fold_bias(None, into, None, self.weight_factor(*sides))
+        return Affine.identity(self.out_rank).with_shift(along(shift, self.out_axis, self.out_rank))
 
     def altered(self, sides: Sides) -> Iterator[Read]:
         """Yield the constants that get new values by changes of the two sides."""
@@ -152,9 +152,7 @@ class LinearLayer(NamedTuple):
             return self.bias is not None and out is not None and out.has_scale
         if self.bias_slot is not None:
             return True
-        weight = self.weight_value() if shifted else None
-        bias = self.fold_bias(None, weight, into, out)
-        size = self.bias_size(weight, into, out)
+        bias, size = self.fold_bias(None, into, out), self.bias_size(into, out)
         return bool((np.abs(bias) > AGREEMENT * size).any())
 
     def revised(self, sides: Sides) -> Iterator[Revised]:
@@ -195,24 +193,30 @@ class LinearLayer(NamedTuple):
         )
 
     def _new_bias(self, sides: Sides, dims: tuple[int, ...]) -> Float64:
-        into, out = sides
         old = None if self.bias is None else self.view.constants.value(self.bias.name)
-        shifted = into is not None and into.has_shift
-        folded = self.fold_bias(old, self.weight_value() if shifted else None, into, out)
+        folded = self.fold_bias(old, *sides)
         if self.bias_slot is None:
             folded = folded.reshape(dims)
         return folded if folded.shape == dims else np.broadcast_to(folded, dims)
 
-    def weight_value(self) -> Array:
-        """Return the elements of the weight."""
+    def combined(
+        self,
+        combine: np.ufunc,
+        axes: tuple[int, ...],
+        *factors: Float64,
+        of: np.ufunc = np.positive,
+    ) -> Float64:
+        """Return what the elements of the grouped weight are together; see ``blocks.combined``."""
         if self.quantized is not None:
-            return self.quantized.values()
-        return self.view.constants.value(self.weight.name)
+            blocks = self.quantized.blocks(_BLOCK)
+        else:
+            weight = self.view.constants.stored(self.weight.name)
+            blocks = blocks_of(weight, self.grouped, _BLOCK)
+        return combined(blocks, self.grouped, combine, axes, factors, of)
 
     def peaks(self, magnitude: Array) -> Array:
         """Return the largest magnitude of the weight per output channel."""
-        inner = tuple(i for i, letter in enumerate(self.layout) if letter not in "go")
-        largest: Array = magnitude.reshape(self.grouped).max(axis=inner)
+        largest: Array = magnitude.reshape(self.grouped).max(axis=self.axes("ikb"))
         return largest
 
     def _behind(self, change: Affine) -> LinearLayer:
@@ -300,15 +304,15 @@ class LinearLayer(NamedTuple):
         return factor
 
     def fold_bias(
-        self, bias: Array | None, weight: Array | None, into: Affine | None, out: Affine | None
+        self, bias: Array | None, into: Affine | None, out: Affine | None, *factors: Float64
     ) -> Float64:
         """Return the bias, in float64, that compensates the shifts of both sides.
 
         Args:
             bias: Conv's bias or Gemm's C in any of its shapes, or None.
-            weight: the original weight; needed only where ``into`` has a shift.
             into: change of the data tensor, or None.
             out: change of the output, or None.
+            factors: that the weight gets.
 
         Returns:
             The new bias: ``(C_out,)``, or Gemm's C broadcast with it; ``beta`` has become 1.
@@ -318,31 +322,29 @@ class LinearLayer(NamedTuple):
         c = np.zeros(()) if bias is None else bias.astype(np.float64) * self.beta
         with np.errstate(over="ignore", invalid="ignore"):  # it is judged when it is rounded
             if into is not None and into.has_shift:
-                assert weight is not None
-                scale, shift = self.input_vectors(into)
-                grouped = weight.astype(np.float64).reshape(self.grouped)
-                c = c - self.alpha * self._summed(grouped * self._laid(shift / scale, "i"))
+                c = c - self.alpha * self._summed(*factors, self._ratio(into))
             if out is not None:
                 scale, shift = self.output_vectors(out)
                 c = c * scale + shift
         return c
 
-    def bias_size(self, weight: Array | None, into: Affine | None, out: Affine | None) -> Float64:
+    def bias_size(self, into: Affine | None, out: Affine | None) -> Float64:
         """Return the sum of the magnitudes of what ``fold_bias`` adds up without an old bias.
 
         A bias that is much smaller is the rounding of its terms, which cancel.
         """
         size: Float64 = np.zeros(())
         if into is not None and into.has_shift:
-            assert weight is not None
-            scale, shift = self.input_vectors(into)
-            grouped = np.abs(weight.astype(np.float64)).reshape(self.grouped)
-            ratio = self._laid(np.abs(shift / scale), "i")
-            size = self._summed(grouped * ratio)
+            size = self._summed(self._ratio(into), of=np.absolute)
         if out is not None:
             scale, shift = self._behind(out).output_vectors(out)
             size = size * np.abs(scale) + np.abs(shift)
         return size
 
-    def _summed(self, product: Float64) -> Float64:
-        return np.asarray(product.sum(axis=self.summed_axes).reshape(-1))
+    def _ratio(self, into: Affine) -> Float64:
+        """Return the shift in units of the data as they were, to multiply the grouped weight."""
+        scale, shift = self.input_vectors(into)
+        return self._laid(shift / scale, "i")
+
+    def _summed(self, *factors: Float64, of: np.ufunc = np.positive) -> Float64:
+        return self.combined(np.add, self.summed_axes, *factors, of=of).reshape(-1)

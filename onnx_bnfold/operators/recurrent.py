@@ -84,7 +84,7 @@ class Recurrent(NamedTuple):
         if self.bias is not None:
             old = constants.value(self.bias.name).astype(np.float64)
         of_data, of_state = np.split(old, 2, axis=1)
-        folded = gates.fold_bias(of_data.reshape(-1), gates.weight_value(), into, None)
+        folded = gates.fold_bias(of_data.reshape(-1), into, None)
         return np.concatenate((folded.reshape(of_data.shape), of_state), axis=1)
 
     def peaks(self, magnitude: Array) -> Array:

@@ -296,11 +296,9 @@ def _reader(state: GraphState, index: int, member: _Member) -> _Reader | None:
     # A MatMul may take a change along other axes than that of the channels that it sums over.
     if layer is None or (layer.in_axis, layer.channels_in) != (axis, member.range.channels):
         return None
-    weight = layer.weight_value().reshape(layer.grouped)
-    weight = weight * layer.weight_factor(*state.side_changes(index))
-    inner = layer.axes("bk")
-    peaks = _by_channels(layer, np.abs(weight).max(axis=inner, keepdims=True))
-    energy = _by_channels(layer, np.square(weight).sum(axis=inner, keepdims=True))
+    factor, inner = layer.weight_factor(*state.side_changes(index)), layer.axes("bk")
+    peaks = _by_channels(layer, layer.combined(np.maximum, inner, factor, of=np.absolute))
+    energy = _by_channels(layer, layer.combined(np.add, inner, factor, of=np.square))
     energy, power = energy.sum(axis=1).reshape(-1), member.range.power
     signal = float((energy * power).sum()) or 1.0
     taps = math.prod(layer.grouped[axis] for axis in layer.axes("k"))

@@ -303,11 +303,9 @@ class _Moved(NamedTuple):
         layer = state.layer_or_none(index)
         if layer is not None and layer.group == 1 and far.any():
             # It adds up all channels: errors that are small beside the largest one are not seen.
-            weight = np.abs(layer.weight_value().astype(np.float64))
             others = tuple(a for a, letter in enumerate(layer.layout) if letter != "i")
-            reach = along(
-                weight.reshape(layer.grouped).max(axis=others), layer.in_axis, layer.in_rank
-            )
+            peaks = layer.combined(np.maximum, others, of=np.absolute).reshape(-1)
+            reach = along(peaks, layer.in_axis, layer.in_rank)
             far = far & (self.after * reach > (self.before * reach).max(initial=0))
         return bool(far.any())
 

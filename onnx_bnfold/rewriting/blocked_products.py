@@ -5,34 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.model.constants import Stored
+from onnx_bnfold.model.blocks import BlockIndex, Stored, blocks_of, part_of
 from onnx_bnfold.model.float_formats import as_type
-from onnx_bnfold.pages import PAGE
-
-BlockIndex = tuple[slice, ...]  # selects a block of an array: slices of its leading axes
 
 # Elements of a large constant that are multiplied at once, 4 MiB of float32: the last cache holds
 # blocks of a few threads, and Python, for which these wait in turn, has little to do between them.
 BLOCK = 1 << 20
 # Elements that numpy converts to float64 before it multiplies them: the first cache holds them.
 _CONVERTED = 1 << 10
-
-
-class InMemory:
-    """An array as ``Stored``."""
-
-    def __init__(self, values: Array) -> None:
-        self._flat = values.reshape(-1)
-
-    def read_into(self, start: int, out: Array) -> None:
-        out[:] = self._flat[start : start + len(out)]
 
 
 class Blocks:
@@ -42,7 +28,6 @@ class Blocks:
         self,
         source: Stored,
         shape: tuple[int, ...],
-        dtype: np.dtype[Any],
         factor: NDArray[np.float64],
         data_type: int,
     ) -> None:
@@ -50,13 +35,12 @@ class Blocks:
         self.factor = factor
         self._source = source
         self._shape = shape
-        self._dtype = dtype
 
     def products(self, sizes: Array, axes: tuple[int, ...]) -> Iterator[tuple[BlockIndex, Array]]:
         """Yield where each block belongs and its product; raise ``sizes`` to its ``sizes_of``."""
         dtype = helper.tensor_dtype_to_np_dtype(self.data_type)
         largest = min(BLOCK, math.prod(self._shape))
-        rounded = None if self._dtype == dtype else np.empty(largest, dtype)
+        rounded = None if self._source.dtype == dtype else np.empty(largest, dtype)
         # Once for all blocks: what Python does between two of them keeps other threads waiting.
         with _calculating():
             for where, values, factor in self.operands():
@@ -70,20 +54,14 @@ class Blocks:
 
     def operands(self) -> Iterator[tuple[BlockIndex, Array, NDArray[np.float64]]]:
         """Yield where each block belongs, its values and its factor."""
-        buffer = _on_a_page(min(BLOCK, math.prod(self._shape)), self._dtype)
         factor = self.factor
         factor = factor.reshape((1,) * (len(self._shape) - factor.ndim) + factor.shape)
-        start = 0
-        for where in _block_indices(self._shape):
-            shape = tuple(s.stop - s.start for s in where) + self._shape[len(where) :]
-            values = buffer[: math.prod(shape)]
-            self._source.read_into(start, values)
-            start += len(values)
-            yield where, values.reshape(shape), part_of(factor, where)
+        for where, values in blocks_of(self._source, self._shape, BLOCK):
+            yield where, values, part_of(factor, where)
 
     def values(self) -> Array:
         """Return what is multiplied, in one array."""
-        values = np.empty(math.prod(self._shape), self._dtype)
+        values = np.empty(math.prod(self._shape), self._source.dtype)
         self._source.read_into(0, values)
         return values.reshape(self._shape)
 
@@ -98,34 +76,6 @@ class Blocks:
         for where, block in self.products(sizes, axes):
             result[where] = block
         return result, sizes
-
-
-def part_of(array: Array, where: BlockIndex) -> Array:
-    """Return the part of an array that broadcasts against a block."""
-    for axis, part in enumerate(where):
-        if array.shape[axis] > 1:
-            array = array[(slice(None),) * axis + (part,)]
-    return array
-
-
-def _on_a_page(count: int, dtype: np.dtype[Any]) -> Array:
-    """Allocate an array of ``count`` elements that begins on a page; see ``onnx_bnfold.pages``."""
-    raw = np.empty(count * dtype.itemsize + PAGE, np.uint8)
-    start = -raw.__array_interface__["data"][0] % PAGE
-    return raw[start : start + count * dtype.itemsize].view(dtype)
-
-
-def _block_indices(shape: tuple[int, ...]) -> Iterator[BlockIndex]:
-    """Divide a C-ordered array into runs of up to ``BLOCK`` elements."""
-    if not shape:
-        yield ()
-        return
-    axis = next(i for i in range(len(shape)) if math.prod(shape[i + 1 :]) <= BLOCK)
-    rows = BLOCK // max(1, math.prod(shape[axis + 1 :]))
-    for lead in np.ndindex(*shape[:axis]):
-        fixed = tuple(slice(i, i + 1) for i in lead)
-        for start in range(0, shape[axis], rows):
-            yield (*fixed, slice(start, min(start + rows, shape[axis])))
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.model.constants import Stored
 from onnx_bnfold.model.float_formats import as_type
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.operators.entries import (
@@ -157,22 +156,16 @@ class NewConstant:
     def blocks(self) -> Iterator[Array]:
         """Yield the elements in arrays one after another."""
         values = self.revised.values
-        if isinstance(values, Multiplied):
-            stored = self.revised.view.constants.stored(values.name)
-            if stored is not None:
-                yield from self._in_blocks(stored, values)
-                return
-        yield self()
-
-    def _in_blocks(self, stored: Stored, values: Multiplied) -> Iterator[Array]:
-        view, data_type, sums_over = self.revised.view, self.data_type, values.sums_over
+        if not isinstance(values, Multiplied):
+            yield self()
+            return
+        view, sums_over = self.revised.view, values.sums_over
         try:
-            factor = values.factor()
             yield from product_blocks(
-                stored,
+                view.constants.stored(values.name),
                 values.shape,
-                factor,
-                data_type,
+                values.factor(),
+                self.data_type,
                 view,
                 sums_over=sums_over,
                 beside=self._beside,

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.model.constants import Stored
+from onnx_bnfold.model.blocks import InMemory, Stored, part_of
 from onnx_bnfold.model.float_formats import FORMATS, as_type
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators.affine import VANISHED, Float64
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.rewriting.blocked_products import Blocks, InMemory, part_of, peaks_of
+from onnx_bnfold.rewriting.blocked_products import Blocks, peaks_of
 from onnx_bnfold.storage.tensors import MOST_AXES
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _products(alike: Sequence[Product]) -> Iterator[Array | None]:
 
 def _passes(wanted: Product, result: Array) -> bool:
     values, factor, data_type, view, sums_over, beside = wanted
-    blocks = Blocks(InMemory(values), values.shape, values.dtype, factor, data_type)
+    blocks = Blocks(InMemory(values), values.shape, factor, data_type)
     try:
         _judge(blocks, peaks_of(result, _summed(values, sums_over)), view, sums_over, beside)
     except Refused:
@@ -119,7 +119,7 @@ def product(
             output shows it.
     """
     _require_float(data_type, view)
-    blocks = Blocks(InMemory(values), values.shape, values.dtype, factor, data_type)
+    blocks = Blocks(InMemory(values), values.shape, factor, data_type)
     result, sizes = blocks.whole(_summed(values, sums_over))
     _judge(blocks, sizes, view, sums_over, beside)
     return result
@@ -138,7 +138,7 @@ def product_blocks(
     """Yield the elements of ``product`` in flat blocks, which follow each other in C order.
 
     Args:
-        stored: the values, which lie in a file, in ``data_type``.
+        stored: the values, of any float type.
         shape: they have.
         factor, sums_over, beside: see ``product``.
 
@@ -149,9 +149,8 @@ def product_blocks(
         Refused: like ``product``, perhaps after the last block; none of them can be used then.
     """
     _require_float(data_type, view)
-    dtype = helper.tensor_dtype_to_np_dtype(data_type)
-    blocks = Blocks(stored, shape, dtype, factor, data_type)
-    sizes = np.zeros(blocks.summed_shape(sums_over), dtype)
+    blocks = Blocks(stored, shape, factor, data_type)
+    sizes = np.zeros(blocks.summed_shape(sums_over), helper.tensor_dtype_to_np_dtype(data_type))
     for _, block in blocks.products(sizes, sums_over):
         yield block.reshape(-1)
     _judge(blocks, sizes, view, sums_over, beside)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType, TracebackType
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from onnx import ModelProto, TensorProto
@@ -282,6 +282,11 @@ class FileValues(NamedTuple):
     offset: int
     tensor: TensorProto
     model: Path
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the elements."""
+        return tensors.element(self.tensor.data_type)[0]
 
     def read_into(self, start: int, out: np.ndarray) -> None:
         """Fill ``out``, of shape ``(n,)``, with the ``n`` elements from number ``start`` on.

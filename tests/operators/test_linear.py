@@ -27,6 +27,7 @@ from support import (
 
 import onnx_bnfold
 from onnx_bnfold import Reason
+from onnx_bnfold.operators import linear
 
 # x's shape, weight's shape (C_out, C_in / group, *kernel), attributes
 CONVS = {
@@ -133,6 +134,29 @@ def test_the_reference_of_these_tests_agrees_with_onnxruntime(case, rng):
     np.testing.assert_allclose(
         evaluate(model, feeds)[0], run(model, feeds)[0], rtol=1e-3, atol=1e-4
     )
+
+
+SHIFTED = {
+    "goik": ("Conv", [1, 4, 5, 5], (6, 2, 3, 3), 6, {"group": 2}),
+    "oi": ("Gemm", [3, 4], (5, 4), 5, {"transB": 1, "alpha": 0.5}),
+    "io": ("Gemm", [3, 4], (4, 5), 5, {}),
+    "matmul": ("MatMul", [3, 4], (4, 5), None, {}),
+}
+
+
+@pytest.mark.parametrize("most", [1, 3, 7, 1000])
+@pytest.mark.parametrize("case", SHIFTED)
+def test_a_shift_is_summed_from_blocks_of_the_weight(case, most, rng, monkeypatch):
+    """Of one element, of parts of a row, of several rows, and of the whole weight."""
+    op, x, shape, bias, attributes = SHIFTED[case]
+    monkeypatch.setattr(linear, "_BLOCK", most)
+    made = layer(op, "n", "y", shape, rng, bias_shape=bias and [bias], **attributes)
+    model = model_of_parts(join(bn("x", "n", 4, rng), made), x)
+    folded, _ = fold_checked(model)
+    assert count(folded) == 0
+    feeds = {"x": np.zeros(x, np.float32)}  # what comes out is the bias alone
+    expected, found = (evaluate(m, feeds)[0] for m in (model, folded))
+    np.testing.assert_allclose(found, expected, atol=3e-6)
 
 
 def test_convolution_with_its_bias_left_empty(rng):

@@ -9,14 +9,6 @@ from hypothesis import strategies as st
 from onnx_bnfold.rewriting import blocked_products
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (120,)], ids=str)
-def test_blocks_are_as_large_as_they_may_be(shape, monkeypatch):
-    monkeypatch.setattr(blocked_products, "BLOCK", 10)
-    sizes = [np.ones(shape)[place].size for place in blocked_products._block_indices(shape)]
-    assert max(sizes) == 10
-    assert sum(sizes) == 120
-
-
 @given(
     st.lists(st.integers(1, 6), max_size=4).map(tuple),
     st.sets(st.integers(0, 3)),

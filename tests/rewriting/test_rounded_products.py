@@ -31,6 +31,7 @@ from support import (
 )
 
 import onnx_bnfold
+from onnx_bnfold.model.blocks import InMemory
 from onnx_bnfold.planning.output_sizes import OutputSize
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.rewriting import rounded_products
@@ -268,16 +269,6 @@ def test_the_added_bias_of_a_matmul_has_the_type_of_the_graph(rng):
 # --- in blocks -----------------------------------------------------------------------------------
 
 
-class InAFile:
-    """Stands for values in a file."""
-
-    def __init__(self, values):
-        self.flat = values.reshape(-1)
-
-    def read_into(self, start, out):
-        out[:] = self.flat[start : start + len(out)]
-
-
 @st.composite
 def products(draw):
     """Values, what to multiply them by, the axes one output sums over, and their type."""
@@ -315,7 +306,7 @@ def test_a_product_in_blocks_is_the_whole_product(case, block):
 
     def streamed():
         blocks = rounded_products.product_blocks(
-            InAFile(values), values.shape, factor, data_type, view, sums_over=axes
+            InMemory(values), values.shape, factor, data_type, view, sums_over=axes
         )
         return np.concatenate([b.copy() for b in blocks])
 
@@ -384,7 +375,7 @@ def test_dead_channels_are_judged_in_blocks_too(monkeypatch, rng):
     factor[5] = 0
     asked = []
 
-    class Watched(InAFile):
+    class Watched(InMemory):
         def read_into(self, start, out):
             asked.append(len(out))
             super().read_into(start, out)

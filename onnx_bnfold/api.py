@@ -87,6 +87,7 @@ def fold_file(
     *,
     inspect: Inspect | None = None,
     threads: int | None = None,
+    sync: bool = False,
 ) -> Report:
     """Fold a model file of any size into another file.
 
@@ -100,6 +101,8 @@ def fold_file(
         inspect: called with the outcome when everything is written but not yet moved to the
             target; an exception it raises, such as ``CheckFailed``, leaves the target as it was.
         threads: number of threads that fold weights; by default one per processor, at most four.
+        sync: return when the target is on the disk, where it outlives a power failure; without it,
+            the target may be lost or damaged by one, but never the source.
 
     Returns:
         The report.
@@ -113,7 +116,7 @@ def fold_file(
         >>> report = fold_file("model.onnx", "folded.onnx")
         >>> print(report.summary())
     """
-    outcome = write_folded(source, target, options, inspect, threads, report=True)
+    outcome = write_folded(source, target, options, inspect, threads, report=True, sync=sync)
     return outcome.report
 
 
@@ -125,11 +128,12 @@ def write_folded(
     threads: int | None = None,
     *,
     report: bool = False,
+    sync: bool = False,
 ) -> Outcome:
     """Fold a model file as ``fold_file`` does, but compute the report only if it is asked for.
 
     Args:
-        source, target, options, inspect, threads: see ``fold_file``.
+        source, target, options, inspect, threads, sync: see ``fold_file``.
         report: compute the report before the model is moved to the target, so that an error in it
             leaves the target as it was.
 
@@ -143,6 +147,7 @@ def write_folded(
     require_value("target", target, str | os.PathLike[str])
     require_value("threads", threads, int | None)
     require_at_least("threads", threads, 1)
+    require_value("sync", sync, bool)
     with ModelFile.open(source) as file:
         recorder = Recorder(source) if options.metadata else None
         pipeline = Pipeline(file.model, file.read, options, measured(source, options), file.stored)
@@ -156,7 +161,9 @@ def write_folded(
                 late = recorder.late(copy, pipeline.counts) if recorder and pipeline.alters else {}
                 blocks = {name: new.compute.blocks for name, new in large.items()}
                 look = partial(_show, inspect, outcome, report) if inspect or report else None
-                file.write(copy, blocks, target, late=late, inspect=look, threads=threads)
+                file.write(
+                    copy, blocks, target, late=late, inspect=look, threads=threads, sync=sync
+                )
             except Unrepresentable as failed:
                 learn(pipeline, failed)
             else:

@@ -42,6 +42,7 @@ from onnxscript import rewriter
 onnx.save(rewriter.rewrite(onnx.load(sys.argv[1])), sys.argv[2])
 """
 COPY = 'cp "$1" "$2" && data="${1%.onnx}.data" && if [ -e "$data" ]; then cp "$data" "$2.data"; fi'
+_FOLD = "-m", "onnx_bnfold", "-q", "-o", OUTPUT
 LOAD_SAVE = "import sys, onnx; onnx.save(onnx.load(sys.argv[1]), sys.argv[2])"
 
 
@@ -56,7 +57,8 @@ class Cost:
 def commands(peer_python: str) -> dict[str, list[str]]:
     """Return the commands, with placeholders for the model and the output."""
     return {
-        "onnx_bnfold": [sys.executable, "-m", "onnx_bnfold", "-q", "-o", OUTPUT, MODEL],
+        "onnx_bnfold": [sys.executable, *_FOLD, MODEL],
+        "onnx_bnfold --sync": [sys.executable, *_FOLD, "--sync", MODEL],
         "cp": ["sh", "-c", COPY, "sh", MODEL, OUTPUT],
         "start (import onnx)": [sys.executable, "-c", "import onnx"],
         "onnx load+save": [peer_python, "-c", LOAD_SAVE, MODEL, OUTPUT],

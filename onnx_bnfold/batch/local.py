@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from onnx_bnfold.batch.locations import STATE, Listing, lies_in
 from onnx_bnfold.batch.locks import hold
 from onnx_bnfold.errors import UsageError
+from onnx_bnfold.storage.durable import flush_file, flush_folder
 
 
 class LocalLocation:
@@ -25,9 +26,11 @@ class LocalLocation:
     Args:
         where: the folder.
         state: the folder of the state; by default beside it.
+        sync: see ``opening.location_at``.
     """
 
-    def __init__(self, where: str, state: str | None = None) -> None:
+    def __init__(self, where: str, state: str | None = None, *, sync: bool = False) -> None:
+        self._sync = sync
         self._root = Path(os.path.realpath(where))
         self._state = Path(os.path.realpath(state) if state else f"{self._root}{STATE}")
         self._unfinished = self._state / "unfinished"
@@ -88,7 +91,12 @@ class LocalLocation:
 
     def publish(self, path: Path, name: str) -> None:
         """See ``locations.Location``."""
-        os.replace(path, self._parent(name) / posixpath.basename(name))
+        if self._sync:
+            flush_file(path)
+        parent = self._parent(name)
+        os.replace(path, parent / posixpath.basename(name))
+        if self._sync:
+            flush_folder(parent)
 
     def link(self, name: str, text: str) -> None:
         """See ``locations.Location``."""

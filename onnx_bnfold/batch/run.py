@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnx_bnfold.batch import ledger
@@ -21,6 +22,7 @@ from onnx_bnfold.errors import UsageError
 from onnx_bnfold.options import Options
 from onnx_bnfold.planning.kept import UnmatchedPatterns
 from onnx_bnfold.progress import progress
+from onnx_bnfold.storage.durable import flush_store
 from onnx_bnfold.storage.thread_pool import available_processors
 from onnx_bnfold.validation import require_at_least, require_value
 
@@ -43,6 +45,7 @@ def fold_store(
     require_all: bool = False,
     check: CheckOptions | None = None,
     prune: bool = False,
+    sync: bool = False,
 ) -> StoreReport:
     """Fold every model below a folder into another folder, and copy all other files.
 
@@ -61,6 +64,8 @@ def fold_store(
             and is not written.
         prune: remove the folds of models that an earlier run has found in the source, and that are
             no longer there. Without it they are reported.
+        sync: return when the target is on the disk, where it outlives a power failure, with the
+            files that an earlier run has done; for a target on this machine.
 
     Returns:
         The report, failures included. It is also saved in the state, as ``report.json``.
@@ -72,6 +77,7 @@ def fold_store(
     require_value("target", target, str | os.PathLike[str])
     require_value("state", state, str | os.PathLike[str] | None)
     require_value("prune", prune, bool)
+    require_value("sync", sync, bool)
     batch = Batch(
         _absolute(source),
         _absolute(target),
@@ -79,8 +85,9 @@ def fold_store(
         options,
         require_all,
         check,
+        sync=sync,
     )
-    origin, output = location_at(batch.source), location_at(batch.target, batch.state)
+    origin, output = location_at(batch.source), location_at(batch.target, batch.state, sync=sync)
     _check_apart(origin, output)
     listing, models = _listed(origin)
     with _runner(batch, jobs, dask) as run, _prepared(output):
@@ -91,6 +98,8 @@ def fold_store(
         outcomes += [*_all(run, "copy", others), *_folders_and_links(listing, output)]
         outcomes += _gone(origin, output, listing, prune)
     outcomes += _unmatched(options, outcomes)
+    if sync:
+        outcomes += _flushed(batch.target, [*listing.folders, *_written(outcomes)])
     report = StoreReport(_sorted(outcomes), settings_of(options, check))
     try:
         with output.claim("report") as scratch:
@@ -257,6 +266,21 @@ def _unmatched(options: Options, outcomes: Iterable[FileOutcome]) -> Iterator[Fi
             yield failed(
                 Task("copy", f"--{name}"), UnmatchedPatterns({name: patterns}, "any model")
             )
+
+
+def _written(outcomes: Iterable[FileOutcome]) -> Iterator[str]:
+    """Yield the names of all files that are as they should be, and of those that are gone."""
+    for outcome in outcomes:
+        if outcome.status not in ("failed", "gone"):
+            yield from outcome.target or (outcome.name,)
+
+
+def _flushed(target: str, names: Iterable[str]) -> Iterator[FileOutcome]:
+    """Flush a folder, and yield a failure if that fails."""
+    try:
+        flush_store(Path(target), names)
+    except (OSError, UsageError) as error:
+        yield failed(Task("copy", "--sync"), error)
 
 
 def _sorted(outcomes: Iterable[FileOutcome]) -> tuple[FileOutcome, ...]:

@@ -45,7 +45,7 @@ class Batch:
     Attributes:
         source, target, state: absolute paths or URLs; see ``opening.location_at``.
         options: see ``Options``.
-        require_all, check: see ``run.fold_store``.
+        require_all, check, sync: see ``run.fold_store``.
         require_folded: see ``run.plan_store``.
         version: of the package that started the run.
         run: an identifier that is unique to the run.
@@ -58,6 +58,7 @@ class Batch:
     require_all: bool = False
     check: CheckOptions | None = None
     require_folded: bool = False
+    sync: bool = False
     version: str = __version__
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -91,7 +92,7 @@ def perform(batch: Batch, task: Task) -> FileOutcome:
         if task.action == "plan":
             with TemporaryDirectory() as folder:
                 return _plan(batch, task.name, Path(folder))
-        target = location_at(batch.target, batch.state)
+        target = location_at(batch.target, batch.state, sync=batch.sync)
         key = ledger.key_of(task.name)
         with target.claim(key) as scratch:
             if task.action == "copy":

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace, options: Options) -> int:
     """Fold a store.
 
     Args:
-        args: model, output, dry_run, require_all, require_folded, quiet, verbose, report
+        args: model, output, dry_run, sync, require_all, require_folded, quiet, verbose, report
             (paths), check, and the options of ``store_arguments``.
         options: of each fold.
 
@@ -58,7 +58,7 @@ def _run(args: argparse.Namespace, options: Options) -> int:
     for path in map(Path, args.report):
         from onnx_bnfold.reports.files import put
 
-        put(path, _written(report, path))
+        put(path, _written(report, path), sync=args.sync)
     tell_reports(args.report, quiet=args.quiet)
     return code
 
@@ -91,6 +91,7 @@ def _report(args: argparse.Namespace, options: Options) -> StoreReport:
         require_all=args.require_all,
         check=check_options_of(args),
         prune=args.prune,
+        sync=args.sync,
     )
 
 

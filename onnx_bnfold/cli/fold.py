@@ -26,8 +26,8 @@ def run(args: argparse.Namespace, options: Options) -> Outcome | None:
     """Fold one model file, or plan it.
 
     Args:
-        args: model and how it is shown, output, dry_run, require_all, require_folded, quiet,
-            verbose, report (paths) and check; if that is set, the options of the check, too.
+        args: model and how it is shown, output, dry_run, sync, require_all, require_folded,
+            quiet, verbose, report (paths) and check; if that is set, the options of the check, too.
         options: of the fold.
 
     Returns:
@@ -51,7 +51,9 @@ def run(args: argparse.Namespace, options: Options) -> Outcome | None:
         if args.dry_run:
             plan_file(args.model, options, inspect=inspect)
         else:
-            outcome = write_folded(args.model, args.output, options, inspect=inspect)
+            outcome = write_folded(
+                args.model, args.output, options, inspect=inspect, sync=args.sync
+            )
     except CheckFailed:
         command.finish(written=False)
         raise
@@ -118,7 +120,7 @@ class _FoldCommand:
 
             data = replace(self.report, written=written).to_dict()
             for path in self.args.report:
-                write(path, data)
+                write(path, data, sync=self.args.sync)
             tell_reports(self.args.report, quiet=self.args.quiet)
 
     def _told(self, outcome: Outcome) -> Iterator[str]:

@@ -37,6 +37,11 @@ def _add_outputs(add: Callable[..., object]) -> None:
     add("-o", "--output", metavar="FILE", help="where the folded model goes")
     add("--dry-run", action="store_true", help="say what would be folded; write nothing")
     add(
+        "--sync",
+        action="store_true",
+        help="end when everything written is on the disk, where it outlives a power failure",
+    )
+    add(
         "--report",
         action="append",
         default=[],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.reports.markup import Data
+from onnx_bnfold.storage.durable import flush_folder
 from onnx_bnfold.storage.files import OutputFile
 from onnx_bnfold.storage.writer import require_place
 
@@ -47,26 +48,31 @@ def require_writable(paths: Sequence[str], *, taken: Sequence[str | None] = ()) 
         used.add(os.path.realpath(path))
 
 
-def write(path: str | os.PathLike[str], data: Data) -> None:
+def write(path: str | os.PathLike[str], data: Data, *, sync: bool = False) -> None:
     """Write a report, completely or not at all.
 
     Args:
         path: ends in ``.json`` or ``.html``.
         data: ``FoldReport.to_dict()`` or ``CheckResult.to_dict()``.
+        sync: return when the report is on the disk, where it outlives a power failure.
 
     Raises:
         UsageError: the file cannot be written.
     """
     target = Path(path)
-    put(target, FORMATS[target.suffix.lower()](data))
+    put(target, FORMATS[target.suffix.lower()](data), sync=sync)
 
 
-def put(target: Path, text: str) -> None:
-    """Write a text, completely or not at all.
+def put(target: Path, text: str, *, sync: bool = False) -> None:
+    """Write a text, completely or not at all; see ``write``.
 
     Raises:
         UsageError: the file cannot be written.
     """
     with OutputFile(target) as file:
         file.write(text.encode())
+        if sync:
+            file.sync()
         file.commit(target)
+    if sync:
+        flush_folder(target.parent)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from onnx_bnfold.errors import UsageError
 from onnx_bnfold.pages import PAGE, page_aligned
+from onnx_bnfold.storage.durable import flush_file
 
 _WINDOW = 1 << 16  # bytes read at once where only a field's header is needed
 _WINDOW_MARGIN = 64  # bytes that a window shows behind the position asked for, unless the file ends
@@ -258,22 +259,23 @@ class OutputFile:
         return digest
 
     def commit(self, path: Path) -> None:
-        """Give the file its final name, replacing any file of that name."""
+        """Give the complete file another name, replacing any file of that name."""
         self.flush()
         with self._writing():
             fd, self._fd = self._fd, -1
             if fd >= 0:
-                os.close(fd)
+                os.close(fd)  # Windows renames no open file
             os.replace(self._path, path)
+
+    def sync(self) -> None:
+        """Return when the complete file is on the disk; see ``durable``."""
+        self.flush()
+        flush_file(self._path, self._target)
 
     @contextmanager
     def lent(self, path: Path) -> Iterator[None]:
         """Give the complete file another name until the context ends."""
-        self.flush()
-        with self._writing():
-            fd, self._fd = self._fd, -1
-            os.close(fd)  # Windows renames no open file
-            os.replace(self._path, path)
+        self.commit(path)
         try:
             yield
         finally:

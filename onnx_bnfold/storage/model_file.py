@@ -139,6 +139,7 @@ class ModelFile:
         late: Late = MappingProxyType({}),
         inspect: InspectFile | None = None,
         threads: int | None = None,
+        sync: bool = False,
     ) -> None:
         """Write an edited skeleton with all its values; ``target`` appears complete or not at all.
 
@@ -159,6 +160,7 @@ class ModelFile:
                 ``target``; an exception it raises leaves ``target`` as it was.
             threads: number of threads that call ``pending``; by default one per processor, at most
                 four.
+            sync: return when everything is on the disk; see ``durable``.
 
         Raises:
             ModelError: values cannot be read.
@@ -175,7 +177,7 @@ class ModelFile:
             key: ComputedBytes(_in_one_part(c), length) for key, (length, c) in late.items()
         }
         data = writer.write_model(
-            out, slots, computed, target, self._input, source, inspect, threads
+            out, slots, computed, target, self._input, source, inspect, threads, sync
         )
         for path in replaced:
             if path != data and os.path.realpath(path) not in source:

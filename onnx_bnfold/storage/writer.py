@@ -14,8 +14,9 @@ data file contains a hash of the model file, computed with zeros in place of the
   by the new one, and renaming the model changes nothing.
 
 Thus no byte of the data has to be hashed, and equal input still gives equal output, names included.
-All this holds if the process dies. Nothing is synced, so after a power failure it is up to the file
-system.
+All this holds if the process dies, and with ``sync`` after a power failure, too: both files are
+flushed before the first is renamed, and their folder after each (``durable``). Without it the file
+system decides what is left of the new pair; the input is never touched.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from onnx import ModelProto, StringStringEntryProto, TensorProto
 
 from onnx_bnfold.errors import ModelError, UsageError
 from onnx_bnfold.storage import external, skeleton, tensors, wire
+from onnx_bnfold.storage.durable import flush_folder
 from onnx_bnfold.storage.files import InputFile, OutputFile, Span
 from onnx_bnfold.storage.thread_pool import Job, run
 
@@ -140,6 +142,7 @@ def write_model(
     source: set[str],
     inspect: InspectFile | None,
     threads: int | None,
+    sync: bool,
 ) -> Path | None:
     """Write a model file, and a data file beside it if some values are external.
 
@@ -153,6 +156,7 @@ def write_model(
         inspect: called with the path of the finished model before it is moved to ``target``; an
             exception it raises keeps the model from there.
         threads: see ``thread_pool.run``.
+        sync: whether what is written is to outlive a power failure.
 
     Returns:
         The path of the data file, None if there is none.
@@ -180,18 +184,20 @@ def write_model(
             _rename_data(file, model, layout, path.name)
         if inspect:
             _show(inspect, target, {target.name: file} | ({path.name: data} if data else {}))
-        if not data:
-            file.commit(target)
-            return None
+        complete = [(data, path), (file, target)] if data else [(file, target)]
+        for out, _ in complete if sync else ():
+            out.sync()
         existed = path.exists()
         try:
-            data.commit(path)
-            file.commit(target)
+            for out, name in complete:
+                out.commit(name)
+                if sync:
+                    flush_folder(target.parent)
         except BaseException:
-            if not existed and not file.is_committed():
+            if data and not existed and not file.is_committed():
                 path.unlink(missing_ok=True)
             raise
-        return path
+        return path if data else None
 
 
 def _show(inspect: InspectFile, target: Path, files: Mapping[str, OutputFile]) -> None:

@@ -45,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 times[name].append(timed(lambda n=jobs: run([*command, "--jobs", str(n)])))
             times["restart"].append(timed(lambda: run([*command, "--jobs", str(args.jobs)])))
             clear(output)
+            again = [*command, "--jobs", str(args.jobs), "--sync"]
+            times["sync"].append(timed(lambda words=again: run(words)))
+            clear(output)
             times["cp -r"].append(timed(lambda: run(["cp", "-r", store, output])))
     report({name: statistics.median(seconds) for name, seconds in times.items()}, args)
     return 0
@@ -55,6 +58,7 @@ def report(median: dict[str, float], args: argparse.Namespace) -> None:
     rows = {
         "one job": "--jobs 1",
         "jobs": f"--jobs {args.jobs}",
+        "sync": f"--jobs {args.jobs} --sync",
         "restart": f"--jobs {args.jobs}, all done before",
         "cp -r": "cp -r",
     }

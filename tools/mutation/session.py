@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
@@ -49,7 +50,8 @@ class Mapper:
         package = import_module(PACKAGE)
         for module in pkgutil.walk_packages(package.__path__, f"{PACKAGE}."):
             if not module.name.endswith("__main__"):
-                import_module(module.name)
+                with suppress(ImportError):  # of a module for a package that is not installed
+                    import_module(module.name)
 
     def _audit(self, event: str, _: object) -> None:
         self._starts = self._starts or event in STARTS

@@ -125,13 +125,29 @@ def _exponent(view: NodeView) -> Degree:
     return Degree(exponent, Sign.KEPT if exponent % 2 else Sign.LOST)
 
 
+def _reduced(view: NodeView, change: Affine, forward: bool) -> Affine:
+    """Move a change through a node that reduces axes.
+
+    Raises:
+        Refused: it has none to reduce. onnxruntime 1.23 hands its input on as it is then.
+    """
+    if view.attribute("noop_with_empty_axes", 0) and not data_movement.reduced_axes(view):
+        raise Refused(
+            Reason.OPAQUE,
+            view.label,
+            "it has no axes to reduce, and runtimes disagree on what else it does; take it out, or "
+            "write what it is to do",
+        )
+    return data_movement.reduced(view, change, forward)
+
+
 # The rules of the table.
 magnitude = homogeneous(NORM)
-norm = homogeneous(NORM, data_movement.reduced, squares=True)
+norm = homogeneous(NORM, _reduced, squares=True)
 norm_of_windows = homogeneous(NORM, data_movement.windowed, squares=True)
 power = homogeneous(_exponent)
 reciprocal = homogeneous(RECIPROCAL)
 sign = homogeneous(SIGN)
 square_root = homogeneous(SQUARE_ROOT)
-sum_of_magnitudes = homogeneous(NORM, data_movement.reduced)
-sum_of_squares = homogeneous(SQUARE, data_movement.reduced)
+sum_of_magnitudes = homogeneous(NORM, _reduced)
+sum_of_squares = homogeneous(SQUARE, _reduced)

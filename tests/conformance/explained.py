@@ -265,6 +265,13 @@ EXPLAINED = (
     ),
     *(
         Explained(
+            op, Reason.OPAQUE, _attribute("noop_with_empty_axes", 1),
+            "with no axes to reduce, older runtimes take it for an identity",
+        )
+        for op in ("ReduceL1", "ReduceL2", "ReduceSumSquare")
+    ),
+    *(
+        Explained(
             op, Reason.AXES, _always,
             "a change that varies a little along its axis leaves the order of these samples alone, "
             "and says nothing of others",

@@ -925,6 +925,11 @@ HOMOGENEOUS = [
     ),
     Rule("reduce-l1-channel", simple("ReduceL1", axes=[1]), norm=POSITIVE_SCALE, opset=13,
          down=Reason.AXES),
+    *(
+        Rule(f"{op}-18-noop", simple(op, noop_with_empty_axes=1), opset=18, norm=POSITIVE_SCALE,
+             **refused(Reason.OPAQUE))
+        for op in ("ReduceL1", "ReduceL2", "ReduceSumSquare")
+    ),
     Rule("pow-0", pow_by(0.0), norm=POSITIVE_SCALE, **refused(Reason.OPAQUE)),
     Rule("pow-of-several", pow_by([2.0, 3, 2, 2]), norm=POSITIVE_SCALE, **refused(Reason.OPAQUE)),
     Rule("pow-of-more-axes", pow_by([[[2.0]]]), (2, 4), norm=POSITIVE_SCALE, up=None,

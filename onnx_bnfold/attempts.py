@@ -102,14 +102,16 @@ class Attempts(Rounds):
         Raises:
             RuntimeError: they would be met again, without end.
         """
+        from onnx_bnfold.rewriting.misfits import misfits  # few folds fail
+
         excluded, unequal = set(self._excluded), set(self._unequal)
         for (position, index), refusal in failures.items():
             plan = self.plans[position]
             if index in plan.equalized:  # what is not needed goes first
                 self._unequal.update((position, root) for root in plan.equalized[index])
                 continue
-            cause = position, [*plan.touched.get(index, [index])][-1]
-            self._excluded[cause] = refusal
+            for cause in misfits(plan, index):
+                self._excluded[position, cause] = refusal
         if (excluded, unequal) == (set(self._excluded), self._unequal):
             culprits = {refusal.culprit for refusal in failures.values()}
             raise RuntimeError(f"{min(culprits)} fails whatever is left out")

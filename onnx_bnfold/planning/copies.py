@@ -8,11 +8,13 @@ BatchNormalization's output.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 from onnx_bnfold.model.determinism import DESCRIBED
+from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import HandsOn
 from onnx_bnfold.operators.rules import Transparent
 from onnx_bnfold.planning.graph_state import GraphState
@@ -32,7 +34,7 @@ class Copies:
 
     Attributes:
         original: that tensor; None if both sides of the node get new values.
-        merged: the tensors that have become one with it.
+        merged: the tensors that have become one with it, if somebody sees it.
         how: of all copies, ``merged`` among them: what was handed on, at the least, from the copy
             to the original or from the original to the copy.
 
@@ -47,13 +49,23 @@ class Copies:
         self._origin = origin
         self._changes = totals.changes
         self._links: dict[int, _Link | None] = {}
-        front, behind = (state.groups.members(side) for side in state.sides(origin))
+        front, behind = (state.groups.seen(side) for side in state.sides(origin))
         self._front = front
         # One that does not change now needs no composing.
         both = sorted((*front, *behind), key=self._changes.__contains__)
-        self.original = next((name for name in both if _is_unchanged(name, totals)), None)
-        merged = () if self.original is None else both
-        self.merged = set(merged)
+        self._both = both
+        self._unchanged = _first_unchanged((name, totals.of(name)) for name in both)
+        self.merged = frozenset[str]() if self._unchanged is None else frozenset(both)
+
+    @cached_property
+    def original(self) -> str | None:
+        """See the class; one that nobody sees any more is looked for if no other is as it was."""
+        if self._unchanged is not None:
+            return self._unchanged
+        sides = self._state.sides(self._origin)
+        return _first_unchanged(
+            chain.from_iterable(self._state.lost(side, self._changes) for side in sides)
+        )
 
     @property
     def how(self) -> Mapping[str, HandsOn]:
@@ -63,7 +75,8 @@ class Copies:
     @cached_property
     def _found(self) -> tuple[dict[str, HandsOn], list[str]]:
         """The copies, and those that the tensor in front of the node is made of, with itself."""
-        how, in_front = dict.fromkeys(self.merged, HandsOn.ALL), [*self._front]
+        merged = () if self.original is None else self._both
+        how, in_front = dict.fromkeys(merged, HandsOn.ALL), [*self._front]
         if how:
             self._go_back(how, in_front)
             self._go_on(how)
@@ -94,8 +107,9 @@ class Copies:
             link = None if index is None or index == self._origin else self._link(index)
             for source in () if link is None else link.before:
                 if link is not None and source in self._changes and source not in how:
-                    how[source] = max(link.how, how[name])
-                    in_front.append(source)
+                    merged = self._state.groups.seen(source)
+                    how.update(dict.fromkeys(merged, max(link.how, how[name])))
+                    in_front += merged
 
     def _go_on(self, how: dict[str, HandsOn]) -> None:
         """Find the tensors that are made of copies whose values are all known."""
@@ -105,15 +119,17 @@ class Copies:
                 link = self._link(index)
                 for result in () if link is None else link.after:
                     if result in self._changes and result not in how:
-                        how[result] = HandsOn.ALL
-                        known.append(result)
+                        merged = self._state.groups.seen(result)
+                        how.update(dict.fromkeys(merged, HandsOn.ALL))
+                        known += merged
 
     def _readers(self, name: str) -> Iterator[int]:
-        """Yield the nodes that read the values of a tensor, but for the one to be removed."""
-        graph = self._state.graph
+        """Yield the nodes that read the values of a tensor when the one to be removed has gone."""
+        graph, gone = self._state.graph, self._state.removed
         for index, slot in graph.readers.get(name, ()):
-            if index != self._origin and (graph.ops[index], slot) not in DESCRIBED:
-                yield index
+            if index == self._origin or index in gone or (graph.ops[index], slot) in DESCRIBED:
+                continue
+            yield index
 
     def _link(self, index: int) -> _Link | None:
         """Return what a node hands on, None if it makes values of its own."""
@@ -123,11 +139,8 @@ class Copies:
 
     def _find_link(self, index: int) -> _Link | None:
         state = self._state
-        if index in state.removed:
-            x, y = state.sides(index)
-            return _Link(HandsOn.ALL, (x,), (y,))
         entry = state.entries[index]
-        if not isinstance(entry, Transparent) or entry.hands_on is None:
+        if index in state.removed or not isinstance(entry, Transparent) or entry.hands_on is None:
             return None
         view = state.view(index)
         before, after = state.graph.reads[index], state.graph.writes[index]
@@ -138,6 +151,5 @@ class Copies:
         )
 
 
-def _is_unchanged(name: str, totals: Totals) -> bool:
-    total = totals.of(name)
-    return total is None or total.is_identity
+def _first_unchanged(present: Iterable[tuple[str, Affine | None]]) -> str | None:
+    return next((name for name, total in present if not total or total.is_identity), None)

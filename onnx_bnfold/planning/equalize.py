@@ -38,7 +38,7 @@ from onnx_bnfold.planning.notes import EQUALIZE, is_noted
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.propagation import propagate
-from onnx_bnfold.planning.totals import Totals, commit, require_totals
+from onnx_bnfold.planning.totals import Totals, commit, complete, require_totals
 from onnx_bnfold.planning.value_ranges import Range, Ranges, unmeasured
 from onnx_bnfold.reasons import Refused
 
@@ -185,6 +185,7 @@ def equalize(
         commit(state, changes, totals)
         for index in _absorbing(state, changes):
             plan.equalized.setdefault(index, []).append(root)
+    complete(state)
     if measured:
         plan.free += unmeasured(state, ranges)
     plan.equal_scales = {
@@ -204,7 +205,7 @@ def _is_left(state: GraphState, probe: Mapping[Key, Affine], limits: Limits) -> 
 def _present(state: GraphState, ranges: Ranges) -> Iterator[tuple[str, Range]]:
     for name, span in ranges.items():
         # Who reads a constant has it for its own: a change of the tensor would not reach it.
-        if state.constants.get(name) is not None:
+        if state.constants.get(name) is not None or state.groups.is_lost(name):
             continue
         if name in state.graph.producer and span.channels > 1:
             now = span.changed(state.change(name, span.rank))

@@ -35,7 +35,8 @@ class GraphState(GraphNodes):
         kept: the BatchNormalizations that the user wants to have left as they are, each with its
             refusal: they absorb nothing, and go on to write a tensor of the same name.
         removed: indices of the nodes that go; each is an identity by now.
-        groups: the tensors that have become one by that.
+        groups: the tensors that have become one by that; ``total`` lacks those that nobody sees
+            any more until ``totals.complete`` is called.
         clamps: nodes that any change passes, since they may be written with constants
             (``clamps``).
         sizes: of original tensors, as far as they were asked for, and how many nodes had gone by
@@ -134,9 +135,6 @@ class GraphState(GraphNodes):
         Raises:
             Refused: they cannot.
         """
-        if index in self.removed:  # an identity by now
-            change = next(iter(known.values()))
-            return Step((dict.fromkeys(self.ports(index), change),))
         if index in self.clamps:
             return self._clamped(index, known)
         if isinstance(self.entries[index], Absorbing):
@@ -209,9 +207,17 @@ class GraphState(GraphNodes):
     def total_of(self, key: Key, changes: Mapping[Key, Affine]) -> Affine | None:
         """Return the change of a key from the original on, with further changes on top."""
         before, more = self.total.get(key), changes.get(key)
+        if before is None and isinstance(key, str) and self.groups.is_lost(key):
+            return next(total for name, total in self.lost(key, changes) if name == key)
         if before is None or more is None:
             return before or more
         return before.then(more)
+
+    def lost(self, name: str, changes: Mapping[Key, Affine]) -> Iterator[tuple[str, Affine | None]]:
+        """Yield the members of a tensor's group that nobody sees, each with its ``total_of``."""
+        more = changes.get(self.groups.seen(name)[0])
+        for member, before in self.groups.lost(name):
+            yield member, before or more if before is None or more is None else before.then(more)
 
     def neighbours(self, key: Key) -> tuple[int, ...]:
         """Return the nodes that write or read a key.
@@ -289,7 +295,23 @@ class GraphState(GraphNodes):
         if self._neighbours:
             for name in (*self.graph.reads[index], *self.graph.writes[index]):
                 self._neighbours.pop(name, None)
-        self.groups.join(*self.sides(index))
+        for name in self.groups.join(index, *self.sides(index)):
+            self.groups.lose(name, self.total.pop(name, None))
+
+    def around(self, key: Key) -> tuple[int, ...]:
+        """Return the nodes that stay and write or read a key, or a tensor that is one with it.
+
+        Raises:
+            Refused: see ``neighbours``.
+        """
+        if isinstance(key, tuple) or not self.removed:
+            return self.neighbours(key)
+        return tuple(
+            index
+            for name in self.groups.seen(key)
+            for index in self.neighbours(name)
+            if index not in self.removed
+        )
 
     def are_untouched(self, x: str, y: str) -> bool:
         """Whether two tensors do not change so far, and no others stand for them."""

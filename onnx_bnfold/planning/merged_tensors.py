@@ -1,10 +1,31 @@
-"""Tensors that become one because what lies between them is removed."""
+"""Tensors that become one because what lies between them is removed.
+
+Of a group of tensors those are *seen* that a node which stays writes or reads, or that keep their
+names. The others are nobody's any more: a change of the group is decided on without them, and what
+it makes of them is composed when all is decided.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from typing import NamedTuple
 
 from onnx_bnfold.model.graph import Graph
+from onnx_bnfold.operators.affine import Affine
+
+
+class _Trail(NamedTuple):
+    """What has happened to a group since a tensor of it was seen for the last time, newest first.
+
+    Attributes:
+        lost: a tensor that was seen no more from here on, and the change that it had.
+        change: that the seen ones have got since then.
+        before: what happened before that; of each of two groups if they were joined here.
+    """
+
+    lost: tuple[str, Affine | None] | None
+    change: Affine | None
+    before: tuple[_Trail, ...]
 
 
 class Groups:
@@ -22,18 +43,30 @@ class Groups:
         self._named = named
         self._parents: dict[str, str] = {}
         self._members: dict[str, list[str]] = {}
+        self._seen: dict[str, tuple[str, ...]] = {}
+        self._between: dict[str, tuple[int, ...]] = {}
+        self._trails: dict[str, _Trail] = {}
+        self._readers_left: dict[str, int] = {}
+        self._written_by_gone: set[str] = set()
 
     def copy(self) -> Groups:
         """Return groups of their own that are as these are now."""
         new = Groups(self._graph, self._named)
-        new._parents, new._members = dict(self._parents), dict(self._members)
+        new._parents = dict(self._parents)
+        new._members = {root: [*members] for root, members in self._members.items()}
+        new._seen, new._between = dict(self._seen), dict(self._between)
+        new._trails, new._readers_left = dict(self._trails), dict(self._readers_left)
+        new._written_by_gone = set(self._written_by_gone)
         return new
 
     def root(self, name: str) -> str:
         """Return the name that stands for the whole group of a tensor."""
-        while name in self._parents:
-            name = self._parents[name]
-        return name
+        parents, root = self._parents, name
+        while root in parents:
+            root = parents[root]
+        while name != root:  # the next time the way is short
+            parents[name], name = root, parents[name]
+        return root
 
     def is_joined(self, name: str) -> bool:
         """Whether another name stands for the group of a tensor."""
@@ -44,12 +77,84 @@ class Groups:
         root = self.root(name)
         return self._members.get(root, [root])
 
-    def join(self, before: str, after: str) -> None:
-        """Make two groups one; the root of the second stands for both."""
+    def seen(self, name: str) -> tuple[str, ...]:
+        """Return those of the group of a tensor that somebody writes, reads or knows."""
+        if not self._seen:
+            return (name,)
+        root = self.root(name)
+        return self._seen.get(root) or (root,)
+
+    def between(self, name: str) -> tuple[int, ...]:
+        """Return the nodes that have gone between the members of the group of a tensor."""
+        return self._between.get(self.root(name), ()) if self._between else ()
+
+    def join(self, index: int, before: str, after: str) -> list[str]:
+        """Make two groups one as a node goes; the root of the second stands for both.
+
+        Args:
+            index: the node.
+            before, after: the tensors that it reads and writes.
+
+        Returns:
+            Those of the two that nobody sees any more.
+        """
+        left = self._readers_left.get(before)
+        if left is None:
+            left = len(self._graph.readers.get(before, ()))
+        self._readers_left[before] = left - 1
+        self._written_by_gone.add(after)
+        lost = [name for name in (before, after) if self.is_lost(name)]
         old, root = self.root(before), self.root(after)
+        seen = dict.fromkeys((*self.seen(before), *self.seen(after)))
+        nodes = (*self._between.pop(old, ()), *self._between.pop(root, ()), index)
         if old != root:
-            self._members[root] = [*self._members.pop(old, [old]), *self._members.get(root, [root])]
+            # The longer of the lists goes on.
+            first, second = self._members.pop(old, [old]), self._members.get(root, [root])
+            if len(first) >= len(second):
+                first += second
+                self._members[root] = first
+            else:
+                second[:0] = first
+                self._members[root] = second
             self._parents[old] = root
+            trails = [self._trails.pop(each) for each in (old, root) if each in self._trails]
+            if trails:
+                self._trails[root] = _Trail(None, None, tuple(trails))
+        self._between[root] = nodes
+        self._seen.pop(old, None)
+        self._seen[root] = tuple(name for name in seen if name not in lost)
+        return lost
+
+    def is_lost(self, name: str) -> bool:
+        """Whether nobody sees a tensor any more."""
+        if name not in self._written_by_gone or self.is_fixed(name):
+            return False
+        left = self._readers_left.get(name)
+        return left == 0 if left is not None else name not in self._graph.readers
+
+    def lose(self, name: str, change: Affine | None) -> None:
+        """Note the change that a tensor had when it was seen for the last time."""
+        root = self.root(name)
+        trail = self._trails.get(root)
+        self._trails[root] = _Trail((name, change), None, () if trail is None else (trail,))
+
+    def change(self, name: str, change: Affine) -> None:
+        """Note that the seen tensors of a group have got a further change."""
+        root = self.root(name)
+        trail = self._trails.get(root)
+        if trail is not None:
+            both = change if trail.change is None else trail.change.then(change)
+            self._trails[root] = trail._replace(change=both)
+
+    def lost(self, name: str) -> Iterator[tuple[str, Affine | None]]:
+        """Yield the tensors of a group that nobody sees, each with its change by now."""
+        trail = self._trails.get(self.root(name)) if self._trails else None
+        yield from () if trail is None else _followed(trail)
+
+    def all_lost(self) -> Iterator[tuple[str, Affine | None]]:
+        """Yield all tensors that nobody sees, each with its change by now."""
+        for trail in self._trails.values():
+            yield from _followed(trail)
 
     def fixed(self) -> set[str]:
         """Return all names that are fixed."""
@@ -66,4 +171,20 @@ class Groups:
 
     def has_fixed(self, name: str) -> bool:
         """Whether a name of the group of a tensor is fixed."""
-        return any(map(self.is_fixed, self.members(name)))
+        return any(map(self.is_fixed, self.seen(name)))
+
+
+def _followed(newest: _Trail) -> Iterator[tuple[str, Affine | None]]:
+    """Yield the tensors along a trail, each with the change that it had and those since then."""
+    todo: list[tuple[_Trail, Affine | None]] = [(newest, None)]
+    while todo:
+        trail, since = todo.pop()
+        since = _then(trail.change, since)
+        if trail.lost is not None:
+            name, change = trail.lost
+            yield name, _then(change, since)
+        todo += [(each, since) for each in trail.before]
+
+
+def _then(one: Affine | None, other: Affine | None) -> Affine | None:
+    return one.then(other) if one is not None and other is not None else one or other

@@ -8,7 +8,7 @@ from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import BiasPlace
 from onnx_bnfold.planning.graph_state import GraphState, Key
-from onnx_bnfold.planning.plan import Taken
+from onnx_bnfold.planning.plan import Given, Taken
 from onnx_bnfold.planning.record import Record
 from onnx_bnfold.planning.ways import Way, splits
 from onnx_bnfold.reasons import Reason, Refusal, Refused
@@ -18,11 +18,13 @@ def count_new_tensors(
     state: GraphState, index: int, way: Way, changes: Mapping[Key, Affine]
 ) -> int:
     """Count the tensors that would hold values no tensor held before."""
-    names = {key for key in changes if isinstance(key, str)}
+    groups = state.groups
+    roots = {groups.root(key) for key in changes if isinstance(key, str)}
+    count = sum(len(groups.members(root)) for root in roots)
     x, _ = state.sides(index)
-    if way == Way.UPSTREAM and state.graph.only_reader(x):
-        names.discard(x)
-    return len(names)
+    if way == Way.UPSTREAM and state.graph.only_reader(x) and groups.root(x) in roots:
+        count -= 1
+    return count
 
 
 def count_added(state: GraphState, changes: Mapping[Key, Affine]) -> int:
@@ -97,10 +99,10 @@ def gone(
 
 def absorbing(
     state: GraphState, origin: int, changes: Mapping[Key, Affine]
-) -> list[tuple[int, Affine]]:
+) -> list[tuple[int, Given]]:
     """Return the nodes that take a change into their constants, each with that change."""
     return [
-        (index, change)
+        (index, Given(origin, key, change))
         for key, change in changes.items()
         for index in state.neighbours(key)
         if index != origin and index not in state.removed and state.absorbs(index, key)

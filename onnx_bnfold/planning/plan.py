@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.options import Standalone
-from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.record import Record
 from onnx_bnfold.reasons import Reason, Refusal
@@ -33,6 +33,20 @@ class Taken(NamedTuple):
 
 
 NOTHING = Taken()
+
+
+class Given(NamedTuple):
+    """A change that a node takes into its constants.
+
+    Attributes:
+        origin: the removed node that caused it.
+        key: what changes: a tensor beside the node, or one of its constants.
+        change: relative to what was decided before.
+    """
+
+    origin: int
+    key: Key
+    change: Affine
 
 
 class Restated(NamedTuple):
@@ -78,6 +92,7 @@ class GraphPlan:
         records: of each BatchNormalization and each removed affine node, in node order.
         touched: for each node whose constants change, the removed nodes that caused it, in order,
             and what it takes of each.
+        given: for each node whose constants change, what it takes, in order.
         equalized: for each node whose constants change for it, the tensors whose channels are made
             alike (``equalize``).
         equal_scales: the BatchNormalizations that stay and get scales of one size.
@@ -97,6 +112,7 @@ class GraphPlan:
     limits: Limits
     records: dict[int, Record] = field(default_factory=dict)
     touched: dict[int, dict[int, Taken]] = field(default_factory=dict)
+    given: dict[int, list[Given]] = field(default_factory=dict)
     equalized: dict[int, list[str]] = field(default_factory=dict)
     equal_scales: set[int] = field(default_factory=set)
     free: list[str] = field(default_factory=list)

@@ -25,10 +25,10 @@ from onnx_bnfold.planning.candidates import candidates, in_order, require_remova
 from onnx_bnfold.planning.conditions import require_allowed
 from onnx_bnfold.planning.direct import DirectFolds, changes_by
 from onnx_bnfold.planning.graph_state import GraphState, Key
-from onnx_bnfold.planning.plan import NOTHING, GraphPlan, Taken
+from onnx_bnfold.planning.plan import NOTHING, Given, GraphPlan, Taken
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.record import Record
-from onnx_bnfold.planning.totals import Totals, commit, require_totals
+from onnx_bnfold.planning.totals import Totals, commit, complete, require_totals
 from onnx_bnfold.planning.ways import Way
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
@@ -46,23 +46,22 @@ _MAY_CHANGE = frozenset(
 def plan_graph(
     state: GraphState, limits: Limits, excluded: dict[int, Refusal], options: Options
 ) -> GraphPlan:
-    """Plan one graph.
+    """Return the plan of one graph; its state holds the changes.
 
     Args:
         state: the graph, with nothing decided.
         limits: what a re-parametrised tensor may become.
         excluded: nodes that must stay, with the reason.
         options: what the user asked for.
-
-    Returns:
-        The plan; its state holds the changes.
     """
     start = state.copy()
     planner, open_choices = _Planner(state, limits, excluded, options), 0
     planner.run()
     if planner.competing:
         planner, open_choices = planner.better(start)
-    plan = GraphPlan(planner.state, limits, dict(sorted(planner.records.items())), planner.touched)
+    complete(planner.state)
+    records = dict(sorted(planner.records.items()))
+    plan = GraphPlan(planner.state, limits, records, planner.touched, planner.given)
     plan.doubtful, plan.unsure = planner.doubtful | excluded, planner.unsure
     plan.open_choices = open_choices
     plan.kept_affine = dict(sorted(planner.kept_affine.items()))
@@ -80,6 +79,7 @@ class _Planner:
         self.records: dict[int, Record] = {}
         self.kept_affine: dict[int, Record] = {}
         self.touched: dict[int, dict[int, Taken]] = {}
+        self.given: dict[int, list[Given]] = {}
         self.doubtful: dict[int, Refusal] = {}
         self.unsure: set[int] = set()
         self.clamps: Clamps | None = None
@@ -238,8 +238,7 @@ class _Planner:
         from onnx_bnfold.planning.propagation import propagate  # many plans are all direct folds
 
         best: tuple[tuple[int, ...], Way, dict[Key, Affine], Totals] | None = None
-        tried: list[tuple[str, Refusal]] = []
-        asked, met = {index}, set[Reason]()
+        tried, asked, met = list[tuple[str, Refusal]](), {index}, set[Reason]()
         allowed = partial(self._require_allowed, index, asked)
         try:
             for number, (way, seeds) in enumerate(outcomes.ways(state, index)):
@@ -289,9 +288,10 @@ class _Planner:
         taken = self._layers.taken(index)
         if not taken:
             return False
-        producer, changes = graph.producer[graph.reads[index][0]], changes_by(self.state, taken)
+        name, changes = graph.reads[index][0], changes_by(self.state, taken)
         for each, change in taken.items():
-            takers = () if change.is_identity else ((producer, change),)
+            given = (graph.producer[name], Given(each, name, change))
+            takers = () if change.is_identity else (given,)
             self._direct.add(each)
             self._commit(each, Way.UPSTREAM, changes, (0, 0), takers)
             changes = {}
@@ -327,14 +327,15 @@ class _Planner:
         way: Way,
         changes: dict[Key, Affine],
         cost: Sequence[int],
-        takers: Sequence[tuple[int, Affine]],
+        takers: Sequence[tuple[int, Given]],
         totals: Totals | None = None,
     ) -> None:
         """Make changes and note which nodes' constants take the scale and the shift."""
         state = self.state
-        for index, change in takers:
+        for index, given in takers:
             causes = self.touched.setdefault(index, {})
-            causes[origin] = causes.get(origin, NOTHING).more(change)
+            causes[origin] = causes.get(origin, NOTHING).more(given.change)
+            self.given.setdefault(index, []).append(given)
         clamps = self.clamps.new(changes) if self.clamps is not None else []
         commit(state, changes, totals)
         state.remove(origin)

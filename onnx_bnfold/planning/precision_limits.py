@@ -103,7 +103,7 @@ class Limits(NamedTuple):
         self, state: GraphState, origin: int, changes: Mapping[Key, Affine]
     ) -> None:
         """Refuse to disturb BNs that read little more than rounding errors, by any removal."""
-        names = [name for side in state.sides(origin) for name in state.groups.members(side)]
+        names = [name for side in state.sides(origin) for name in state.groups.seen(side)]
         for name in dict.fromkeys((*names, *(key for key in changes if isinstance(key, str)))):
             for index, slot in state.graph.readers.get(name, ()):
                 if slot == 0 and index not in state.removed and state.is_bn(index):

@@ -70,7 +70,8 @@ def propagate(
         met: gets the reasons of all refusals.
 
     Returns:
-        Every key that changes, with its change relative to now.
+        Every key that changes, with its change relative to now, but for tensors that nobody sees
+        any more (``merged_tensors``).
 
     Raises:
         Refused: no way was found; the refusal is the first that was met, unless the search was
@@ -217,8 +218,10 @@ class _Search:
     def _assign(
         self, branch: _Branch, key: Key, change: Affine, settled: int | None = None
     ) -> None:
-        if key in branch.changes:
-            if not branch.changes[key].agrees_with(change):
+        groups = self._state.groups
+        merged = groups.seen(key) if isinstance(key, str) else (key,)
+        if merged[0] in branch.changes:
+            if not branch.changes[merged[0]].agrees_with(change):
                 raise Refused(
                     Reason.CONFLICT,
                     self._name(key),
@@ -227,10 +230,12 @@ class _Search:
             return
         if not change.is_finite:
             raise Refused(Reason.OVERFLOW, self._name(key), "its change would overflow")
-        branch.changes[key] = change
+        branch.changes.update(dict.fromkeys(merged, change))
         if change.is_identity:
             return
-        for index in self._state.neighbours(key):
+        if isinstance(key, str):
+            self._asked.update(groups.between(key))
+        for index in self._state.around(key):
             if index not in (self._origin, settled):
                 branch.open.pop(index, None)
                 branch.forced[index] = None

@@ -48,6 +48,19 @@ def commit(state: GraphState, changes: Mapping[Key, Affine], totals: Totals | No
             state.total.pop(key, None)
         else:
             state.total[key] = after
+    if state.removed:
+        groups = {state.groups.root(key): key for key in changes if isinstance(key, str)}
+        for key in groups.values():
+            state.groups.change(key, changes[key])
+
+
+def complete(state: GraphState) -> None:
+    """Write down what has become of the tensors that nobody sees any more."""
+    for name, change in state.groups.all_lost():
+        if change is None or change.is_identity:
+            state.total.pop(name, None)
+        else:
+            state.total[name] = change
 
 
 def require_totals(state: GraphState, origin: int | None, totals: Totals) -> None:

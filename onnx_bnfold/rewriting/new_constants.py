@@ -203,25 +203,40 @@ def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
         position: of the graph in the model, for ``Unrepresentable``.
         plan: its plan.
     """
+    edges: dict[int, list[int]] = {}
+    for index, slot in sorted(key for key in plan.state.total if isinstance(key, tuple)):
+        edges.setdefault(index, []).append(slot)
+    for index in sorted(plan.changed - plan.state.removed):
+        yield from constants_of(position, plan, index, edges.get(index, ()))
+
+
+def constants_of(
+    position: int, plan: GraphPlan, index: int, slots: Iterable[int]
+) -> Iterator[NewConstant]:
+    """Yield the constants of a node that change.
+
+    Args:
+        position, plan: see ``new_constants``.
+        index: the node.
+        slots: those of its inputs whose constants have changes of their own.
+    """
     state = plan.state
-    edges = sorted(key for key in state.total if isinstance(key, tuple))
+    absorber = state.absorber_or_none(index)
     found: Iterable[Revised]
-    for index in sorted(plan.changed - state.removed):
-        absorber = state.absorber_or_none(index)
-        if index in state.clamps and (bounds := _of_clamp(state, index)):
-            found = bounds
-        elif absorber is None:
-            found = (_of_edge(state, *edge) for edge in edges if edge[0] == index)
-        elif index in plan.equal_scales:
-            found = state.bn(index).revised(state.side_changes(index), even=True)
-        else:
-            found = absorber.revised(state.side_changes(index))
-        cause = position, index
-        try:
-            for revised in found:
-                yield NewConstant(revised, cause, plan.state)
-        except Refused as refused:  # changes that are fine one by one may not be so together
-            raise Unrepresentable({cause: refused.refusal}) from None
+    if index in state.clamps and (bounds := _of_clamp(state, index)):
+        found = bounds
+    elif absorber is None:
+        found = (_of_edge(state, index, slot) for slot in slots)
+    elif index in plan.equal_scales:
+        found = state.bn(index).revised(state.side_changes(index), even=True)
+    else:
+        found = absorber.revised(state.side_changes(index))
+    cause = position, index
+    try:
+        for revised in found:
+            yield NewConstant(revised, cause, state)
+    except Refused as refused:  # changes that are fine one by one may not be so together
+        raise Unrepresentable({cause: refused.refusal}) from None
 
 
 def require_representable(plans: Sequence[GraphPlan]) -> None:

@@ -1,0 +1,50 @@
+"""How much planning asks: in proportion to the graph, whatever its shape. Time is not measured."""
+
+from __future__ import annotations
+
+import pytest
+from graphs import IMAGE, Net
+
+import onnx_bnfold
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.planning.graph_state import GraphState
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """What is counted: questions to rules and layers, and compositions of changes."""
+    found = {"questions": 0, "compositions": 0}
+
+    def count(kind, owner, name):
+        function = getattr(owner, name)
+
+        def counted(*args, **kwargs):
+            found[kind] += 1
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count("questions", GraphState, "step")
+    count("compositions", Affine, "then")
+    return found
+
+
+def constants(front, count=60):
+    """A chain of Mul and Add by constants near 1 and 0."""
+    net = Net(IMAGE)
+    t = front(net)
+    for number in range(count):
+        t = net.op(("Mul", "Add")[number % 2], t, net.const(net.rng.uniform(0.9, 1.1, (4, 1, 1))))
+    return net.model(net.op("Sigmoid", t))
+
+
+def test_a_chain_of_constants_behind_a_layer(work):
+    onnx_bnfold.plan(constants(lambda net: net.conv("x", 4)))
+    assert work["questions"] <= 2 * 60
+    assert work["compositions"] <= 6 * 60
+
+
+def test_a_chain_of_constants_that_only_its_own_can_take(work):
+    onnx_bnfold.plan(constants(lambda net: net.op("Sigmoid", "x")))
+    assert work["questions"] <= 16 * 60
+    assert work["compositions"] <= 16 * 60

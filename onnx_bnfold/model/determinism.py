@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from functools import cache
-from typing import Any
-
-import onnx
 
 from onnx_bnfold.model.graph import Dims, Graph
+from onnx_bnfold.model.standard import signature
 
 # What onnx's reference evaluator computes as onnxruntime does, in every version and any type. Of
 # other operators it misreads versions (BatchNormalization 9) or attributes (MaxPool's ceil_mode).
@@ -53,7 +50,6 @@ def read_dims(graph: Graph, index: int, dims: Dims) -> Dims:
     return tuple(d if axis in read else 1 for axis, d in enumerate(dims))
 
 
-@cache
 def is_deterministic(op: str | None, opset: int) -> bool:
     """Return whether nodes of an operator depend on their inputs and attributes alone.
 
@@ -65,15 +61,8 @@ def is_deterministic(op: str | None, opset: int) -> bool:
         False for what draws random numbers, may do so (Dropout), runs a subgraph (If, Loop, Scan),
         or is unknown.
     """
-    if op is None:
-        return False
-    try:
-        schema: Any = onnx.defs.get_schema(op, opset, "")
-    except onnx.defs.SchemaError:
-        return False
-    kind = schema.node_determinism  # which the stub lacks
-    # onnx 1.22 takes Range for another: its function has a Loop.
-    return op in READ_BY_REFERENCE or kind == onnx.defs.OpSchema.NodeDeterminism.Deterministic
+    found = signature(op, opset)
+    return found is not None and found.is_deterministic
 
 
 class Computable:

@@ -14,21 +14,13 @@ from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.constants import Constant, Constants
 from onnx_bnfold.model.graph import Dims, Graph
 from onnx_bnfold.model.shape_inference import Shapes
+from onnx_bnfold.model.standard import version_of
 from onnx_bnfold.reasons import Reason, Refused
 
 FLOATS = frozenset(
     (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 )
 T = TypeVar("T")
-
-
-@cache
-def version_of(operator: str, opset: int) -> int:
-    """Return the version of a standard operator that an opset holds, 0 if it holds none."""
-    try:
-        return int(onnx.defs.get_schema(operator, opset, "").since_version)
-    except onnx.defs.SchemaError:
-        return 0
 
 
 @cache

@@ -7,36 +7,18 @@ specification, "Graphs" and "Nodes".
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache
 from itertools import accumulate, chain
 from operator import mul
-from typing import Any, NamedTuple
 
 import onnx
 from onnx import AttributeProto
 
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.model.graph import Graph
+from onnx_bnfold.model.standard import Signature, signature
 
 _BODIES = frozenset((AttributeProto.GRAPH, AttributeProto.GRAPHS))
 _MOST_ELEMENTS = 2**62
-_SINGLE = onnx.defs.OpSchema.FormalParameterOption.Single
-
-
-class _Signature(NamedTuple):
-    """What the standard says of an operator.
-
-    Attributes:
-        inputs: smallest and largest number of inputs.
-        outputs: smallest and largest number of outputs.
-        required: positions of inputs that must not be left out.
-        attributes: name → type.
-    """
-
-    inputs: tuple[int, int]
-    outputs: tuple[int, int]
-    required: tuple[int, ...]
-    attributes: dict[str, int]
 
 
 def require_sound(graphs: Sequence[Graph]) -> bool:
@@ -141,29 +123,10 @@ def _require_names(graph: Graph, outer: set[str]) -> tuple[set[str], bool]:
     return (outer | defined if outer else defined), in_order
 
 
-def _number(kind: Any) -> int:
-    """Return the number of an attribute type; for onnx's stubs it is not an enumeration."""
-    return int(kind.value)
-
-
-@cache
-def _signature(operator: str | None, opset: int) -> _Signature | None:
-    """Return the signature of a standard operator, None for any other."""
-    if operator is None:
-        return None
-    try:
-        schema = onnx.defs.get_schema(operator, opset, "")
-    except onnx.defs.SchemaError:
-        return None
-    if schema.deprecated:
-        return None
-    required = tuple(i for i, given in enumerate(schema.inputs) if given.option == _SINGLE)
-    return _Signature(
-        (schema.min_input, schema.max_input),
-        (schema.min_output, schema.max_output),
-        required,
-        {n: _number(a.type) for n, a in schema.attributes.items()},
-    )
+def _signature(operator: str | None, opset: int) -> Signature | None:
+    """Return what a node must hold, None for one of no standard operator."""
+    found = signature(operator, opset)
+    return None if found is None or found.is_deprecated else found
 
 
 def _require_counts(graph: Graph) -> None:
@@ -175,20 +138,19 @@ def _require_counts(graph: Graph) -> None:
             raise ModelError(f"{graph.label(index)} {wrong[form]}; repair the model")
     for index, read in enumerate(graph.reads):
         if "" in read:
-            signature = _signature(graph.ops[index], graph.opset)
-            required = signature.required if signature else ()
-            if any(not read[slot] for slot in required if slot < len(read)):
+            found = _signature(graph.ops[index], graph.opset)
+            if found is not None and "" in read[: found.required]:
                 raise ModelError(f"{graph.label(index)} lacks an input that its operator "
                                  "needs; repair the model")  # fmt: skip
 
 
 def _miscounted(operator: str | None, inputs: int, outputs: int, opset: int) -> str | None:
-    signature = _signature(operator, opset)
-    if signature is None:
+    found = _signature(operator, opset)
+    if found is None:
         return None
     for kind, count, (least, most) in (
-        ("inputs", inputs, signature.inputs),
-        ("outputs", outputs, signature.outputs),
+        ("inputs", inputs, found.inputs),
+        ("outputs", outputs, found.outputs),
     ):
         if not least <= count <= most:
             wanted = str(least) if least == most else f"{least} to {most}"
@@ -198,11 +160,11 @@ def _miscounted(operator: str | None, inputs: int, outputs: int, opset: int) -> 
 
 def _require_types(graph: Graph) -> None:
     for index, attributes in graph.attributes.items():
-        signature = _signature(graph.ops[index], graph.opset)
-        if signature is None:
+        found = _signature(graph.ops[index], graph.opset)
+        if found is None:
             continue
         for name, item in attributes.items():
-            expected = signature.attributes.get(name)
+            expected = found.attributes.get(name)
             if expected is None and item.type in _BODIES:  # nothing would look into that graph
                 raise ModelError(f"{graph.label(index)} has a graph as attribute {name!r}, "
                                  "which its operator does not have; repair the model")  # fmt: skip

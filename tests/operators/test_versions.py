@@ -9,7 +9,7 @@ from graphs import IMAGE, Net
 from support import fold_checked, reasons
 
 from onnx_bnfold import Reason
-from onnx_bnfold.model.node_view import version_of
+from onnx_bnfold.model.standard import version_of
 from onnx_bnfold.operators import batchnorm_parameters, dequantized_weight
 from onnx_bnfold.operators.table import OPERATORS, every_entry
 

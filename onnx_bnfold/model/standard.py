@@ -48,6 +48,7 @@ def signature(operator: str | None, opset: int) -> Signature | None:
     return recorded(operator, opset) if opset <= NEWEST else registered(operator, opset)
 
 
+@cache
 def version_of(operator: str, opset: int) -> int:
     """Return the version of a standard operator that an opset holds, 0 if it holds none."""
     found = signature(operator, opset)

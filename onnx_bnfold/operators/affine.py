@@ -255,32 +255,35 @@ def all_along(maps: Sequence[Float64], axis: int, ranks: Sequence[int]) -> list[
         axis: along which they vary.
         ranks: of the tensors.
     """
-    by_size: dict[int, list[int]] = {}
-    for index, each in enumerate(maps):
-        by_size.setdefault(each.shape[1], []).append(index)
+    alike: dict[tuple[int, int], list[int]] = {}
+    for index, (each, rank) in enumerate(zip(maps, ranks, strict=True)):
+        alike.setdefault((each.shape[1], rank), []).append(index)
     changes: dict[int, Affine] = {}
-    for indices in by_size.values():
+    for (_, rank), indices in alike.items():
         block = np.array([maps[index] for index in indices])
-        of_one_size = _all_along(block, axis, [ranks[index] for index in indices])
-        changes.update(zip(indices, of_one_size, strict=True))
+        changes.update(zip(indices, _all_along(block, axis, rank), strict=True))
     return [changes[index] for index in range(len(maps))]
 
 
-def _all_along(block: Float64, axis: int, ranks: Sequence[int]) -> Iterator[Affine]:
-    """Yield the changes of maps of one size, ``(maps, 2, C)``."""
-    if not block.shape[2]:  # no channels
-        yield from map(Affine.identity, ranks)
+def _all_along(block: Float64, axis: int, rank: int) -> Iterator[Affine]:
+    """Yield the changes of maps of one size, ``(maps, 2, C)``, of tensors of one rank."""
+    count, _, size = block.shape
+    if not size:  # no channels
+        yield from (Affine.identity(rank) for _ in range(count))
         return
     extremes = _Extremes(block.min(axis=2), block.max(axis=2))
     same = (extremes.least == extremes.most).tolist()
-    for (a, b), rank, (same_scale, same_shift), facts in zip(
-        block, ranks, same, extremes.facts(), strict=True
+    laid = block.reshape(count, 2, *(1,) * axis, size, *(1,) * (rank - axis - 1))
+    first = (slice(None),) * axis + (slice(1),)
+    for (a, b), (scale, shift), (same_scale, same_shift), facts in zip(
+        block, laid, same, extremes.facts(), strict=True
     ):
-        scale, shift = a[:1] if same_scale else a, b[:1] if same_shift else b
-        change = Affine(along(scale, axis, rank), along(shift, axis, rank))
+        change = Affine(
+            scale[first] if same_scale else scale, shift[first] if same_shift else shift
+        )
         vars(change).update(facts)  # where ``_Once`` keeps its values
         if not same_scale and not same_shift:
-            change._vectors[axis, len(a)] = a, b
+            change._vectors[axis, size] = a, b
         yield change
 
 

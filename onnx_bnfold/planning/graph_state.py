@@ -199,7 +199,7 @@ class GraphState(GraphNodes):
             slot = self.ports(index)[0]
         else:
             slot = absorber.data_slot
-        into, out = self.key(index, slot) or "", self.key(index, OUT) or ""  # "" is of no tensor
+        into, out = self.key(index, slot) or "", self.graph.writes[index][0]  # "" is of no tensor
         if not changes:
             return Sides(self.total.get(into), self.total.get(out))
         return Sides(self.total_of(into, changes), self.total_of(out, changes))

@@ -85,12 +85,13 @@ def gone(
         cost: the Adds that it needs, and the elements that clamps read for it.
         clamps: the nodes that get constants by it.
     """
+    takers = [(state.place(other), *each) for other, each in sorted(taken.items())]
     return Record(
         state.place(index),
         state.graph.ops[index] == batchnorm.OPERATOR,
         way,
-        tuple([state.place(other) for other, each in taken.items() if each.scale]),
-        tuple([state.place(other) for other, each in taken.items() if each.shift]),
+        tuple([name for name, scale, _ in takers if scale]),
+        tuple([name for name, _, shift in takers if shift]),
         cost[0],
         clamps=tuple(map(state.place, clamps)),
         clamp_elements=cost[1],

@@ -332,10 +332,12 @@ class _Planner:
     ) -> None:
         """Make changes and note which nodes' constants take the scale and the shift."""
         state = self.state
+        taken: dict[int, Taken] = {}
         for index, given in takers:
-            causes = self.touched.setdefault(index, {})
-            causes[origin] = causes.get(origin, NOTHING).more(given.change)
+            taken[index] = taken.get(index, NOTHING).more(given.change)
             self.given.setdefault(index, []).append(given)
+        for index, what in taken.items():
+            self.touched.setdefault(index, {})[origin] = what
         clamps = self.clamps.new(changes) if self.clamps is not None else []
         commit(state, changes, totals)
         state.remove(origin)
@@ -345,5 +347,4 @@ class _Planner:
             self.kept_affine.pop(origin, None)
             near = (index for key in changes for index in state.neighbours(key))
             self._moved.update(dict.fromkeys((origin, *near), len(state.removed)))
-        taken = {i: self.touched[i][origin] for i in sorted({index for index, _ in takers})}
         self.records[origin] = outcomes.gone(state, origin, way, taken, cost, clamps)

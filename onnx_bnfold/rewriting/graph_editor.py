@@ -179,29 +179,30 @@ class _Editor:
         arrange(self.body.node, places)
 
     def _place(self, new: NewConstant) -> None:
-        node, reads = self.nodes[new.node], self.state.graph.reads[new.node]
-        old = reads[new.slot] if new.slot < len(reads) else ""
+        index, slot = new.node, new.slot
+        node, reads = self.nodes[index], self.state.graph.reads[index]
+        old = reads[slot] if slot < len(reads) else ""
         name = self._name(old, new)
         self._define(name, old, new)
-        if new.of_shared_weight:
-            node = self.copies.of(new.node, new.cause[1])
-            self.maybe_unread.update(self.state.graph.writes[new.node])
-        elif new.node != new.cause[1]:  # a DequantizeLinear: nothing makes up for it here
-            self.revalued.update(self.state.graph.writes[new.node])
-        if new.revised.place is BiasPlace.BOUND:
-            self.bounds.setdefault(new.node, []).append(name)
-            return
+        if index != new.cause[1]:
+            if new.of_shared_weight:
+                node = self.copies.of(index, new.cause[1])
+                self.maybe_unread.update(self.state.graph.writes[index])
+            else:  # a DequantizeLinear: nothing makes up for it here
+                self.revalued.update(self.state.graph.writes[index])
         place = new.revised.place
         if place is not BiasPlace.INPUT:
-            if place is BiasPlace.GEMM:
+            if place is BiasPlace.BOUND:
+                self.bounds.setdefault(index, []).append(name)
+            elif place is BiasPlace.GEMM:
                 self._become_gemm(node, name)
             else:
-                self._append_add(node, new.node, name)
+                self._append_add(node, index, name)
             return
         if name != old:
             inputs = node.input
-            inputs.extend([""] * (new.slot + 1 - len(inputs)))
-            inputs[new.slot] = name
+            inputs.extend([""] * (slot + 1 - len(inputs)))
+            inputs[slot] = name
         for attribute in new.revised.attributes:
             set_attribute(node, *attribute)
 

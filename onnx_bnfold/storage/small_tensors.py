@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -91,7 +92,8 @@ def _alike(
         for shape in set(dims.values())
         if 0 < len(shape) < MOST_AXES and 0 < math.prod(shape) <= _TOGETHER
     }
-    alike: dict[tuple[tuple[int, ...], int], tuple[list[str], list[bytes]]] = {}
+    alike: dict[tuple[tuple[int, ...], int], tuple[list[str], list[bytes]]]
+    alike = defaultdict(lambda: ([], []))
     has_field = TensorProto.HasField  # look the method up once: protobuf looks for a field first
     for name, tensor in tensors.items():
         shape = dims[name]
@@ -100,10 +102,7 @@ def _alike(
             and tensor.data_location != _EXTERNAL
             and not has_field(tensor, "segment")
         ):
-            kind = shape, tensor.data_type
-            found = alike.get(kind)
-            if found is None:
-                found = alike[kind] = [], []
-            found[0].append(name)
-            found[1].append(tensor.raw_data)
+            names, contents = alike[shape, tensor.data_type]
+            names.append(name)
+            contents.append(tensor.raw_data)
     return alike

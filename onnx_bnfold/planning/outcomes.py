@@ -85,14 +85,21 @@ def gone(
         cost: the Adds that it needs, and the elements that clamps read for it.
         clamps: the nodes that get constants by it.
     """
-    takers = [(state.place(other), *each) for other, each in sorted(taken.items())]
+    scale_to: list[str] = []
+    shift_to: list[str] = []
+    for other, (takes_scale, takes_shift) in sorted(taken.items()):
+        name = state.place(other)
+        if takes_scale:
+            scale_to.append(name)
+        if takes_shift:
+            shift_to.append(name)
     return Record(
         state.place(index),
         state.graph.ops[index] == batchnorm.OPERATOR,
         way,
-        tuple([name for name, scale, _ in takers if scale]),
-        tuple([name for name, _, shift in takers if shift]),
-        cost[0],
+        tuple(scale_to),
+        tuple(shift_to),
+        added=cost[0],
         clamps=tuple(map(state.place, clamps)),
         clamp_elements=cost[1],
     )

@@ -287,11 +287,10 @@ class Pipeline(Attempts):
         return any(self._restate_as(form) for form in self.options.forms)
 
     def _restate_as(self, form: Standalone) -> bool:
-        from onnx_bnfold.rewriting import standalone
+        from onnx_bnfold.rewriting.standalone import restated
 
-        return self._go_on_with(
-            standalone.restated(self._copy, self.plans, form, self._limits, self._excluded.keys())
-        )
+        copied = restated(self._copy, self.plans, form, self._limits, self._excluded.keys())
+        return self._go_on_with(copied)
 
     def _go_on_with(self, copied: Copied | None) -> bool:
         if copied is None:
@@ -324,6 +323,8 @@ class Pipeline(Attempts):
     def apply(self, copy: ModelProto) -> dict[str, Pending]:
         """Rewrite a copy of the model by the present plan; see ``graph_editor.rewrite``."""
         freeze, metadata = self.options.freeze_initializers, self.options.metadata
+        if not (self.alters or self._unread or freeze):
+            return {}
         pending = rewrite(copy, self.plans, freeze=freeze, unread=self._unread, metadata=metadata)
         if self._source.computed:
             pending.update(self._computed(copy, pending.keys()))
@@ -340,9 +341,8 @@ class Pipeline(Attempts):
     @property
     def alters(self) -> bool:
         """Whether anything changes by the present plan."""
-        return bool(self.merges or self.inlined or self._restated or self.earlier) or any(
-            any((plan.state.removed, plan.equalized, plan.equal_scales)) for plan in self.plans
-        )
+        changed = (any((p.state.removed, p.equalized, p.equal_scales)) for p in self.plans)
+        return bool(self.merges or self.inlined or self._restated or self.earlier) or any(changed)
 
     @property
     def read(self) -> ReadTensor:

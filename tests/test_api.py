@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from graphs import IMAGE, Net
 from onnx import ModelProto, numpy_helper
 from support import (
     assert_same_function,
@@ -631,3 +632,12 @@ def test_a_frozen_input_leaves_the_file_too(tmp_path, rng):
     assert count(folded) == 1
     feeds = feeds_for(folded)
     np.testing.assert_allclose(run(model, feeds)[0], run(folded, feeds)[0], atol=1e-5)
+
+
+def test_a_model_with_nothing_to_fold_is_not_edited(tmp_path, monkeypatch):
+    net = Net(IMAGE)
+    onnx.save(net.model(net.relu(net.conv("x", 4))), tmp_path / "model.onnx")
+    monkeypatch.setattr("onnx_bnfold.pipeline.rewrite", None)
+    report = onnx_bnfold.fold_file(tmp_path / "model.onnx", tmp_path / "folded.onnx")
+    assert (report.nodes_before, report.nodes_after) == (2, 2)
+    assert (tmp_path / "folded.onnx").read_bytes() == (tmp_path / "model.onnx").read_bytes()

@@ -7,12 +7,12 @@ assertion of the C++ library then fails if a Slice reads that tensor.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import chain
+from itertools import chain, compress
 
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
-from onnx_bnfold.model.graph import STANDARD_DOMAINS, bodies_of, graphs_of, subgraphs
+from onnx_bnfold.model.graph import STANDARD_DOMAINS, bodies_of, copy_of, subgraphs
 
 MOST_LEVELS = 100  # Slices behind one another; each level costs a run of the inference
 
@@ -45,14 +45,18 @@ def hide_unsafe_slices(model: ModelProto, *, data_prop: bool) -> list[NodeProto]
         ValueError: a size in front of a Slice is negative.
     """
     levels: list[list[NodeProto]] = []
-    _sort_by_level(model.graph, {}, levels)
+    in_front: list[int] = []
+    _sort_by_level(model.graph, {}, levels, in_front)
     for function in model.functions:
         inside: list[list[NodeProto]] = []
-        _sort_by_level(function, {}, inside)
+        _sort_by_level(function, {}, inside, [])
         _hide(model, chain.from_iterable(inside))
     _hide(model, chain.from_iterable(levels))
-    for level in levels[:MOST_LEVELS]:
-        _require_no_negative_size(onnx.shape_inference.infer_shapes(model, data_prop=data_prop))
+    part = copy_of(model)  # of what lies behind a hidden Slice nothing is known yet
+    for number, level in enumerate(levels[:MOST_LEVELS]):
+        del part.graph.node[:]
+        part.graph.node.extend(compress(model.graph.node, [n <= number for n in in_front]))
+        _require_no_negative_size(onnx.shape_inference.infer_shapes(part, data_prop=data_prop))
         _set_domain(level, "")
     return [*chain.from_iterable(levels[MOST_LEVELS:])]
 
@@ -68,7 +72,10 @@ def behind(model: ModelProto, nodes: Iterable[NodeProto]) -> frozenset[str]:
 
 
 def _sort_by_level(
-    body: GraphProto | FunctionProto, known: dict[str, int], levels: list[list[NodeProto]]
+    body: GraphProto | FunctionProto,
+    known: dict[str, int],
+    levels: list[list[NodeProto]],
+    in_front: list[int],
 ) -> int:
     """Sort the Slices of a body into levels by the number of Slices in front of them.
 
@@ -76,6 +83,7 @@ def _sort_by_level(
         body: the body.
         known: tensor of the enclosing bodies → number of Slices in front of it; 0 if left out.
         levels: gets the Slices.
+        in_front: gets for each node of the body the number of Slices in front of it.
 
     Returns:
         The largest number of Slices in front of a tensor of the body.
@@ -84,10 +92,11 @@ def _sort_by_level(
     most = 0
     for node in body.node:
         level = max((known.get(name, 0) for name in node.input), default=0)
+        in_front.append(level)
         for inner in subgraphs(node):
             # A Loop or Scan may pass any of its inputs.
             given = dict.fromkeys((value.name for value in inner.input), level)
-            level = max(level, _sort_by_level(inner, known | given, levels))
+            level = max(level, _sort_by_level(inner, known | given, levels, []))
         if node.op_type == "Slice" and node.domain in STANDARD_DOMAINS:
             levels.extend([] for _ in range(level + 1 - len(levels)))
             levels[level].append(node)
@@ -103,10 +112,10 @@ def _set_domain(nodes: Iterable[NodeProto], domain: str) -> None:
 
 
 def _require_no_negative_size(model: ModelProto) -> None:
-    for graph in graphs_of(model):
-        body = graph.body
+    for body in bodies_of(model):
         if not isinstance(body, GraphProto):
             continue
-        for value in (*body.input, *body.value_info, *body.output):
-            if any(d.dim_value < 0 for d in value.type.tensor_type.shape.dim):
-                raise ValueError(f"{value.name} has a negative size")
+        for value in chain(body.input, body.value_info, body.output):
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_value < 0:
+                    raise ValueError(f"{value.name} has a negative size")

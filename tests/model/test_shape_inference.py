@@ -152,3 +152,21 @@ def test_a_group_normalization_has_the_shape_of_its_data():
     shapes = net.state(net.relu(y)).shapes
     assert shapes.dims(y) == (2, "C", 5)
     assert shapes.type_of(y) == TensorProto.FLOAT
+
+
+def test_each_level_of_slices_infers_what_lies_in_front_of_it(monkeypatch):
+    """What lies behind a Slice that is still hidden is left out: of that nothing is known."""
+    sizes = []
+    infer = onnx.shape_inference.infer_shapes
+
+    def watched(model, **options):
+        sizes.append(len(model.graph.node))
+        return infer(model, **options)
+
+    model = behind_slices(3)
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", watched)
+    inference_guard.hide_unsafe_slices(model, data_prop=False)
+    assert sizes == sorted(set(sizes))
+    assert len(sizes) == 3
+    assert sizes[-1] < len(model.graph.node)
+    assert all(node.domain == "" for node in model.graph.node)

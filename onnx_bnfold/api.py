@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -39,6 +39,7 @@ class Outcome:
         pipeline: the plan and its records; it can read tensors of the source during the inspection.
         folded: the folded model; large tensors, and those that changed, carry no values.
         target: where the folded model goes.
+        computed: names of the initializers of ``folded`` whose values the fold computes.
     """
 
     source: Path
@@ -47,6 +48,7 @@ class Outcome:
     pipeline: Pipeline
     folded: ModelProto
     target: Path | None = None
+    computed: Collection[str] = ()
     _data_files: list[str] | None = field(default=None, init=False, repr=False)
 
     @property
@@ -157,7 +159,9 @@ def write_folded(
             place = Path(target)
             outcome = Outcome(Path(source), place, pipeline.original, pipeline, copy, place)
             try:
-                large = fill_small(pipeline.apply(copy))
+                pending = pipeline.apply(copy)
+                outcome.computed = pending.keys()
+                large = fill_small(pending)
                 late = recorder.late(copy, pipeline.counts) if recorder and pipeline.alters else {}
                 blocks = {name: new.compute.blocks for name, new in large.items()}
                 look = partial(_show, inspect, outcome, report) if inspect or report else None
@@ -204,8 +208,8 @@ def plan_file(
         if inspect is None:
             return report_of(pipeline, source)
         copy = copy_of(pipeline.model)
-        pipeline.apply(copy)
-        outcome = Outcome(Path(source), None, pipeline.original, pipeline, copy)
+        computed = pipeline.apply(copy).keys()
+        outcome = Outcome(Path(source), None, pipeline.original, pipeline, copy, computed=computed)
         inspect(outcome)
         return outcome.report
 

@@ -35,10 +35,12 @@ def _checked(args: argparse.Namespace) -> CheckResult:
     options = options_of(CheckOptions, args)
     if not args.report:
         return check(args.original, args.folded, options)
+    from onnx_bnfold.reports.data import check_report
     from onnx_bnfold.reports.files import require_writable, write
 
     require_writable(args.report, taken=(args.original, args.folded))
     result = check(args.original, args.folded, options)
+    data = check_report(result).to_dict()
     for path in args.report:
-        write(path, result.to_dict())
+        write(path, data)
     return result

@@ -10,7 +10,7 @@ import dataclasses
 import importlib.metadata
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,16 @@ from onnx_bnfold.api import Outcome
 from onnx_bnfold.check.results import CheckResult
 from onnx_bnfold.provenance import sha256_of
 from onnx_bnfold.report import Rescaled
+from onnx_bnfold.reports.changes import Changes, changes_of
 from onnx_bnfold.reports.cost import Sizes, input_shapes
 from onnx_bnfold.reports.figures import Figures, figures_of
 from onnx_bnfold.reports.layers import Layer, layers_of
 from onnx_bnfold.reports.nodes import NodeRecord, merged_records, records_of
+from onnx_bnfold.storage.data_files import data_files_of, files
 from onnx_bnfold.version import __version__
 
 SCHEMA_VERSION = 1
+_TOOL = {"name": "onnx_bnfold", "version": __version__}
 _PACKAGES = ("numpy", "onnx", "onnxruntime")
 
 
@@ -65,6 +68,7 @@ class FoldReport:
         affine_nodes: one record per Mul, Add, Sub or Div by a constant that was folded as well.
         kept_affine_nodes: the same of those that hold a value per channel (decomposed
             BatchNormalizations), that a fold was tried for and that stay.
+        changes: the nodes and initializers that differ, by name.
         layers: the weights of every node that took a scale or a shift.
         rescaled_tensors: tensors that remain in the model with other values.
         int8_loss: what their ranges are expected to cost in int8, in dB; None if that is not much.
@@ -89,6 +93,7 @@ class FoldReport:
     batch_normalizations: tuple[NodeRecord, ...]
     affine_nodes: tuple[NodeRecord, ...]
     kept_affine_nodes: tuple[NodeRecord, ...]
+    changes: Changes
     layers: tuple[Layer, ...]
     rescaled_tensors: tuple[Rescaled, ...]
     int8_loss: float | None
@@ -113,6 +118,34 @@ class FoldReport:
         }
 
 
+@dataclass(frozen=True)
+class CheckReport(CheckResult):
+    """A check of two files, and what they and the packages were.
+
+    Attributes:
+        tool: name and version of this package.
+        packages: name → version of Python and of the packages used; None if not installed.
+        original_files, folded_files: the model's file, then its data files.
+    """
+
+    tool: dict[str, str] = field(kw_only=True)
+    packages: dict[str, str | None] = field(kw_only=True)
+    original_files: tuple[File, ...] = field(kw_only=True)
+    folded_files: tuple[File, ...] = field(kw_only=True)
+
+
+def check_report(result: CheckResult) -> CheckReport:
+    """Return the report of a check whose models are files."""
+    original, folded = map(Path, (result.original, result.folded))
+    return CheckReport(
+        **{each.name: getattr(result, each.name) for each in dataclasses.fields(result)},
+        tool=_TOOL,
+        packages=_packages(),
+        original_files=_files(files(original, data_files_of(original))),
+        folded_files=_files(files(folded, data_files_of(folded))),
+    )
+
+
 def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> FoldReport:
     """Return the report of a fold.
 
@@ -131,7 +164,7 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
     source = _files(outcome.source_files)
     result = None if outcome.path is None else _files(outcome.files)
     return FoldReport(
-        tool={"name": "onnx_bnfold", "version": __version__},
+        tool=_TOOL,
         packages=_packages(),
         options=dataclasses.asdict(pipeline.options),
         source=source,
@@ -148,6 +181,7 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
         batch_normalizations=tuple(r for r in records if r.record.is_norm),
         affine_nodes=tuple(r for r in records if not r.record.is_norm),
         kept_affine_nodes=tuple(records_of(pipeline, pipeline.decomposed_bns, places)),
+        changes=changes_of(outcome.original, outcome.folded, outcome.computed),
         layers=layers,
         rescaled_tensors=told.rescaled,
         int8_loss=told.int8_loss,

@@ -222,7 +222,7 @@ def test_command_and_schema(tmp_path, capsys):
     assert "int8" in capsys.readouterr().out
     schema = json.loads(files("onnx_bnfold.reports").joinpath("schema.json").read_text())
     record = json.loads(report.read_text())
-    part = {"$schema": schema["$schema"], "$ref": "#/$defs/check", "$defs": schema["$defs"]}
+    part = {"$schema": schema["$schema"], "$ref": "#/$defs/check_report", "$defs": schema["$defs"]}
     jsonschema.Draft202012Validator(part).validate(record)
     text = page.read_text()
     assert "Ranges of the activations" in text

@@ -16,7 +16,7 @@ from onnx_bnfold import Options
 from onnx_bnfold.check import CheckOptions, CheckResult
 from onnx_bnfold.check import results as check_results
 from onnx_bnfold.report import Rescaled
-from onnx_bnfold.reports import data, figures, layers, nodes
+from onnx_bnfold.reports import changes, data, figures, layers, nodes
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -50,8 +50,12 @@ DATACLASSES = {
     "node": nodes.Node,
     "taker": nodes.Taker,
     "layer": layers.Layer,
+    "changes": changes.Changes,
+    "changed_node": changes.ChangedNode,
+    "initializer": changes.Initializer,
     "rescaled": Rescaled,
     "check": CheckResult,
+    "check_report": data.CheckReport,
     "numerics": check_results.Numerics,
     "difference": check_results.Difference,
     "first_difference": check_results.FirstDifference,

@@ -1,42 +1,44 @@
-"""The charts of the page, as SVG; names from the model appear as labels and tool tips only."""
+"""Charts of one row per output or model; they are as wide as the page is.
+
+A row is a name, a track in which the value is drawn, and the value. Positions in the track are
+percentages, so nothing is scaled that is to be read.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from onnx_bnfold.reports.markup import Data, Element, el, shortened
+from onnx_bnfold.reports.markup import Data, Element, el
 
-_LARGEST_SPAN = 14  # most decades of weights in a chart
-_RANGES_CAPTION = "quantised activations, in the order of the graph"
-_WEIGHTS_CAPTION = "layers that took a scale or a shift, in the order of the graph"
+_EDGE = 6  # per cent of the track; a label that is nearer to its end begins or ends there
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Maps values to pixels.
+    """Maps values to positions, in per cent of the track or in pixels.
 
     Attributes:
         low, high: values at the ends.
-        start, stop: pixels of the ends.
+        start, stop: positions of the ends.
         is_log: whether the axis is logarithmic.
     """
 
     low: float
     high: float
-    start: float
-    stop: float
+    start: float = 0
+    stop: float = 100
     is_log: bool = True
 
     def at(self, value: float) -> float:
-        """Return the pixel of a value, clamped to the axis."""
+        """Return the position of a value, clamped to the axis."""
         low, high, here = (self._scaled(v) for v in (self.low, self.high, value))
         part = (here - low) / (high - low) if high > low else 0.5
         return round(self.start + min(max(part, 0.0), 1.0) * (self.stop - self.start), 2)
 
     def decades(self) -> Iterator[tuple[float, float]]:
-        """Yield up to ten powers of ten within the axis, with their pixels."""
+        """Yield up to ten powers of ten within the axis, with their positions."""
         first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
         step = -(-(last - first + 1) // 10) or 1
         for exponent in range(first, last + 1, step):
@@ -46,14 +48,6 @@ class Axis:
         return math.log10(max(value, 1e-300)) if self.is_log else value
 
 
-def svg(*parts: Element, width: int, height: int, label: str) -> Element:
-    """Return an SVG element; ``label`` describes it to screen readers."""
-    return el(
-        "svg", *parts, class_="chart", viewBox=f"0 0 {width} {height}", width=width, role="img",
-        aria_label=label,
-    )  # fmt: skip
-
-
 def noise_chart(outputs: Sequence[Data], factor: float) -> Element:
     """Draw, per output, the difference of both models in units of the rounding noise.
 
@@ -61,173 +55,101 @@ def noise_chart(outputs: Sequence[Data], factor: float) -> Element:
         outputs: of the check.
         factor: the least limit; an output may have a larger one.
     """
-    width, left, row = 1036, 210, 34
-    height = row * len(outputs) + 52
     limits = [factor if output["limit"] is None else output["limit"] for output in outputs]
     largest = max([*(output["times_noise"] or 0 for output in outputs), *limits])
-    axis = Axis(0.01, max(100.0, 2 * largest), left, width - 90)
-    noise, bottom = axis.at(1), height - 40
-    parts = [
-        *(_limit(axis, limit, 6 + row * i, row) for i, limit in enumerate(limits)),
-        el("line", x1=noise, x2=noise, y1=6, y2=bottom, class_="grid strong"),
-        *_ticks(axis, bottom),
-        el("text", "rounding noise = 1", x=noise - 4, y=height - 9, class_="tick end"),
-        el(
-            "text",
-            f"limit = {factor:g}" + (" or more" if max(limits) > factor else ""),
-            x=axis.at(factor) + 4,
-            y=height - 9,
-            class_="tick start over",
-        ),
+    axis = Axis(0.01, max(100.0, 2 * largest), 1.5, 98.5)
+    rows = [_noise_row(*pair, axis) for pair in zip(outputs, limits, strict=True)]
+    limit = f"limit = {factor:g}" + (" or more" if max(limits) > factor else "")
+    ticks = [
+        *(_label(f"{value:g}", x, 10) for value, x in axis.decades()),
+        _label("rounding noise = 1", axis.at(1), 28),
+        _label(limit, axis.at(factor), 45, "tick over"),
     ]
-    for i, (output, limit) in enumerate(zip(outputs, limits, strict=True)):
-        parts += _noise_row(output, limit, axis, 6 + row * (i + 0.5))
-    return svg(*parts, width=width, height=height, label="difference in units of rounding noise")
+    return _rows([*rows, _axis(ticks, 54)])
 
 
-def _limit(axis: Axis, limit: float, y: float, height: float) -> Element:
-    """Draw the ranges below and above the limit of one output."""
-    at = axis.at(limit)
-    return el(
-        "g",
-        el("rect", x=axis.start, y=y, width=at - axis.start, height=height, class_="safe"),
-        el("rect", x=at, y=y, width=axis.stop - at, height=height, class_="unsafe"),
-        el("line", x1=at, x2=at, y1=y, y2=y + height, class_="limit"),
-    )
-
-
-def _noise_row(output: Data, limit: float, axis: Axis, y: float) -> Iterator[Element]:
+def _noise_row(output: Data, limit: float, axis: Axis) -> Element:
     times = math.inf if output["times_noise"] is None else output["times_noise"]
     kind = "good" if output["holds"] else "bad"
-    at = axis.at(times)
     text = f"{times:.2g} × noise" if times else "exact"
-    title = f"{output['name']}: {text}, limit {limit:.3g}"
-    yield el("text", shortened(output["name"], 26), x=axis.start - 10, y=y, class_="label end")
-    yield el("line", x1=axis.start, x2=at, y1=y, y2=y, class_=f"stem {kind}")
-    yield el("circle", el("title", title), cx=at, cy=y, r=6, class_=kind)
-    yield el("text", text, x=axis.stop + 10, y=y, class_=f"value start {kind}")
+    at, far, noise = axis.at(times), axis.at(limit), axis.at(1)
+    parts = [
+        _rect(0, far, 0, 34, class_="safe"),
+        _rect(far, 100 - far, 0, 34, class_="unsafe"),
+        *(_line(x, 0, 34, class_="grid") for _, x in axis.decades()),
+        _line(noise, 0, 34, class_="grid strong"),
+        _line(far, 0, 34, class_="limit"),
+        el("line", x1="0%", x2=f"{at}%", y1=17, y2=17, class_=f"stem {kind}"),
+        el("circle", cx=f"{at}%", cy=17, r=6, class_=kind),
+    ]
+    track = _track(parts, 34, f"{output['name']}: {text}, limit {limit:.3g}")
+    return _row(output["name"], track, text, kind)
 
 
 def latency_chart(mode: Data) -> Element:
     """Draw the timed runs of both models in one mode, with medians and 10 to 90 % ranges."""
-    width, left, height = 1036, 210, 108
     models = [("original", mode["original"]), ("folded", mode["folded"])]
     runs = [ms for _, timing in models for ms in timing["samples_ms"]]
-    axis = Axis(min(runs), sorted(runs)[int(0.98 * (len(runs) - 1))], left, width - 90, False)
-    parts = [
-        el("text", f"{ms:.3g} ms", x=axis.at(ms), y=height - 8, class_="tick middle")
-        for ms in (axis.low, (axis.low + axis.high) / 2, axis.high)
-    ]
-    for i, (name, timing) in enumerate(models):
-        parts += _strip(name, timing, axis, 24 + 44 * i)
-    return svg(*parts, width=width, height=height, label=f"latency, optimisations {mode['mode']}")
+    last = sorted(runs)[int(0.98 * (len(runs) - 1))]
+    axis = Axis(min(runs), last, 1, 99, is_log=False)
+    rows = [_timing_row(name, timing, axis) for name, timing in models]
+    values = (axis.low, (axis.low + axis.high) / 2, axis.high)
+    ticks = [_label(f"{ms:.3g} ms", axis.at(ms), 10) for ms in dict.fromkeys(values)]
+    return _rows([*rows, _axis(ticks, 18)])
 
 
-def _strip(name: str, timing: Data, axis: Axis, y: float) -> Iterator[Element]:
+def _timing_row(name: str, timing: Data, axis: Axis) -> Element:
     low, high, median = (axis.at(timing[key]) for key in ("low_ms", "high_ms", "median_ms"))
-    yield el("text", name, x=axis.start - 10, y=y, class_="label end")
-    box = {"x": low, "y": y - 15, "width": max(high - low, 1), "height": 30, "rx": 3}
-    yield el("rect", **box, class_=f"spread {name}")
+    parts = [_rect(low, round(max(high - low, 0.1), 2), 2, 30, rx=3, class_=f"spread {name}")]
     for i, ms in enumerate(timing["samples_ms"]):
         if ms <= axis.high:
-            offset = (i * 7 % 11 - 5) * 2.2  # so that runs of equal time do not hide each other
-            yield el("circle", cx=axis.at(ms), cy=round(y + offset, 2), r=1.8, class_=f"run {name}")
-    yield el("line", x1=median, x2=median, y1=y - 17, y2=y + 17, class_=f"median {name}")
-    median_text = f"{timing['median_ms']:.3g} ms"
-    yield el("text", median_text, x=axis.stop + 10, y=y, class_="value start")
+            y = round(17 + (i * 7 % 11 - 5) * 2.2, 2)  # so that equal times do not hide each other
+            parts.append(el("circle", cx=f"{axis.at(ms)}%", cy=y, r=1.8, class_=f"run {name}"))
+    parts.append(_line(median, 0, 34, class_=f"median {name}"))
+    text = f"{timing['median_ms']:.3g} ms"
+    spread = f"10 to 90 % of the runs from {timing['low_ms']:.3g} to {timing['high_ms']:.3g} ms"
+    return _row(name, _track(parts, 34, f"{name}: median {text}, {spread}"), text, "")
 
 
-def weights_chart(layers: Sequence[Data]) -> Element:
-    """Draw, per layer, the span from the smallest to the largest of its channels' peaks.
-
-    Args:
-        layers: at least one; their peaks must not be None.
-    """
-    ends = [value for layer in layers for value in _ends(layer)]
-    low = max(min(ends), max(ends) / 10**_LARGEST_SPAN)
-
-    def candles(number: int, axis: Axis, x: float, step: float) -> Element:
-        return _candles(layers[number], axis, x, step)
-
-    return _columns(
-        len(layers), low, max(ends), candles, _WEIGHTS_CAPTION, "range of weights before and after"
-    )
+# --- parts ----------------------------------------------------------------------------------
 
 
-def ranges_chart(ranges: Sequence[Data]) -> Element:
-    """Draw, per quantised activation, the span of its int8 codes in both models.
-
-    Args:
-        ranges: at least one.
-    """
-    kinds = {"original": "before", "folded": "after"}
-    spans = [{k: each[k][1] - each[k][0] for k in kinds if each[k]} for each in ranges]
-    values = [value for span in spans for value in span.values() if value > 0] or [1.0]
-    low = max(min(values) / 2, max(values) / 10**_LARGEST_SPAN)
-
-    def bars(number: int, axis: Axis, x: float, step: float) -> Element:
-        wide = step * 0.34
-        text = ", ".join(f"{key} {value:.3g}" for key, value in spans[number].items())
-        starts = {"original": x - wide - 0.5, "folded": x + 0.5}
-        drawn = (
-            _bar(axis, starts[key], wide, low, value, kinds[key])
-            for key, value in spans[number].items()
-        )
-        return el("g", el("title", f"{ranges[number]['tensor']}: {text}"), *drawn)
-
-    return _columns(
-        len(ranges), low, max(values), bars, _RANGES_CAPTION, "range of activations in int8"
-    )
+def _rows(rows: Sequence[Element]) -> Element:
+    return el("div", *rows, class_="rows")
 
 
-def _columns(
-    count: int,
-    low: float,
-    high: float,
-    column: Callable[[int, Axis, float, float], Element],
-    caption: str,
-    label: str,
-) -> Element:
-    step, left, height = max(4.0, min(26.0, 946 / count)), 70, 250
-    width = max(int(left + step * count + 20), 460)
-    axis = Axis(low / 1.3, high * 1.3, height - 30, 10)
-    parts = []
-    for value, y in axis.decades():
-        parts.append(el("line", x1=left, x2=width - 10, y1=y, y2=y, class_="grid"))
-        parts.append(el("text", f"{value:g}", x=left - 8, y=y, class_="tick end middle-line"))
-    parts.append(el("text", caption, x=left, y=height - 6, class_="tick start"))
-    parts += [column(i, axis, left + step * (i + 0.5), step) for i in range(count)]
-    return svg(*parts, width=width, height=height, label=label)
-
-
-def _ends(layer: Data) -> list[float]:
-    ends = ("quietest", "largest")
-    return [layer[f"{end}_{time}"] for time in ("before", "after") for end in ends]
-
-
-def _candles(layer: Data, axis: Axis, x: float, step: float) -> Element:
-    quiet_before, loud_before, quiet_after, loud_after = _ends(layer)
-    wide = step * 0.34
-    text = (
-        f"{layer['op']} {layer['name']}: before {quiet_before:.3g} to {loud_before:.3g}, "
-        f"after {quiet_after:.3g} to {loud_after:.3g}"
-    )
-    bars = [
-        _bar(axis, x - wide - 0.5, wide, quiet_before, loud_before, "before"),
-        _bar(axis, x + 0.5, wide, quiet_after, loud_after, "after"),
-    ]
-    return el("g", el("title", text), *bars)
-
-
-def _bar(axis: Axis, x: float, wide: float, low: float, high: float, kind: str) -> Element:
-    top, bottom = axis.at(high), axis.at(low)
+def _row(name: str, track: Element, value: str, kind: str) -> Element:
     return el(
-        "rect", x=round(x, 2), y=top, width=round(wide, 2), height=round(max(bottom - top, 2), 2),
-        rx=1, class_=f"candle {kind}",
+        "div", el("code", name), track, el("strong", value, class_=f"value {kind}"), class_="row"
+    )
+
+
+def _axis(ticks: Sequence[Element], height: int) -> Element:
+    track = el("svg", *ticks, width="100%", height=height, class_="track")
+    return el("div", track, class_="row axis", aria_hidden="true")
+
+
+def _track(parts: Sequence[Element], height: int, spoken: str) -> Element:
+    title = el("title", spoken)
+    return el(
+        "svg", title, *parts, width="100%", height=height, class_="track", role="img",
+        aria_label=spoken,
     )  # fmt: skip
 
 
-def _ticks(axis: Axis, y: float) -> Iterator[Element]:
-    for value, x in axis.decades():
-        yield el("line", x1=x, x2=x, y1=6, y2=y, class_="grid")
-        yield el("text", f"{value:g}", x=x, y=y + 14, class_="tick middle")
+def _rect(x: float, width: float, y: float, height: float, **attributes: object) -> Element:
+    return el("rect", x=f"{x}%", width=f"{width:.5g}%", y=y, height=height, **attributes)
+
+
+def _line(x: float, y: float, end: float, **attributes: object) -> Element:
+    return el("line", x1=f"{x}%", x2=f"{x}%", y1=y, y2=end, **attributes)
+
+
+def _label(text: str, x: float, y: float, kind: str = "tick") -> Element:
+    """Return a label of an axis that stays within the track."""
+    anchor = "middle"
+    if len(text) > 9:
+        anchor = "start" if x < 50 else "end"
+    elif not _EDGE <= x <= 100 - _EDGE:
+        anchor = "start" if x < _EDGE else "end"
+    return el("text", text, x=f"{x}%", y=y, class_=f"{kind} {anchor}")

@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from onnx_bnfold.reports.charts import latency_chart, noise_chart, ranges_chart
+from onnx_bnfold.reports.charts import latency_chart, noise_chart
+from onnx_bnfold.reports.column_charts import ranges_chart
+from onnx_bnfold.reports.files_section import footer
 from onnx_bnfold.reports.markup import Data, Element, el, pill, table
 
 _MODELS = ("original", "folded")
 
 
-def header(check: Data) -> list[Element]:
-    """Return the head of a page that shows a check alone."""
-    names = el(
-        "h1", "Check of ", el("code", Path(check["folded"]).name),
-        " against ", el("code", Path(check["original"]).name),
-    )  # fmt: skip
-    return [el("header", names, el("p", verdict(check), class_="pills"))]
+def page_of(check: Data) -> list[Element]:
+    """Return what a page shows of a check alone."""
+    names = [el("code", Path(check[model]).name) for model in _MODELS]
+    kicker = el("p", "BatchNormalization fold, checked", class_="kicker")
+    title = el("h1", names[0], " → ", names[1])
+    parts = [el("header", kicker, title, el("p", verdict(check), class_="pills"))]
+    parts += sections(check)
+    if "tool" in check:  # else its models are not files
+        files = {model: check[f"{model}_files"] for model in _MODELS}
+        parts.append(footer(check, files, ()))
+    return parts
 
 
 def verdict(check: Data | None) -> Element:
@@ -67,7 +73,7 @@ def _numerics(numerics: Data) -> Element:
     measured = [o for o in numerics["outputs"] if "float" in o["dtype"]]
     parts = [el("p", f"{limit} {about}", class_="lead")]
     if measured and not by_tolerance:
-        parts.append(el("div", noise_chart(measured, numerics["factor"]), class_="scroll"))
+        parts.append(noise_chart(measured, numerics["factor"]))
     parts.append(_outputs(numerics["outputs"]))
     parts += _first(numerics["first_difference"])
     parts += [el("p", f"Note: {note}.", class_="note") for note in numerics["notes"]]
@@ -75,7 +81,16 @@ def _numerics(numerics: Data) -> Element:
 
 
 def _outputs(outputs: Sequence[Data]) -> Element:
-    heads = ("output", "max error", "of peak", "SNR", "noise SNR", "× noise", "top-1 same", "")
+    heads = (
+        "output",
+        "max error",
+        "of peak",
+        "SNR",
+        "noise SNR",
+        "× noise",
+        "top-1 same",
+        "verdict",
+    )
     return table(heads, [_output(output) for output in outputs], numbers=range(1, 7))
 
 
@@ -122,7 +137,7 @@ def _accuracy(accuracy: Data) -> Element:
         f"{accuracy['changed']} of {accuracy['examples']:,} predictions changed: "
         f"{accuracy['became_right']} became right, {accuracy['became_wrong']} became wrong."
     )
-    figures = table(("", "original", "folded"), rows, numbers=range(1, 3))
+    figures = table(("accuracy", "original", "folded"), rows, numbers=range(1, 3))
     return _section("accuracy", "Accuracy", el("p", changed, class_="lead"), figures)
 
 
@@ -136,7 +151,7 @@ def _latency(latency: Data) -> Element:
     parts = [el("p", about, class_="lead")]
     for mode in latency["modes"]:
         parts += _timed(mode)
-    heads = ("optimisations", "", "median", "session", "peak memory", "of the model")
+    heads = ("optimisations", "model", "median", "session", "peak memory", "of the model")
     rows = [row for mode in latency["modes"] for row in _costs(mode)]
     return _section("latency", "Latency", *parts, table(heads, rows, numbers=range(2, 6)))
 
@@ -146,7 +161,7 @@ def _timed(mode: Data) -> list[Element]:
         f"optimisations {mode['mode']}: speed-up {mode['speedup']:.3f} "
         f"(95 % interval {mode['speedup_low']:.3f} to {mode['speedup_high']:.3f})"
     )
-    return [el("h3", told), el("div", latency_chart(mode), class_="scroll")]
+    return [el("h3", told), latency_chart(mode)]
 
 
 def _quantized(quantized: Data) -> Element:
@@ -157,7 +172,10 @@ def _quantized(quantized: Data) -> Element:
         f"{quantized['sets']} others with the original in float."
     )
     parts = [el("p", about, class_="lead")]
-    heads = ("output", "signal-to-noise, original", "folded", "same top class, original", "folded")
+    heads = (
+        "output", "signal-to-noise, original", "signal-to-noise, folded",
+        "same top class, original", "same top class, folded",
+    )  # fmt: skip
     rows: list[list[Element | str]] = [
         [
             el("code", output["name"]),
@@ -175,7 +193,7 @@ def _quantized(quantized: Data) -> Element:
             "model does not have.", class_="lead",
         )  # fmt: skip
         parts += [el("h3", "Ranges of the activations"), key]
-        parts.append(el("div", ranges_chart(quantized["ranges"]), class_="scroll"))
+        parts.append(ranges_chart(quantized["ranges"]))
     return _section("quantized", "Int8", *parts)
 
 

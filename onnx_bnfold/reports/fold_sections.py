@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 from onnx_bnfold.operators.entries import Absorbing
 from onnx_bnfold.operators.table import entry_of
+from onnx_bnfold.options import Options
 from onnx_bnfold.report import int8_warning
-from onnx_bnfold.reports.charts import weights_chart
+from onnx_bnfold.reports.changes_section import changes_section
 from onnx_bnfold.reports.check_sections import verdict
-from onnx_bnfold.reports.markup import Data, Element, el, pill, table
+from onnx_bnfold.reports.column_charts import weights_chart
+from onnx_bnfold.reports.figures_section import card, cards
+from onnx_bnfold.reports.files_section import footer, given_options
+from onnx_bnfold.reports.later import AT_ONCE, Later
+from onnx_bnfold.reports.markup import Data, Element, el, pill, spaced, table
 from onnx_bnfold.reports.norm_section import norms_section
+from onnx_bnfold.reports.reasons_section import Stays, reasons_list
 
+_SIZES = ((200, "large"), (1000, "small"))  # most squares of a size
 _FIGURES = (
     ("batch_normalizations", "BatchNormalizations"),
     ("nodes", "nodes"),
@@ -22,18 +30,20 @@ _FIGURES = (
 )
 
 
-def sections(data: Data, checked: Sequence[Element]) -> list[Element]:
+def sections(data: Data, checked: Sequence[Element], later: Later) -> list[Element]:
     """Return the sections of the page of a fold.
 
     Args:
         data: the report.
         checked: the sections of its check.
+        later: keeps what the page does not show at once.
     """
     parts = [_header(data), _summary(data), *checked]
     if data["batch_normalizations"]:
-        parts.append(norms_section(data))
+        parts.append(norms_section(data, later))
+    parts.append(changes_section(data["changes"], later))
     if weights := [layer for layer in data["layers"] if _is_drawn(layer)]:
-        parts.append(_weights(weights))
+        parts.append(_weights(weights, later))
     return [*parts, _footer(data)]
 
 
@@ -52,21 +62,17 @@ def _header(data: Data) -> Element:
     names += [] if data["result"] is None else [el("code", data["result"][0]["name"])]
     title = el("h1", names[0], *(part for name in names[1:] for part in (" → ", name)))
     kicker = el("p", "BatchNormalization fold", class_="kicker")
-    return el("header", kicker, title, el("p", *_spaced(pills), class_="pills"))
-
-
-def _spaced(elements: Sequence[Element]) -> list[Element | str]:
-    return [part for element in elements for part in (element, " ")]
+    return el("header", kicker, title, el("p", *spaced(pills), class_="pills"))
 
 
 # --- summary --------------------------------------------------------------------------------
 
 
 def _summary(data: Data) -> Element:
-    cards = [_card(label, data["before"][key], data["after"][key]) for key, label in _FIGURES]
+    figures = [card(label, data["before"][key], data["after"][key]) for key, label in _FIGURES]
     if data["result"] is not None:
-        cards.append(_card("bytes", data["bytes_before"], data["bytes_after"]))
-    parts = [el("div", *cards, class_="cards")]
+        figures.append(card("bytes", data["bytes_before"], data["bytes_after"]))
+    parts = [cards(figures)]
     if data["copied_bytes"]:
         text = f"Copies of weights that several nodes read add {data['copied_bytes']:,} bytes"
         parts.append(el("p", f"{text}; --keep-shared-weights avoids them.", class_="note"))
@@ -90,33 +96,10 @@ def _summary(data: Data) -> Element:
     return el("section", el("h2", "Summary"), *parts, id="summary")
 
 
-def _card(label: str, before: int | None, after: int | None) -> Element:
-    if before is None or after is None:
-        return el("div", el("h3", label), el("p", "not known", class_="now"), class_="card")
-    text = "unchanged" if before == after else f"from {_short(before)} ({_change(before, after)})"
-    return el(
-        "div", el("h3", label), el("p", _short(after), class_="now"), el("p", text, class_="was"),
-        class_="card", title=f"{before:,} → {after:,}",
-    )  # fmt: skip
-
-
-def _change(before: int, after: int) -> str:
-    percent = 100 * (after - before) / max(before, 1)
-    text = f"{percent:+.1f} %" if abs(percent) >= 0.05 else f"{after - before:+,}"
-    return text.replace("-", "−")
-
-
-def _short(number: int) -> str:
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if number >= size:
-            return f"{number / size:.4g} {unit}"
-    return f"{number:,}"
-
-
 def _strip(norms: Sequence[Data]) -> Element:
     """Draw one square per BatchNormalization, in the order of the graph."""
     squares = [
-        el("a", href=f"#bn-{i}", class_=f"square {norm['status']}", title=_title(norm))
+        el("a", str(i + 1), href=f"#bn-{i}", class_=None if norm["status"] == "folded" else "kept")
         for i, norm in enumerate(norms)
     ]
     key = el(
@@ -124,11 +107,14 @@ def _strip(norms: Sequence[Data]) -> Element:
         el("span", class_="square folded"), " folded, ", el("span", class_="square kept"), " kept.",
         class_="lead",
     )  # fmt: skip
-    return el("div", key, el("div", *squares, class_="strip"))
-
-
-def _title(norm: Data) -> str:
-    return f"{norm['status']}: {norm['name']}" + (f" ({norm['reason']})" if norm["reason"] else "")
+    size = next((name for most, name in _SIZES if len(norms) <= most), "dots")
+    strip = el(
+        "div", *squares, class_=f"strip {size}", role="toolbar",
+        aria_label="BatchNormalizations, in the order of the graph",
+    )  # fmt: skip
+    says = el("p", "Point at a square, or walk along them with the arrow keys.",
+              id="says", class_="lead needs-script", aria_hidden="true")  # fmt: skip
+    return el("div", key, strip, says)
 
 
 def _reasons(norms: Sequence[Data], *, are_listed: bool) -> Iterator[Element]:
@@ -141,21 +127,13 @@ def _reasons(norms: Sequence[Data], *, are_listed: bool) -> Iterator[Element]:
     counts = Counter(norm["reason"] for norm in norms if norm["reason"])
     if not counts:
         return
-    most = max(counts.values())
-    rows: list[list[Element | str]] = []
+    reasons = []
     for reason, count in counts.most_common():
         example = next(norm for norm in norms if norm["reason"] == reason)
-        length = max(round(90 * count / most), 2)
-        bar = el(
-            "svg", el("rect", width=length, height=10, rx=2), class_="bar", width=90, height=10
-        )
-        text = el("span", el("code", example["culprit"]), f": {example['sentence']}")
-        name = el("code", reason)
-        link = el("a", name, href=f"#q={reason}") if are_listed else name
-        rows.append([link, str(count), bar, text])
-    whose, what = ("the others", "BNs") if are_listed else ("decomposed ones", "nodes")
-    yield el("h3", f"Why {whose} stay")
-    yield table(("reason", what, "", "for example"), rows, numbers=(1,))
+        told = (el("code", example["culprit"]), f": {example['sentence']}")
+        reasons.append(Stays(reason, count, told, f"#q={reason}&show=kept" if are_listed else None))
+    yield el("h3", f"Why {'the others' if are_listed else 'decomposed ones'} stay")
+    yield reasons_list(reasons, "BN" if are_listed else "node")
 
 
 # --- weights, files -------------------------------------------------------------------------
@@ -169,17 +147,21 @@ def _is_drawn(layer: Data) -> bool:
     return is_quantised and all(layer[end] is not None for end in ends)
 
 
-def _weights(layers: Sequence[Data]) -> Element:
+def _weights(layers: Sequence[Data], later: Later) -> Element:
     lead = el(
         "p", "For each layer, the largest weights of its output channels, from the smallest to the "
         "largest of them: ", el("span", class_="square before"), " before, ",
         el("span", class_="square after"), " after. The longer the bar, the more is lost by "
         "quantisation with one scale per tensor.", class_="lead",
     )  # fmt: skip
-    heads = ("layer", "type", "quietest before", "after", "largest before", "after", "of the range")
+    heads = (
+        "layer", "type", "quietest before", "quietest after", "largest before", "largest after",
+        "of the type's range",
+    )  # fmt: skip
     rows = [_layer(layer) for layer in layers]
-    numbers = el("details", el("summary", "numbers"), table(heads, rows, numbers=range(2, 7)))
-    chart = el("div", weights_chart(layers), class_="scroll")
+    listed = table(heads, rows, numbers=range(2, 7))
+    numbers = later.details(el("span", "numbers"), [listed], at_once=len(rows) <= AT_ONCE)
+    chart = weights_chart(layers)
     return el("section", el("h2", "Range of the weights"), lead, chart, numbers, id="weights")
 
 
@@ -192,23 +174,10 @@ def _layer(layer: Data) -> list[Element | str]:
 
 
 def _footer(data: Data) -> Element:
-    files = [
-        [role, el("code", file["name"]), f"{file['bytes']:,}", el("code", file["sha256"])]
-        for role in ("source", "result")
-        for file in data[role] or ()
-    ]
     shapes = ", ".join(f"{name} {list(shape)}" for name, shape in data["input_shapes"].items())
-    versions = [f"{data['tool']['name']} {data['tool']['version']}"]
-    versions += [f"{name} {version}" for name, version in data["packages"].items() if version]
-    given = {name: value for name, value in data["options"].items() if value not in ((), [])}
-    options = ", ".join(f"{name} {value}" for name, value in given.items())
-    return el(
-        "footer",
-        el("h2", "Files and versions"),
-        table(("", "file", "bytes", "SHA-256"), files, numbers=(2,)),
-        el("p", f"Multiply-adds are counted for {shapes or 'no inputs'}. The multiplicative depth "
-           "is the number of multiplications on the longest path, the cost under homomorphic "
-           "encryption.", class_="note"),
-        el("p", f"Options: {options}.", class_="note"),
-        el("p", ", ".join(versions) + ".", class_="note"),
-    )  # fmt: skip
+    notes = (
+        f"Multiply-adds are counted for {shapes or 'no inputs'}. The multiplicative depth is the "
+        "number of multiplications on the longest path, the cost under homomorphic encryption.",
+        given_options(data["options"], asdict(Options())),
+    )
+    return footer(data, {role: data[role] or () for role in ("source", "result")}, notes)

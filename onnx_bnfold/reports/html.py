@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -18,43 +18,64 @@ from string import Template
 
 from onnx_bnfold.errors import printable
 from onnx_bnfold.reports import check_sections, fold_sections
-from onnx_bnfold.reports.markup import Data, Element, written
+from onnx_bnfold.reports.later import Later, packed
+from onnx_bnfold.reports.markup import Data, Element, el, written
 
 
 def page(data: Data) -> str:
     """Return the page of a report.
 
     Args:
-        data: ``FoldReport.to_dict()`` or ``CheckResult.to_dict()``.
+        data: ``FoldReport.to_dict()``, ``CheckReport.to_dict()`` or ``CheckResult.to_dict()``.
     """
-    check = data if "numerics" in data else data["check"]
-    if check is data:
-        title = f"check of {Path(data['folded']).name}"
-        body = check_sections.header(data) + check_sections.sections(data)
+    later = Later()
+    if "numerics" in data:
+        title, body = f"check of {Path(data['folded']).name}", check_sections.page_of(data)
     else:
         title = f"fold of {data['source'][0]['name']}"
-        checked = [] if check is None else check_sections.sections(check)
-        body = fold_sections.sections(data, checked)
-    return document(title, body, data)
+        checked = [] if data["check"] is None else check_sections.sections(data["check"])
+        body = fold_sections.sections(data, checked, later)
+    return document(title, body, data, later)
 
 
-def document(title: str, body: Sequence[Element], data: Data) -> str:
+def document(title: str, body: Sequence[Element], data: Data, later: Later) -> str:
     """Return a page.
 
     Args:
         title: of the page.
-        body: what is shown.
+        body: what is shown: a header, then sections; those with an ``id`` are linked to from the
+            top.
         data: what it is made of, as JSON types; it is put into the page.
+        later: what the page does not show at once.
     """
     style, script = _resource("page.css"), _resource("page.js")
+    links = _links(body)
+    skip = "list" if "list" in links else "main"
     return Template(_resource("page.html")).substitute(
         title=escape(printable(title)),
         policy=_policy(style, script),
         style=style,
         script=script,
-        body=written(body),
-        data=_embedded(data),
+        skip=f"#{skip}",
+        skipped=links.get(skip, "the content"),
+        body=written([body[0], _navigation(links), *body[1:]]),
+        later=later.packed(),
+        data=packed(json.dumps(data, allow_nan=False, indent=2)),
     )
+
+
+def _links(body: Sequence[Element]) -> dict[str, str]:
+    """Return the sections of a page: id → title."""
+    return {
+        name: str(section.findtext("h2"))
+        for section in body
+        if (name := section.get("id")) is not None
+    }
+
+
+def _navigation(links: Mapping[str, str]) -> Element:
+    linked = (el("a", text, href=f"#{name}") for name, text in links.items())
+    return el("nav", *linked, aria_label="sections of this page")
 
 
 def _resource(name: str) -> str:
@@ -70,11 +91,3 @@ def _policy(style: str, script: str) -> str:
 
 def _hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _embedded(data: Data) -> str:
-    """Return JSON that cannot close the HTML element that contains it."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    for letter in "<>&":
-        text = text.replace(letter, f"\\u{ord(letter):04x}")
-    return text

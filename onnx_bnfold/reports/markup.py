@@ -43,25 +43,44 @@ def pill(text: str, kind: str) -> Element:
     return el("span", text, class_=f"pill {kind}")
 
 
+def spaced(elements: Iterable[Element]) -> list[Element | str]:
+    """Return elements with a space behind each."""
+    return [part for element in elements for part in (element, " ")]
+
+
 def table(
     heads: Sequence[str], rows: Iterable[Sequence[Element | str]], numbers: Collection[int]
 ) -> Element:
-    """Return a table; the columns with the indices ``numbers`` are aligned right."""
+    """Return a table, whose rows become lists of "column: value" where the page is narrow.
 
-    def line(tag: str, cells: Sequence[Element | str]) -> Element:
-        kinds = ("number" if i in numbers else None for i in range(len(cells)))
-        return el(
-            "tr", *(el(tag, cell, class_=kind) for cell, kind in zip(cells, kinds, strict=True))
-        )
+    Args:
+        heads: titles of the columns.
+        rows: the cells.
+        numbers: indices of the columns that are aligned right.
+    """
 
-    body = el("tbody", *(line("td", row) for row in rows))
-    return el("div", el("table", el("thead", line("th", heads)), body), class_="scroll")
+    def kind(column: int) -> str | None:
+        return "number" if column in numbers else None
+
+    titles = [
+        el("th", head, class_=kind(i), scope="col", role="columnheader") if head else el("td")
+        for i, head in enumerate(heads)
+    ]
+    lines = [
+        el("tr", *(
+            el("td", cell, class_=kind(i), data_label=heads[i] or None, role="cell")
+            for i, cell in enumerate(row)
+        ), role="row")
+        for row in rows
+    ]  # fmt: skip
+    head = el("thead", el("tr", *titles, role="row"), role="rowgroup")
+    return el("table", head, el("tbody", *lines, role="rowgroup"), role="table", class_="stack")
 
 
-def shortened(text: str, letters: int) -> str:
-    """Return a name shortened in the middle; names mostly differ at their ends."""
-    half = (letters - 1) // 2
-    return text if len(text) <= letters else f"{text[:half]}…{text[-half:]}"
+def scrolling(content: Element, what: str) -> Element:
+    """Return what scrolls sideways where it is wider than the page, and says so."""
+    hint = el("p", "scroll sideways to see all of it", class_="hint", hidden=True)
+    return el("div", el("div", content, class_="scroll", role="group", aria_label=what), hint)
 
 
 def _fill(parent: Element, children: Iterable[Element | str]) -> None:

@@ -1,32 +1,40 @@
-"""The table of BatchNormalizations, each with a picture of the graph around it."""
+"""The list of BatchNormalizations, each with a picture of the graph around it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from onnx_bnfold.reports.later import AT_ONCE, Later
 from onnx_bnfold.reports.markup import Data, Element, el, pill
 from onnx_bnfold.reports.pictures import pictures
 
 _SHOWN = 3  # nodes that a line names
+_PLAIN = "upstream"  # the way that most go, which a line does not name
 
 
-def norms_section(data: Data) -> Element:
-    """Return the table with its filter; the first folded and the first kept BN are expanded."""
+def norms_section(data: Data, later: Later) -> Element:
+    """Return the list with its filter; the first folded and the first kept BN are expanded.
+
+    Args:
+        data: the report.
+        later: keeps what is around the nodes of a large model; nothing else before.
+    """
     norms = data["batch_normalizations"]
     first = {norm["status"]: i for i, norm in reversed(list(enumerate(norms)))}
-    rows = [_norm(i, norm, is_open=i in first.values()) for i, norm in enumerate(norms)]
-    buttons = [
-        el("button", show, type="button", data_show=show, aria_pressed="false")
-        for show in ("all", "folded", "kept")
-    ]
-    query = el(
-        "input", id="query", type="search", placeholder="filter by name, operator, reason …",
-        aria_label="filter", autocomplete="off", spellcheck="false",
-    )  # fmt: skip
-    controls = el("div", query, *buttons, el("span", id="count"), class_="controls needs-script")
-    heads = el("tr", el("th"), el("th", "name, and what was done with it"))
-    listed = el("table", el("thead", heads), el("tbody", *rows), id="norms")
-    section = el("section", el("h2", "BatchNormalizations"), controls, listed, id="list")
+    at_once = len(norms) <= AT_ONCE
+    rows = []
+    for i, norm in enumerate(norms):
+        around = [pictures(norm), *_more(norm)]
+        row = _norm(i, norm)
+        if at_once or i in first.values():
+            title = el("summary", "the graph around it")
+            row.append(el("details", title, *around, open=i in first.values()))
+        if not at_once:
+            later.put(around)  # the script finds it by the number of the row
+        rows.append(row)
+    listed = el("ol", *rows, id="norms", data_later=None if at_once else True)
+    section = el("section", el("h2", "BatchNormalizations"), _controls(), listed, id="list")
+    section.append(el("p", "None fits this filter.", id="nothing", class_="note", hidden=True))
     if data["affine_nodes"]:
         count = len(data["affine_nodes"])
         text = (
@@ -37,17 +45,27 @@ def norms_section(data: Data) -> Element:
     return section
 
 
-def _norm(number: int, norm: Data, *, is_open: bool) -> Element:
-    graph = [el("span", f" in {norm['graph']}", class_="way")] if norm["graph"] else []
+def _controls() -> Element:
+    buttons = [
+        el("button", show, type="button", data_show=show, aria_pressed="false")
+        for show in ("all", "folded", "kept")
+    ]
+    query = el(
+        "input", id="query", type="search", placeholder="name, operator, reason …",
+        aria_label="filter the list", autocomplete="off", spellcheck="false",
+    )  # fmt: skip
+    shown = el("div", *buttons, class_="buttons", role="group", aria_label="which are shown")
+    count = el("output", id="count")
+    return el("div", query, shown, count, class_="controls needs-script", role="search")
+
+
+def _norm(number: int, norm: Data) -> Element:
     became = _why(norm) if norm["status"] == "kept" else _where(norm)
-    details = el("details", el("summary", "graph"), pictures(norm), *_more(norm), open=is_open)
-    return el(
-        "tr",
-        el("td", pill(norm["status"], "good" if norm["status"] == "folded" else "kept")),
-        el("td", el("p", el("code", norm["name"]), *graph), el("p", *became), details),
-        id=f"bn-{number}",
-        data_status=norm["status"],
-    )
+    state = pill(norm["status"], "good" if norm["status"] == "folded" else "kept")
+    head = el("p", state, " ", el("code", norm["name"]))
+    if norm["graph"]:
+        head.append(el("span", " in ", el("code", norm["graph"]), class_="way"))
+    return el("li", head, el("p", *became), id=f"bn-{number}", class_=norm["status"])
 
 
 def _why(norm: Data) -> list[Element | str]:
@@ -75,7 +93,9 @@ def _where(norm: Data) -> list[Element | str]:
         text += ["; ", el("code", clamp), " becomes a clamp with constants"]
     if norm["clamp_elements"]:
         text.append(f" ({norm['clamp_elements']:,} elements read)")
-    return [*text, " ", el("span", norm["way"], class_="way")]
+    if norm["way"] != _PLAIN:
+        text += [" ", el("span", f"({norm['way']})", class_="way")]
+    return text
 
 
 def _more(norm: Data) -> list[Element]:

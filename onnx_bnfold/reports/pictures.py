@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from onnx_bnfold.reports.markup import Data, Element, el, shortened
+from onnx_bnfold.reports.markup import Data, Element, el
 
-_WIDTH, _HEIGHT = 150, 46  # of a box, in pixels
-_GAP_X, _GAP_Y, _MARGIN = 30, 10, 4
 _SHOWN = 3  # most boxes in a column
-_LETTERS = 24
 
 
 @dataclass(frozen=True)
@@ -26,13 +23,18 @@ class Box:
 
     op: str
     name: str
-    kind: str = "plain"
+    kind: str = ""
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of boxes; ``is_far`` if they are no neighbours, to which edges are dashed."""
+    """A column of boxes.
+
+    Attributes:
+        boxes: from top to bottom.
+        is_far: whether they are no neighbours of the columns beside them.
+    """
 
     boxes: tuple[Box, ...]
     is_far: bool = False
@@ -45,10 +47,6 @@ def pictures(record: Data) -> Element:
     if not is_kept:
         figures.append(_figure("after", _columns(record, True)))
     return el("div", *figures, class_="pictures")
-
-
-def _figure(caption: str, columns: Sequence[Column]) -> Element:
-    return el("figure", el("figcaption", caption), _drawn(columns))
 
 
 # --- layout ---------------------------------------------------------------------------------
@@ -111,68 +109,27 @@ def _culprit(record: Data) -> Iterator[Box]:
 # --- drawing --------------------------------------------------------------------------------
 
 
-def _drawn(columns: Sequence[Column]) -> Element:
-    shown = [_shortened(column) for column in columns]
-    rows = max(len(column.boxes) for column in shown)
-    width = len(shown) * (_WIDTH + _GAP_X) - _GAP_X + 2 * _MARGIN
-    height = rows * (_HEIGHT + _GAP_Y) - _GAP_Y + 2 * _MARGIN
-    parts = [edge for i in range(1, len(shown)) for edge in _edges(shown, i, rows)]
-    for i, column in enumerate(shown):
-        parts += [_box(box, *_corner(i, j, column, rows)) for j, box in enumerate(column.boxes)]
-    return el(
-        "svg", *parts, class_="picture", width=width, height=height,
-        viewBox=f"0 0 {width} {height}", role="img", aria_label=_spoken(columns),
-    )  # fmt: skip
-
-
-def _shortened(column: Column) -> Column:
-    if len(column.boxes) <= _SHOWN:
-        return column
-    rest = len(column.boxes) - _SHOWN + 1
-    return replace(column, boxes=(*column.boxes[: _SHOWN - 1], Box(f"{rest} more", "", "end")))
-
-
-def _corner(i: int, j: int, column: Column, rows: int) -> tuple[float, float]:
-    free = (rows - len(column.boxes)) * (_HEIGHT + _GAP_Y) / 2
-    return _MARGIN + i * (_WIDTH + _GAP_X), _MARGIN + free + j * (_HEIGHT + _GAP_Y)
-
-
-def _edges(columns: Sequence[Column], i: int, rows: int) -> Iterator[Element]:
-    left, right = columns[i - 1], columns[i]
-    is_far = left.is_far or right.is_far
-    for j in range(len(left.boxes)):
-        for k in range(len(right.boxes)):
-            if "culprit" in (left.boxes[j].kind, right.boxes[k].kind) and is_far:
-                continue  # the culprit is not connected to the neighbours
-            if is_far and j != k and min(len(left.boxes), len(right.boxes)) > 1:
-                continue
-            x, y = _corner(i - 1, j, left, rows)
-            to_x, to_y = _corner(i, k, right, rows)
-            yield el(
-                "line", x1=x + _WIDTH, y1=y + _HEIGHT / 2, x2=to_x - 1, y2=to_y + _HEIGHT / 2,
-                class_="edge far" if is_far else "edge",
-                marker_end=None if is_far else "url(#arrow)",
-            )  # fmt: skip
-
-
-def _box(box: Box, x: float, y: float) -> Element:
-    lines = [(box.op, "op"), (box.name, "name"), (box.note, "note")]
-    lines = [(text, kind) for text, kind in lines if text]
-    step = (_HEIGHT - 4) / len(lines)
-    texts = [
-        el(
-            "text",
-            shortened(text, _LETTERS),
-            x=x + _WIDTH / 2,
-            y=y + 2 + step * (i + 0.5),
-            class_=kind,
-        )
-        for i, (text, kind) in enumerate(lines)
+def _figure(caption: str, columns: Sequence[Column]) -> Element:
+    items = [
+        el("li", *map(_box, _shortened(column)), class_=_join(columns, i))
+        for i, column in enumerate(columns)
     ]
-    title = el("title", " ".join(text for text, _ in lines))
-    rectangle = el("rect", x=x, y=y, width=_WIDTH, height=_HEIGHT, rx=7)
-    return el("g", title, rectangle, *texts, class_=f"box {box.kind}")
+    return el("figure", el("figcaption", caption), el("ol", *items, class_="flow"))
 
 
-def _spoken(columns: Sequence[Column]) -> str:
-    return " then ".join(", ".join(f"{b.op} {b.name}" for b in column.boxes) for column in columns)
+def _join(columns: Sequence[Column], i: int) -> str | None:
+    """Return how a column is joined to the one in front of it; None if they are neighbours."""
+    if any(box.kind == "culprit" for box in columns[i].boxes) and columns[i].is_far:
+        return "apart"
+    return "far" if i and (columns[i].is_far or columns[i - 1].is_far) else None
+
+
+def _shortened(column: Column) -> tuple[Box, ...]:
+    if len(column.boxes) <= _SHOWN:
+        return column.boxes
+    return *column.boxes[: _SHOWN - 1], Box(f"{len(column.boxes) - _SHOWN + 1} more", "", "end")
+
+
+def _box(box: Box) -> Element:
+    lines = (("strong", box.op), ("code", box.name), ("em", box.note))
+    return el("div", *(el(tag, text) for tag, text in lines if text), class_=f"box {box.kind}")

@@ -1,6 +1,8 @@
 """A run over a store: what is folded, copied, linked, skipped and refused, and what it says."""
 
+import base64
 import errno
+import gzip
 import html
 import json
 import os
@@ -24,10 +26,12 @@ from graphs import Net
 from support import assert_same_function, count
 
 from onnx_bnfold import Options, UsageError
+from onnx_bnfold.advice import ADVICE
 from onnx_bnfold.batch import fold_store, plan_store, task
 from onnx_bnfold.batch.local import LocalLocation
 from onnx_bnfold.batch.task import Batch, Task, perform
 from onnx_bnfold.cli.main import main
+from onnx_bnfold.reasons import Reason
 
 NORM = "BatchNormalization"
 
@@ -869,11 +873,17 @@ def test_the_page(store, output, capfd, tmp_path):
     text = page.read_text()
     assert "<h2>Failed: 1</h2>" in text
     assert "&lt;b&gt;.onnx" in text
-    assert "<b>" not in text.partition("<main>")[2]
+    assert "<b>" not in text.partition("<main")[2]
     assert "kept.onnx" in text
-    assert "what you can do" in text
     assert "2 → 1" in text
-    assert html.escape(json.loads(record.read_text())["summary"]) in text
+    assert '<span class="pill bad">1 failed</span>' in text
+    assert "All options are as by default." in text
+    embedded = text.partition('id="data">')[2].partition("<")[0]
+    data = json.loads(gzip.decompress(base64.b64decode(embedded)))
+    assert data == json.loads(record.read_text())
+    [reason] = [kept["reason"] for model in data["models"] if "counts" in model
+                for kept in model["counts"]["kept"]]  # fmt: skip
+    assert f"What you can do: </strong>{html.escape(ADVICE[Reason(reason)])}." in text
 
 
 def test_errors_begin_with_the_file():

@@ -1,23 +1,29 @@
 """The page: what it says, and that no name of a model becomes markup."""
 
 import base64
+import gzip
 import hashlib
 import json
+import platform
 import re
 import unicodedata
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.resources import files
 
 import pytest
 from graphs import Net
 from reporting import HOSTILE, half, hostile, report_of
 
-from onnx_bnfold import Options
-from onnx_bnfold.check import CheckOptions
+from onnx_bnfold import Options, __version__
+from onnx_bnfold.advice import ADVICE
+from onnx_bnfold.check import CheckOptions, check
 from onnx_bnfold.errors import printable
+from onnx_bnfold.reasons import Reason
 from onnx_bnfold.reports.charts import noise_chart
+from onnx_bnfold.reports.data import check_report
 from onnx_bnfold.reports.html import page
-from onnx_bnfold.reports.markup import el, shortened, table, written
+from onnx_bnfold.reports.markup import el, table, written
 
 FAST = CheckOptions(sets=1, draws=2)
 STRICT = CheckOptions(sets=1, draws=2, rtol=0, atol=0)
@@ -93,7 +99,7 @@ def test_what_another_choice_could_fold_is_told(tmp_path, rng):
 
 
 def test_hostile_names_add_no_element(hostile_page):
-    assert hostile_page.tags.count("script") == 2
+    assert hostile_page.tags.count("script") == 3
     assert not {"img", "b", "i", "iframe", "object", "link", "base"} & set(hostile_page.tags)
 
 
@@ -120,16 +126,15 @@ def test_the_name_of_a_file_is_a_name_too(name, tmp_path, rng):
     report = report_of(half(rng), tmp_path).to_dict()
     report["source"][0]["name"] = name
     found = Page(page(report))
-    assert found.tags.count("script") == 2
+    assert found.tags.count("script") == 3
     assert not {"img", "b", "i"} & set(found.tags)
     assert f"fold of {printable(name)}" in found.text
 
 
 def test_the_data_in_the_page_are_those_of_the_report(tmp_path, rng):
     data = json.loads(json.dumps(report_of(hostile(rng), tmp_path, checked=STRICT).to_dict()))
-    embedded = Page(page(data)).raw["script"][0]
-    assert not set("<>&") & set(embedded)
-    assert json.loads(embedded) == data
+    _, embedded, _ = Page(page(data)).raw["script"]
+    assert json.loads(gzip.decompress(base64.b64decode(embedded))) == data
 
 
 # --- no network -----------------------------------------------------------------------------
@@ -155,9 +160,12 @@ def test_the_policy_allows_the_page_s_own_and_nothing_else(kind, plain_page):
 
 
 def test_a_page_without_script_shows_all(plain_page):
-    """Only the filter needs the script, and it stays hidden without it."""
-    hidden = [value for _, name, value in plain_page.attributes if name == "hidden"]
-    assert not hidden
+    """What it hides are hints to what only the script does."""
+    hidden = re.findall("<([a-z]+)[^>]*hidden>([^<]*)", plain_page.html.replace('=""', ""))
+    assert set(hidden) == {
+        ("p", "scroll sideways to see all of it"),
+        ("p", "None fits this filter."),
+    }
     assert "needs-script" in plain_page.html
 
 
@@ -167,10 +175,32 @@ def test_a_page_without_script_shows_all(plain_page):
 def test_a_fold(plain_page):
     for text in ("1 of 2 folded", "1 kept", "check holds", "opaque_operator", "Sigmoid 'n_s'"):
         assert text in plain_page.text
-    rows = [value for tag, name, value in plain_page.attributes if name == "data-status"]
+    rows = re.findall('<li id="bn-[01]" class="([a-z]+)"', plain_page.html)
     assert rows == ["folded", "kept"]
-    sections = {value for tag, name, value in plain_page.attributes if tag == "section"}
-    assert sections == {"summary", "numerics", "latency", "list", "weights"}
+    sections = [value for tag, name, value in plain_page.attributes if tag == "section"]
+    assert sections == ["summary", "numerics", "latency", "list", "changes", "weights"]
+    links = re.findall('<a href="#([a-z]+)">', plain_page.html.split("</nav>")[0])
+    assert links == [*sections, "files"]
+
+
+def test_what_one_can_do_about_a_reason(plain_page):
+    assert f"What you can do: {ADVICE[Reason.OPAQUE]}." in plain_page.text
+    assert 'href="#q=opaque_operator&amp;show=kept"' in plain_page.html
+
+
+def test_options_that_are_not_the_default(tmp_path, rng):
+    data = report_of(half(rng), tmp_path).to_dict()
+    assert "All options are as by default." in Page(page(data)).text
+    data["options"]["keep"] = ("x",)
+    assert "Options: keep ('x',)." in Page(page(data)).text
+
+
+def test_before_and_after_by_name(plain_page):
+    text = plain_page.text
+    assert "1 removed: 1 BatchNormalizationBatchNormalization n_b" in text
+    assert "Conv n_c: other values in c_W; other values in c_bias; writes b instead of c" in text
+    assert "4 removedb_scale float[4]" in text
+    assert "none added" in text
 
 
 def test_a_model_that_was_written(tmp_path, rng):
@@ -192,10 +222,21 @@ def test_a_check_that_failed(tmp_path, rng):
 def test_a_check_alone(tmp_path, rng):
     check = report_of(half(rng), tmp_path, checked=FULL).to_dict()["check"]
     found = Page(page(check))
-    assert "Check of" in found.text
-    assert "m.onnx" in found.text
+    assert "m.onnx → f.onnx" in found.text
     assert "speed-up" in found.text
     assert "query" not in {value for _, name, value in found.attributes if name == "id"}
+    assert "Files and versions" not in found.text
+
+
+def test_the_check_of_two_files(tmp_path, rng):
+    report_of(half(rng), tmp_path)
+    result = check(tmp_path / "m.onnx", tmp_path / "f.onnx", FAST)
+    text = Page(page(check_report(result).to_dict())).text
+    for name in ("m.onnx", "f.onnx"):
+        content = (tmp_path / name).read_bytes()
+        assert f"{name}{len(content):,}{hashlib.sha256(content).hexdigest()}" in text
+    assert f"onnx_bnfold {__version__}, python {platform.python_version()}, numpy" in text
+    assert str(tmp_path) not in text
 
 
 def test_a_model_without_norms(tmp_path, rng):
@@ -253,9 +294,9 @@ def test_each_output_has_its_own_limit_in_the_chart():
     ]
     chart = noise_chart(outputs, 4.0)
     lines = [line for line in chart.iter("line") if line.get("class") == "limit"]
-    a, b, c = (float(line.get("x1")) for line in lines)
+    a, b, c = (float(line.get("x1").rstrip("%")) for line in lines)
     assert a == c < b
-    marks = [float(circle.get("cx")) for circle in chart.iter("circle")]
+    marks = [float(circle.get("cx").rstrip("%")) for circle in chart.iter("circle")]
     assert marks[0] < a < marks[1] < b
     texts = [text.text for text in chart.iter("text")]
     assert "limit = 4 or more" in texts
@@ -288,12 +329,44 @@ def test_elements(made, expected):
 
 def test_a_table():
     text = written([table(("a", "b"), [["<", "1"]], numbers=(1,))])
-    assert '<th>a</th><th class="number">b</th>' in text
-    assert '<td>&lt;</td><td class="number">1</td>' in text
+    rows = re.sub(' (scope|role|data-label)="[a-z]+"', "", text)
+    assert '<th>a</th><th class="number">b</th>' in rows
+    assert '<td>&lt;</td><td class="number">1</td>' in rows
+    assert '<td data-label="a"' in text
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"), [("abcdefg", "abcdefg"), ("abcdefgh", "abc…fgh"), ("", "")]
-)
-def test_shortened(text, expected):
-    assert shortened(text, 7) == expected
+# --- colours --------------------------------------------------------------------------------
+
+STYLE = files("onnx_bnfold.reports").joinpath("page.css").read_text()
+THEMES = dict(zip(("light", "dark"), re.findall(r":root \{([^}]*)\}", STYLE), strict=True))
+ON = {
+    "ink": ("paper", "ground", "line", "norm-fill", "good-fill", "kept-fill"),
+    "soft": ("paper", "ground"),
+    "link": ("paper", "ground", "norm-fill"),
+    "good": ("paper", "good-fill"),
+    "kept": ("paper", "kept-fill"),
+    "bad": ("paper", "bad-fill"),
+    "norm": ("paper", "norm-fill"),
+}
+
+
+def luminance(colour: str) -> float:
+    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_text_has_the_contrast_of_wcag_aa(theme):
+    """4.5 for text, 3 for what is drawn."""
+    colours = dict(re.findall("--([a-z-]+): (#[0-9a-f]{6})", THEMES[theme]))
+    for text, grounds in ON.items():
+        for ground in grounds:
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    for drawn in ("before", "after", "good", "kept", "bad", "norm"):
+        assert contrast(colours[drawn], colours["paper"]) >= 3, drawn

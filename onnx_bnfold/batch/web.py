@@ -6,6 +6,7 @@ import posixpath
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
+from urllib.error import URLError
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from urllib.request import urlopen
 
@@ -44,7 +45,12 @@ class WebFolder:
                 for chunk in _chunks(url):
                     file.write(chunk)
         except (OSError, ValueError, HTTPException) as error:
-            raise UsageError(f"{url}: cannot be downloaded: {error}") from error
+            why = (
+                error.reason if type(error) is URLError else error
+            )  # no HTTPError, which has a code
+            raise UsageError(
+                f"{url}: cannot be downloaded: {why}; check the address and the connection"
+            ) from error
         return scratch / "fetched"
 
 

@@ -124,6 +124,8 @@ class Dataset:
         return rows
 
     def _open_npz(self) -> dict[str, Rows]:
+        if self.path.is_file() and not zipfile.is_zipfile(self.path):
+            raise ValueError("it is neither an .npz nor a folder of IDX files")
         archive = self._stack.enter_context(zipfile.ZipFile(self.path))
         members = {name.removesuffix(".npy"): name for name in archive.namelist()}
         rows = {}

@@ -15,6 +15,7 @@ from onnx_bnfold.errors import UsageError
 # Sizes of dynamic axes. A batch of two shows if examples are mixed up, and 64 pixels suffice for
 # the five halvings of a usual image network.
 _BATCH, _SPATIAL, _OTHER = 2, 64, 8
+_MAGIC = (b"PK", b"\x93NUMPY")  # first bytes of an .npz and of an .npy
 
 
 def make_feeds(
@@ -78,6 +79,9 @@ def read_feed(path: Path, specs: Sequence[InputSpec]) -> Feed:
         UsageError: the file cannot be read, or an array is missing or does not fit.
     """
     try:
+        with path.open("rb") as file:
+            if not file.read(6).startswith(_MAGIC):  # numpy would advise to trust it
+                raise ValueError("it is neither .npz nor .npy; write it with numpy.savez")
         loaded = np.load(path, allow_pickle=False)
         arrays = {specs[0].name: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except (OSError, ValueError, EOFError, IndexError, zipfile.BadZipFile) as error:

@@ -28,16 +28,22 @@ class Kind(NamedTuple):
 LFS = Kind("is a Git LFS pointer, not the file itself", "run `git lfs pull` where it comes from")
 EMPTY = Kind("is empty", _FETCH)
 _ZEROS = Kind("begins with zeros alone: a download or copy did not finish", "fetch it again")
+
+
+def _unpack(command: str) -> str:
+    return f"unpack it: {command} -c < FILE > MODEL"  # by redirection, whatever its name ends in
+
+
 _PACKED = "unpack it, and give the .onnx file inside"
 
 # A pattern of the first bytes → what they begin; the first that matches counts. Letters of text
 # formats match in either case, behind a byte order mark and white space.
 _SIGNATURES: tuple[tuple[bytes, Kind], ...] = (
     (rb"version https://git-lfs", LFS),
-    (rb"\x1f\x8b", Kind("is compressed with gzip", "unpack it with gunzip")),
-    (rb"BZh[1-9]", Kind("is compressed with bzip2", "unpack it with bunzip2")),
-    (rb"\xfd7zXZ\0", Kind("is compressed with xz", "unpack it with unxz")),
-    (rb"\x28\xb5\x2f\xfd", Kind("is compressed with Zstandard", "unpack it with unzstd")),
+    (rb"\x1f\x8b", Kind("is compressed with gzip", _unpack("gunzip"))),
+    (rb"BZh[1-9]", Kind("is compressed with bzip2", _unpack("bunzip2"))),
+    (rb"\xfd7zXZ\0", Kind("is compressed with xz", _unpack("unxz"))),
+    (rb"\x28\xb5\x2f\xfd", Kind("is compressed with Zstandard", _unpack("unzstd"))),
     (rb"7z\xbc\xaf\x27\x1c", Kind("is a 7z archive", _PACKED)),
     (rb".{257}ustar", Kind("is a tar archive", _PACKED)),
     (

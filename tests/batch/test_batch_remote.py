@@ -307,6 +307,14 @@ def test_what_a_web_server_does_not_have(web, tmp_path, capfd):
         assert err.startswith(f"onnx-bnfold: {url}/{missing}: cannot be downloaded: HTTP Error 404")
 
 
+def test_a_web_server_that_is_not_there(web, tmp_path, capfd):
+    address = "http://127.0.0.1:1/m.onnx"
+    code, _, err = command(capfd, address, "-o", tmp_path / "f.onnx")
+    assert code == 2
+    assert err.startswith(f"onnx-bnfold: {address}: cannot be downloaded: [Errno ")
+    assert err.rstrip().endswith("; check the address and the connection")
+
+
 def test_a_local_model_goes_to_no_url(single, capfd):
     local, _ = single
     assert "is folded into a file of this machine" in command(capfd, local, "memory://f.onnx")[2]

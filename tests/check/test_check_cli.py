@@ -59,6 +59,11 @@ def test_wrong_fold(files, tmp_path, capsys):
         (["{0}", "{1}", "--shape", "x=1,1,5,5"], "does not fit input 'x'"),
         (["{0}", "{1}", "--inputs", "absent.npz"], "cannot read inputs"),
         (["{0}", "{1}", "--data", "absent.npz"], "cannot read data"),
+        (
+            ["{0}", "{1}", "--inputs", "{0}"],
+            "it is neither .npz nor .npy; write it with numpy.savez",
+        ),
+        (["{0}", "{1}", "--data", "{0}"], "it is neither an .npz nor a folder of IDX files"),
         (["{0}", "{1}", "--min-agreement", "1"], "min_agreement needs labelled data"),
         (["{0}", "{1}", "--draws", "0"], "draws is 0"),
         (["{0}", "{1}", "--atol=-1"], "atol is -1"),

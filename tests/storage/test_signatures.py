@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import struct
+import subprocess
 import tarfile
 import zipfile
 
@@ -100,6 +101,17 @@ def test_it_is_named(content, what, tmp_path):
     assert said.startswith(f"{path}: ")
     assert what in said
     assert "; " in said.partition(what)[2], "what can be done?"
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.gz", "a b"])
+def test_the_advice_to_unpack_works(name, tmp_path):
+    """Whatever the file is called: gunzip alone takes names in .gz only."""
+    content = gzip.compress(b"model" * 99)
+    (tmp_path / name).write_bytes(content)
+    advice = kind_of(content, len(content)).advice.removeprefix("unpack it: ")
+    command = advice.replace("FILE", f"'{tmp_path / name}'").replace("MODEL", str(tmp_path / "out"))
+    subprocess.run(command, shell=True, check=True)
+    assert (tmp_path / "out").read_bytes() == b"model" * 99
 
 
 def test_each_kind_has_its_own_name():

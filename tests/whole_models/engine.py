@@ -76,10 +76,16 @@ def attempt(engine: Engine, feed: Mapping[str, np.ndarray]) -> list[np.ndarray] 
         return None
 
 
-def every_tensor(model: ModelProto, feed: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """Return all tensors of the main graph, in their own types."""
+def every_tensor(
+    model: ModelProto,
+    feed: Mapping[str, np.ndarray],
+    *,
+    double: bool = False,
+    noise: np.random.Generator | None = None,
+) -> dict[str, Tensor]:
+    """Return all tensors of the main graph, in their own types; see ``Interpreter``."""
     opset = next(i.version for i in model.opset_import if not i.domain)
-    interpreter = Interpreter(opset, model.functions)
+    interpreter = Interpreter(opset, model.functions, double=double, noise=noise)
     env = {name: interpreter.held(array) for name, array in feed.items()}
     with np.errstate(all="ignore"):
         interpreter.graph(model.graph, env)

@@ -122,9 +122,9 @@ def _touched_input(model, _, __):
     model.doc_string = "touched"
 
 
-def _annotated(_, made, __):
-    made.graph.initializer.append(numpy_helper.from_array(np.float32(0.1), "step"))
-    annotation = made.graph.quantization_annotation.add(tensor_name="w")
+def _annotated(_, made, __, name="w", step=0.1):
+    made.graph.initializer.append(numpy_helper.from_array(np.float32(step), "step"))
+    annotation = made.graph.quantization_annotation.add(tensor_name=name)
     annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="step")
 
 
@@ -187,6 +187,40 @@ def test_the_judge_finds_a_stale_annotation(monkeypatch) -> None:
     assert judge(case).kind is None
     _sabotaged(monkeypatch, _annotated)
     assert judge(case).kind == "stale annotation"
+
+
+def test_an_annotation_of_rounding_errors_is_not_stale() -> None:
+    """What is left of 1e7 is a few units, which a fold makes anew."""
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[3,2] x) => (float[3,1] y)
+        <float[2,1] w = {0.71, 0.29}, float[1] s = {2.9}, float[1] b = {0.0},
+         float[1] m = {7.97e6}, float[1] v = {7e5}>
+        { t = MatMul (x, w) u = Add (t, b) y = BatchNormalization (u, s, b, m, v) }
+    """
+    case = _case(text, 3, 2)
+    x = np.float32([1e7, 3e6]) + np.float32([[1, 3], [-2, 5], [7, -9]])
+    case = replace(case, feeds=({"x": x},))
+    _annotated(None, case.model, None, "y", 1e-4)
+    verdict = judge(case)
+    assert (verdict.kind, verdict.folded) == (None, 1)
+
+
+def test_what_onnxruntime_refuses_by_inference_is_not_inferred_from_the_checker() -> None:
+    """The shape that is said of the weight hides that of the Squeeze, which inference misreads."""
+    text = """
+        <ir_version: 10, opset_import: ["" : 10]>
+        g (float[1,1,4,1,2] x) => (float[?,?] y, float[?,?,?,?,?] w)
+        <float[1] s = {-0.9}, float[1] b = {0.5}, float[1] v = {0.8},
+         float[1,1,1,1,1] w = {-0.8}, float[1,4] c = {1, 2, 3, 4}>
+        {
+            t = BatchNormalization (x, s, b, b, v) u = Conv (t, w)
+            z = Squeeze <axes = [1, 0, 3]> (u) y = MatMul (c, z)
+        }
+    """
+    verdict = judge(_case(text, 1, 1, 4, 1, 2))
+    assert (verdict.kind, verdict.folded) == (None, 1)
+    assert verdict.skipped
 
 
 @pytest.mark.parametrize("storage", ["file", "external", "scattered"])

@@ -48,17 +48,13 @@ class Given(NamedTuple):
     is_open: bool
 
     def whole(self) -> ModelProto:
-        """Return the message with all values but external data that is not loaded."""
-        if not self.is_open:
-            return self.model
+        """Return a copy of the message with all of its values."""
         copy = copy_of(self.model)
         self.complete(copy)
         return copy
 
     def complete(self, copy: ModelProto) -> None:
         """Put the values that lie elsewhere into a copy of the message."""
-        if not self.is_open:
-            return
         for _, tensor in tensors(copy, elsewhere()):
             values = self.read(tensor)
             tensor.ClearField("data_location")

@@ -83,7 +83,8 @@ def fold(
     ranges = _ranges_for(model, options)
     with opened(model, base_dir) as given:
         copy, report = folded_of(given, model, options, ranges, base_dir)
-        given.complete(copy)
+        if given.is_open:
+            given.complete(copy)
         return copy, report
 
 

@@ -64,7 +64,7 @@ def open_model(
         yield model
         return
     with opened(source) as given:
-        message = given.whole()
+        message = given.whole() if given.is_open else given.model
     if message.ByteSize() > _PROTOBUF_LIMIT:
         raise ModelError(f"the {role} model is larger than 2 GiB; save it and give its path")
     if any(uses_external_data(tensor) for tensor in message.graph.initializer):

@@ -68,12 +68,13 @@ def _fold(words: Sequence[str], keep: Callable[[object], None] | None) -> int:
         from onnx_bnfold.options import Options
 
     options = options_of(Options, args)
-    if args.is_store:
-        if not (is_url(args.model) and _is_single(args.model)):
-            with held_back():
-                from onnx_bnfold.cli.batch import run as run_store
+    is_url_of_one = args.is_store and is_url(args.model) and _is_single(args.model)
+    if args.is_store and not is_url_of_one:
+        with held_back():
+            from onnx_bnfold.cli.batch import run as run_store
 
-            return run_store(args, options)
+        return run_store(args, options)
+    if is_url_of_one:
         with held_back():
             from onnx_bnfold.cli.single import run
     outcome = run(args, options)

@@ -53,7 +53,7 @@ def _source(origin: Origin, folder: Path) -> Path:
         return origin.source
     path = folder / _IN_MEMORY
     with opened(origin.source, origin.base_dir) as given:
-        whole = given._replace(is_open=True).whole()
+        whole = given.whole()
         try:
             path.write_bytes(whole.SerializeToString())
         except Exception as error:  # protobuf's own, for what exceeds its limit

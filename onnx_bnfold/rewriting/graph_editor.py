@@ -179,37 +179,37 @@ class _Editor:
         arrange(self.body.node, places)
 
     def _place(self, new: NewConstant) -> None:
-        index, slot = new.node, new.slot
-        node, reads = self.nodes[index], self.state.graph.reads[index]
-        old = reads[slot] if slot < len(reads) else ""
-        name = self._name(old, new)
+        node, reads = self.nodes[new.node], self.state.graph.reads[new.node]
+        old = reads[new.slot] if new.slot < len(reads) else ""
+        is_shared = new.of_shared_weight
+        name = self._name(old, new, is_shared)
         self._define(name, old, new)
-        if index != new.cause[1]:
-            if new.of_shared_weight:
-                node = self.copies.of(index, new.cause[1])
-                self.maybe_unread.update(self.state.graph.writes[index])
-            else:  # a DequantizeLinear: nothing makes up for it here
-                self.revalued.update(self.state.graph.writes[index])
+        if is_shared:
+            node = self.copies.of(new.node, new.cause[1])
+            self.maybe_unread.update(self.state.graph.writes[new.node])
+        elif new.node != new.cause[1]:  # a DequantizeLinear: nothing makes up for it here
+            self.revalued.update(self.state.graph.writes[new.node])
         place = new.revised.place
-        if place is not BiasPlace.INPUT:
-            if place is BiasPlace.BOUND:
-                self.bounds.setdefault(index, []).append(name)
-            elif place is BiasPlace.GEMM:
-                self._become_gemm(node, name)
-            else:
-                self._append_add(node, index, name)
-            return
-        if name != old:
-            inputs = node.input
-            inputs.extend([""] * (slot + 1 - len(inputs)))
-            inputs[slot] = name
+        if place is BiasPlace.INPUT:
+            self._read(node, new, name)
+        elif place is BiasPlace.BOUND:
+            self.bounds.setdefault(new.node, []).append(name)
+        elif place is BiasPlace.GEMM:
+            self._become_gemm(node, name)
+        else:
+            self._append_add(node, new.node, name)
+
+    def _read(self, node: NodeProto, new: NewConstant, name: str) -> None:
+        inputs = node.input
+        inputs.extend([""] * (new.slot + 1 - len(inputs)))
+        inputs[new.slot] = name
         for attribute in new.revised.attributes:
             set_attribute(node, *attribute)
 
-    def _name(self, old: str, new: NewConstant) -> str:
+    def _name(self, old: str, new: NewConstant, is_shared: bool) -> str:
         graph = self.state.graph
         here = old in graph.initializers or old in graph.producer or old in graph.sparse
-        if old and here and graph.only_reader(old) and not new.of_shared_weight:
+        if old and here and graph.only_reader(old) and not is_shared:
             self.maybe_unread.discard(old)
             return old
         if old:

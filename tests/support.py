@@ -4,8 +4,10 @@ Builders return `Parts` (nodes and initializers); `join` puts parts in a row; `m
 model. `fold_checked` folds and asserts what must hold after every fold.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -166,6 +168,41 @@ def model_of(
         del model.graph.output[:]
         model.graph.output.extend(inferred.graph.output)
     return model
+
+
+def chained(*parts: Parts, inputs: Mapping[str, Any], **settings) -> ModelProto:
+    """A model of parts in a row: the first output of the last node is its output."""
+    whole = join(*parts)
+    return model_of(
+        whole.nodes, inputs, [whole.nodes[-1].output[0]], whole.initializers, **settings
+    )
+
+
+def half_folding(rng, channels: int = 4, inputs: Mapping[str, Any] | None = None) -> ModelProto:
+    """Conv -> BN (goes) -> Sigmoid -> BN (stays)."""
+    return chained(
+        conv("x", "c", (channels, 3, 3, 3), rng),
+        bn("c", "b", channels, rng),
+        node("Sigmoid", ["b"], ["s"]),
+        bn("s", "y", channels, rng),
+        inputs=inputs or {"x": ("N", 3, 5, 6)},
+    )
+
+
+def either(inside: Parts, shape: Sequence[int | str], **settings) -> ModelProto:
+    """A model of an If: what makes b of x, in the same shape, or x as it is."""
+    taken = helper.make_graph(inside.nodes, "then", [], [value_of("b", None)], inside.initializers)
+    other = node("Identity", ["x"], ["i"], name="i")
+    left = helper.make_graph(other.nodes, "else", [], [value_of("i", None)])
+    choice = node("If", ["which"], ["y"], then_branch=taken, else_branch=left)
+    return model_of(choice.nodes, {"x": shape, "which": (bool, ())}, {"y": shape}, **settings)
+
+
+def saved_external(model: ModelProto, path: Path, location: str = "weights.bin", **how) -> Path:
+    """Save a model, which onnx would change, with all of its tensors in a file beside it."""
+    how = {"location": location, "size_threshold": 0} | how
+    onnx.save_model(copy.deepcopy(model), path, save_as_external_data=True, **how)
+    return path
 
 
 def value_of(name: str, shape, dtype=np.float32) -> onnx.ValueInfoProto:

@@ -21,10 +21,12 @@ from support import (
     conv,
     count,
     feeds_for,
+    half_folding,
     join,
     model_of,
     node,
     run,
+    saved_external,
     tensor,
     value_of,
 )
@@ -38,24 +40,9 @@ from onnx_bnfold.reasons import Refused
 X = {"x": ("N", 3, 5, 6)}
 
 
-def half_folding(rng) -> ModelProto:
-    """Conv -> BN (goes) -> Sigmoid -> BN (stays)."""
-    parts = join(
-        conv("x", "c", (4, 3, 3, 3), rng),
-        bn("c", "b", 4, rng),
-        node("Sigmoid", ["b"], ["s"]),
-        bn("s", "y", 4, rng),
-    )
-    return model_of(parts.nodes, X, ["y"], parts.initializers)
-
-
 def saved(model, path, **external):
     onnx.save_model(copy.deepcopy(model), path, **external)  # it changes what it saves
     return path
-
-
-def saved_external(model, path, location="weights.bin"):
-    return saved(model, path, save_as_external_data=True, location=location, size_threshold=0)
 
 
 def contents(folder) -> dict[str, str]:

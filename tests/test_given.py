@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import onnx
 import pytest
-from support import assert_same_function, bn, conv, count, join, model_of
+from support import assert_same_function, bn, conv, count, join, model_of, saved_external
 
 import onnx_bnfold
 from onnx_bnfold import ModelError, Options, UsageError
@@ -30,11 +30,7 @@ def model(rng) -> onnx.ModelProto:
 @pytest.fixture
 def external(model, tmp_path):
     """The path of the same model, its values in a file beside it."""
-    path = tmp_path / "external.onnx"
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    onnx.save(copy, path, save_as_external_data=True, size_threshold=0, location="weights.bin")
-    return path
+    return saved_external(model, tmp_path / "external.onnx")
 
 
 class Program:

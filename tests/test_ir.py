@@ -4,10 +4,9 @@ import inspect
 import subprocess
 import sys
 
-import numpy as np
 import onnx
 import pytest
-from support import assert_same_function, bn, conv, join, model_of, node
+from support import assert_same_function, bn, conv, either, join, model_of, node, saved_external
 
 import onnx_bnfold
 from onnx_bnfold import ModelError, Options, UsageError
@@ -121,19 +120,7 @@ def test_types(dtype, rng):
 def test_bodies_and_functions(rng):
     """Initializers of a body, too, stay where they are."""
     inner = join(conv("x", "c", (48, 48, 1, 1), rng), bn("c", "b", 48, rng))
-    body = onnx.helper.make_graph(
-        inner.nodes, "then", [], [onnx.helper.make_tensor_value_info("b", 1, None)],
-        inner.initializers,
-    )  # fmt: skip
-    other = onnx.helper.make_graph(
-        [onnx.helper.make_node("Identity", ["x"], ["i"], name="i")], "else", [],
-        [onnx.helper.make_tensor_value_info("i", 1, None)],
-    )  # fmt: skip
-    choice = onnx.helper.make_node("If", ["which"], ["y"], then_branch=body, else_branch=other)
-    shape = ("N", 48, 4, 4)
-    proto = model_of(
-        [choice], {"x": shape, "which": (np.bool_, ())}, {"y": shape}, ir_version=10
-    )  # fmt: skip
+    proto = either(inner, ("N", 48, 4, 4), ir_version=10)
     fold = FoldBatchNormalization()
     folded = ir.to_proto(fold(ir.from_proto(proto)).model)
     assert len(fold.report.folded) == 1
@@ -141,10 +128,8 @@ def test_bodies_and_functions(rng):
 
 
 def test_values_that_cannot_be_read(proto, tmp_path):
-    path = tmp_path / "model.onnx"
-    onnx.save(proto, path, save_as_external_data=True, size_threshold=0, location="w")
-    model = ir.load(path)
-    (tmp_path / "w").unlink()
+    model = ir.load(saved_external(proto, tmp_path / "model.onnx"))
+    (tmp_path / "weights.bin").unlink()
     with pytest.raises(ModelError, match="cannot be read"):
         FoldBatchNormalization()(model)
 

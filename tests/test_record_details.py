@@ -1,9 +1,11 @@
 """What a record says of its node: operator, place in the model as it was given, bytes."""
 
+from functools import partial
+
 import numpy as np
 import onnx
 import pytest
-from support import Parts, bn, constant_operand, conv, join, model_of, node, tensor
+from support import Parts, bn, chained, constant_operand, conv, either, join, model_of, node, tensor
 
 import onnx_bnfold
 from onnx_bnfold import Options, Way
@@ -11,11 +13,7 @@ from onnx_bnfold import Options, Way
 X = {"x": ("N", 3, 6, 6)}
 
 
-def made(*parts, inputs=X, **settings):
-    parts = join(*parts)
-    return model_of(
-        parts.nodes, inputs, [parts.nodes[-1].output[0]], parts.initializers, **settings
-    )
+made = partial(chained, inputs=X)
 
 
 def places(report) -> list[tuple[str, int | None, int | None]]:
@@ -100,18 +98,7 @@ def test_the_add_of_what_is_written_otherwise(rng):
 
 
 def test_a_body_has_its_own_count(rng):
-    parts = join(conv("x", "c", (3, 3, 1, 1), rng), bn("c", "b", 3, rng))
-    body = onnx.helper.make_graph(
-        parts.nodes, "then", [], [onnx.helper.make_tensor_value_info("b", 1, None)],
-        parts.initializers,
-    )  # fmt: skip
-    other = onnx.helper.make_graph(
-        [onnx.helper.make_node("Identity", ["x"], ["i"])], "else", [],
-        [onnx.helper.make_tensor_value_info("i", 1, None)],
-    )  # fmt: skip
-    choice = onnx.helper.make_node("If", ["which"], ["y"], then_branch=body, else_branch=other)
-    inputs = X | {"which": (bool, ())}
-    model = model_of([choice], inputs, {"y": X["x"]})
+    model = either(join(conv("x", "c", (3, 3, 1, 1), rng), bn("c", "b", 3, rng)), X["x"])
     assert places(onnx_bnfold.plan(model)) == [("BatchNormalization", 1, 48)]
 
 

@@ -3,7 +3,7 @@
 import itertools
 import re
 
-from support import bn, conv, join, model_of, node
+from support import bn, chained, conv, join, node
 
 import onnx_bnfold
 from onnx_bnfold.report_table import MOST_ROWS
@@ -12,9 +12,7 @@ X = {"x": ("N", 3, 8, 8)}
 
 
 def planned(*parts):
-    parts = join(*parts)
-    last = parts.nodes[-1].output[0]
-    return onnx_bnfold.plan(model_of(parts.nodes, X, [last], parts.initializers))
+    return onnx_bnfold.plan(chained(*parts, inputs=X))
 
 
 def test_text_is_the_summary(rng):

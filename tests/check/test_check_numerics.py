@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from pairs import CLASSES, finish, fold, model, pair, weights
+from support import saved_external
 
 from onnx_bnfold.check import CheckOptions, check, render_text
 from onnx_bnfold.errors import ModelError, UsageError
@@ -234,8 +235,7 @@ def test_unreadable_original_is_an_error(tmp_path):
 
 def test_unloaded_external_data_need_a_path(tmp_path):
     original, folded = pair()
-    path = tmp_path / "m.onnx"
-    onnx.save(original, path, save_as_external_data=True, size_threshold=0, location="m.data")
+    path = saved_external(original, tmp_path / "m.onnx")
     bare = onnx.load(path, load_external_data=False)
     with pytest.raises(ModelError, match="give its path"):
         check(bare, folded)

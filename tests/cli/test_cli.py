@@ -9,7 +9,17 @@ from pathlib import Path
 
 import onnx
 import pytest
-from support import assert_same_function, bn, conv, count, join, model_of, node, value_of
+from support import (
+    assert_same_function,
+    bn,
+    conv,
+    count,
+    join,
+    model_of,
+    node,
+    saved_external,
+    value_of,
+)
 
 import onnx_bnfold
 from onnx_bnfold.cli.main import main
@@ -270,9 +280,7 @@ def test_a_folder_that_may_not_be_written(whole, tmp_path, capsys):
 
 
 def test_external_data_that_is_missing(whole, tmp_path, capsys):
-    onnx.save(
-        onnx.load(whole), whole, save_as_external_data=True, location="w.bin", size_threshold=0
-    )
+    saved_external(onnx.load(whole), whole, "w.bin")
     (tmp_path / "w.bin").unlink()
     assert "w.bin" in refused(capsys, tmp_path, whole, "-o", tmp_path / "f.onnx")
 

@@ -14,7 +14,7 @@ import pytest
 import support
 from graphs import IMAGE, Net
 from onnx import TensorProto, helper, numpy_helper
-from support import fold_checked, ops
+from support import fold_checked, ops, saved_external
 
 import onnx_bnfold
 from onnx_bnfold import Options, Reason
@@ -150,7 +150,7 @@ def test_versions(weight, opset):
 def test_a_file_whose_values_are_left_in_it(weight, tmp_path, monkeypatch):
     net, y = net_of(weight)
     model, source, target = net.model(y), tmp_path / "model.onnx", tmp_path / "folded.onnx"
-    onnx.save(model, source, save_as_external_data=True, size_threshold=0, location="data")
+    saved_external(model, source)
     onnx_bnfold.fold_file(source, target, Options(metadata=False))
     folded = onnx.load(target)
     assert ops(folded) == ["Conv"]

@@ -12,7 +12,7 @@ import pytest
 import support
 from graphs import IMAGE, Net
 from onnx import TensorProto, helper
-from support import fold_checked, ops, reasons
+from support import fold_checked, ops, reasons, saved_external
 
 import onnx_bnfold
 from onnx_bnfold import ModelError, Options, Reason
@@ -287,8 +287,7 @@ def test_a_value_that_lies_in_another_file(tmp_path):
     filled = net.op("ConstantOfShape", net.ints(4), value=value)
     parameters = [net.random(4), net.random(4), filled, net.const(np.full(4, 0.5))]
     model = net.model(net.op("BatchNormalization", net.conv("x", 4), *parameters))
-    path = tmp_path / "m.onnx"
-    onnx.save(model, path, save_as_external_data=True, size_threshold=0, convert_attribute=True)
+    path = saved_external(model, tmp_path / "m.onnx", convert_attribute=True)
     unloaded = onnx.load(path, load_external_data=False)
     folded, report = onnx_bnfold.fold(unloaded, base_dir=tmp_path)
     assert not report.kept

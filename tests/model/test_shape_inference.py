@@ -5,7 +5,7 @@ import onnx
 import pytest
 from graphs import Net
 from onnx import TensorProto, helper
-from support import count, fold_checked, ops
+from support import count, fold_checked, ops, saved_external
 
 import onnx_bnfold
 from onnx_bnfold import Reason
@@ -88,8 +88,7 @@ def test_a_shape_that_lies_in_another_file_is_read(upsampled, made_by, tmp_path)
             model.graph.node.insert(0, made)
             model.graph.initializer.remove(tensor)
     expected, _ = fold_checked(model)
-    path = tmp_path / "m.onnx"
-    onnx.save(model, path, save_as_external_data=True, size_threshold=0, convert_attribute=True)
+    path = saved_external(model, tmp_path / "m.onnx", convert_attribute=True)
     unloaded = onnx.load(path, load_external_data=False)
     assert all(t.data_location == TensorProto.EXTERNAL for t in unloaded.graph.initializer)
     folded, report = onnx_bnfold.fold(unloaded, base_dir=tmp_path)

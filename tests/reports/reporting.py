@@ -1,5 +1,7 @@
 """What the tests of the reports share: the report of a fold, and a model with hostile names."""
 
+import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from onnx_bnfold.check import CheckOptions, CheckResult, check
 from onnx_bnfold.reports import FoldReport, fold_report
 
 X = {"x": ("N", 3, 5, 6)}
+SCHEMA = json.loads(files("onnx_bnfold.reports").joinpath("schema.json").read_text())
 
 HOSTILE = [
     "<script>alert(1)</script>",

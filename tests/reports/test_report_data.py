@@ -3,12 +3,11 @@
 import dataclasses
 import hashlib
 import json
-from importlib.resources import files
 
 import ml_dtypes
 import numpy as np
 import pytest
-from reporting import HOSTILE, half, hostile, report_of
+from reporting import HOSTILE, SCHEMA, half, hostile, report_of
 from support import bn, conv, join, layer, model_of, node, tensor
 
 import onnx_bnfold
@@ -20,7 +19,6 @@ from onnx_bnfold.reports import changes, data, figures, layers, nodes
 
 jsonschema = pytest.importorskip("jsonschema")
 
-SCHEMA = json.loads(files("onnx_bnfold.reports").joinpath("schema.json").read_text())
 X = {"x": ("N", 3, 5, 6)}
 
 

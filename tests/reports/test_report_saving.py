@@ -7,7 +7,8 @@ from pathlib import Path
 
 import onnx
 import pytest
-from support import bn, conv, join, model_of, node
+from reporting import SCHEMA
+from support import half_folding, saved_external
 
 import onnx_bnfold
 from onnx_bnfold import Options, UsageError
@@ -15,18 +16,11 @@ from onnx_bnfold.cli.main import main
 
 X = {"x": ("N", 3, 8, 8)}
 jsonschema = pytest.importorskip("jsonschema")
-SCHEMA = json.loads((Path(onnx_bnfold.__file__).parent / "reports" / "schema.json").read_text())
 
 
 @pytest.fixture
 def model(rng) -> onnx.ModelProto:
-    parts = join(
-        conv("x", "c", (48, 3, 3, 3), rng),
-        bn("c", "b", 48, rng),
-        node("Sigmoid", ["b"], ["s"]),
-        bn("s", "y", 48, rng),
-    )
-    return model_of(parts.nodes, X, ["y"], parts.initializers)
+    return half_folding(rng, 48, X)
 
 
 @pytest.fixture
@@ -76,7 +70,7 @@ def test_of_a_model_in_memory(form, model, tmp_path):
 
 def test_of_external_data_that_is_not_loaded(model, tmp_path):
     path = tmp_path / "external.onnx"
-    onnx.save(model, path, save_as_external_data=True, size_threshold=0, location="w")
+    saved_external(model, path)
     bare = onnx.load(path, load_external_data=False)
     _, report = onnx_bnfold.fold(bare, base_dir=tmp_path)
     assert written(report, tmp_path / "r.json")["written"]

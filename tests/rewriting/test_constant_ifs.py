@@ -5,7 +5,7 @@ import onnx
 import pytest
 from graphs import Net
 from onnx import TensorProto, helper, numpy_helper
-from support import assert_same_function, fold_checked, ops, parsed, tensor
+from support import assert_same_function, fold_checked, ops, parsed, saved_external, tensor
 
 import onnx_bnfold
 from onnx_bnfold import Options
@@ -225,7 +225,7 @@ def tall(net, x):
 def test_constants_in_files_go_along(tmp_path):
     model = layer_and_branch(True, tall)
     source, target = tmp_path / "a.onnx", tmp_path / "b.onnx"
-    onnx.save_model(model, source, save_as_external_data=True, size_threshold=0, location="a.data")
+    saved_external(model, source)
     onnx_bnfold.fold_file(source, target)
     folded = onnx.load(target)
     assert ops(folded) == ["Conv", "Conv", "Sigmoid"]

@@ -2,7 +2,18 @@
 
 import onnx
 import pytest
-from support import bn, constant_operand, conv, fold_checked, join, layer, model_of, node, tensor
+from support import (
+    bn,
+    chained,
+    constant_operand,
+    conv,
+    fold_checked,
+    join,
+    layer,
+    model_of,
+    node,
+    tensor,
+)
 
 import onnx_bnfold
 from onnx_bnfold import Options
@@ -11,11 +22,8 @@ from onnx_bnfold.rewriting.node_origins import KEY
 IMAGE = {"x": ("N", 3, 5, 6)}
 
 
-def made(parts, inputs=IMAGE, ir_version=10, **settings):
-    last = parts.nodes[-1].output[0]
-    return model_of(
-        parts.nodes, inputs, [last], parts.initializers, ir_version=ir_version, **settings
-    )
+def made(parts, inputs=IMAGE, ir_version=10):
+    return chained(parts, inputs=inputs, ir_version=ir_version)
 
 
 def said(model) -> dict[str, list[str]]:

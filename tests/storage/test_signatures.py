@@ -14,6 +14,7 @@ import onnx
 import pytest
 from google.protobuf import json_format, text_format
 from graphs import Net
+from support import saved_external
 
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.storage import ModelFile
@@ -139,8 +140,7 @@ def test_a_text_whose_head_ends_within_a_character():
 
 @pytest.mark.parametrize(("content", "kind"), [(POINTER, LFS), (b"", EMPTY)], ids=["LFS", "empty"])
 def test_a_data_file_is_named_too(content, kind, tmp_path):
-    path = tmp_path / "m.onnx"
-    onnx.save(model(), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    path = saved_external(model(), tmp_path / "m.onnx", "w.bin")
     (tmp_path / "w.bin").write_bytes(content)
     with pytest.raises(ModelError) as caught:
         ModelFile.open(path)
@@ -150,8 +150,7 @@ def test_a_data_file_is_named_too(content, kind, tmp_path):
 
 
 def test_a_data_file_that_is_too_short_is_said_to_be(tmp_path):
-    path = tmp_path / "m.onnx"
-    onnx.save(model(), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    path = saved_external(model(), tmp_path / "m.onnx", "w.bin")
     (tmp_path / "w.bin").write_bytes(np.float32([1.5]).tobytes())
     with pytest.raises(ModelError, match="it has 4 bytes, but its values end at byte"):
         ModelFile.open(path)

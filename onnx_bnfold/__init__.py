@@ -9,7 +9,7 @@ from importlib import import_module
 
 from onnx_bnfold.version import __version__
 
-TYPE_CHECKING = False  # that of `typing` is the same to type checkers, and has to be imported
+TYPE_CHECKING = False  # that of ``typing`` is the same to type checkers, and has to be imported
 if TYPE_CHECKING:
     from typing import Any
 

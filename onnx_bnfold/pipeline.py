@@ -346,5 +346,5 @@ class Pipeline(Attempts):
 
     @property
     def read(self) -> ReadTensor:
-        """Reads the elements of an initializer of the model."""
+        """Return what reads the elements of an initializer of the model."""
         return self._source.read

@@ -42,7 +42,7 @@ class Rescaled:
     """A rewritten model.
 
     Attributes:
-        model: with all weights among the initializers of the main graph; those that `ModelFile`
+        model: with all weights among the initializers of the main graph; those that ``ModelFile``
             left out are left out here, too.
         weights: the weights by name, divided or moved.
         groups: what is divided together; the weights of none are to be moved.

@@ -192,7 +192,7 @@ class _Search:
         return {port: changes[key] for port, key in keys.items() if key in changes}
 
     def _ask(self, index: int, known: Mapping[int, Affine], *, deciding: bool) -> Step:
-        """Do what ``Site.step`` does, once for all branches that know the same of a node."""
+        """Do what ``GraphState.step`` does, once for all branches that know the same of a node."""
         # The answer is kept with the changes, lest others get their ids.
         question = (index, deciding, *chain.from_iterable((p, id(c)) for p, c in known.items()))
         found = self._answers.get(question)

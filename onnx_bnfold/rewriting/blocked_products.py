@@ -93,7 +93,7 @@ def _multiplied(values: Array, factor: NDArray[np.float64], data_type: int, out:
     """Do ``as_type`` in the memory of ``out``, which may be that of ``values``."""
     if data_type == TensorProto.BFLOAT16:
         return as_type(values, data_type, factor)
-    # The factor makes it a product of float64; numpy rounds that to the type of `out`.
+    # The factor makes it a product of float64; numpy rounds that to the type of ``out``.
     return np.multiply(values, factor, out=out, casting="same_kind")
 
 

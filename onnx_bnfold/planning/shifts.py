@@ -21,7 +21,7 @@ from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import VANISHED, Affine, Float64, along
 from onnx_bnfold.operators.entries import Absorbing, Combines
 from onnx_bnfold.planning.graph_state import GraphState
-from onnx_bnfold.planning.sizes import Known, by_constant, sizes, usual_sizes
+from onnx_bnfold.planning.sizes import Spreads, by_constant, sizes, usual_sizes
 from onnx_bnfold.planning.totals import Totals
 from onnx_bnfold.reasons import Reason, Refused
 
@@ -310,7 +310,7 @@ class _Moved(NamedTuple):
         return bool(far.any())
 
 
-def _least(known: Known, total: Affine | None) -> Float64:
+def _least(known: Spreads, total: Affine | None) -> Float64:
     """Return the least of the sizes that a tensor may have after a change."""
     after = known if total is None else [size.then(total) for size in known]
     return reduce(np.minimum, [np.abs(size.scale) + np.abs(size.shift) for size in after])

@@ -26,14 +26,14 @@ from onnx_bnfold.reasons import Reason, Refused
 # the mean.
 Spread = Affine
 # What is known of one tensor: it holds for each of several kinds of data.
-Known = tuple[Spread, ...]
-_Source = Callable[[GraphState, str], Known]
+Spreads = tuple[Spread, ...]
+_Source = Callable[[GraphState, str], Spreads]
 
 # Tensors that are looked at, around one that nothing is known of, before that is given up.
 _MOST = 32
 
 
-def sizes(state: GraphState, name: str) -> Known:
+def sizes(state: GraphState, name: str) -> Spreads:
     """Return what BatchNormalizations of the original model say of the values of a tensor.
 
     Args:
@@ -59,7 +59,7 @@ def reach(spread: Spread) -> Float64:
     return np.asarray(np.abs(spread.shift) + REACH * np.abs(spread.scale))
 
 
-def usual_sizes(state: GraphState, name: str, most: int = _MOST) -> Known:
+def usual_sizes(state: GraphState, name: str, most: int = _MOST) -> Spreads:
     """Return the size that a tensor has if what is normalised by constants gets the size 1.
 
     That says something of what is made of the normalised tensor, and nothing of the tensor in
@@ -82,7 +82,7 @@ def usual_sizes(state: GraphState, name: str, most: int = _MOST) -> Known:
         return ()
 
 
-def _around(state: GraphState, name: str, source: _Source, seen: set[str]) -> Known:
+def _around(state: GraphState, name: str, source: _Source, seen: set[str]) -> Spreads:
     """Look at a tensor, and at all that differ from it by constants and movements only."""
     seen.add(name)
     found = source(state, name)
@@ -103,7 +103,7 @@ def _around(state: GraphState, name: str, source: _Source, seen: set[str]) -> Kn
     return _of_summands(state, name, source, seen) or _of_sum(state, name, source, seen)
 
 
-def _of_sum(state: GraphState, name: str, source: _Source, seen: set[str]) -> Known:
+def _of_sum(state: GraphState, name: str, source: _Source, seen: set[str]) -> Spreads:
     """Return the size of a sum that a tensor is a part of: it is hardly larger than the sum."""
     for index, _ in state.graph.readers.get(name, ()):
         if state.entries[index].combines is Combines.SUM:
@@ -119,11 +119,11 @@ def _divisor(state: GraphState, index: int) -> int:
     return len(state.graph.reads[index]) if state.entries[index].averages else 1
 
 
-def _times(known: Known, factor: float) -> Known:
+def _times(known: Spreads, factor: float) -> Spreads:
     return tuple(spread.map(lambda a: a * factor) for spread in known)
 
 
-def _is_of_rank(state: GraphState, index: int, known: Known) -> bool:
+def _is_of_rank(state: GraphState, index: int, known: Spreads) -> bool:
     """Whether all inputs of a node are of the rank of some sizes."""
     try:
         view = state.view(index)
@@ -133,7 +133,7 @@ def _is_of_rank(state: GraphState, index: int, known: Known) -> bool:
     return ranks == {spread.rank for spread in known}
 
 
-def _of_summands(state: GraphState, name: str, source: _Source, seen: set[str]) -> Known:
+def _of_summands(state: GraphState, name: str, source: _Source, seen: set[str]) -> Spreads:
     """Return the size of a sum of computed tensors, as far as that of its parts is known."""
     index = state.graph.producer.get(name)
     if index is None or state.entries[index].combines is not Combines.SUM:
@@ -152,15 +152,15 @@ def _sum(one: Spread, other: Spread) -> Spread:
     return Affine.of(scale, np.abs(one.shift) + np.abs(other.shift))
 
 
-def _of_bn(state: GraphState, name: str) -> Known:
+def _of_bn(state: GraphState, name: str) -> Spreads:
     return _said_by_bns(state, name, lambda index: True)
 
 
-def _of_staying_bn(state: GraphState, name: str) -> Known:
+def _of_staying_bn(state: GraphState, name: str) -> Spreads:
     return _said_by_bns(state, name, lambda index: index not in state.removed)
 
 
-def _said_by_bns(state: GraphState, name: str, counts: Callable[[int], bool]) -> Known:
+def _said_by_bns(state: GraphState, name: str, counts: Callable[[int], bool]) -> Spreads:
     graph = state.graph
     readers = [index for index, slot in graph.readers.get(name, ()) if slot == 0]
     producer = graph.producer.get(name)
@@ -174,7 +174,7 @@ def _said_by_bns(state: GraphState, name: str, counts: Callable[[int], bool]) ->
     return ()
 
 
-def _said_by(state: GraphState, index: int, port: int) -> Known:
+def _said_by(state: GraphState, index: int, port: int) -> Spreads:
     """Return what a BatchNormalization says of its input (port 0) or its output."""
     bn = state.bn(index)
     spread = bn.spread if port == 0 else abs(bn.a) * bn.spread
@@ -187,7 +187,7 @@ def _said_by(state: GraphState, index: int, port: int) -> Known:
     return tuple(Affine.of(shape(spread), shape(mean)) for mean in means)
 
 
-def _of_normalisation(state: GraphState, name: str) -> Known:
+def _of_normalisation(state: GraphState, name: str) -> Spreads:
     """Return the size 1 for a product of a constant and of a sum with one."""
     index = by_constant(state, name, Combines.PRODUCT)
     if index is None or by_constant(state, state.sides(index)[0], Combines.SUM) is None:

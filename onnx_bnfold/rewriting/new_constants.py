@@ -278,9 +278,8 @@ def _of_edge(state: GraphState, index: int, slot: int) -> Revised:
     info = view.constant(slot)
     assert info is not None
     dims = np.broadcast_shapes(info.dims, state.total[index, slot].shape)
-    while (
-        len(dims) > len(info.dims) and dims[0] == 1
-    ):  # runtimes fuse a normalisation whose scale is (C,)
+    while len(dims) > len(info.dims) and dims[0] == 1:
+        # Runtimes fuse a normalisation whose scale is (C,).
         dims = dims[1:]
     entry = state.entries[index]
     own = isinstance(entry, Transparent) and slot in entry.own

@@ -10,9 +10,9 @@ from onnx import TensorProto
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.storage import external, tensors
 from onnx_bnfold.storage.files import InputFile
-from onnx_bnfold.storage.model_file import ModelFile, Pending
+from onnx_bnfold.storage.model_file import ModelFile, PendingValues
 
-__all__ = ["ModelFile", "Pending", "read_tensor"]
+__all__ = ["ModelFile", "PendingValues", "read_tensor"]
 
 
 def read_tensor(tensor: TensorProto, base_dir: str | os.PathLike[str] | None) -> np.ndarray:

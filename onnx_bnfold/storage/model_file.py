@@ -22,7 +22,7 @@ from onnx_bnfold.storage.writer import ComputedBytes, InspectFile, Slot
 StrPath: TypeAlias = "str | os.PathLike[str]"
 # Name of an initializer of the main graph → a function that computes its values. It returns flat
 # arrays, to be joined; each is valid until the next is taken.
-Pending: TypeAlias = Mapping[str, Callable[[], Iterable[np.ndarray]]]
+PendingValues: TypeAlias = Mapping[str, Callable[[], Iterable[np.ndarray]]]
 # Key of ``metadata_props`` → length of its value in bytes, and a function that returns the value.
 Late: TypeAlias = Mapping[str, tuple[int, Callable[[], bytes]]]
 
@@ -133,7 +133,7 @@ class ModelFile:
     def write(
         self,
         model: ModelProto,
-        pending: Pending,
+        pending: PendingValues,
         target: StrPath,
         *,
         late: Late = MappingProxyType({}),
@@ -242,7 +242,7 @@ class ModelFile:
                 self._inputs[path] = InputFile(path, follow=False)
             return self._inputs[path]
 
-    def _slots(self, model: ModelProto, pending: Pending) -> Iterator[Slot]:
+    def _slots(self, model: ModelProto, pending: PendingValues) -> Iterator[Slot]:
         missing = set(pending)
         for path, tensor in self._tensors(model, tensors.elsewhere(pending)):
             # Only initializers of the main graph have a path of two steps.

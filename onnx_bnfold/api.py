@@ -203,7 +203,7 @@ def plan_file(
     """
     _require_call(source, options)
     with ModelFile.open(source) as file:
-        pipeline = Pipeline(file.model, file.read, options, measured(source, options))
+        pipeline = Pipeline(file.model, file.read, options, measured(source, options), file.stored)
         pipeline.planned()
         if inspect is None:
             return report_of(pipeline, source)

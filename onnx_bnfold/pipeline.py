@@ -12,14 +12,14 @@ from onnx import ModelProto
 from onnx_bnfold.attempts import Attempts, planned_as_it_is
 from onnx_bnfold.model.constants import OpenTensor
 from onnx_bnfold.model.graph import ReadTensor, copy_of
-from onnx_bnfold.model.source import Source, rounded
+from onnx_bnfold.model.source import Source
 from onnx_bnfold.model.validate import require_sound
 from onnx_bnfold.options import Options, Standalone
 from onnx_bnfold.planning.kept import UnmatchedPatterns, unmatched
 from onnx_bnfold.planning.plan import GraphPlan, Place, Restated
 from onnx_bnfold.planning.record import Record
 from onnx_bnfold.rewriting.graph_editor import Pending, freeze_constants, rewrite
-from onnx_bnfold.rewriting.new_constants import Whole
+from onnx_bnfold.rewriting.new_constants import Rounded
 from onnx_bnfold.storage.tensors import clear_place
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ class Pipeline(Attempts):
             Whether more goes.
         """
         self.verify()
-        exact = {name: new.exact for name, new in pending.items()}
+        exact = {name: new.compute.exactly() for name, new in pending.items()}
         from onnx_bnfold.planning.settle import Origins
 
         self.origins = self.origins or Origins()
@@ -335,8 +335,8 @@ class Pipeline(Attempts):
         for tensor in copy.graph.initializer:
             compute = self._source.computed.get(tensor.name)
             if compute is not None and tensor.name not in known:
-                whole = Whole(partial(rounded, compute, tensor.data_type))
-                yield tensor.name, Pending(tensor, math.prod(tensor.dims), whole)
+                elements = Rounded(compute, tuple(tensor.dims), tensor.data_type)
+                yield tensor.name, Pending(tensor, math.prod(tensor.dims), elements)
 
     @property
     def alters(self) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from random_graphs import random_model
-from support import bn, conv, join, layer, model_of
+from support import bn, conv, join, layer, model_of, node
 
 import onnx_bnfold
 from onnx_bnfold import Options, Reason, applying
@@ -150,3 +150,33 @@ def test_a_fold_takes_no_memory_in_proportion_to_a_layer(options, op, rng, tmp_p
     tracemalloc.stop()
     assert not report.kept
     assert peak < 24e6
+
+
+def test_merging_branches_takes_no_memory_in_proportion_to_a_layer(rng, tmp_path):
+    size = 1000  # 36 MB, and 4
+    parts = join(
+        conv("x", "a", (1, 1, 1, 1), rng, pads=[1] * 4), bn("a", "an", size, rng),
+        conv("x", "b", (1, 1, 1, 1), rng), bn("b", "bn", size, rng),
+        node("Add", ["an", "bn"], ["y"]),
+    )  # fmt: skip
+    values = rng.standard_normal(1009).astype(np.float32)
+    made = {
+        "a_W": (size, size, 3, 3),
+        "b_W": (size, size, 1, 1),
+        "a_bias": (size,),
+        "b_bias": (size,),
+    }
+    for index, old in enumerate(parts.initializers):
+        if old.name in made:
+            resized = np.resize(values, made[old.name])
+            parts.initializers[index] = onnx.numpy_helper.from_array(resized, old.name)
+    model = model_of(parts.nodes, {"x": (1, size, 4, 4)}, ["y"], parts.initializers)
+    onnx.save(model, tmp_path / "model.onnx")
+    del model, parts, resized
+    tracemalloc.start()
+    options = Options(merge_branches=True)
+    report = onnx_bnfold.fold_file(tmp_path / "model.onnx", tmp_path / "folded.onnx", options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert {record.way for record in report.records} == {"merged"}
+    assert peak < 32e6

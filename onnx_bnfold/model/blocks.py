@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,6 +45,66 @@ class InMemory:
     def read_into(self, start: int, out: Array) -> None:
         """See ``Stored``."""
         out[:] = self._flat[start : start + len(out)]
+
+
+class Elements(Protocol):
+    """The elements of an initializer that are computed when they are asked for."""
+
+    def __call__(self) -> Array:
+        """Return all of them in the shape of the initializer, float64 if they are not rounded."""
+
+    def stored(self) -> Stored:
+        """Return a reader that computes them in blocks, where they are many."""
+
+
+class Whole:
+    """Elements that a function returns at once, as ``Elements``."""
+
+    def __init__(self, function: Callable[[], Array]) -> None:
+        self._function = function
+
+    def __call__(self) -> Array:
+        """Return what the function returns."""
+        return self._function()
+
+    def stored(self) -> InMemory:
+        """Return a reader of that."""
+        return InMemory(self())
+
+
+class Streamed:
+    """Elements that are made one block after another, as ``Stored``.
+
+    They are read from the first to the last, one after another, as often as is wanted.
+
+    Args:
+        make: returns all of them in blocks, each of which is there until the next is asked for.
+        size: number of elements.
+        dtype: of the elements.
+    """
+
+    def __init__(
+        self, make: Callable[[], Iterable[Array]], size: int, dtype: np.dtype[Any]
+    ) -> None:
+        self.dtype = dtype
+        self._make = make
+        self._size = size
+
+    def read_into(self, start: int, out: Array) -> None:
+        """See ``Stored``."""
+        if start == 0:
+            self._blocks = iter(self._make())
+            self._left = np.empty(0, self.dtype)
+        end = start + len(out)
+        while len(out):
+            if not len(self._left):
+                self._left = next(self._blocks).reshape(-1)
+            taken = min(len(out), len(self._left))
+            out[:taken] = self._left[:taken]
+            out, self._left = out[taken:], self._left[taken:]
+        if end == self._size:  # what follows the last block may be a judgement
+            for _ in self._blocks:
+                pass
 
 
 def blocks_of(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 
 import ml_dtypes
@@ -84,7 +83,7 @@ def _layer(state: GraphState, index: int, slot: int, new: NewConstant | None) ->
     view = state.view(index)
     name, info = view.name_in(slot), view.constant(slot)
     assert info is not None
-    before = rounded(partial(state.constants.value, name), info.data_type)
+    before = rounded(state.constants.value(name), info.data_type)
     measured = _measured(state, index, before)
     changed = measured if new is None else _measured(state, index, new())
     largest = float(ml_dtypes.finfo(before.dtype).max)  # type: ignore[no-untyped-call]

@@ -8,13 +8,16 @@ section 3.3). Kernels are added in float64; rounding is left to the fold that fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
+from onnx_bnfold.model.blocks import Elements, Stored, Streamed, Whole
 from onnx_bnfold.model.float_formats import as_type
 from onnx_bnfold.model.graph import Graph, copy_of, counterparts
 from onnx_bnfold.operators.affine import Float64
@@ -25,34 +28,80 @@ from onnx_bnfold.rewriting import node_origins
 from onnx_bnfold.rewriting.descriptions import drop_descriptions, rename_shards
 from onnx_bnfold.rewriting.fresh_names import Names
 from onnx_bnfold.rewriting.integrity import Text, require_intact
-from onnx_bnfold.rewriting.parallel_branches import Merge
+from onnx_bnfold.rewriting.parallel_branches import Merge, Term
 from onnx_bnfold.rewriting.removal import drop_dead
 
+_BLOCK = 1 << 18  # elements that are added up at once: 2 MiB
 
-def weight(state: GraphState, merge: Merge) -> Float64:
-    """Return the sum of the embedded kernels, ``(C_out, C_in/group, *kernel)`` float64."""
-    layer, whole = state.layer(merge.conv), merge.geometry
-    total = np.zeros((*layer.weight.dims[:2], *whole.kernel))
-    for term in merge.branch.terms:
-        starts = [
-            (b - p) // d
-            for b, p, d in zip(
-                whole.before, term.geometry.before or (0,) * len(whole.before), whole.dilations,
-                strict=True,
-            )
-        ]  # fmt: skip
+
+class MergedWeight:
+    """The sum of the embedded kernels, ``(C_out, C_in/group, *kernel)`` float64.
+
+    Args:
+        state: the graph as it was.
+        merge: the merge.
+    """
+
+    def __init__(self, state: GraphState, merge: Merge) -> None:
+        self._state = state
+        self._merge = merge
+        self.shape = (*state.layer(merge.conv).weight.dims[:2], *merge.geometry.kernel)
+
+    def __call__(self) -> Float64:
+        """Return all of it."""
+        return np.concatenate([*self.blocks(), np.zeros((0, *self.shape[1:]))])
+
+    def stored(self) -> Stored:
+        """Return a reader that adds the kernels up block by block."""
+        return Streamed(self.blocks, math.prod(self.shape), np.dtype(np.float64))
+
+    def blocks(self) -> Iterator[Float64]:
+        """Yield it in blocks of whole output channels."""
+        kernels = [(term, self._kernel(term)) for term in self._merge.branch.terms]
+        rows = max(1, _BLOCK // max(1, math.prod(self.shape[1:])))
+        for first in range(0, self.shape[0], rows):
+            total = np.zeros((min(rows, self.shape[0] - first), *self.shape[1:]))
+            for term, kernel in kernels:
+                if kernel is None:
+                    self._add_identity(term, total, first)
+                else:
+                    self._add(term, kernel, total, first)
+            yield total
+
+    def _kernel(self, term: Term) -> Stored | None:
+        """Return a reader of the kernel of a term; None for the identity."""
         if term.conv is None:
-            channels = np.arange(total.shape[0])
-            inner = channels % total.shape[1]
-            positions: tuple[Any, ...] = (channels, inner, *starts)
-            total[positions] += np.broadcast_to(term.a, channels.shape)
-            continue
-        value = state.constants.value(state.layer(term.conv).weight.name).astype(np.float64)
-        scale = np.broadcast_to(term.a, value.shape[:1]).reshape(-1, *[1] * (value.ndim - 1))
-        window = tuple(slice(s, s + k) for s, k in zip(starts, term.geometry.kernel, strict=True))
+            return None
+        return self._state.constants.stored(self._state.layer(term.conv).weight.name)
+
+    def _add_identity(self, term: Term, total: Float64, first: int) -> None:
+        """Add an identity to the output channels from ``first`` on."""
+        channels = np.arange(len(total))
+        inner = (first + channels) % total.shape[1]
+        positions: tuple[Any, ...] = (channels, inner, *self._starts(term))
+        total[positions] += self._scale(term, total, first)
+
+    def _add(self, term: Term, kernel: Stored, total: Float64, first: int) -> None:
+        """Add the kernel of a Conv to the output channels from ``first`` on."""
+        shape = (*total.shape[:2], *term.geometry.kernel)
+        value = np.empty(math.prod(shape), kernel.dtype)
+        kernel.read_into(first * math.prod(shape[1:]), value)
+        scale = self._scale(term, total, first).reshape(-1, *[1] * (len(shape) - 1))
+        ends = zip(self._starts(term), term.geometry.kernel, strict=True)
+        window: tuple[slice, ...] = tuple(slice(start, start + size) for start, size in ends)
         inside: tuple[slice, ...] = (slice(None), slice(None), *window)
-        total[inside] += value * scale
-    return total
+        total[inside] += value.reshape(shape).astype(np.float64) * scale
+
+    def _scale(self, term: Term, total: Float64, first: int) -> Float64:
+        scale = np.broadcast_to(term.a, self.shape[:1])
+        return np.asarray(scale[first : first + len(total)])
+
+    def _starts(self, term: Term) -> list[int]:
+        """Return where a term begins in the merged kernel, per spatial axis."""
+        whole = self._merge.geometry
+        own = term.geometry.before or (0,) * len(whole.before)
+        ends = zip(whole.before, own, whole.dilations, strict=True)
+        return [(before - start) // dilation for before, start, dilation in ends]
 
 
 def bias(state: GraphState, merge: Merge) -> Float64:
@@ -71,10 +120,10 @@ def fits(state: GraphState, merge: Merge) -> bool:
     """Whether the merged constants can be computed, and are finite in the layer's data type."""
     data_type = state.layer(merge.conv).weight.data_type
     try:
-        parts = (weight(state, merge), bias(state, merge))
+        parts = chain(MergedWeight(state, merge).blocks(), [bias(state, merge)])
+        return all(bool(np.isfinite(as_type(part, data_type)).all()) for part in parts)
     except Refused:  # a DequantizeLinear, say, computes one of them and cannot be evaluated
         return False
-    return all(bool(np.isfinite(as_type(part, data_type)).all()) for part in parts)
 
 
 def apply(
@@ -84,7 +133,7 @@ def apply(
     found: Sequence[Merge],
     *,
     metadata: bool,
-) -> dict[str, Callable[[], Float64]]:
+) -> dict[str, Elements]:
     """Write merges into a copy of the model, in place.
 
     Args:
@@ -105,7 +154,7 @@ def apply(
     nodes = list(graph.node)
     names_taken = Names(graphs)
     maybe_unread = {name for m in found for i in m.branch.nodes for name in nodes[i].input}
-    pending: dict[str, Callable[[], Float64]] = {}
+    pending: dict[str, Elements] = {}
     gone: set[int] = set()
     for merge in found:
         node = copy_of(nodes[merge.conv])
@@ -115,9 +164,11 @@ def apply(
         ]
         layer = state.layer(merge.conv)
         dims = ((*layer.weight.dims[:2], *merge.geometry.kernel), (layer.channels_out,))
-        for name, shape, compute in zip(names, dims, (weight, bias), strict=True):
+        summed = Whole(partial(bias, state, merge))
+        made: tuple[Elements, ...] = (MergedWeight(state, merge), summed)
+        for name, shape, elements in zip(names, dims, made, strict=True):
             declare(model.ir_version, graph, name, shape, layer.weight.data_type)
-            pending[name] = partial(compute, state, merge)
+            pending[name] = elements
         _write(node, merge, names, nodes[merge.branch.sums[-1]].output[0])
         if metadata and model.ir_version >= node_origins.OLDEST_IR_VERSION:
             node_origins.add(node, _taken(nodes, state, merge))

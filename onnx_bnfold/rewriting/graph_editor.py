@@ -18,7 +18,6 @@ from onnx import (
     numpy_helper,
 )
 
-from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.graph import Body, Graph, counterparts
 from onnx_bnfold.model.repeated_fields import GONE, arrange, drop_named, exchange, set_attribute
 from onnx_bnfold.operators import batchnorm
@@ -29,7 +28,7 @@ from onnx_bnfold.rewriting import node_origins
 from onnx_bnfold.rewriting.descriptions import drop_descriptions, hand_on_shapes, rename_shards
 from onnx_bnfold.rewriting.fresh_names import Names
 from onnx_bnfold.rewriting.integrity import Text, require_intact
-from onnx_bnfold.rewriting.new_constants import Compute, NewConstant, exact, new_constants
+from onnx_bnfold.rewriting.new_constants import Compute, NewConstant, new_constants
 from onnx_bnfold.rewriting.node_copies import NodeCopies
 from onnx_bnfold.rewriting.removal import drop_dead, drop_sparse
 from onnx_bnfold.storage.tensors import clear_values, is_external
@@ -47,10 +46,6 @@ class Pending(NamedTuple):
     tensor: TensorProto
     size: int
     compute: Compute
-
-    def exact(self) -> Array:
-        """Return the elements before they are rounded, in the shape of the tensor."""
-        return exact(self.compute).reshape(tuple(self.tensor.dims))
 
 
 def rewrite(

@@ -6,14 +6,18 @@ a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from onnx import TensorProto, helper
 
 from onnx_bnfold.arrays import Array
+from onnx_bnfold.model.blocks import Elements, InMemory, Stored, Streamed, blocks_of
 from onnx_bnfold.model.float_formats import as_type
+from onnx_bnfold.model.source import rounded
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.operators.entries import (
     BiasPlace,
@@ -28,47 +32,60 @@ from onnx_bnfold.operators.rules import Transparent
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.reasons import Refusal, Refused
+from onnx_bnfold.rewriting.blocked_products import BLOCK, Blocks
 from onnx_bnfold.rewriting.rounded_products import ONE, Product, product, product_blocks, products
 
 if TYPE_CHECKING:
     from onnx_bnfold.planning.output_sizes import OutputSize
 
 
-class Compute(Protocol):
-    """Computes the elements of a constant when they are asked for."""
-
-    def __call__(self) -> Array:
-        """Return all of them in the constant's shape and type."""
+class Compute(Elements, Protocol):
+    """Computes the elements of a constant when they are asked for, rounded to its type."""
 
     def blocks(self) -> Iterable[Array]:
         """Return them in arrays one after another; each is there until the next is asked for."""
+
+    def exactly(self) -> Elements:
+        """Return what computes them without rounding, where they are rounded."""
 
     def product(self) -> Product | None:
         """Return the product that they are, None if they are none."""
 
 
-class Whole:
-    """Computes all elements at once.
+class Rounded:
+    """Computes what others compute, rounded to a type.
 
     Args:
-        function: returns them.
+        elements: compute it.
+        dims, data_type: of the constant.
     """
 
-    __slots__ = ("_function",)
+    __slots__ = ("_data_type", "_dims", "_elements")
 
-    def __init__(self, function: Callable[[], Array]) -> None:
-        self._function = function
+    def __init__(self, elements: Elements, dims: tuple[int, ...], data_type: int) -> None:
+        self._elements = elements
+        self._dims = dims
+        self._data_type = data_type
 
     def __call__(self) -> Array:
-        """Return what the function returns."""
-        return self._function()
+        """Return all elements at once."""
+        return rounded(self._elements(), self._data_type)
 
-    def blocks(self) -> Iterable[Array]:
-        """Return that as the only block."""
-        return (self(),)
+    def stored(self) -> Stored:
+        """Return a reader that rounds them block by block."""
+        return _streamed(self.blocks, self._dims, self._data_type)
+
+    def blocks(self) -> Iterator[Array]:
+        """Yield them in blocks."""
+        for _, values in blocks_of(self._elements.stored(), self._dims, BLOCK):
+            yield rounded(values, self._data_type).reshape(-1)
+
+    def exactly(self) -> Elements:
+        """Return what others compute."""
+        return self._elements
 
     def product(self) -> None:
-        """Return None: what a function returns may be anything."""
+        """Return None: what others compute may be anything."""
 
 
 def compute_all(wanted: Sequence[Compute]) -> Iterator[Array]:
@@ -87,13 +104,10 @@ def compute_all(wanted: Sequence[Compute]) -> Iterator[Array]:
         yield compute() if result is None else result
 
 
-def exact(compute: Compute) -> Array:
-    """Return the elements of a constant before they are rounded, float64 if they are."""
-    described = compute.product()
-    if described is None:
-        return compute()
-    with np.errstate(all="ignore"):
-        return np.asarray(described.values.astype(np.float64) * described.factor)
+def _streamed(
+    blocks: Callable[[], Iterable[Array]], dims: tuple[int, ...], data_type: int
+) -> Streamed:
+    return Streamed(blocks, math.prod(dims), helper.tensor_dtype_to_np_dtype(data_type))
 
 
 class Unrepresentable(Exception):
@@ -173,6 +187,29 @@ class NewConstant:
         except Refused as refused:
             raise self._failure(refused) from None
 
+    def stored(self) -> Stored:
+        """Return a reader that computes the elements in blocks, if they are a product."""
+        if isinstance(self.revised.values, Multiplied):
+            return _streamed(self.blocks, self.dims, self.data_type)
+        return InMemory(self())
+
+    def exactly(self) -> Elements:
+        """Return what computes the elements in float64, if they are rounded."""
+        return self if isinstance(self.revised.values, Exact) else _Unrounded(self)
+
+    def operands(self, values: Multiplied) -> Iterator[tuple[Array, Float64]]:
+        """Yield the elements of a product in blocks, each with its factor.
+
+        Raises:
+            Unrepresentable: the factor cannot be computed.
+        """
+        try:
+            stored, factor = self.revised.view.constants.stored(values.name), values.factor()
+        except Refused as refused:
+            raise self._failure(refused) from None
+        for _, block, part in Blocks(stored, values.shape, factor, self.data_type).operands():
+            yield block, part
+
     def product(self) -> Product | None:
         """Return the product that the elements are, None if they are none."""
         view, values, data_type = self.revised.view, self.revised.values, self.data_type
@@ -194,6 +231,40 @@ class NewConstant:
 
     def _failure(self, refused: Refused) -> Unrepresentable:
         return Unrepresentable({self.cause: refused.refusal})
+
+
+class _Unrounded:
+    """Computes the elements of a new constant in float64.
+
+    Args:
+        new: the constant.
+    """
+
+    __slots__ = ("_new",)
+
+    def __init__(self, new: NewConstant) -> None:
+        self._new = new
+
+    def __call__(self) -> Array:
+        """Return all elements at once."""
+        described = self._new.product()
+        assert described is not None
+        with np.errstate(all="ignore"):
+            exact = described.values.astype(np.float64) * described.factor
+        return np.asarray(exact).reshape(self._new.dims)
+
+    def stored(self) -> Stored:
+        """Return a reader that computes them in blocks, if they are a product."""
+        values = self._new.revised.values
+        if not isinstance(values, Multiplied):
+            return InMemory(self())
+        return _streamed(partial(self._blocks, values), self._new.dims, TensorProto.DOUBLE)
+
+    def _blocks(self, values: Multiplied) -> Iterator[Array]:
+        for block, factor in self._new.operands(values):
+            with np.errstate(all="ignore"):
+                exact = block.astype(np.float64) * factor
+            yield exact
 
 
 def new_constants(position: int, plan: GraphPlan) -> Iterator[NewConstant]:
@@ -253,7 +324,8 @@ def require_representable(plans: Sequence[GraphPlan]) -> None:
         for new in new_constants(position, plan):
             if (position, new.node) not in failures:
                 try:
-                    new()
+                    for _ in new.blocks():
+                        pass
                 except Unrepresentable as failed:
                     failures.update(failed.failures)
     if failures:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnx_bnfold.model.blocks import InMemory, block_indices, blocks_of, combined, part_of
+from onnx_bnfold.model.blocks import InMemory, Streamed, block_indices, blocks_of, combined, part_of
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (120,)], ids=str)
@@ -52,3 +52,24 @@ def test_what_is_not_a_number_is_in_its_sum_and_its_peak_alone():
         of = np.absolute if combine is np.maximum else np.positive
         found = combined(blocks, array.shape, combine, (1,), of=of)
         np.testing.assert_array_equal(found, [[np.nan], [other]])
+
+
+@pytest.mark.parametrize("made", [1, 4, 100])
+@pytest.mark.parametrize("most", [1, 7, 100])
+def test_what_is_made_in_blocks_is_read_in_others_as_often_as_wanted(made, most):
+    """Each block is made where the one before was, and what follows the last one is run, too."""
+    array, ended = np.arange(50.0), []
+
+    def make():
+        block = np.empty(made)
+        for start in range(0, 50, made):
+            part = block[: min(made, 50 - start)]
+            part[:] = array[start : start + made]
+            yield part
+        ended.append(True)
+
+    streamed = Streamed(make, 50, array.dtype)
+    for times in (1, 2):
+        found = [values.copy() for _, values in blocks_of(streamed, (50,), most)]
+        np.testing.assert_array_equal(np.concatenate(found), array)
+        assert len(ended) == times

@@ -8,7 +8,8 @@ import pytest
 from support import Parts, bn, conv, fold_checked, join, model_of, node, ops, tensor
 
 import onnx_bnfold
-from onnx_bnfold import Options
+from onnx_bnfold import Options, applying
+from onnx_bnfold.rewriting import branch_merging
 
 MERGE = Options(merge_branches=True)
 X = {"x": ["N", 4, 7, 7]}
@@ -233,3 +234,18 @@ def test_branches_with_a_constant_that_cannot_be_evaluated_stay():
     model = onnx.load(found)
     folded, _ = onnx_bnfold.fold(model, MERGE)
     assert len(folded.graph.node) == len(model.graph.node)
+
+
+@pytest.mark.parametrize("build", BRANCHES.values(), ids=BRANCHES)
+def test_kernels_are_added_up_in_blocks_of_output_channels(build, rng, tmp_path, monkeypatch):
+    """A file is written from them; no bit differs from what is added up at once."""
+    parts = build(rng)
+    onnx.save(model_of(parts.nodes, X, ["y"], parts.initializers), tmp_path / "model.onnx")
+    folds = []
+    for block in (1 << 18, 1):
+        monkeypatch.setattr(branch_merging, "_BLOCK", block)
+        monkeypatch.setattr(applying, "MOST_AT_ONCE", 0)
+        onnx_bnfold.fold_file(tmp_path / "model.onnx", tmp_path / "folded.onnx", MERGE)
+        folds.append((tmp_path / "folded.onnx").read_bytes())
+    assert folds[0] == folds[1]
+    assert ops(onnx.load(tmp_path / "folded.onnx")) == ["Conv"]

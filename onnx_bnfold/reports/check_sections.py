@@ -8,7 +8,7 @@ from pathlib import Path
 from onnx_bnfold.reports.charts import latency_chart, noise_chart
 from onnx_bnfold.reports.column_charts import ranges_chart
 from onnx_bnfold.reports.files_section import footer
-from onnx_bnfold.reports.markup import Data, Element, el, pill, table
+from onnx_bnfold.reports.markup import Data, Element, el, pill, swatch, table
 
 _MODELS = ("original", "folded")
 
@@ -188,8 +188,8 @@ def _quantized(quantized: Data) -> Element:
     if quantized["ranges"]:
         key = el(
             "p", "The range that the codes of an activation represent: ",
-            el("span", class_="square before"), " original, ",
-            el("span", class_="square after"), " folded. A single bar is a tensor that the other "
+            swatch("before", "original"), ", ",
+            swatch("after", "folded"), ". A single bar is a tensor that the other "
             "model does not have.", class_="lead",
         )  # fmt: skip
         parts += [el("h3", "Ranges of the activations"), key]

@@ -16,7 +16,7 @@ from onnx_bnfold.reports.column_charts import weights_chart
 from onnx_bnfold.reports.figures_section import card, cards
 from onnx_bnfold.reports.files_section import footer, given_options
 from onnx_bnfold.reports.later import AT_ONCE, Later
-from onnx_bnfold.reports.markup import Data, Element, el, pill, spaced, table
+from onnx_bnfold.reports.markup import Data, Element, el, pill, spaced, swatch, table
 from onnx_bnfold.reports.norm_section import norms_section
 from onnx_bnfold.reports.reasons_section import Stays, reasons_list
 
@@ -104,7 +104,7 @@ def _strip(norms: Sequence[Data]) -> Element:
     ]
     key = el(
         "p", "Each square is a BatchNormalization, in the order of the graph: ",
-        el("span", class_="square folded"), " folded, ", el("span", class_="square kept"), " kept.",
+        swatch("folded"), ", ", swatch("kept"), ".",
         class_="lead",
     )  # fmt: skip
     size = next((name for most, name in _SIZES if len(norms) <= most), "dots")
@@ -150,9 +150,8 @@ def _is_drawn(layer: Data) -> bool:
 def _weights(layers: Sequence[Data], later: Later) -> Element:
     lead = el(
         "p", "For each layer, the largest weights of its output channels, from the smallest to the "
-        "largest of them: ", el("span", class_="square before"), " before, ",
-        el("span", class_="square after"), " after. The longer the bar, the more is lost by "
-        "quantisation with one scale per tensor.", class_="lead",
+        "largest of them: ", swatch("before"), ", ", swatch("after"), ". The longer the bar, the "
+        "more is lost by quantisation with one scale per tensor.", class_="lead",
     )  # fmt: skip
     heads = (
         "layer", "type", "quietest before", "quietest after", "largest before", "largest after",

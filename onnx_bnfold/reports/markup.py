@@ -43,6 +43,12 @@ def pill(text: str, kind: str) -> Element:
     return el("span", text, class_=f"pill {kind}")
 
 
+def swatch(kind: str, word: str | None = None) -> Element:
+    """Return a square of a kind and the word for it, which defaults to the kind."""
+    square = el("span", class_=f"square {kind}")
+    return el("span", square, f" {kind if word is None else word}", class_="key")
+
+
 def spaced(elements: Iterable[Element]) -> list[Element | str]:
     """Return elements with a space behind each."""
     return [part for element in elements for part in (element, " ")]

@@ -19,9 +19,18 @@ from onnx_bnfold.planning.kept import kept_by
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.planning.planner import plan_graph
 from onnx_bnfold.planning.precision_limits import Limits
-from onnx_bnfold.reasons import Refusal
+from onnx_bnfold.reasons import Reason, Refusal
 from onnx_bnfold.rewriting.new_constants import Unrepresentable, require_representable
 from onnx_bnfold.rounds import Rounds
+
+_BY_SIZES = frozenset(
+    {
+        Reason.UNKNOWN_SHAPE,
+        Reason.PARAMETERS_NOT_CONSTANT,
+        Reason.WEIGHT_NOT_CONSTANT,
+        Reason.BIAS_NOT_CONSTANT,
+    }
+)
 
 
 class Attempts(Rounds):
@@ -77,8 +86,13 @@ class Attempts(Rounds):
         return Limits(self.options.max_rescale, self.options.profile)
 
     def _plan_graphs(self) -> None:
+        self.plans = self._planned()
+        if any(map(_lacks_sizes, self.plans)) and self._inference.refine():
+            self.plans = self._planned()
+
+    def _planned(self) -> list[GraphPlan]:
         known: dict[int, GraphState] = {}
-        self.plans = [self._plan_graph(position, known) for position in range(len(self._graphs))]
+        return [self._plan_graph(position, known) for position in range(len(self._graphs))]
 
     def _plan_graph(self, position: int, known: dict[int, GraphState]) -> GraphPlan:
         excluded = {n: r for (p, n), r in self._excluded.items() if p == position}
@@ -149,6 +163,16 @@ class Attempts(Rounds):
                     self.exclude(failed.failures)
                 else:
                     return self.plans
+
+
+def _lacks_sizes(plan: GraphPlan) -> bool:
+    """Whether a node stays that may go where more is known of sizes, and what depends on them."""
+    return any(
+        refusal.reason in _BY_SIZES
+        for record in plan.records.values()
+        if record.refusal is not None
+        for refusal in (record.refusal, *(tried for _, tried in record.tried))
+    )
 
 
 def planned_as_it_is(

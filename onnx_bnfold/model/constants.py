@@ -17,17 +17,20 @@ import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from threading import RLock
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.blocks import InMemory, Stored
-from onnx_bnfold.model.determinism import DESCRIBED, READ_BY_REFERENCE, Computable, read_dims
+from onnx_bnfold.model.determinism import DESCRIBED, READ_BY_REFERENCE, SIZING, Computable
 from onnx_bnfold.model.graph import Dims, Graph, ReadTensor
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.storage.small_tensors import SmallTensors
+
+if TYPE_CHECKING:
+    from onnx_bnfold.model.shape_vectors import Size, Vectors
 
 # Constants are computed up to this many elements (256 MiB in float32), so that a hostile
 # ConstantOfShape of 10^12 elements cannot exhaust the memory. Initializers may be larger.
@@ -214,27 +217,42 @@ class Constants:
 
     @cached_property
     def computed(self) -> Set[str]:
-        """The outputs of deterministic nodes on constants.
+        """The outputs of deterministic nodes on constants, and of known sizes of other tensors.
 
         Not all are constants for ``get``: they may be too large, or of a size that is not known.
         """
-        names = self._computable.outputs()
+        any_sizes = not SIZING.isdisjoint(self.graph.ops)  # few models have any
+        for name, vector in self.vectors({}).computed.items() if any_sizes else ():
+            value = vector.array(self._known[name][1]) if name in self._known else None
+            if value is not None:
+                self._infos[name] = Constant(name, value.shape, self._known[name][1])
+                self._values[name] = value
+        names = self._computable.outputs(self._values)
         # No other output is constant; note that at once instead of name by name in ``get``.
         self._infos.update(dict.fromkeys(self.graph.producer.keys() - names))
         return names
+
+    def vectors(self, products: Mapping[str, Size]) -> Vectors:
+        """Return what is known of the graph's vectors of sizes.
+
+        Args:
+            products: symbols that stand for others.
+        """
+        from onnx_bnfold.model.shape_vectors import Vectors
+
+        return Vectors(self.graph, self._read, self.dims_of, products=products, kept=self._kept)
+
+    def dims_of(self, name: str) -> Dims | None:
+        """Return the dims of any tensor, None if its rank is not known."""
+        if name in self.graph.dims and name not in self.graph.overridable:
+            return self.graph.dims[name]
+        return self._known[name][0] if name in self._known else None
 
     @property
     def _computable(self) -> Computable:
         outer = self._outer
         around = None if outer is None else outer.get
-        return Computable(self.graph, self._static_dims, around, self._kept)
-
-    def _static_dims(self, reader: int, name: str) -> tuple[int, ...] | None:
-        dims = self._known[name][0] if name in self._known else None
-        if dims is None:
-            return None
-        fixed = tuple(d for d in read_dims(self.graph, reader, dims) if isinstance(d, int))
-        return fixed if len(fixed) == len(dims) else None
+        return Computable(self.graph, around, self._kept)
 
     def _ancestors(self, name: str) -> list[str]:
         """Return the computed constants that ``name`` depends on, in node order, and itself."""
@@ -250,18 +268,15 @@ class Constants:
                     stack.append(other)
         return sorted(needed, key=lambda n: graph.producer[n])
 
-    def _type_of(self, reader: int, name: str) -> tuple[tuple[int, ...] | None, int] | None:
+    def _type_of(self, name: str) -> tuple[tuple[int, ...] | None, int] | None:
         info = self.get(name) if name not in self._infos else self._infos[name]
         if info is not None:
             return info.dims, info.data_type
-        if name in self._known:
-            return self._static_dims(reader, name), self._known[name][1]
-        return None
+        return (None, self._known[name][1]) if name in self._known else None
 
     def _infer(self, name: str) -> Constant | None:
         """Return shape and type of one node's output without computing it."""
-        index = self.graph.producer[name]
-        node = self.graph.nodes[index]
+        node = self.graph.nodes[self.graph.producer[name]]
         types: dict[str, TypeProto] = {}
         for slot, other in enumerate(node.input):
             if not other:
@@ -269,7 +284,7 @@ class Constants:
             described = (node.op_type, slot) in DESCRIBED
             if not described and self.get(other) is None:
                 return None  # too large, or of unknown shape
-            kind = self._type_of(index, other)
+            kind = self._type_of(other)
             if kind is None:
                 return None
             types[other] = helper.make_tensor_type_proto(kind[1], kind[0])
@@ -343,7 +358,7 @@ class Constants:
 
     def _feed(self, index: int, slot: int, name: str) -> Array:
         if (self.graph.nodes[index].op_type, slot) in DESCRIBED:
-            kind = self._type_of(index, name)
+            kind = self._type_of(name)
             assert kind is not None
             dtype = helper.tensor_dtype_to_np_dtype(kind[1])
             # A view of a single element, since only its type and dims matter.

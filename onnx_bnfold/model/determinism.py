@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 
-from onnx_bnfold.model.graph import Dims, Graph
+from onnx_bnfold.model.graph import Graph
 from onnx_bnfold.model.standard import signature
 
 # What onnx's reference evaluator computes as onnxruntime does, in every version and any type. Of
@@ -21,8 +21,9 @@ READ_BY_REFERENCE = frozenset(
 TYPE_ONLY = frozenset({("CastLike", 1)})
 DIMS_ONLY = frozenset({("Shape", 0), ("Size", 0)})
 DESCRIBED = TYPE_ONLY | DIMS_ONLY
-# Operators that make constants of tensors that are none.
-_DESCRIBING = frozenset(op for op, _ in DESCRIBED)
+# Operators that make constants of tensors that are none; see ``shape_vectors`` for sizes.
+_TYPING = frozenset(op for op, _ in TYPE_ONLY)
+SIZING = frozenset(op for op, _ in DIMS_ONLY)
 
 # Inputs over which onnxruntime writes further outputs of a node: statistics while it trains. If
 # something else reads them, the model's results change from run to run.
@@ -34,20 +35,6 @@ WITHOUT_COPY = frozenset(
         *("Tile", "Transpose", "Unsqueeze"),
     }
 )
-
-
-def read_dims(graph: Graph, index: int, dims: Dims) -> Dims:
-    """Return the dims of a tensor that a node describes, those that it does not read as 1.
-
-    Args:
-        graph: the graph.
-        index: the node, which has the attributes ``start`` and ``end`` of a Shape, or none.
-        dims: of the tensor.
-    """
-    held = graph.attributes.get(index, {})
-    bounds = [held[name].i if name in held else None for name in ("start", "end")]
-    read = range(len(dims))[slice(*bounds)]
-    return tuple(d if axis in read else 1 for axis, d in enumerate(dims))
 
 
 def is_deterministic(op: str | None, opset: int) -> bool:
@@ -70,8 +57,6 @@ class Computable:
 
     Args:
         graph: the graph.
-        static_dims: returns the dims of a computed tensor, as the node of an index reads them; None
-            if they are not known.
         outer: returns what is known of a constant of the enclosing scope, None for other tensors.
         kept: indices of nodes that are to go on computing what they compute.
     """
@@ -79,21 +64,23 @@ class Computable:
     def __init__(
         self,
         graph: Graph,
-        static_dims: Callable[[int, str], object],
         outer: Callable[[str], object] | None,
         kept: Container[int],
     ) -> None:
         self._graph = graph
-        self._static_dims = static_dims
         self._outer = outer
         self._kept = kept
 
-    def outputs(self) -> set[str]:
-        """Return the outputs of deterministic nodes on constants, found in one pass."""
-        graph, names = self._graph, set[str]()
+    def outputs(self, given: Iterable[str] = ()) -> set[str]:
+        """Return the outputs of deterministic nodes on constants, found in one pass.
+
+        Args:
+            given: computed tensors that are known to be constants; they are returned as well.
+        """
+        graph, names = self._graph, set(given)
         for index, (op, read) in enumerate(zip(graph.ops, graph.reads, strict=True)):
             first = read[0] if read else ""
-            if first in graph.producer and first not in names and op not in _DESCRIBING:
+            if first in graph.producer and first not in names and op not in _TYPING:
                 continue  # nearly all nodes
             usable = (self._is_usable(index, s, n, names) for s, n in enumerate(read) if n)
             if all(usable) and self._is_lasting(index):
@@ -129,8 +116,6 @@ class Computable:
             return True
         if name in graph.initializers or name in graph.sparse:
             return name not in graph.overridable
-        if (op, slot) in DIMS_ONLY and self._static_dims(index, name) is not None:
-            return True
         return self._is_outer_constant(name)
 
     def _is_lasting(self, index: int) -> bool:

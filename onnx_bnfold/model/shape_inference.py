@@ -14,6 +14,7 @@ import onnx
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onnx_bnfold.model.constants import Constants
+from onnx_bnfold.model.determinism import SIZING
 from onnx_bnfold.model.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor, bodies_of, graphs_of
 from onnx_bnfold.model.inference_guard import MOST_LEVELS, behind, hide_unsafe_slices
 from onnx_bnfold.reasons import Reason, Refused
@@ -30,6 +31,9 @@ _LARGEST_SCALES = 16
 
 # Values are not propagated in models with a longer vector.
 LONGEST_PROPAGATED = 2**16
+
+# How often it is inferred again with sizes that it has found.
+MOST_REPEATED = 8
 
 # Why nothing is inferred behind Slices that stay hidden.
 _DEEP = (
@@ -130,6 +134,7 @@ class Inference:
         self._main = main
         self._read = read
         self._types: list[Types] | None = None
+        self._light: ModelProto | None = None  # while it may be refined
         self._blind: dict[tuple[Reason, str], frozenset[str]] = {}
 
     def why_unknown(self, names: Iterable[str]) -> tuple[Reason, str] | None:
@@ -148,18 +153,17 @@ class Inference:
 
     def _run(self) -> list[Types]:
         from onnx_bnfold.model.inference_hints import stand_in
-        from onnx_bnfold.model.suspects import Suspects
 
         light = without_weights(self._model)
         stand_in(light)
         self._read_parameters(light)
-        self._fix_parameters(light)
-        suspects = Suspects(light)
-        self._leave_open(light, suspects, None)
+        self._fix_parameters(light, Constants(self._main, self._read, {}, None))
+        suspects = self._suspects(light)
         try:
             types = self._inferred(light, suspects, data_prop=False)
             if not any(_is_long(kind) for of_one in types for kind in of_one.values()):
                 types = self._inferred(light, suspects, data_prop=True)
+                self._light = None if SIZING.isdisjoint(self._main.ops) else light
         except Exception:  # go on without shapes if the model is inconsistent; the rules refuse
             types = [_types_of(graph) for graph in graphs_of(light)]
         return types
@@ -172,6 +176,33 @@ class Inference:
                 tensor.ClearField("data_location")
                 tensor.ClearField("external_data")
                 fill(tensor, values)
+
+    def _suspects(self, light: ModelProto) -> Suspects:
+        """Return the nodes that may be misread; those that are, whatever the sizes, are hidden."""
+        from onnx_bnfold.model.suspects import Suspects
+
+        suspects = Suspects(light)
+        self._leave_open(light, suspects, None)
+        return suspects
+
+    def refine(self) -> bool:
+        """Infer again with what nodes compute from sizes; return whether more is known by it."""
+        if self._types is None or self._light is None:
+            return False
+        from onnx_bnfold.model.reshaped_sizes import ReshapedSizes
+
+        light, self._light, before = self._light, None, self._types
+        reshaped = ReshapedSizes(self._main, light.graph)
+        for _ in range(MOST_REPEATED):
+            constants = Constants(self._main, self._read, self._types[0], None)
+            fixed = self._fix_parameters(light, constants)
+            if not reshaped.note(constants, self._types[0]) and not fixed:
+                break
+            try:
+                self._types = self._inferred(light, self._suspects(light), data_prop=True)
+            except Exception:  # more sizes show that the model is inconsistent
+                break
+        return self._types is not before
 
     def _inferred(self, light: ModelProto, suspects: Suspects, *, data_prop: bool) -> list[Types]:
         """Infer repeatedly, until the inferred sizes show no further misread node."""
@@ -196,14 +227,13 @@ class Inference:
         leave_open(node for _, node in misread)
         return bool(misread)
 
-    def _fix_parameters(self, light: ModelProto) -> None:
-        """Replace computed axes, shapes and the like by Constant nodes.
+    def _fix_parameters(self, light: ModelProto, constants: Constants) -> bool:
+        """Replace computed axes, shapes and the like by Constant nodes; return whether any is new.
 
         PyTorch's dynamo exporter writes the axes of a ReduceMean as a Reshape of a Constant, which
         shape inference does not evaluate.
         """
-        constants = Constants(self._main, self._read, {}, None)
-        producer = self._main.producer
+        producer, any_new = self._main.producer, False
         for node in self._main.nodes:
             for name in node.input:
                 index = producer.get(name)
@@ -217,6 +247,8 @@ class Inference:
                         continue
                     made = helper.make_node("Constant", [], [name], value=value)
                     light.graph.node[index].CopyFrom(made)
+                    any_new = True
+        return any_new
 
 
 def _inferred(model: ModelProto, *, data_prop: bool) -> list[Types]:

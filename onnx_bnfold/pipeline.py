@@ -255,7 +255,7 @@ class Pipeline(Attempts):
 
     def _take(self, model: ModelProto, calls: int) -> None:
         self.unmerged, self.inlined, self.merges, self.merged = model, calls, 0, ()
-        self.earlier, self.origins = [], None
+        self.earlier, self.origins, self.never_run = [], None, ()
         self._adopt(model, self._stored, self._measured)
 
     def _adopt(self, model: ModelProto, source: Source, ranges: Ranges | None) -> None:
@@ -271,8 +271,7 @@ class Pipeline(Attempts):
         for index, record in plan.records.items():
             verdict = self.verdicts.get((graph.path, graph.writes[index][0]))
             if verdict is not None and not record.folded:
-                new = record._replace(refusal=verdict.refusal, tried=verdict.tried)
-                plan.records[index] = new
+                plan.records[index] = record._replace(refusal=verdict.refusal, tried=verdict.tried)
 
     def _evaluate(self) -> bool:
         """Go on with a copy of the model in which constants stand for BNs, if some compute any."""
@@ -301,6 +300,7 @@ class Pipeline(Attempts):
         self._restated = copied.restated | self._restated
         self._unread |= copied.unread
         self.resolved += copied.resolved
+        self.never_run += copied.never_run
         self.model = copied.model
         self._index()
         return True

@@ -22,7 +22,8 @@ def records_of(pipeline: Pipeline) -> tuple[tuple[Record, ...], tuple[Record, ..
         decomposed BatchNormalization stays that does.
     """
     graphs = _given_graphs(pipeline)
-    merged = [record._replace(operator=batchnorm.OPERATOR) for record in pipeline.merged]
+    gone = (*pipeline.merged, *(each.record for each in pipeline.never_run))
+    merged = [record._replace(operator=batchnorm.OPERATOR) for record in gone]
     return (
         (*merged, *_detailed(graphs, pipeline.recorded)),
         tuple(_detailed(graphs, pipeline.decomposed_bns)),

@@ -14,6 +14,7 @@ from onnx_bnfold.planning.record import Record
 if TYPE_CHECKING:
     from onnx_bnfold.planning.settle import Origins
     from onnx_bnfold.report import Rescaled
+    from onnx_bnfold.rewriting.replaced_nodes import NeverRun
 
 
 class Rounds:
@@ -27,6 +28,7 @@ class Rounds:
         merges: number of branches that were merged.
         inlined: number of calls of local functions that were inlined.
         resolved: the Ifs that a branch stands for; see ``Copied``.
+        never_run: the BatchNormalizations that went with the other branch.
         verdicts: (path of a graph, output of a BatchNormalization that stays there) → what is in
             its way beyond the border of a function.
     """
@@ -39,6 +41,7 @@ class Rounds:
         self.merges = 0
         self.inlined = 0
         self.resolved: tuple[tuple[int, str], ...] = ()
+        self.never_run: tuple[NeverRun, ...] = ()
         self.verdicts: Mapping[tuple[str, str], Record] = {}
 
     @property
@@ -87,7 +90,8 @@ class Rounds:
     def counts(self) -> tuple[int, int]:
         """How many BatchNormalizations go, and how many stay, by the present plan."""
         fates = [each.record.folded for each in self.recorded if each.record.is_norm]
-        return sum(fates) + len(self.merged), len(fates) - sum(fates)
+        gone = len(self.merged) + len(self.never_run)
+        return sum(fates) + gone, len(fates) - sum(fates)
 
     @property
     def open_choices(self) -> int:

@@ -176,12 +176,15 @@ def _require_inference(view: NodeView) -> None:
         training = bool(view.attribute("training_mode", 0))
     if training:
         name = "is_test=0" if view.opset < 7 else "training_mode=1"
-        why = "statistics are computed at run time; export the model in eval mode"
         if _writes_over_shared(view):
-            why = (
-                "it would compute a constant, but runtimes write its statistics over its mean and "
-                "variance, which are read elsewhere, too; give it tensors of its own"
+            raise Refused(
+                Reason.PARAMETERS_NOT_CONSTANT,
+                view.label,
+                f"{name}: onnxruntime writes its statistics over its mean and variance, which are "
+                "read elsewhere, too, so that results change from run to run; give it a mean and a "
+                "variance that nothing else reads, and it is a constant",
             )
+        why = "statistics are computed at run time; export the model in eval mode"
         raise Refused(Reason.TRAINING_MODE, view.label, f"{name}: {why}")
     if any(view.writes[1:]):
         raise Refused(
@@ -200,8 +203,8 @@ def _require_inference(view: NodeView) -> None:
 
 def _writes_over_shared(view: NodeView) -> bool:
     """Whether the results of a node of constants depend on how often the model has run."""
-    own = map(view.graph.only_reader, view.reads[3:5])
-    return all(map(view.constant, range(len(view.reads)))) and not all(own)
+    are_constant = all(map(view.constant, range(len(view.reads))))
+    return are_constant and view.writes[0] not in view.constants.computed
 
 
 def _parameter(view: NodeView, index: int) -> Array:

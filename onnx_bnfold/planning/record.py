@@ -83,6 +83,8 @@ class Record(NamedTuple):
     def _takers(self, most: int | None) -> str:
         if self.way is Way.CONSTANT:
             return "the constant that it computes"
+        if self.way is Way.NEVER_RUN:
+            return "nothing: its branch of an If is never run"
         scale_to, shift_to = first_of(self.scale_to, most), first_of(self.shift_to, most)
         if self.scale_to == self.shift_to or not self.shift_to:
             text = scale_to or "its neighbours (it changes nothing)"

@@ -98,8 +98,6 @@ def leave(
 def leave_branches(plans: Sequence[GraphPlan], resolved: Iterable[tuple[int, str]]) -> bool:
     """Let a plan leave for good the Ifs that another fold would replace by a branch.
 
-    The branch that is never run held BatchNormalizations, which have gone.
-
     Args:
         plans: the plan; gets the notes.
         resolved: what the plan of its result has replaced; see ``Copied``.

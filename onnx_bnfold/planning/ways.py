@@ -24,6 +24,7 @@ class Way(str, Enum):
     SIGN_UPSTREAM = "sign upstream, shift and magnitude downstream"
     MERGED = "merged"  # its whole branch went into a Conv
     CONSTANT = "constant"  # it computed one, which is written in its place
+    NEVER_RUN = "never run"  # its branch was that of an If whose condition is a constant
 
     __str__ = str.__str__
 

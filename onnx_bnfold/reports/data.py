@@ -22,7 +22,7 @@ from onnx_bnfold.reports.changes import Changes, changes_of
 from onnx_bnfold.reports.cost import Sizes, input_shapes
 from onnx_bnfold.reports.figures import Figures, figures_of
 from onnx_bnfold.reports.layers import Layer, layers_of
-from onnx_bnfold.reports.nodes import NodeRecord, merged_records, records_of
+from onnx_bnfold.reports.nodes import NodeRecord, merged_records, never_run_records, records_of
 from onnx_bnfold.storage.data_files import data_files_of, files
 from onnx_bnfold.version import __version__
 
@@ -160,7 +160,8 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
     pipeline, told = outcome.pipeline, outcome.report
     layers, places = layers_of([*pipeline.rounds])
     merged = merged_records(pipeline.merged, pipeline.unmerged)
-    records = [*merged, *records_of(pipeline, pipeline.recorded, places)]
+    never = never_run_records(pipeline.never_run)
+    records = [*merged, *never, *records_of(pipeline, pipeline.recorded, places)]
     source = _files(outcome.source_files)
     result = None if outcome.path is None else _files(outcome.files)
     return FoldReport(

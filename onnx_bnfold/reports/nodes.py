@@ -14,6 +14,7 @@ from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.pipeline import Pipeline
 from onnx_bnfold.planning.plan import GraphPlan, Recorded, Restated, Taken
 from onnx_bnfold.planning.record import Record
+from onnx_bnfold.rewriting.replaced_nodes import NeverRun
 
 # (identity of the plan, node index) → position in the report's ``layers``.
 Places = Mapping[tuple[int, int], int]
@@ -144,6 +145,13 @@ def merged_records(merged: Sequence[Record], unmerged: ModelProto) -> Iterator[N
         if conv is not None:  # else it stands for another BatchNormalization
             takers = (Taker(*_names(graph, conv), True, True, conv > index, None),)
         yield _record(graph, (index, x, y), record, takers)
+
+
+def never_run_records(never_run: Sequence[NeverRun]) -> Iterator[NodeRecord]:
+    """Yield records of BatchNormalizations that are never run, as the condition is a constant."""
+    for graph, index, record in never_run:
+        where = index, graph.reads[index][0], graph.writes[index][0]
+        yield _record(graph, where, record, ())
 
 
 def _taken(plan: GraphPlan) -> dict[int, dict[int, Taken]]:

@@ -18,10 +18,12 @@ from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.notes import BRANCH, is_noted
 from onnx_bnfold.planning.plan import Place
 from onnx_bnfold.planning.precision_limits import Limits
+from onnx_bnfold.planning.record import Record
+from onnx_bnfold.planning.ways import Way
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.rewriting.fresh_names import Names
 from onnx_bnfold.rewriting.function_nodes import defined, describe, rename_body
-from onnx_bnfold.rewriting.replaced_nodes import Copied
+from onnx_bnfold.rewriting.replaced_nodes import Copied, NeverRun
 
 OPERATOR = "If"
 MOST_TRIED = 16  # models that are planned to find out which Ifs have to go
@@ -59,7 +61,8 @@ def resolved(
             taken, best = fewer, without
     unread = {graphs[position].reads[index][0] for position, index in taken}
     written = tuple((p, next(filter(None, graphs[p].writes[index]), "")) for p, index in taken)
-    return Copied(best, unread=unread, resolved=written)
+    dead = tuple(_bns_never_run(states, taken))
+    return Copied(best, unread=unread, resolved=written, never_run=dead)
 
 
 def known_ifs(states: Sequence[GraphState]) -> list[Place]:
@@ -78,7 +81,7 @@ def _taken(
 ) -> Iterator[tuple[Place, str]]:
     """Yield the Ifs that may be replaced, and the attribute that holds the branch each takes.
 
-    A branch that is never run must hold no BatchNormalization: each has a record of its own. And an
+    A branch that is never run must hold no BatchNormalization that the user wants to keep. And an
     If may be what keeps a shape that is misread in a branch from the nodes behind.
     """
     for position, index in known:
@@ -94,15 +97,35 @@ def _taken(
         branches = dict(named_subgraphs(graph.nodes[index]))
         if condition.size != 1 or name not in branches:
             continue
-        branch = branches.pop(name)
-        if any(map(_has_bn, branches.values())) or not _fits(ir_version, graph, index, branch):
+        place, branch = (position, index), branches[name]
+        wanted = any(never.kept for never in _never_run(states, {place: name}))
+        if wanted or not _fits(ir_version, graph, index, branch):
             continue
         if state.shapes.why_unknown(value.name for value in branch.output) is None:
-            yield (position, index), name
+            yield place, name
 
 
-def _has_bn(body: GraphProto) -> bool:
-    return any(node.op_type == batchnorm.OPERATOR for node in nodes_within(body.node))
+def _never_run(states: Sequence[GraphState], taken: Mapping[Place, str]) -> Iterator[GraphState]:
+    """Yield the states of the bodies that are never run if Ifs take a branch."""
+    positions = {id(state.graph): position for position, state in enumerate(states)}
+    never = set[int]()
+    for position, state in enumerate(states):  # a body before those in it
+        if state.graph.parent is None:
+            continue
+        around = positions[id(state.graph.parent)]
+        branch = taken.get((around, state.graph.carrier))
+        if around in never or not (branch is None or state.graph.path.endswith(f".{branch}")):
+            never.add(position)
+            yield state
+
+
+def _bns_never_run(states: Sequence[GraphState], taken: Mapping[Place, str]) -> Iterator[NeverRun]:
+    for state in _never_run(states, taken):
+        graph = state.graph
+        for index, op in enumerate(graph.ops):
+            if op == batchnorm.OPERATOR:
+                record = Record(graph.place(graph.label(index)), True, Way.NEVER_RUN)
+                yield NeverRun(graph, index, record)
 
 
 def _fits(ir_version: int, graph: Graph, index: int, branch: GraphProto) -> bool:

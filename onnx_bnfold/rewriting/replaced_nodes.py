@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from onnx import ModelProto
 
+from onnx_bnfold.model.graph import Graph
 from onnx_bnfold.planning.plan import Place, Restated
+from onnx_bnfold.planning.record import Record
+
+
+class NeverRun(NamedTuple):
+    """A BatchNormalization in a branch that is never run."""
+
+    graph: Graph
+    node: int
+    record: Record
 
 
 @dataclass
@@ -20,6 +31,7 @@ class Copied:
         unread: the constants that these have read.
         resolved: Ifs that branches have replaced: the positions of their graphs, and what they
             wrote first.
+        never_run: the BatchNormalizations of the other branches.
     """
 
     model: ModelProto
@@ -27,3 +39,4 @@ class Copied:
     restated: dict[Place, Restated] = field(default_factory=dict)
     unread: set[str] = field(default_factory=set)
     resolved: tuple[tuple[int, str], ...] = ()
+    never_run: tuple[NeverRun, ...] = ()

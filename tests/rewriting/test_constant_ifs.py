@@ -1,5 +1,7 @@
 """Ifs whose condition is a constant become the branch that they take, where a BN goes by that."""
 
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -9,6 +11,8 @@ from support import assert_same_function, fold_checked, ops, parsed, saved_exter
 
 import onnx_bnfold
 from onnx_bnfold import Options
+from onnx_bnfold.cli.main import main
+from onnx_bnfold.rewriting import constant_ifs
 
 IMAGE = ("N", 4, 6, 6)
 
@@ -57,7 +61,7 @@ def test_a_norm_in_the_branch_that_is_taken(value):
 
 
 def layer_and_norm(net, x):
-    return net.bn(net.conv(x, 4), channels=4)
+    return net.bn(net.conv(x, 4, channels=4, rank=4), channels=4)
 
 
 def norm_of_what_is_positive(net, x):
@@ -65,16 +69,71 @@ def norm_of_what_is_positive(net, x):
 
 
 @pytest.mark.parametrize("taken", [norm, norm_of_what_is_positive], ids=["settled", "open"])
-def test_a_branch_that_is_never_run_loses_its_norms(taken):
-    """Of the result the If could go, and with it the norm: a second fold leaves both."""
-    model = layer_and_branch(True, taken, layer_and_norm)
+def test_an_if_that_another_fold_would_replace_is_left(taken, monkeypatch):
+    """As a second fold must find nothing, whatever the first has not found."""
+    net = Net(IMAGE)
+    y = chosen(net, net.const(np.array(True)), taken, identity, net.conv("x", 4))
+    model = net.model(net.op("Sigmoid", y), layer_and_norm(net, net.op("Tanh", "x")))
+    resolved, first = constant_ifs.resolved, []
+
+    def not_at_first(given, *arguments):
+        first.append(given)
+        return None if given is first[0] else resolved(given, *arguments)
+
+    monkeypatch.setattr(constant_ifs, "resolved", not_at_first)
     folded, report = onnx_bnfold.fold(model)
+    monkeypatch.undo()
     assert_same_function(model, folded)
-    assert (len(report.folded), bool(report.kept)) == (1, True)
+    assert report.kept
     [if_] = (n for n in folded.graph.node if n.op_type == "If")
     assert "onnx_bnfold: left for branch" in if_.doc_string
     again, _ = onnx_bnfold.fold(folded)
     assert again.SerializeToString() == folded.SerializeToString()
+
+
+def bare_norm(net, x):
+    """One that stays in its branch."""
+    return net.op("Sigmoid", net.bn(net.op("Sigmoid", x), channels=4))
+
+
+def branch_that_never_runs(net, x):
+    return chosen(net, net.const(np.array(True)), bare_norm, bare_norm, x)
+
+
+@pytest.mark.parametrize(
+    ("never", "norms"),
+    [(bare_norm, 1), (layer_and_norm, 1), (branch_that_never_runs, 2)],
+    ids=["stays in it", "goes in it", "in two branches"],
+)
+@pytest.mark.parametrize("taken", [norm, identity], ids=["norm", "none"])
+def test_norms_of_a_branch_that_is_never_run(taken, never, norms):
+    """They go with the branch, unless nothing is gained by that."""
+    folded, report = fold_checked(layer_and_branch(True, taken, never))
+    gained = taken is norm or never is not layer_and_norm
+    assert ("If" not in ops(folded)) == gained
+    ways = [record.way for record in report.records]
+    assert ways.count("never run") == (norms if gained else 0)
+    assert len(report.records) == norms + (taken is norm)
+    if gained:
+        assert any("into nothing: its branch of an If is never run" in line
+                   for line in report.lines())  # fmt: skip
+
+
+def test_a_norm_of_a_branch_that_is_never_run_is_kept_by_its_name():
+    """And with it the If, by which another norm stays."""
+    model = layer_and_branch(True, norm, bare_norm)
+    folded, _ = fold_checked(model, kept=2, options=Options(keep=("n_e_",)))
+    assert ops(folded) == ["Conv", "If", "Sigmoid"]
+
+
+def test_the_report_of_a_file_has_the_norms_that_are_never_run(tmp_path):
+    onnx.save(layer_and_branch(True, norm, bare_norm), tmp_path / "a.onnx")
+    command = [str(tmp_path / "a.onnx"), str(tmp_path / "b.onnx"), "--require-all"]
+    assert main([*command, "--report", str(tmp_path / "r.json")]) == 0
+    records = json.loads((tmp_path / "r.json").read_text())["batch_normalizations"]
+    [never] = (each for each in records if each["way"] == "never run")
+    assert never["graph"].endswith("else_branch")
+    assert (never["status"], never["taken_by"], len(records)) == ("folded", [], 2)
 
 
 def test_the_other_branch():
@@ -172,7 +231,6 @@ def test_what_a_branch_hands_on():
 
 MUST_STAY = {
     "the condition is computed": {"condition": "x"},
-    "the other branch holds a norm": {"other": norm},
     "an old model cannot hold the constants": {"ir_version": 3},
 }
 
@@ -186,7 +244,7 @@ def test_what_stays(why):
         condition = net.input("c", (), TensorProto.BOOL)
     else:
         condition = net.op("Constant", value=numpy_helper.from_array(np.array(True)))
-    y = chosen(net, condition, norm, given.get("other", identity), y)
+    y = chosen(net, condition, norm, identity, y)
     model = net.model(net.op("Sigmoid", y))
     if "ir_version" in given:
         model.ir_version = 3

@@ -841,9 +841,8 @@ def branches(parts, ir_version, **options):
         )
         for way in ("then", "else")
     ]
-    flag = tensor("flag", np.array(True))
     choice = node("If", ["flag"], ["z"], then_branch=graphs[0], else_branch=graphs[1])
-    return model_of(choice.nodes, {"x": shape}, {"z": shape}, [flag],
+    return model_of(choice.nodes, {"x": shape, "flag": (bool, [])}, {"z": shape},
                     ir_version=ir_version, **options)  # fmt: skip
 
 

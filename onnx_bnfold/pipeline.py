@@ -288,8 +288,7 @@ class Pipeline(Attempts):
     def _restate_as(self, form: Standalone) -> bool:
         from onnx_bnfold.rewriting.standalone import restated
 
-        copied = restated(self._copy, self.plans, form, self._limits, self._excluded.keys())
-        return self._go_on_with(copied)
+        return self._go_on_with(restated(self._copy, self.plans, form, self._limits))
 
     def _go_on_with(self, copied: Copied | None) -> bool:
         if copied is None:

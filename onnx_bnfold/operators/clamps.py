@@ -73,19 +73,27 @@ def of_clip(view: NodeView) -> Bounds:
     """
     low, high = -clip_bound(view, 1, "min", -1.0), clip_bound(view, 2, "max", 1.0)
     if not (low <= high and low < np.inf and high > -np.inf):
-        raise Refused(Reason.OPAQUE, view.label, "no number lies between its bounds")
+        raise _holds_no_number(view)
     return Bounds(low, high)
+
+
+def _holds_no_number(view: NodeView) -> Refused:
+    return Refused(Reason.OPAQUE, view.label, "no number lies between its bounds")
 
 
 def of_max(view: NodeView) -> Bounds:
     """Return the bounds of a Max of data and constants; see ``_of_constants``."""
     data, constant = _of_constants(view, np.maximum)
+    if (constant == np.inf).any():
+        raise _holds_no_number(view)
     return Bounds(constant, np.inf, data, own=True)
 
 
 def of_min(view: NodeView) -> Bounds:
     """Return the bounds of a Min of data and constants; see ``_of_constants``."""
     data, constant = _of_constants(view, np.minimum)
+    if (constant == -np.inf).any():
+        raise _holds_no_number(view)
     return Bounds(-np.inf, constant, data, own=True)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from copy import copy
 from types import MappingProxyType
 
+import numpy as np
+
 from onnx_bnfold.model.constants import Constants
 from onnx_bnfold.model.determinism import DESCRIBED
 from onnx_bnfold.model.graph import Graph
@@ -90,7 +92,10 @@ class GraphState(GraphNodes):
         """Return the elements of a constant input as they are by now, float64."""
         value = self.original(index, slot)
         change = self.total.get((index, slot))
-        return value if change is None else change.scale * value + change.shift
+        if change is None:
+            return value
+        with np.errstate(invalid="ignore"):  # 0 * inf, which is refused
+            return change.scale * value + change.shift
 
     def ports(self, index: int) -> tuple[int, ...]:
         """Return the ports of a node that carry data.

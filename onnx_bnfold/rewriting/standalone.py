@@ -23,7 +23,7 @@ from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.options import Standalone
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.notes import STANDALONE, is_noted
-from onnx_bnfold.planning.plan import GraphPlan, Place, Restated
+from onnx_bnfold.planning.plan import GraphPlan, Restated
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.record import Record
 from onnx_bnfold.reasons import Reason, Refused
@@ -38,18 +38,17 @@ _OPERATORS: Mapping[Standalone, Sequence[str]] = {"mul-add": ("Mul", "Add"), "co
 _SUFFIXES = ("factor", "summand")
 
 
-def to_restate(plan: GraphPlan, form: Standalone, limits: Limits, excluded: Set[int]) -> set[int]:
+def to_restate(plan: GraphPlan, form: Standalone, limits: Limits) -> set[int]:
     """Return the nodes that are to be written in another form.
 
     Args:
         plan: of one graph; from now on it says why nodes cannot be written so.
         form: what BatchNormalizations that stay are to be written as.
         limits: say what costs precision.
-        excluded: nodes whose constants, or those around them, do not fit their type.
     """
     found = set()
     for index, record in plan.records.items():
-        if record.folded or index in excluded or index in plan.state.kept:
+        if record.folded or index in plan.state.kept:
             continue
         why = _why_not(plan.state, index, record, form, limits)
         if why is not None:
@@ -136,22 +135,18 @@ def restated(
     plans: Sequence[GraphPlan],
     form: Standalone,
     limits: Limits,
-    excluded: Set[Place],
 ) -> Copied | None:
     """Return a copy of a model in which nodes that stay have another form, None if none has.
 
     Args:
         copy: makes a copy.
         plans: see ``to_restate``; one for each graph.
-        form, limits, excluded: see there.
+        form, limits: see there.
 
     Raises:
         BrokenResult: the new model is not sound.
     """
-    found = [
-        to_restate(plan, form, limits, {node for p, node in excluded if p == position})
-        for position, plan in enumerate(plans)
-    ]
+    found = [to_restate(plan, form, limits) for plan in plans]
     return apply(copy(), plans, found, form) if any(found) else None
 
 

@@ -6,7 +6,7 @@ import pytest
 from graphs import Net
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
-from support import assert_same_function, fold_checked, ops, reasons, run
+from support import assert_same_function, feeds_for, fold_checked, ops, reasons, run
 
 import onnx_bnfold
 from onnx_bnfold import Options, Reason
@@ -177,12 +177,19 @@ def test_what_is_no_clamp(build):
     assert_same_function(model, folded)
 
 
-def test_a_bound_that_is_no_number_is_left_alone():
+@pytest.mark.parametrize("signs", [[-1], [0], "mixed", "some zero"], ids=str)
+@pytest.mark.parametrize(("op", "bound"), [("Max", np.nan), ("Max", np.inf), ("Min", -np.inf)])
+def test_a_bound_that_leaves_no_number_is_left_alone(op, bound, signs):
+    """A channel of gamma zero is NaN then, which no constant would be."""
     net = Net(IMAGE)
-    y = net.op("Max", net.conv("x", 4), net.const(np.float32([np.nan])))
-    folded, report = onnx_bnfold.fold(net.model(net.op("Sigmoid", net.bn(y, signs=[-1]))), FREE)
+    y = net.op(op, net.conv("x", 4), net.const(np.float32([0.5, bound, 0, 1]).reshape(4, 1, 1)))
+    model = net.model(net.op("Tanh", net.bn(y, signs=signs)))
+    folded, report = onnx_bnfold.fold(model, FREE)
     assert report.kept[0].written_as == "mul-add"
-    assert "Max" in ops(folded)
+    assert op in ops(folded)
+    feeds = feeds_for(model)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(*run(model, feeds), *run(folded, feeds), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("opset", "kept"), [(11, True), (12, False)])

@@ -13,6 +13,7 @@ from support import (
     all_nodes,
     assert_same_function,
     bn,
+    conv,
     join,
     model_of,
     node,
@@ -120,6 +121,25 @@ def test_a_norm_of_doubles_is_written_as_no_conv(rng):
     model = model_of(parts.nodes, {"x": (2, 3, 4, 4)}, ["y"], parts.initializers, dtype=np.float64)
     folded, _ = folded_twice(model, FORMS["conv"])
     assert ops(folded) == ["Sigmoid", "BatchNormalization", "Tanh"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_bn_whose_fold_does_not_fit_is_written_otherwise(form, rng):
+    """The layer's weights would be 8e38, and its own factors fit."""
+    parts = join(conv("x", "c", (4, 3, 1, 1), rng), bn("c", "y", 4, rng))
+    weight, scale = parts.initializers[0], parts.initializers[2]
+    weight.CopyFrom(tensor(weight.name, np.full((4, 3, 1, 1), 1e38, np.float32)))
+    scale.CopyFrom(tensor(scale.name, np.full(4, 8, np.float32)))
+    model = model_of(parts.nodes, {"x": ("N", 3, 4, 4)}, ["y"], parts.initializers)
+    folded, report = onnx_bnfold.fold(model, FORMS[form])
+    assert "BatchNormalization" not in ops(folded)
+    assert report.left == ()
+    again, _ = onnx_bnfold.fold(folded, FORMS[form])
+    assert again.SerializeToString() == folded.SerializeToString()
+    [kept] = report.kept
+    assert (kept.refusal.reason, kept.written_as) == (Reason.OVERFLOW, form)
+    feeds = {"x": np.full((1, 3, 4, 4), 1e-38, np.float32)}
+    np.testing.assert_allclose(*run(model, feeds), *run(folded, feeds), rtol=1e-5)
 
 
 def test_a_half_goes_where_the_whole_cannot():

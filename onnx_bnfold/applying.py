@@ -11,8 +11,9 @@ from onnx import ModelProto
 from onnx_bnfold.model.graph import bodies_of
 from onnx_bnfold.options import Options
 from onnx_bnfold.pipeline import Pipeline
+from onnx_bnfold.rewriting.computed_elements import compute_all
 from onnx_bnfold.rewriting.graph_editor import Pending
-from onnx_bnfold.rewriting.new_constants import Unrepresentable, compute_all
+from onnx_bnfold.rewriting.new_constants import Unrepresentable
 from onnx_bnfold.storage.tensors import fill, is_external
 
 if TYPE_CHECKING:

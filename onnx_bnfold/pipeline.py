@@ -18,8 +18,8 @@ from onnx_bnfold.options import Options, Standalone
 from onnx_bnfold.planning.kept import UnmatchedPatterns, unmatched
 from onnx_bnfold.planning.plan import GraphPlan, Place, Restated
 from onnx_bnfold.planning.record import Record
+from onnx_bnfold.rewriting.computed_elements import Rounded
 from onnx_bnfold.rewriting.graph_editor import Pending, freeze_constants, rewrite
-from onnx_bnfold.rewriting.new_constants import Rounded
 from onnx_bnfold.storage.tensors import clear_place
 
 if TYPE_CHECKING:

@@ -56,7 +56,7 @@ class Blocks:
         """Yield where each block belongs, its values and its factor."""
         factor = self.factor
         factor = factor.reshape((1,) * (len(self._shape) - factor.ndim) + factor.shape)
-        most = min(BLOCK, 4 * BLOCK // self._source.dtype.itemsize)  # as many bytes of float64
+        most = max(1, min(BLOCK, 4 * BLOCK // self._source.dtype.itemsize))  # 4 MiB of float64, too
         for where, values in blocks_of(self._source, self._shape, most):
             yield where, values, part_of(factor, where)
 

@@ -25,10 +25,11 @@ from onnx_bnfold.operators.entries import BiasPlace
 from onnx_bnfold.planning.notes import append, note
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.rewriting import node_origins
+from onnx_bnfold.rewriting.computed_elements import Compute
 from onnx_bnfold.rewriting.descriptions import drop_descriptions, hand_on_shapes, rename_shards
 from onnx_bnfold.rewriting.fresh_names import Names
 from onnx_bnfold.rewriting.integrity import Text, require_intact
-from onnx_bnfold.rewriting.new_constants import Compute, NewConstant, new_constants
+from onnx_bnfold.rewriting.new_constants import NewConstant, new_constants
 from onnx_bnfold.rewriting.node_copies import NodeCopies
 from onnx_bnfold.rewriting.removal import drop_dead, drop_sparse
 from onnx_bnfold.storage.tensors import clear_values, is_external

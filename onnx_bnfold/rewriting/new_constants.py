@@ -6,18 +6,16 @@ a time.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.model.blocks import Elements, InMemory, Stored, Streamed, blocks_of
+from onnx_bnfold.model.blocks import Elements, InMemory, Stored
 from onnx_bnfold.model.float_formats import as_type
-from onnx_bnfold.model.source import rounded
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.operators.entries import (
     BiasPlace,
@@ -32,82 +30,12 @@ from onnx_bnfold.operators.rules import Transparent
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.reasons import Refusal, Refused
-from onnx_bnfold.rewriting.blocked_products import BLOCK, Blocks
-from onnx_bnfold.rewriting.rounded_products import ONE, Product, product, product_blocks, products
+from onnx_bnfold.rewriting.blocked_products import Blocks
+from onnx_bnfold.rewriting.computed_elements import streamed
+from onnx_bnfold.rewriting.rounded_products import ONE, Product, product, product_blocks
 
 if TYPE_CHECKING:
     from onnx_bnfold.planning.output_sizes import OutputSize
-
-
-class Compute(Elements, Protocol):
-    """Computes the elements of a constant when they are asked for, rounded to its type."""
-
-    def blocks(self) -> Iterable[Array]:
-        """Return them in arrays one after another; each is there until the next is asked for."""
-
-    def exactly(self) -> Elements:
-        """Return what computes them without rounding, where they are rounded."""
-
-    def product(self) -> Product | None:
-        """Return the product that they are, None if they are none."""
-
-
-class Rounded:
-    """Computes what others compute, rounded to a type.
-
-    Args:
-        elements: compute it.
-        dims, data_type: of the constant.
-    """
-
-    __slots__ = ("_data_type", "_dims", "_elements")
-
-    def __init__(self, elements: Elements, dims: tuple[int, ...], data_type: int) -> None:
-        self._elements = elements
-        self._dims = dims
-        self._data_type = data_type
-
-    def __call__(self) -> Array:
-        """Return all elements at once."""
-        return rounded(self._elements(), self._data_type)
-
-    def stored(self) -> Stored:
-        """Return a reader that rounds them block by block."""
-        return _streamed(self.blocks, self._dims, self._data_type)
-
-    def blocks(self) -> Iterator[Array]:
-        """Yield them in blocks."""
-        for _, values in blocks_of(self._elements.stored(), self._dims, BLOCK):
-            yield rounded(values, self._data_type).reshape(-1)
-
-    def exactly(self) -> Elements:
-        """Return what others compute."""
-        return self._elements
-
-    def product(self) -> None:
-        """Return None: what others compute may be anything."""
-
-
-def compute_all(wanted: Sequence[Compute]) -> Iterator[Array]:
-    """Compute small constants, thousands of them as soon as one.
-
-    Yields:
-        The elements of each, in its shape or flat.
-
-    Raises:
-        Unrepresentable: one of them does not fit its type.
-    """
-    described = [compute.product() for compute in wanted]
-    found = iter(products([each for each in described if each is not None]))
-    for compute, each in zip(wanted, described, strict=True):
-        result = None if each is None else next(found)
-        yield compute() if result is None else result
-
-
-def _streamed(
-    blocks: Callable[[], Iterable[Array]], dims: tuple[int, ...], data_type: int
-) -> Streamed:
-    return Streamed(blocks, math.prod(dims), helper.tensor_dtype_to_np_dtype(data_type))
 
 
 class Unrepresentable(Exception):
@@ -190,7 +118,7 @@ class NewConstant:
     def stored(self) -> Stored:
         """Return a reader that computes the elements in blocks, if they are a product."""
         if isinstance(self.revised.values, Multiplied):
-            return _streamed(self.blocks, self.dims, self.data_type)
+            return streamed(self.blocks, self.dims, self.data_type)
         return InMemory(self())
 
     def exactly(self) -> Elements:
@@ -258,7 +186,7 @@ class _Unrounded:
         values = self._new.revised.values
         if not isinstance(values, Multiplied):
             return InMemory(self())
-        return _streamed(partial(self._blocks, values), self._new.dims, TensorProto.DOUBLE)
+        return streamed(partial(self._blocks, values), self._new.dims, TensorProto.DOUBLE)
 
     def _blocks(self, values: Multiplied) -> Iterator[Array]:
         for block, factor in self._new.operands(values):

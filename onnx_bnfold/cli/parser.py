@@ -181,6 +181,8 @@ def read_fold(words: Sequence[str]) -> argparse.Namespace:
     if names and _is_store(names[0]) and not parser.is_whole:
         parser.add_all()
         args, names = parser.read(words)
+    if list(words[:1]) == ["--check"] and args.output is None:
+        _require_no_comparison(names)
     args.model, args.output = _model_and_output(names, args.output)
     args.shown = args.model
     args.is_store = _is_store(args.model)
@@ -250,9 +252,21 @@ def _model_and_output(names: Sequence[str], output: str | None) -> tuple[str, st
     return model, output
 
 
+def _require_no_comparison(names: Sequence[str]) -> None:
+    """Refuse what is meant as the command ``check`` and would replace the second model."""
+    if len(names) == 2 and os.path.isfile(names[1]):
+        original, folded = names
+        raise UsageError(
+            f"{folded}: would be replaced by a fold of {original}; to compare both, write "
+            f"{PROGRAM} {CHECK} {original} {folded}, and to replace it, -o {folded}"
+        )
+
+
 def _require_no_command(model: str, others: Sequence[str]) -> None:
     if model == CHECK and others and not os.path.exists(model):
         raise UsageError(f"{CHECK} has to come first: {PROGRAM} {CHECK} ORIGINAL FOLDED")
+    if model == "fold" and others and not os.path.exists(model):
+        raise UsageError(f"there is no command {model!r}, and no need for one; leave the word out")
     if len(others) > 1 and close_to(model, [CHECK]):
         raise UsageError(f"there is no command {model!r}; did you mean {CHECK}?")
 

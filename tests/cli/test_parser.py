@@ -123,6 +123,20 @@ def test_check_that_comes_late(model, capsys):
     assert "check has to come first" in refused(capsys, "--sets", "1", "check", model, "b.onnx")
 
 
+def test_a_command_that_is_not_needed(model, capsys):
+    assert "'fold', and no need for one" in refused(capsys, "fold", model, "-o", "b.onnx")
+
+
+def test_an_option_that_is_meant_as_the_command_replaces_nothing(model, capsys):
+    Path("b.onnx").write_bytes(b"another fold")
+    said = refused(capsys, "--check", model, "b.onnx")
+    assert f"write onnx-bnfold check {model} b.onnx, and to replace it, -o b.onnx" in said
+    assert Path("b.onnx").read_bytes() == b"another fold"
+    assert main(["--check", "--quiet", str(model), "new.onnx"]) == 0
+    assert main([str(model), "new.onnx", "--check", "--quiet"]) == 0
+    assert main(["--check", "--quiet", str(model), "-o", "b.onnx"]) == 0
+
+
 def test_a_wrong_value(model, capsys):
     said = refused(capsys, model, "a.onnx", "--profile", "fp61")
     assert said.startswith("--profile: invalid choice: 'fp61' (choose from ")

@@ -18,7 +18,7 @@ from onnx_bnfold.storage.tensors import fill, is_external
 
 if TYPE_CHECKING:
     from onnx_bnfold.given import ModelLike, PathLike
-    from onnx_bnfold.planning.value_ranges import Ranges
+    from onnx_bnfold.planning.ranges import Ranges
     from onnx_bnfold.report import Report
 
 # New constants of up to this many elements are computed together and held in memory.

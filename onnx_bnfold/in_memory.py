@@ -20,7 +20,7 @@ from onnx_bnfold.storage.tensors import fill, is_external
 from onnx_bnfold.validation import require_value
 
 if TYPE_CHECKING:
-    from onnx_bnfold.planning.value_ranges import Ranges
+    from onnx_bnfold.planning.ranges import Ranges
     from onnx_bnfold.report import Report
 
 _DEFAULT = Options()

@@ -23,7 +23,7 @@ from onnx_bnfold.rewriting.graph_editor import Pending, freeze_constants, rewrit
 from onnx_bnfold.storage.tensors import clear_place
 
 if TYPE_CHECKING:
-    from onnx_bnfold.planning.value_ranges import Ranges
+    from onnx_bnfold.planning.ranges import Ranges
     from onnx_bnfold.rewriting.replaced_nodes import Copied
 
 

@@ -11,7 +11,7 @@ from onnx_bnfold.check.inputs import read_feed
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.sessions import Array, Feed, Session
 from onnx_bnfold.errors import UsageError
-from onnx_bnfold.planning.value_ranges import Range
+from onnx_bnfold.planning.ranges import Range
 from onnx_bnfold.progress import progress
 
 _AT_A_TIME = 8  # examples per run, if the model takes any number

@@ -38,8 +38,9 @@ from onnx_bnfold.planning.notes import EQUALIZE, is_noted
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.propagation import propagate
+from onnx_bnfold.planning.ranges import Range, Ranges
 from onnx_bnfold.planning.totals import Totals, commit, complete, require_totals
-from onnx_bnfold.planning.value_ranges import Range, Ranges, unmeasured
+from onnx_bnfold.planning.value_ranges import unmeasured
 from onnx_bnfold.reasons import Refused
 
 _ALPHAS = np.linspace(0, 1, 21)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from copy import copy
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from onnx_bnfold.operators.rules import Attributes, Known, Step, Transparent
 from onnx_bnfold.planning.graph_nodes import MALFORMED, GraphNodes, malformed
 from onnx_bnfold.planning.merged_tensors import Groups
 from onnx_bnfold.reasons import Reason, Refusal, Refused
+
+if TYPE_CHECKING:
+    from onnx_bnfold.planning.ranges import Range
 
 # What a change belongs to: a computed tensor, by its name, or the constant that one node reads at
 # one input, by (node index, input index). A constant that several nodes read is several keys:
@@ -39,11 +43,11 @@ class GraphState(GraphNodes):
         removed: indices of the nodes that go; each is an identity by now.
         groups: the tensors that have become one by that; ``total`` lacks those that nobody sees
             any more until ``totals.complete`` is called.
-        clamps: nodes that any change passes, since they may be written with constants
-            (``clamps``).
+        clamps: nodes that any change passes, as they may be written with constants (``clamps``).
         sizes: of original tensors, as far as they were asked for, and how many nodes had gone by
             then; see ``sizes.sizes``.
         said: what a BatchNormalization says of the tensor at a port, as far as it was asked.
+        ranges: of original tensors, each with its noise, once it was asked; see ``int8_noise``.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class GraphState(GraphNodes):
         self.groups = Groups(graph, {graph.writes[index][0] for index in self.kept})
         self.sizes: dict[str, tuple[int, tuple[Affine, ...]]] = {}
         self.said: dict[tuple[int, int], tuple[Affine, ...]] = {}
+        self.ranges: dict[str, tuple[Range, float]] = {}
         self._ports: dict[int, tuple[int, ...]] = {}
         self._keys: dict[int, dict[int, Key]] = {}
         self._neighbours: dict[str, tuple[int, ...]] = {}

@@ -1,5 +1,7 @@
 """What new ranges cost a model that is quantised to int8 afterwards, as BatchNormalizations say.
 
+It chooses between the outcomes of removing a node, and is told of the whole fold.
+
 Int8 has one scale per activation tensor. A fold is exact in float whatever it makes of the channels
 of a tensor that stays; in int8 a channel that has become small beside the largest is lost.
 
@@ -16,18 +18,22 @@ an int8 model from others is measured by ``tools.trained_zoo``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_bnfold.operators.affine import VANISHED, Float64
+from onnx_bnfold.operators.affine import VANISHED, Affine, Float64
 from onnx_bnfold.planning.graph_state import GraphState
-from onnx_bnfold.planning.value_ranges import Range, from_statistics
+from onnx_bnfold.planning.ranges import Range
+from onnx_bnfold.planning.totals import Totals
+from onnx_bnfold.planning.value_ranges import from_statistics
 
 # Trained networks that a fold ruins are expected to lose 10 dB and more; those that it does not
 # ruin up to 3, or 7 with --equalize, which knows more.
 _WORTH_SAYING = 8.0  # dB
+_STEP = 3.0  # dB; a calibration moves a figure by as much
+_APART = 8.0  # a change that scales no channel that much more than another costs little
 _LEVELS = 255
 _ALL = slice(None)
 
@@ -43,8 +49,7 @@ def expected_loss(states: Sequence[GraphState]) -> float | None:
     """
     loss = 0.0
     for state in states:
-        with np.errstate(over="ignore", invalid="ignore"):  # of numbers that no square holds
-            before, after = _noise(state)
+        before, after = _noise(state)
         if 0 < before < math.inf and 0 < after < math.inf:
             loss += 10 * math.log10(after / before)
     return round(loss, 1) if loss > _WORTH_SAYING else None
@@ -52,13 +57,57 @@ def expected_loss(states: Sequence[GraphState]) -> float | None:
 
 def _noise(state: GraphState) -> tuple[float, float]:
     """Return the relative noise of all tensors of which something is known, before and after."""
-    found = [_of_tensor(state, name, span) for name, span in from_statistics(state).items()]
+    found = [
+        _of_tensor(state, name, span, state.change(name, span.rank), state.removed)
+        for name, span in from_statistics(state).items()
+    ]
     return sum(before for before, _ in found), sum(after for _, after in found)
 
 
-def _of_tensor(state: GraphState, name: str, span: Range) -> tuple[float, float]:
-    """Return the relative noise of a tensor, before and after its change."""
-    change = state.change(name, span.rank)
+def cost(state: GraphState, origin: int, totals: Totals) -> int:
+    """Return what an outcome would cost an int8 model, in steps that can be told apart.
+
+    Args:
+        state: the graph before the changes.
+        origin: the node to be removed.
+        totals: with the changes on top.
+    """
+    names = [name for name in totals.changes if isinstance(name, str)]
+    if not any(_is_uneven(totals.of(name)) for name in names):
+        return 0
+    known = state.ranges or _ranges(state)
+    before = after = sum(noise for _, noise in known.values())
+    removed = state.removed | {origin}
+    for name in names:
+        change = totals.of(name)
+        if name in known and change is not None:
+            span, noise = known[name]
+            after += _of_tensor(state, name, span, change, removed)[1] - noise
+    return int(10 * math.log10(after / before) / _STEP) if 0 < before < after < math.inf else 0
+
+
+def _ranges(state: GraphState) -> dict[str, tuple[Range, float]]:
+    """Return what is known of original tensors, and their noise; it is kept with the state."""
+    for name, span in from_statistics(state).items():
+        noise, _ = _of_tensor(state, name, span, Affine.identity(span.rank), state.removed)
+        state.ranges[name] = span, noise
+    return state.ranges
+
+
+def _is_uneven(change: Affine | None) -> bool:
+    """Whether a change scales some channels far more than others, but for those it takes all of."""
+    if change is None or not change.has_scale:
+        return False
+    sizes = np.abs(change.scale)
+    sizes = sizes[(sizes > 0) & (sizes < VANISHED)]
+    return bool(sizes.max(initial=0) > _APART * sizes.min(initial=math.inf))
+
+
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # of numbers that no square holds
+def _of_tensor(
+    state: GraphState, name: str, span: Range, change: Affine, removed: Set[int]
+) -> tuple[float, float]:
+    """Return the relative noise of a tensor, before and after a change."""
     now, vectors = span.changed(change), change.vector(1, span.channels)
     if now is None or vectors is None:
         return 0.0, 0.0
@@ -68,7 +117,7 @@ def _of_tensor(state: GraphState, name: str, span: Range) -> tuple[float, float]
     noise, later = _rounding(span), np.zeros_like(scale)
     later[seen] = _rounding(now, seen) / scale[seen] ** 2
     before = after = 0.0
-    for gain, stays in _readers(state, name, span.channels):
+    for gain, stays in _readers(state, name, span.channels, removed):
         signal = float((gain * span.deviation**2).sum())
         if signal > 0:
             before = max(before, float((gain * noise).sum()) / signal)
@@ -83,11 +132,13 @@ def _rounding(span: Range, seen: NDArray[np.bool_] | slice = _ALL) -> Float64:
     return np.asarray(np.minimum(step**2 / 12, span.power[seen]))
 
 
-def _readers(state: GraphState, name: str, channels: int) -> Iterator[tuple[Float64, bool]]:
+def _readers(
+    state: GraphState, name: str, channels: int, removed: Set[int]
+) -> Iterator[tuple[Float64, bool]]:
     """Yield for each reader of a tensor what it sees of its channels, and whether it stays."""
     for index, slot in state.graph.readers.get(name, ()):
         if state.is_bn(index) and slot == 0 and state.bn(index).channels == channels:
-            yield state.bn(index).a ** 2, index not in state.removed
-        elif index not in state.removed and state.entries[index].bounds is None:
+            yield state.bn(index).a ** 2, index not in removed
+        elif index not in removed and state.entries[index].bounds is None:
             # What a clamp reads is rounded behind it alone.
             yield np.ones(channels), True

@@ -10,21 +10,24 @@ from onnx_bnfold.operators.entries import BiasPlace
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.plan import Given, Taken
 from onnx_bnfold.planning.record import Record
+from onnx_bnfold.planning.totals import Totals
 from onnx_bnfold.planning.ways import Way, splits
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 
-def count_new_tensors(
-    state: GraphState, index: int, way: Way, changes: Mapping[Key, Affine]
-) -> int:
-    """Count the tensors that would hold values no tensor held before."""
+def cost_of_tensors(state: GraphState, index: int, way: Way, totals: Totals) -> tuple[int, int]:
+    """Return what it costs an int8 model, and how many tensors hold values none held before."""
     groups = state.groups
-    roots = {groups.root(key) for key in changes if isinstance(key, str)}
+    roots = {groups.root(key) for key in totals.changes if isinstance(key, str)}
     count = sum(len(groups.members(root)) for root in roots)
     x, _ = state.sides(index)
     if way == Way.UPSTREAM and state.graph.only_reader(x) and groups.root(x) in roots:
         count -= 1
-    return count
+    if not count:
+        return 0, 0
+    from onnx_bnfold.planning.int8_noise import cost  # many plans are all direct folds
+
+    return cost(state, index, totals), count
 
 
 def count_added(state: GraphState, changes: Mapping[Key, Affine]) -> int:

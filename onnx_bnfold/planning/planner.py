@@ -269,16 +269,16 @@ class _Planner:
         self._keep(index, outcomes.why(tried), tried)
 
     def _cost(self, index: int, way: Way, changes: dict[Key, Affine]) -> tuple[int, ...]:
-        """Return what an outcome costs: broken groups, new Adds, what clamps read, new tensors."""
+        """Return what an outcome costs: broken groups, new Adds, what clamps read, its tensors."""
         clamped = self.clamps.cost(index, changes) if self.clamps is not None else (0, 0)
-        new = outcomes.count_new_tensors(self.state, index, way, changes)
+        tensors = outcomes.cost_of_tensors(self.state, index, way, self._judged)
         constants = [key for key in changes if isinstance(key, tuple)]
         broken = self.fused.broken_by(constants) if constants else 0
-        return broken, outcomes.count_added(self.state, changes), *clamped, new
+        return broken, outcomes.count_added(self.state, changes), *clamped, *tensors
 
     def _is_least(self, cost: tuple[int, ...]) -> bool:
         """Whether no way still to be tried costs less: each makes a new tensor, or loses an Add."""
-        return not self._added and self.clamps is None and cost[:-1] <= (0, 0, 0, 0, 1)
+        return not self._added and self.clamps is None and cost[:-1] <= (0, 0, 0, 0, 0, 1)
 
     def _fold_directly(self, index: int) -> bool:
         """Put a BN, and those in a row behind it, into the layer that it alone reads."""

@@ -19,7 +19,7 @@ from onnx_bnfold.operators.affine import Affine, Float64
 from onnx_bnfold.operators.entries import OUT, Combines
 from onnx_bnfold.operators.rules import Transparent, inputs
 from onnx_bnfold.planning.graph_state import GraphState
-from onnx_bnfold.planning.value_ranges import REACH
+from onnx_bnfold.planning.ranges import REACH
 from onnx_bnfold.reasons import Reason, Refused
 
 # A tensor as an image of numbers of mean 0 and deviation 1: its scale is the deviation, its shift

@@ -2,79 +2,23 @@
 
 A BatchNormalization says of its input that its channels have the mean ``input_mean`` and the
 variance ``input_var``, and of its output that they have the mean ``B`` and the deviation
-``|scale|``. Ranges are taken to reach ``REACH`` deviations from the mean, and are carried on
-through the operators of ``_CARRY``.
+``|scale|``. Ranges (``ranges``) are carried on through the operators of ``_CARRY``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from onnx_bnfold.model.float_formats import FORMATS
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators import batchnorm
-from onnx_bnfold.operators.affine import Affine, Float64
 from onnx_bnfold.operators.rules import Transparent
 from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.planning.ranges import Range, Ranges
 from onnx_bnfold.reasons import Refused
-
-REACH = 4.0  # one value in 16,000 of a normal distribution is farther out
-
-
-@dataclass(frozen=True, eq=False)
-class Range:
-    """The values of a tensor with its channels on axis 1, ``(C,)`` float64 each.
-
-    Attributes:
-        low, high: smallest and largest value.
-        power: mean of the squares.
-        rank: of the tensor.
-    """
-
-    low: Float64
-    high: Float64
-    power: Float64
-    rank: int
-
-    @classmethod
-    def of(cls, mean: Float64, deviation: Float64, rank: int) -> Range:
-        """Return the range of a distribution."""
-        reach = REACH * deviation
-        return cls(mean - reach, mean + reach, mean**2 + deviation**2, rank)
-
-    @property
-    def channels(self) -> int:
-        """Number of channels."""
-        return len(self.low)
-
-    @property
-    def peak(self) -> Float64:
-        """Largest magnitude per channel."""
-        return np.asarray(np.maximum(-self.low, self.high))
-
-    @property
-    def deviation(self) -> Float64:
-        """Standard deviation per channel, of values that reach ``REACH`` of it from the middle."""
-        return np.asarray((self.high - self.low) / (2 * REACH))
-
-    def changed(self, change: Affine) -> Range | None:
-        """Return the range of a re-parametrised tensor; None if it is not per channel."""
-        vectors = change.vector(1, self.channels) if change.rank == self.rank else None
-        if vectors is None:
-            return None
-        scale, shift = vectors
-        ends = scale * self.low + shift, scale * self.high + shift
-        middle = (self.low + self.high) / 2
-        power = scale**2 * self.power + 2 * scale * shift * middle + shift**2
-        return Range(np.minimum(*ends), np.maximum(*ends), np.maximum(power, 0), self.rank)
-
-
-Ranges = Mapping[str, Range]
-
 
 # From a node's view and the ranges of its data inputs to that of its output, None if not known.
 Carry = Callable[[NodeView, Sequence[Range]], "Range | None"]

@@ -31,7 +31,7 @@ from onnx_bnfold.check.quantize import quantised, snr
 from onnx_bnfold.check.sessions import Session
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.planning.equalize import _gain_of_bn, _Group, _Member, _Reader, _reader
-from onnx_bnfold.planning.value_ranges import Range
+from onnx_bnfold.planning.ranges import Range
 
 EQUALIZE = Options(profile="int8", equalize=True)
 PLAIN = Options(profile="int8")

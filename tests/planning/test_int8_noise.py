@@ -19,21 +19,26 @@ from onnx_bnfold.check.quantize import quantised, snr
 from onnx_bnfold.check.sessions import Session, join
 from onnx_bnfold.operators.affine import VANISHED, Affine
 from onnx_bnfold.planning.graph_state import GraphState
-from onnx_bnfold.planning.int8_noise import _noise, expected_loss
+from onnx_bnfold.planning.int8_noise import _noise, cost, expected_loss
+from onnx_bnfold.planning.totals import Totals
+from onnx_bnfold.planning.ways import Way
 
 INT8 = Options(profile="int8")
 
 
-def residual(gamma: Sequence[float]) -> ModelProto:
+SHIFT = (0.5, -0.5, 0.5, 0.1)
+
+
+def residual(gamma: Sequence[float], beta: Sequence[float] = SHIFT) -> ModelProto:
     """A sum of a Conv, and of a branch behind a BN of it, which knows its statistics.
 
-    Its shift does not pass the branch's Relu, so the sum takes its scale.
+    Its shift does not pass the branch's Relu, so the sum takes that, and the scale or its sign.
     """
     net = Net(("N", 4, 6, 6))
     c = net.conv("x", 4)
     w, b = map(numpy_helper.to_array, net.initializers)
     variance = np.square(w).sum(axis=(1, 2, 3))  # inputs are normal
-    values = np.array(gamma) * np.sqrt(variance), np.array([0.5, -0.5, 0.5, 0.1]), b, variance
+    values = np.array(gamma) * np.sqrt(variance), np.array(beta), b, variance
     branch = net.op("BatchNormalization", c, *map(net.const, values), epsilon=0.0)
     return net.model(net.conv(net.op("Add", c, net.conv(net.relu(branch), 4)), 2))
 
@@ -55,9 +60,10 @@ def int8_db(models: Sequence[ModelProto], folder: Path) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("small", [0.003, 0.03, -0.03])
-def test_a_small_channel_is_lost_and_that_is_said(small, tmp_path):
-    model = residual([1, 1, -1, small])
+@pytest.mark.parametrize(("small", "shift"), [(0.01, 0.4), (0.012, 0.5), (-0.012, 0.4)])
+def test_a_small_channel_is_lost_and_that_is_said(small, shift, tmp_path):
+    """It has a large shift: either its size goes into the sum, or that many times its shift."""
+    model = residual([1, 1, -1, small], (0.5, -0.5, 0.5, shift))
     folded, report = onnx_bnfold.fold(model)
     kept, other = onnx_bnfold.fold(model, INT8)
     assert report.int8_loss is not None
@@ -66,8 +72,27 @@ def test_a_small_channel_is_lost_and_that_is_said(small, tmp_path):
     assert len(other.left) == 1
     assert other.int8_loss is None
     before, after, by_profile = int8_db([model, folded, kept], tmp_path)
-    assert before - after > 8
+    assert before - after > 6
     assert abs(before - by_profile) < 1
+
+
+@pytest.mark.parametrize(
+    ("small", "shift"), [(0.003, 0.001), (0.01, 0.05), (0.03, 0.1), (-0.03, 0.1), (0.06, 0.2)]
+)
+def test_what_keeps_channels_even_is_chosen(small, shift, tmp_path):
+    """A weak channel goes on as it is, and its size goes into the branch."""
+    model = residual([1, 1, -1, small], (0.5, -0.5, 0.5, shift))
+    folded, report = onnx_bnfold.fold(model)
+    (way,) = (record.way for record in report.folded)
+    assert way == Way.SHIFT_AND_SIGN_UPSTREAM
+    assert report.int8_loss is None
+    before, after = int8_db([model, folded], tmp_path)
+    assert before - after < 2
+
+
+def test_where_channels_stay_even_the_first_of_the_cheapest_ways_is_taken():
+    (record,) = onnx_bnfold.fold(residual([1, 1, 1, 0.5]))[1].folded
+    assert record.way == Way.UPSTREAM
 
 
 @pytest.mark.parametrize("gamma", [(1, 1, 1, 1), (1, 1.1, -0.9, 1), (1, 1, -1, 0.3)])
@@ -149,6 +174,21 @@ def test_the_reader_that_sees_most_noise_counts_while_it_stays():
     assert _noise(state) == pytest.approx((mul + written, mul_later + written), rel=1e-6)
     state.remove(2)
     assert _noise(state) == pytest.approx((bn + written, written), rel=1e-6)
+
+
+@pytest.mark.parametrize(("small", "costs"), [(1 / 7, False), (1 / 9, True), (0, False)])
+def test_the_cost_of_an_outcome_is_what_all_tensors_lose(small, costs):
+    """In steps of 3 dB, from a factor of 8 on; a channel that is taken away is not counted."""
+    state = two_readers()
+    name = state.graph.writes[0][0]
+    change = Affine(np.array([1.0, small]).reshape(1, 2, 1, 1), np.zeros((1, 2, 1, 1)))
+    found = cost(state, 1, Totals(state, {name: change}))
+    before, _ = _noise(state)
+    state.total[name] = change
+    state.remove(1)
+    _, after = _noise(state)
+    assert (found > 0) == costs
+    assert found == (int(10 * math.log10(after / before) / 3) if costs else 0)
 
 
 def test_a_channel_without_a_value_takes_no_range():

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -48,9 +48,16 @@ LOAD_SAVE = "import sys, onnx; onnx.save(onnx.load(sys.argv[1]), sys.argv[2])"
 
 @dataclass(frozen=True)
 class Cost:
-    """What one process took: seconds on the clock, and its largest resident set in MB."""
+    """What one process took.
+
+    Attributes:
+        seconds: on the clock.
+        processor: seconds of the processors.
+        megabytes: of its largest resident set.
+    """
 
     seconds: float
+    processor: float
     megabytes: float
 
 
@@ -91,11 +98,32 @@ def measure(command: list[str], timeout: float) -> Cost | str:
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         return f"exit {process.returncode}"
-    return Cost(time.perf_counter() - start, usage.ru_maxrss / 1024)
+    busy = usage.ru_utime + usage.ru_stime
+    return Cost(time.perf_counter() - start, busy, usage.ru_maxrss / 1024)
 
 
 def compare(model: Path, names: dict[str, list[str]], rounds: int, timeout: float) -> None:
     """Print a table for one model."""
+    found, failed = costs(model, names, rounds, timeout)
+    size = sum(p.stat().st_size for p in [model, *model.parent.glob(f"{model.stem}.data")]) / 1e6
+    print(f"\n{model.name}, {size:.0f} MB, {rounds} rounds\n")
+    print("| command | seconds | of ours | peak MB | of ours |\n| --- | --- | --- | --- | --- |")
+    ours = median(found["onnx_bnfold"])
+    for name, each in found.items():
+        if name in failed:
+            print(f"| {name} | {failed[name]} | | | |")
+            continue
+        cost = median(each)
+        print(
+            f"| {name} | {cost.seconds:.2f} | {cost.seconds / ours.seconds:.2f} "
+            f"| {cost.megabytes:.0f} | {cost.megabytes / ours.megabytes:.2f} |"
+        )
+
+
+def costs(
+    model: Path, names: dict[str, list[str]], rounds: int, timeout: float
+) -> tuple[dict[str, list[Cost]], dict[str, str]]:
+    """Return what each command took in each round, and what went wrong with those that failed."""
     found: dict[str, list[Cost]] = {name: [] for name in names}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory(dir=model.parent) as folder:
@@ -110,19 +138,7 @@ def compare(model: Path, names: dict[str, list[str]], rounds: int, timeout: floa
                     failed[name] = cost
                 else:
                     found[name].append(cost)
-    size = sum(p.stat().st_size for p in [model, *model.parent.glob(f"{model.stem}.data")]) / 1e6
-    print(f"\n{model.name}, {size:.0f} MB, {rounds} rounds\n")
-    print("| command | seconds | of ours | peak MB | of ours |\n| --- | --- | --- | --- | --- |")
-    ours = _median(found["onnx_bnfold"])
-    for name, costs in found.items():
-        if name in failed:
-            print(f"| {name} | {failed[name]} | | | |")
-            continue
-        cost = _median(costs)
-        print(
-            f"| {name} | {cost.seconds:.2f} | {cost.seconds / ours.seconds:.2f} "
-            f"| {cost.megabytes:.0f} | {cost.megabytes / ours.megabytes:.2f} |"
-        )
+    return found, failed
 
 
 def _run(command: list[str], model: Path, folder: Path, timeout: float) -> Cost | str:
@@ -134,10 +150,9 @@ def _run(command: list[str], model: Path, folder: Path, timeout: float) -> Cost 
     return cost
 
 
-def _median(costs: list[Cost]) -> Cost:
-    return Cost(
-        statistics.median(c.seconds for c in costs), statistics.median(c.megabytes for c in costs)
-    )
+def median(found: list[Cost]) -> Cost:
+    """Return the medians of what several runs took."""
+    return Cost(*(statistics.median(each) for each in zip(*map(astuple, found), strict=True)))
 
 
 def chain(count: int, channels: int, path: Path, external: bool, every: int = 1) -> Path:

@@ -62,12 +62,19 @@ def folded(model: Path, folder: Path) -> list[Path]:
     return paths
 
 
-def samples(models: Sequence[Path], mode: Mode, runs: int) -> np.ndarray:
-    """Return the processor seconds of models that are run in turn, ``(runs, models)``."""
+def samples(models: Sequence[Path], mode: Mode, runs: int, feed: Feed | None = None) -> np.ndarray:
+    """Return the processor seconds of models that are run in turn, ``(runs, models)``.
+
+    Args:
+        models: with the same inputs.
+        mode: of onnxruntime's optimisations.
+        runs: of each, that count.
+        feed: the inputs; random ones by default.
+    """
     with ExitStack() as opened:
         checked = [opened.enter_context(open_model(path, "model")) for path in models]
         sessions = [Session(each, optimised=mode == "enabled", threads=1) for each in checked]
-        feed = make_feeds(sessions[0].inputs, CheckOptions(), batch=1)[0]
+        feed = feed or make_feeds(sessions[0].inputs, CheckOptions(), batch=1)[0]
         longest = max(_seconds(session, feed, 1) for session in sessions)
         loops = max(1, math.ceil(_SHORTEST / longest))
         found = np.zeros((_WARM_UP + runs, len(models)))
@@ -99,12 +106,13 @@ def table(model: Path, runs: int) -> list[str]:
         measured = [samples(paths, mode, runs) for mode in MODES]
         rows = [row([f"**{model.stem}**", *figures(model, model), "", ""])]
         for number, name in enumerate(FORMS, 1):
-            ratios = [_ratio(times[:, 0], times[:, number]) for times in measured]
+            ratios = [ratio(times[:, 0], times[:, number]) for times in measured]
             rows.append(row([name, *figures(paths[number], model), *ratios]))
     return rows
 
 
-def _ratio(before: np.ndarray, after: np.ndarray) -> str:
+def ratio(before: np.ndarray, after: np.ndarray) -> str:
+    """Return the ratio of the medians of two columns of samples, and its 95 % interval."""
     low, high = bootstrap_ratio(before, after, 0)
     return f"{np.median(before) / np.median(after):.3f} [{low:.3f}, {high:.3f}]"
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,15 +104,22 @@ def feeds(shape: tuple[int, ...], seed: int) -> list[Feed]:
     return [{"x": rng.standard_normal((BATCH, *shape), np.float32)} for _ in range(SETS)]
 
 
-def basic(source: Path) -> Path:
-    """Fold by onnxruntime's basic optimisations, which fold BatchNormalizations into Convs."""
+def basic(source: Path, disabled: Sequence[str] = ()) -> Path:
+    """Fold by onnxruntime's basic optimisations, which fold BatchNormalizations into Convs.
+
+    Args:
+        source: the model; the result is written beside it.
+        disabled: names of optimisations that are not wanted.
+    """
     import onnxruntime
 
     path = source.with_name("basic.onnx")
     options = options_of(optimised=False)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(path)
-    onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(
+        source, options, providers=["CPUExecutionProvider"], disabled_optimizers=[*disabled]
+    )
     onnx.checker.check_model(path)
     return path
 

@@ -9,17 +9,21 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from graphs import Net
+from onnx import numpy_helper
 
 pytest.importorskip("torch")
 
+
 from onnx_bnfold.check import CheckOptions
+from tools.bench_forms import FORMS
 from tools.check_calibration import verdicts
 from tools.mnist.data import Mnist, Part
 from tools.trained_zoo import __main__ as zoo
-from tools.trained_zoo import packages
-from tools.trained_zoo.measure import Int8, Row
+from tools.trained_zoo import float16, int8, models, packages
+from tools.trained_zoo.draws import drawn, float16_step, int8_step
 from tools.trained_zoo.networks import NETWORKS
-from tools.trained_zoo.train import export, trained
+from tools.trained_zoo.train import EXPORTERS, export, trained
 
 
 def bars(count: int) -> Part:
@@ -45,33 +49,91 @@ def test_trained_networks_hold(tmp_path, name):
         assert not failure, against
 
 
-def test_a_row_says_what_a_fold_does(tmp_path, monkeypatch, capsys):
-    """Of a network that is trained once, and read from its file the second time."""
-    part = bars(64)
+@pytest.fixture
+def row(tmp_path, monkeypatch, capsys):
+    """A row of a table, of a network that is trained once."""
+    part = bars(128)
     monkeypatch.setattr(zoo, "load", lambda folder: Mnist(part, part, part))
-    words = ["preactivated", "--steps", "3", "--inputs", "64", "--folder", str(tmp_path)]
-    assert zoo.main(words) == 0
-    heads, _, row = (line.split(" | ") for line in capsys.readouterr().out.splitlines())
-    assert len(row) == len(heads)
-    found = dict(zip(heads, row, strict=True))
-    assert (found["BNs"], found["`--bn-free`"], found["check"]) == ("5", "0", "holds")
-    assert float(found["error"]) < 1e-5
-    monkeypatch.setattr(zoo, "trained", None)
-    assert zoo.main(words) == 0
+
+    def found(name, *words):
+        folder = ["--folder", str(tmp_path), "--inputs", "128", "--steps", "3", "--times", "2"]
+        assert zoo.main([name, *folder, *words]) == 0
+        heads, _, *rows = (line.split(" | ") for line in capsys.readouterr().out.splitlines())
+        monkeypatch.setattr(models, "trained", None)
+        return [dict(zip(heads, cells, strict=True)) for cells in rows]
+
+    return found
 
 
-def int8_row(loss, **int8) -> Row:
-    figures = {"original": 30, "default": 8.04, "profile": 29.5, "gates": (2, 0)} | int8
-    return Row(5, (2, 0, 3), {"no_shift": 2}, (1e-7, 2e-7), True, 0.995, loss, Int8(**figures), 1)
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_a_row_says_what_a_fold_does(row, exporter):
+    for _ in range(2):  # the second time it is read from its file
+        (found,) = row("preactivated", "--exporter", exporter)
+        assert (found["BNs"], found["`--bn-free`"], found["check"]) == ("5", "0", "holds")
+        assert float(found["error"]) < 1e-5
 
 
-def test_the_cells_of_a_row():
-    assert zoo.cells(int8_row(22.4)) == [
-        "5", "2", "0", "3", "2 no_shift", "1.0e-07", "2.0e-07", "holds", "99.50%",
-        "30.0", "8.0", "29.5", "−22", "fails: default", "1.00",
-    ]  # fmt: skip
-    assert zoo.cells(int8_row(None, gates=(0, 0)))[-3:] == ["", "holds", "1.00"]
-    assert zoo.cells(replace(int8_row(None), int8=None))[-6:-1] == ["–", "–", "–", "", "–"]
+def test_a_row_of_int8(row):
+    """The means of the draws, and the gates."""
+    (found,) = row("plain", "--table", "int8")
+    figures = [found[name] for name in ("onnxruntime's fold", "default", "`--profile int8`")]
+    assert all(float(figure.split(" ± ")[0]) > 10 for figure in figures)
+    assert figures[1] == figures[2]
+    assert (found["foretold"], found["gate |"]) == ("", "holds |")
+
+
+def test_a_row_of_forms(row):
+    (found,) = row("norm_last", "--table", "forms")
+    assert len(found) == 2 + len(FORMS) + 1
+    assert all(" ± " in figure for name, figure in found.items() if name != "| network")
+
+
+def test_a_row_of_float16(row, monkeypatch):
+    monkeypatch.setattr(float16, "CONVERTERS", {"onnxruntime": float16.CONVERTERS["onnxruntime"]})
+    (found,) = row("plain", "--table", "float16")
+    assert (found["left"], found["left, converted"]) == ("0", "0")
+    assert 0 < float(found["folded, converted"]) < 1e-2
+    assert float(found["largest"]) < 100
+
+
+def test_a_row_of_speed(row):
+    (found,) = row("plain", "--table", "speed")
+    assert float(found["fold MB"]) > 10
+    assert float(found["run, disabled"].split()[0]) > 0
+
+
+def test_what_is_beyond_float16_is_marked(tmp_path):
+    net = Net(("N", 3))
+    path = tmp_path / "large.onnx"
+    large = net.op("Mul", net.op("Mul", "x", net.const(np.array(1e5))), net.const(np.array(1e-5)))
+    onnx.save(net.model(large), path)
+    model = models.Model(path, np.ones((4, 3), np.float32), 2)
+    assert float16.largest(path, model) == pytest.approx(1e5)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 3, 3), (6, 1, 3, 3), (5, 7)])
+@pytest.mark.parametrize("step", [int8_step, float16_step])
+def test_a_draw_moves_weights_by_less_than_a_step(shape, step):
+    weights = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    moved, same = (draw(weights, number, step) for number in (1, 0))
+    assert (same == weights).all()
+    assert 0 < np.abs(moved - weights).max() <= step(weights).max() / 2 * 1.001
+    assert (np.abs(moved - weights) <= step(weights) / 2 * 1.001 + 1e-7).all()
+    assert not (draw(weights, 2, step) == moved).all()
+
+
+def draw(weights, number, step):
+    net = Net(("N", 3))
+    net.const(weights)
+    (tensor,) = drawn(net.model(net.relu("x")), number, step).graph.initializer
+    return numpy_helper.to_array(tensor)
+
+
+def test_less_than_the_best_is_said_with_its_interval():
+    found = {"original": np.array([30.0, 31, 32]), "int8": np.array([29.0, 31, 30])}
+    assert int8.difference(found, "int8") == "−1.0 [−3.5, 1.5]"
+    assert int8.difference(found, "original") == "0.0"
+    assert int8.mean(found["original"]) == "31.0 ± 0.8"
 
 
 def wheel(folder: Path) -> Path:

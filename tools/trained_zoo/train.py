@@ -21,6 +21,7 @@ from tools.mnist.data import Part, load
 from tools.trained_zoo.networks import NETWORKS, Segmenter
 
 BATCH = 64
+EXPORTERS = ("torchscript", "dynamo")
 WEIGHT_DECAY = 0.02  # as much that channels die within a few hundred steps
 INK = 0.5  # of the pixels that a segmentation is to find
 
@@ -62,22 +63,29 @@ def _loss(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tor
     return functional.cross_entropy(network(images), labels)
 
 
-def export(network: nn.Module, path: Path) -> None:
-    """Write a network as ONNX with every BN it has; the size of a batch is left open."""
+def export(network: nn.Module, path: Path, exporter: str = "torchscript") -> None:
+    """Write a network as ONNX with every BN it has; the size of a batch is left open.
+
+    Args:
+        network: in eval mode.
+        path: of the file.
+        exporter: one of ``EXPORTERS``.
+    """
+    names = {"input_names": ["x"], "output_names": ["y"]}
+    picture = (torch.zeros(2, 1, 28, 28),)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network,
-            (torch.zeros(2, 1, 28, 28),),
-            str(path),
-            dynamo=False,
-            training=TrainingMode.PRESERVE,
-            do_constant_folding=False,
-            input_names=["x"],
-            output_names=["y"],
-            dynamic_axes={"x": {0: "N"}, "y": {0: "N"}},
-            opset_version=17,
-        )
+        if exporter == "torchscript":
+            torch.onnx.export(
+                network, picture, str(path), dynamo=False, training=TrainingMode.PRESERVE,
+                do_constant_folding=False, dynamic_axes={"x": {0: "N"}, "y": {0: "N"}},
+                opset_version=17, **names,
+            )  # fmt: skip
+        else:
+            torch.onnx.export(
+                network, picture, str(path), dynamo=True, optimize=False, external_data=False,
+                verbose=False, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), **names,
+            )  # fmt: skip
 
 
 def main() -> None:

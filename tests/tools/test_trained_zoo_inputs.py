@@ -50,3 +50,14 @@ def test_tones_are_normalised_and_differ():
     np.testing.assert_allclose(found.mean(axis=1), 0, atol=1e-6)
     np.testing.assert_allclose(found.std(axis=1), 1, atol=1e-5)
     assert abs(np.corrcoef(found)[0, 1]) < 0.9
+
+
+def test_music_and_the_calls_of_bats_are_spectrograms():
+    music, calls = inputs.music(3), inputs.calls(3)
+    assert (music.shape, music.dtype) == ((3, 187, 96), np.float32)
+    assert (calls.shape, calls.dtype) == ((3, 1, 128, 256), np.float32)
+    for found in (music, calls):
+        assert np.isfinite(found).all()
+        assert found.min() >= 0
+        assert (found.std((-1, -2)) > 0.01).all()
+    np.testing.assert_array_equal(calls, inputs.calls(3))

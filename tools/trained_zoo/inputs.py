@@ -56,6 +56,49 @@ def tones(count: int, samples: int) -> Floats:
     return np.array(notes, np.float32)
 
 
+def music(count: int) -> Floats:
+    """Return three seconds of chords, ``(count, 187, 96)``: log10 of the power in 96 mel bands."""
+    samples = 512 + 256 * 186
+    notes = tones(3 * count, samples).reshape(count, 3, -1)
+    rng = np.random.default_rng(1)
+    beat = np.abs(np.sin(np.pi * np.arange(samples) / _RATE * rng.uniform(1, 4, (count, 1))))
+    power = _spectrogram(notes.mean(1) * beat * 0.1, 512, 256) ** 2
+    edges = 700 * (np.exp(np.linspace(0, np.log1p(_RATE / 2 / 700), 98)) - 1)
+    bins = np.arange(257)[:, None] * _RATE / 512
+    rising, falling = (
+        (bins - edges[:-2]) / np.diff(edges)[:-1],
+        (edges[2:] - bins) / np.diff(edges)[1:],
+    )
+    bands = np.maximum(np.minimum(rising, falling), 0) * 2 / (edges[2:] - edges[:-2])
+    return np.log10(1e4 * (power @ bands) + 1).astype(np.float32)
+
+
+def calls(count: int) -> Floats:
+    """Return spectrograms of bats, ``(count, 1, 128, 256)``: sweeps from high to low in noise."""
+    rng = np.random.default_rng(0)
+    rate, samples = 256_000, 512 + 128 * 511
+    time = np.arange(samples) / rate
+    sounds = 0.02 * rng.standard_normal((count, samples))
+    for sound in sounds:
+        for start in rng.uniform(0, 0.2, rng.integers(2, 6)):
+            since, length = time - start, rng.uniform(3e-3, 8e-3)
+            high, low = rng.uniform(60e3, 110e3), rng.uniform(20e3, 50e3)
+            within = (since > 0) & (since < length)
+            phase = 2 * np.pi * (high * since - (high - low) * since**2 / (2 * length))
+            sound += within * np.sin(np.pi * np.clip(since / length, 0, 1)) * np.sin(phase)
+    spectra = np.log1p(_spectrogram(sounds, 512, 128)[:, :512, 20:240]).swapaxes(1, 2)[:, ::-1]
+    spectra = np.maximum(spectra - spectra.mean(2, keepdims=True), 0)
+    pictures = [Image.fromarray(each.astype(np.float32)) for each in spectra]
+    found = [picture.resize((256, 128), Image.Resampling.BILINEAR) for picture in pictures]
+    return np.array(found, np.float32)[:, None]
+
+
+def _spectrogram(sounds: npt.NDArray[np.float64], size: int, step: int) -> npt.NDArray[np.float64]:
+    """Return magnitudes ``(count, times, size // 2 + 1)`` of windows of so many samples."""
+    windows = np.lib.stride_tricks.sliding_window_view(sounds, size, axis=1)[:, ::step]
+    return np.abs(np.fft.rfft(windows * np.hanning(size), axis=2))
+
+
 def _cuts(names: tuple[str, ...], count: int, height: int, width: int, *, high: int) -> Floats:
     """Return pieces of pictures, ``high`` pixels high before they are resized, from 0 to 1."""
     rng = np.random.default_rng(0)

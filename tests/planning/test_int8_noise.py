@@ -19,7 +19,8 @@ from onnx_bnfold.check.quantize import quantised, snr
 from onnx_bnfold.check.sessions import Session, join
 from onnx_bnfold.operators.affine import VANISHED, Affine
 from onnx_bnfold.planning.graph_state import GraphState
-from onnx_bnfold.planning.int8_noise import _noise, cost, expected_loss
+from onnx_bnfold.planning.int8_noise import _noise, _of_tensor, cost, expected_loss
+from onnx_bnfold.planning.ranges import Range
 from onnx_bnfold.planning.totals import Totals
 from onnx_bnfold.planning.ways import Way
 
@@ -195,6 +196,24 @@ def test_a_channel_without_a_value_takes_no_range():
     """What 1 / 0 stands for makes of a constant is no number that a tensor gets."""
     plain, vanished = two_readers(), rescaled(two_readers(), [1, 2 * VANISHED], [0, 1])
     assert _noise(vanished)[1] <= _noise(plain)[1]
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "rounded"),
+    [([1, 0.1], [0, 0], False), ([1, 1], [0, 2], True), ([1, -1], [0, 0], True)],
+)
+def test_what_a_clamp_with_constants_reads_is_rounded(scale, shift, rounded):
+    """A Relu is one with its layer; a Max or Min is not."""
+    net = Net(("N", 2, 3, 3))
+    c = net.conv("x", 2)
+    values = [[3.0, 0.1], [0.0, 0.0], [0.0, 0.0], [1.0, 0.01]]
+    b = net.op("BatchNormalization", c, *(net.const(np.array(v)) for v in values), epsilon=0.0)
+    state = rescaled(net.state(net.op("Sigmoid", b), net.op("Sigmoid", net.relu(c))), scale, shift)
+    state.remove(1)
+    of_relu = Range.of(np.zeros(2), np.array([1, 0.1]), 4)
+    name = state.graph.writes[0][0]
+    _, after = _of_tensor(state, name, of_relu, state.change(name, 4), state.removed)
+    assert (after > 0) == rounded
 
 
 def test_the_losses_of_rounds_add_up():

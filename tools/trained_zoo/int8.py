@@ -124,10 +124,9 @@ def difference(found: Mapping[str, npt.NDArray[np.float64]], way: str) -> str:
     if len(values) > 1:
         student = np.random.default_rng(0).standard_t(len(values) - 1, 100_000)
         half = float(np.quantile(student, 0.975) * values.std(ddof=1) / len(values) ** 0.5)
-    low, high = values.mean() - half, values.mean() + half
-    if not values.any():
-        return "0.0"
-    return f"{values.mean():.1f} [{low:.1f}, {high:.1f}]".replace("-", "−")
+    figures = (values.mean(), values.mean() - half, values.mean() + half)
+    less, low, high = (f"{figure + 0.0:.1f}".replace("-0.0", "0.0") for figure in figures)
+    return (f"{less} [{low}, {high}]" if values.any() else less).replace("-", "−")
 
 
 def _foretold(loss: float | None) -> str:

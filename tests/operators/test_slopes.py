@@ -10,6 +10,8 @@ from onnx import TensorProto
 from support import fold_checked, initializer, ops, reasons
 
 from onnx_bnfold import Options, Reason
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.entries import OUT
 
 IMAGE = ("N", 4, 5, 6)
 
@@ -207,6 +209,19 @@ def test_a_leaky_relu_between_two_norms_of_negative_scales():
     folded, _ = fold_checked(model)
     assert ops(folded) == ["Conv", "LeakyRelu", "Sigmoid"]
     np.testing.assert_allclose(alphas(folded), [10])
+
+
+def test_a_leaky_relu_that_has_been_turned_gives_back_what_it_took():
+    net = Net(IMAGE)
+    t = net.op("LeakyRelu", net.op("Tanh", "x"), alpha=0.25)
+    state = net.state(t)
+    turned = Affine(np.full((1, 1, 1, 1), -2.0), np.zeros((1, 1, 1, 1)))
+    gone = []
+    for _ in range(2):
+        [both] = state.step(1, {0: turned}).alternatives
+        gone.append(float(both[OUT].scale.item()))
+        state.total[state.graph.reads[1][0]] = turned
+    assert gone == [-8.0, -0.5]
 
 
 LEAKY_MUST_STAY = {

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto
 from support import (
     assert_same_function,
     bn,
@@ -104,6 +105,23 @@ def test_a_global_pool(rng):
     parts = layers(rng), relu("a", "b"), norm, node("GlobalMaxPool", ["c"], ["d"])
     folded, _ = fold_checked(model(*parts, sigmoid("d", "y")))
     assert ops(folded) == ["Conv", "GlobalMaxPool", "Max", "Min", "Sigmoid"]
+
+
+def test_a_pool_whose_indices_nobody_reads(rng):
+    behind = node("MaxPool", ["c"], ["d", "i"], kernel_shape=[2, 2], strides=[2, 2])
+    folded, _ = fold_checked(model(clamped(rng, positive=True), behind, sigmoid("d", "y")))
+    assert ops(folded) == ["Conv", "MaxPool", "Max", "Sigmoid"]
+
+
+def test_a_clamp_in_front_that_has_no_bounds_leaves_others_alone(rng):
+    """The least number of the first is computed at run time."""
+    first = node("Clip", ["x", "least"], ["s"])
+    norm = bn("b", "c", 4, rng, positive=True)
+    parts = first, conv("s", "a", (4, 3, 3, 3), rng, pads=PADDED), relu("a", "b"), norm
+    given = model(*parts, pool("c", "d"), sigmoid("d", "y"))
+    given.graph.input.append(onnx.helper.make_tensor_value_info("least", TensorProto.FLOAT, ()))
+    folded, _ = fold_checked(given)
+    assert ops(folded) == ["Clip", "Conv", "MaxPool", "Max", "Sigmoid"]
 
 
 @pytest.mark.parametrize(("positive", "kept"), [(True, 0), (False, 1)])

@@ -256,6 +256,31 @@ def test_what_stays(why):
     assert report.kept
 
 
+def test_an_old_model_takes_a_branch_without_constants():
+    net = Net(IMAGE, opset=11)
+    y = net.bn(net.conv("x", 4))
+    condition = net.op("Constant", value=numpy_helper.from_array(np.array(True)))
+    y = chosen(net, condition, lambda n, t: n.op("Relu", n.op("Neg", t)), identity, y)
+    y = net.bn(y, channels=4, shift=False, signs=[1])
+    model = net.model(net.op("Sigmoid", y))
+    model.ir_version = 3
+    listed = [helper.make_tensor_value_info(t.name, t.data_type, t.dims)
+              for t in model.graph.initializer]  # fmt: skip
+    model.graph.input.extend(listed)
+    folded, report = onnx_bnfold.fold(model, Options(freeze_initializers=True))
+    assert ops(folded) == ["Conv", "Neg", "Relu", "Sigmoid"]
+    assert not report.kept
+    assert_same_function(model, folded)
+
+
+def test_a_branch_that_hands_on_more_than_its_if_is_left():
+    """Nobody loads such a model; a fold must not end in it."""
+    model = layer_and_branch(True, lambda n, t: (norm(n, t), n.op("Neg", t)))
+    folded, report = onnx_bnfold.fold(model)
+    assert ops(folded) == ["Conv", "If", "Sigmoid"]
+    assert report.kept
+
+
 def test_an_if_that_keeps_a_misread_shape_from_the_nodes_behind_stays():
     """Inference takes the output of the branch for one of two axes, a Conv behind refuses that."""
     net = Net((2, 4, 3, 1), opset=16)

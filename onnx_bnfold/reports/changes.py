@@ -60,7 +60,7 @@ class Initializer:
 
 @dataclass(frozen=True)
 class Changes:
-    """What one model has and the other has not, or has otherwise.
+    """What one model has and the other has not, or has otherwise; notes and metadata apart.
 
     Attributes:
         removed_nodes, added_nodes: those of one model only.

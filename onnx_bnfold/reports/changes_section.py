@@ -14,8 +14,8 @@ _VERBS = ("removed", "changed", "added")
 def changes_section(changes: Data, later: Later) -> Element:
     """Return the section; its lists are closed."""
     lead = el(
-        "p", "What the fold removes, changes and adds, by name. What is not listed is as it was.",
-        class_="lead",
+        "p", "The nodes and initializers that the fold removes, changes and adds. All others are "
+        "as they were, apart from notes and metadata.", class_="lead",
     )  # fmt: skip
     parts = [lead, el("h3", "Nodes")]
     for verb in _VERBS:

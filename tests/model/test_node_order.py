@@ -66,9 +66,9 @@ def branches(rng):
         graphs.append(helper.make_graph(nodes, way, [], outputs, initializers))
     outer = join(conv("x", "u", (3, 3, 1, 1), rng), bn("u", "v", 3, rng))
     choice = node("If", ["flag"], ["z"], then_branch=graphs[0], else_branch=graphs[1])
-    flag = tensor("flag", np.array(True))
-    return model_of([*outer.nodes, *choice.nodes], {"x": SHAPE}, {"z": SHAPE},
-                    [flag, *outer.initializers])  # fmt: skip
+    model = model_of([*outer.nodes, *choice.nodes], {"x": SHAPE}, {"z": SHAPE}, outer.initializers)
+    model.graph.input.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
+    return model
 
 
 def loop(rng):

@@ -9,6 +9,8 @@ from support import fold_checked, ops
 import onnx_bnfold
 from onnx_bnfold import Options
 from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.planning.direct import DirectFolds
+from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.ways import Way
 
 
@@ -62,3 +64,16 @@ def test_a_row_ends_at_one_that_is_to_be_kept():
     folded, report = fold_checked(model, kept=2, options=Options(keep=(f"^{third.output[0]}$",)))
     assert [record.folded for record in report.records] == [True, True, False, False]
     assert ops(folded) == ["Conv", "BatchNormalization", "BatchNormalization"]
+
+
+def test_a_layer_takes_nothing_where_another_state_of_the_graph_has_changed():
+    net = Net(IMAGE)
+    state = net.state(net.op("Sigmoid", row(net, 1)))
+    state.read_bns([1])
+    state.read_maps([1])
+    before = DirectFolds(state, Limits(), [1], Options())
+    assert before.taken(1).keys() == {1}
+    other = state.copy()
+    other.total[state.graph.reads[1][0]] = state.original_map(1)
+    assert not before.on(other).taken(1)
+    assert before.taken(1)

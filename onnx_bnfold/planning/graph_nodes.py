@@ -284,3 +284,16 @@ def malformed(view: NodeView) -> Refused:
         view.label,
         "its attributes and the shapes of its inputs and outputs do not agree; repair the model",
     )
+
+
+def opaque(view: NodeView) -> Refused:
+    """Return the refusal of a node that no rule knows."""
+    if view.op is not None and "Quantize" in view.op:
+        return Refused(
+            Reason.QUANTIZED,
+            view.label,
+            "values are rounded to integers there; fold before quantising",
+        )
+    return Refused(
+        Reason.OPAQUE, view.label, "no rule says how a scale or shift passes this operator"
+    )

@@ -12,13 +12,13 @@ import numpy as np
 from onnx_bnfold.model.constants import Constants
 from onnx_bnfold.model.determinism import DESCRIBED
 from onnx_bnfold.model.graph import Graph
-from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.model.shape_inference import Shapes
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine, Float64
 from onnx_bnfold.operators.entries import OUT, Absorbing, Sides
 from onnx_bnfold.operators.rules import Attributes, Known, Step, Transparent
-from onnx_bnfold.planning.graph_nodes import MALFORMED, GraphNodes, malformed
+from onnx_bnfold.planning.dead_ends import DeadEnds
+from onnx_bnfold.planning.graph_nodes import MALFORMED, GraphNodes, malformed, opaque
 from onnx_bnfold.planning.merged_tensors import Groups
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
@@ -46,6 +46,8 @@ class GraphState(GraphNodes):
         clamps: nodes that any change passes, as they may be written with constants (``clamps``).
         sizes: of original tensors, as far as they were asked for, and how many nodes had gone by
             then; see ``sizes.sizes``.
+        dead_ends: tensors that take no change of some kind, if they were looked for (``in_vain``:
+            nodes settled since then by searches that came to nothing).
         said: what a BatchNormalization says of the tensor at a port, as far as it was asked.
         ranges: of original tensors, each with its noise, once it was asked; see ``int8_noise``.
     """
@@ -66,6 +68,8 @@ class GraphState(GraphNodes):
         self.sizes: dict[str, tuple[int, tuple[Affine, ...]]] = {}
         self.said: dict[tuple[int, int], tuple[Affine, ...]] = {}
         self.ranges: dict[str, tuple[Range, float]] = {}
+        self.dead_ends: DeadEnds | None = None
+        self.in_vain = 0
         self._ports: dict[int, tuple[int, ...]] = {}
         self._keys: dict[int, dict[int, Key]] = {}
         self._neighbours: dict[str, tuple[int, ...]] = {}
@@ -75,6 +79,7 @@ class GraphState(GraphNodes):
         new = copy(self)
         new.total, new.removed, new.sizes = dict(self.total), set(self.removed), dict(self.sizes)
         new.groups = self.groups.copy()
+        new.dead_ends, new.in_vain = None, 0
         new._ports, new._keys = dict(self._ports), dict(self._keys)
         new._neighbours = dict(self._neighbours)
         return new
@@ -129,7 +134,7 @@ class GraphState(GraphNodes):
         if index in self.removed:
             return (self.data_slot(index), OUT)
         if not isinstance(entry, Transparent):
-            raise _opaque(view)
+            raise opaque(view)
         view.require_version(entry.version)
         outputs = (~slot for slot in entry.data_outputs(view))
         return (*entry.data_slots(view), *entry.own_constants(view), *outputs)
@@ -341,15 +346,3 @@ class GraphState(GraphNodes):
                 return Affine.identity(original.rank)  # which the quotient is but for its rounding
             present = into.inverse().then(present)
         return present if out is None else present.then(out)
-
-
-def _opaque(view: NodeView) -> Refused:
-    if view.op is not None and "Quantize" in view.op:
-        return Refused(
-            Reason.QUANTIZED,
-            view.label,
-            "values are rounded to integers there; fold before quantising",
-        )
-    return Refused(
-        Reason.OPAQUE, view.label, "no rule says how a scale or shift passes this operator"
-    )

@@ -207,9 +207,8 @@ class _Planner:
 
         It is tried again then; else a second fold would find more to do.
         """
-        tried, asked = self._tried[index]
-        since = tried if when is None else when
-        return any(self._moved.get(other, 0) > since for other in asked)
+        since, asked = self._tried[index]
+        return any(self._moved.get(other, 0) > (when or since) for other in asked)
 
     def _may_be_tried(self, index: int) -> bool:
         """Whether nothing forbids to remove a node; what does is recorded."""
@@ -235,15 +234,17 @@ class _Planner:
         self.unsure.discard(index)
         if is_bn and self._fold_directly(index):
             return
-        from onnx_bnfold.planning.propagation import propagate  # many plans are all direct folds
+        from onnx_bnfold.planning import propagation  # many plans are all direct folds
 
+        if not self.options.clamps_everywhere:
+            propagation.look_for_dead_ends(state)
         best: tuple[tuple[int, ...], Way, dict[Key, Affine], Totals] | None = None
         tried, asked, met = list[tuple[str, Refusal]](), {index}, set[Reason]()
         allowed = partial(self._require_allowed, index, asked)
         try:
             for number, (way, seeds) in enumerate(outcomes.ways(state, index)):
                 try:
-                    changes = propagate(state, index, seeds, allowed, asked, met)
+                    changes = propagation.propagate(state, index, seeds, allowed, asked, met)
                 except Refused as refused:
                     tried.append((way, refused.refusal))
                     continue

@@ -16,13 +16,11 @@ import numpy as np
 
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import Combines
-from onnx_bnfold.operators.rules import Step
+from onnx_bnfold.operators.rules import MOST_BRANCHES, Step
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
-# Alternatives tried, and nodes settled, before a propagation is given up.
-MOST_BRANCHES = 256
-MOST_SETTLED_PER_NODE = 20
+MOST_SETTLED_PER_NODE = 20  # nodes settled before a propagation is given up
 
 
 @dataclass(eq=False, repr=False)
@@ -80,9 +78,21 @@ def propagate(
     search = _Search(state, origin, judge, set() if asked is None else asked)
     try:
         return search.run(seeds)
+    except Refused as refused:
+        search.met.add(refused.refusal.reason)
+        state.in_vain += search.settled
+        raise
     finally:
         if met is not None:
             met |= search.met
+
+
+def look_for_dead_ends(state: GraphState) -> None:
+    """Look for dead ends if searches have taken longer in vain than that takes."""
+    if 4 * state.in_vain > len(state.graph.nodes) and not state.clamps:
+        from onnx_bnfold.planning.find_dead_ends import find_dead_ends  # few plans ask
+
+        state.dead_ends, state.in_vain = find_dead_ends(state, state.dead_ends), 0
 
 
 class _GivenUp(Refused):
@@ -96,9 +106,11 @@ class _Search:
         self._state = state
         self._origin = origin
         self._judge = judge
-        self._asked = asked
+        self.asked = asked
+        self.settled = 0
+        self._dead_ends = None if origin is None or state.clamps else state.dead_ends
         self.met: set[Reason] = set()
-        self._budget = MOST_SETTLED_PER_NODE * len(state.graph.nodes) + 1000
+        self._most = MOST_SETTLED_PER_NODE * len(state.graph.nodes) + 1000
         self._answers: dict[tuple[int, ...], tuple[Mapping[int, Affine], Step | Refusal]] = {}
 
     def run(self, seeds: Mapping[Key, Affine]) -> dict[Key, Affine]:
@@ -139,7 +151,7 @@ class _Search:
                 queue = branch.forced or branch.open
                 index = next(iter(queue))
                 del queue[index]
-                self._asked.add(index)
+                self.asked.add(index)
                 step = state.step(index, self._known(branch, index))
                 if (step.certain or queue is branch.open) and len(step.alternatives) == 1:
                     self._take(branch, index, step.alternatives[0])
@@ -167,10 +179,10 @@ class _Search:
             index = next(iter(queue))
             del queue[index]
             chosen = queue is branch.open
-            self._budget -= 1
-            if self._budget < 0:
+            self.settled += 1
+            if self.settled > self._most:
                 raise self._given_up()
-            self._asked.add(index)
+            self.asked.add(index)
             known = self._known(branch, index)
             step = ask(index, known, deciding=chosen)
             if not step.certain and not chosen:
@@ -219,7 +231,8 @@ class _Search:
         self, branch: _Branch, key: Key, change: Affine, settled: int | None = None
     ) -> None:
         groups = self._state.groups
-        merged = groups.seen(key) if isinstance(key, str) else (key,)
+        names = groups.seen(key) if isinstance(key, str) else ()
+        merged: tuple[Key, ...] = names or (key,)
         if merged[0] in branch.changes:
             if not branch.changes[merged[0]].agrees_with(change):
                 raise Refused(
@@ -234,7 +247,9 @@ class _Search:
         if change.is_identity:
             return
         if isinstance(key, str):
-            self._asked.update(groups.between(key))
+            self.asked.update(groups.between(key))
+        if self._dead_ends is not None:
+            self._dead_ends.require_none(names, change, self.asked)
         for index in self._state.around(key):
             if index not in (self._origin, settled):
                 branch.open.pop(index, None)

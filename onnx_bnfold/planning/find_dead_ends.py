@@ -1,0 +1,150 @@
+"""Find the tensors that take no change, no scale or no shift (``dead_ends``), by one walk.
+
+It starts from those that are fixed, and goes over nodes that surely hand on what they get: behind a
+Transpose something changes if and only if something changes in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.entries import OUT, Absorbing, Combines, HandsOn
+from onnx_bnfold.operators.rules import Transparent
+from onnx_bnfold.planning.dead_ends import DeadEnd, DeadEnds
+from onnx_bnfold.planning.graph_state import GraphState, Key
+from onnx_bnfold.reasons import Reason, Refusal, Refused
+
+_SHIFT = Affine(np.ones(1), np.ones(1))  # of everything
+_ALWAYS = frozenset((Reason.NO_SHIFT, Reason.OPAQUE))  # reasons that hold for every shift
+
+
+def find_dead_ends(state: GraphState, before: DeadEnds | None) -> DeadEnds:
+    """Return the dead ends of a graph.
+
+    Args:
+        state: the graph as it is by now.
+        before: its dead ends when fewer nodes had gone, if they were looked for.
+    """
+    return _Walk(state).run(before)
+
+
+class _Walk:
+    """Walks over a graph as it is by now."""
+
+    def __init__(self, state: GraphState) -> None:
+        self._state = state
+
+    def run(self, before: DeadEnds | None) -> DeadEnds:
+        """Return the dead ends; see ``find_dead_ends``."""
+        if before is None:
+            fixed, cut_off = [*self._fixed()], [*self._cut_off()]
+        else:
+            fixed, cut_off = [*before.fixed], [*before.cut_off]
+        scale = self._spread(fixed, self._hands_scale_on)
+        shift = self._spread([*fixed, *cut_off], self._hands_shift_on)
+        return DeadEnds(fixed, cut_off, scale, shift)
+
+    def _fixed(self) -> Iterator[tuple[str, DeadEnd]]:
+        """Yield the tensors that take no change at all."""
+        state = self._state
+        for name in dict.fromkeys((*state.graph.readers, *state.graph.producer)):
+            if state.constants.get(name) is None and not state.groups.is_lost(name):
+                try:
+                    state.neighbours(name)
+                except Refused as refused:
+                    yield name, DeadEnd(refused.refusal, frozenset())
+
+    def _cut_off(self) -> Iterator[tuple[str, DeadEnd]]:
+        """Yield the tensors that a node beside them lets take no shift."""
+        state = self._state
+        for index, entry in enumerate(state.entries):
+            if index in state.removed:
+                continue
+            if isinstance(entry, Absorbing):
+                layer = state.layer_or_none(index)
+                if layer is not None and layer.shift_in is not None:
+                    yield self._at(index, layer.data_slot, layer.shift_in)
+            elif entry.rectifies:
+                for port in (0, OUT):
+                    try:
+                        state.step(index, {port: _SHIFT})
+                    except Refused as refused:
+                        if refused.refusal.reason in _ALWAYS:
+                            yield self._at(index, port, refused.refusal)
+
+    def _at(self, index: int, port: int, refusal: Refusal) -> tuple[str, DeadEnd]:
+        graph = self._state.graph
+        name = graph.writes[index][0] if port == OUT else graph.reads[index][port]
+        return name, DeadEnd(refusal, frozenset((index,)))
+
+    def _spread(
+        self, ends: list[tuple[str, DeadEnd]], hands_on: Callable[[int, Key, Key], bool]
+    ) -> dict[str, DeadEnd]:
+        """Find all tensors a change of which surely changes one that takes none.
+
+        Returns:
+            Them, by name.
+        """
+        state, found = self._state, dict[str, DeadEnd]()
+        for name, end in ends:
+            root = state.groups.root(name)
+            if root not in found:
+                found[root] = end.by_way_of(state.groups.between(root))
+        todo = [*found]
+        for root in todo:  # which grows
+            for index, here in self._around(root):
+                for key in state.keys(index).values():
+                    if key == here or not isinstance(key, str) or not hands_on(index, key, here):
+                        continue
+                    other = state.groups.root(key)
+                    if other not in found:
+                        found[other] = found[root].by_way_of(state.groups.between(other))
+                        todo.append(other)
+        return {name: end for root, end in found.items() for name in state.groups.seen(root)}
+
+    def _around(self, root: str) -> Iterator[tuple[int, str]]:
+        """Yield the transparent nodes that stay around a group, each with its tensor there."""
+        state, graph = self._state, self._state.graph
+        for name in state.groups.seen(root):
+            near = [index for index, _ in graph.readers.get(name, ())]
+            if name in graph.producer:
+                near.append(graph.producer[name])
+            for index in dict.fromkeys(near):
+                if index in state.removed or not isinstance(state.entries[index], Transparent):
+                    continue
+                try:
+                    if name in state.keys(index).values():
+                        yield index, name
+                except Refused:
+                    continue
+
+    def _hands_shift_on(self, index: int, before: Key, after: Key) -> bool:
+        """Whether each shift of one tensor of a node is, but for what is zero, one of another."""
+        entry, is_output = self._state.entries[index], self._is_output(index, after)
+        assert isinstance(entry, Transparent)
+        if entry.picks_maxima:
+            return True
+        if entry.hands_on is not HandsOn.ALL:
+            return False
+        if entry.symmetric:  # of a part of the whole, unless that is empty
+            return is_output and not self._may_be_empty(index, before)
+        return not entry.parted or (not is_output and not self._may_be_empty(index, before))
+
+    def _hands_scale_on(self, index: int, before: Key, after: Key) -> bool:
+        """Whether each scale of one tensor of a node is one of another."""
+        entry = self._state.entries[index]
+        if entry.combines is Combines.SUM:  # with a constant it may be the node that goes
+            return all(isinstance(key, str) for key in self._state.keys(index).values())
+        if entry.rectifies and entry.bounds is not None:
+            return True
+        return self._hands_shift_on(index, before, after)
+
+    def _is_output(self, index: int, key: Key) -> bool:
+        return key in self._state.graph.writes[index]
+
+    def _may_be_empty(self, index: int, key: Key) -> bool:
+        dims = self._state.shapes.dims(key) if isinstance(key, str) else None
+        return dims is None or 0 in dims

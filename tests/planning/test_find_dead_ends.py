@@ -1,0 +1,71 @@
+"""Tensors that take no change: found once for all, they change no plan and no true reason."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from graphs import IMAGE, Net
+from random_graphs import random_model
+from support import fold_checked, ops
+
+import onnx_bnfold
+from onnx_bnfold.planning import propagation
+from onnx_bnfold.planning.find_dead_ends import find_dead_ends
+from onnx_bnfold.reasons import Reason
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Look for dead ends before each node that is tried."""
+
+    def look(state):
+        state.dead_ends = find_dead_ends(state, state.dead_ends)
+
+    def use():
+        monkeypatch.setattr(propagation, "look_for_dead_ends", look)
+
+    return use
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_they_change_no_plan(seed, always):
+    model = random_model(random.Random(seed), steps=20)
+    before, _ = onnx_bnfold.fold(model)
+    always()
+    after, _ = onnx_bnfold.fold(model)
+    assert after == before
+
+
+def test_the_reason_is_that_of_what_refuses(always):
+    """The shift would have to pass the Relu in front of a movement."""
+    always()
+    net = Net(IMAGE)
+    t = net.op("Transpose", net.op("Relu", net.conv("x", 4)), perm=[0, 1, 3, 2])
+    _, report = fold_checked(net.model(net.op("Sigmoid", net.bn(t))), kept=1)
+    assert report.kept[0].refusal.culprit.startswith("Relu")
+    assert report.kept[0].refusal.reason is Reason.NO_SHIFT
+
+
+def test_a_part_that_takes_no_shift(always):
+    """Of a Concat, if the shift is not that of another part alone."""
+    always()
+    net = Net(IMAGE)
+    parts = [net.conv("x", 4), net.op("Relu", net.conv("x", 4))]
+    both = net.bn(net.op("Concat", *parts, axis=1))
+    fold_checked(net.model(net.op("Sigmoid", both)), kept=1)
+
+
+def test_what_absorbs_is_no_dead_end(always):
+    always()
+    net = Net(IMAGE)
+    t = net.op("Transpose", net.conv("x", 4), perm=[0, 1, 3, 2])
+    fold_checked(net.model(net.op("Sigmoid", net.bn(t))))
+
+
+def test_a_node_that_may_go_hands_nothing_on(always):
+    """The scale of a difference from a constant goes into the layer, though it is an output."""
+    always()
+    net = Net(IMAGE)
+    folded, _ = fold_checked(net.model(net.op("Sub", net.const([2.0]), net.conv("x", 4))))
+    assert ops(folded) == ["Conv"]

@@ -6,7 +6,7 @@ Sums, products, extrema, and Where.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators.affine import AGREEMENT, CANCELLED, Affine, Float64, close, summed
 from onnx_bnfold.operators.entries import OUT
 from onnx_bnfold.operators.rules import (
+    MOST_BRANCHES,
     Known,
     Ports,
     Rule,
@@ -80,17 +81,17 @@ def _operands(view: NodeView, known: Known) -> tuple[int, dict[int, Affine]]:
     return rank, {port: _lift(change, rank) for port, change in known.changes.items()}
 
 
-def _complete(view: NodeView, lifted: Mapping[int, Affine]) -> Ports:
-    return {p: c if p == OUT else lower(view, p, c) for p, c in lifted.items()}
-
-
 def _completions(view: NodeView, proposals: list[dict[int, Affine]], *, certain: bool) -> Step:
     """Keep the proposals whose changes their operands can carry."""
     found: list[Ports] = []
     refusal: Refusal | None = None
+    lowered: dict[tuple[int, int], Affine] = {}  # most of two proposals is the same
     for proposal in proposals:
         try:
-            found.append(_complete(view, proposal))
+            for port, change in proposal.items():
+                if port != OUT and (port, id(change)) not in lowered:
+                    lowered[port, id(change)] = lower(view, port, change)
+            found.append({p: lowered.get((p, id(c)), c) for p, c in proposal.items()})
         except Refused as refused:
             refusal = refusal or refused.refusal
     if found:
@@ -133,11 +134,11 @@ def sums(*signs: int, averages: bool = False) -> Rule:
         if not free:
             _balanced(view, terms, left)
             return Step((known.changes,))
-        still = {p: Affine.of(scale, np.zeros((1,) * rank)) for p in free}
+        still = dict.fromkeys(free, Affine.of(scale, np.zeros((1,) * rank)))
         proposals = [{**lifted, **still}]
         if left.any():
             # A tensor that is subtracted from itself takes no shift.
-            takers = [p for p in free if weight[p]]
+            takers = [p for p in free if weight[p]][: MOST_BRANCHES + 1]
             proposals = [{**lifted, **still, p: Affine.of(scale, left / weight[p])} for p in takers]
         whole = [{**p, **{slot: p[rep] for slot, rep in first.items()}} for p in proposals]
         return _completions(view, whole, certain=len(free) == 1)

@@ -22,6 +22,9 @@ Ports = Mapping[int, Affine]
 Attributes = tuple[tuple[str, float], ...]
 
 
+MOST_BRANCHES = 256  # alternatives that a search tries at most
+
+
 class Step(NamedTuple):
     """The ways to complete a node: each gives every data port its change."""
 

@@ -308,7 +308,6 @@ class _Planner:
 
     def _judge(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> None:
         state = self.state
-        is_bn = state.graph.ops[index] == batchnorm.OPERATOR
         self._judged = totals = Totals(state, changes)
         self.limits.check(state, index, totals)
         require_totals(state, index, totals)
@@ -316,7 +315,7 @@ class _Planner:
             self.clamps.require_cheap(index, changes)
         outcomes.require_one_name(state, index)
         require_allowed(self.options, state, index, changes, asked, lambda: self.shared)
-        if not is_bn:
+        if not state.is_bn(index):
             self.fused.require_whole(changes)
             self.shared.require_cheap(index, changes, asked)
             self.shared.require_stored(index, changes)

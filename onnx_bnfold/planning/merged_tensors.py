@@ -62,6 +62,8 @@ class Groups:
     def root(self, name: str) -> str:
         """Return the name that stands for the whole group of a tensor."""
         parents, root = self._parents, name
+        if name not in parents:  # most are alone
+            return name
         while root in parents:
             root = parents[root]
         while name != root:  # the next time the way is short
@@ -105,7 +107,7 @@ class Groups:
         self._written_by_gone.add(after)
         lost = [name for name in (before, after) if self.is_lost(name)]
         old, root = self.root(before), self.root(after)
-        seen = dict.fromkeys((*self.seen(before), *self.seen(after)))
+        seen = (*(self._seen.get(old) or (old,)), *(self._seen.get(root) or (root,)))
         nodes = (*self._between.pop(old, ()), *self._between.pop(root, ()), index)
         if old != root:
             # The longer of the lists goes on.
@@ -122,7 +124,7 @@ class Groups:
                 self._trails[root] = _Trail(None, None, tuple(trails))
         self._between[root] = nodes
         self._seen.pop(old, None)
-        self._seen[root] = tuple(name for name in seen if name not in lost)
+        self._seen[root] = tuple([name for name in dict.fromkeys(seen) if name not in lost])
         return lost
 
     def is_lost(self, name: str) -> bool:
@@ -145,6 +147,11 @@ class Groups:
         if trail is not None:
             both = change if trail.change is None else trail.change.then(change)
             self._trails[root] = trail._replace(change=both)
+
+    @property
+    def has_lost(self) -> bool:
+        """Whether there is any tensor that nobody sees."""
+        return bool(self._trails)
 
     def lost(self, name: str) -> Iterator[tuple[str, Affine | None]]:
         """Yield the tensors of a group that nobody sees, each with its change by now."""

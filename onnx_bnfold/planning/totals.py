@@ -48,7 +48,7 @@ def commit(state: GraphState, changes: Mapping[Key, Affine], totals: Totals | No
             state.total.pop(key, None)
         else:
             state.total[key] = after
-    if state.removed:
+    if state.groups.has_lost:
         groups = {state.groups.root(key): key for key in changes if isinstance(key, str)}
         for key in groups.values():
             state.groups.change(key, changes[key])

@@ -125,10 +125,16 @@ def _initializers(
         [
             _described(name, new[name], after)
             for name in old
-            if name in new and (name in computed or _differ(old[name], new[name]))
+            if name in new
+            and (_differ(old[name], new[name]) or (name in computed and _is_elsewhere(new[name])))
         ],
         [_described(name, new[name], after) for name in new if name not in old],
     )
+
+
+def _is_elsewhere(stored: Stored) -> bool:
+    """Return whether the values are not in the message, so that it cannot tell if they differ."""
+    return isinstance(stored, TensorProto) and bool(stored.external_data)
 
 
 def _stored(graph: Graph) -> Mapping[str, Stored]:

@@ -107,32 +107,38 @@ class Groups:
         self._written_by_gone.add(after)
         lost = [name for name in (before, after) if self.is_lost(name)]
         old, root = self.root(before), self.root(after)
-        seen = (*(self._seen.get(old) or (old,)), *(self._seen.get(root) or (root,)))
-        nodes = (*self._between.pop(old, ()), *self._between.pop(root, ()), index)
+        seen, nodes = self._seen.get(root) or (root,), self._between.get(root, ())
         if old != root:
-            # The longer of the lists goes on.
-            first, second = self._members.pop(old, [old]), self._members.get(root, [root])
-            if len(first) >= len(second):
-                first += second
-                self._members[root] = first
-            else:
-                second[:0] = first
-                self._members[root] = second
-            self._parents[old] = root
+            seen = (*(self._seen.pop(old, None) or (old,)), *seen)
+            nodes = (*self._between.pop(old, ()), *nodes)
+            self._unite(old, root)
+        self._between[root] = (*nodes, index)
+        self._seen[root] = tuple([name for name in seen if name not in lost]) if lost else seen
+        return lost
+
+    def _unite(self, old: str, root: str) -> None:
+        """Let one root stand for two groups."""
+        # The longer of the lists goes on.
+        first, second = self._members.pop(old, [old]), self._members.get(root, [root])
+        if len(first) >= len(second):
+            first += second
+            self._members[root] = first
+        else:
+            second[:0] = first
+            self._members[root] = second
+        self._parents[old] = root
+        if self._trails:
             trails = [self._trails.pop(each) for each in (old, root) if each in self._trails]
             if trails:
                 self._trails[root] = _Trail(None, None, tuple(trails))
-        self._between[root] = nodes
-        self._seen.pop(old, None)
-        self._seen[root] = tuple([name for name in dict.fromkeys(seen) if name not in lost])
-        return lost
 
     def is_lost(self, name: str) -> bool:
         """Whether nobody sees a tensor any more."""
-        if name not in self._written_by_gone or self.is_fixed(name):
+        if name not in self._written_by_gone:
             return False
         left = self._readers_left.get(name)
-        return left == 0 if left is not None else name not in self._graph.readers
+        is_read = left != 0 if left is not None else name in self._graph.readers
+        return not is_read and not self.is_fixed(name)
 
     def lose(self, name: str, change: Affine | None) -> None:
         """Note the change that a tensor had when it was seen for the last time."""

@@ -14,7 +14,7 @@ from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import OUT, Absorbing, Combines, HandsOn
 from onnx_bnfold.operators.rules import Transparent
 from onnx_bnfold.planning.dead_ends import DeadEnd, DeadEnds
-from onnx_bnfold.planning.graph_state import GraphState, Key
+from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 _SHIFT = Affine(np.ones(1), np.ones(1))  # of everything
@@ -81,7 +81,7 @@ class _Walk:
         return name, DeadEnd(refusal, frozenset((index,)))
 
     def _spread(
-        self, ends: list[tuple[str, DeadEnd]], hands_on: Callable[[int, Key, Key], bool]
+        self, ends: list[tuple[str, DeadEnd]], hands_on: Callable[[int, str], bool]
     ) -> dict[str, DeadEnd]:
         """Find all tensors a change of which surely changes one that takes none.
 
@@ -93,11 +93,14 @@ class _Walk:
             root = state.groups.root(name)
             if root not in found:
                 found[root] = end.by_way_of(state.groups.between(root))
-        todo = [*found]
+        todo, done = [*found], set[int]()
         for root in todo:  # which grows
             for index, here in self._around(root):
+                if index in done or not hands_on(index, here):
+                    continue
+                done.add(index)
                 for key in state.keys(index).values():
-                    if key == here or not isinstance(key, str) or not hands_on(index, key, here):
+                    if key == here or not isinstance(key, str) or self._may_be_empty(index, key):
                         continue
                     other = state.groups.root(key)
                     if other not in found:
@@ -121,30 +124,32 @@ class _Walk:
                 except Refused:
                     continue
 
-    def _hands_shift_on(self, index: int, before: Key, after: Key) -> bool:
-        """Whether each shift of one tensor of a node is, but for what is zero, one of another."""
-        entry, is_output = self._state.entries[index], self._is_output(index, after)
+    def _hands_shift_on(self, index: int, after: str) -> bool:
+        """Whether each shift of the other tensors of a node is, but for zeros, one of this."""
+        entry, is_output = self._state.entries[index], after in self._state.graph.writes[index]
         assert isinstance(entry, Transparent)
         if entry.picks_maxima:
             return True
         if entry.hands_on is not HandsOn.ALL:
             return False
-        if entry.symmetric:  # of a part of the whole, unless that is empty
-            return is_output and not self._may_be_empty(index, before)
-        return not entry.parted or (not is_output and not self._may_be_empty(index, before))
+        if entry.symmetric:  # what becomes of the whole may be nothing for a part
+            return is_output
+        return not (entry.parted and is_output)
 
-    def _hands_scale_on(self, index: int, before: Key, after: Key) -> bool:
-        """Whether each scale of one tensor of a node is one of another."""
+    def _hands_scale_on(self, index: int, after: str) -> bool:
+        """Whether each scale of the other tensors of a node is one of this."""
         entry = self._state.entries[index]
         if entry.combines is Combines.SUM:  # with a constant it may be the node that goes
             return all(isinstance(key, str) for key in self._state.keys(index).values())
         if entry.rectifies and entry.bounds is not None:
             return True
-        return self._hands_shift_on(index, before, after)
+        return self._hands_shift_on(index, after)
 
-    def _is_output(self, index: int, key: Key) -> bool:
-        return key in self._state.graph.writes[index]
-
-    def _may_be_empty(self, index: int, key: Key) -> bool:
-        dims = self._state.shapes.dims(key) if isinstance(key, str) else None
+    def _may_be_empty(self, index: int, name: str) -> bool:
+        """Whether a part of a whole may have no elements, so that its change does not matter."""
+        entry = self._state.entries[index]
+        assert isinstance(entry, Transparent)
+        if entry.hands_on is not HandsOn.ALL or not (entry.symmetric or entry.parted):
+            return False
+        dims = self._state.shapes.dims(name)
         return dims is None or 0 in dims

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onnx_bnfold.model.float_formats import FORMATS
+from onnx_bnfold.model.float_formats import FORMATS, as_type
 from onnx_bnfold.model.node_view import FLOATS, NodeView
 from onnx_bnfold.operators.affine import Affine, Float64
 from onnx_bnfold.reasons import Reason, Refused
@@ -189,6 +189,13 @@ class Constant(NamedTuple):
 
     operator: str
     values: Float64
+
+    def lets_nothing_through(self, data_type: int) -> bool:
+        """Whether a value becomes an infinity that cuts off all numbers of an element type."""
+        with np.errstate(over="ignore"):
+            rounded = as_type(self.values, data_type)
+        nothing = np.inf if self.operator == OPERATORS[0] else -np.inf
+        return bool((np.isfinite(self.values) & (rounded == nothing)).any())
 
 
 def passed(bounds: Bounds, port: int, change: Affine) -> tuple[Affine, Affine]:

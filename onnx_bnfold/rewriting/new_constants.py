@@ -29,7 +29,7 @@ from onnx_bnfold.operators.entries import (
 from onnx_bnfold.operators.rules import Transparent
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.plan import GraphPlan
-from onnx_bnfold.reasons import Refusal, Refused
+from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.rewriting.blocked_products import Blocks
 from onnx_bnfold.rewriting.computed_elements import streamed
 from onnx_bnfold.rewriting.rounded_products import ONE, Product, product, product_blocks
@@ -222,16 +222,16 @@ def constants_of(
     state = plan.state
     absorber = state.absorber_or_none(index)
     found: Iterable[Revised]
-    if index in state.clamps and (bounds := _of_clamp(state, index)):
-        found = bounds
-    elif absorber is None:
-        found = (_of_edge(state, index, slot) for slot in slots)
-    elif index in plan.equal_scales:
-        found = state.bn(index).revised(state.side_changes(index), even=True)
-    else:
-        found = absorber.revised(state.side_changes(index))
     cause = position, index
     try:
+        if index in state.clamps and (bounds := _of_clamp(state, index)):
+            found = bounds
+        elif absorber is None:
+            found = (_of_edge(state, index, slot) for slot in slots)
+        elif index in plan.equal_scales:
+            found = state.bn(index).revised(state.side_changes(index), even=True)
+        else:
+            found = absorber.revised(state.side_changes(index))
         for revised in found:
             yield NewConstant(revised, cause, state)
     except Refused as refused:  # changes that are fine one by one may not be so together
@@ -266,7 +266,14 @@ def _of_clamp(state: GraphState, index: int) -> list[Revised]:
 
     view = state.view(index)
     kind, found = state.type_of(view.writes[0]), []
-    for number, (operator, values) in enumerate(written(state, index)):
+    for number, each in enumerate(written(state, index)):
+        if each.lets_nothing_through(kind):
+            raise Refused(
+                Reason.OVERFLOW,
+                view.label,
+                "a bound would exceed its type; convert the model to a wider one",
+            )
+        operator, values = each
         slot, exactly = len(view.reads) + number, Exact(partial(as_type, values, kind))
         name, place = operator.lower(), BiasPlace.BOUND
         found.append(Revised(view, slot, name, values.shape, kind, exactly, place=place))

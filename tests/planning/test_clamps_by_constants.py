@@ -344,3 +344,21 @@ def test_a_hard_sigmoid_that_others_read():
     assert "HardSigmoid" in ops(folded)
     assert report.kept[0].written_as == "mul-add"
     assert_same_function(model, folded)
+
+
+@pytest.mark.parametrize("op", OTHER)
+def test_a_bound_beyond_its_type_lets_nothing_through(op):
+    """Divided by a negative scale it would be an infinity that cuts off all numbers."""
+    net = Net()
+    net.input("x", ("N", 1, 4, 4), TensorProto.FLOAT16)
+    end = 6e4 if op == "Max" else -6e4
+    scale, shift, mean, var = (net.const([n], np.float16) for n in (-0.5, 0.0, 0.0, 1.0))
+    y = net.op("BatchNormalization", net.op("Tanh", "x"), scale, shift, mean, var)
+    y = net.op(
+        "Conv", net.op(op, y, net.const([end], np.float16)), net.const([[[[1e-4]]]], np.float16)
+    )
+    model = net.model(y)
+    folded, report = onnx_bnfold.fold(model, FREE)
+    assert report.left == ()
+    assert report.kept[0].refusal.reason is Reason.OVERFLOW
+    assert_same_function(model, folded)

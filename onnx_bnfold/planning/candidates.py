@@ -70,16 +70,16 @@ def require_removable(
         index: the node.
         limits, excluded, options: see ``planner.plan_graph``.
     """
-    view, is_bn = state.view(index), state.graph.ops[index] == batchnorm.OPERATOR
-    for left in (state.kept, excluded):
-        if index in left:
-            raise Refused.again(left[index])
+    left = state.kept.get(index) or excluded.get(index)
+    if left is not None:
+        raise Refused.again(left)
+    is_bn = state.graph.ops[index] == batchnorm.OPERATOR
     if is_bn:
         state.bn(index)
     elif options.only:
         raise Refused.again(not_named(state.graph, index))
     require_unnoted(state.graph, index, limits)
-    if is_bn and view.constant(0) is not None:
+    if is_bn and (view := state.view(index)).constant(0) is not None:
         raise Refused(Reason.OPAQUE, view.label, "its input is a constant; fold constants first")
 
 

@@ -92,12 +92,15 @@ def changes_by(state: GraphState, taken: dict[int, Affine]) -> dict[Key, Affine]
         taken: the map of each node of the row, in order.
     """
     changes: dict[Key, Affine] = {}
+    if len(taken) == 1:  # most stand alone
+        [(index, present)] = taken.items()
+        return {} if present.is_identity else {state.graph.reads[index][0]: present}
     behind: Affine | None = None
     for index, present in reversed(taken.items()):
         behind = present if behind is None else present.then(behind)
         changes[state.graph.reads[index][0]] = behind
-    if len(taken) > 1:  # what the layer takes is composed in the order in which it is computed
-        changes[state.graph.reads[next(iter(taken))][0]] = reduce(Affine.then, taken.values())
+    # What the layer takes is composed in the order in which it is computed.
+    changes[state.graph.reads[next(iter(taken))][0]] = reduce(Affine.then, taken.values())
     return {key: change for key, change in changes.items() if not change.is_identity}
 
 

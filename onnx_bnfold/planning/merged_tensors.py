@@ -28,6 +28,20 @@ class _Trail(NamedTuple):
     before: tuple[_Trail, ...]
 
 
+class _Group(NamedTuple):
+    """Tensors that have become one.
+
+    Attributes:
+        members: all of them.
+        seen: those that somebody writes, reads or knows.
+        between: the nodes that have gone between them.
+    """
+
+    members: list[str]
+    seen: tuple[str, ...]
+    between: tuple[int, ...]
+
+
 class Groups:
     """The tensors of a graph, each a group of its own until it is joined with others.
 
@@ -42,9 +56,7 @@ class Groups:
         self._graph = graph
         self._named = named
         self._parents: dict[str, str] = {}
-        self._members: dict[str, list[str]] = {}
-        self._seen: dict[str, tuple[str, ...]] = {}
-        self._between: dict[str, tuple[int, ...]] = {}
+        self._groups: dict[str, _Group] = {}  # by the name that stands for them
         self._trails: dict[str, _Trail] = {}
         self._readers_left: dict[str, int] = {}
         self._written_by_gone: set[str] = set()
@@ -53,8 +65,8 @@ class Groups:
         """Return groups of their own that are as these are now."""
         new = Groups(self._graph, self._named)
         new._parents = dict(self._parents)
-        new._members = {root: [*members] for root, members in self._members.items()}
-        new._seen, new._between = dict(self._seen), dict(self._between)
+        groups = self._groups.items()
+        new._groups = {root: group._replace(members=[*group.members]) for root, group in groups}
         new._trails, new._readers_left = dict(self._trails), dict(self._readers_left)
         new._written_by_gone = set(self._written_by_gone)
         return new
@@ -77,18 +89,21 @@ class Groups:
     def members(self, name: str) -> list[str]:
         """Return the group of a tensor, itself included."""
         root = self.root(name)
-        return self._members.get(root, [root])
+        group = self._groups.get(root)
+        return [root] if group is None else group.members
 
     def seen(self, name: str) -> tuple[str, ...]:
         """Return those of the group of a tensor that somebody writes, reads or knows."""
-        if not self._seen:
+        if not self._groups:
             return (name,)
         root = self.root(name)
-        return self._seen.get(root) or (root,)
+        group = self._groups.get(root)
+        return (root,) if group is None else group.seen or (root,)
 
     def between(self, name: str) -> tuple[int, ...]:
         """Return the nodes that have gone between the members of the group of a tensor."""
-        return self._between.get(self.root(name), ()) if self._between else ()
+        group = self._groups.get(self.root(name)) if self._groups else None
+        return () if group is None else group.between
 
     def join(self, index: int, before: str, after: str) -> list[str]:
         """Make two groups one as a node goes; the root of the second stands for both.
@@ -106,31 +121,33 @@ class Groups:
         self._readers_left[before] = left - 1
         self._written_by_gone.add(after)
         lost = [name for name in (before, after) if self.is_lost(name)]
-        old, root = self.root(before), self.root(after)
-        seen, nodes = self._seen.get(root) or (root,), self._between.get(root, ())
+        old, root, groups = self.root(before), self.root(after), self._groups
         if old != root:
-            seen = (*(self._seen.pop(old, None) or (old,)), *seen)
-            nodes = (*self._between.pop(old, ()), *nodes)
-            self._unite(old, root)
-        self._between[root] = (*nodes, index)
-        self._seen[root] = tuple([name for name in seen if name not in lost]) if lost else seen
+            self._parents[old] = root
+        if lost or old == root or old in groups or root in groups:
+            self._grow(old, root, index, lost)
+        else:  # most were alone
+            groups[root] = _Group([old, root], (old, root), (index,))
         return lost
 
-    def _unite(self, old: str, root: str) -> None:
-        """Let one root stand for two groups."""
-        # The longer of the lists goes on.
-        first, second = self._members.pop(old, [old]), self._members.get(root, [root])
-        if len(first) >= len(second):
-            first += second
-            self._members[root] = first
-        else:
-            second[:0] = first
-            self._members[root] = second
-        self._parents[old] = root
-        if self._trails:
-            trails = [self._trails.pop(each) for each in (old, root) if each in self._trails]
-            if trails:
-                self._trails[root] = _Trail(None, None, tuple(trails))
+    def _grow(self, old: str, root: str, index: int, lost: list[str]) -> None:
+        """Let one root stand for two groups, or for one that a node led back to."""
+        groups = self._groups
+        members, seen, between = groups.get(root) or _Group([root], (root,), ())
+        if old != root:
+            first, others, nodes = groups.pop(old, _Group([old], (old,), ()))
+            if len(first) >= len(members):  # the longer of the lists goes on
+                first += members
+                members = first
+            else:
+                members[:0] = first
+            seen, between = (*(others or (old,)), *(seen or (root,))), (*nodes, *between)
+            if self._trails:
+                trails = [self._trails.pop(each) for each in (old, root) if each in self._trails]
+                if trails:
+                    self._trails[root] = _Trail(None, None, tuple(trails))
+        seen = tuple([name for name in seen or (root,) if name not in lost])
+        groups[root] = _Group(members, seen, (*between, index))
 
     def is_lost(self, name: str) -> bool:
         """Whether nobody sees a tensor any more."""

@@ -187,7 +187,10 @@ class _Editor:
             self.revalued.update(self.state.graph.writes[new.node])
         place = new.revised.place
         if place is BiasPlace.INPUT:
-            self._read(node, new, name)
+            if name != old:
+                self._read(node, new.slot, name)
+            for attribute in new.revised.attributes:
+                set_attribute(node, *attribute)
         elif place is BiasPlace.BOUND:
             self.bounds.setdefault(new.node, []).append(name)
         elif place is BiasPlace.GEMM:
@@ -195,12 +198,10 @@ class _Editor:
         else:
             self._append_add(node, new.node, name)
 
-    def _read(self, node: NodeProto, new: NewConstant, name: str) -> None:
+    def _read(self, node: NodeProto, slot: int, name: str) -> None:
         inputs = node.input
-        inputs.extend([""] * (new.slot + 1 - len(inputs)))
-        inputs[new.slot] = name
-        for attribute in new.revised.attributes:
-            set_attribute(node, *attribute)
+        inputs.extend([""] * (slot + 1 - len(inputs)))
+        inputs[slot] = name
 
     def _name(self, old: str, new: NewConstant, is_shared: bool) -> str:
         graph = self.state.graph

@@ -100,8 +100,8 @@ _SETTINGS = frozenset({"Dropout", "GridSample", "Pow", "Resize", "Upsample"})
 _JUMPS = frozenset({"ArgMax", "ArgMin", "Hardmax", "Sign"})
 _JUMP_UNITS = 64
 
-# Where these inputs are zero there is no result, and near it any.
-_POLES = {"Div": 1, "Reciprocal": 0}
+# Where these inputs are zero there is no result, and near it any; of a Pow if it divides.
+_POLES = {"Div": 1, "Pow": 0, "Reciprocal": 0}
 
 # These compute their statistics in float32, whatever the type of their data.
 _STASHING = frozenset({"GroupNormalization", "LayerNormalization", "RMSNormalization"})
@@ -266,7 +266,9 @@ class Interpreter:
         if self.channel_axes and node.op_type in {*_CLAMPS, *_MIXED}:
             exact, size = False, self._left_out(node, env)
         results = self._computed(node, self._read(node, env))
-        if node.op_type in _POLES:
+        if node.op_type in _POLES and (
+            node.op_type != "Pow" or (env[node.input[1]].array < 0).any()
+        ):
             results = [self._open_at_pole(results[0], env[node.input[_POLES[node.op_type]]])]
         if self.double and node.op_type in _LOSE_NAN and _holds_nan(env[node.input[0]].array):
             results = [_without_lowest(r) for r in results]

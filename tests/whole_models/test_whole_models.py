@@ -336,6 +336,7 @@ def test_what_a_relu_cuts_off_counts_where_it_is_taken_back_behind_it(op, size) 
         ("Reciprocal", -50, None),
         ("Reciprocal", np.inf, None),
         ("local.Turned", -50, None),
+        ("local.Power", -50, None),
     ],
 )
 def test_what_a_fold_may_add_reaches_a_bend_or_a_pole_that_a_unit_does_not(op, found, kind):
@@ -347,6 +348,8 @@ def test_what_a_fold_may_add_reaches_a_bend_or_a_pole_that_a_unit_does_not(op, f
         {{ t = Add (x, c) u = Mul (t, w) y = {op} (u) }}
         <domain: "local", opset_import: ["" : 17]>
         Turned (v) => (r) {{ r = Reciprocal (v) }}
+        <domain: "local", opset_import: ["" : 17]>
+        Power (v) => (r) {{ e = Constant <value_float = -1.0> () r = Pow (v, e) }}
     """
     x = np.float32([[1 - 2e-6]])
     assert _told(text, x, np.float32([[found]])) == kind

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import BiasPlace
 from onnx_bnfold.planning.graph_state import GraphState, Key
-from onnx_bnfold.planning.plan import Given, Taken
+from onnx_bnfold.planning.plan import Given
 from onnx_bnfold.planning.record import Record
 from onnx_bnfold.planning.totals import Totals
 from onnx_bnfold.planning.ways import Way, splits
@@ -74,7 +75,7 @@ def gone(
     state: GraphState,
     index: int,
     way: Way,
-    taken: Mapping[int, Taken],
+    takers: Sequence[tuple[int, Given]],
     cost: Sequence[int],
     clamps: Iterable[int],
 ) -> Record:
@@ -84,24 +85,24 @@ def gone(
         state: the graph.
         index: the node.
         way: how it goes.
-        taken: what the constants of other nodes take of it.
+        takers: the nodes whose constants take a change for it, and that change.
         cost: the Adds that it needs, and the elements that clamps read for it.
         clamps: the nodes that get constants by it.
     """
-    scale_to: list[str] = []
-    shift_to: list[str] = []
-    for other, (takes_scale, takes_shift) in sorted(taken.items()):
-        name = state.place(other)
-        if takes_scale:
-            scale_to.append(name)
-        if takes_shift:
-            shift_to.append(name)
+    scale_to: dict[int, str] = {}
+    shift_to: dict[int, str] = {}
+    for other, given in sorted(takers, key=itemgetter(0)):
+        name, change = state.place(other), given.change
+        if change.has_scale:
+            scale_to[other] = name
+        if change.has_shift:
+            shift_to[other] = name
     return Record(
         state.place(index),
         state.graph.ops[index] == batchnorm.OPERATOR,
         way,
-        tuple(scale_to),
-        tuple(shift_to),
+        tuple(scale_to.values()),
+        tuple(shift_to.values()),
         added=cost[0],
         clamps=tuple(map(state.place, clamps)),
         clamp_elements=cost[1],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import attrgetter
 from typing import Literal, NamedTuple
 
@@ -90,8 +91,6 @@ class GraphPlan:
         state: the graph with the total change of every key and the removed nodes.
         limits: what it was planned by.
         records: of each BatchNormalization and each removed affine node, in node order.
-        touched: for each node whose constants change, the removed nodes that caused it, in order,
-            and what it takes of each.
         given: for each node whose constants change, what it takes, in order.
         equalized: for each node whose constants change for it, the tensors whose channels are made
             alike (``equalize``).
@@ -111,7 +110,6 @@ class GraphPlan:
     state: GraphState
     limits: Limits
     records: dict[int, Record] = field(default_factory=dict)
-    touched: dict[int, dict[int, Taken]] = field(default_factory=dict)
     given: dict[int, list[Given]] = field(default_factory=dict)
     equalized: dict[int, list[str]] = field(default_factory=dict)
     equal_scales: set[int] = field(default_factory=set)
@@ -123,11 +121,21 @@ class GraphPlan:
     restated: dict[int, Restated] = field(default_factory=dict)
     open_choices: int = 0
 
+    @cached_property
+    def touched(self) -> dict[int, dict[int, Taken]]:
+        """The removed nodes of which a node's constants take something, in order, and what."""
+        found: dict[int, dict[int, Taken]] = {}
+        for index, changes in self.given.items():
+            taken = found[index] = dict[int, Taken]()
+            for origin, _, change in changes:
+                taken[origin] = taken.get(origin, NOTHING).more(change)
+        return found
+
     @property
     def changed(self) -> set[int]:
         """The nodes whose constants change."""
         edges = (key[0] for key in self.state.total if isinstance(key, tuple))
-        return {*self.touched, *self.equalized, *self.equal_scales, *edges, *self.state.clamps}
+        return {*self.given, *self.equalized, *self.equal_scales, *edges, *self.state.clamps}
 
     @property
     def is_open(self) -> bool:

@@ -25,7 +25,7 @@ from onnx_bnfold.planning.candidates import candidates, in_order, require_remova
 from onnx_bnfold.planning.conditions import require_allowed
 from onnx_bnfold.planning.direct import DirectFolds, changes_by
 from onnx_bnfold.planning.graph_state import GraphState, Key
-from onnx_bnfold.planning.plan import NOTHING, Given, GraphPlan, Taken
+from onnx_bnfold.planning.plan import Given, GraphPlan
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.record import Record
 from onnx_bnfold.planning.totals import Totals, commit, complete, require_totals
@@ -61,7 +61,7 @@ def plan_graph(
         planner, open_choices = planner.better(start)
     complete(planner.state)
     records = dict(sorted(planner.records.items()))
-    plan = GraphPlan(planner.state, limits, records, planner.touched, planner.given)
+    plan = GraphPlan(planner.state, limits, records, planner.given)
     plan.doubtful, plan.unsure = planner.doubtful | excluded, planner.unsure
     plan.open_choices = open_choices
     plan.kept_affine = dict(sorted(planner.kept_affine.items()))
@@ -78,7 +78,6 @@ class _Planner:
         self.options = options
         self.records: dict[int, Record] = {}
         self.kept_affine: dict[int, Record] = {}
-        self.touched: dict[int, dict[int, Taken]] = {}
         self.given: dict[int, list[Given]] = {}
         self.doubtful: dict[int, Refusal] = {}
         self.unsure: set[int] = set()
@@ -137,7 +136,7 @@ class _Planner:
         trial = self._again(state)
         trial._added = 1  # at most; so no way is taken before all others were tried
         trial._decide(index)
-        return trial.touched.keys() if index in state.removed else trial._tried[index][1]
+        return trial.given.keys() if index in state.removed else trial._tried[index][1]
 
     def _again(self, state: GraphState) -> _Planner:
         other = _Planner(state, self.limits, self.excluded, self.options)
@@ -332,12 +331,8 @@ class _Planner:
     ) -> None:
         """Make changes and note which nodes' constants take the scale and the shift."""
         state = self.state
-        taken: dict[int, Taken] = {}
         for index, given in takers:
-            taken[index] = taken.get(index, NOTHING).more(given.change)
             self.given.setdefault(index, []).append(given)
-        for index, what in taken.items():
-            self.touched.setdefault(index, {})[origin] = what
         clamps = self.clamps.new(changes) if self.clamps is not None else []
         commit(state, changes, totals)
         state.remove(origin)
@@ -347,4 +342,4 @@ class _Planner:
             self.kept_affine.pop(origin, None)
             near = (index for key in changes for index in state.neighbours(key))
             self._moved.update(dict.fromkeys((origin, *near), len(state.removed)))
-        self.records[origin] = outcomes.gone(state, origin, way, taken, cost, clamps)
+        self.records[origin] = outcomes.gone(state, origin, way, takers, cost, clamps)

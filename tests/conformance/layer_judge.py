@@ -95,7 +95,7 @@ def _sides(known: Ports) -> str:
 def _constants(trial: Trial, ports: Ports) -> list[tuple[NewConstant, np.ndarray]]:
     state = trial.state
     state.total = {state.key(0, port): change for port, change in ports.items()}
-    found = new_constants(0, GraphPlan(state, Limits(), touched={0: {}}))
+    found = new_constants(0, GraphPlan(state, Limits(), given={0: []}))
     return [(new, np.asarray(new()).reshape(new.dims)) for new in found]
 
 

@@ -24,7 +24,7 @@ from onnx import (
 )
 
 from .floats import BFLOAT16, FLOATS, PERMITTED, TINY, UNIT, allowed
-from .kernels import attributes, widened
+from .kernels import attributes, widened, window_is_larger
 from .runtime import NoKernel, run_node
 
 # These round nothing: their results are values that were there before, but for a sign.
@@ -274,6 +274,9 @@ class Interpreter:
             results = [_without_lowest(r) for r in results]
         if node.op_type in _NEED_ELEMENTS and not env[node.input[0]].array.size:
             self.undefined |= any(r.size for r in results)
+        # The specification has no such window, onnxruntime one that holds what is not there.
+        if node.op_type == "AveragePool":
+            self.undefined |= window_is_larger(node, env[node.input[0]].array.shape[2:])
         kinds = [dtype if r.dtype in FLOATS and dtype is not None else r.dtype for r in results]
         return [self.held(r, k, exact, size) for r, k in zip(results, kinds, strict=True)]
 

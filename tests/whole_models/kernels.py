@@ -39,6 +39,18 @@ def _window(node: NodeProto, kernel: Sequence[int], into: Sequence[int], out: Se
     return strides, dilations, pads
 
 
+def window_is_larger(node: NodeProto, image: Sequence[int]) -> bool:
+    """Return whether the window of a pool is larger than an image with its padding."""
+    a = attributes(node)
+    if a.get("auto_pad", "NOTSET").startswith("SAME"):
+        return False
+    kernel, rank = a["kernel_shape"], len(image)
+    pads = a.get("pads") if a.get("auto_pad", "NOTSET") == "NOTSET" else None
+    around = np.reshape(pads or [0] * (2 * rank), (2, rank)).sum(axis=0)
+    reach = (np.array(kernel) - 1) * (a.get("dilations") or [1] * rank)
+    return bool((np.array(image) + around <= reach).any())
+
+
 def _taps(node, kernel, x, out, padding=0.0):
     """Yield each position of the kernel with what lies under it."""
     strides, dilations, pads = _window(node, kernel, x.shape[2:], out)

@@ -395,6 +395,19 @@ def test_the_maximum_of_nan_alone_is_not_asked_for() -> None:
         assert _told(of, x, np.float32([[[lowest], [3]]])) == "wrong"
 
 
+def test_a_window_larger_than_its_image_is_not_asked_for() -> None:
+    """The specification makes nothing of it, onnxruntime a mean with what is not there."""
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,1,N,3] x) => (float[1,1,H,W] y)
+        <float c = {1}>
+        { t = Add (x, c) y = AveragePool <kernel_shape = [3, 3], count_include_pad = 1> (t) }
+    """
+    for size, kind in ((3, "wrong"), (2, None)):
+        x = np.random.default_rng(0).standard_normal((1, 1, size, 3)).astype(np.float32)
+        assert _told(text, x, x[:, :, :1, :1]) == kind
+
+
 def test_the_mean_of_nothing_is_not_asked_for() -> None:
     """Of an empty batch onnxruntime says 0, whatever is in front; ONNX says nothing."""
     text = """

@@ -54,7 +54,8 @@ def fold(folder: Path, **given: str) -> tuple[int, str, Path]:
     }
     command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step("Fold")["run"]]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
-    return done.returncode, summary.read_text(), reports
+    text = summary.read_text() if summary.exists() else ""
+    return done.returncode, text, reports
 
 
 def test_a_model_is_folded_and_reported(folder):
@@ -89,6 +90,13 @@ def test_options_are_words_of_a_shell(folder):
     assert code == 0
     options = json.loads((reports / "fold.json").read_text())["options"]
     assert options["keep"] == ["n_y|no such name"]
+
+
+def test_options_that_are_no_words_of_a_shell_are_not_left_out(folder):
+    options = "--require-all --keep 'n_y"
+    code, _, _ = fold(folder, model="stays.onnx", output="out.onnx", options=options)
+    assert code != 0
+    assert not (folder / "out.onnx").exists()
 
 
 def test_what_a_caller_gives_is_never_part_of_a_script():

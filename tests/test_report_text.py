@@ -127,6 +127,15 @@ def test_a_model_without_norms_says_so(tmp_path, capsys):
         assert lines[-1] == f"written, with nothing changed: {tmp_path / 'f.onnx'}"
 
 
+def test_an_earlier_fold_explains_why_there_are_no_norms(tmp_path, capsys):
+    model = chain(1, 0)
+    model.producer_name = "pytorch"
+    last_lines(tmp_path, capsys, model, tmp_path / "f.onnx")
+    lines = last_lines(tmp_path, capsys, onnx.load(tmp_path / "f.onnx"), "--dry-run")
+    assert "onnx-bnfold has folded this model before, as its metadata says" in lines
+    assert "pytorch" not in "".join(lines).lower()
+
+
 def test_a_producer_explains_nothing_where_norms_are_left(tmp_path, capsys):
     model = chain(1, 1)
     model.producer_name = "pytorch"

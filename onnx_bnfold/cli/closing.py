@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from onnx_bnfold.api import Outcome
 from onnx_bnfold.errors import printable
 from onnx_bnfold.planning.record import Record
+from onnx_bnfold.provenance import KEY
 from onnx_bnfold.reasons import Reason
 
 # Exporters that fold a BatchNormalization behind a layer: ``producer_name`` → what they are called.
@@ -31,9 +32,13 @@ _WITHOUT_FORM = {
 
 
 def origin(outcome: Outcome) -> Iterator[str]:
-    """Yield why there is nothing to fold, if the model's producer explains it."""
+    """Yield why there is nothing to fold, if an earlier fold or the producer explains it."""
+    if outcome.report.norms:
+        return
     exporter = _FOLDING_EXPORTERS.get(outcome.original.producer_name)
-    if exporter and not outcome.report.norms:
+    if any(item.key == KEY for item in outcome.original.metadata_props):
+        yield "onnx-bnfold has folded this model before, as its metadata says"
+    elif exporter:
         yield f"{exporter}, which has made this model, folds them when it exports one in eval mode"
 
 

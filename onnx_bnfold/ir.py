@@ -15,6 +15,7 @@ except ImportError as error:
     raise ImportError(f"{error}; install onnx_bnfold[ir], or the package onnx-ir") from error
 
 from onnx_bnfold import ir_messages
+from onnx_bnfold.errors import UsageError
 from onnx_bnfold.given import Given
 from onnx_bnfold.in_memory import folded_of, require_in_memory
 from onnx_bnfold.options import Options
@@ -53,7 +54,13 @@ class FoldBatchNormalization(onnx_ir.passes.FunctionalPass):
 
         Raises:
             ModelError: a value cannot be read, or the model is invalid.
+            UsageError: it is no model of onnx_ir.
         """
+        if not isinstance(model, onnx_ir.Model):
+            raise UsageError(
+                f"the model is of type {type(model).__name__}; give an onnx_ir.Model, such as the "
+                "model of a torch.onnx.ONNXProgram, or use fold"
+            )
         message, held = ir_messages.message_of(model)
         given = Given(message, partial(ir_messages.read, held), is_open=True)
         folded, self.report = folded_of(given, model, self.options)

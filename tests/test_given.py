@@ -103,10 +103,25 @@ def test_external_data_that_is_not_loaded(form, external, model):
     given = FORMS[form](bare, external.parent)
     with pytest.raises(ModelError, match=r"in the file 'weights\.bin', external data that"):
         onnx_bnfold.fold(given)
-    with pytest.raises(ModelError, match="external data that is not loaded"):
-        check(given, model, QUICK)
     folded, _ = onnx_bnfold.fold(given, base_dir=external.parent)
     assert count(folded) == 0
+    with pytest.raises(ModelError, match=r"original model refers to .* not loaded; give its path"):
+        check(given, model, QUICK)
+    with pytest.raises(ModelError, match=r"folded model .* onnx\.load_external_data_for_model\("):
+        check(external, folded, QUICK)
+    onnx.load_external_data_for_model(folded, str(external.parent))
+    assert check(external, folded, QUICK).holds
+
+
+def test_external_data_of_a_node_that_is_not_loaded(model):
+    """onnxruntime would not find it beside the temporary file that the check writes."""
+    whole = model.SerializeToString()
+    values = onnx.TensorProto(name="k", dims=[2000], data_type=onnx.TensorProto.FLOAT)
+    values.data_location = onnx.TensorProto.EXTERNAL
+    values.external_data.add(key="location", value="weights.bin")
+    model.graph.node.append(onnx.helper.make_node("Constant", [], ["k"], value=values))
+    with pytest.raises(ModelError, match="folded model refers to external data that is not loaded"):
+        check(whole, model, QUICK)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +144,17 @@ def test_anything_else(given, model):
     for call in (onnx_bnfold.fold, onnx_bnfold.plan, lambda given: check(given, model)):
         with pytest.raises(UsageError, match=said):
             call(given)
+
+
+@pytest.mark.parametrize("options", [None, {"sets": 1}, Options()])
+def test_options_of_a_check_that_are_none(options, model):
+    with pytest.raises(UsageError, match=r"options is .*; give CheckOptions"):
+        check(model, model, options)
+
+
+def test_a_path_of_no_characters_is_seen_in_the_message():
+    with pytest.raises(ModelError, match=r"^'': cannot be opened"):
+        onnx_bnfold.fold("")
 
 
 def test_anything_else_where_onnx_ir_is_not_installed():

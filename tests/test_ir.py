@@ -134,6 +134,14 @@ def test_values_that_cannot_be_read(proto, tmp_path):
         FoldBatchNormalization()(model)
 
 
+@pytest.mark.parametrize("wrap", [lambda proto: proto, lambda _: "model.onnx"])
+def test_what_is_no_model_of_onnx_ir(wrap, proto):
+    given = wrap(proto)
+    said = f"is of type {type(given).__name__}; give an onnx_ir.Model, such as the model of a torch"
+    with pytest.raises(UsageError, match=said):
+        FoldBatchNormalization()(given)
+
+
 def test_options_are_those_of_a_model_in_memory():
     with pytest.raises(UsageError, match="ranges need a model in a file"):
         FoldBatchNormalization(Options(equalize=True, ranges="x.npz"))

@@ -10,6 +10,7 @@ from onnx_bnfold.check.quantize import check_quantized
 from onnx_bnfold.check.results import CheckResult
 from onnx_bnfold.check.sessions import onnxruntime_version
 from onnx_bnfold.given import ModelLike
+from onnx_bnfold.validation import require_value
 
 _DEFAULTS = CheckOptions()
 
@@ -36,13 +37,15 @@ def check(
 
     Raises:
         ModelError: a file is not a model that can be read, or the original cannot be loaded or run.
-        UsageError: a file is missing, or the options do not fit the model.
+        UsageError: a file is missing, an argument is of another type, or the options do not fit
+            the model.
 
     Example:
         >>> result = check("model.onnx", "model.folded.onnx")  # doctest: +SKIP
         >>> result.holds, result.failures  # doctest: +SKIP
         (True, ())
     """
+    require_value("options", options, CheckOptions)
     require_files(options)
     accuracy = latency = quantized = None
     with (

@@ -9,11 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 import onnx
-from onnx.external_data_helper import uses_external_data
 
 from onnx_bnfold.errors import ModelError, UsageError
 from onnx_bnfold.given import ModelLike, opened
-from onnx_bnfold.storage import ModelFile
+from onnx_bnfold.storage import ModelFile, tensors
 
 _PROTOBUF_LIMIT = 2**31 - 1  # bytes in one protobuf message
 
@@ -67,9 +66,10 @@ def open_model(
         message = given.whole() if given.is_open else given.model
     if message.ByteSize() > _PROTOBUF_LIMIT:
         raise ModelError(f"the {role} model is larger than 2 GiB; save it and give its path")
-    if any(uses_external_data(tensor) for tensor in message.graph.initializer):
+    if any(True for _ in tensors.tensors(message, tensors.elsewhere())):
         raise ModelError(
-            f"the {role} model refers to external data that is not loaded; give its path"
+            f"the {role} model refers to external data that is not loaded; give its path, or load "
+            "it with onnx.load_external_data_for_model(model, folder)"
         )
     with tempfile.TemporaryDirectory(prefix="onnx_bnfold-") as folder:
         path = Path(folder) / "model.onnx"

@@ -103,9 +103,9 @@ class CheckOptions:
             if getattr(self, name) is not None and self.data is None:
                 raise UsageError(f"{name} needs labelled data; give them with --data")
         if self.min_speedup is not None and not self.latency:
-            raise UsageError("min_speedup needs a latency measurement; add --latency")
+            raise UsageError("min_speedup needs a latency measurement; give latency=True")
         if self.max_snr_drop is not None and not self.quantize:
-            raise UsageError("max_snr_drop needs quantised models; add --quantize")
+            raise UsageError("max_snr_drop needs quantised models; give quantize=True")
         if not self.modes:
             raise UsageError(f"no latency mode is given; choose from {', '.join(MODES)}")
 

@@ -49,8 +49,9 @@ class ModelFile:
         try:
             self._file = InputFile(os.fspath(path))
         except OSError as error:
+            named = path or "''"
             raise ModelError(
-                f"{path}: cannot be opened: {error.strerror}; give the path of an ONNX file"
+                f"{named}: cannot be opened: {error.strerror}; give the path of an ONNX file"
             ) from error
         try:
             self._skeleton = self._parse()

@@ -205,7 +205,7 @@ def test_too_few_examples_and_old_opsets_are_refused(tmp_path):
 
 
 def test_the_gate_needs_the_measurement():
-    with pytest.raises(UsageError, match="add --quantize"):
+    with pytest.raises(UsageError, match="give quantize=True"):
         CheckOptions(max_snr_drop=1.0)
 
 

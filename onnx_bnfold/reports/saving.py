@@ -14,12 +14,14 @@ from onnx_bnfold.report import Origin, Report
 from onnx_bnfold.reports.data import FoldReport, fold_report
 from onnx_bnfold.reports.files import require_writable, write
 from onnx_bnfold.storage.data_files import data_files_of, files
+from onnx_bnfold.validation import require_value
 
 _IN_MEMORY = "model-in-memory.onnx"
 
 
 def save(report: Report, path: str | os.PathLike[str]) -> None:
     """Write a report; see ``Report.save``."""
+    require_value("path", path, str | os.PathLike[str])
     origin = report.origin
     if origin is None:
         raise UsageError("this report does not know its model any more; save it where it was made")
@@ -42,7 +44,7 @@ def save(report: Report, path: str | os.PathLike[str]) -> None:
             write_folded(source, Path(folder) / "folded.onnx", origin.options, look)
         [described] = found
         if origin.target is not None:
-            described = described.with_result(files(origin.target, data_files_of(origin.target)))
+            described = _with_result(described, origin.target)
         is_written = described.result is not None
         write(path, replace(described, written=is_written).to_dict())
 
@@ -61,6 +63,20 @@ def _source(origin: Origin, folder: Path) -> Path:
                 f"the model cannot be serialised ({error}); fold a file of it, and save that report"
             ) from error
     return path
+
+
+def _with_result(described: FoldReport, target: Path) -> FoldReport:
+    """Return the report with the files of the folded model.
+
+    Raises:
+        UsageError: they cannot be read any more.
+    """
+    try:
+        return described.with_result(files(target, data_files_of(target)))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{target}: the folded model, or its data, cannot be read any more; fold it again"
+        ) from error
 
 
 def _name(origin: Origin) -> str:

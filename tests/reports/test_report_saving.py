@@ -86,11 +86,22 @@ def test_a_model_that_has_changed(model, path, tmp_path):
     assert not (tmp_path / "r.json").exists()
 
 
-@pytest.mark.parametrize("name", ["r.pdf", "missing/r.html", "model.onnx"])
+@pytest.mark.parametrize("gone", ["folded.onnx", "folded.onnx.*.data"])
+def test_a_folded_model_that_is_gone(gone, model, tmp_path):
+    saved_external(model, tmp_path / "external.onnx")
+    report = onnx_bnfold.fold_file(tmp_path / "external.onnx", tmp_path / "folded.onnx")
+    [lost] = tmp_path.glob(gone)
+    lost.unlink()
+    with pytest.raises(UsageError, match=r"folded\.onnx: the folded model, or its data, cannot be"):
+        report.save(tmp_path / "r.json")
+    assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.parametrize("name", [None, 3, "r.pdf", "missing/r.html", "model.onnx"])
 def test_a_name_that_cannot_be_written(name, path, tmp_path):
     report = onnx_bnfold.plan(path)
     with pytest.raises(UsageError):
-        report.save(tmp_path / name)
+        report.save(tmp_path / name if isinstance(name, str) else name)
 
 
 def test_a_pickled_report_knows_a_file_and_carries_no_model(model, path, tmp_path):

@@ -23,7 +23,7 @@ try:
     from olive.passes import Pass
     from olive.passes.pass_config import BasePassConfig, PassConfigParam
 except ImportError as error:
-    raise ImportError(f"{error}; install the package olive-ai") from error
+    raise ImportError(f"{error}; install the package olive-ai, and what it imports") from error
 
 from onnx_bnfold.api import fold_file
 from onnx_bnfold.options import Options

@@ -114,3 +114,9 @@ def test_olives_own_passes_stay():
     found = package_config()["passes"]
     assert {"OnnxBatchNormFold", "OnnxStaticQuantization"} <= found.keys()
     assert all(each["module_path"] for each in found.values())
+
+
+def test_without_olive_it_says_what_to_install():
+    code = "import sys; sys.modules['olive'] = None; import onnx_bnfold.olive"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
+    assert "install the package olive-ai, and what it imports" in done.stderr.splitlines()[-1]

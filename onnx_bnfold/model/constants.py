@@ -240,7 +240,11 @@ class Constants:
         """
         from onnx_bnfold.model.shape_vectors import Vectors
 
-        return Vectors(self.graph, self._read, self.dims_of, products=products, kept=self._kept)
+        def type_of(name: str) -> int:
+            return self._known[name][1] if name in self._known else TensorProto.UNDEFINED
+
+        graph, read, dims_of = self.graph, self._read, self.dims_of
+        return Vectors(graph, read, dims_of, type_of, products=products, kept=self._kept)
 
     def dims_of(self, name: str) -> Dims | None:
         """Return the dims of any tensor, None if its rank is not known."""

@@ -62,6 +62,15 @@ class Vector(NamedTuple):
         numbers = [each.factor for each in self.elements if each and not each.symbols]
         return numbers if len(numbers) == len(self.elements) else None
 
+    def held_by(self, data_type: int) -> Vector:
+        """Return it without the numbers that exceed an element type, where they wrap around."""
+        held = np.iinfo(np.int64 if data_type == TensorProto.INT64 else np.int32)
+        kept = tuple(
+            each if each is not None and held.min <= each.factor <= held.max else None
+            for each in self.elements
+        )
+        return self._replace(elements=kept)
+
     def array(self, data_type: int) -> Array | None:
         """Return it as an array of an element type, None unless all elements are numbers."""
         numbers = self.integers
@@ -192,6 +201,7 @@ class Vectors:
         graph: the graph.
         read: returns the elements of a tensor.
         dims_of: returns the dims of a tensor, None if its rank is not known.
+        type_of: returns the element type of a computed tensor, UNDEFINED if it is not known.
         products: symbols that stand for others.
         kept: indices of nodes that are to go on computing what they compute.
 
@@ -204,6 +214,7 @@ class Vectors:
         graph: Graph,
         read: ReadTensor,
         dims_of: Callable[[str], Dims | None],
+        type_of: Callable[[str], int],
         *,
         products: Mapping[str, Size] | None = None,
         kept: Container[int] = (),
@@ -216,7 +227,8 @@ class Vectors:
         for index, op in enumerate(graph.ops):
             made = None if op not in RULES or index in kept else self._made_by(index)
             if made is not None and len(made.elements) <= LONGEST:
-                self.computed[graph.writes[index][0]] = made
+                name = graph.writes[index][0]
+                self.computed[name] = made.held_by(type_of(name))
 
     def _made_by(self, index: int) -> Vector | None:
         graph, op = self._graph, self._graph.ops[index]

@@ -72,6 +72,10 @@ NOT_KNOWN = {
     "less than zero": lambda net: net.op("Div", net.ints(-7), of_x(net, 1)),
     "an open size and one": lambda net: net.op("Add", of_x(net, 0), net.ints(1)),
     "the difference of equals": lambda net: net.op("Sub", of_x(net, 0), of_x(net, 0)),
+    "more than 64 bits": lambda net: net.op("Mul", of_x(net, 1), net.ints(2**61)),
+    "more than 32 bits": lambda net: net.op(
+        "Cast", net.op("Mul", of_x(net, 1), net.ints(2**30)), to=TensorProto.INT32
+    ),
 }
 NO_VECTOR = {
     "backwards": lambda net: net.op(
@@ -142,6 +146,16 @@ def test_a_size_of_32_bits_is_a_constant_of_32_bits():
     net, name, _ = vector_of(lambda net: net.op("Cast", of_x(net, 1), to=TensorProto.INT32))
     constants = net.state(name).constants
     assert (constants.get(name).data_type, constants.value(name).dtype) == (6, np.int32)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.INT32, TensorProto.INT64])
+def test_a_number_that_wraps_around_is_what_onnxruntime_makes_of_it(kind):
+    net = Net([2, 4, 6])
+    sizes = net.op("Cast", net.op("Shape", "x"), to=kind)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    name = net.op("Mul", sizes, net.const(np.array(np.iinfo(dtype).max, dtype)))
+    (ran,) = run(net.model(name), {"x": np.zeros((2, 4, 6), np.float32)})
+    assert net.state(name).constants.value(name).tolist() == ran.tolist()
 
 
 def test_what_is_computed_from_known_sizes_is_a_constant():

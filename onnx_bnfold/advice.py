@@ -42,8 +42,8 @@ ADVICE: Mapping[Reason, str] = {
     ),
     Reason.GRAPH_OUTPUT: "if you do not need the tensor as an output, remove it from the outputs",
     Reason.CAPTURED: (
-        "usually nothing; if the condition is always the same, a constant folder removes the If "
-        "first"
+        "usually nothing; if the condition of an If is always the same, write it as a constant, "
+        "and its branch takes the place of the If"
     ),
     Reason.OPAQUE: (
         "convert an old model with onnx.version_converter, and fold constants first; otherwise the "

@@ -27,6 +27,13 @@ def _html(data: Data) -> str:
 FORMATS: Mapping[str, Callable[[Data], str]] = {".html": _html, ".json": _json}
 
 
+def _format_of(path: Path) -> Callable[[Data], str]:
+    if path.suffix.lower() not in FORMATS:
+        endings = " or ".join(FORMATS)
+        raise UsageError(f"{path}: give a name that ends in {endings} for the report")
+    return FORMATS[path.suffix.lower()]
+
+
 def require_writable(paths: Sequence[str], *, taken: Sequence[str | None] = ()) -> None:
     """Check that reports can be written, before the work that they are about.
 
@@ -39,9 +46,7 @@ def require_writable(paths: Sequence[str], *, taken: Sequence[str | None] = ()) 
     """
     used = {os.path.realpath(path) for path in taken if path is not None}
     for path in map(Path, paths):
-        if path.suffix.lower() not in FORMATS:
-            endings = " or ".join(FORMATS)
-            raise UsageError(f"{path}: give a name that ends in {endings} for the report")
+        _format_of(path)
         require_place(path)
         if os.path.realpath(path) in used:
             raise UsageError(f"{path}: is the name of another file; give another name to write")
@@ -57,10 +62,10 @@ def write(path: str | os.PathLike[str], data: Data, *, sync: bool = False) -> No
         sync: return when the report is on the disk, where it outlives a power failure.
 
     Raises:
-        UsageError: the file cannot be written.
+        UsageError: its name has no known ending, or the file cannot be written.
     """
     target = Path(path)
-    put(target, FORMATS[target.suffix.lower()](data), sync=sync)
+    put(target, _format_of(target)(data), sync=sync)
 
 
 def put(target: Path, text: str, *, sync: bool = False) -> None:

@@ -13,6 +13,7 @@ from support import half_folding, saved_external
 import onnx_bnfold
 from onnx_bnfold import Options, UsageError
 from onnx_bnfold.cli.main import main
+from onnx_bnfold.reports import write
 
 X = {"x": ("N", 3, 8, 8)}
 jsonschema = pytest.importorskip("jsonschema")
@@ -102,6 +103,11 @@ def test_a_name_that_cannot_be_written(name, path, tmp_path):
     report = onnx_bnfold.plan(path)
     with pytest.raises(UsageError):
         report.save(tmp_path / name if isinstance(name, str) else name)
+
+
+def test_write_takes_the_names_that_save_takes(tmp_path):
+    with pytest.raises(UsageError, match=r"r\.pdf: give a name that ends in \.html or \.json"):
+        write(tmp_path / "r.pdf", {})
 
 
 def test_a_pickled_report_knows_a_file_and_carries_no_model(model, path, tmp_path):

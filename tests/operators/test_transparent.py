@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from graphs import IMAGE, Case, Cases, Net, assert_report_names_nodes
 from onnx import TensorProto, helper
@@ -475,11 +474,8 @@ POOLS = [
         "reduce-sum-of-any-number-scale", simple("ReduceSum", ints(2)), ("N", 4, "H", 3), norm=SCALE
     ),
     Rule("reduce-mean-batch", simple("ReduceMean", axes=[0]), (2, 4, 3)),
+    Rule("reduce-mean-18-noop", simple("ReduceMean", noop_with_empty_axes=1), opset=18),
 ]
-if not onnxruntime.__version__.startswith("1.23."):  # it fails on such a node, folded or not
-    POOLS.append(
-        Rule("reduce-mean-18-noop", simple("ReduceMean", noop_with_empty_axes=1), opset=18)
-    )
 
 RESIZES = [
     Rule("upsample-7", simple("Upsample", scales=[1.0, 1.0, 2.0, 2.0]), opset=7),
@@ -1148,6 +1144,7 @@ def check(net: Net, output: str, outcome: Outcome) -> None:
 
 # Cases that onnxruntime before 1.32 computes otherwise, or not at all.
 ODD = ("reduce-sum-13-noop", "resize-18-aspect-ratio-of-axes-from-the-back")
+ODD += tuple(f"{op}-18-noop" for op in ("reduce-mean", "ReduceL1", "ReduceL2", "ReduceSumSquare"))
 ODD += ("pad-19-wrap-beyond-the-size", "split-18-into-more-parts-than-channels")
 
 

@@ -70,10 +70,10 @@ def test_a_norm_in_front_stays(norm, reason):
 
 
 def test_nothing_passes_blocks_of_three_axes():
-    """onnxruntime puts some of their elements into another channel."""
+    """onnxruntime puts some of their elements elsewhere; 1.23 adds what nobody has written."""
     net = columns(channels=8, positions=2)
     y = net.op("Col2Im", net.conv("x", 8), net.ints(1, 4, 2), net.ints(1, 2, 2), strides=[1, 2, 2])
-    _, report = fold_checked(net.model(net.bn(y, channels=2)), kept=1)
+    _, report = fold_checked(net.model(net.bn(y, channels=2)), kept=1, compare=False)
     assert Reason.OPAQUE in reasons(report)[0]
 
 

@@ -232,13 +232,14 @@ class Vectors:
 
     def _made_by(self, index: int) -> Vector | None:
         graph, op = self._graph, self._graph.ops[index]
+        inputs = list[Vector | None]()
+        for slot, name in enumerate(graph.reads[index]):
+            inputs.append(self.sizes_of(name) if (op, slot) in DIMS_ONLY else self.get(name))
+            if inputs[0] is None:  # most nodes compute no sizes; no rule answers then
+                return None
         attributes = graph.attributes.get(index, {})
         if any(item.ref_attr_name for item in attributes.values()):
             return None
-        inputs = [
-            self.sizes_of(name) if (op, slot) in DIMS_ONLY else self.get(name)
-            for slot, name in enumerate(graph.reads[index])
-        ]
         dims = self._dims_of(graph.writes[index][0])
         return RULES[op](_Node(attributes, inputs, None if dims is None else len(dims)))
 

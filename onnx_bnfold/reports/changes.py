@@ -12,7 +12,7 @@ from onnx_bnfold.model.graph import Graph, graphs_of, operator
 from onnx_bnfold.reports.nodes import Node
 
 Pair = tuple[str, str]
-Stored = TensorProto | SparseTensorProto
+AnyTensor = TensorProto | SparseTensorProto
 
 # What tells which node of one model is which of the other, tried in turn: its name, or what a node
 # without a name writes and reads. None tells nothing.
@@ -132,22 +132,22 @@ def _initializers(
     )
 
 
-def _is_elsewhere(stored: Stored) -> bool:
+def _is_elsewhere(stored: AnyTensor) -> bool:
     """Return whether the values are not in the message, so that it cannot tell if they differ."""
     return isinstance(stored, TensorProto) and bool(stored.external_data)
 
 
-def _stored(graph: Graph) -> Mapping[str, Stored]:
+def _stored(graph: Graph) -> Mapping[str, AnyTensor]:
     return {**graph.initializers, **graph.sparse}
 
 
-def _described(name: str, stored: Stored, graph: Graph) -> Initializer:
+def _described(name: str, stored: AnyTensor, graph: Graph) -> Initializer:
     values = stored if isinstance(stored, TensorProto) else stored.values
     data_type = TensorProto.DataType.Name(values.data_type).lower()
     return Initializer(name, graph.path, data_type, tuple(stored.dims))
 
 
-def _differ(one: Stored | AttributeProto, other: Stored | AttributeProto) -> bool:
+def _differ(one: AnyTensor | AttributeProto, other: AnyTensor | AttributeProto) -> bool:
     first, second = (each.SerializeToString(deterministic=True) for each in (one, other))
     return bool(first != second)
 

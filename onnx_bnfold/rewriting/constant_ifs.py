@@ -84,6 +84,7 @@ def _taken(
     A branch that is never run must hold no BatchNormalization that the user wants to keep. And an
     If may be what keeps a shape that is misread in a branch from the nodes behind.
     """
+    any_kept = any(state.kept for state in states)
     for position, index in known:
         state = states[position]
         graph, constants = state.graph, state.constants
@@ -98,7 +99,7 @@ def _taken(
         if condition.size != 1 or name not in branches:
             continue
         place, branch = (position, index), branches[name]
-        wanted = any(never.kept for never in _never_run(states, {place: name}))
+        wanted = any_kept and any(never.kept for never in _never_run(states, {place: name}))
         if wanted or not _fits(ir_version, graph, index, branch):
             continue
         if state.shapes.why_unknown(value.name for value in branch.output) is None:

@@ -28,7 +28,7 @@ def misfits(plan: GraphPlan, index: int) -> list[int]:
         Removed nodes that it takes changes of, the node itself if there is none.
     """
     given = plan.given.get(index, [])
-    origins = [*plan.touched.get(index, [index])]
+    origins = [*dict.fromkeys(each.origin for each in given)] or [index]
     if len(origins) == 1:
         return origins
     found, start = list[int](), 0

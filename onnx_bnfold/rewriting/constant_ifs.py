@@ -23,7 +23,7 @@ from onnx_bnfold.planning.ways import Way
 from onnx_bnfold.reasons import Refused
 from onnx_bnfold.rewriting.fresh_names import Names
 from onnx_bnfold.rewriting.function_nodes import defined, describe, rename_body
-from onnx_bnfold.rewriting.replaced_nodes import Copied, NeverRun
+from onnx_bnfold.rewriting.replaced_nodes import Copied, NeverRun, Renamed
 
 OPERATOR = "If"
 MOST_TRIED = 16  # models that are planned to find out which Ifs have to go
@@ -50,19 +50,19 @@ def resolved(
     if not before:
         return None
     graphs = [state.graph for state in states]
-    best = _with_branches(model, graphs, taken)
+    best, renamed = _with_branches(model, graphs, taken)
     fewest = trial(best)
     if fewest >= before:
         return None
     for place in [*taken][:MOST_TRIED]:
         fewer = {other: branch for other, branch in taken.items() if other != place}
-        without = _with_branches(model, graphs, fewer)
+        without, others = _with_branches(model, graphs, fewer)
         if fewer and trial(without) <= fewest:
-            taken, best = fewer, without
+            taken, best, renamed = fewer, without, others
     unread = {graphs[position].reads[index][0] for position, index in taken}
     written = tuple((p, next(filter(None, graphs[p].writes[index]), "")) for p, index in taken)
     dead = tuple(_bns_never_run(states, taken))
-    return Copied(best, unread=unread, resolved=written, never_run=dead)
+    return Copied(best, unread=unread, resolved=written, renamed=renamed, never_run=dead)
 
 
 def known_ifs(states: Sequence[GraphState]) -> list[Place]:
@@ -142,9 +142,9 @@ def _fits(ir_version: int, graph: Graph, index: int, branch: GraphProto) -> bool
 
 def _with_branches(
     model: ModelProto, graphs: Sequence[Graph], taken: Mapping[Place, str]
-) -> ModelProto:
-    """Return a copy of a model in which branches stand for some Ifs."""
-    copy = copy_of(model)
+) -> tuple[ModelProto, list[Renamed]]:
+    """Return a copy of a model in which branches stand for some Ifs, and their new names."""
+    copy, renamed = copy_of(model), list[Renamed]()
     bodies, names = counterparts(copy, graphs), _NewNames(graphs)
     for position in reversed(range(len(graphs))):  # a branch before the body that holds it
         chosen = {index: name for (p, index), name in taken.items() if p == position}
@@ -153,12 +153,14 @@ def _with_branches(
             for index, node in enumerate([*bodies[position].node]):
                 if index in chosen:
                     branch = dict(named_subgraphs(node))[chosen[index]]
-                    nodes += _spliced(bodies[position], node, branch, names)
+                    spliced, mapping = _spliced(bodies[position], node, branch, names)
+                    nodes += spliced
+                    renamed += [Renamed(position, was, now) for was, now in mapping.items()]
                 else:
                     nodes.append(node)
             del bodies[position].node[:]
             bodies[position].node.extend(nodes)
-    return copy
+    return copy, renamed
 
 
 class _NewNames:
@@ -185,8 +187,13 @@ class _Mapping(dict[str, str]):
         return name
 
 
-def _spliced(body: Body, node: NodeProto, branch: GraphProto, names: _NewNames) -> list[NodeProto]:
-    """Return the nodes of a branch that stand for an If; what else it holds goes to the body."""
+def _spliced(
+    body: Body, node: NodeProto, branch: GraphProto, names: _NewNames
+) -> tuple[list[NodeProto], dict[str, str]]:
+    """Return the nodes of a branch that stand for an If, and the names of what it defines by now.
+
+    What else it holds goes to the body.
+    """
     around = node.name or next(filter(None, node.output), OPERATOR)
     own = [t.name for t in branch.initializer] + [t.values.name for t in branch.sparse_initializer]
     written = {name for each in branch.node for name in each.output if name}
@@ -208,7 +215,7 @@ def _spliced(body: Body, node: NodeProto, branch: GraphProto, names: _NewNames) 
         describe(each, node)
     nodes += [helper.make_node("Identity", [mapping[n]], [y]) for n, y in passed_on]
     _move(body, branch)
-    return nodes
+    return nodes, mapping
 
 
 def _move(body: Body, branch: GraphProto) -> None:

@@ -7,7 +7,7 @@ matter of each call, in a body or in a function that was inlined there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import count
 from typing import Any, NamedTuple
@@ -79,6 +79,18 @@ class Inlined:
     def origin(self, root: Root, name: str) -> Origin:
         """Return where a tensor of a body, or below it, comes from."""
         return self._origins.get((root, name)) or Origin(Call(root, ()), root, name)
+
+    def with_names(self, model: ModelProto, names: Iterable[tuple[Root, str, str]]) -> Inlined:
+        """Return it with another model, in which tensors have new names.
+
+        Args:
+            model: the model.
+            names: a body, the name of a tensor there, and its new one.
+        """
+        made = replace(self, model=model, _origins={**self._origins})
+        for root, was, now in names:
+            made._origins[root, now] = made.origin(root, was)
+        return made
 
 
 def inline(model: ModelProto, functions: Functions, accept: Accept) -> Inlined:

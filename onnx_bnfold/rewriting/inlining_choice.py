@@ -3,27 +3,22 @@
 A function's inputs and outputs are opaque to it, and a call to its caller. So the model is planned
 as if all calls were inlined, in the main graph and in each function. What goes there and not in the
 model as it is says which calls have to be: those that hold a node or a constant that takes part. A
-function in which that is so by itself stays a function, and what it calls is inlined in it.
+function in which that is so by itself stays a function, and what it calls is inlined in it. An If
+whose condition a call gives is replaced by the branch that it takes where more goes by that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import NamedTuple
 
 from onnx import ModelProto
 
-from onnx_bnfold.model.constants import Constants
 from onnx_bnfold.model.functions import Functions, Key, Root, Size, of_model
-from onnx_bnfold.model.graph import Graph
-from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.planning.record import Record
 from onnx_bnfold.reasons import Refusal
+from onnx_bnfold.rewriting.inlined_plans import Planned, Plans, Trial, taking_part, with_roots
 from onnx_bnfold.rewriting.inlining import Accept, Call, Inlined, Origin, drop_uncalled, inline
-
-Plans = Sequence[GraphPlan]
-# Plans a model; whether it may leave bodies without a BatchNormalization as they are.
-Trial = Callable[[ModelProto, bool], Plans]
 
 # With its calls inlined a model may have so many nodes and elements of constants, or several times
 # as many as it has.
@@ -117,7 +112,7 @@ class _Chooser:
         self._hinder_kept()
 
     def choose(self, *, everything: bool) -> Choice:
-        before = _Planned(Inlined(self.model), self.plans)
+        before = Planned(Inlined(self.model), self.plans)
         staying = {
             (origin.function, origin.name)
             for origin, _, _, record in before.bns()
@@ -129,10 +124,10 @@ class _Chooser:
         best = self._planned(_those({*whole.inlined.calls}), drop=True) if everything else None
         best = best or self._best(before, whole, staying)
         number = best.inlined_calls()
-        model = best.inlined.model if number else None
+        model = best.with_ifs if number else None
         return Choice(model, number, dict(self._verdicts(best, whole)))
 
-    def _best(self, before: _Planned, whole: _Planned, staying: Set[tuple[Root, str]]) -> _Planned:
+    def _best(self, before: Planned, whole: Planned, staying: Set[tuple[Root, str]]) -> Planned:
         """Return the model as it is, or that with the fewest calls inlined that is better.
 
         Args:
@@ -145,15 +140,17 @@ class _Chooser:
             for origin, plan, index, record in whole.bns()
             if record.folded and origin.call.root in self.used
         }
+        everywhere = {*gone, *whole.never_run}
         wanted = [
             origin
-            for origin in gone
+            for origin in everywhere
             if (origin.function, origin.name) in staying
-            and not any(inner in gone for inner in whole.seen_from_inside(origin))
+            and not any(inner in everywhere for inner in whole.seen_from_inside(origin))
         ]
         best = before
         if wanted:
-            needed = _taking_part(whole, [(origin.call.root, *gone[origin]) for origin in wanted])
+            starts = [(origin.call.root, *gone[origin]) for origin in wanted if origin in gone]
+            needed = taking_part(whole, starts) | whole.for_ifs
             fewest = whole.left()
             in_main = {call for call in whole.inlined.calls if call.root is None}
             for calls in (needed, needed | in_main):
@@ -164,22 +161,20 @@ class _Chooser:
                     break
         return best
 
-    def _planned(self, accept: Accept, *, drop: bool = False) -> _Planned:
+    def _planned(self, accept: Accept, *, drop: bool = False) -> Planned:
         inlined = inline(self.model, self.functions, accept)
         if drop:
             drop_uncalled(inlined, self.functions)
-        return _Planned(inlined, self.trial(inlined.model, not drop))
+        return Planned(inlined, self.trial(inlined.model, not drop)).with_branches(self.trial)
 
     def _hinder_kept(self) -> None:
         """Leave functions whose BatchNormalizations a user names: a copy has another name."""
-        for root, plan in _with_roots(self.functions, self.plans):
+        for root, plan in with_roots(self.functions, self.plans):
             if root is not None and plan.state.kept:
                 why = "it holds a BatchNormalization that --keep names"
                 self.functions.hindered.setdefault(root, why)
 
-    def _verdicts(
-        self, best: _Planned, whole: _Planned
-    ) -> Iterator[tuple[tuple[str, str], Record]]:
+    def _verdicts(self, best: Planned, whole: Planned) -> Iterator[tuple[tuple[str, str], Record]]:
         """Yield why BatchNormalizations stay whatever is inlined; see ``Choice.verdicts``."""
         tried: dict[tuple[Root, str], list[tuple[Origin, Record]]] = {}
         for origin, _, _, record in whole.bns():
@@ -200,7 +195,7 @@ class _Chooser:
                 refusal = self._not_inlined(record.refusal, origin.function, whole)
                 yield where, record._replace(refusal=refusal)
 
-    def _not_inlined(self, refusal: Refusal, function: Root, whole: _Planned) -> Refusal:
+    def _not_inlined(self, refusal: Refusal, function: Root, whole: Planned) -> Refusal:
         why = {**whole.inlined.refused, **self.too_large}
         queue = [function]
         for root in queue:  # grows during the loop
@@ -211,52 +206,6 @@ class _Chooser:
             callers = (key for key, called in self.functions.calls.items() if root in called)
             queue += [key for key in callers if key not in queue]
         return refusal
-
-
-class _Planned:
-    """A model with calls inlined, and a plan of it."""
-
-    def __init__(self, inlined: Inlined, plans: Plans) -> None:
-        self.inlined = inlined
-        self.plans = plans
-        self._functions = Functions(inlined.model)
-
-    def with_roots(self) -> Iterator[tuple[Root, GraphPlan]]:
-        """Yield the plan of each graph, and the body that the graph is, or is below."""
-        return _with_roots(self._functions, self.plans)
-
-    def bns(self) -> Iterator[tuple[Origin, GraphPlan, int, Record]]:
-        """Yield each BatchNormalization: its origin, its plan, its index, what became of it."""
-        for root, plan in self.with_roots():
-            for index, record in plan.records.items():
-                if record.is_norm:
-                    name = plan.state.graph.writes[index][0]
-                    yield self.inlined.origin(root, name), plan, index, record
-
-    def left(self) -> int:
-        """Return how many BatchNormalizations stay, those of a function once for each call."""
-        times = self._functions.times()
-        return sum(times[o.call.root] for o, _, _, record in self.bns() if not record.folded)
-
-    def inlined_calls(self) -> int:
-        """Return how many calls were inlined in what is still there."""
-        calls = self._functions.calls
-        return sum(call.root in calls for call in self.inlined.calls)
-
-    def seen_from_inside(self, origin: Origin) -> Iterator[Origin]:
-        """Yield what a tensor is in each of the functions that were inlined around it."""
-        for end, outer in enumerate(origin.call.outermost_first, 1):
-            call = Call(self.inlined.calls[outer], origin.call.path[end:])
-            yield Origin(call, origin.function, origin.name)
-
-
-def _with_roots(functions: Functions, plans: Plans) -> Iterator[tuple[Root, GraphPlan]]:
-    roots: Iterator[Root] = iter((None, *functions.by_key))
-    root: Root = None
-    for plan in plans:
-        if plan.state.graph.parent is None:
-            root = next(roots)
-        yield root, plan
 
 
 def _those(needed: Set[Call]) -> Accept:
@@ -270,58 +219,3 @@ def _those(needed: Set[Call]) -> Accept:
         return call in needed or any(each in needed for each in inside)
 
     return accept
-
-
-def _taking_part(whole: _Planned, starts: Iterable[tuple[Root, GraphPlan, int]]) -> set[Call]:
-    """Return the calls that hold nodes or constants without which others would not be removed.
-
-    Args:
-        whole: the model with all calls inlined.
-        starts: nodes that are removed, each with its plan and its body.
-    """
-    calls: set[Call] = set()
-    by_plan: dict[int, tuple[Root, GraphPlan, list[int]]] = {}
-    for root, plan, index in starts:
-        by_plan.setdefault(id(plan), (root, plan, []))[2].append(index)
-    for root, plan, indices in by_plan.values():
-        graph, constants = plan.state.graph, plan.state.constants
-        nodes = _changing_with(plan, indices)
-        names = {next(filter(None, graph.writes[index]), "") for index in nodes}
-        read = {name for index in nodes for name in graph.reads[index]}
-        names |= _makers(graph, constants, read)
-        for name in names:
-            calls.update(whole.inlined.origin(root, name).call.outermost_first)
-    return calls
-
-
-def _changing_with(plan: GraphPlan, indices: Iterable[int]) -> set[int]:
-    """Return nodes, and all that write or read a tensor which changes with theirs."""
-    graph, total = plan.state.graph, plan.state.total
-    found, queue = set(indices), [*indices]
-    while queue:
-        index = queue.pop()
-        for name in (*graph.reads[index], *graph.writes[index]):
-            if name not in total:
-                continue
-            others = {reader for reader, _ in graph.readers.get(name, ())}
-            others |= {graph.producer[name]} if name in graph.producer else set()
-            queue += others - found
-            found |= others
-    return found
-
-
-def _makers(graph: Graph, constants: Constants, names: Iterable[str]) -> set[str]:
-    """Return the constants among some tensors, and those that they are computed from."""
-    found: set[str] = set()
-    queue = [*names]
-    while queue:
-        name = queue.pop()
-        if not name or name in found or constants.get(name) is None:
-            continue
-        found.add(name)
-        scope: Graph | None = graph
-        while scope is not None and not scope.defines(name):
-            scope = scope.parent
-        if scope is not None and name in scope.producer:
-            queue += scope.reads[scope.producer[name]]
-    return found

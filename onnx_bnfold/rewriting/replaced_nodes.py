@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,6 +21,20 @@ class NeverRun(NamedTuple):
     record: Record
 
 
+class Renamed(NamedTuple):
+    """A tensor of a branch that has replaced an If.
+
+    Attributes:
+        position: of the graph that holds it now.
+        was: its name in the branch.
+        now: its name in that graph.
+    """
+
+    position: int
+    was: str
+    now: str
+
+
 @dataclass
 class Copied:
     """A copy of a model, and what is in it.
@@ -31,6 +46,7 @@ class Copied:
         unread: the constants that these have read.
         resolved: Ifs that branches have replaced: the positions of their graphs, and what they
             wrote first.
+        renamed: the tensors of these branches, those of inner ones first.
         never_run: the BatchNormalizations of the other branches.
     """
 
@@ -39,4 +55,5 @@ class Copied:
     restated: dict[Place, Restated] = field(default_factory=dict)
     unread: set[str] = field(default_factory=set)
     resolved: tuple[tuple[int, str], ...] = ()
+    renamed: Sequence[Renamed] = ()
     never_run: tuple[NeverRun, ...] = ()

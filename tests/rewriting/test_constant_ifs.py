@@ -340,3 +340,101 @@ def test_a_norm_in_a_branch_that_is_kept_by_its_name():
     model = layer_and_branch(True)
     folded, _ = fold_checked(model, kept=1, options=Options(keep=("n_t_",)))
     assert ops(folded) == ["Conv", "If", "Sigmoid"]
+
+
+PART = (
+    '<domain: "local", opset_import: ["": 17]> part (a, s, b, m, v, flag) => (r) { r = If (flag) <'
+    "then_branch = t () => (float[N, 3, 4, 4] k) { k = BatchNormalization(a, s, b, m, v) },"
+    "else_branch = e () => (float[N, 3, 4, 4] j) { j = Identity(a) }> }"
+)
+CONV = '<domain: "local", opset_import: ["": 17]> conv (a, w) => (r) { r = Conv(a, w) }'
+FLAG = (
+    '<domain: "local", opset_import: ["": 17]> flag () => (r) {'
+    "one = Constant <value = bool {1}> ()\n r = Identity(one) }"
+)
+
+
+def calling(nodes, *functions, inputs=""):
+    """A model of nodes on an image ``x`` and constants w, s, b, m, v, yes and no."""
+    model = parsed(
+        f'<ir_version: 9, opset_import: ["": 17, "local": 1]>\n'
+        f"g (float[N, 3, 4, 4] x{inputs}) => (float[N, 3, 4, 4] y) {{ {nodes} }}"
+        + "\n".join(functions)
+    )
+    rng = np.random.default_rng(0)
+    for name in "wsbmv":
+        values = rng.uniform(0.5, 1.5, (3, 3, 1, 1) if name == "w" else 3)
+        model.graph.initializer.append(tensor(name, values.astype(np.float32)))
+    for name, value in (("yes", True), ("no", False)):
+        model.graph.initializer.append(tensor(name, np.array(value)))
+    return model
+
+
+CALLS = {
+    "taken": ("a = Conv(x, w)\n r = local.part(a, s, b, m, v, yes)", [PART], 1),
+    "never run": ("a = Conv(x, w)\n r = local.part(a, s, b, m, v, no)", [PART], 1),
+    "one taken, one never run": (
+        "a = Conv(x, w)\n c = local.part(a, s, b, m, v, yes)\n d = Conv(c, w)\n"
+        "r = local.part(d, s, b, m, v, no)",
+        [PART],
+        2,
+    ),
+    "behind a layer of a function": (
+        "a = local.conv(x, w)\n r = local.part(a, s, b, m, v, yes)",
+        [PART, CONV],
+        2,
+    ),
+    "a condition that a call computes": (
+        "a = Conv(x, w)\n f = local.flag()\n r = local.part(a, s, b, m, v, f)",
+        [PART, FLAG],
+        2,
+    ),
+    "an If of the main graph": (
+        "a = Conv(x, w)\n f = local.flag()\n r = If (f) <"
+        "then_branch = t () => (float[N, 3, 4, 4] k) { k = BatchNormalization(a, s, b, m, v) },"
+        "else_branch = e () => (float[N, 3, 4, 4] j) { j = Identity(a) }>",
+        [FLAG],
+        1,
+    ),
+    "a call in a function": (
+        "a = Conv(x, w)\n r = local.outer(a, s, b, m, v, yes)",
+        [
+            '<domain: "local", opset_import: ["": 17, "local": 1]> outer (a, s, b, m, v, f) => (r)'
+            "{ r = local.part(a, s, b, m, v, f) }",
+            PART,
+        ],
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize(("nodes", "functions", "calls"), CALLS.values(), ids=CALLS)
+def test_a_call_is_inlined_for_its_if_alone(nodes, functions, calls):
+    folded, report = fold_checked(calling(f"{nodes}\n y = Sigmoid(r)", *functions))
+    assert {*ops(folded)} - {"Identity"} == {"Conv", "Sigmoid"}
+    assert not folded.functions
+    assert report.inlined_calls == calls
+
+
+def test_a_call_whose_branch_holds_nothing_that_goes_is_left():
+    """Where one call of two gives its If a condition at run time, that one stays a call."""
+    nodes = (
+        "a = Conv(x, w)\n c = local.part(a, s, b, m, v, yes)\n d = Conv(c, w)\n"
+        "r = local.part(d, s, b, m, v, flag)\n y = Sigmoid(r)"
+    )
+    folded, report = fold_checked(calling(nodes, PART, inputs=", bool flag"), kept=1)
+    assert ops(folded) == ["Conv", "Conv", "part", "Sigmoid"]
+    assert report.inlined_calls == 1
+
+
+def test_a_call_is_not_inlined_for_an_if_by_which_nothing_goes():
+    nodes = "a = Sigmoid(x)\n r = local.part(a, s, b, m, v, yes)\n y = Sigmoid(r)"
+    folded, report = fold_checked(calling(nodes, PART), kept=1)
+    assert ops(folded) == ["Sigmoid", "part", "Sigmoid"]
+    assert report.inlined_calls == 0
+
+
+def test_a_norm_that_a_user_keeps_in_a_branch_of_a_function_stays():
+    nodes = "a = Conv(x, w)\n r = local.part(a, s, b, m, v, yes)\n y = Sigmoid(r)"
+    folded, _ = fold_checked(calling(nodes, PART), kept=1, options=Options(keep=("^k$",)))
+    assert ops(folded) == ["Conv", "part", "Sigmoid"]

@@ -1,0 +1,168 @@
+"""A model with calls inlined, the plan of it, and which of the calls take part in that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from onnx import ModelProto
+
+from onnx_bnfold.model.constants import Constants
+from onnx_bnfold.model.functions import Functions, Root
+from onnx_bnfold.model.graph import Graph
+from onnx_bnfold.planning.plan import GraphPlan
+from onnx_bnfold.planning.record import Record
+from onnx_bnfold.rewriting.constant_ifs import known_ifs, resolved
+from onnx_bnfold.rewriting.inlining import Call, Inlined, Origin
+from onnx_bnfold.rewriting.replaced_nodes import Copied
+
+Plans = Sequence[GraphPlan]
+# Plans a model; whether it may leave bodies without a BatchNormalization as they are.
+Trial = Callable[[ModelProto, bool], Plans]
+
+
+class Planned:
+    """A model with calls inlined, and a plan of it.
+
+    Attributes:
+        inlined: the model. Branches may stand in it for Ifs whose conditions the calls give.
+        plans: of its graphs.
+        with_ifs: the model with those Ifs.
+        never_run: the BatchNormalizations of the branches that went with these Ifs.
+        for_ifs: the calls that hold these Ifs, or what their conditions are computed from.
+    """
+
+    def __init__(self, inlined: Inlined, plans: Plans) -> None:
+        self.inlined = inlined
+        self.plans = plans
+        self.with_ifs = inlined.model
+        self.never_run: list[Origin] = []
+        self.for_ifs: set[Call] = set()
+        self._functions = Functions(inlined.model)
+
+    def with_branches(self, trial: Trial) -> Planned:
+        """Return it with branches for Ifs of constant conditions, where a BN goes by that."""
+        states = [plan.state for plan in self.plans]
+        known = known_ifs(states)
+        if not known:
+            return self
+
+        def left(model: ModelProto) -> int:
+            return Planned(replace(self.inlined, model=model), trial(model, True)).left()
+
+        found = resolved(self.inlined.model, states, known, self.plans[0].limits, left)
+        if found is None:
+            return self
+        roots = [root for root, _ in self.with_roots()]
+        names = ((roots[position], was, now) for position, was, now in found.renamed)
+        inlined = self.inlined.with_names(found.model, names)
+        made = Planned(inlined, trial(found.model, True))
+        made.with_ifs = self.inlined.model
+        made._note(found, self)
+        return made
+
+    def _note(self, found: Copied, before: Planned) -> None:
+        """Note what went with the Ifs of the model as it was before."""
+        places = [*before.with_roots()]
+        roots = {id(plan.state.graph): root for root, plan in places}
+        for graph, node, _ in found.never_run:
+            self.never_run.append(before.inlined.origin(roots[id(graph)], graph.writes[node][0]))
+        for position, name in found.resolved:
+            root, plan = places[position]
+            graph = plan.state.graph
+            condition = graph.reads[graph.producer[name]][0]
+            for each in {name} | _makers(graph, plan.state.constants, [condition]):
+                self.for_ifs.update(before.inlined.origin(root, each).call.outermost_first)
+
+    def with_roots(self) -> Iterator[tuple[Root, GraphPlan]]:
+        """Yield the plan of each graph, and the body that the graph is, or is below."""
+        return with_roots(self._functions, self.plans)
+
+    def bns(self) -> Iterator[tuple[Origin, GraphPlan, int, Record]]:
+        """Yield each BatchNormalization: its origin, its plan, its index, what became of it."""
+        for root, plan in self.with_roots():
+            for index, record in plan.records.items():
+                if record.is_norm:
+                    name = plan.state.graph.writes[index][0]
+                    yield self.inlined.origin(root, name), plan, index, record
+
+    def left(self) -> int:
+        """Return how many BatchNormalizations stay, those of a function once for each call."""
+        times = self._functions.times()
+        return sum(times[o.call.root] for o, _, _, record in self.bns() if not record.folded)
+
+    def inlined_calls(self) -> int:
+        """Return how many calls were inlined in what is still there."""
+        calls = self._functions.calls
+        return sum(call.root in calls for call in self.inlined.calls)
+
+    def seen_from_inside(self, origin: Origin) -> Iterator[Origin]:
+        """Yield what a tensor is in each of the functions that were inlined around it."""
+        for end, outer in enumerate(origin.call.outermost_first, 1):
+            call = Call(self.inlined.calls[outer], origin.call.path[end:])
+            yield Origin(call, origin.function, origin.name)
+
+
+def with_roots(functions: Functions, plans: Plans) -> Iterator[tuple[Root, GraphPlan]]:
+    """Yield each plan of a model with the body that its graph is, or is below."""
+    roots: Iterator[Root] = iter((None, *functions.by_key))
+    root: Root = None
+    for plan in plans:
+        if plan.state.graph.parent is None:
+            root = next(roots)
+        yield root, plan
+
+
+def taking_part(whole: Planned, starts: Iterable[tuple[Root, GraphPlan, int]]) -> set[Call]:
+    """Return the calls that hold nodes or constants without which others would not be removed.
+
+    Args:
+        whole: the model with all calls inlined.
+        starts: nodes that are removed, each with its plan and its body.
+    """
+    calls: set[Call] = set()
+    by_plan: dict[int, tuple[Root, GraphPlan, list[int]]] = {}
+    for root, plan, index in starts:
+        by_plan.setdefault(id(plan), (root, plan, []))[2].append(index)
+    for root, plan, indices in by_plan.values():
+        graph, constants = plan.state.graph, plan.state.constants
+        nodes = _changing_with(plan, indices)
+        names = {next(filter(None, graph.writes[index]), "") for index in nodes}
+        read = {name for index in nodes for name in graph.reads[index]}
+        names |= _makers(graph, constants, read)
+        for name in names:
+            calls.update(whole.inlined.origin(root, name).call.outermost_first)
+    return calls
+
+
+def _changing_with(plan: GraphPlan, indices: Iterable[int]) -> set[int]:
+    """Return nodes, and all that write or read a tensor which changes with theirs."""
+    graph, total = plan.state.graph, plan.state.total
+    found, queue = set(indices), [*indices]
+    while queue:
+        index = queue.pop()
+        for name in (*graph.reads[index], *graph.writes[index]):
+            if name not in total:
+                continue
+            others = {reader for reader, _ in graph.readers.get(name, ())}
+            others |= {graph.producer[name]} if name in graph.producer else set()
+            queue += others - found
+            found |= others
+    return found
+
+
+def _makers(graph: Graph, constants: Constants, names: Iterable[str]) -> set[str]:
+    """Return the constants among some tensors, and those that they are computed from."""
+    found: set[str] = set()
+    queue = [*names]
+    while queue:
+        name = queue.pop()
+        if not name or name in found or constants.get(name) is None:
+            continue
+        found.add(name)
+        scope: Graph | None = graph
+        while scope is not None and not scope.defines(name):
+            scope = scope.parent
+        if scope is not None and name in scope.producer:
+            queue += scope.reads[scope.producer[name]]
+    return found

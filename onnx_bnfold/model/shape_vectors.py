@@ -1,7 +1,8 @@
 """What Shape nodes return, what is picked of it and what is computed from it: vectors of sizes.
 
 Exporters write ``x.view(x.size(0), -1)`` as a chain of small nodes behind a Shape. Where the batch
-alone is open, most of their elements are numbers, and the others are symbols.
+alone is open, most of their elements are numbers, and the others are symbols. What may become 0
+or -1, as ``s // 2`` and ``s - 2`` may, has no symbol: a Reshape takes these for something else.
 """
 
 from __future__ import annotations
@@ -173,7 +174,10 @@ def _repeated(vector: Vector, length: int) -> tuple[Size | None, ...]:
 
 
 def _sum(left: Size, right: Size) -> Size | None:
-    return None if left.symbols or right.symbols else Size(left.factor + right.factor)
+    if not left.factor or not right.factor:
+        return right if left.factor == 0 else left
+    factor = left.factor + right.factor
+    return Size(factor, left.symbols if factor else ()) if left.symbols == right.symbols else None
 
 
 def _difference(left: Size, right: Size) -> Size | None:

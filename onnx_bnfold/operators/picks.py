@@ -123,26 +123,32 @@ def _cut_change(change: Affine, axis: int, stop: int) -> Affine:
 
 
 def sliced(view: NodeView, change: Affine, forward: bool) -> Affine:
-    """Slice; on the way back, elements that it leaves out are not changed."""
+    """Slice; on the way back, elements that it leaves out are not changed.
+
+    Its bounds matter on axes alone along which the change varies.
+    """
     dims = view.dims_in(0)
     parts = _slices(view, len(dims))
     for axis in varying(change):
-        if axis in parts:
+        part = parts.get(axis)
+        if isinstance(part, Refused):
+            raise part
+        if part is not None:
             count = size(view, dims, axis)
-            change = _picked(view, change, axis, _sliced(parts[axis], count), count, forward)
+            change = _picked(view, change, axis, _sliced(part, count), count, forward)
     return change
 
 
-def _slices(view: NodeView, rank: int) -> dict[int, tuple[int, int, int]]:
-    """Return axis → (start, end, step), as the node has them."""
-    starts = view.integers(1, view.attribute("starts", None))
-    ends = view.integers(2, view.attribute("ends", None))
-    if starts is None or ends is None:
-        raise Refused(Reason.PARAMETERS_NOT_CONSTANT, view.label, "its bounds are not constant")
-    axes = view.integers(3, view.attribute("axes", None)) or list(range(len(starts)))
-    steps = (view.integers(4, None) if view.opset >= 10 else None) or [1] * len(starts)
-    placed = [axis_of(view, axis, rank) for axis in axes]
-    _require_distinct(view, placed)
+def _slices(view: NodeView, rank: int) -> Mapping[int, tuple[int, int, int] | Refused]:
+    """Return axis → (start, end, step), as the node has them, or why they are not known."""
+    try:
+        starts, ends = _bounds(view)
+    except Refused as computed:
+        axes, steps = _axes_and_steps(view, rank, None)
+        if min(steps, default=1) < 1:  # it may run to the front
+            raise
+        return dict.fromkeys(axes, computed)
+    axes, steps = _axes_and_steps(view, rank, len(starts))
     from onnx_bnfold.model.misread import runs_to_the_front
 
     if any(runs_to_the_front(*each) for each in zip(ends, steps, strict=True)):
@@ -152,7 +158,32 @@ def _slices(view: NodeView, rank: int) -> dict[int, tuple[int, int, int]]:
             "it runs backwards to an end behind its input, for which onnxruntime returns elements "
             f"and the specification none; write that end as {-(2**31)}",
         )
-    return dict(zip(placed, zip(starts, ends, steps, strict=True), strict=True))
+    return dict(zip(axes, zip(starts, ends, steps, strict=True), strict=True))
+
+
+def _bounds(view: NodeView) -> tuple[list[int], list[int]]:
+    starts = view.integers(1, view.attribute("starts", None))
+    ends = view.integers(2, view.attribute("ends", None))
+    if starts is None or ends is None:
+        raise Refused(Reason.PARAMETERS_NOT_CONSTANT, view.label, "its bounds are not constant")
+    return starts, ends
+
+
+def _axes_and_steps(view: NodeView, rank: int, count: int | None) -> tuple[list[int], list[int]]:
+    """Return the axes that a Slice has bounds of, and its steps.
+
+    Args:
+        view: the node.
+        rank: of its input.
+        count: number of its bounds, None if these are computed.
+    """
+    axes = view.integers(3, view.attribute("axes", None))
+    if not axes:
+        axes = [*range(size(view, view.dims_in(1), 0) if count is None else count)]
+    steps = view.integers(4, None) if view.opset >= 10 else None
+    placed = [axis_of(view, axis, rank) for axis in axes]
+    _require_distinct(view, placed)
+    return placed, steps or [1] * len(placed)
 
 
 def _sliced(part: tuple[int, int, int], count: int) -> Positions:

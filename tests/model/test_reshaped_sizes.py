@@ -109,6 +109,74 @@ def test_a_slice_bounded_by_the_batch():
     assert Reason.PARAMETERS_NOT_CONSTANT in reasons(report)[0]
 
 
+def less_two(net, x, axis, size=sized):
+    return net.op("Sub", size(net, x, axis), net.ints(2))
+
+
+@BOTH
+def test_cropped_and_its_positions_become_one_axis(size):
+    """``x[:, :, :h - 2, :w - 2].reshape(b, 8, (h - 2) * (w - 2))``, of any height and width."""
+    net = Net(("N", 3, "H", "W"))
+    y = net.conv("x", 8)
+    height, width = (less_two(net, y, axis, size) for axis in (2, 3))
+    for axis, end in ((2, height), (3, width)):
+        y = net.op("Slice", y, net.ints(0), end, net.ints(axis), net.ints(1))
+    y = view(net, y, size(net, "x", 0), 8, net.op("Mul", height, width))
+    fold_checked(net.model(net.bn(y, channels=8)), N=3, H=6, W=5)
+
+
+SLICED = {
+    "steps": lambda net, y: net.op(
+        "Slice", y, net.ints(1), less_two(net, y, 2), net.ints(2), net.ints(2)
+    ),
+    "counted from the end": lambda net, y: net.op(
+        "Slice", y, net.ints(1), less_two(net, y, 2), net.ints(-2)
+    ),
+    "from a computed start": lambda net, y: net.op(
+        "Slice", y, less_two(net, y, 2), net.ints(99), net.ints(2)
+    ),
+    "the batch": lambda net, y: net.op("Slice", y, net.ints(1), sized(net, y, 0)),
+    "by a length that is measured": lambda net, y: net.op(
+        "Slice", y, net.ints(0), net.op("ReduceMax", net.op("Shape", y)), net.ints(3)
+    ),
+}
+
+
+@pytest.mark.parametrize("cut", SLICED.values(), ids=SLICED)
+@pytest.mark.parametrize("before", [True, False], ids=["in front", "behind"])
+def test_slices_whose_bounds_are_computed(cut, before):
+    """On another axis than that of the channels; the other sizes are still known."""
+    net = Net(("N", 3, "H", 4))
+    y = net.conv("x", 8)
+    y = cut(net, normalised(net, y)) if before else cut(net, y)
+    y = view(net, y, sized(net, y, 0), 8, -1)
+    y = net.conv(y, 4, channels=8, rank=3) if before else net.bn(y, channels=8)
+    fold_checked(net.model(y), N=3, H=6)
+
+
+NOT_SLICED = {
+    "backwards": lambda net, y, n: net.op(
+        "Slice", y, net.ints(-1), n, net.ints(2), net.ints(-1)
+    ),
+    "along an axis that is computed": lambda net, y, n: net.op(
+        "Slice", y, net.ints(0), net.ints(3), net.op("ReduceMin", net.op("Shape", y))
+    ),
+    "by steps that are computed": lambda net, y, n: net.op(
+        "Slice", y, net.ints(0), net.ints(9), net.ints(2), n
+    ),
+    "the channels": lambda net, y, n: net.op("Slice", y, net.ints(0), n, net.ints(1)),
+    "all axes": lambda net, y, n: net.op("Slice", y, net.ints(0, 0, 0, 0), net.op("Shape", y)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cut", NOT_SLICED.values(), ids=NOT_SLICED)
+def test_slices_that_may_cut_channels_keep_their_bn(cut):
+    net = Net(("N", 3, "H", 4))
+    y = cut(net, normalised(net, net.conv("x", 8)), sized(net, "x", 0))
+    _, report = fold_checked(net.model(net.conv(y, 4, channels=8, rank=4)), kept=1, compare=False)
+    assert Reason.PARAMETERS_NOT_CONSTANT in reasons(report)[0]
+
+
 MIXED = {
     "rows of a number of elements": lambda net, y, n: view(net, y, -1, 64),
     "twice as many rows": lambda net, y, n: view(net, y, net.op("Mul", n, net.ints(2)), -1),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from onnx_bnfold.operators.affine import Float64
-from onnx_bnfold.planning.plan import GraphPlan, Recorded
+from onnx_bnfold.planning.plan import GraphPlan, Place, Recorded
 from onnx_bnfold.planning.record import Record
 
 if TYPE_CHECKING:
@@ -52,7 +52,15 @@ class Rounds:
 
     @property
     def recorded(self) -> list[Recorded]:
-        """What was decided on each node at last, in order."""
+        """What was decided on each node at last, in order, with what its form costs."""
+        if not any(plan.restated for plan in chain.from_iterable(self.rounds)):
+            return self._decided
+        from onnx_bnfold.planning.form_costs import with_costs  # few folds write other forms
+
+        return with_costs(self._decided, self._is_gone())
+
+    @property
+    def _decided(self) -> list[Recorded]:
         if self.origins is None:
             return [each for plan in self.plans for each in plan.recorded]
         found = []
@@ -65,6 +73,24 @@ class Rounds:
                         found.append((place, each))
         found.sort(key=itemgetter(0))
         return [each for _, each in found]
+
+    def _is_gone(self) -> Callable[[GraphPlan, int], bool]:
+        """Return whether a node of a plan's graph goes, by that plan or a later one."""
+        plans = [
+            (number, position, plan)
+            for number, round_ in enumerate(self.rounds)
+            for position, plan in enumerate(round_)
+        ]
+        where = {id(plan): (number, position) for number, position, plan in plans}
+
+        def known_as(plan: GraphPlan, index: int) -> tuple[Place, str | None]:
+            (number, position), graph = where[id(plan)], plan.state.graph
+            if self.origins is None:
+                return (position, index), graph.ops[index]
+            return self.origins.place(number, position, graph, index), graph.ops[index]
+
+        gone = {known_as(plan, index) for _, _, plan in plans for index in plan.state.removed}
+        return lambda plan, index: known_as(plan, index) in gone
 
     @property
     def decomposed_bns(self) -> list[Recorded]:
@@ -89,7 +115,7 @@ class Rounds:
     @property
     def counts(self) -> tuple[int, int]:
         """How many BatchNormalizations go, and how many stay, by the present plan."""
-        fates = [each.record.folded for each in self.recorded if each.record.is_norm]
+        fates = [each.record.folded for each in self._decided if each.record.is_norm]
         gone = len(self.merged) + len(self.never_run)
         return sum(fates) + gone, len(fates) - sum(fates)
 

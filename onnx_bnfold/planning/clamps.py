@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import NamedTuple
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from onnx_bnfold.model.node_view import accepts
 from onnx_bnfold.operators.affine import Affine
@@ -28,6 +28,7 @@ from onnx_bnfold.operators.entries import OUT
 from onnx_bnfold.planning.candidates import elements
 from onnx_bnfold.planning.graph_nodes import MALFORMED
 from onnx_bnfold.planning.graph_state import GraphState, Key
+from onnx_bnfold.planning.record import FormCost
 from onnx_bnfold.reasons import Reason, Refused
 
 # How many elements per example a clamp behind its pool has to read less than the node that goes by
@@ -120,10 +121,27 @@ class Clamps:
             total = Cost(total.elements + read, total.nodes + more)
         return total
 
-    def new(self, changes: Mapping[Key, Affine]) -> list[int]:
+    def spent(self, origin: int, changes: Mapping[Key, Affine]) -> FormCost | None:
+        """Return the same with the bytes of the constants; None if it is nothing."""
+        cost = self.cost(origin, changes)
+        if not cost.nodes:
+            return None
+        more = sum(self._bytes(index, changes) for index, _ in self._more(changes))
+        return FormCost(cost.nodes, cost.elements, more)
+
+    def _bytes(self, index: int, changes: Mapping[Key, Affine]) -> int:
+        """Return the bytes of further constants that changes give a clamp."""
+        state, bounds = self._state, bounds_of(self._state, index)
+        own = max(np.size(bounds.low), np.size(bounds.high)) if bounds.own else 0
+        before = sum(each.values.size for each in written(state, index)) or own
+        more = sum(each.values.size for each in written(state, index, changes)) - before
+        data = state.view(index).name_in(bounds.data)
+        return more * helper.tensor_dtype_to_np_dtype(state.type_of(data)).itemsize
+
+    def new(self, changes: Mapping[Key, Affine]) -> tuple[int, ...]:
         """Return the clamps that get constants by further changes and had none."""
         state = self._state
-        return [index for index, _ in self._more(changes) if not written(state, index)]
+        return tuple(index for index, _ in self._more(changes) if not written(state, index))
 
     def _more(self, changes: Mapping[Key, Affine]) -> Iterator[tuple[int, int]]:
         """Yield the clamps that get more constants by further changes, and how many more."""

@@ -10,7 +10,7 @@ from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import BiasPlace
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.plan import Given
-from onnx_bnfold.planning.record import Record
+from onnx_bnfold.planning.record import FormCost, Record
 from onnx_bnfold.planning.totals import Totals
 from onnx_bnfold.planning.ways import Way, splits
 from onnx_bnfold.reasons import Reason, Refusal, Refused
@@ -76,8 +76,9 @@ def gone(
     index: int,
     way: Way,
     takers: Sequence[tuple[int, Given]],
-    cost: Sequence[int],
+    added: int,
     clamps: Iterable[int],
+    form_cost: FormCost | None,
 ) -> Record:
     """Return the record of a node that goes.
 
@@ -86,8 +87,9 @@ def gone(
         index: the node.
         way: how it goes.
         takers: the nodes whose constants take a change for it, and that change.
-        cost: the Adds that it needs, and the elements that clamps read for it.
+        added: the Adds that it needs.
         clamps: the nodes that get constants by it.
+        form_cost: what these cost; None if they cost nothing.
     """
     scale_to: dict[int, str] = {}
     shift_to: dict[int, str] = {}
@@ -103,9 +105,9 @@ def gone(
         way,
         tuple(scale_to.values()),
         tuple(shift_to.values()),
-        added=cost[0],
+        added=added,
         clamps=tuple(map(state.place, clamps)),
-        clamp_elements=cost[1],
+        form_cost=form_cost,
     )
 
 

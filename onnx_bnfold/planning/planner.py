@@ -255,12 +255,12 @@ class _Planner:
         except Refused as refused:
             tried.append(("", refused.refusal))
         if best is not None:
-            (broken, *spent), way, changes, totals = best
+            (broken, added, *_), way, changes, totals = best
             self.doubtful.pop(index, None)
             if broken:
                 self.unsure.update(self.fused.members)  # some are no members any more
             takers = outcomes.absorbing(state, index, changes)
-            self._commit(index, way, changes, spent, takers, totals)
+            self._commit(index, way, changes, added, takers, totals)
             return
         self._tried[index] = len(state.removed), asked
         met.update(refusal.reason for _, refusal in tried)
@@ -293,7 +293,7 @@ class _Planner:
             given = (graph.producer[name], Given(each, name, change))
             takers = () if change.is_identity else (given,)
             self._direct.add(each)
-            self._commit(each, Way.UPSTREAM, changes, (0, 0), takers)
+            self._commit(each, Way.UPSTREAM, changes, 0, takers)
             changes = {}
         return True
 
@@ -325,7 +325,7 @@ class _Planner:
         origin: int,
         way: Way,
         changes: dict[Key, Affine],
-        cost: Sequence[int],
+        added: int,
         takers: Sequence[tuple[int, Given]],
         totals: Totals | None = None,
     ) -> None:
@@ -333,13 +333,14 @@ class _Planner:
         state = self.state
         for index, given in takers:
             self.given.setdefault(index, []).append(given)
-        clamps = self.clamps.new(changes) if self.clamps is not None else []
+        clamps = () if self.clamps is None else self.clamps.new(changes)
+        spent = None if self.clamps is None else self.clamps.spent(origin, changes)
         commit(state, changes, totals)
         state.remove(origin)
-        self._added += cost[0]
+        self._added += added
         if self._tried:
             self._tried.pop(origin, None)
             self.kept_affine.pop(origin, None)
             near = (index for key in changes for index in state.neighbours(key))
             self._moved.update(dict.fromkeys((origin, *near), len(state.removed)))
-        self.records[origin] = outcomes.gone(state, origin, way, takers, cost, clamps)
+        self.records[origin] = outcomes.gone(state, origin, way, takers, added, clamps, spent)

@@ -10,6 +10,28 @@ from onnx_bnfold.planning.ways import Way
 from onnx_bnfold.reasons import Refusal, told
 
 
+class FormCost(NamedTuple):
+    """What a form without a BatchNormalization costs.
+
+    Attributes:
+        nodes: with constants, that it has: each Max, Min, Mul, Add or depthwise Conv.
+        elements: that these read, per example; axes of unknown size count as one.
+        bytes: of their constants, beyond those of a clamp that had some.
+        multiplicative_depth: their part of it, on a path through all of them.
+    """
+
+    nodes: int
+    elements: int
+    bytes: int
+    multiplicative_depth: int = 0
+
+    def __str__(self) -> str:
+        nodes = f"{self.nodes} node{'' if self.nodes == 1 else 's'}"
+        text = f"{nodes}, {self.elements:,} elements read, {self.bytes:,} bytes"
+        depth = self.multiplicative_depth
+        return f"{text}, multiplicative depth {depth}" if depth else text
+
+
 class Record(NamedTuple):
     """What became of one node.
 
@@ -24,10 +46,10 @@ class Record(NamedTuple):
         refusal: why it stays.
         tried: for each way to fold it, what was in that way.
         clamps: the nodes that became a Max or Min with constants, or both, by its removal.
-        clamp_elements: that the new Max and Min nodes read, per example; axes of unknown size
-            count as one.
         written_as: of a node that stays, the form that it has.
         not_written: why it stays as it is though another form was asked for.
+        form_cost: what the new Max and Min nodes cost, or what is left of the form that it is
+            written as; None if there is neither.
         operator: of the node.
         index: of the node in its graph, as the model was given; None if that is not known, since
             the node is one of a function whose call was inlined, or was merged, or since the fold
@@ -45,9 +67,9 @@ class Record(NamedTuple):
     refusal: Refusal | None = None
     tried: tuple[tuple[str, Refusal], ...] = ()
     clamps: tuple[str, ...] = ()
-    clamp_elements: int = 0
     written_as: Standalone = "keep"
     not_written: str | None = None
+    form_cost: FormCost | None = None
     operator: str = ""
     index: int | None = None  # type: ignore[assignment]  # not the method of a tuple
     bytes: int | None = None
@@ -61,6 +83,11 @@ class Record(NamedTuple):
     def folded(self) -> bool:
         """Whether the node went."""
         return self.refusal is None
+
+    @property
+    def clamp_elements(self) -> int:
+        """The elements that the new Max and Min nodes read; see ``FormCost``."""
+        return self.form_cost.elements if self.form_cost is not None and self.folded else 0
 
     def sentence(self, others: int = 0, most: int | None = None) -> str:
         """Return one line for people.
@@ -77,7 +104,8 @@ class Record(NamedTuple):
         if other is not None:
             text = f"{text}; the other way, {told(other)}"
         if self.written_as != "keep":
-            return f"{text}; written as {self.written_as}"
+            cost = "" if self.form_cost is None else f", {self.form_cost}"
+            return f"{text}; written as {self.written_as}{cost}"
         return f"{text}; not written as asked: {self.not_written}" if self.not_written else text
 
     def _takers(self, most: int | None) -> str:
@@ -96,7 +124,7 @@ class Record(NamedTuple):
         if self.clamps:
             became = "a clamp" if len(self.clamps) == 1 else "clamps"
             text += f", {first_of(self.clamps, most)} becoming {became} with constants"
-        return f"{text}, {self.clamp_elements:,} elements read" if self.clamp_elements else text
+        return text if self.form_cost is None else f"{text}, {self.form_cost}"
 
 
 def first_of(names: Sequence[str], most: int | None) -> str:

@@ -92,6 +92,7 @@ class NodeRecord(Node):
             "clamp_elements": record.clamp_elements,
             "written_as": self.written_as,
             "not_written": record.not_written,
+            "form_cost": None if record.form_cost is None else record.form_cost._asdict(),
             **told,
             "tried": tuple({"way": way, **met.to_dict()} for way, met in record.tried),
             "input": self.input,

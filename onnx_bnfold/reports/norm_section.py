@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from onnx_bnfold.planning.record import FormCost
 from onnx_bnfold.reports.later import AT_ONCE, Later
 from onnx_bnfold.reports.markup import Data, Element, el, pill
 from onnx_bnfold.reports.pictures import pictures
@@ -72,7 +73,7 @@ def _why(norm: Data) -> list[Element | str]:
     text: list[Element | str] = [el("code", norm["reason"], class_="reason"), " "]
     text += [el("code", norm["culprit"]), f": {norm['sentence']}"]
     if norm["written_as"] not in (None, "keep"):
-        text.append(f". Written as {norm['written_as']}.")
+        text.append(f". Written as {norm['written_as']}{_cost(norm)}.")
     if norm["not_written"] is not None:
         text.append(f". Not written as asked: {norm['not_written']}.")
     return text
@@ -91,11 +92,15 @@ def _where(norm: Data) -> list[Element | str]:
         text.append("; and a new Add")
     for clamp in norm["clamps"]:
         text += ["; ", el("code", clamp), " becomes a clamp with constants"]
-    if norm["clamp_elements"]:
-        text.append(f" ({norm['clamp_elements']:,} elements read)")
+    text.append(_cost(norm))
     if norm["way"] != _PLAIN:
         text += [" ", el("span", f"({norm['way']})", class_="way")]
     return text
+
+
+def _cost(norm: Data) -> str:
+    cost = norm["form_cost"]
+    return f" ({FormCost(**cost)})" if cost else ""
 
 
 def _more(norm: Data) -> list[Element]:

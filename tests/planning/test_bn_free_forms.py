@@ -11,12 +11,14 @@ import numpy as np
 import onnx
 import pytest
 from graphs import Net
-from onnx import helper
+from onnx import helper, numpy_helper
 from support import TOLERANCE, assert_same_function, error, ops, run
 
 import onnx_bnfold
 from onnx_bnfold import Options
 from onnx_bnfold.planning import clamps
+from onnx_bnfold.planning.record import FormCost
+from onnx_bnfold.reports.cost import cost_of
 
 PLAIN, FREE = Options(), Options(bn_free=True)
 FOR_ONNXRUNTIME = Options(bn_free=True, target="onnxruntime")
@@ -232,6 +234,32 @@ every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("signs", SIGNS)
 def test_signs(form, signs):
     assert freed(model_of(form, Given(signs)), form) == form.written[signs]
+
+
+def held(model: onnx.ModelProto) -> tuple[int, int]:
+    """Count the nodes that can hold a form, and the bytes of the constants that they read."""
+    nodes = [n for n in model.graph.node if n.op_type in {"Max", "Min", "Mul", "Add", "Conv"}]
+    sizes = {t.name: numpy_helper.to_array(t).nbytes for t in model.graph.initializer}
+    return len(nodes), sum(sizes.get(name, 0) for n in nodes for name in n.input)
+
+
+@every_form
+@pytest.mark.parametrize("signs", SIGNS)
+def test_what_it_costs(form, signs):
+    """A clamp that had constants before costs what it has more."""
+    model = model_of(form, Given(signs))
+    folded, report = onnx_bnfold.fold(model, form.options)
+    before, after = held(model), held(folded)
+    more = after[0] - before[0], after[1] - before[1]
+    [record] = report.norms
+    cost = record.form_cost or FormCost(0, 0, 0)
+    assert (cost.nodes, cost.bytes) == more
+    assert cost.elements == cost.nodes * CHANNELS * (16 if "MaxPool" in ops(folded) else 64)
+    depths = [
+        cost_of(each, numpy_helper.to_array, {}).multiplicative_depth for each in (model, folded)
+    ]
+    assert cost.multiplicative_depth == depths[1] - (depths[0] - 1)  # the BN counts one
+    assert (str(cost) in record.sentence()) == (record.form_cost is not None)
 
 
 # Another reader of the BatchNormalization's output, or of its input, that takes no change.

@@ -87,7 +87,7 @@ def test_a_clamp_goes_behind_the_pool(rng, positive):
     (record,) = report.folded
     assert record.clamps == ("Relu 'n_b'",)
     assert record.clamp_elements == 4 * 6 * 6 * len(clamps)
-    told = f"Relu 'n_b' becoming a clamp with constants, {record.clamp_elements} elements read"
+    told = f"Relu 'n_b' becoming a clamp with constants, {record.form_cost}"
     assert told in record.sentence()
     assert "1 clamp written with constants" in report.summary()
 
@@ -296,7 +296,8 @@ def test_int8_has_halves_and_no_clamps(rng):
     options = Options(bn_free=True, profile="int8")
     report = written(given, options, "Conv", "Relu", "Mul", "Add", "Sigmoid")
     assert report.kept[0].written_as == "mul-add"
-    assert report.kept[0].sentence().endswith("; written as mul-add")
+    cost = "2 nodes, 1,152 elements read, 32 bytes, multiplicative depth 1"
+    assert report.kept[0].sentence().endswith(f"; written as mul-add, {cost}")
 
 
 def test_a_channel_of_gamma_zero(rng):

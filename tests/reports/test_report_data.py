@@ -66,7 +66,7 @@ DATACLASSES = {
     "int8_output": check_results.Int8Output,
     "int8_range": check_results.Int8Range,
 }
-RECORDS = ("node_record", "attempt")  # made of a Record and its refusals
+RECORDS = ("node_record", "attempt", "form_cost")  # made of a Record and what it holds
 
 
 @pytest.mark.parametrize(("name", "kind"), DATACLASSES.items(), ids=DATACLASSES)
@@ -79,8 +79,10 @@ def test_the_schema_knows_every_field(name, kind):
 
 def test_the_schema_knows_what_became_of_a_node(tmp_path, rng):
     gone, kept = plain(report_of(half(rng), tmp_path))["batch_normalizations"]
+    options = Options(standalone="mul-add")
+    *_, written = plain(report_of(half(rng), tmp_path, options))["batch_normalizations"]
     for name, found in (
-        *zip(RECORDS, (gone, kept["tried"][0]), strict=True),
+        *zip(RECORDS, (gone, kept["tried"][0], written["form_cost"]), strict=True),
         ("node_record", kept),
     ):
         part = SCHEMA["$defs"][name]

@@ -41,6 +41,8 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"standalone": "conv", "profile": "int8"},
     {"merge_branches": True, "freeze_initializers": True},
     {"merge_branches": True, "equalize": True, "standalone": "mul-add"},
+    {"bn_free": True},
+    {"bn_free": True, "target": "onnxruntime", "freeze_initializers": True},
 )
 LARGEST = 1 << 16  # bytes of a mutant
 SIZES = (0, 1, 2, 3, 4, 5, 7, 64, -1, -2, 2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1, -(2**63))
@@ -52,6 +54,7 @@ OPERATORS = (
     *("MaxPool", "AveragePool", "GlobalAveragePool", "Constant", "ConstantOfShape", "Range"),
     *("Cast", "CastLike", "Shape", "Size", "Identity", "Dropout", "Sum", "Where", "PRelu", "If"),
     *("DequantizeLinear", "QuantizeLinear", "DepthToSpace", "SpaceToDepth", "Abs", "Neg", "Max"),
+    *("Min", "HardSigmoid", "GlobalMaxPool"),
 )
 
 

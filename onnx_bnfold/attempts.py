@@ -8,7 +8,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnx_bnfold.model.constants import Constants
-from onnx_bnfold.model.graph import Graph, graphs_of
+from onnx_bnfold.model.graph import Graph, copy_of, graphs_of
 from onnx_bnfold.model.shape_inference import Inference, Shapes
 from onnx_bnfold.model.source import Source
 from onnx_bnfold.model.validate import require_sound
@@ -20,6 +20,7 @@ from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.planning.planner import plan_graph
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.reasons import Reason, Refusal
+from onnx_bnfold.rewriting.graph_editor import freeze_constants
 from onnx_bnfold.rewriting.new_constants import Unrepresentable, require_representable
 from onnx_bnfold.rounds import Rounds
 
@@ -64,6 +65,12 @@ class Attempts(Rounds):
         self._inference = Inference(self.model, self._graphs[0], self._source.read_rounded)
         if self.origins is not None:
             self.origins.label(self._graphs)
+
+    def _copy(self) -> ModelProto:
+        copy = copy_of(self.model)
+        if self.options.freeze_initializers:
+            freeze_constants(copy, self._graphs[0])
+        return copy
 
     def _state(self, position: int, known: dict[int, GraphState]) -> GraphState:
         graph = self._graphs[position]

@@ -19,10 +19,11 @@ from onnx_bnfold.planning.kept import UnmatchedPatterns, unmatched
 from onnx_bnfold.planning.plan import GraphPlan, Place, Restated
 from onnx_bnfold.planning.record import Record
 from onnx_bnfold.rewriting.computed_elements import Rounded
-from onnx_bnfold.rewriting.graph_editor import Pending, freeze_constants, rewrite
+from onnx_bnfold.rewriting.graph_editor import Pending, rewrite
 from onnx_bnfold.storage.tensors import clear_place
 
 if TYPE_CHECKING:
+    from onnx_bnfold.model.functions import Root
     from onnx_bnfold.planning.ranges import Ranges
     from onnx_bnfold.rewriting.replaced_nodes import Copied
 
@@ -71,12 +72,6 @@ class Pipeline(Attempts):
         self._is_flat = self._may_resolve = False
         self.nodes_before = sum(len(graph.nodes) for graph in self._graphs)
         self._prepare()
-
-    def _copy(self) -> ModelProto:
-        copy = copy_of(self.model)
-        if self.options.freeze_initializers:
-            freeze_constants(copy, self._graphs[0])
-        return copy
 
     def _prepare(self) -> None:
         """Go on with what constant conditions and the options make of the model."""
@@ -135,7 +130,7 @@ class Pipeline(Attempts):
         for position, plan in enumerate(self.plans):
             plan.restated = {n: was for (p, n), was in self._restated.items() if p == position}
             if self.verdicts:
-                self._tell(plan)
+                self.tell(plan)
             if self.options.equalize:
                 self._equalize(position, plan)
 
@@ -160,7 +155,7 @@ class Pipeline(Attempts):
             again._may_inline = self._may_inline_more
             again._plan_once()
             if again.inlined:
-                self._inline_all()
+                self._inline_all_or_none(again.gone)
                 continue
             found = [*settle.removed(self.plans, again.plans)]
             if gained and (again.merges or settle.finds_places(self.plans, found)):
@@ -224,14 +219,26 @@ class Pipeline(Attempts):
             self._may_inline = False
             self._choose(self.plans)
 
-    def _inline_all(self) -> None:
-        """Plan the original anew, all calls of functions inlined."""
-        self._is_flat = True
-        first = planned_as_it_is(self.original, self._stored, self.options)
-        if self._choose(first.plans, everything=True):
-            self._plan_further()
+    def _inline_all_or_none(self, gone: Set[tuple[Root, str]]) -> None:
+        """Plan the original anew, all calls of functions inlined, if more goes by that.
 
-    def _choose(self, plans: Sequence[GraphPlan], *, everything: bool = False) -> bool:
+        Args:
+            gone: what goes by inlining in the present result; else it is left for good.
+        """
+        first = now = planned_as_it_is(self.original, self._stored, self.options)
+        if self.inlined:
+            now = planned_as_it_is(self.unmerged, self._stored, self.options)
+        if self._choose(first.plans, all_instead_of=now):
+            self._is_flat = True
+            self._plan_further()
+            return
+        from onnx_bnfold.planning.settle import leave_norms
+
+        self._is_flat = not leave_norms(self.model, self.plans, gone)
+
+    def _choose(
+        self, plans: Sequence[GraphPlan], *, all_instead_of: Attempts | None = None
+    ) -> bool:
         """Go on with a plan of the original with calls inlined, if any are; see ``choose``."""
         from onnx_bnfold.rewriting.inlining_choice import choose  # few models have functions
 
@@ -243,8 +250,9 @@ class Pipeline(Attempts):
             )
             return trials[-1].plans
 
-        chosen = choose(self.original, plans, trial, everything=everything)
-        self.verdicts = chosen.verdicts
+        chosen = choose(self.original, plans, trial, all_instead_of=all_instead_of)
+        if all_instead_of is None or chosen.model is not None:
+            self.verdicts, self.gone = chosen.verdicts, chosen.gone
         if chosen.model is None:
             return False
         self._take(chosen.model, chosen.calls)
@@ -264,14 +272,6 @@ class Pipeline(Attempts):
         self._excluded, self._unequal, self._restated, self._unread = {}, set(), {}, set()
         self._index()
         self._prepare()
-
-    def _tell(self, plan: GraphPlan) -> None:
-        """Let nodes that stay say what is in their way beyond the border of a function."""
-        graph = plan.state.graph
-        for index, record in plan.records.items():
-            verdict = self.verdicts.get((graph.path, graph.writes[index][0]))
-            if verdict is not None and not record.folded:
-                plan.records[index] = record._replace(refusal=verdict.refusal, tried=verdict.tried)
 
     def _evaluate(self) -> bool:
         """Go on with a copy of the model in which constants stand for BNs, if some compute any."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from onnx_bnfold.planning.plan import GraphPlan, Place, Recorded
 from onnx_bnfold.planning.record import Record
 
 if TYPE_CHECKING:
+    from onnx_bnfold.model.functions import Root
     from onnx_bnfold.planning.settle import Origins
     from onnx_bnfold.report import Rescaled
     from onnx_bnfold.rewriting.replaced_nodes import NeverRun
@@ -31,6 +32,7 @@ class Rounds:
         never_run: the BatchNormalizations that went with the other branch.
         verdicts: (path of a graph, output of a BatchNormalization that stays there) → what is in
             its way beyond the border of a function.
+        gone: the BatchNormalizations that went by inlining; see ``inlining_choice.Choice``.
     """
 
     def __init__(self) -> None:
@@ -43,6 +45,15 @@ class Rounds:
         self.resolved: tuple[tuple[int, str], ...] = ()
         self.never_run: tuple[NeverRun, ...] = ()
         self.verdicts: Mapping[tuple[str, str], Record] = {}
+        self.gone: Set[tuple[Root, str]] = frozenset()
+
+    def tell(self, plan: GraphPlan) -> None:
+        """Let nodes that stay say what is in their way beyond the border of a function."""
+        graph = plan.state.graph
+        for index, record in plan.records.items():
+            verdict = self.verdicts.get((graph.path, graph.writes[index][0]))
+            if verdict is not None and not record.folded:
+                plan.records[index] = record._replace(refusal=verdict.refusal, tried=verdict.tried)
 
     @property
     def rounds(self) -> Iterator[list[GraphPlan]]:

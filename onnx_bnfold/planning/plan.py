@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.options import Standalone
@@ -13,6 +14,9 @@ from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.record import Record
 from onnx_bnfold.reasons import Reason, Refusal
+
+if TYPE_CHECKING:
+    from onnx_bnfold.model.functions import Functions, Root
 
 # (position of the graph, index of the node)
 Place = tuple[int, int]
@@ -168,6 +172,18 @@ class GraphPlan:
     def _is_per_channel(self, index: int) -> bool:
         constant = self.state.view(index).constant(self.state.operands(index).constant)
         return constant is not None and sum(dim != 1 for dim in constant.dims) == 1
+
+
+def with_roots(
+    functions: Functions, plans: Iterable[GraphPlan]
+) -> Iterator[tuple[Root, GraphPlan]]:
+    """Yield the plan of each graph of a model, and the body that the graph is, or is below."""
+    roots: Iterator[Root] = iter((None, *functions.by_key))
+    root: Root = None
+    for plan in plans:
+        if plan.state.graph.parent is None:
+            root = next(roots)
+        yield root, plan
 
 
 def _is_bias(record: Record) -> bool:

@@ -6,11 +6,14 @@ It is planned as the result would be, and what it finds is noted at the nodes th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
+from onnx import ModelProto
+
+from onnx_bnfold.model.functions import Functions, Root
 from onnx_bnfold.model.graph import Graph
 from onnx_bnfold.planning.notes import BRANCH, EQUALIZE, STANDALONE
-from onnx_bnfold.planning.plan import GraphPlan, Place, Restated
+from onnx_bnfold.planning.plan import GraphPlan, Place, Restated, with_roots
 from onnx_bnfold.reasons import Reason
 
 
@@ -107,6 +110,28 @@ def leave_branches(plans: Sequence[GraphPlan], resolved: Iterable[tuple[int, str
     """
     here = ((position, survivor(plans[position], name)) for position, name in resolved)
     return _noted(plans, [(p, index, BRANCH) for p, index in here if index is not None])
+
+
+def leave_norms(model: ModelProto, plans: Sequence[GraphPlan], gone: Set[tuple[Root, str]]) -> bool:
+    """Let a plan leave for good BatchNormalizations that go where calls are inlined in its result.
+
+    Args:
+        model: the model; its functions are those of the result.
+        plans: its plan; gets the notes.
+        gone: the body and the output of each.
+
+    Returns:
+        Whether there is anything new to note.
+    """
+    left = []
+    for position, (root, plan) in enumerate(with_roots(Functions(model), plans)):
+        for name in sorted(name for body, name in gone if body == root):
+            here = survivor(plan, name)
+            if here is not None:
+                refusal = plan.records[here].refusal
+                why = Reason.PRECISION if refusal is None else refusal.reason
+                left.append((position, here, why.value))
+    return _noted(plans, left)
 
 
 def _noted(plans: Sequence[GraphPlan], left: Iterable[Found]) -> bool:

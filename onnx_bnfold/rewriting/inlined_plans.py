@@ -10,7 +10,7 @@ from onnx import ModelProto
 from onnx_bnfold.model.constants import Constants
 from onnx_bnfold.model.functions import Functions, Root
 from onnx_bnfold.model.graph import Graph
-from onnx_bnfold.planning.plan import GraphPlan
+from onnx_bnfold.planning.plan import GraphPlan, with_roots
 from onnx_bnfold.planning.record import Record
 from onnx_bnfold.rewriting.constant_ifs import known_ifs, resolved
 from onnx_bnfold.rewriting.inlining import Call, Inlined, Origin
@@ -101,16 +101,6 @@ class Planned:
         for end, outer in enumerate(origin.call.outermost_first, 1):
             call = Call(self.inlined.calls[outer], origin.call.path[end:])
             yield Origin(call, origin.function, origin.name)
-
-
-def with_roots(functions: Functions, plans: Plans) -> Iterator[tuple[Root, GraphPlan]]:
-    """Yield each plan of a model with the body that its graph is, or is below."""
-    roots: Iterator[Root] = iter((None, *functions.by_key))
-    root: Root = None
-    for plan in plans:
-        if plan.state.graph.parent is None:
-            root = next(roots)
-        yield root, plan
 
 
 def taking_part(whole: Planned, starts: Iterable[tuple[Root, GraphPlan, int]]) -> set[Call]:

@@ -10,19 +10,30 @@ whose condition a call gives is replaced by the branch that it takes where more 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from onnx import ModelProto
 
 from onnx_bnfold.model.functions import Functions, Key, Root, Size, of_model
+from onnx_bnfold.planning.plan import with_roots
 from onnx_bnfold.planning.record import Record
 from onnx_bnfold.reasons import Refusal
-from onnx_bnfold.rewriting.inlined_plans import Planned, Plans, Trial, taking_part, with_roots
+from onnx_bnfold.rewriting.inlined_plans import Planned, Plans, Trial, taking_part
 from onnx_bnfold.rewriting.inlining import Accept, Call, Inlined, Origin, drop_uncalled, inline
 
 # With its calls inlined a model may have so many nodes and elements of constants, or several times
 # as many as it has.
 _ALWAYS, _TIMES = Size(10_000, 1 << 22), Size(4, 2)
+
+
+class Attempted(Protocol):
+    """A model and its plans."""
+
+    @property
+    def model(self) -> ModelProto: ...
+
+    @property
+    def plans(self) -> Plans: ...
 
 
 class Choice(NamedTuple):
@@ -33,26 +44,31 @@ class Choice(NamedTuple):
         calls: number of calls that were inlined.
         verdicts: (path of a graph, output of a BatchNormalization that stays there) → what was
             decided on it with all calls inlined: what is in its way beyond the border.
+        gone: the BatchNormalizations that go by that, each by its body and output.
     """
 
     model: ModelProto | None
     calls: int
     verdicts: Mapping[tuple[str, str], Record]
+    gone: frozenset[tuple[Root, str]] = frozenset()
 
 
-def choose(model: ModelProto, plans: Plans, trial: Trial, *, everything: bool = False) -> Choice:
+def choose(
+    model: ModelProto, plans: Plans, trial: Trial, *, all_instead_of: Attempted | None = None
+) -> Choice:
     """Choose the calls that are inlined.
 
     Args:
         model: the model.
         plans: of the model as it is.
         trial: plans another model.
-        everything: inline all calls, whether a BatchNormalization goes by that or not.
+        all_instead_of: the model with those calls inlined that are so far; all are, if fewer
+            BatchNormalizations stay then.
     """
     functions = Functions(model)
     if not functions.calls[None] or len(functions.by_key) < len(model.functions):
         return Choice(None, 0, {})
-    return _Chooser(model, functions, plans, trial).choose(everything=everything)
+    return _Chooser(model, functions, plans, trial).choose(all_instead_of)
 
 
 def inline_all(model: ModelProto) -> ModelProto:
@@ -111,7 +127,7 @@ class _Chooser:
         self.too_large: dict[Key, str] = {}
         self._hinder_kept()
 
-    def choose(self, *, everything: bool) -> Choice:
+    def choose(self, all_instead_of: Attempted | None) -> Choice:
         before = Planned(Inlined(self.model), self.plans)
         staying = {
             (origin.function, origin.name)
@@ -121,11 +137,18 @@ class _Chooser:
         if not staying:
             return Choice(None, 0, {})
         whole = self._planned(_bounded(self.model, self.functions, self.too_large))
-        best = self._planned(_those({*whole.inlined.calls}), drop=True) if everything else None
-        best = best or self._best(before, whole, staying)
-        number = best.inlined_calls()
-        model = best.with_ifs if number else None
-        return Choice(model, number, dict(self._verdicts(best, whole)))
+        if all_instead_of is not None:
+            now = Planned(Inlined(all_instead_of.model), all_instead_of.plans)
+            flat = self._planned(_those({*whole.inlined.calls}), drop=True)
+            best = flat if flat.left() < now.left() else before
+        else:
+            best = self._best(before, whole, staying)
+        number, verdicts = best.inlined_calls(), dict(self._verdicts(best, whole))
+        if not number:
+            return Choice(None, 0, verdicts)
+        gone = [*best.never_run, *(o for o, _, _, record in best.bns() if record.folded)]
+        theirs = staying & {(origin.function, origin.name) for origin in gone}
+        return Choice(best.with_ifs, number, verdicts, frozenset(theirs))
 
     def _best(self, before: Planned, whole: Planned, staying: Set[tuple[Root, str]]) -> Planned:
         """Return the model as it is, or that with the fewest calls inlined that is better.

@@ -278,6 +278,24 @@ def test_nothing_is_inlined_where_nothing_goes_by_it():
     assert kept.refusal.reason in (Reason.NO_SHIFT, Reason.GRAPH_INPUT)
 
 
+def test_nothing_is_inlined_for_a_second_fold_where_fewer_go_by_it():
+    """By itself the first goes, and the second then, once it is inlined; together both stay."""
+    nodes = "c = Conv(x, w)\n t = BatchNormalization(c, s, b, m, v)\n r = Relu(t)"
+    model = model_of(f"{nodes}\n y = local.norm(r, s2, m2, m2, v2)", NORM)
+    values = {"b": 100, "m2": 0, "v2": 1e-12}
+    norms = [model.graph.node[1], model.functions[0].node[0]]
+    for norm in norms:
+        norm.attribute.append(helper.make_attribute("epsilon", 0.0))
+    for held in model.graph.initializer:
+        if held.name in values:
+            held.CopyFrom(tensor(held.name, np.full(3, values[held.name], np.float32)))
+    folded, report = onnx_bnfold.fold(model)
+    assert_same_function(model, folded)
+    assert (len(report.folded), len(report.kept), report.inlined_calls) == (1, 1, 0)
+    again, _ = onnx_bnfold.fold(folded)
+    assert again.SerializeToString() == folded.SerializeToString()
+
+
 def test_call_of_a_function_that_has_no_part_in_it_stays():
     nodes = "c = local.conv(x, w)\n t = local.norm(c, s, b, m, v)\n y = local.act(t)"
     folded, report = fold_checked(model_of(nodes, CONV, NORM, RELU))

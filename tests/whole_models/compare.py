@@ -11,13 +11,11 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from .engine import Emulation, attempt, every_node, holds_type
-from .floats import FLOATS, LARGEST, PERMITTED, TINY, UNIT
+from .floats import FLOATS, LARGEST, PERMITTED, TIMES_BROAD, TINY, UNIT
 from .interpreter import Interpreter
 
 _QUICK = 24  # units, of the smallest slice's largest value
 _UNITS = 8  # units that any result may be off by
-# A shift costs so many of them beside the largest values of a channel: it makes small ones coarse.
-_TIMES_BROAD = {t: 4 if UNIT[t] > UNIT[np.dtype(np.float32)] else 16 for t in FLOATS}
 _DRAWS = 6
 _KIND = {t: helper.np_dtype_to_tensor_dtype(t) for t in FLOATS}
 _FEW = 6  # elements
@@ -78,7 +76,7 @@ class _Truth:
         held: in the model's own types, rounded after every node; None without float16, of which
             onnxruntime holds in float32 what overflows, as long as no kernel asks for float16.
         spread: of evaluations with the noise of each value; ``broad`` with that of its channel;
-            ``far`` with all that a fold may add to each.
+            ``far`` with all that a fold may add to each, by its own size and by its channel's.
         approximate: whether a node was, in part, computed in float32 after all.
         coarsest: unit of the coarsest type in the model.
     """
@@ -100,7 +98,8 @@ class _Truth:
     @property
     def is_steady(self) -> np.ndarray:
         """Which elements are finite whatever the noise."""
-        return np.all([np.isfinite(s) for (s,) in (self.exact, *self.spread)], axis=0)
+        draws = (self.exact, *self.spread, *self.broad, *self.far)
+        return np.all([np.isfinite(s) for (s,) in draws], axis=0)
 
     @property
     def is_held(self) -> np.ndarray:
@@ -137,6 +136,7 @@ def difference(
         (truth.spread, {}),
         (truth.broad, {"channel_axes": axes}),
         (truth.far, {"far": True}),
+        (truth.far, {"far": True, "channel_axes": axes}),
     ]
     for draws, how in stages:
         for draw in range(_DRAWS):
@@ -183,7 +183,7 @@ def _of_one(i: int, a, b, truth: _Truth) -> tuple[float, Doubt] | None:
         size = _yardstick(np.where(usable, true, 0))
     noise = np.maximum(_yardstick(own, zeros=True), _yardstick(drawn, zeros=True))
     noise = np.maximum(
-        PERMITTED[a.dtype] * noise, _TIMES_BROAD[a.dtype] * _yardstick(drawn_broadly, zeros=True)
+        PERMITTED[a.dtype] * noise, TIMES_BROAD[a.dtype] * _yardstick(drawn_broadly, zeros=True)
     )
     noise = np.maximum(noise, _yardstick(drawn_far, zeros=True))
     # A narrower type in front of a Cast holds constants that were of the output's type.

@@ -15,6 +15,10 @@ LARGEST = {t: float(ml_dtypes.finfo(t).max) for t in FLOATS}
 # float64 the package lets a shift cost four bits, and two more go where the data are narrower than
 # the statistics say.
 PERMITTED = {t: 4 if UNIT[t] > UNIT[np.dtype(np.float32)] else 64 for t in FLOATS}
+# A shift costs so many units beside the largest values of a channel: it makes small ones coarse.
+TIMES_BROAD = {t: 4 if UNIT[t] > UNIT[np.dtype(np.float32)] else 16 for t in FLOATS}
+# A shift costs so many units beside the largest values of a channel: it makes small ones coarse.
+TIMES_BROAD = {t: 4 if UNIT[t] > UNIT[np.dtype(np.float32)] else 16 for t in FLOATS}
 _STRINGS = dict(
     zip(
         FLOATS,

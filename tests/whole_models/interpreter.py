@@ -5,7 +5,8 @@ else a bfloat16 is held as a float32 that is rounded after each node, since onnx
 no kernels for it. ``noise`` moves whatever is rounded by one unit of its own type, so that the
 spread of several evaluations is the rounding error that a model has by its very nature. With
 ``channel_axes`` the unit is that of the largest value of an element's channel, which lies on one of
-these axes. ``far`` moves by all that a fold may add; what may be a pole then has no result.
+these axes. ``far`` moves by all that a fold may add; what may be a pole then has no result. What is
+not negative without noise is not so with it where a root is taken.
 """
 
 import functools
@@ -23,7 +24,7 @@ from onnx import (
     numpy_helper,
 )
 
-from .floats import BFLOAT16, FLOATS, PERMITTED, TINY, UNIT, allowed
+from .floats import BFLOAT16, FLOATS, PERMITTED, TIMES_BROAD, TINY, UNIT, allowed
 from .kernels import attributes, widened, window_is_larger
 from .runtime import NoKernel, run_node
 
@@ -176,8 +177,12 @@ class Interpreter:
         if self.channel_axes:
             size = np.maximum(size, self._broad(array))
         signs = self.noise.choice([-1.0, 1.0], array.shape)
-        units = PERMITTED[dtype] if self.far else 1
+        units = self._most(dtype) if self.far else 1
         return np.asarray(array + signs * units * (UNIT[dtype] * size + TINY[dtype]))
+
+    def _most(self, dtype: np.dtype) -> int:
+        """Return how many units a fold may add."""
+        return TIMES_BROAD[dtype] if self.channel_axes else PERMITTED[dtype]
 
     def _broad(self, array: np.ndarray) -> np.ndarray:
         """Return for each element the largest value of its channel."""
@@ -214,6 +219,8 @@ class Interpreter:
                     array = self._moved(array, dtype)
                 if i == 0 and node.op_type in _STASHING and dtype == np.float64:
                     array = self._moved(array, np.dtype(np.float32))
+                if i == 0 and (self.channel_axes or self.far) and _is_root(node, env):
+                    array = np.abs(array)
                 if self.noise is not None and node.op_type in _JUMPS:
                     array = self._shaken(array, dtype)
             found[name] = array
@@ -287,7 +294,7 @@ class Interpreter:
         before = self._exact[turn] if turn < len(self._exact) else None
         if result.dtype.kind != "f" or before is None or before.array.shape != now.array.shape:
             return result
-        off = PERMITTED[now.dtype] * np.abs(now.array - before.array)
+        off = (1 if self.far else self._most(now.dtype)) * np.abs(now.array - before.array)
         return np.where(off < np.abs(before.array), result, np.nan)
 
     def _computed(self, node: NodeProto, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -452,6 +459,14 @@ def _bound(node: NodeProto, given: Mapping) -> NodeProto:
         elif not a.ref_attr_name:
             bound.attribute.add().CopyFrom(a)
     return bound
+
+
+def _is_root(node: NodeProto, env: Mapping[str, Tensor]) -> bool:
+    """Whether a node makes nothing of what is negative."""
+    if node.op_type != "Pow":
+        return node.op_type == "Sqrt"
+    exponent = env[node.input[1]].array
+    return bool((exponent % 1 != 0).all())
 
 
 def _holds_nan(array: np.ndarray) -> bool:

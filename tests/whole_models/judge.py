@@ -28,6 +28,7 @@ from .engine import (
     holds_type,
 )
 from .floats import PERMITTED
+from .interpreter import Tensor
 from .models import Case
 from .storage import fold
 
@@ -300,19 +301,34 @@ def _decided(case, folded, feed, wanted, found) -> None:
 
 
 def statistics_lie(model: ModelProto, feed: Mapping[str, np.ndarray]) -> bool:
-    """Whether a BatchNormalization says that its input is far larger, or smaller, than it is."""
-    env, found = every_tensor(model, feed), False
-    for node in model.graph.node:
-        is_norm = node.op_type == "BatchNormalization" and not node.domain
-        if is_norm and all(n in env for n in node.input):
-            x, *_, mean, variance = (np.float64(env[name].array) for name in node.input)
-            if x.ndim < 2 or not x.size:
-                continue
-            size = np.abs(np.moveaxis(x, 1, 0).reshape(x.shape[1], -1)).max(axis=1)
-            with np.errstate(all="ignore"):
-                said = (np.abs(mean) + np.sqrt(variance)) / size
-            found = found or bool(((said > _LIES) | (said < 1 / _LIES)).any())
-    return found
+    """Whether a BatchNormalization says that its data are of another size than they are.
+
+    What it says of its input is far off, or its output is far smaller: a shift would dwarf it.
+    """
+    env = every_tensor(model, feed)
+    norms = (n for n in model.graph.node if n.op_type == "BatchNormalization" and not n.domain)
+    return any(_lies(norm, env) for norm in norms if all(name in env for name in norm.input))
+
+
+def _lies(norm: NodeProto, env: Mapping[str, Tensor]) -> bool:
+    x, scale, bias, mean, variance = (np.float64(env[name].array) for name in norm.input)
+    if x.ndim < 2 or not x.size:
+        return False
+    deviation = np.sqrt(variance)
+    with np.errstate(all="ignore"):
+        out = np.abs(scale) * deviation / np.sqrt(variance + _epsilon(norm))
+        into = (np.abs(mean) + deviation) / _sizes(x)
+        behind = (np.abs(bias) + out) / _sizes(env[norm.output[0]].array)
+    return bool(((into > _LIES) | (into < 1 / _LIES) | (behind > _LIES)).any())
+
+
+def _epsilon(norm: NodeProto) -> float:
+    return next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
+
+
+def _sizes(array: np.ndarray) -> np.ndarray:
+    """Return the largest value of each channel."""
+    return np.abs(np.moveaxis(np.float64(array), 1, 0).reshape(array.shape[1], -1)).max(axis=1)
 
 
 def _require(holds: bool, kind: str, detail) -> None:

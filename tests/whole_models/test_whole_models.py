@@ -367,6 +367,42 @@ def test_far_from_a_pole_a_reciprocal_is_judged() -> None:
     assert _told(text, x, np.float32([[2.001]])) == "precision"
 
 
+@pytest.mark.parametrize(("size", "kind"), [(1e-6, None), (1e-3, "precision")])
+def test_near_a_pole_a_small_value_is_as_coarse_as_its_channel(size: float, kind) -> None:
+    """A shift costs a few units of the channel's largest value, and what is left may be 0."""
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,1,8] x) => (float[1,1,8] y)
+        <float[1] s = {1.0}, float[1] b = {0.0}, float[1] v = {1.0}>
+        { t = BatchNormalization (x, s, b, b, v) y = Reciprocal (t) }
+    """
+    x = np.full((1, 1, 8), 4, np.float32)
+    x[..., 0] = size
+    y = 1 / (x + np.float32(4e-7))
+    y[..., 0] *= np.float32(1.01)
+    assert _told(text, x, y) == kind
+    assert _told(text, x, y * np.float32(1.01)) is not None
+
+
+@pytest.mark.parametrize("op", ["Sqrt (u)", "Pow (u, e)"])
+def test_what_is_not_negative_has_a_root_whatever_is_added_to_it(op: str) -> None:
+    """A Max with a constant does what the second Relu did; what it cuts off is behind a root."""
+    text = f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,1,8] x) => (float[1,1,8] y)
+        <float e = {{0.5}}, float[1] s = {{1.0}}, float[1] b = {{76.0}}, float[1] m = {{152.0}}>
+        {{
+            u = Relu (x) r = {op} t = BatchNormalization (r, s, b, m, s)
+            c = Relu (t) a = GlobalAveragePool (c) y = Add (c, a)
+        }}
+    """
+    x = np.full((1, 1, 8), -2, np.float32)
+    nothing = np.zeros_like(x)
+    assert _told(text, x, nothing + np.float32(8e-6), nothing) is None
+    assert _told(text, x, nothing + np.float32(8), nothing) is not None
+    assert _told(text, x, nothing + np.float32(np.nan), nothing) is not None
+
+
 def test_what_float16_cannot_hold_is_nothing_to_be_kept() -> None:
     text = """
         <ir_version: 8, opset_import: ["" : 17]>
@@ -545,6 +581,19 @@ def test_what_ends_onnxruntime_is_fed_no_empty_batch(op: str, batch: int) -> Non
     b.draw.chance, b.draw.between = lambda probability: True, lambda low, high: 2
     _, second = _feeds(b, model, {"x": ["N", 3]})
     assert second["x"].shape == (batch, 3)
+
+
+@pytest.mark.parametrize(("spread", "lies"), [(1, False), (0.03, True)])
+def test_a_norm_may_say_too_much_of_its_output_alone(spread: float, lies: bool) -> None:
+    """Its mean is as large as its input, and all but nothing is left of that."""
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,1,8] x) => (float[1,1,8] y)
+        <float[1] s = {1.0}, float[1] b = {0.0}, float[1] m = {1.0}, float[1] v = {1.0}>
+        { y = BatchNormalization (x, s, b, m, v) }
+    """
+    x = 1 + spread * np.linspace(-1, 1, 8, dtype=np.float32).reshape(1, 1, 8)
+    assert statistics_lie(onnx.parser.parse_model(text), {"x": x}) == lies
 
 
 def test_a_function_of_the_name_of_a_norm_states_nothing() -> None:

@@ -13,6 +13,7 @@ from onnx_bnfold.model.shape_inference import Inference, Shapes
 from onnx_bnfold.model.source import Source
 from onnx_bnfold.model.validate import require_sound
 from onnx_bnfold.operators import batchnorm
+from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.options import Options
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.kept import kept_by
@@ -24,6 +25,8 @@ from onnx_bnfold.rewriting.graph_editor import freeze_constants
 from onnx_bnfold.rewriting.new_constants import Unrepresentable, require_representable
 from onnx_bnfold.rounds import Rounds
 
+# Position of a graph → name of a tensor → what is known of its size (``planning.sizes``).
+Told = dict[int, dict[str, tuple[Affine, ...]]]
 _BY_SIZES = frozenset(
     {
         Reason.UNKNOWN_SHAPE,
@@ -58,6 +61,7 @@ class Attempts(Rounds):
         self._norms_alone = norms_alone
         self._excluded: dict[tuple[int, int], Refusal] = {}
         self._unequal: set[tuple[int, str]] = set()
+        self._told: Told = {}
         self._index()
 
     def _index(self) -> None:
@@ -80,6 +84,7 @@ class Attempts(Rounds):
         source = self._source
         constants = Constants(graph, source.read, shapes, around, source.open, kept)
         state = GraphState(graph, constants, shapes, kept)
+        state.told = self._told.get(position, state.told)
         known[id(graph)] = state
         return state
 
@@ -87,6 +92,22 @@ class Attempts(Rounds):
         """Return a state of every graph, nothing decided."""
         known: dict[int, GraphState] = {}
         return [self._state(position, known) for position in range(len(self._graphs))]
+
+    def _keep_told(self, more: Told, *, bodies_moved: bool) -> None:
+        """Keep what is known of the sizes of tensors, with more of it.
+
+        Args:
+            more: of the same tensors or others.
+            bodies_moved: whether bodies other than the main graph have other positions by now.
+        """
+        known = {p: of for p, of in self._told.items() if p == 0 or not bodies_moved}
+        self._told = known | {p: known.get(p, {}) | of for p, of in more.items()}
+
+    def _told_of_result(self) -> Told:
+        """Return what is known of the sizes of tensors as the present plans leave them."""
+        from onnx_bnfold.planning.sizes import told_of_result  # few folds take two rounds
+
+        return {position: told_of_result(plan.state) for position, plan in enumerate(self.plans)}
 
     @property
     def _limits(self) -> Limits:

@@ -208,7 +208,7 @@ class Pipeline(Attempts):
         self.origins = self.origins or Origins()
         self.origins.follow(self.plans)
         self.earlier.append(self.plans)
-        merges = self.merges
+        merges, self._told = self.merges, self._told_of_result()
         self._adopt(result, self._source.with_computed(exact), ranges)
         self._plan_once()
         return self.merges > merges or any(plan.state.removed for plan in self.plans)
@@ -263,11 +263,11 @@ class Pipeline(Attempts):
 
     def _take(self, model: ModelProto, calls: int) -> None:
         self.unmerged, self.inlined, self.merges, self.merged = model, calls, 0, ()
-        self.earlier, self.origins, self.never_run = [], None, ()
+        self.earlier, self.origins, self.never_run, self._told = [], None, (), {}
         self._adopt(model, self._stored, self._measured)
 
     def _adopt(self, model: ModelProto, source: Source, ranges: Ranges | None) -> None:
-        """Go on with another model, of which nothing is known yet."""
+        """Go on with another model, of which no more is known yet."""
         self.model, self._source, self._ranges = model, source, ranges
         self._excluded, self._unequal, self._restated, self._unread = {}, set(), {}, set()
         self._index()
@@ -298,6 +298,7 @@ class Pipeline(Attempts):
             self._restated = {(p, moved[p, n]): was for (p, n), was in self._restated.items()}
         self._restated = copied.restated | self._restated
         self._unread |= copied.unread
+        self._keep_told(copied.told, bodies_moved=bool(copied.resolved))
         self.resolved += copied.resolved
         self.never_run += copied.never_run
         self.model = copied.model

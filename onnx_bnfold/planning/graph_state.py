@@ -49,6 +49,7 @@ class GraphState(GraphNodes):
         dead_ends: tensors that take no change of some kind, if they were looked for (``in_vain``:
             nodes settled since then by searches that came to nothing).
         said: what a BatchNormalization says of the tensor at a port, as far as it was asked.
+        told: of tensors, what BNs said that are gone from the model by now; see ``sizes.told``.
         ranges: of original tensors, each with its noise, once it was asked; see ``int8_noise``.
     """
 
@@ -67,6 +68,7 @@ class GraphState(GraphNodes):
         self.groups = Groups(graph, {graph.writes[index][0] for index in self.kept})
         self.sizes: dict[str, tuple[int, tuple[Affine, ...]]] = {}
         self.said: dict[tuple[int, int], tuple[Affine, ...]] = {}
+        self.told: Mapping[str, tuple[Affine, ...]] = MappingProxyType({})
         self.ranges: dict[str, tuple[Range, float]] = {}
         self.dead_ends: DeadEnds | None = None
         self.in_vain = 0

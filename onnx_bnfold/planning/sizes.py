@@ -153,7 +153,7 @@ def _sum(one: Spread, other: Spread) -> Spread:
 
 
 def _of_bn(state: GraphState, name: str) -> Spreads:
-    return _said_by_bns(state, name, lambda index: True)
+    return _said_by_bns(state, name, lambda index: True) or state.told.get(name, ())
 
 
 def _of_staying_bn(state: GraphState, name: str) -> Spreads:
@@ -172,6 +172,28 @@ def _said_by_bns(state: GraphState, name: str, counts: Callable[[int], bool]) ->
             if state.said[index, port]:
                 return state.said[index, port]
     return ()
+
+
+def told(state: GraphState, index: int) -> dict[str, Spreads]:
+    """Return what a BatchNormalization says of the tensors on its sides."""
+    x, y = state.sides(index)
+    return {y: _said_by(state, index, OUT), x: _said_by(state, index, 0)}
+
+
+def told_of_result(state: GraphState) -> dict[str, Spreads]:
+    """Return what is known of the tensors of a graph, as they are with all changes.
+
+    That is what its BatchNormalizations say that go, and what was told before.
+    """
+    found = dict(state.told)
+    for index in sorted(state.removed):
+        if state.is_bn(index):
+            found |= told(state, index)
+    return {
+        member: tuple(spread.then(state.change(name, spread.rank)) for spread in spreads)
+        for name, spreads in found.items()
+        for member in state.groups.members(name)
+    }
 
 
 def _said_by(state: GraphState, index: int, port: int) -> Spreads:

@@ -11,6 +11,7 @@ from onnx import ModelProto
 from onnx_bnfold.model.graph import Graph
 from onnx_bnfold.planning.plan import Place, Restated
 from onnx_bnfold.planning.record import Record
+from onnx_bnfold.planning.sizes import Spreads
 
 
 class NeverRun(NamedTuple):
@@ -44,6 +45,7 @@ class Copied:
         moved: for each node of the graphs as they were its index by now, if any has moved.
         restated: what was replaced, by the index by now.
         unread: the constants that these have read.
+        told: what they said of the tensors on their sides, by the position of the graph.
         resolved: Ifs that branches have replaced: the positions of their graphs, and what they
             wrote first.
         renamed: the tensors of these branches, those of inner ones first.
@@ -54,6 +56,7 @@ class Copied:
     moved: dict[Place, int] = field(default_factory=dict)
     restated: dict[Place, Restated] = field(default_factory=dict)
     unread: set[str] = field(default_factory=set)
+    told: dict[int, dict[str, Spreads]] = field(default_factory=dict)
     resolved: tuple[tuple[int, str], ...] = ()
     renamed: Sequence[Renamed] = ()
     never_run: tuple[NeverRun, ...] = ()

@@ -26,6 +26,7 @@ from onnx_bnfold.planning.notes import STANDALONE, is_noted
 from onnx_bnfold.planning.plan import GraphPlan, Restated
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.record import Record
+from onnx_bnfold.planning.sizes import told
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.rewriting.branch_merging import declare
 from onnx_bnfold.rewriting.fresh_names import Names
@@ -175,6 +176,7 @@ def apply(
         copied.moved |= {(position, index): place for index, place in enumerate(now)}
         for index in sorted(nodes):
             x, y = graph.reads[index][0], graph.writes[index][0]
+            copied.told.setdefault(position, {}).update(told(plan.state, index))
             record = plan.records[index]._replace(written_as=form)
             was = Restated(form, graph.name(index), x, y, record)
             copied.restated[position, now[index]] = was

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from graphs import Net
 
-from onnx_bnfold.planning.sizes import sizes, usual_sizes
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.planning.sizes import sizes, told, told_of_result, usual_sizes
 
 
 @pytest.mark.parametrize("side", ["in front", "behind"])
@@ -92,3 +93,34 @@ def test_an_answer_is_not_of_the_size_of_what_it_is_about():
     state = net.state(y)
     assert sizes(state, x)
     assert not sizes(state, y)
+
+
+def test_what_is_told_holds_for_the_tensors_as_they_are_left():
+    """A norm has learned a mean of 4 and a deviation of 3; it goes into what is in front."""
+    net = Net(("N", 1, 3))
+    given = [net.const(np.array([value])) for value in (6.0, 1.0, 4.0, 9.0)]
+    x = net.op("Sigmoid", "x")
+    y = net.op("BatchNormalization", x, *given, epsilon=0.0)
+    state = net.state(net.op("Tanh", y))
+    said = told(state, 1)
+    assert [(s.scale.item(), s.shift.item()) for s in said[x]] == [(3, 4), (3, 0)]
+    assert [(s.scale.item(), s.shift.item()) for s in said[y]] == [(6, 1), (6, -7)]
+    assert not told_of_result(state)
+    ones = np.ones((1, 1, 1))
+    state.total[x] = Affine.of(2 * ones, -7 * ones)
+    state.remove(1)
+    left = told_of_result(state)
+    assert left.keys() == {x, y}
+    for spreads in left.values():
+        assert [(s.scale.item(), s.shift.item()) for s in spreads] == [(6, 1), (6, -7)]
+
+
+def test_what_was_told_counts_where_no_norm_says_more():
+    net = Net(("N", 1, 3))
+    x = net.op("Sigmoid", "x")
+    state = net.state(net.op("Mul", x, net.const(np.full((1, 1), 2.0))))
+    assert not sizes(state, x)
+    y = state.graph.writes[1][0]
+    state.sizes.clear()
+    state.told = {y: (Affine.of(np.full((1, 1, 1), 10.0), np.zeros((1, 1, 1))),)}
+    assert [spread.scale.item() for spread in sizes(state, x)] == [5]

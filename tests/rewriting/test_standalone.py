@@ -1,5 +1,6 @@
 """BatchNormalizations that stay, written as Mul and Add or as a depthwise Conv."""
 
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -245,3 +246,13 @@ def test_no_operator_is_written_in_a_type_that_it_does_not_take(opset, written, 
 def test_what_a_scale_leaves_is_not_judged_again(seed):
     """A shift of before is as large beside a tensor that is scaled as it was."""
     folded_twice(random_model(Random(seed), steps=(12, 24)[seed % 2]), MUL_ADD)
+
+
+def test_what_norms_have_said_holds_where_they_are_written_otherwise():
+    """The second says how small the zeros are that it reads: they are not moved by a third."""
+    found = Path(__file__).parents[1] / "corpus" / "found" / "norms_said_how_small.onnx"
+    model = onnx.load(found)
+    folded, report = folded_twice(model, Options(standalone="conv", freeze_initializers=True))
+    assert [record.written_as for record in report.kept] == ["conv", "conv"]
+    feeds = {"t2": np.ones((3, 5, 6), np.float32), "t49": np.ones((3, 5, 6), np.float32)}
+    assert not run(folded, feeds)[2].any()

@@ -22,6 +22,7 @@ from .cases import Case, Operand, draw_case, node_of
 
 SAMPLES = 8
 SHAPED = frozenset({"CausalConvWithState"})  # has no kernel of its own in onnxruntime
+INSTALLED = tuple(map(int, ort.__version__.split(".")[:2]))
 BFLOAT16 = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
 Arrays = list[np.ndarray]
 Ports = Mapping[int, Affine]
@@ -38,6 +39,28 @@ class NotRunnable(Exception):
     """Onnxruntime cannot run a node: it is invalid, or of a type without a kernel."""
 
 
+def _adds_more_than_is_left(case: Case) -> bool:
+    """Whether a Pad adds to an axis of which it leaves nothing, or wraps around more than that."""
+    given = {o.name: o.value for o in case.operands if not o.changes and o.name}
+    pads = np.reshape(given.get("pads", case.attributes.get("pads")), (2, -1))
+    axes = given.get("axes", np.arange(pads.shape[1]))
+    sizes = np.array(case.operands[0].shape)[np.asarray(axes)]
+    left = sizes + np.minimum(pads, 0).sum(axis=0)
+    wraps = case.attributes.get("mode") == "wrap"
+    return bool(((pads > 0) & ((left <= 0) | (wraps & (pads > left)))).any())
+
+
+# What an onnxruntime computes otherwise than the specification says: up to which version, and in
+# which cases. Such a Pad leaves elements of its output as they were in memory.
+MISCOMPUTED = {"Pad": ((1, 23), _adds_more_than_is_left)}
+
+
+def is_miscomputed(case: Case) -> bool:
+    """Whether the installed onnxruntime is known to be wrong about a node."""
+    last, condition = MISCOMPUTED.get(case.op, ((0, 0), None))
+    return condition is not None and last >= INSTALLED and condition(case)
+
+
 class Kernel:
     """A node in onnxruntime; all its float operands are inputs of any shape.
 
@@ -50,6 +73,8 @@ class Kernel:
     """
 
     def __init__(self, case: Case, **replaced: Any) -> None:
+        if is_miscomputed(case):
+            raise NotRunnable("the installed onnxruntime is known to be wrong about it")
         case = case.copied()
         self.case = replace(case, attributes={**case.attributes, **replaced})
         fed = {o.name: o for o in case.operands if o.name and o.changes}

@@ -177,7 +177,25 @@ def pad(d: Draw) -> Case:
     mode = d.pick(
         None, "constant", "constant", "reflect", "edge", "wrap" if d.since >= 19 else None
     )
+    if not _has_what_to_pad_with([shape[a] for a in axes or range(rank)], pads, mode):
+        mode = "constant"
     return d.node(d.data(shape), pads=pads, mode=mode, value=value, constant_value=value, axes=axes)
+
+
+def _has_what_to_pad_with(sizes: list[int], pads: list[int], mode: str | None) -> bool:
+    """Whether as much is left of each axis that grows as the mode reads of it.
+
+    The specification says nothing of what is there otherwise; onnxruntime 1.32 refuses it, 1.23
+    reads what is beside its input in memory, or ends the process.
+    """
+    if mode in (None, "constant"):
+        return True
+    grown = zip(sizes, pads[: len(sizes)], pads[len(sizes) :], strict=True)
+    return all(
+        size + min(low, 0) + min(high, 0) > (max(low, high) if mode == "reflect" else 0)
+        for size, low, high in grown
+        if max(low, high) > 0
+    )
 
 
 @generator("CenterCropPad")

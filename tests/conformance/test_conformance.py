@@ -20,7 +20,7 @@ from onnx_bnfold.operators.rules import Step
 from onnx_bnfold.operators.table import OPERATORS, every_entry
 from onnx_bnfold.reasons import Reason, Refused
 
-from . import changes
+from . import changes, engine
 from .campaign import Campaign, schedule
 from .cases import GENERATORS, Case, Operand, draw_case, schema, spans
 from .complete import affine_map, visible
@@ -79,6 +79,28 @@ def judged(op: str) -> Campaign:
         assert number < MOST_CASES * len(versions), f"{op}: onnxruntime runs hardly any case"
         campaign.draw(op, opset, seed)
     raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("mode", "pads", "is_wrong"),
+    [
+        ("constant", [1, 1], False),
+        ("constant", [-3, 1], True),  # all that the axis has, and one that is added
+        ("wrap", [3, 0], False),
+        ("wrap", [-1, 3], True),
+    ],
+)
+def test_a_pad_of_what_is_left_is_judged_by_every_onnxruntime(mode, pads, is_wrong, monkeypatch):
+    """1.23 leaves elements as they were in memory where it adds more than that."""
+    pads = np.array(pads)
+    operands = (
+        Operand("x", None, (3,), (3,)),
+        Operand("pads", pads, pads.shape, changes=False),
+    )
+    case = Case("Pad", 21, 0, operands, 1, {"mode": mode}, np.dtype(np.float32))
+    for version, is_skipped in (((1, 32), False), ((1, 23), is_wrong)):
+        monkeypatch.setattr(engine, "INSTALLED", version)
+        assert engine.is_miscomputed(case) == is_skipped
 
 
 @needs_kernels_as_read

@@ -11,9 +11,12 @@ from functools import partial
 from onnx_bnfold.model.constants import Constant
 from onnx_bnfold.model.node_view import FLOATS, NodeView
 from onnx_bnfold.operators import costs
-from onnx_bnfold.operators.entries import Absorbing
+from onnx_bnfold.operators.entries import Absorber, Absorbing
 from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.reasons import Reason, Refusal, Refused
+
+# What may be wrong with a weight, and not with the bias beside it.
+_OF_WEIGHTS = frozenset({Reason.WEIGHT_NOT_CONSTANT, Reason.OVERRIDABLE_INITIALIZER})
 
 
 def _dequantizer(view: NodeView, slot: int) -> NodeView | None:
@@ -195,6 +198,20 @@ def linear_layer(view: NodeView, layout: Callable[[NodeView], LinearLayer]) -> L
     return layer._replace(quantized=quantized_weight(source, layer.layout, layer.grouped), also=())
 
 
+def _read(view: NodeView, layout: Callable[[NodeView], LinearLayer]) -> Absorber:
+    """Return a linear layer, or what the bias of one takes whose weight is no constant."""
+    try:
+        return linear_layer(view, layout)
+    except Refused as refused:
+        refusal = refused.refusal
+    from onnx_bnfold.operators.computed_weight import bias_alone  # most weights are constants
+
+    found = bias_alone(view, layout, refusal) if refusal.reason in _OF_WEIGHTS else None
+    if found is None:
+        raise Refused.again(refusal)
+    return found
+
+
 def linear(
     layout: Callable[[NodeView], LinearLayer],
     version: int,
@@ -204,7 +221,7 @@ def linear(
 ) -> Absorbing:
     """Make the entry of a linear layer: how it is read, up to which version, and what it costs."""
     return Absorbing(
-        partial(linear_layer, layout=layout),
+        partial(_read, layout=layout),
         linear_in,
         version=version,
         multiply_adds=multiply_adds,

@@ -94,7 +94,7 @@ def fold_file(
     """Fold a model file of any size into another file.
 
     Weights that do not change are copied from file to file; the others are folded in blocks of
-    about 4 MiB, in a few threads. External data stays external, in a new file beside the target.
+    about 1 MiB, in a few threads. External data stays external, in a new file beside the target.
 
     Args:
         source: the model; it is not changed.

@@ -180,3 +180,50 @@ def test_merging_branches_takes_no_memory_in_proportion_to_a_layer(rng, tmp_path
     tracemalloc.stop()
     assert {record.way for record in report.records} == {"merged"}
     assert peak < 32e6
+
+
+def peak_of_fold(parts, size, weights, tmp_path, options, dtype=np.float32):
+    """Fold a net the named weights of which are replaced by large ones; return report and peak."""
+    for index, old in enumerate(parts.initializers):
+        if old.name in weights:
+            made = onnx.numpy_helper.from_array(weights[old.name], old.name)
+            parts.initializers[index] = made
+    model = model_of(parts.nodes, {"x": (1, size)}, ["y"], parts.initializers, dtype=dtype)
+    onnx.save(model, tmp_path / "model.onnx")
+    del model, parts
+    weights.clear()
+    tracemalloc.start()
+    report = onnx_bnfold.fold_file(tmp_path / "model.onnx", tmp_path / "folded.onnx", options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return report, peak
+
+
+def test_a_layer_between_two_norms_has_no_factor_per_element(rng, tmp_path):
+    size = 2000  # 16 MB; a factor of each element has 32
+    parts = join(
+        bn("x", "n", size, rng), layer("Gemm", "n", "g", (1, 1), rng), bn("g", "y", size, rng)
+    )
+    weights = {
+        "g_W": np.resize(rng.standard_normal(1009).astype(np.float32), (size, size)),
+        "g_bias": np.zeros(size, np.float32),
+    }
+    report, peak = peak_of_fold(parts, size, weights, tmp_path, Options())
+    assert not report.kept
+    assert peak < 20e6
+
+
+def test_what_does_not_fit_its_type_is_looked_at_in_blocks(rng, tmp_path):
+    size = 3000  # 18 MB; 72 in float64
+    parts = join(
+        layer("Gemm", "x", "g", (1, 1), rng, dtype=np.float16),
+        bn("g", "y", size, rng, dtype=np.float16),
+    )
+    weight = np.resize(rng.standard_normal(1009).astype(np.float16), (size, size))
+    weight[-1, -1] = 60000
+    weights = {"g_W": weight, "g_bias": np.zeros(size, np.float16)}
+    weights["y_scale"] = np.full(size, 8, np.float16)
+    del weight
+    report, peak = peak_of_fold(parts, size, weights, tmp_path, Options(), np.float16)
+    assert [r.refusal.reason for r in report.kept] == [Reason.OVERFLOW]
+    assert peak < 20e6

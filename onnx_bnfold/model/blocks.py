@@ -47,6 +47,13 @@ class InMemory:
         out[:] = self._flat[start : start + len(out)]
 
 
+class Parted(Protocol):
+    """An array that is computed for one block after another."""
+
+    def part(self, where: BlockIndex, /) -> NDArray[np.float64]:
+        """Return the part that broadcasts against a block; see ``part_of``."""
+
+
 class Elements(Protocol):
     """The elements of an initializer that are computed when they are asked for."""
 
@@ -135,7 +142,7 @@ def combined(
     shape: tuple[int, ...],
     combine: np.ufunc,
     axes: tuple[int, ...],
-    factors: Sequence[NDArray[np.float64]] = (),
+    factors: Sequence[NDArray[np.float64] | Parted] = (),
     of: np.ufunc = np.positive,
 ) -> NDArray[np.float64]:
     """Return what the elements of an array are together along some axes, in float64.
@@ -173,8 +180,10 @@ def block_indices(shape: tuple[int, ...], most: int) -> Iterator[BlockIndex]:
             yield (*fixed, slice(start, min(start + rows, shape[axis])))
 
 
-def part_of(array: Array, where: BlockIndex) -> Array:
+def part_of(array: Array | Parted, where: BlockIndex) -> Array:
     """Return the part of an array that broadcasts against a block."""
+    if not isinstance(array, np.ndarray):
+        return array.part(where)
     for axis, part in enumerate(where):
         if array.shape[axis] > 1:
             array = array[(slice(None),) * axis + (part,)]

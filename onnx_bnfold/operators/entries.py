@@ -20,6 +20,7 @@ from onnx_bnfold.operators.affine import Affine, Float64
 
 if TYPE_CHECKING:
     from onnx_bnfold.operators.clamps import BoundsOf
+    from onnx_bnfold.operators.factors import Factor
 
 OUT = ~0  # the port of a node's first output; its inputs are the ports 0, 1, …
 # A constant as one node reads it: (node index, input index).
@@ -206,7 +207,7 @@ class Multiplied(NamedTuple):
     name: str
     shape: tuple[int, ...]
     sums_over: tuple[int, ...]
-    factor: Callable[[], Float64]
+    factor: Callable[[], Factor]
 
 
 class Computed:

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.model.blocks import blocks_of, combined
+from onnx_bnfold.model.blocks import BlockIndex, blocks_of, combined
 from onnx_bnfold.model.constants import Constant
 from onnx_bnfold.model.node_view import NodeView
-from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64, along, divided
+from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64, along
 from onnx_bnfold.operators.entries import OUT, BiasPlace, Given, Multiplied, Read, Revised, Sides
+from onnx_bnfold.operators.factors import Factor, quotient, whole
 from onnx_bnfold.operators.weight_axes import axes_of, broadcast_shape, channels_of
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
@@ -117,7 +118,7 @@ class LinearLayer(NamedTuple):
         else:
             self._in_front(change).input_vectors(change)
         if self.quantized is not None and change.has_scale:
-            self.quantized.require(self.weight_factor(*sides))
+            self.quantized.require(whole(self.weight_factor(*sides)))
 
     def passed_on(self, into: Affine, sides: Sides) -> Affine | None:
         """Return the shift that the output gets if the weights do not compensate one.
@@ -166,7 +167,7 @@ class LinearLayer(NamedTuple):
         if not sides.have_scale:
             return
         if self.quantized is not None:
-            yield from self.quantized.revised(self.weight_factor(*sides))
+            yield from self.quantized.revised(whole(self.weight_factor(*sides)))
             return
         dims, data_type = self.weight.dims, self.weight.data_type
         factor = partial(self.weight_factor, *sides)
@@ -203,37 +204,35 @@ class LinearLayer(NamedTuple):
         self,
         combine: np.ufunc,
         axes: tuple[int, ...],
-        *factors: Float64,
+        *factors: Factor,
         of: np.ufunc = np.positive,
     ) -> Float64:
         """Return what the elements of the grouped weight are together; see ``blocks.combined``."""
+        return combined(self.blocks(), self.grouped, combine, axes, factors, of)
+
+    def blocks(self) -> Iterator[tuple[BlockIndex, Array]]:
+        """Yield where each block of the grouped weight belongs, and its elements."""
         if self.quantized is not None:
-            blocks = self.quantized.blocks(_BLOCK)
-        else:
-            weight = self.view.constants.stored(self.weight.name)
-            blocks = blocks_of(weight, self.grouped, _BLOCK)
-        return combined(blocks, self.grouped, combine, axes, factors, of)
+            return self.quantized.blocks(_BLOCK)
+        return blocks_of(self.view.constants.stored(self.weight.name), self.grouped, _BLOCK)
 
     def peaks(self, magnitude: Array) -> Array:
         """Return the largest magnitude of the weight per output channel."""
-        largest: Array = magnitude.reshape(self.grouped).max(axis=self.axes("ikb"))
-        return largest
+        return np.asarray(magnitude.reshape(self.grouped).max(axis=self.axes("ikb")))
 
     def _behind(self, change: Affine) -> LinearLayer:
         """Return the layer whose output channels a change varies along, this one by default."""
-        if not self.also:
+        if not self.also or change.vector(self.out_axis, self.channels_out) is not None:
             return self
-        all_ = (self, *self.also)
-        found = (e for e in all_ if change.vector(e.out_axis, e.channels_out) is not None)
-        return next(found, self)
+        also = (e for e in self.also if change.vector(e.out_axis, e.channels_out) is not None)
+        return next(also, self)
 
     def _in_front(self, change: Affine) -> LinearLayer:
         """Return the layer whose input channels a change varies along, this one by default."""
-        if not self.also:
+        if not self.also or change.vector(self.in_axis, self.channels_in) is not None:
             return self
-        all_ = (self, *self.also)
-        found = (e for e in all_ if change.vector(e.in_axis, e.channels_in) is not None)
-        return next(found, self)
+        also = (e for e in self.also if change.vector(e.in_axis, e.channels_in) is not None)
+        return next(also, self)
 
     def output_vectors(self, change: Affine) -> tuple[Float64, Float64]:
         """Return the output's change as ``(C_out,)`` vectors.
@@ -283,15 +282,14 @@ class LinearLayer(NamedTuple):
         """Shape a vector over channels to broadcast against the grouped weight."""
         return vector.reshape(broadcast_shape(self.layout, self.grouped, "g" + channel))
 
-    def weight_factor(self, into: Affine | None, out: Affine | None) -> Float64:
+    def weight_factor(self, into: Affine | None, out: Affine | None) -> Factor:
         """Return what the weight is multiplied by to compensate the scales of both sides.
 
         Args:
-            into: change of the data tensor, or None.
-            out: change of the output, or None.
+            into, out: changes of the data tensor and of the output, or None.
 
         Returns:
-            Float64 that broadcasts against the weight of shape ``grouped``.
+            What broadcasts against the weight of shape ``grouped``.
         """
         if out is None:
             factor: Float64 = np.ones((1,) * len(self.grouped))
@@ -300,11 +298,11 @@ class LinearLayer(NamedTuple):
             factor = layer._laid(layer.output_vectors(out)[0], "o")
         if into is not None and into.has_scale:
             layer = self._in_front(into)
-            factor = divided(factor, layer._laid(layer.input_vectors(into)[0], "i"))
+            return quotient(factor, layer._laid(layer.input_vectors(into)[0], "i"))
         return factor
 
     def fold_bias(
-        self, bias: Array | None, into: Affine | None, out: Affine | None, *factors: Float64
+        self, bias: Array | None, into: Affine | None, out: Affine | None, *factors: Factor
     ) -> Float64:
         """Return the bias, in float64, that compensates the shifts of both sides.
 
@@ -346,5 +344,5 @@ class LinearLayer(NamedTuple):
         scale, shift = self.input_vectors(into)
         return self._laid(shift / scale, "i")
 
-    def _summed(self, *factors: Float64, of: np.ufunc = np.positive) -> Float64:
+    def _summed(self, *factors: Factor, of: np.ufunc = np.positive) -> Float64:
         return self.combined(np.add, self.summed_axes, *factors, of=of).reshape(-1)

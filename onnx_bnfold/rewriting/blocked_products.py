@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.model.blocks import BlockIndex, Stored, blocks_of, part_of
+from onnx_bnfold.model.blocks import BlockIndex, Parted, Stored, blocks_of, part_of
 from onnx_bnfold.model.float_formats import as_type
 
-# Elements of a large constant that are multiplied at once, 4 MiB of float32: the last cache holds
-# blocks of a few threads, and Python, for which these wait in turn, has little to do between them.
-BLOCK = 1 << 20
+# Elements of a large constant that are multiplied at once, 1 MiB of float32: each of a few threads
+# holds a block, and Python, for which they wait in turn, has little to do between two of them.
+BLOCK = 1 << 18
 # Elements that numpy converts to float64 before it multiplies them: the first cache holds them.
 _CONVERTED = 1 << 10
 
@@ -28,7 +28,7 @@ class Blocks:
         self,
         source: Stored,
         shape: tuple[int, ...],
-        factor: NDArray[np.float64],
+        factor: NDArray[np.float64] | Parted,
         data_type: int,
     ) -> None:
         self.data_type = data_type
@@ -55,16 +55,11 @@ class Blocks:
     def operands(self) -> Iterator[tuple[BlockIndex, Array, NDArray[np.float64]]]:
         """Yield where each block belongs, its values and its factor."""
         factor = self.factor
-        factor = factor.reshape((1,) * (len(self._shape) - factor.ndim) + factor.shape)
-        most = max(1, min(BLOCK, 4 * BLOCK // self._source.dtype.itemsize))  # 4 MiB of float64, too
+        if isinstance(factor, np.ndarray):
+            factor = factor.reshape((1,) * (len(self._shape) - factor.ndim) + factor.shape)
+        most = max(1, min(BLOCK, 4 * BLOCK // self._source.dtype.itemsize))  # 1 MiB of float64, too
         for where, values in blocks_of(self._source, self._shape, most):
             yield where, values, part_of(factor, where)
-
-    def values(self) -> Array:
-        """Return what is multiplied, in one array."""
-        values = np.empty(math.prod(self._shape), self._source.dtype)
-        self._source.read_into(0, values)
-        return values.reshape(self._shape)
 
     def summed_shape(self, axes: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape with the axes that are summed over reduced to 1."""

@@ -26,6 +26,7 @@ from onnx_bnfold.operators.entries import (
     Multiplied,
     Revised,
 )
+from onnx_bnfold.operators.factors import whole
 from onnx_bnfold.operators.rules import Transparent
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.plan import GraphPlan
@@ -144,7 +145,7 @@ class NewConstant:
         try:
             if isinstance(values, Multiplied):
                 elements = view.constants.value(values.name).reshape(values.shape)
-                factor, sums_over = values.factor(), values.sums_over
+                factor, sums_over = whole(values.factor()), values.sums_over
                 return Product(elements, factor, data_type, view, sums_over, self._beside)
             if isinstance(values, Computed):
                 return Product(values.values(), ONE, data_type, view, values.sums_over)

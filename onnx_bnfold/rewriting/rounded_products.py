@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.model.blocks import InMemory, Stored, part_of
+from onnx_bnfold.model.blocks import InMemory, Parted, Stored, part_of
 from onnx_bnfold.model.float_formats import FORMATS, as_type
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators.affine import VANISHED, Float64
@@ -128,7 +128,7 @@ def product(
 def product_blocks(
     stored: Stored,
     shape: tuple[int, ...],
-    factor: NDArray[np.float64],
+    factor: NDArray[np.float64] | Parted,
     data_type: int,
     view: NodeView,
     *,
@@ -177,7 +177,7 @@ def _judge(
 ) -> None:
     """Refuse a product that overflows or loses precision, by the sizes of its sums at first."""
     if not np.isfinite(sizes).all():
-        raise _not_finite(blocks.values(), blocks.factor, blocks.data_type, view)
+        raise _not_finite(blocks, view)
     if sums_over is not None and not (sizes >= _enough(blocks.data_type, sums_over)).all():
         _require_precision(blocks, view, sums_over, beside)
 
@@ -190,18 +190,19 @@ def _enough(data_type: int, sums_over: tuple[int, ...] | None) -> float:
     return smallest / unit if sums_over else smallest
 
 
-def _not_finite(
-    values: Array, factor: NDArray[np.float64], data_type: int, view: NodeView
-) -> Refused:
-    if not (np.isfinite(values).all() and np.isfinite(factor).all()):
-        return Refused(
-            Reason.NOT_FINITE,
-            view.label,
-            "one of its constants is infinite or NaN, and nothing is folded into such a number; "
-            "repair the model unless it is meant, as that of a mask is",
-        )
-    with np.errstate(over="ignore"):
-        largest = float(np.abs(values.astype(np.float64) * factor).max())
+def _not_finite(blocks: Blocks, view: NodeView) -> Refused:
+    largest, data_type = 0.0, blocks.data_type
+    for _, values, factor in blocks.operands():
+        if not (np.isfinite(values).all() and np.isfinite(factor).all()):
+            return Refused(
+                Reason.NOT_FINITE,
+                view.label,
+                "one of its constants is infinite or NaN, and nothing is folded into such a "
+                "number; repair the model unless it is meant, as that of a mask is",
+            )
+        with np.errstate(over="ignore"):
+            size = np.abs(values.astype(np.float64) * factor)
+        largest = max(largest, float(size.max(initial=0)))
     name = TensorProto.DataType.Name(data_type).lower()
     return Refused(
         Reason.OVERFLOW,

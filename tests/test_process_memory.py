@@ -213,6 +213,27 @@ def test_a_layer_between_two_norms_has_no_factor_per_element(rng, tmp_path):
     assert peak < 20e6
 
 
+def test_equalising_holds_nothing_per_pair_of_channels(rng, tmp_path):
+    size = 2000
+    parts = join(
+        layer("Gemm", "x", "a", (1, 1), rng), bn("a", "n", size, rng), node("Relu", ["n"], ["r"]),
+        layer("Gemm", "r", "y", (1, 1), rng),
+    )  # fmt: skip
+    spread = np.geomspace(0.01, 1, size).astype(np.float32)
+    weights = {
+        "a_W": np.resize(rng.standard_normal(1009).astype(np.float32), (size, size)),
+        "y_W": np.resize(rng.standard_normal(1009).astype(np.float32), (size, size)),
+        "a_bias": np.zeros(size, np.float32),
+        "y_bias": np.zeros(size, np.float32),
+        "n_scale": spread,
+        "n_B": np.zeros(size, np.float32),
+    }
+    options = Options(profile="int8", equalize=True)
+    report, peak = peak_of_fold(parts, size, weights, tmp_path, options)
+    assert report.equalized
+    assert peak < 24e6
+
+
 def test_what_does_not_fit_its_type_is_looked_at_in_blocks(rng, tmp_path):
     size = 3000  # 18 MB; 72 in float64
     parts = join(

@@ -23,17 +23,15 @@ one step for all channels, so these are given one size, and ``input_var`` takes 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from onnx import TensorProto
 
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import AGREEMENT, Affine, Float64
-from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.planning.graph_state import GraphState, Key
+from onnx_bnfold.planning.int8_groups import Group, Member, Reader, no_steps, reader_of
 from onnx_bnfold.planning.notes import EQUALIZE, is_noted
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.planning.precision_limits import Limits
@@ -43,104 +41,9 @@ from onnx_bnfold.planning.totals import Totals, commit, complete, require_totals
 from onnx_bnfold.planning.value_ranges import unmeasured
 from onnx_bnfold.reasons import Refused
 
-_ALPHAS = np.linspace(0, 1, 21)
-_WORTHWHILE = 0.9  # of the noise before: what gains less is left alone
-_SMALLEST = 2.0**-6  # of the largest peak; smaller ones are raised as if they were of this size
-_LEVELS, _WEIGHT_LEVELS = 255, 127
 _WIDE = (TensorProto.FLOAT, TensorProto.DOUBLE)  # types that hold the variances this makes
 # Runtimes quantise what these write, not what they read.
 _FUSED = frozenset(("Clip", "Relu"))
-
-
-@dataclass(frozen=True, eq=False)
-class _Member:
-    """A tensor of a group.
-
-    Attributes:
-        channels: for each of its channels the channel of the group, -1 for none.
-        range: as it is by now.
-    """
-
-    channels: np.ndarray[tuple[int], np.dtype[np.intp]]
-    range: Range
-
-    def factors(self, s: Float64) -> Float64:
-        """Return the factor of each of its channels."""
-        return np.where(self.channels < 0, 1.0, s[self.channels])
-
-    def onto(self, values: Float64, size: int) -> Float64:
-        """Sum a value per channel of the tensor over the channels of the group."""
-        known = self.channels >= 0
-        return np.bincount(self.channels[known], values[known], size).astype(np.float64)
-
-    def spent(self, s: Float64, gain: Float64) -> Float64:
-        """Return what noise of one in each of its channels is in the readers' outputs."""
-        known = np.maximum(self.channels, 0)
-        return np.where(self.channels < 0, 0.0, gain[known] / s[known] ** 2)
-
-    def noise(self, s: Float64, gain: Float64) -> float:
-        """Return what rounding the tensor adds."""
-        f = self.factors(s)
-        step = ((self.range.high * f).max() - (self.range.low * f).min()) / _LEVELS
-        return float(step**2 / 12 * self.spent(s, gain).sum())
-
-
-@dataclass(frozen=True, eq=False)
-class _Reader:
-    """A layer, or a BatchNormalization that stays, that reads a member.
-
-    Attributes:
-        peaks: ``(groups, C_out / groups, C_in / groups)``: largest magnitude of its weights, which
-            have a step per output channel.
-        gain: ``(C,)``: what noise of one in a channel is beside the power of its output.
-        power: ``(C,)``: what a weight's noise of one is beside it.
-    """
-
-    member: _Member
-    peaks: Float64
-    gain: Float64
-    power: Float64
-
-    def noise(self, s: Float64, gain: Float64) -> float:
-        """Return what rounding the weights adds."""
-        groups, _, each = self.peaks.shape
-        f = self.member.factors(s)
-        steps = (self.peaks / f.reshape(groups, 1, each)).max(axis=2) / _WEIGHT_LEVELS
-        sums = (self.power * f**2).reshape(groups, each).sum(axis=1)
-        return float((np.square(steps).sum(axis=1) / 12 * sums).sum())
-
-
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Tensors that share their factors.
-
-    Attributes:
-        members: those whose range is known; one that a Relu cuts off counts whole, since how far
-            it reaches beyond the cut differs from input to input.
-        rounded: what a runtime rounds: those of them that it quantises, and constants.
-        gain: ``(C,)``: what noise of one in a channel is in the readers' outputs.
-    """
-
-    members: tuple[_Member, ...]
-    rounded: tuple[_Member | _Reader, ...]
-    gain: Float64
-
-    def noise(self, s: Float64) -> float:
-        """Return the expected noise of int8, relative to the readers' outputs."""
-        return sum(each.noise(s, self.gain) for each in self.rounded)
-
-    def factors(self) -> Float64 | None:
-        """Return the factors of least noise; None if none is worth its while."""
-        peaks = np.zeros(len(self.gain))
-        for member in self.members:
-            known = member.channels >= 0
-            peak = member.range.peak
-            np.maximum.at(peaks, member.channels[known], peak[known] / (peak.max() or 1))
-        relative = np.clip(peaks / (peaks.max() or 1), _SMALLEST, 1)
-        candidates = [relative**-alpha for alpha in _ALPHAS]
-        noises = [self.noise(s) for s in candidates]
-        best = int(np.argmin(noises))
-        return candidates[best] if noises[best] < _WORTHWHILE * noises[0] else None
 
 
 def equalize(
@@ -232,7 +135,7 @@ def _absorbing(state: GraphState, changes: Mapping[Key, Affine]) -> Iterator[int
 
 def _group(
     state: GraphState, labels: Float64, present: Mapping[str, Range], probe: Mapping[Key, Affine]
-) -> _Group | None:
+) -> Group | None:
     """Return what the factors of a group do; None if that is not known or nothing.
 
     Args:
@@ -241,9 +144,9 @@ def _group(
         present: the ranges of its tensors as they are by now.
         probe: what the propagation has found.
     """
-    members: dict[str, _Member] = {}
-    rounded: dict[str, _Member] = {}
-    readers: list[_Reader] = []
+    members: dict[str, Member] = {}
+    rounded: dict[str, Member] = {}
+    readers: list[Reader] = []
     gain = np.zeros(len(labels))
     for name, change in probe.items():
         if not isinstance(name, str):
@@ -272,10 +175,10 @@ def _group(
     if not rounded or not gain.any():
         return None
     gain = np.maximum(gain, gain.max() * 1e-6)  # noise that nobody reads counts a little
-    return _Group(tuple(members.values()), (*rounded.values(), *readers), gain)
+    return Group(tuple(members.values()), (*rounded.values(), *readers), gain)
 
 
-def _member(change: Affine, span: Range, labels: Float64) -> _Member | None:
+def _member(change: Affine, span: Range, labels: Float64) -> Member | None:
     """Return a tensor of a group; None if its channels have other factors than the group's."""
     vectors = change.vector(1, span.channels)
     if vectors is None:
@@ -286,35 +189,19 @@ def _member(change: Affine, span: Range, labels: Float64) -> _Member | None:
     exact = np.where(found == 1, 1.0, labels[channels])
     if (np.abs(found - exact) > AGREEMENT * exact).any():
         return None
-    return _Member(channels, span)
+    return Member(channels, span)
 
 
-def _reader(state: GraphState, index: int, member: _Member) -> _Reader | None:
+def _reader(state: GraphState, index: int, member: Member) -> Reader | None:
     """Return what a node that absorbs makes of a member; None if that is not known."""
     if state.is_bn(index):  # its scales get one size and are not rounded at all
         gain = _gain_of_bn(state, index)
-        return _Reader(member, np.zeros((1, 1, len(gain))), gain, gain)
+        return Reader(member, no_steps, gain, gain)
     layer, axis = state.layer_or_none(index), batchnorm.channel_axis(member.range.rank)
     # A MatMul may take a change along other axes than that of the channels that it sums over.
     if layer is None or (layer.in_axis, layer.channels_in) != (axis, member.range.channels):
         return None
-    factor, inner = layer.weight_factor(*state.side_changes(index)), layer.axes("bk")
-    peaks = _by_channels(layer, layer.combined(np.maximum, inner, factor, of=np.absolute))
-    energy = _by_channels(layer, layer.combined(np.add, inner, factor, of=np.square))
-    energy, power = energy.sum(axis=1).reshape(-1), member.range.power
-    signal = float((energy * power).sum()) or 1.0
-    taps = math.prod(layer.grouped[axis] for axis in layer.axes("k"))
-    return _Reader(member, peaks, energy / signal, taps * power / signal)
-
-
-def _by_channels(layer: LinearLayer, weight: Float64) -> Float64:
-    """Lay a number per pair of channels out as ``(groups, C_out / groups, C_in / groups)``."""
-    order = [layer.layout.index(letter) for letter in "goi" if letter in layer.layout]
-    order += layer.axes("bk")
-    groups = math.prod(layer.grouped[axis] for axis in layer.axes("g"))
-    return weight.transpose(order).reshape(
-        groups, layer.channels_out // groups, layer.channels_in // groups
-    )
+    return reader_of(layer, state.side_changes(index), member)
 
 
 def _gain_of_bn(state: GraphState, index: int) -> Float64:

@@ -30,7 +30,8 @@ from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.quantize import quantised, snr
 from onnx_bnfold.check.sessions import Session
 from onnx_bnfold.operators.affine import Affine
-from onnx_bnfold.planning.equalize import _gain_of_bn, _Group, _Member, _Reader, _reader
+from onnx_bnfold.planning.equalize import _gain_of_bn, _reader
+from onnx_bnfold.planning.int8_groups import Group, Member, Reader
 from onnx_bnfold.planning.ranges import Range
 
 EQUALIZE = Options(profile="int8", equalize=True)
@@ -139,22 +140,31 @@ def test_a_channel_is_as_large_as_where_it_is_largest():
     """Beside the largest of the same tensor; the sizes of two tensors are not compared."""
     channels, gain = np.arange(2), np.ones(2)
     uneven, even = (
-        _Member(channels, Range(-high, high, high**2, 4))
+        Member(channels, Range(-high, high, high**2, 4))
         for high in (np.array([0.25, 1]), np.array([8.0, 8]))
     )
-    np.testing.assert_array_equal(_Group((uneven,), (uneven,), gain).factors(), [4, 1])
-    assert _Group((uneven, even), (uneven,), gain).factors() is None
+    np.testing.assert_array_equal(Group((uneven,), (uneven,), gain).factors(), [4, 1])
+    assert Group((uneven, even), (uneven,), gain).factors() is None
+
+
+def largest_of(peaks):
+    """What a reader of these weights, ``(groups, C_out / groups, C_in / groups)``, says of them."""
+
+    def largest(choices):
+        return np.array([(peaks / f.reshape(len(peaks), 1, -1)).max(axis=2) for f in choices])
+
+    return largest
 
 
 def test_the_noise_of_steps_of_one():
     """A twelfth each: of 255 steps in a tensor's range, and of 127 in a weight's magnitude."""
-    member = _Member(np.arange(2), Range(np.full(2, -55.0), np.full(2, 200.0), np.ones(2), 4))
+    member = Member(np.arange(2), Range(np.full(2, -55.0), np.full(2, 200.0), np.ones(2), 4))
     gain, power = np.array([3.0, 9]), np.array([4.0, 8])
-    assert member.noise(np.ones(2), gain) == pytest.approx(12 / 12)
-    assert member.noise(np.array([2.0, 2]), gain) == pytest.approx(12 / 12)
-    reader = _Reader(member, np.full((1, 2, 2), 127.0), gain, power)
-    assert reader.noise(np.ones(2), gain) == pytest.approx(2 * 12 / 12)
-    assert reader.noise(np.array([2.0, 1]), gain) == pytest.approx(2 * 24 / 12)
+    choices = [np.ones(2), np.array([2.0, 2])]
+    assert member.noises(choices, gain) == pytest.approx([12 / 12, 12 / 12])
+    reader = Reader(member, largest_of(np.full((1, 2, 2), 127.0)), gain, power)
+    choices[1] = np.array([2.0, 1])
+    assert reader.noises(choices, gain) == pytest.approx([2 * 12 / 12, 2 * 24 / 12])
 
 
 @pytest.mark.parametrize(("weight", "gain"), [([3, 1], [9 / 11, 1 / 11]), ([0, 0], [0, 0])])
@@ -163,7 +173,7 @@ def test_noise_in_front_of_a_layer_counts_beside_what_the_layer_writes(weight, g
     net = Net(("N", 2, 3, 3))
     y = net.op("Conv", "x", net.const(np.array(weight, np.float32).reshape(1, 2, 1, 1)))
     ends, power = np.ones(2), np.array([1.0, 2])
-    reader = _reader(net.state(y), 0, _Member(np.arange(2), Range(-ends, ends, power, 4)))
+    reader = _reader(net.state(y), 0, Member(np.arange(2), Range(-ends, ends, power, 4)))
     np.testing.assert_allclose(reader.gain, gain)
 
 
@@ -499,12 +509,12 @@ def test_a_large_epsilon_makes_the_scales_larger(rng):
 def test_the_noise_of_a_tensor_and_of_weights():
     """Three channels, the last without a factor; a step per tensor, and one per output channel."""
     span = Range(np.array([-1.0, -2.0, 0.0]), np.array([2.0, 1.0, 3.0]), np.ones(3), 4)
-    member = _Member(np.array([0, 1, -1]), span)
+    member = Member(np.array([0, 1, -1]), span)
     s, gain = np.array([2.0, 4.0]), np.array([3.0, 5.0])
     step = (4 - -8) / 255
-    assert member.noise(s, gain) == pytest.approx(step**2 / 12 * (3 / 4 + 5 / 16))
+    assert member.noises([s], gain) == pytest.approx([step**2 / 12 * (3 / 4 + 5 / 16)])
     peaks = np.array([[[8.0, 4.0, 1.0], [2.0, 24.0, 3.0]]])
-    reader = _Reader(member, peaks, np.ones(3), np.array([1.0, 2.0, 3.0]))
+    reader = Reader(member, largest_of(peaks), np.ones(3), np.array([1.0, 2.0, 3.0]))
     steps = (max(8 / 2, 4 / 4, 1) / 127) ** 2 + (max(2 / 2, 24 / 4, 3) / 127) ** 2
-    assert reader.noise(s, gain) == pytest.approx(steps / 12 * (1 * 4 + 2 * 16 + 3))
+    assert reader.noises([s], gain) == pytest.approx([steps / 12 * (1 * 4 + 2 * 16 + 3)])
     assert member.onto(np.array([1.0, 2.0, 9.0]), 2).tolist() == [1, 2]

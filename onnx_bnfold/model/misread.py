@@ -98,6 +98,15 @@ def _resize(node: Settings) -> bool:
     return keeps and any(axis < 0 for axis in node.get("axes", []))
 
 
+def _is_short(node: Settings) -> bool:
+    """Return whether an STFT leaves out its frame_length beside a window, or ``onesided``.
+
+    Inference takes the length of the signal, and 0, for these.
+    """
+    window, length = [*node.node.input, "", "", "", ""][2:4]
+    return node.get("onesided", None) is None or (bool(window) and not length)
+
+
 def _is_same(node: Settings) -> bool:
     return str(node.get("auto_pad", "NOTSET")).startswith("SAME")
 
@@ -222,6 +231,10 @@ MISREAD: Mapping[str, Misreading] = {
         lambda node: node.opset == FIRST_STEPS,
         _keeps_symbols,
         by_values=True,
+    ),
+    "STFT": Misreading(
+        "whose frames onnx's shape inference misreads; give it a frame_length and onesided",
+        _is_short,
     ),
     "Squeeze": Misreading(_AXES, _squeeze, by_values=True),
     "Unsqueeze": Misreading(_AXES, _unsqueeze, by_values=True),

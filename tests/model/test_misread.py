@@ -83,6 +83,44 @@ def test_what_is_misread_is_left_open(case):
     assert inferred(model_of(net, net.relu(y)), y) == (None, TensorProto.FLOAT)
 
 
+def spectra(net, x, *, window=True, length=True, **attributes):
+    """The STFT of a signal, in frames of 4 samples."""
+    step, count = (net.const(np.array(n, np.int64)) for n in (2, 4))
+    taps = net.random(4) if window else ""
+    return net.op("STFT", x, step, taps, *([count] if length else []), **attributes)
+
+
+@pytest.mark.parametrize(
+    ("given", "is_known"),
+    [
+        ({}, False),
+        ({"window": False}, False),
+        ({"length": False, "onesided": 0}, False),
+        ({"length": False, "onesided": 1}, False),
+        ({"onesided": 0}, True),
+        ({"onesided": 1}, True),
+        ({"window": False, "onesided": 1}, True),
+    ],
+)
+def test_the_frames_of_a_spectrum(given, is_known):
+    """Inference takes the length of the signal for that of a window, and 0 for ``onesided``."""
+    net = Net([2, 12, 1])
+    y = spectra(net, "x", **given)
+    model = model_of(net, net.op("Relu", y))
+    real = run(model, feeds_for(model))[0].shape
+    assert inferred(model, y)[0] == (real if is_known else None)
+
+
+def test_a_sum_over_frequencies_that_are_misread():
+    """Four were added up for three, and the shift was a third too large."""
+    net = Net([2, 12, 1])
+    y = net.relu(net.conv(spectra(net, "x"), 4, channels=5, rank=4))
+    y = net.op("ReduceSum", net.bn(y, channels=4), net.ints(2))
+    model = model_of(net, net.conv(y, 3, channels=4, rank=4))
+    _, report = fold_checked(model, kept=1)
+    assert "give it a frame_length" in report.lines()[0]
+
+
 @pytest.mark.parametrize("case", RIGHT.values(), ids=RIGHT)
 def test_what_is_read_right_is_known(case):
     net, y = single(*case)

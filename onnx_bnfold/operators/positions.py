@@ -128,8 +128,9 @@ def pooled_regions(view: NodeView, known: Known) -> Step:
     time. An entry of the output's first axis is a region, whichever image it is of.
     """
     positive = view.attribute("mode", "avg") != "avg"
-    return passes(along(_all_but_channels), positive=positive, shift=False)(view, known)
+    return passes(along(all_but_channels), positive=positive, shift=False)(view, known)
 
 
-def _all_but_channels(view: NodeView, rank: int) -> Collection[int]:
+def all_but_channels(view: NodeView, rank: int) -> Collection[int]:
+    """Return the axes that pooling by regions mixes: a region says of which image it is."""
     return [axis for axis in range(rank) if axis != 1]

@@ -20,8 +20,8 @@ from .verdict import port_name
 # Operators that give one value for many: where a sample shows no other, it shows nothing.
 SATURATING = frozenset(
     ("ArgMax", "ArgMin", "AveragePool", "Clip", "GridSample", "HardSigmoid", "Hardmax",
-     "LeakyRelu", "LogSoftmax", "LpPool", "Max", "MaxPool", "Min", "PRelu", "Relu",
-     "RoiAlign", "Softmax")
+     "LeakyRelu", "LogSoftmax", "LpPool", "Max", "MaxPool", "MaxRoiPool", "Min", "PRelu",
+     "Relu", "RoiAlign", "Softmax")
 )  # fmt: skip
 MORE = 80  # samples that a guess has to hold for
 MOST_PROBED = 160  # elements of the operands whose influence is tried one by one

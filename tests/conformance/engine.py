@@ -24,6 +24,7 @@ SAMPLES = 8
 SHAPED = frozenset({"CausalConvWithState"})  # has no kernel of its own in onnxruntime
 INSTALLED = tuple(map(int, ort.__version__.split(".")[:2]))
 BFLOAT16 = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
+CANCELS = frozenset({"DFT"})  # multiplies by numbers of its own, of both signs: see `sizes`
 Arrays = list[np.ndarray]
 Ports = Mapping[int, Affine]
 
@@ -240,6 +241,7 @@ class Trial:
 
         The node is run on the magnitudes of its operands, of equal and of opposite signs: an
         average of magnitudes bounds an average, a difference of opposite ones bounds a difference.
+        Where magnitudes cancel, too, the largest number speaks for all.
         """
         sizes = [
             applied(Affine(np.abs(ports[slot].scale), np.abs(ports[slot].shift)), np.abs(value))
@@ -260,7 +262,13 @@ class Trial:
             ]
         except NotRunnable:
             return None
-        return [np.max([np.abs(wide(y)) for y in ys], axis=0) for ys in zip(*found, strict=True)]
+        found_sizes = [
+            np.max(np.abs(wide(np.array(ys))), axis=0) for ys in zip(*found, strict=True)
+        ]
+        if self.case.op in CANCELS:
+            largest = np.abs(wide(sizes[0])).max(initial=0)
+            return [np.full_like(y, y.max(initial=largest)) for y in found_sizes]
+        return found_sizes
 
 
 def applied(change: Affine, value: np.ndarray) -> np.ndarray:

@@ -230,7 +230,8 @@ EXPLAINED = (
             op, Reason.NEEDS_POSITIVE_SCALE, _single,
             "the largest of one element is that element: no exporter writes it",
         )
-        for op in ("GlobalMaxPool", "Max", "MaxPool", "Min", "ReduceMax", "ReduceMin")
+        for op in ("GlobalMaxPool", "Max", "MaxPool", "MaxRoiPool", "Min", "ReduceMax",
+                   "ReduceMin")
     ),
     *(
         Explained(
@@ -307,15 +308,23 @@ EXPLAINED = (
         "CumSum", None, lambda trial, known: _has_shift(known) or _exclusive(trial),
         "sums of one, two, … elements get as many shifts, a picture; the first, of none, is zero",
     ),
+    *(
+        Explained(
+            "DFT", reason, _always,
+            "a shift comes out at frequency zero, a picture; of one element nothing is mixed",
+        )
+        for reason in (Reason.AXES, Reason.NO_SHIFT)
+    ),
     Explained(
         "GridSample", Reason.NO_SHIFT, _always,
         "no sample of this grid reaches the zeros around the image, or some do: a picture",
     ),
     *(
         Explained(
-            "RoiAlign", reason, _always,
+            op, reason, _always,
             "no sample of these regions leaves the image, or mixes what differs; others may",
         )
+        for op in ("MaxRoiPool", "RoiAlign")
         for reason in (Reason.AXES, Reason.NO_SHIFT)
     ),
     Explained(

@@ -294,6 +294,24 @@ def cumulated(d: Draw) -> Case:
     )
 
 
+@generator("DFT")
+def fourier(d: Draw) -> Case:
+    shape = d.shape(1, 4)
+    inverse, onesided = d.pick(None, 0, 1), d.pick(None, 0, 1)
+    parts = d.pick(1, 2)
+    if onesided:
+        parts = 2 if inverse else 1
+    axis = d.integer(0, len(shape) - 1)
+    given = axis == (1 if d.since < 20 else len(shape) - 1) and d.chance(0.5)
+    return d.node(
+        d.data([*shape, parts]),
+        dft_length=d.pick(None, None, d.integer(1, 6)),
+        axis=None if given else d.signed(axis, len(shape) + 1),
+        inverse=inverse,
+        onesided=onesided,
+    )
+
+
 @generator("ReverseSequence")
 def reverse_sequence(d: Draw) -> Case:
     shape = d.shape(2, 5)

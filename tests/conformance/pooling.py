@@ -238,3 +238,19 @@ def col2im(d: Draw) -> Case:
         pads=pads,
         strides=strides,
     )
+
+
+@generator("MaxRoiPool")
+def max_roi_pool(d: Draw) -> Case:
+    images, height, width = d.integer(1, 2), d.integer(1, 5), d.integer(1, 5)
+    count, scale = d.integer(1, 3), d.pick(None, 1.0, 0.5, 2.0)
+    reach = d.pick(0, 0, 3)  # beyond the image
+    corners = d.rng.integers(-reach, reach + max(height, width), [count, 2, 2]) / (scale or 1.0)
+    which = d.rng.integers(0, images, [count, 1])
+    rois = np.concatenate([which, np.sort(corners, axis=1).reshape(count, 4)], axis=1)
+    return d.node(
+        d.data([images, d.integer(1, 3), height, width]),
+        Operand("rois", rois.astype(d.dtype), changes=False),
+        pooled_shape=d.integers(1, 3, 2),
+        spatial_scale=scale,
+    )

@@ -992,6 +992,24 @@ def regions(*, computed: bool = False, **attributes) -> Callable[[Net, str], str
     return build
 
 
+def largest_of_regions(n: Net, t: str) -> str:
+    """A MaxRoiPool of two regions, the last of which leaves the image."""
+    corners = n.const(np.array([[0.0, 0, 0, 2, 3], [0, -4, -4, 9, 9]]))
+    return n.op("MaxRoiPool", t, corners, pooled_shape=[2, 2])
+
+
+def fourier(axis: int | None, **attributes) -> Callable[[Net, str], str]:
+    """A DFT along an axis, an attribute before opset 20."""
+
+    def build(n: Net, t: str) -> str:
+        if n.opset < 20:
+            return n.op("DFT", t, axis=axis, **attributes)
+        slots = [] if axis is None else ["", n.const(np.int64(axis), np.int64)]
+        return n.op("DFT", t, *slots, **attributes)
+
+    return build
+
+
 def cast_there_and_back(n: Net, t: str) -> str:
     return n.op("CastLike", n.op("CastLike", t, n.const(1.0, np.float64)), n.const(1.0))
 
@@ -1006,6 +1024,7 @@ def picked_by_an_input(n: Net, t: str) -> str:
 
 
 ROWS = (2, 4, 6)
+SIGNAL = ("N", 4, 6, 1)
 TO_TWO = [[0], [2]]
 TO_CHANNELS = [[[0, 1]] * 4] * 2
 THREE = np.random.default_rng(0).integers(-6, 6, (2, 4, 3))
@@ -1078,6 +1097,24 @@ PLACES = [
     Rule("roi-align-max", regions(mode="max"), norm=POSITIVE_SCALE),
     Rule("roi-align-max-sign", regions(mode="max"), norm=SCALE,
          **refused(Reason.NEEDS_POSITIVE_SCALE)),
+    Rule("max-roi-pool", largest_of_regions, norm=POSITIVE_SCALE),
+    Rule("max-roi-pool-sign", largest_of_regions, norm=SCALE,
+         **refused(Reason.NEEDS_POSITIVE_SCALE)),
+    Rule("max-roi-pool-shift", largest_of_regions, norm=POSITIVE, **refused(Reason.NO_SHIFT)),
+    *(
+        Rule(f"dft-{opset}-{name}", fourier(axis, **given), SIGNAL, opset=opset, norm=SCALE)
+        for opset in (17, 20)
+        for name, axis, given in (
+            ("complex", 2, {}), ("negative-axis", -2, {"inverse": 1}), ("real", 2, {"onesided": 1})
+        )
+    ),
+    Rule("dft-default-axis", fourier(None), SIGNAL, opset=20, norm=SCALE),
+    Rule("dft-17-default-axis", simple("DFT"), SIGNAL, norm=SCALE, **refused(Reason.AXES)),
+    Rule("dft-channel", fourier(-3), SIGNAL, opset=20, norm=SCALE, **refused(Reason.AXES)),
+    Rule("dft-shift", fourier(2), SIGNAL, opset=20, **refused(Reason.NO_SHIFT)),
+    Rule("dft-computed-axis",
+         lambda n, t: n.op("DFT", t, "", n.input("a", [], TensorProto.INT64)), SIGNAL, opset=20,
+         norm=SCALE, **refused(Reason.PARAMETERS_NOT_CONSTANT)),
     Rule("grid-sample-zeros", sampled(), (1, 4, 4, 4), norm=SCALE),
     Rule("grid-sample-zeros-shift", sampled(padding_mode="zeros"), (1, 4, 4, 4),
          **refused(Reason.NO_SHIFT)),

@@ -24,7 +24,7 @@ SAMPLES = 8
 SHAPED = frozenset({"CausalConvWithState"})  # has no kernel of its own in onnxruntime
 INSTALLED = tuple(map(int, ort.__version__.split(".")[:2]))
 BFLOAT16 = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
-CANCELS = frozenset({"DFT"})  # multiplies by numbers of its own, of both signs: see `sizes`
+CANCELS = frozenset({"DFT", "STFT"})  # multiply by numbers of their own, of both signs
 Arrays = list[np.ndarray]
 Ports = Mapping[int, Affine]
 

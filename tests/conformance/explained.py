@@ -315,6 +315,13 @@ EXPLAINED = (
         )
         for reason in (Reason.AXES, Reason.NO_SHIFT)
     ),
+    *(
+        Explained(
+            "STFT", reason, _always,
+            "of one frame, or of one sample, the window takes what it does not take of more",
+        )
+        for reason in (Reason.AXES, Reason.NO_SHIFT)
+    ),
     Explained(
         "GridSample", Reason.NO_SHIFT, _always,
         "no sample of this grid reaches the zeros around the image, or some do: a picture",

@@ -19,7 +19,18 @@ from onnx_bnfold.rewriting.new_constants import NewConstant, Unrepresentable, ne
 from .cases import Case, Operand, schema
 from .changes import draw_change
 from .complete import visible
-from .engine import Arrays, Kernel, NotRunnable, Ports, Trial, applied, rounding, tight, wide
+from .engine import (
+    CANCELS,
+    Arrays,
+    Kernel,
+    NotRunnable,
+    Ports,
+    Trial,
+    applied,
+    rounding,
+    tight,
+    wide,
+)
 from .explained import explanation
 from .sound import COMPARED, differing_element, smallest
 from .verdict import Finding, Verdict, ports_text
@@ -202,7 +213,10 @@ def _size(trial: Trial, ports: Ports, rewritten: _Rewritten, sample: Arrays) -> 
     moved = trial.changed([np.abs(v) for v in sample], into)
     after = rewritten.size(moved)
     before = _Rewritten(trial, ()).size(sample)
-    return after + (np.abs(ports[OUT].scale) * before if OUT in ports else before)
+    size = after + (np.abs(ports[OUT].scale) * before if OUT in ports else before)
+    if trial.case.op in CANCELS:
+        return np.full_like(size, size.max(initial=0))
+    return size
 
 
 def _norm_size(

@@ -272,3 +272,17 @@ def batch_normalization(d: Draw) -> Case:
         spatial=spatial,
         training_mode=d.pick(None, None, 0),
     )
+
+
+@generator("STFT")
+def stft(d: Draw) -> Case:
+    """Its window is its weight; the others are parameters."""
+    length, parts = d.integer(1, 8), d.pick(1, 1, 2)
+    taps = d.integer(1, length)
+    return d.node(
+        d.data([d.integer(1, 2), length, parts]),
+        Operand("frame_step", np.array(d.integer(1, 3), np.int64), changes=False),
+        d.constant([taps]) if d.chance(0.9) else Operand(""),
+        frame_length=d.pick(None, taps),
+        onesided=d.pick(None, 0, 1) if parts == 1 else 0,
+    )

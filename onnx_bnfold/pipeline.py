@@ -242,13 +242,8 @@ class Pipeline(Attempts):
         """Go on with a plan of the original with calls inlined, if any are; see ``choose``."""
         from onnx_bnfold.rewriting.inlining_choice import choose  # few models have functions
 
-        trials: list[Attempts] = []
-
-        def trial(model: ModelProto, norms_alone: bool) -> Sequence[GraphPlan]:
-            trials.append(
-                planned_as_it_is(model, self._stored, self.options, norms_alone=norms_alone)
-            )
-            return trials[-1].plans
+        def trial(model: ModelProto, norms_alone: bool) -> Attempts:
+            return planned_as_it_is(model, self._stored, self.options, norms_alone=norms_alone)
 
         chosen = choose(self.original, plans, trial, all_instead_of=all_instead_of)
         if all_instead_of is None or chosen.model is not None:
@@ -256,8 +251,8 @@ class Pipeline(Attempts):
         if chosen.model is None:
             return False
         self._take(chosen.model, chosen.calls)
-        same = next((each for each in trials if each.model is self.model), None)
-        if same is None or not self._go_on_from(same):
+        same = chosen.attempted if self.model is chosen.model else None
+        if not (isinstance(same, Attempts) and self._go_on_from(same)):
             self._plan_graphs()
         return True
 

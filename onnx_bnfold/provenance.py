@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the file is hashed while onnx is imported
 
 KEY = "onnx_bnfold"  # in ``metadata_props``
 
-_CHUNK = 1 << 23  # bytes read at once; between two chunks the thread waits for Python's lock
+_CHUNK = 1 << 22  # bytes read at once; between two chunks the thread waits for Python's lock
 _NO_DIGEST = "0" * 64
 
 

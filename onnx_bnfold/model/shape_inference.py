@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from onnx_bnfold.model.bare import without_metadata
 from onnx_bnfold.model.constants import Constants
 from onnx_bnfold.model.determinism import SIZING
-from onnx_bnfold.model.graph import STANDARD_DOMAINS, Dims, Graph, ReadTensor, bodies_of, graphs_of
+from onnx_bnfold.model.graph import STANDARD_DOMAINS, Body, Dims, Graph, ReadTensor, bodies_of
 from onnx_bnfold.model.inference_guard import MOST_LEVELS, behind, hide_unsafe_slices
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.storage.tensors import elsewhere, fill, is_external, tensors
@@ -165,7 +166,7 @@ class Inference:
                 types = self._inferred(light, suspects, data_prop=True)
                 self._light = None if SIZING.isdisjoint(self._main.ops) else light
         except Exception:  # go on without shapes if the model is inconsistent; the rules refuse
-            types = [_types_of(graph) for graph in graphs_of(light)]
+            types = [_types_of(body) for body in bodies_of(light)]
         return types
 
     def _read_parameters(self, light: ModelProto) -> None:
@@ -253,7 +254,7 @@ class Inference:
 
 def _inferred(model: ModelProto, *, data_prop: bool) -> list[Types]:
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=data_prop)
-    return [_types_of(graph) for graph in graphs_of(inferred)]
+    return [_types_of(body) for body in bodies_of(inferred)]
 
 
 def _is_long(kind: tuple[Dims | None, int]) -> bool:
@@ -270,8 +271,7 @@ def _is_long(kind: tuple[Dims | None, int]) -> bool:
     )
 
 
-def _types_of(graph: Graph) -> Types:
-    body = graph.body
+def _types_of(body: Body) -> Types:
     if not isinstance(body, GraphProto):
         return {}
     values: Sequence[ValueInfoProto] = [*body.input, *body.output, *body.value_info]
@@ -318,7 +318,7 @@ def without_weights(model: ModelProto) -> ModelProto:
     for body in bodies_of(light):
         if isinstance(body, GraphProto):
             _open_negative_sizes(body)
-    return light
+    return without_metadata(light)
 
 
 def _open_negative_sizes(graph: GraphProto) -> None:

@@ -156,11 +156,13 @@ def _largest(layer: LinearLayer, factor: Factor, divisors: Sequence[Float64]) ->
     shape = [1 if axis in summed else size for axis, size in enumerate(layer.grouped)]
     found = np.zeros((len(laid), *shape))
     for where, values in layer.blocks():
-        size = np.abs(values.astype(np.float64) * part_of(factor, where))
-        size = size.max(axis=inner, keepdims=True, initial=0)
+        block = values.astype(np.float64)
+        np.multiply(block, part_of(factor, where), out=block)
+        size = np.abs(block, out=block).max(axis=inner, keepdims=True, initial=0)
+        divided = block[tuple(slice(n) for n in size.shape)]  # whose elements are not needed
         for total, divisor in zip(found, laid, strict=True):
             part = part_of(total, where)
-            divided = size / part_of(divisor, where)
+            np.divide(size, part_of(divisor, where), out=divided)
             np.maximum(part, divided.max(axis=summed, keepdims=True, initial=0), out=part)
     return np.array([_in_order(layer, total, "go").reshape(layer.group, -1) for total in found])
 

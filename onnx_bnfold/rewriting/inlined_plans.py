@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
+from typing import NamedTuple, Protocol
 
 from onnx import ModelProto
 
 from onnx_bnfold.model.constants import Constants
-from onnx_bnfold.model.functions import Functions, Root
+from onnx_bnfold.model.functions import Functions, Key, Root
 from onnx_bnfold.model.graph import Graph
 from onnx_bnfold.planning.plan import GraphPlan, with_roots
 from onnx_bnfold.planning.record import Record
@@ -17,8 +18,20 @@ from onnx_bnfold.rewriting.inlining import Call, Inlined, Origin
 from onnx_bnfold.rewriting.replaced_nodes import Copied
 
 Plans = Sequence[GraphPlan]
+
+
+class Attempted(Protocol):
+    """A model and its plans."""
+
+    @property
+    def model(self) -> ModelProto: ...
+
+    @property
+    def plans(self) -> Plans: ...
+
+
 # Plans a model; whether it may leave bodies without a BatchNormalization as they are.
-Trial = Callable[[ModelProto, bool], Plans]
+Trial = Callable[[ModelProto, bool], Attempted]
 
 
 class Planned:
@@ -27,14 +40,16 @@ class Planned:
     Attributes:
         inlined: the model. Branches may stand in it for Ifs whose conditions the calls give.
         plans: of its graphs.
+        attempted: the model with those Ifs, planned.
         with_ifs: the model with those Ifs.
         never_run: the BatchNormalizations of the branches that went with these Ifs.
         for_ifs: the calls that hold these Ifs, or what their conditions are computed from.
     """
 
-    def __init__(self, inlined: Inlined, plans: Plans) -> None:
+    def __init__(self, inlined: Inlined, plans: Plans, attempted: Attempted | None = None) -> None:
         self.inlined = inlined
         self.plans = plans
+        self.attempted = attempted
         self.with_ifs = inlined.model
         self.never_run: list[Origin] = []
         self.for_ifs: set[Call] = set()
@@ -48,7 +63,7 @@ class Planned:
             return self
 
         def left(model: ModelProto) -> int:
-            return Planned(replace(self.inlined, model=model), trial(model, True)).left()
+            return Planned(replace(self.inlined, model=model), trial(model, True).plans).left()
 
         found = resolved(self.inlined.model, states, known, self.plans[0].limits, left)
         if found is None:
@@ -56,7 +71,7 @@ class Planned:
         roots = [root for root, _ in self.with_roots()]
         names = ((roots[position], was, now) for position, was, now in found.renamed)
         inlined = self.inlined.with_names(found.model, names)
-        made = Planned(inlined, trial(found.model, True))
+        made = Planned(inlined, trial(found.model, True).plans, self.attempted)
         made.with_ifs = self.inlined.model
         made._note(found, self)
         return made
@@ -101,6 +116,32 @@ class Planned:
         for end, outer in enumerate(origin.call.outermost_first, 1):
             call = Call(self.inlined.calls[outer], origin.call.path[end:])
             yield Origin(call, origin.function, origin.name)
+
+
+class Told(NamedTuple):
+    """What is known of a model with calls inlined when it and its plan are gone.
+
+    Attributes:
+        calls: that were inlined.
+        refused: see ``Inlined``.
+        left: how many BatchNormalizations stay.
+        fates: what became of those in the main graph, by the body and the output that they had.
+    """
+
+    calls: Set[Call]
+    refused: Mapping[Key, str]
+    left: int
+    fates: Mapping[tuple[Root, str], list[tuple[Origin, Record]]]
+
+    @classmethod
+    def of(cls, planned: Planned) -> Told:
+        """Return what is to be known."""
+        fates: dict[tuple[Root, str], list[tuple[Origin, Record]]] = {}
+        for origin, _, _, record in planned.bns():
+            if origin.call.root is None:
+                fates.setdefault((origin.function, origin.name), []).append((origin, record))
+        inlined = planned.inlined
+        return cls({*inlined.calls}, inlined.refused, planned.left(), fates)
 
 
 def taking_part(whole: Planned, starts: Iterable[tuple[Root, GraphPlan, int]]) -> set[Call]:

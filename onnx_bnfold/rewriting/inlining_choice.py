@@ -9,31 +9,30 @@ whose condition a call gives is replaced by the branch that it takes where more 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Mapping, Sequence, Set
+from typing import NamedTuple
 
 from onnx import ModelProto
 
+from onnx_bnfold.model.bare import without_metadata
 from onnx_bnfold.model.functions import Functions, Key, Root, Size, of_model
+from onnx_bnfold.model.graph import copy_of
 from onnx_bnfold.planning.plan import with_roots
 from onnx_bnfold.planning.record import Record
 from onnx_bnfold.reasons import Refusal
-from onnx_bnfold.rewriting.inlined_plans import Planned, Plans, Trial, taking_part
-from onnx_bnfold.rewriting.inlining import Accept, Call, Inlined, Origin, drop_uncalled, inline
+from onnx_bnfold.rewriting.inlined_plans import (
+    Attempted,
+    Planned,
+    Plans,
+    Told,
+    Trial,
+    taking_part,
+)
+from onnx_bnfold.rewriting.inlining import Accept, Call, Inlined, drop_uncalled, inline
 
 # With its calls inlined a model may have so many nodes and elements of constants, or several times
 # as many as it has.
 _ALWAYS, _TIMES = Size(10_000, 1 << 22), Size(4, 2)
-
-
-class Attempted(Protocol):
-    """A model and its plans."""
-
-    @property
-    def model(self) -> ModelProto: ...
-
-    @property
-    def plans(self) -> Plans: ...
 
 
 class Choice(NamedTuple):
@@ -41,6 +40,7 @@ class Choice(NamedTuple):
 
     Attributes:
         model: the model with calls inlined, None if none is.
+        attempted: the same, planned.
         calls: number of calls that were inlined.
         verdicts: (path of a graph, output of a BatchNormalization that stays there) → what was
             decided on it with all calls inlined: what is in its way beyond the border.
@@ -48,6 +48,7 @@ class Choice(NamedTuple):
     """
 
     model: ModelProto | None
+    attempted: Attempted | None
     calls: int
     verdicts: Mapping[tuple[str, str], Record]
     gone: frozenset[tuple[Root, str]] = frozenset()
@@ -67,7 +68,7 @@ def choose(
     """
     functions = Functions(model)
     if not functions.calls[None] or len(functions.by_key) < len(model.functions):
-        return Choice(None, 0, {})
+        return Choice(None, None, 0, {})
     return _Chooser(model, functions, plans, trial).choose(all_instead_of)
 
 
@@ -135,27 +136,37 @@ class _Chooser:
             if origin.call.root in self.used and not record.folded
         }
         if not staying:
-            return Choice(None, 0, {})
-        whole = self._planned(_bounded(self.model, self.functions, self.too_large))
+            return Choice(None, None, 0, {})
+        whole = self._whole()
+        told = Told.of(whole)
+        choices = [*self._choices(whole, staying)] if all_instead_of is None else []
+        del whole  # the plan of all there is, several times: the largest there will be
         if all_instead_of is not None:
             now = Planned(Inlined(all_instead_of.model), all_instead_of.plans)
-            flat = self._planned(_those({*whole.inlined.calls}), drop=True)
+            flat = self._with(told.calls)
             best = flat if flat.left() < now.left() else before
         else:
-            best = self._best(before, whole, staying)
-        number, verdicts = best.inlined_calls(), dict(self._verdicts(best, whole))
+            best = self._best(before, choices, told.left)
+        number, verdicts = best.inlined_calls(), dict(self._verdicts(best, told))
         if not number:
-            return Choice(None, 0, verdicts)
+            return Choice(None, None, 0, verdicts)
         gone = [*best.never_run, *(o for o, _, _, record in best.bns() if record.folded)]
         theirs = staying & {(origin.function, origin.name) for origin in gone}
-        return Choice(best.with_ifs, number, verdicts, frozenset(theirs))
+        return Choice(best.with_ifs, best.attempted, number, verdicts, frozenset(theirs))
 
-    def _best(self, before: Planned, whole: Planned, staying: Set[tuple[Root, str]]) -> Planned:
-        """Return the model as it is, or that with the fewest calls inlined that is better.
+    def _whole(self) -> Planned:
+        """Plan the model with all calls inlined, without what planning does not read."""
+        model = without_metadata(copy_of(self.model))
+        functions = Functions(model)
+        functions.hindered.update(self.functions.hindered)
+        inlined = inline(model, functions, _bounded(model, functions, self.too_large))
+        return self._planned(inlined, norms_alone=True)
+
+    def _choices(self, whole: Planned, staying: Set[tuple[Root, str]]) -> Iterator[Set[Call]]:
+        """Yield sets of calls by the inlining of which more may go, the smaller one first.
 
         Args:
-            before: the model as it is.
-            whole: with all calls inlined.
+            whole: the model with all calls inlined.
             staying: the BatchNormalizations that stay as it is, each by its body and output.
         """
         gone = {
@@ -170,25 +181,38 @@ class _Chooser:
             if (origin.function, origin.name) in staying
             and not any(inner in everywhere for inner in whole.seen_from_inside(origin))
         ]
-        best = before
         if wanted:
             starts = [(origin.call.root, *gone[origin]) for origin in wanted if origin in gone]
             needed = taking_part(whole, starts) | whole.for_ifs
-            fewest = whole.left()
-            in_main = {call for call in whole.inlined.calls if call.root is None}
-            for calls in (needed, needed | in_main):
-                now = self._planned(_those(calls), drop=True)
-                if now.left() < best.left():
-                    best = now
-                if best.left() <= fewest:
-                    break
+            yield needed
+            yield needed | {call for call in whole.inlined.calls if call.root is None}
+
+    def _best(self, before: Planned, choices: Sequence[Set[Call]], fewest: int) -> Planned:
+        """Return the model as it is, or that with the fewest calls inlined that is better.
+
+        Args:
+            before: the model as it is.
+            choices: the calls to inline, one set after another until one is good enough.
+            fewest: how many BatchNormalizations stay then.
+        """
+        best = before
+        for calls in choices:
+            now = self._with(calls)
+            if now.left() < best.left():
+                best = now
+            if best.left() <= fewest:
+                break
         return best
 
-    def _planned(self, accept: Accept, *, drop: bool = False) -> Planned:
-        inlined = inline(self.model, self.functions, accept)
-        if drop:
-            drop_uncalled(inlined, self.functions)
-        return Planned(inlined, self.trial(inlined.model, not drop)).with_branches(self.trial)
+    def _with(self, calls: Set[Call]) -> Planned:
+        """Plan the model with some calls inlined."""
+        inlined = inline(self.model, self.functions, _those(calls))
+        drop_uncalled(inlined, self.functions)
+        return self._planned(inlined, norms_alone=False)
+
+    def _planned(self, inlined: Inlined, *, norms_alone: bool) -> Planned:
+        attempted = self.trial(inlined.model, norms_alone)
+        return Planned(inlined, attempted.plans, attempted).with_branches(self.trial)
 
     def _hinder_kept(self) -> None:
         """Leave functions whose BatchNormalizations a user names: a copy has another name."""
@@ -197,16 +221,12 @@ class _Chooser:
                 why = "it holds a BatchNormalization that --keep names"
                 self.functions.hindered.setdefault(root, why)
 
-    def _verdicts(self, best: Planned, whole: Planned) -> Iterator[tuple[tuple[str, str], Record]]:
+    def _verdicts(self, best: Planned, told: Told) -> Iterator[tuple[tuple[str, str], Record]]:
         """Yield why BatchNormalizations stay whatever is inlined; see ``Choice.verdicts``."""
-        tried: dict[tuple[Root, str], list[tuple[Origin, Record]]] = {}
-        for origin, _, _, record in whole.bns():
-            if origin.call.root is None:
-                tried.setdefault((origin.function, origin.name), []).append((origin, record))
         for origin, plan, index, record in best.bns():
             if record.folded or origin.call.root not in self.used:
                 continue
-            seen = tried.get((origin.function, origin.name), [])
+            seen = told.fates.get((origin.function, origin.name), [])
             if origin.call.root is None:
                 seen = [each for each in seen if each[0] == origin]
             else:
@@ -215,11 +235,11 @@ class _Chooser:
             if seen and not any(each.folded for _, each in seen):
                 yield where, seen[0][1]
             elif not seen and record.refusal is not None:
-                refusal = self._not_inlined(record.refusal, origin.function, whole)
+                refusal = self._not_inlined(record.refusal, origin.function, told)
                 yield where, record._replace(refusal=refusal)
 
-    def _not_inlined(self, refusal: Refusal, function: Root, whole: Planned) -> Refusal:
-        why = {**whole.inlined.refused, **self.too_large}
+    def _not_inlined(self, refusal: Refusal, function: Root, told: Told) -> Refusal:
+        why = {**told.refused, **self.too_large}
         queue = [function]
         for root in queue:  # grows during the loop
             if root is not None and root in why:

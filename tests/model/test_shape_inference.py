@@ -135,6 +135,22 @@ def test_inference_is_told_the_shape_of_a_sparse_initializer():
     assert (told.name, told.dims, told.data_type) == ("w", [4, 5], TensorProto.FLOAT)
 
 
+def test_inference_is_not_told_where_in_the_sources_a_node_comes_from():
+    net = Net((2, 4))
+    model = net.model(net.op("Relu", "x"))
+    model.graph.node[0].metadata_props.add(key="stack_trace", value="model.py")
+    function = helper.make_function(
+        "own", "f", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], model.opset_import
+    )
+    function.node[0].metadata_props.add(key="stack_trace", value="model.py")
+    model.functions.append(function)
+    told, before = without_weights(model), model.SerializeToString()
+    assert b"model.py" not in told.SerializeToString()
+    assert [node.op_type for node in (*told.graph.node, *told.functions[0].node)] == ["Relu"] * 2
+    assert model.SerializeToString() == before
+    assert b"model.py" in before
+
+
 def test_a_slice_of_another_domain_is_not_shown_as_a_standard_one():
     net = Net((2, 4))
     model = net.model(net.op("Slice", "x", net.ints(0), net.ints(1)))

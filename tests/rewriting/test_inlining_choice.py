@@ -1,6 +1,7 @@
 """Calls of local functions are inlined where a BatchNormalization goes by it, and nowhere else."""
 
 import random
+import weakref
 
 import numpy as np
 import onnx
@@ -12,7 +13,8 @@ from random_graphs import random_model
 from support import all_nodes, assert_same_function, count, fold_checked, ops, parsed, tensor
 
 import onnx_bnfold
-from onnx_bnfold import Options, Reason
+from onnx_bnfold import Options, Reason, pipeline
+from onnx_bnfold.attempts import planned_as_it_is
 from onnx_bnfold.model.functions import nodes_within
 from onnx_bnfold.rewriting.inlining_choice import inline_all
 
@@ -59,6 +61,21 @@ def test_layer_and_norm_in_functions_of_a_function():
     assert named(folded) == ["act"]
     assert report.inlined_calls == 3
     assert "3 calls of functions inlined" in report.summary()
+
+
+def test_of_what_is_tried_one_is_in_memory(monkeypatch):
+    """With all calls inlined there are several times as many nodes as in the model."""
+    tried, alive = [], []
+
+    def watched(*args, **options):
+        alive.append(sum(attempts() is not None for attempts in tried))
+        attempts = planned_as_it_is(*args, **options)
+        tried.append(weakref.ref(attempts))
+        return attempts
+
+    monkeypatch.setattr(pipeline, "planned_as_it_is", watched)
+    fold_checked(model_of("y = local.block(x, w, s, b, m, v)", BLOCK, CONV, NORM, RELU))
+    assert alive == [0, 0]
 
 
 def test_calls_that_give_different_constants():

@@ -88,10 +88,11 @@ def _stretch(uses: WeightUses, number: int) -> dict[str, float]:
     """Multiply the epsilon of a BN by q², and return the same for its variance and q for its scale.
 
     Variance and epsilon are of few values in a model, so that their sum is rounded alike in all
-    layers and draws. The number is another for every BN.
+    layers and draws. The number is another for every BN. One that computes its own statistics does
+    not divide by its variance.
     """
     node = uses.nodes[number]
-    if operator(node) != batchnorm.OPERATOR:
+    if operator(node) != batchnorm.OPERATOR or _in_training(node):
         return {}
     scale, variance = node.input[1], node.input[4]
     if not all(uses.is_own(name, number) for name in (scale, variance)):
@@ -102,6 +103,11 @@ def _stretch(uses: WeightUses, number: int) -> dict[str, float]:
         epsilon = node.attribute.add(name="epsilon", type=onnx.AttributeProto.FLOAT, f=_EPSILON)
     epsilon.f *= q * q
     return {scale: q, variance: q * q}
+
+
+def _in_training(node: NodeProto) -> bool:
+    """Whether a BN of opset 7 or later computes its mean and variance from its input."""
+    return any(node.output[1:]) or any(a.name == "training_mode" and a.i for a in node.attribute)
 
 
 def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -150,6 +150,12 @@ CASES = {
     "MatMul by a vector": (WIDE, "y = MatMul(x, w)", {"w": (5,)}, "w"),
     "MatMul, weight on the left": (WIDE, "y = MatMul(w, x)", {"w": (6, 5)}, "w"),
     "BatchNormalization": (WIDE, "y = BatchNormalization(x, s, b, m, v)", NORM, "s b"),
+    "BatchNormalization in training mode": (
+        WIDE,
+        "h, i, j = BatchNormalization<training_mode=1>(x, s, b, m, v) y = Identity(h) e = Neg(j)",
+        NORM,
+        "s b",
+    ),
     "InstanceNormalization": (WIDE, "y = InstanceNormalization(x, s, b)", NORM, "s b"),
     "LayerNormalization": (WIDE, "y = LayerNormalization(x, g)", {"g": (5,)}, "g"),
     "a weight and bias of two layers": (

@@ -114,7 +114,7 @@ def convert(array: Array, spec: InputSpec, origin: str | os.PathLike[str]) -> Ar
     if spec.shape and not _fits(array.shape, spec):
         raise UsageError(
             f"{os.fspath(origin)}: array {spec.name!r} has shape {list(array.shape)}, "
-            f"the input {_written(spec)}"
+            f"the input {written(spec)}"
         )
     return np.ascontiguousarray(array, dtype=spec.dtype)
 
@@ -129,7 +129,7 @@ def describe(feed: Feed, options: CheckOptions) -> tuple[InputUsed, ...]:
 
 def _symbol_sizes(spec: InputSpec, shape: tuple[int, ...]) -> dict[str, int]:
     if spec.shape and not _fits(shape, spec):
-        raise UsageError(f"shape {list(shape)} does not fit input {spec.name!r}: {_written(spec)}")
+        raise UsageError(f"shape {list(shape)} does not fit input {spec.name!r}: {written(spec)}")
     return {dim: size for dim, size in zip(spec.shape, shape, strict=False) if isinstance(dim, str)}
 
 
@@ -152,7 +152,8 @@ def _fits(shape: tuple[int, ...], spec: InputSpec) -> bool:
     )
 
 
-def _written(spec: InputSpec) -> str:
+def written(spec: InputSpec) -> str:
+    """Return the shape of an input as text."""
     return "[" + ", ".join("?" if dim is None else str(dim) for dim in spec.shape) + "]"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnx_bnfold.check.compare import Comparison, has_values
 from onnx_bnfold.check.evaluators import Evaluator, evaluator_of
-from onnx_bnfold.check.inputs import describe, make_feeds
+from onnx_bnfold.check.inputs import describe, make_feeds, written
 from onnx_bnfold.check.locate import Changes, first_difference
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.noise import RoundedWeights
@@ -95,7 +95,7 @@ def check_numerics(
         atol=options.atol,
         outputs=outputs,
         first_difference=first,
-        notes=tuple(_notes(evaluator, outputs, weights, found.lost)),
+        notes=tuple(_notes(evaluator, outputs, weights, found.lost, options.factor)),
         seconds=seconds,
         evaluator=evaluator.name,
         onnxruntime_seconds=evaluator.watch.seconds,
@@ -193,15 +193,20 @@ def _is_open(comparison: Comparison, output: Difference, draws: int) -> bool:
 def _signature_failures(original: Session, folded: Session) -> tuple[str, ...]:
     """Return how the folded model's inputs and outputs differ, apart from their order."""
     failures = []
-    types = {spec.name: spec.type for spec in original.inputs}
+    specs = {spec.name: spec for spec in original.inputs}
     for spec in folded.inputs:
-        if spec.name not in types:
+        wanted = specs.get(spec.name)
+        if wanted is None:
             failures.append(f"signature: the folded model has a new input {spec.name!r}")
-        elif spec.type != types[spec.name]:
+        elif spec.type != wanted.type:
             failures.append(
-                f"signature: input {spec.name!r} is {spec.type} instead of {types[spec.name]}"
+                f"signature: input {spec.name!r} is {spec.type} instead of {wanted.type}"
             )
-    pairs = [("input", types, {spec.name for spec in folded.inputs})]
+        elif _contradict(spec.shape, wanted.shape):
+            failures.append(
+                f"signature: input {spec.name!r} is {written(spec)} instead of {written(wanted)}"
+            )
+    pairs = [("input", dict.fromkeys(specs, ""), {spec.name for spec in folded.inputs})]
     pairs.append(("output", dict.fromkeys(original.outputs, ""), set(folded.outputs)))
     for kind, wanted, present in pairs:
         failures += [
@@ -212,11 +217,22 @@ def _signature_failures(original: Session, folded: Session) -> tuple[str, ...]:
     return tuple(failures)
 
 
+def _contradict(shape: Sequence[object], other: Sequence[object]) -> bool:
+    """Return whether no tensor has both shapes. What is no number is open; none is any shape."""
+    if not shape or not other:
+        return False
+    return len(shape) != len(other) or any(
+        a != b and isinstance(a, int) and isinstance(b, int)
+        for a, b in zip(shape, other, strict=True)
+    )
+
+
 def _notes(
     evaluator: Evaluator,
     outputs: Sequence[Difference],
     weights: RoundedWeights,
     lost: Collection[str],
+    factor: float,
 ) -> Iterator[str]:
     if evaluator.reason:
         yield f"judged by {evaluator.name}, since {evaluator.reason}"
@@ -229,6 +245,11 @@ def _notes(
             yield f"output {output.name!r} is empty: {list(output.shape)}; give other inputs"
         if output.holds and output.reason:
             yield f"output {output.name!r}: {output.reason}"
+        if output.holds and output.limit is not None and output.limit > factor:
+            yield (
+                f"output {output.name!r}: its limit is {output.limit:.3g}, since rounding moves "
+                "the original itself by so much once in a thousand checks"
+            )
         if output.noise_snr_db is not None and output.noise_snr_db < _UNSTABLE_DB:
             yield (
                 f"output {output.name!r}: rounding alone moves it by "

@@ -190,6 +190,10 @@ def _float64_input(m):
     m.graph.node.insert(0, cast)
 
 
+def _larger_input(m):
+    m.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 99
+
+
 def _does_not_load(m):
     m.graph.node[0].op_type = "Nonsense"
 
@@ -200,6 +204,7 @@ def _does_not_load(m):
         (_renamed_output, "signature: the folded model has no output 'y'"),
         (_renamed_input, "signature: the folded model has no input 'x'"),
         (_float64_input, "signature: input 'x' is tensor(double) instead of tensor(float)"),
+        (_larger_input, "signature: input 'x' is [N, 3, 99, 12] instead of [N, 3, 12, 12]"),
         (_does_not_load, "load: onnxruntime cannot load the folded model"),
     ],
 )
@@ -211,6 +216,21 @@ def test_models_that_cannot_be_compared_fail(change, failure):
     assert result.numerics is None
     assert any(f.startswith(failure) for f in result.failures), result.failures
     assert "FAILED" in render_text(result)
+
+
+def test_an_input_of_open_shape_contradicts_none():
+    original, folded = pair()
+    folded.graph.input[0].type.tensor_type.ClearField("shape")
+    assert check(original, folded).holds
+    assert check(folded, original, CheckOptions(shapes={"x": (2, 3, 12, 12)})).holds
+
+
+def test_a_limit_above_the_least_is_noted():
+    note = "output 'y': its limit is "
+    assert not any(note in line for line in check(*pair()).numerics.notes)
+    result = check(*pair(), CheckOptions(factor=0.1))
+    assert result.holds
+    assert any(line.startswith(note) for line in result.numerics.notes)
 
 
 def test_output_type_must_stay():

@@ -14,10 +14,13 @@ def main(words: Sequence[str]) -> int:
     """Plan models, print what is wrong with each, and return the worst exit code.
 
     Args:
-        words: paths that end in ``.onnx``, and options of a fold, such as ``--require-all``.
+        words: paths that end in ``.onnx``, and options of a fold, such as ``--require-all``. Words
+            without such a path are one command: a folder is planned as a store.
     """
     models = [word for word in words if word.endswith(".onnx")]
     options = [word for word in words if not word.endswith(".onnx")]
+    if options and not models:
+        return run([*options, *_ASKED])
     return max((run([model, *_ASKED, *options]) for model in models), default=0)
 
 

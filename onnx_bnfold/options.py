@@ -198,4 +198,4 @@ def _require_pattern(name: str, pattern: str) -> None:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         what = f"{name} has {pattern!r}, which is no regular expression"
-        raise UsageError(f"{what}: {error}") from None
+        raise UsageError(f"{what}: {error}; correct the pattern") from None

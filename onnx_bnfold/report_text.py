@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from onnx_bnfold.advice import ADVICE
@@ -30,6 +31,26 @@ def advice(reasons: Iterable[Reason]) -> Iterator[str]:
     """Yield what one can do, once for each reason."""
     for reason in dict.fromkeys(reasons):
         yield f"advice  [{reason.value}] {ADVICE[reason]}"
+
+
+def unmet(report: Report, *, all_go: bool, none_goes: bool) -> Iterator[str]:
+    """Yield which requirements a fold does not meet.
+
+    Args:
+        report: of the fold.
+        all_go: that no BatchNormalization is left (``--require-all``).
+        none_goes: that there is nothing to fold (``--require-folded``).
+    """
+    if all_go and (left := report.left):
+        codes = Counter(r.refusal.reason.value for r in left if r.refusal is not None)
+        what = ", ".join(f"{number} {code}" for code, number in sorted(codes.items()))
+        yield f"--require-all: {_count(len(left), 'BatchNormalization')} left: {what}"
+    if none_goes and (folded := sum(record.folded for record in report.records)):
+        yield f"--require-folded: {_count(folded, 'node')} to fold; fold it first"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _reasons(report: Report) -> Iterator[Reason]:

@@ -94,3 +94,6 @@ def test_the_hook(folder):
     done = shell(f"{hook['entry']} model.folded.onnx model.folded.onnx", folder)
     assert done.returncode == 0, done.stderr
     assert shell(f"{hook['entry']} model.folded.onnx model.onnx", folder).returncode == 1
+    done = shell(f"{hook['entry']} .", folder)
+    assert done.returncode == 1
+    assert "failed  model.onnx: --require-folded" in done.stderr

@@ -170,8 +170,8 @@ def test_a_model_in_a_file(model, saved, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--max-rescale", "nan"], "max_rescale is nan; give a finite number"),
-        (["--max-rescale", "inf"], "max_rescale is inf; give a finite number"),
+        (["--max-rescale", "nan"], "--max-rescale is nan; give a finite number\n"),
+        (["--max-rescale", "inf"], "--max-rescale is inf; give a finite number\n"),
         (["--max-rescale", "0.5"], "at least 1"),
         (["--max-rescale", "four"], "invalid float value"),
         (["--profile", "int-8"], "'float', 'fp16', 'int8'"),

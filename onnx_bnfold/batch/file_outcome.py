@@ -59,7 +59,7 @@ class FileOutcome:
     """The outcome for one file.
 
     Attributes:
-        name: its path below the store, with slashes.
+        name: its path below the store, with slashes; or an option that fits no model.
         status: what was done; "gone" if the model is no longer in the source, "removed" if its
             fold was therefore removed, too.
         skipped: whether an earlier run had done it, from the same content with the same options.
@@ -87,6 +87,11 @@ class FileOutcome:
     def is_model(self) -> bool:
         """Whether the file is a model, judged by its name."""
         return is_model(self.name)
+
+    @property
+    def is_option(self) -> bool:
+        """Whether it is of an option (``--keep``), and of no file."""
+        return self.name.startswith("--")
 
     @property
     def said(self) -> str:

@@ -57,7 +57,9 @@ class LocalLocation:
             for folder in (self._root, self._unfinished, self._state / "records"):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"{error.filename}: cannot be created: {error.strerror}") from error
+            is_file = isinstance(error, FileExistsError | NotADirectoryError)
+            why = "a file is there; give the name of a folder" if is_file else error.strerror
+            raise UsageError(f"{error.filename}: cannot be created: {why}") from error
         if os.stat(self._root).st_dev != os.stat(self._state).st_dev:
             raise UsageError(
                 f"{self._state}: is on another file system than {self._root}, but files have to be "

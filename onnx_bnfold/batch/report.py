@@ -58,7 +58,8 @@ class StoreReport:
     def summary(self) -> str:
         """Return the last line of the text."""
         models = Counter[str](o.said for o in self.models)
-        others = Counter[str](o.status for o in self.outcomes if not o.is_model)
+        rest = [o for o in self.outcomes if not o.is_model]
+        others = Counter[str](o.status for o in rest if not o.is_option)
         counts = [o.counts for o in self.models if o.counts]
         parts = [
             f"{len(self.models)} model{'' if len(self.models) == 1 else 's'}: {listed(models)}",
@@ -69,6 +70,8 @@ class StoreReport:
             parts.append(f"{before:,} -> {sum(c.bytes_after or 0 for c in counts):,} bytes")
         if others:
             parts.append(f"other files: {listed(others)}")
+        if options := [o.name for o in rest if o.is_option]:
+            parts.append(f"failed: {', '.join(options)}")
         return "; ".join(parts)
 
     def to_data(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from onnx_bnfold.errors import BnFoldError, CheckFailed, UsageError, printable
 from onnx_bnfold.options import Options
 from onnx_bnfold.planning.kept import Patterns
 from onnx_bnfold.provenance import sha256_of
+from onnx_bnfold.report_text import unmet
 from onnx_bnfold.storage.data_files import data_files_of
 from onnx_bnfold.version import __version__
 
@@ -200,11 +201,11 @@ class _Work:
             CheckFailed: one does not.
         """
         self._unmatched = fold.pipeline.unmatched
-        folded = sum(record.folded for record in fold.report.records)
-        if self._batch.require_folded and folded:
-            raise CheckFailed(f"--require-folded: there are {folded} nodes to fold")
-        if self._batch.require_all and (left := len(fold.report.left)):
-            raise CheckFailed(f"--require-all: BatchNormalizations that stay: {left}")
+        batch = self._batch
+        if failures := [
+            *unmet(fold.report, all_go=batch.require_all, none_goes=batch.require_folded)
+        ]:
+            raise CheckFailed("; ".join(failures))
         if self._batch.check is not None and fold.path is not None:
             from onnx_bnfold.check import check  # loads onnxruntime
 

@@ -85,7 +85,8 @@ def read_feed(path: Path, specs: Sequence[InputSpec]) -> Feed:
         loaded = np.load(path, allow_pickle=False)
         arrays = {specs[0].name: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except (OSError, ValueError, EOFError, IndexError, zipfile.BadZipFile) as error:
-        raise UsageError(f"cannot read inputs from {path}: {error}") from error
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UsageError(f"cannot read inputs from {path}: {why}") from error
     if isinstance(loaded, np.ndarray) and len(specs) != 1:
         names = ", ".join(spec.name for spec in specs)
         raise UsageError(f"{path} holds one array but the model has inputs {names}; use an .npz")

@@ -195,16 +195,14 @@ def _signature_failures(original: Session, folded: Session) -> tuple[str, ...]:
     failures = []
     specs = {spec.name: spec for spec in original.inputs}
     for spec in folded.inputs:
-        wanted = specs.get(spec.name)
-        if wanted is None:
+        was = specs.get(spec.name)
+        if was is None:
             failures.append(f"signature: the folded model has a new input {spec.name!r}")
-        elif spec.type != wanted.type:
+        elif spec.type != was.type:
+            failures.append(f"signature: input {spec.name!r} is {spec.type} instead of {was.type}")
+        elif _contradict(spec.shape, was.shape):
             failures.append(
-                f"signature: input {spec.name!r} is {spec.type} instead of {wanted.type}"
-            )
-        elif _contradict(spec.shape, wanted.shape):
-            failures.append(
-                f"signature: input {spec.name!r} is {written(spec)} instead of {written(wanted)}"
+                f"signature: input {spec.name!r} is {written(spec)} instead of {written(was)}"
             )
     pairs = [("input", dict.fromkeys(specs, ""), {spec.name for spec in folded.inputs})]
     pairs.append(("output", dict.fromkeys(original.outputs, ""), set(folded.outputs)))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from onnx_bnfold.api import Outcome
 from onnx_bnfold.errors import printable
@@ -59,9 +61,17 @@ def closing(outcome: Outcome, args: argparse.Namespace) -> Iterator[str]:
         yield "nothing is written in a dry run"
         return
     changed = outcome.pipeline.alters
-    yield printable(f"written{'' if changed else ', with nothing changed'}: {args.output}")
+    what = "written" if changed else "written, with nothing changed"
+    yield printable(f"{what}: {_and_data(args.output, outcome.files)}")
     if changed and not args.check and args.shown == args.model:  # no temporary copy
         yield printable(f"next: compare both: {_command('check', args.model, args.output)}")
+
+
+def _and_data(output: str, files: Sequence[Path]) -> str:
+    """Return the path of a model, and those of the data files that have to stay beside it."""
+    folder = os.path.dirname(output)
+    data = [os.path.join(folder, path.name) for path in files[1:]]
+    return f"{output} with its data in {', '.join(data)}" if data else output
 
 
 def _may_have_a_form(record: Record) -> bool:

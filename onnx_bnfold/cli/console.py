@@ -10,7 +10,8 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, TypeVar
 
 from onnx_bnfold import progress
-from onnx_bnfold.errors import printable
+from onnx_bnfold.cli.fold_arguments import flag
+from onnx_bnfold.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -23,13 +24,21 @@ Settings = TypeVar("Settings", bound="DataclassInstance")
 def options_of(kind: type[Settings], args: argparse.Namespace) -> Settings:
     """Return parsed arguments as the options that they are: one for each field, by its name.
 
-    Fields that are not among the arguments have their defaults.
+    Fields that are not among the arguments have their defaults. An error that begins with the name
+    of a field names the option instead, which is left out where the field is None.
 
     Raises:
         UsageError: a value is invalid, or options contradict each other.
     """
     given = vars(args)
-    return kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given})
+    names = {f.name for f in fields(kind)} & given.keys()
+    try:
+        return kind(**{name: given[name] for name in names})
+    except UsageError as error:
+        name, _, rest = str(error).partition(" ")
+        if name not in names:
+            raise
+        raise UsageError(f"{flag(name)} {rest.removesuffix(' or None')}") from error
 
 
 def check_options_of(args: argparse.Namespace) -> CheckOptions | None:

@@ -132,19 +132,20 @@ class _FoldCommand:
         yield from origin(outcome)
 
     def _failures(self, outcome: Outcome) -> list[str]:
-        failures = list(self._unmet_requirements(outcome))
+        failures = self._unmet_requirements(outcome)
         if self.check_options is not None and not failures:
             self.check = self._checked(outcome, self.check_options)
             failures += self.check.failures
         return failures
 
-    def _unmet_requirements(self, outcome: Outcome) -> Iterator[str]:
-        if self.args.require_all and outcome.report.left:
-            yield f"--require-all: BatchNormalizations that stay: {len(outcome.report.left)}"
-        if self.args.require_folded:
-            folded = sum(record.folded for record in outcome.report.records)
-            if folded:
-                yield f"--require-folded: {self.args.shown} has {folded} nodes to fold"
+    def _unmet_requirements(self, outcome: Outcome) -> list[str]:
+        args = self.args
+        if not (args.require_all or args.require_folded):
+            return []
+        from onnx_bnfold.report_text import unmet
+
+        found = unmet(outcome.report, all_go=args.require_all, none_goes=args.require_folded)
+        return [f"{args.shown}: {sentence}" for sentence in found]
 
     def _checked(self, outcome: Outcome, options: CheckOptions) -> CheckResult:
         from onnx_bnfold.check import check, render_text

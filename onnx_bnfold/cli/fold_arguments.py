@@ -29,7 +29,7 @@ def require_effect(args: argparse.Namespace) -> None:
         UsageError: one is not.
     """
     for given, needed in without_effect(args):
-        raise UsageError(f"{_flag(given)} has no effect without {_flag(needed)}; give both")
+        raise UsageError(f"{flag(given)} has no effect without {flag(needed)}; give both")
 
 
 def _add_outputs(add: Callable[..., object]) -> None:
@@ -70,16 +70,17 @@ def _add_option(add: Callable[..., object], option: Field[Any], kind: Any) -> No
     if kind is bool:
         prefix, action = ("no-", "store_false") if option.default else ("", "store_true")
         text = f"do not {text}" if option.default else text
-        add(_flag(prefix + option.name), dest=option.name, action=action, help=text)
+        add(flag(prefix + option.name), dest=option.name, action=action, help=text)
     elif get_origin(kind) is Literal:
         text = f"{text} (default: {option.default})"
-        add(_flag(option.name), choices=get_args(kind), default=option.default, help=text)
+        add(flag(option.name), choices=get_args(kind), default=option.default, help=text)
     elif get_origin(kind) is tuple:
-        add(_flag(option.name), action="append", default=[], metavar=metavar, help=text)
+        add(flag(option.name), action="append", default=[], metavar=metavar, help=text)
     else:
         number = next((each for each in (float, int) if each in (kind, *get_args(kind))), None)
-        add(_flag(option.name), type=number, default=option.default, metavar=metavar, help=text)
+        add(flag(option.name), type=number, default=option.default, metavar=metavar, help=text)
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """Return the option of the command line that sets a field of this name."""
     return f"--{name.replace('_', '-')}"

@@ -58,10 +58,13 @@ class Parser(argparse.ArgumentParser):
         args, unknown = self.parse_known_intermixed_args(words)
         for word in unknown:
             if word.startswith("-"):
-                raise UsageError(self._unknown(word.partition("=")[0]))
+                is_file = os.path.exists(word)
+                found = f"{word}: write ./{word} for the file" if is_file else self._unknown(word)
+                raise UsageError(found)
         return args, [*args.names, *unknown]
 
-    def _unknown(self, option: str) -> str:
+    def _unknown(self, word: str) -> str:
+        option, _, _ = word.partition("=")
         near = close_to(option, self._option_string_actions)
         hint = f"did you mean {near}?" if near else f"see {self.prog} --help"
         return f"there is no option {option}; {hint}"
@@ -221,6 +224,12 @@ def read_check(words: Sequence[str]) -> argparse.Namespace:
         raise UsageError(
             f"a check compares two models, not {len(names)}; give the original and the folded one"
         )
+    for name in names:
+        if os.path.isdir(name):
+            raise UsageError(
+                f"{name}: is a folder, and a check compares two models; all below a folder are "
+                f"checked as they are folded: {PROGRAM} FOLDER -o FOLDER --{CHECK}"
+            )
     args.original, args.folded = names
     return args
 

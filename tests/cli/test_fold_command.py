@@ -96,10 +96,22 @@ def test_require_all_comes_before_the_check(model, tmp_path, capsys):
     words = "--check", "--require-all", *IMPOSSIBLE, "--report", tmp_path / "r.json"
     assert call(model, "-o", tmp_path / "f.onnx", *words) == 1
     out, err = capsys.readouterr()
-    assert "--require-all: BatchNormalizations that stay: 1" in err
+    assert (
+        err
+        == f"onnx-bnfold: {model}: --require-all: 1 BatchNormalization left: 1 opaque_operator\n"
+    )
     assert "kept" in out
     assert not (tmp_path / "f.onnx").exists()
     assert json.loads((tmp_path / "r.json").read_text())["check"] is None
+
+
+def test_where_the_data_went_is_said(model, tmp_path, capsys):
+    proto = onnx.load(model)
+    onnx.save(proto, model, save_as_external_data=True, location="m.data", size_threshold=0)
+    target = tmp_path / "f.onnx"
+    assert call(model, "-o", target) == 0
+    (data,) = tmp_path.glob("f.onnx.*.data")
+    assert f"\nwritten: {target} with its data in {data}\n" in capsys.readouterr().out
 
 
 def test_a_dry_run_with_a_report(model, tmp_path, capsys):

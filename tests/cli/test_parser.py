@@ -119,6 +119,32 @@ def test_what_is_like_nothing(model, capsys):
     assert "cannot be opened" in refused(capsys, "other", "a.onnx")
 
 
+def test_a_file_that_looks_like_an_option(model, capsys):
+    model.rename("-x.onnx")
+    assert refused(capsys, "-x.onnx", "a.onnx") == "-x.onnx: write ./-x.onnx for the file\n"
+
+
+def test_a_check_of_folders(model, capsys):
+    Path("models").mkdir()
+    said = refused(capsys, "check", "models", model)
+    assert said.startswith("models: is a folder, and a check compares two models; ")
+    assert said.endswith("onnx-bnfold FOLDER -o FOLDER --check\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--keep", "("], "--keep has '(', which is no regular expression: "),
+        (["--max-rescale", "0.5"], "--max-rescale is 0.5; it must be at least 1"),
+        (["--check", "--draws", "0"], "--draws is 0; it must be at least 1"),
+        (["--check", "--min-agreement", "1"], "--min-agreement needs labelled data; "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_bad_value_is_of_an_option(words, said, model, capsys):
+    assert refused(capsys, model, "a.onnx", *words).startswith(said)
+
+
 def test_check_that_comes_late(model, capsys):
     assert "check has to come first" in refused(capsys, "--sets", "1", "check", model, "b.onnx")
 

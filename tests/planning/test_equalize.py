@@ -443,6 +443,22 @@ def test_measured_ranges(saved):
     assert sorted(p.name for p in folder.iterdir()) == ["m.onnx", "o.onnx", "x.npz"]
 
 
+def test_ranges_of_a_model_that_takes_a_fixed_number_of_examples(saved):
+    model, folder = saved
+    np.savez(folder / "x.npz", **feeds_for(model, N=20))
+    options = Options(profile="int8", equalize=True, ranges=str(folder / "x.npz"))
+    expected = onnx_bnfold.plan_file(folder / "m.onnx", options).equalized
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    for size in (1, 5, 20):
+        batch.dim_value = size
+        onnx.save(model, folder / "fixed.onnx")
+        assert onnx_bnfold.plan_file(folder / "fixed.onnx", options).equalized == expected
+    batch.dim_value = 3
+    onnx.save(model, folder / "fixed.onnx")
+    with pytest.raises(UsageError, match="'x' has 20 examples, and the model takes 3 at a time"):
+        onnx_bnfold.plan_file(folder / "fixed.onnx", options)
+
+
 def test_ranges_that_cannot_be_used(saved, tmp_path):
     model, folder = saved
     cases = {"none": None, "no examples": (0, 4, 6, 6), "not finite": np.full((1, 4, 6, 6), np.nan)}

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from onnx_bnfold.reports.changes_section import changes_section
 from onnx_bnfold.reports.charts import latency_chart, noise_chart
 from onnx_bnfold.reports.column_charts import ranges_chart
 from onnx_bnfold.reports.files_section import footer
+from onnx_bnfold.reports.later import Later
 from onnx_bnfold.reports.markup import Data, Element, el, pill, swatch, table
 
 _MODELS = ("original", "folded")
 
 
-def page_of(check: Data) -> list[Element]:
+def page_of(check: Data, later: Later) -> list[Element]:
     """Return what a page shows of a check alone."""
     names = [el("code", Path(check[model]).name) for model in _MODELS]
     kicker = el("p", "BatchNormalization fold, checked", class_="kicker")
@@ -21,6 +23,7 @@ def page_of(check: Data) -> list[Element]:
     parts = [el("header", kicker, title, el("p", verdict(check), class_="pills"))]
     parts += sections(check)
     if "tool" in check:  # else its models are not files
+        parts.append(changes_section(check["changes"], later))
         files = {model: check[f"{model}_files"] for model in _MODELS}
         parts.append(footer(check, files, ()))
     return parts

@@ -19,6 +19,7 @@ from onnx_bnfold.check.results import CheckResult
 from onnx_bnfold.provenance import sha256_of
 from onnx_bnfold.report import Rescaled
 from onnx_bnfold.reports.changes import Changes, changes_of
+from onnx_bnfold.reports.compared_files import changes_between
 from onnx_bnfold.reports.cost import Sizes, input_shapes
 from onnx_bnfold.reports.figures import Figures, figures_of
 from onnx_bnfold.reports.layers import Layer, layers_of
@@ -126,12 +127,14 @@ class CheckReport(CheckResult):
         tool: name and version of this package.
         packages: name → version of Python and of the packages used; None if not installed.
         original_files, folded_files: the model's file, then its data files.
+        changes: the nodes and initializers that differ, by name.
     """
 
     tool: dict[str, str] = field(kw_only=True)
     packages: dict[str, str | None] = field(kw_only=True)
     original_files: tuple[File, ...] = field(kw_only=True)
     folded_files: tuple[File, ...] = field(kw_only=True)
+    changes: Changes = field(kw_only=True)
 
 
 def check_report(result: CheckResult) -> CheckReport:
@@ -143,6 +146,7 @@ def check_report(result: CheckResult) -> CheckReport:
         packages=_packages(),
         original_files=_files(files(original, data_files_of(original))),
         folded_files=_files(files(folded, data_files_of(folded))),
+        changes=changes_between(original, folded),
     )
 
 

@@ -30,7 +30,7 @@ def page(data: Data) -> str:
     """
     later = Later()
     if "numerics" in data:
-        title, body = f"check of {Path(data['folded']).name}", check_sections.page_of(data)
+        title, body = f"check of {Path(data['folded']).name}", check_sections.page_of(data, later)
     else:
         title = f"fold of {data['source'][0]['name']}"
         checked = [] if data["check"] is None else check_sections.sections(data["check"])

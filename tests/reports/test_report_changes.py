@@ -11,6 +11,7 @@ from reporting import half, report_of
 from onnx_bnfold import plan_file
 from onnx_bnfold.reports import fold_report
 from onnx_bnfold.reports.changes import Changes, changes_of
+from onnx_bnfold.reports.compared_files import changes_between
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]> g (float[N, 4] x) => (float[N, 4] y)'
 
@@ -54,9 +55,31 @@ def test_large_weights_and_a_plan(is_external, tmp_path, rng):
     folded = report_of(model, tmp_path, **save).changes
     assert names(folded.changed_initializers) == ["c_W", "c_bias"]
     assert "other" not in names(folded.removed_initializers + folded.added_initializers)
+    assert changes_between(tmp_path / "m.onnx", tmp_path / "f.onnx") == folded
     planned = []
     plan_file(tmp_path / "m.onnx", inspect=lambda o: planned.append(fold_report(o, {}, None)))
     assert planned[0].changes == folded
+
+
+@pytest.mark.parametrize("data_type", ["FLOAT", "BFLOAT16", "INT4", "STRING"])
+def test_values_are_the_same_however_they_are_stored(data_type, tmp_path):
+    text = "{ y = Relu(x) }"
+    kind = getattr(onnx.TensorProto, data_type)
+    values = ["a", "b"] if data_type == "STRING" else [1.0, -2.0]
+    paths = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    models = [parser.parse_model(f"{HEAD} {text}") for _ in paths]
+    for model in models:
+        model.graph.initializer.append(onnx.helper.make_tensor("same", kind, [2], values))
+        model.graph.initializer.append(onnx.helper.make_tensor("other", kind, [2], values))
+    first, second = models
+    second.graph.initializer[1].CopyFrom(onnx.helper.make_tensor("other", kind, [2], values[::-1]))
+    if data_type != "STRING":
+        array = onnx.numpy_helper.to_array(second.graph.initializer[0])
+        second.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(array, "same"))
+        assert second.graph.initializer[0] != first.graph.initializer[0]
+    for model, path in zip(models, paths, strict=True):
+        onnx.save(model, path)
+    assert names(changes_between(*paths).changed_initializers) == ["other"]
 
 
 def test_a_model_is_as_itself():

@@ -237,6 +237,8 @@ def test_the_check_of_two_files(tmp_path, rng):
         assert f"{name}{len(content):,}{hashlib.sha256(content).hexdigest()}" in text
     assert f"onnx_bnfold {__version__}, python {platform.python_version()}, numpy" in text
     assert str(tmp_path) not in text
+    assert "Before and after, by name" in text
+    assert "1 removed: 1 BatchNormalizationBatchNormalization n_b" in text
 
 
 def test_a_model_without_norms(tmp_path, rng):

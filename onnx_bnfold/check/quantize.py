@@ -18,6 +18,7 @@ from onnx_bnfold.check.accuracy import fixed_batch
 from onnx_bnfold.check.compare import has_values
 from onnx_bnfold.check.data import Dataset
 from onnx_bnfold.check.inputs import make_feeds
+from onnx_bnfold.check.int8_names import free_names
 from onnx_bnfold.check.latency import measure
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.options import CheckOptions
@@ -213,6 +214,7 @@ def quantised(
     folder.mkdir()
     copy, target = folder / "float.onnx", folder / "int8.onnx"
     with ModelFile.open(model.path) as file:
+        free_names(file.model)
         file.write(file.model, {}, copy)
     try:
         with _quiet():

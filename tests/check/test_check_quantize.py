@@ -2,14 +2,18 @@
 
 import dataclasses
 import json
+import re
 from importlib.resources import files
 
 import numpy as np
+import onnx.parser
+import onnx.printer
 import pytest
 from onnx import helper
 from pairs import CLASSES, finish, fold, model, pair, weights
 
 from onnx_bnfold.check import CheckOptions, check, render_text
+from onnx_bnfold.check.int8_names import free_names
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.quantize import _failures, _ranges, snr
 from onnx_bnfold.check.results import Int8Output
@@ -55,6 +59,48 @@ def test_the_same_model_costs_the_same():
     original, _ = pair()
     output = check(original, original, QUICK).quantized.outputs[0]
     assert output.snr_original_db == output.snr_folded_db
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("w0", "x_scale"), ("fc", "relu0_zero_point"), ("y", "flat_scale"), ("fc", "w1_quantized")],
+)
+def test_names_that_quantisation_makes_may_be_taken(old, new, result):
+    """It makes them of a tensor's name; the model's own stay as they are in its record."""
+    original, folded = pair()
+    for proto in (original, folded):
+        for item in (*proto.graph.initializer, *proto.graph.output):
+            item.name = new if item.name == old else item.name
+        for taken in proto.graph.node:
+            taken.input[:] = [new if name == old else name for name in taken.input]
+            taken.output[:] = [new if name == old else name for name in taken.output]
+    found = check(original, folded, QUICK)
+    assert found.holds
+    (output,), (expected,) = found.quantized.outputs, result.quantized.outputs
+    assert output.name == (new if old == "y" else "y")
+    assert output.snr_folded_db == expected.snr_folded_db
+    assert output.snr_original_db == expected.snr_original_db
+
+
+def test_names_are_freed_in_branches_too():
+    made = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (bool k, float[2] x) => (float[2] y_scale)
+        <float[2] x_scale = {1, 2}> {
+          y = Mul(x, x_scale)
+          y_scale = If (k) <
+            then_branch = t () => (float[2] y_zero_point) { y_zero_point = Mul(y, x_scale) },
+            else_branch = e () => (float[2] q) { q = Neg(y) }
+          >
+        }
+    """)
+    free_names(made)
+    onnx.checker.check_model(made, full_check=True)
+    text = onnx.printer.to_text(made)
+    assert [value.name for value in made.graph.output] == ["y_scale"]
+    assert "x_scale_ =" in text
+    for name in ("x_scale", "y", "y_zero_point"):
+        assert not re.search(rf"\b{name}\b", text)
 
 
 def uneven(largest: float):

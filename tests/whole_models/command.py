@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from . import sabotage
 from .findings import read, write
 from .judge import Verdict, judge
 from .models import draw_case
@@ -62,9 +63,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--per-kind", type=int, default=3, help="how many of a kind to shrink")
     parser.add_argument("--shrink", type=float, default=10, help="seconds to shrink each")
     parser.add_argument("--replay", type=Path, metavar="DIR", help="judge these findings again")
+    parser.add_argument("--sabotage", action="store_true", help="measure the judge instead")
     options = parser.parse_args(arguments)
     if options.replay is not None:
         return _replayed(options.replay)
+    if options.sabotage:
+        seeds = range(options.seed, options.seed + options.graphs)
+        print(sabotage.table(sabotage.measure(seeds, lambda line: print(line, file=sys.stderr))))
+        return 0
     tally, started, spent = Tally(), time.monotonic(), 0.0
     for seed in range(options.seed, options.seed + options.graphs):
         if options.seconds is not None and time.monotonic() - started - spent > options.seconds:

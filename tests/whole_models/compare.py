@@ -45,11 +45,11 @@ def suspect(expected: np.ndarray, found: np.ndarray) -> bool:
         return True
     with np.errstate(invalid="ignore"):
         off = np.where(finite, np.abs(a - b), 0)
-    limit = _QUICK * (UNIT[expected.dtype] * _yardstick(np.where(finite, a, 0)))
+    limit = _QUICK * (UNIT[expected.dtype] * yardstick(np.where(finite, a, 0)))
     return not bool((off <= limit + 2 * TINY[expected.dtype]).all())
 
 
-def _yardstick(values: np.ndarray, zeros: bool = False) -> np.ndarray:
+def yardstick(values: np.ndarray, zeros: bool = False) -> np.ndarray:
     """Return for each element the smallest peak of the slices that it lies in.
 
     A slice of very few elements says little of its size (behind a Relu, nothing), and one of zeros
@@ -102,6 +102,12 @@ class _Truth:
         return np.all([np.isfinite(s) for (s,) in draws], axis=0)
 
     @property
+    def is_infinite(self) -> np.ndarray:
+        """Which elements are one and the same infinity whatever the noise of each value."""
+        (exact,) = self.exact
+        return np.isinf(exact) & np.all([s == exact for (s,) in self.spread], axis=0)
+
+    @property
     def is_held(self) -> np.ndarray:
         """Which elements are finite in the model's own types, if that is known."""
         (exact,) = self.exact
@@ -122,9 +128,18 @@ def difference(
     feed: Mapping[str, np.ndarray],
     expected: Sequence[np.ndarray],
     found: Sequence[np.ndarray],
+    *,
+    most_stages: int | None = None,
 ) -> Doubt | None:
-    """Return what is wrong with the folded model's outputs, judged by float64, or None."""
-    exact, interpreter = _evaluated(original, feed, {})
+    """Return what is wrong with the folded model's outputs, judged by float64, or None.
+
+    Args:
+        original, folded: the models.
+        feed, expected, found: what they are fed, and what they made of it.
+        most_stages: how many kinds of noise may explain it; all, unless it is the judge itself that
+            is measured.
+    """
+    exact, interpreter = evaluated(original, feed, {})
     if interpreter.undefined:
         return None
     coarsest = max((UNIT[t] for t in FLOATS if holds_type(original, _KIND[t])), default=0.0)
@@ -138,10 +153,10 @@ def difference(
         (truth.far, {"far": True}),
         (truth.far, {"far": True, "channel_axes": axes}),
     ]
-    for draws, how in stages:
+    for draws, how in stages[:most_stages]:
         for draw in range(_DRAWS):
             how |= {"noise": np.random.default_rng(draw), "divisors": interpreter.divisors}
-            draws.append(_evaluated(original, feed, how)[0])
+            draws.append(evaluated(original, feed, how)[0])
             worst = _worst(expected, found, truth)
             if worst is None:
                 return None
@@ -180,17 +195,18 @@ def _of_one(i: int, a, b, truth: _Truth) -> tuple[float, Doubt] | None:
                 *map(truth.noise, (truth.spread, truth.broad, truth.far)),
             )
         )
-        size = _yardstick(np.where(usable, true, 0))
-    noise = np.maximum(_yardstick(own, zeros=True), _yardstick(drawn, zeros=True))
+        size = yardstick(np.where(usable, true, 0))
+    noise = np.maximum(yardstick(own, zeros=True), yardstick(drawn, zeros=True))
     noise = np.maximum(
-        PERMITTED[a.dtype] * noise, TIMES_BROAD[a.dtype] * _yardstick(drawn_broadly, zeros=True)
+        PERMITTED[a.dtype] * noise, TIMES_BROAD[a.dtype] * yardstick(drawn_broadly, zeros=True)
     )
-    noise = np.maximum(noise, _yardstick(drawn_far, zeros=True))
+    noise = np.maximum(noise, yardstick(drawn_far, zeros=True))
     # A narrower type in front of a Cast holds constants that were of the output's type.
     limit = noise + _UNITS * max(UNIT[a.dtype], truth.coarsest) * size + 4 * TINY[a.dtype]
     if rough:
         limit = limit + 1e-3 * size
     apart = _apart(x, y, true, steady & truth.is_held, limit, a.dtype)
+    apart |= truth.is_infinite & (x == true) & (x != y)
     if apart.any():
         at = tuple(int(k) for k in np.argwhere(apart)[0])
         return np.inf, Doubt(_APART, i, f"at {at}: {x[at]} became {y[at]}")
@@ -220,13 +236,13 @@ def _apart(x, y, true, steady, limit, dtype) -> np.ndarray:
 
 def _close(original, folded, feed, output: int) -> bool:
     """Whether both models are nearly the same function in float64: it is for their types."""
-    one, other = (_evaluated(model, feed, {})[0][output] for model in (original, folded))
+    one, other = (evaluated(model, feed, {})[0][output] for model in (original, folded))
     finite = np.isfinite(one)
     peak = np.abs(one[finite]).max(initial=0)
-    return bool((np.abs(one - other)[finite] <= 0.05 * peak).all())
+    return bool((np.abs(one[finite] - other[finite]) <= 0.05 * peak).all())
 
 
-def _evaluated(
+def evaluated(
     model: ModelProto, feed: Mapping[str, np.ndarray], how: Mapping
 ) -> tuple[list[np.ndarray], Interpreter]:
     opset = next(i.version for i in model.opset_import if not i.domain)

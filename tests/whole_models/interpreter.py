@@ -178,7 +178,8 @@ class Interpreter:
             size = np.maximum(size, self._broad(array))
         signs = self.noise.choice([-1.0, 1.0], array.shape)
         units = self._most(dtype) if self.far else 1
-        return np.asarray(array + signs * units * (UNIT[dtype] * size + TINY[dtype]))
+        moved = array + signs * units * (UNIT[dtype] * size + TINY[dtype])
+        return np.where(np.isfinite(array), moved, array)
 
     def _most(self, dtype: np.dtype) -> int:
         """Return how many units a fold may add."""

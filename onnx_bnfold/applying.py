@@ -11,8 +11,7 @@ from onnx import ModelProto
 from onnx_bnfold.model.graph import bodies_of
 from onnx_bnfold.options import Options
 from onnx_bnfold.pipeline import Pipeline
-from onnx_bnfold.rewriting.computed_elements import compute_all
-from onnx_bnfold.rewriting.graph_editor import Pending
+from onnx_bnfold.rewriting.computed_elements import Pending, compute_all
 from onnx_bnfold.rewriting.new_constants import Unrepresentable
 from onnx_bnfold.storage.tensors import fill, is_external
 
@@ -60,7 +59,7 @@ def fill_small(pending: dict[str, Pending]) -> dict[str, Pending]:
         else:
             large[name] = new
     for new, values in zip(small, compute_all([new.compute for new in small]), strict=True):
-        fill(new.tensor, values)
+        fill(new.tensor, values, new.size)
     return large
 
 

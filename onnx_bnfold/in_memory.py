@@ -108,11 +108,12 @@ def folded_of(
         pipeline.plan()
         copy = copy_of(pipeline.model)
         try:
-            for tensor, _, compute in fill_small(pipeline.apply(copy)).values():
+            for new in fill_small(pipeline.apply(copy)).values():
+                tensor = new.tensor
                 if is_external(tensor):
                     tensor.ClearField("data_location")
                     tensor.ClearField("external_data")
-                fill(tensor, np.asarray(compute()))
+                fill(tensor, np.asarray(new.compute()))
         except Unrepresentable as failed:
             learn(pipeline, failed)
         else:

@@ -18,8 +18,8 @@ from onnx_bnfold.options import Options, Standalone
 from onnx_bnfold.planning.kept import UnmatchedPatterns, unmatched
 from onnx_bnfold.planning.plan import GraphPlan, Place, Restated
 from onnx_bnfold.planning.record import Record
-from onnx_bnfold.rewriting.computed_elements import Rounded
-from onnx_bnfold.rewriting.graph_editor import Pending, rewrite
+from onnx_bnfold.rewriting.computed_elements import Pending, Rounded
+from onnx_bnfold.rewriting.graph_editor import rewrite
 from onnx_bnfold.storage.tensors import clear_place
 
 if TYPE_CHECKING:
@@ -182,8 +182,8 @@ class Pipeline(Attempts):
         """Return the present plan's result, its constants that lack values, and measured ranges."""
         copy = copy_of(self.model)
         pending = self.apply(copy)
-        for tensor, _, _ in pending.values():
-            clear_place(tensor)
+        for new in pending.values():
+            clear_place(new.tensor)
         if self._ranges is None:
             return copy, pending, None
         from onnx_bnfold.planning.value_ranges import of_result

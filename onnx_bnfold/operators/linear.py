@@ -157,22 +157,22 @@ class LinearLayer(NamedTuple):
         return bool((np.abs(bias) > AGREEMENT * size).any())
 
     def revised(self, sides: Sides) -> Iterator[Revised]:
-        """Yield what becomes of the weight and the bias by changes of the two sides."""
-        yield from self.revised_weight(sides)
+        """Return what becomes of the weight and the bias by changes of the two sides."""
+        found = self.revised_weight(sides)
         if self.needs_bias(sides):
-            yield self._revised_bias(sides)
+            found.append(self._revised_bias(sides))
+        return iter(found)
 
-    def revised_weight(self, sides: Sides) -> Iterator[Revised]:
-        """Yield what becomes of the weight."""
+    def revised_weight(self, sides: Sides) -> list[Revised]:
+        """Return what becomes of the weight."""
         if not sides.have_scale:
-            return
+            return []
         if self.quantized is not None:
-            yield from self.quantized.revised(whole(self.weight_factor(*sides)))
-            return
+            return [*self.quantized.revised(whole(self.weight_factor(*sides)))]
         dims, data_type = self.weight.dims, self.weight.data_type
         factor = partial(self.weight_factor, *sides)
         values = Multiplied(self.weight.name, self.grouped, self.summed_axes, factor)
-        yield Revised(self.view, self.weight_slot, "weight", dims, data_type, values)
+        return [Revised(self.view, self.weight_slot, "weight", dims, data_type, values)]
 
     def _revised_bias(self, sides: Sides) -> Revised:
         layer = self if sides.out is None else self._behind(sides.out)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from onnx import helper
+from onnx import TensorProto, helper
 
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.blocks import Elements, Stored, Streamed, blocks_of
@@ -26,6 +26,23 @@ class Compute(Elements, Protocol):
 
     def product(self) -> Product | None:
         """Return the product that they are, None if they are none."""
+
+
+class Pending:
+    """An initializer of the main graph that has name, shape and type, and no values yet.
+
+    Attributes:
+        tensor: the message.
+        size: number of elements.
+        compute: computes them.
+    """
+
+    __slots__ = ("compute", "size", "tensor")  # see ``entries.Multiplied``
+
+    def __init__(self, tensor: TensorProto, size: int, compute: Compute) -> None:
+        self.tensor = tensor
+        self.size = size
+        self.compute = compute
 
 
 class Rounded:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence, Set
-from itertools import chain
-from typing import NamedTuple
+from itertools import chain, filterfalse
 
 import numpy as np
 from onnx import (
@@ -25,7 +24,7 @@ from onnx_bnfold.operators.entries import BiasPlace
 from onnx_bnfold.planning.notes import append, note
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.rewriting import node_origins
-from onnx_bnfold.rewriting.computed_elements import Compute
+from onnx_bnfold.rewriting.computed_elements import Pending
 from onnx_bnfold.rewriting.descriptions import drop_descriptions, hand_on_shapes, rename_shards
 from onnx_bnfold.rewriting.fresh_names import Names
 from onnx_bnfold.rewriting.integrity import Text, require_intact
@@ -33,20 +32,6 @@ from onnx_bnfold.rewriting.new_constants import NewConstant, new_constants
 from onnx_bnfold.rewriting.node_copies import NodeCopies
 from onnx_bnfold.rewriting.removal import drop_dead, drop_sparse
 from onnx_bnfold.storage.tensors import clear_values, is_external
-
-
-class Pending(NamedTuple):
-    """An initializer of the main graph that has name, shape and type, and no values yet.
-
-    Attributes:
-        tensor: the message.
-        size: number of elements.
-        compute: computes them.
-    """
-
-    tensor: TensorProto
-    size: int
-    compute: Compute
 
 
 def rewrite(
@@ -138,7 +123,8 @@ class _Editor:
         self.reshaped: set[str] = set()
         self.revalued = {key for key in self.state.total if isinstance(key, str)}
         self.initializer_names = [*self.state.graph.initializers]
-        self.positions = {name: i for i, name in enumerate(self.initializer_names)}
+        names_in_order = self.initializer_names
+        self.positions = dict(zip(names_in_order, range(len(names_in_order)), strict=True))
         self.inputs = {v.name: v for v in body.input} if isinstance(body, GraphProto) else {}
         self.after: dict[int, list[NodeProto]] = {}
         self.bounds: dict[int, list[str]] = {}
@@ -151,7 +137,7 @@ class _Editor:
         for index, attributes in self.state.new_attributes():
             for attribute in attributes:
                 set_attribute(self.nodes[index], *attribute)
-        reads = (self.state.graph.reads[index] for index in self.state.removed)
+        reads = map(self.state.graph.reads.__getitem__, self.state.removed)
         self.maybe_unread |= self.state.constants.among(set(chain.from_iterable(reads)))
         for index in self.plan.equal_scales:
             append(self.nodes[index], batchnorm.EQUAL_SCALES)
@@ -200,8 +186,11 @@ class _Editor:
 
     def _read(self, node: NodeProto, slot: int, name: str) -> None:
         inputs = node.input
-        inputs.extend([""] * (slot + 1 - len(inputs)))
-        inputs[slot] = name
+        missing = slot - len(inputs)
+        if missing < 0:
+            inputs[slot] = name
+        else:
+            inputs.extend([*[""] * missing, name])
 
     def _name(self, old: str, new: NewConstant, is_shared: bool) -> str:
         graph = self.state.graph
@@ -305,16 +294,18 @@ class _Editor:
         """Return the new name of every tensor that is merged into another."""
         state = self.state
         groups: dict[str, dict[str, None]] = {}
+        root_of = state.groups.root
         for index in sorted(state.removed):
             x, y = state.sides(index)
-            members = groups.setdefault(state.groups.root(y), {})
-            members[x] = members[y] = None
+            root = root_of(y)
+            if root in groups:
+                groups[root][x] = groups[root][y] = None
+            else:
+                groups[root] = {x: None, y: None}
         mapping, fixed = {}, state.groups.fixed()
         for root, members in groups.items():
-            same = [m for m in members if m in fixed] or [
-                m for m in members if m not in state.total
-            ]
-            final = same[-1] if same else root
+            others = state.total if fixed.isdisjoint(members) else members.keys() - fixed
+            final = next(filterfalse(others.__contains__, reversed(members)), root)
             for member in members:
                 if member != final:
                     mapping[member] = final

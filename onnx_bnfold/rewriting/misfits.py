@@ -59,7 +59,8 @@ class _Taken:
 
     def fits_not(self, count: int) -> bool:
         """Whether a constant does not fit its type if the node takes so many changes."""
-        for _, key, change in self._given[len(self._totals) - 1 : count]:
+        for given in self._given[len(self._totals) - 1 : count]:
+            key, change = given.key, given.change
             before = self._totals[-1].get(key)
             total = change if before is None else before.then(change)
             self._totals.append({**self._totals[-1], key: total})

@@ -33,7 +33,7 @@ from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 from onnx_bnfold.rewriting.blocked_products import Blocks
 from onnx_bnfold.rewriting.computed_elements import streamed
-from onnx_bnfold.rewriting.rounded_products import ONE, Product, product, product_blocks
+from onnx_bnfold.rewriting.rounded_products import ONE, Product, product_blocks
 
 if TYPE_CHECKING:
     from onnx_bnfold.planning.output_sizes import OutputSize
@@ -90,7 +90,7 @@ class NewConstant:
         described = self.product()
         try:
             if described is not None:
-                return product(*described).reshape(self.dims)
+                return described.compute().reshape(self.dims)
             assert isinstance(self.revised.values, Exact)
             return self.revised.values.elements()
         except Refused as refused:

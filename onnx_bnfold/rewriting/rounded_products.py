@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,15 +34,33 @@ def _nothing() -> Sequence[OutputSize]:
     return ()
 
 
-class Product(NamedTuple):
+class Product:
     """A constant to be computed; see ``product``."""
 
-    values: Array
-    factor: NDArray[np.float64]
-    data_type: int
-    view: NodeView
-    sums_over: tuple[int, ...] | None = None
-    beside: Beside = _nothing
+    # A NamedTuple would take twice as long to make, and every changed constant needs one.
+    __slots__ = ("beside", "data_type", "factor", "sums_over", "values", "view")
+
+    def __init__(
+        self,
+        values: Array,
+        factor: NDArray[np.float64],
+        data_type: int,
+        view: NodeView,
+        sums_over: tuple[int, ...] | None = None,
+        beside: Beside = _nothing,
+    ) -> None:
+        self.values = values
+        self.factor = factor
+        self.data_type = data_type
+        self.view = view
+        self.sums_over = sums_over
+        self.beside = beside
+
+    def compute(self) -> Array:
+        """Return what ``product`` does."""
+        return product(
+            self.values, self.factor, self.data_type, self.view, self.sums_over, self.beside
+        )
 
 
 def products(wanted: Sequence[Product]) -> list[Array | None]:
@@ -85,10 +103,11 @@ def _products(alike: Sequence[Product]) -> Iterator[Array | None]:
 
 
 def _passes(wanted: Product, result: Array) -> bool:
-    values, factor, data_type, view, sums_over, beside = wanted
-    blocks = Blocks(InMemory(values), values.shape, factor, data_type)
+    values, sums_over = wanted.values, wanted.sums_over
+    blocks = Blocks(InMemory(values), values.shape, wanted.factor, wanted.data_type)
+    sizes = peaks_of(result, _summed(values, sums_over))
     try:
-        _judge(blocks, peaks_of(result, _summed(values, sums_over)), view, sums_over, beside)
+        _judge(blocks, sizes, wanted.view, sums_over, wanted.beside)
     except Refused:
         return False
     return True

@@ -232,14 +232,23 @@ def encode(arrays: Iterable[np.ndarray], tensor: TensorProto) -> Iterator[bytes 
         raise ValueError(f"initializer {tensor.name!r} lacks {left} of its new values")
 
 
-def fill(tensor: TensorProto, values: np.ndarray) -> None:
+def fill(tensor: TensorProto, values: np.ndarray, size: int | None = None) -> None:
     """Put values into a tensor's message.
+
+    Args:
+        tensor: the message.
+        values: of its shape, or flat.
+        size: number of its elements, if that is known.
 
     Raises:
         ValueError: they do not fit, see ``encode``.
     """
-    data_type, dims, shape = tensor.data_type, tuple(tensor.dims[:]), values.shape
-    fits = shape == dims or shape == (math.prod(dims),)
+    data_type, shape = tensor.data_type, values.shape
+    if shape == (size,):
+        fits = True  # without asking protobuf for the dims
+    else:
+        dims = tuple(tensor.dims[:])
+        fits = shape == dims or shape == (math.prod(dims),)
     dtype, bits = element(data_type)
     if fits and values.dtype == dtype and bits >= 8 and sys.byteorder == "little":
         tensor.raw_data = values.tobytes()
@@ -274,9 +283,7 @@ def decode_inline(tensor: TensorProto) -> np.ndarray:
 
 def clear_values(tensor: TensorProto) -> None:
     """Drop the values that a tensor's message holds."""
-    clear = tensor.ClearField  # look the method up once: protobuf looks for a field first
-    for name in _VALUE_FIELDS:
-        clear(name)
+    any(map(tensor.ClearField, _VALUE_FIELDS))  # a loop without Python; it returns None
 
 
 def clear_place(tensor: TensorProto) -> None:

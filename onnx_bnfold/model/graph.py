@@ -8,7 +8,7 @@ this module changes the model.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import TypeVar
 
@@ -163,9 +163,8 @@ class Graph:
 
     def _index_nodes(self, formal: frozenset[str]) -> None:
         producer, readers = self.producer, self.readers
-        given: Container[str] = self.dims
-        if not formal.isdisjoint(self.dims):
-            given = self.dims.keys() - formal
+        dims = self.dims
+        is_given = (dims if formal.isdisjoint(dims) else dims.keys() - formal).__contains__
         for index, (read, written) in enumerate(zip(self.reads, self.writes, strict=True)):
             for name in written:
                 if not name:
@@ -174,8 +173,9 @@ class Graph:
                     raise ModelError(f"tensor {name!r} is written by two nodes, the second being "
                                      f"{self.label(index)}; repair the model")  # fmt: skip
                 producer[name] = index
-            for slot, name in enumerate(read):
-                if name in given or not name:
+            # Most nodes read constants alone beside their first input.
+            for slot, name in enumerate(read[:1] if all(map(is_given, read[1:])) else read):
+                if is_given(name) or not name:
                     continue
                 if name in readers:
                     readers[name].append((index, slot))

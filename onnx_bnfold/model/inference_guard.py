@@ -93,7 +93,7 @@ def _sort_by_level(
     for node in body.node:
         level = max((known.get(name, 0) for name in node.input), default=0)
         in_front.append(level)
-        for inner in subgraphs(node):
+        for inner in subgraphs(node) if node.attribute else ():
             # A Loop or Scan may pass any of its inputs.
             given = dict.fromkeys((value.name for value in inner.input), level)
             level = max(level, _sort_by_level(inner, known | given, levels, []))

@@ -26,9 +26,11 @@ def arrange(field: Any, places: Sequence[int]) -> None:
 
 
 def drop(field: Any, stale: Sequence[bool]) -> None:
-    """Take messages out of a repeated field, those for which ``stale`` is true."""
-    if any(stale):
-        arrange(field, [GONE if is_stale else 0 for is_stale in stale])
+    """Take messages out of a repeated field, those for which ``stale`` is true; see ``arrange``."""
+    gone = sum(stale)
+    if gone:
+        field.sort(key=partial(next, iter(stale)))
+        del field[len(stale) - gone :]
 
 
 def drop_named(field: Any, names: Set[str]) -> None:

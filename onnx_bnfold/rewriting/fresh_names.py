@@ -13,8 +13,8 @@ class Names:
     def __init__(self, graphs: Iterable[Graph]) -> None:
         self.taken: set[str] = set()
         for graph in graphs:
-            self.taken.update(graph.inputs, graph.outputs, graph.initializers, graph.sparse)
-            self.taken.update(graph.uses, graph.producer, graph.names)
+            self.taken.update(graph.uses)
+            self.taken.update(graph.inputs, graph.outputs, graph.dims, graph.producer, graph.names)
 
     def fresh(self, wanted: str) -> str:
         """Return ``wanted``, or the first of ``wanted_1``, ``wanted_2``, … that is free."""

@@ -56,6 +56,8 @@ class ModelFile:
         try:
             self._skeleton = self._parse()
             self.model = self._skeleton.model
+            # Held, so that protobuf makes an object of each once and not whenever one is looked at.
+            self._initializers = list(self.model.graph.initializer)
             for _, tensor in self._tensors(self.model, tensors.elsewhere()):
                 self._span(tensor)
         except BaseException:

@@ -6,6 +6,8 @@ import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, repeat
+from operator import attrgetter
 
 import numpy as np
 from onnx import TensorProto
@@ -13,6 +15,8 @@ from onnx import TensorProto
 from onnx_bnfold.storage.tensors import MOST_AXES, bytes_needed, element, is_plain_type
 
 _EXTERNAL = TensorProto.EXTERNAL  # looking it up in protobuf takes long
+_LOCATION_OF, _TYPE_OF = attrgetter("data_location"), attrgetter("data_type")
+_CONTENT_OF = attrgetter("raw_data")
 _TOGETHER = 1024  # tensors of up to this many values are decoded together
 
 
@@ -71,9 +75,10 @@ class SmallTensors:
             a tensor that is not included, or with tensors of several shapes or types, are left out.
         """
         known = self._numbers
-        numbers = np.array([[known.get(name, -1) for name in row] for row in names], np.int64)
-        if not numbers.size or not self._starts:
+        flat = list(map(known.get, chain.from_iterable(names), repeat(-1)))
+        if not flat or not self._starts:
             return
+        numbers = np.array(flat, np.int64).reshape(len(names), -1)
         # For each name the index of its array, -1 if it is not included.
         indices = np.searchsorted(self._starts, numbers, side="right") - 1
         common = np.where((indices == indices[:, :1]).all(axis=1), indices[:, 0], -1)
@@ -92,17 +97,17 @@ def _alike(
         for shape in set(dims.values())
         if 0 < len(shape) < MOST_AXES and 0 < math.prod(shape) <= _TOGETHER
     }
+    chosen = [name for name in tensors if dims[name] in small]
+    found = [tensors[name] for name in chosen]
+    # A field of all tensors at a time: thousands of them are not asked one by one in Python.
+    places, types = map(_LOCATION_OF, found), map(_TYPE_OF, found)
+    segments = map(TensorProto.HasField, found, repeat("segment"))
+    facts = zip(chosen, places, segments, types, map(_CONTENT_OF, found), strict=True)
     alike: dict[tuple[tuple[int, ...], int], tuple[list[str], list[bytes]]]
     alike = defaultdict(lambda: ([], []))
-    has_field = TensorProto.HasField  # look the method up once: protobuf looks for a field first
-    for name, tensor in tensors.items():
-        shape = dims[name]
-        if (
-            shape in small
-            and tensor.data_location != _EXTERNAL
-            and not has_field(tensor, "segment")
-        ):
-            names, contents = alike[shape, tensor.data_type]
+    for name, place, is_segment, data_type, content in facts:
+        if place != _EXTERNAL and not is_segment:
+            names, contents = alike[dims[name], data_type]
             names.append(name)
-            contents.append(tensor.raw_data)
+            contents.append(content)
     return alike

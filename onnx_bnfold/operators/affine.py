@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -278,12 +278,11 @@ def _all_along(block: Float64, axis: int, rank: int) -> Iterator[Affine]:
     for (a, b), (scale, shift), (same_scale, same_shift), facts in zip(
         block, laid, same, extremes.facts(), strict=True
     ):
-        change = Affine(
-            scale[first] if same_scale else scale, shift[first] if same_shift else shift
-        )
-        vars(change).update(facts)  # where ``_Once`` keeps its values
-        if not same_scale and not same_shift:
-            change._vectors[axis, size] = a, b
+        change = object.__new__(Affine)  # and all attributes at once, where ``_Once`` keeps its own
+        facts["scale"] = scale[first] if same_scale else scale
+        facts["shift"] = shift[first] if same_shift else shift
+        facts["_vectors"] = {} if same_scale or same_shift else {(axis, size): (a, b)}
+        change.__dict__ = facts
         yield change
 
 
@@ -293,7 +292,7 @@ class _Extremes(NamedTuple):
     least: Float64
     most: Float64
 
-    def facts(self) -> Iterator[dict[str, bool]]:
+    def facts(self) -> Iterator[dict[str, Any]]:
         """Yield name → value of the ``_Once`` properties of each change."""
         largest, ordinary = np.finfo(np.float64).max, 1 / SMALLEST_SCALE
         differs = (self.least != (1, 0)) | (self.most != (1, 0))

@@ -94,8 +94,8 @@ def convolution(view: NodeView, *, transposed: bool = False, bias_slot: int = 2)
         (group, first // group, *weight.dims[1:]),
         weight,
         view.bias(bias_slot, weight, (second * group if transposed else first,)),
-        *(0, 1, bias_slot, 1, 1, rank, rank),
-        shift_in=_transposed_shift(view, weight) if transposed else _padding(view, weight),
+        *(0, 1, bias_slot, 1, 1, rank, rank, 1.0, 1.0),
+        _transposed_shift(view, weight) if transposed else _padding(view, weight),
     )
 
 
@@ -190,6 +190,8 @@ def linear_layer(view: NodeView, layout: Callable[[NodeView], LinearLayer]) -> L
         raise Refused(Reason.UNSUPPORTED_TYPE, view.label, "its weight is not of a float type")
     if 0 in layer.weight.dims:
         raise Refused(Reason.INCONSISTENT_SHAPES, view.label, "its weight has no elements")
+    if layer.weight.name in view.graph.initializers:
+        return layer  # most weights are
     source = _dequantizer(view, layer.weight_slot)
     if source is None:
         return layer

@@ -332,8 +332,8 @@ class GraphState(GraphNodes):
 
     def are_untouched(self, x: str, y: str) -> bool:
         """Whether two tensors do not change so far, and no others stand for them."""
-        total, joined = self.total, self.groups.is_joined
-        return not (x in total or y in total or joined(x) or joined(y))
+        total = self.total
+        return not (x in total or y in total or self.groups.are_joined(x, y))
 
     def _seen_from(self, index: int, original: Affine) -> Affine:
         x, y = self.sides(index)

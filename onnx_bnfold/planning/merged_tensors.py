@@ -82,9 +82,9 @@ class Groups:
             parents[name], name = root, parents[name]
         return root
 
-    def is_joined(self, name: str) -> bool:
-        """Whether another name stands for the group of a tensor."""
-        return name in self._parents
+    def are_joined(self, *names: str) -> bool:
+        """Whether another name stands for the group of any of some tensors."""
+        return not self._parents.keys().isdisjoint(names)
 
     def members(self, name: str) -> list[str]:
         """Return the group of a tensor, itself included."""
@@ -115,19 +115,22 @@ class Groups:
         Returns:
             Those of the two that nobody sees any more.
         """
-        left = self._readers_left.get(before)
-        if left is None:
-            left = len(self._graph.readers.get(before, ()))
-        self._readers_left[before] = left - 1
+        readers, left, parents = self._graph.readers, self._readers_left, self._parents
+        count = left.get(before)
+        left[before] = (len(readers.get(before, ())) if count is None else count) - 1
+        lost = [before] if before in self._written_by_gone and self.is_lost(before) else []
         self._written_by_gone.add(after)
-        lost = [name for name in (before, after) if self.is_lost(name)]
-        old, root, groups = self.root(before), self.root(after), self._groups
+        if (after in left or after not in readers) and self.is_lost(after):
+            lost.append(after)
+        old = self.root(before) if before in parents else before
+        root = self.root(after) if after in parents else after
         if old != root:
-            self._parents[old] = root
-        if lost or old == root or old in groups or root in groups:
+            parents[old] = root
+        if lost or old == root or old in self._groups or root in self._groups:
             self._grow(old, root, index, lost)
-        else:  # most were alone
-            groups[root] = _Group([old, root], (old, root), (index,))
+        else:  # most were alone; a tuple's own constructor takes a third of the time
+            alone = [old, root], (old, root), (index,)
+            self._groups[root] = tuple.__new__(_Group, alone)
         return lost
 
     def _grow(self, old: str, root: str, index: int, lost: list[str]) -> None:

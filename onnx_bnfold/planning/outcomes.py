@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 
 from onnx_bnfold.operators import batchnorm
@@ -77,7 +77,7 @@ def gone(
     way: Way,
     takers: Sequence[tuple[int, Given]],
     added: int,
-    clamps: Iterable[int],
+    clamps: Sequence[int],
     form_cost: FormCost | None,
 ) -> Record:
     """Return the record of a node that goes.
@@ -93,7 +93,7 @@ def gone(
     """
     scale_to: dict[int, str] = {}
     shift_to: dict[int, str] = {}
-    for other, given in sorted(takers, key=itemgetter(0)):
+    for other, given in sorted(takers, key=itemgetter(0)) if len(takers) > 1 else takers:
         name, change = state.place(other), given.change
         if change.has_scale:
             scale_to[other] = name
@@ -105,9 +105,13 @@ def gone(
         way,
         tuple(scale_to.values()),
         tuple(shift_to.values()),
-        added=added,
-        clamps=tuple(map(state.place, clamps)),
-        form_cost=form_cost,
+        added,
+        None,
+        (),
+        tuple(map(state.place, clamps)) if clamps else (),
+        "keep",
+        None,
+        form_cost,
     )
 
 

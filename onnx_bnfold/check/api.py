@@ -6,7 +6,7 @@ from onnx_bnfold.check.locate import Changes
 from onnx_bnfold.check.models import open_model
 from onnx_bnfold.check.numerics import check_numerics
 from onnx_bnfold.check.options import CheckOptions, require_files
-from onnx_bnfold.check.quantize import check_quantized
+from onnx_bnfold.check.quantize import check_quantized, require_opset
 from onnx_bnfold.check.results import CheckResult
 from onnx_bnfold.check.sessions import onnxruntime_version
 from onnx_bnfold.given import ModelLike
@@ -52,6 +52,8 @@ def check(
         open_model(original, "original", options.custom_ops) as before,
         open_model(folded, "folded", options.custom_ops) as after,
     ):
+        for model in (before, after) if options.quantize else ():
+            require_opset(model)
         numerics, failures = check_numerics(before, after, options, changes or {})
         if numerics is not None and options.data is not None:
             accuracy, failed = check_accuracy(before, after, options)

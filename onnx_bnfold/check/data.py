@@ -86,6 +86,10 @@ class Dataset:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its files."""
         self._stack.close()
 
     def batches(self, size: int) -> Iterator[Batch]:

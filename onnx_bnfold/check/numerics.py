@@ -8,6 +8,7 @@ from itertools import repeat
 import numpy as np
 
 from onnx_bnfold.check.compare import Comparison, has_values
+from onnx_bnfold.check.data import Dataset
 from onnx_bnfold.check.evaluators import Evaluator, evaluator_of
 from onnx_bnfold.check.inputs import describe, make_feeds, written
 from onnx_bnfold.check.locate import Changes, first_difference
@@ -109,6 +110,8 @@ def _evaluated(
     """Run two models on the same inputs; return why, if they cannot be compared."""
     evaluator, session = evaluator_of(original)
     feeds = make_feeds(session.inputs, options)
+    if options.data is not None:  # read later; what does not fit is said before the work
+        Dataset(options.data, session.inputs).close()
     reference = join(session.run(feed) for feed in feeds)
     _require_values(original, reference, feeds)
     try:

@@ -49,7 +49,7 @@ def check_quantized(
     float on other inputs.
 
     Args:
-        original, folded: float models with the same inputs and outputs.
+        original, folded: float models with the same inputs and outputs; see ``require_opset``.
         options: ``data``, ``inputs`` or those of random inputs; ``max_snr_drop``, and those of the
             latency.
 
@@ -60,8 +60,6 @@ def check_quantized(
         ModelError: onnxruntime cannot quantise or run a model.
         UsageError: the inputs cannot be made, or there is nothing to quantise or compare.
     """
-    for model in (original, folded):
-        _require_opset(model)
     float_session = Session(original)
     calibration, feeds = _feeds(float_session, options)
     reference = join(float_session.run(feed) for feed in feeds)
@@ -174,7 +172,8 @@ def _whole(batches: Iterable[tuple[Feed, Array]], size: int) -> Iterator[Feed]:
     return (feed for feed, labels in batches if len(labels) == size)
 
 
-def _require_opset(model: CheckedModel) -> None:
+def require_opset(model: CheckedModel) -> None:
+    """Raise ModelError if a model cannot have a scale per channel."""
     imports = model.skeleton.opset_import
     opset = max((i.version for i in imports if i.domain in STANDARD_DOMAINS), default=1)
     if opset < _OPSET:

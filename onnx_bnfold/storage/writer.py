@@ -228,6 +228,8 @@ def require_place(path: Path) -> None:
         raise UsageError(f"{path}: the folder {path.parent} does not exist; create it first")
     if path.exists() and not path.is_file():
         raise UsageError(f"{path}: is not a regular file; give the name of a file to write")
+    if not os.access(path.parent, os.W_OK):  # a file beside it is written first, and renamed
+        raise UsageError(f"{path}: the folder {path.parent} cannot be written to; give another one")
 
 
 def check_target(target: Path, source: set[str]) -> None:

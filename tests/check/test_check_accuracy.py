@@ -5,7 +5,7 @@ import gzip
 import numpy as np
 import pytest
 from onnx import helper
-from pairs import CLASSES, finish, fold, model, weights
+from pairs import CLASSES, finish, fold, model, pair, weights
 
 from onnx_bnfold.check import CheckOptions, check, render_text
 from onnx_bnfold.check.data import Dataset
@@ -117,6 +117,14 @@ def test_no_class_output(tmp_path):
     relu = finish([helper.make_node("Relu", ["x"], ["y"])], {}, ("N", 3, 5, 5))
     with pytest.raises(ModelError, match="class scores"):
         accuracy_of(relu, relu, path)
+
+
+def test_data_that_do_not_fit_are_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("onnx_bnfold.check.numerics.RoundedWeights", None)
+    path = tmp_path / "test.npz"
+    np.savez(path, x=np.ones((4, 3, 12, 12), np.float32))
+    with pytest.raises(UsageError, match="has no array 'labels'; it has x"):
+        check(*pair(), CheckOptions(data=path))
 
 
 def write_idx(path, array, *, code=8):

@@ -239,6 +239,14 @@ def test_codes_of_a_quantised_model_are_read(tmp_path):
     assert found == {"x": (0.0, 127.5), "b": (-64.0, 63.5)}
 
 
+def test_an_old_opset_is_refused_before_the_work(monkeypatch):
+    monkeypatch.setattr("onnx_bnfold.check.api.check_numerics", None)
+    original, folded = pair()
+    folded.opset_import[0].version = 11
+    with pytest.raises(ModelError, match=r"the folded model is of opset 11"):
+        check(original, folded, QUICK)
+
+
 def test_too_few_examples_and_old_opsets_are_refused(tmp_path):
     path = tmp_path / "data.npz"
     np.savez(path, x=np.zeros((1, 3, 12, 12), "float32"), labels=np.zeros(1, "int64"))

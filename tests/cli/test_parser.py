@@ -1,5 +1,6 @@
 """The command line as it is typed: where words may stand, and what is said of the others."""
 
+import os
 from pathlib import Path
 
 import onnx
@@ -59,6 +60,19 @@ def test_an_output_folder_takes_the_model_under_its_name(words, model):
 def test_an_output_folder_that_is_not_there(model, capsys):
     said = refused(capsys, model, "-o", "no/")
     assert "the folder no does not exist; create it first" in said
+
+
+@pytest.mark.parametrize(
+    "words", [["-o", "locked/f.onnx"], ["-o", "f.onnx", "--report", "locked/r.html"]], ids=" ".join
+)
+def test_a_folder_that_cannot_be_written_to(words, model, capsys, monkeypatch):
+    Path("locked").mkdir()  # an administrator may write everywhere
+    allowed = os.access
+    monkeypatch.setattr(
+        "os.access", lambda path, mode: Path(path).name != "locked" and allowed(path, mode)
+    )
+    said = refused(capsys, model, *words)
+    assert said.endswith("the folder locked cannot be written to; give another one\n")
 
 
 @pytest.mark.parametrize("folder", [".", "./"])

@@ -51,9 +51,16 @@ class Rounds:
         """Let nodes that stay say what is in their way beyond the border of a function."""
         graph = plan.state.graph
         for index, record in plan.records.items():
-            verdict = self.verdicts.get((graph.path, graph.writes[index][0]))
-            if verdict is not None and not record.folded:
-                plan.records[index] = record._replace(refusal=verdict.refusal, tried=verdict.tried)
+            plan.records[index] = self._blaming(graph.path, graph.writes[index][0], record)
+        for index, was in plan.restated.items():
+            blaming = self._blaming(graph.path, was.output, was.record)
+            plan.restated[index] = was._replace(record=blaming)
+
+    def _blaming(self, path: str, output: str, record: Record) -> Record:
+        verdict = self.verdicts.get((path, output))
+        if verdict is None or record.folded:
+            return record
+        return record._replace(refusal=verdict.refusal, tried=verdict.tried)
 
     @property
     def rounds(self) -> Iterator[list[GraphPlan]]:

@@ -112,6 +112,7 @@ class GraphPlan:
         restated: nodes that stand for BatchNormalizations, and what those were.
         open_choices: how many more BatchNormalizations could go at most if others stayed
             (``competition``).
+        forms: that BatchNormalizations which stay are to be written in.
     """
 
     state: GraphState
@@ -127,6 +128,7 @@ class GraphPlan:
     kept_affine: dict[int, Record] = field(default_factory=dict)
     restated: dict[int, Restated] = field(default_factory=dict)
     open_choices: int = 0
+    forms: tuple[Standalone, ...] = ()
 
     @cached_property
     def touched(self) -> dict[int, dict[int, Taken]]:

@@ -63,7 +63,7 @@ def plan_graph(
     records = dict(sorted(planner.records.items()))
     plan = GraphPlan(planner.state, limits, records, planner.given)
     plan.doubtful, plan.unsure = planner.doubtful | excluded, planner.unsure
-    plan.open_choices = open_choices
+    plan.open_choices, plan.forms = open_choices, options.forms
     plan.kept_affine = dict(sorted(planner.kept_affine.items()))
     return plan
 

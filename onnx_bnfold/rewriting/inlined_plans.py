@@ -104,7 +104,7 @@ class Planned:
     def left(self) -> int:
         """Return how many BatchNormalizations stay, those of a function once for each call."""
         times = self._functions.times()
-        return sum(times[o.call.root] for o, _, _, record in self.bns() if not record.folded)
+        return sum(times[o.call.root] for o, plan, index, _ in self.bns() if stays(plan, index))
 
     def inlined_calls(self) -> int:
         """Return how many calls were inlined in what is still there."""
@@ -142,6 +142,17 @@ class Told(NamedTuple):
                 fates.setdefault((origin.function, origin.name), []).append((origin, record))
         inlined = planned.inlined
         return cls({*inlined.calls}, inlined.refused, planned.left(), fates)
+
+
+def stays(plan: GraphPlan, index: int) -> bool:
+    """Return whether a BatchNormalization stays one: no form that is asked for can be written."""
+    if plan.records[index].folded:
+        return False
+    if not plan.forms:
+        return True
+    from onnx_bnfold.rewriting.standalone import has_form  # few folds write other forms
+
+    return not any(has_form(plan, index, form) for form in plan.forms)
 
 
 def taking_part(whole: Planned, starts: Iterable[tuple[Root, GraphPlan, int]]) -> set[Call]:

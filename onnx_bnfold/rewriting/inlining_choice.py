@@ -3,8 +3,9 @@
 A function's inputs and outputs are opaque to it, and a call to its caller. So the model is planned
 as if all calls were inlined, in the main graph and in each function. What goes there and not in the
 model as it is says which calls have to be: those that hold a node or a constant that takes part. A
-function in which that is so by itself stays a function, and what it calls is inlined in it. An If
-whose condition a call gives is replaced by the branch that it takes where more goes by that.
+BatchNormalization goes, too, that may be written in a form that is asked for. A function in which
+that is so by itself stays a function, and what it calls is inlined in it. An If whose condition a
+call gives is replaced by the branch that it takes where more goes by that.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from onnx_bnfold.rewriting.inlined_plans import (
     Plans,
     Told,
     Trial,
+    stays,
     taking_part,
 )
 from onnx_bnfold.rewriting.inlining import Accept, Call, Inlined, drop_uncalled, inline
@@ -132,8 +134,8 @@ class _Chooser:
         before = Planned(Inlined(self.model), self.plans)
         staying = {
             (origin.function, origin.name)
-            for origin, _, _, record in before.bns()
-            if origin.call.root in self.used and not record.folded
+            for origin, plan, index, _ in before.bns()
+            if origin.call.root in self.used and stays(plan, index)
         }
         if not staying:
             return Choice(None, None, 0, {})
@@ -150,7 +152,8 @@ class _Chooser:
         number, verdicts = best.inlined_calls(), dict(self._verdicts(best, told))
         if not number:
             return Choice(None, None, 0, verdicts)
-        gone = [*best.never_run, *(o for o, _, _, record in best.bns() if record.folded)]
+        going = (o for o, plan, index, _ in best.bns() if not stays(plan, index))
+        gone = [*best.never_run, *going]
         theirs = staying & {(origin.function, origin.name) for origin in gone}
         return Choice(best.with_ifs, best.attempted, number, verdicts, frozenset(theirs))
 
@@ -171,8 +174,8 @@ class _Chooser:
         """
         gone = {
             origin: (plan, index)
-            for origin, plan, index, record in whole.bns()
-            if record.folded and origin.call.root in self.used
+            for origin, plan, index, _ in whole.bns()
+            if origin.call.root in self.used and not stays(plan, index)
         }
         everywhere = {*gone, *whole.never_run}
         wanted = [

@@ -57,15 +57,32 @@ def to_restate(plan: GraphPlan, form: Standalone, limits: Limits) -> set[int]:
                 plan.records[index] = record._replace(not_written=why)
             continue
         try:
-            limits.check_product(plan.state, index)
-            view = plan.state.view(index)
-            for values in _constants(plan.state, index, form):
-                product(values, ONE, batchnorm.data_type(view), view)
+            _require_exact(plan.state, index, form, limits)
         except Refused as refused:
             plan.records[index] = record._replace(refusal=refused.refusal)
         else:
             found.add(index)
     return found
+
+
+def has_form(plan: GraphPlan, index: int, form: Standalone) -> bool:
+    """Return whether a node that stays may be written in another form."""
+    state, limits = plan.state, plan.limits
+    if index in state.kept or _why_not(state, index, plan.records[index], form, limits) is not None:
+        return False
+    try:
+        _require_exact(state, index, form, limits)
+    except Refused:
+        return False
+    return True
+
+
+def _require_exact(state: GraphState, index: int, form: Standalone, limits: Limits) -> None:
+    """Refuse a form that would lose digits, or whose constants do not fit their type."""
+    limits.check_product(state, index)
+    view = state.view(index)
+    for values in _constants(state, index, form):
+        product(values, ONE, batchnorm.data_type(view), view)
 
 
 def _why_not(

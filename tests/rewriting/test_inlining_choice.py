@@ -394,6 +394,87 @@ def test_calls_of_calls_do_not_explode():
     assert "f40 is not inlined: it has 1099511627776 nodes" in report.lines()[0]
 
 
+# --- what is written in another form --------------------------------------------------------------
+
+FORMS = {
+    "mul-add": (Options(standalone="mul-add"), ["Mul", "Add"]),
+    "conv": (Options(standalone="conv"), ["Conv"]),
+    "bn-free": (Options(bn_free=True), ["Mul", "Add"]),
+}
+every_form = pytest.mark.parametrize(("options", "written"), FORMS.values(), ids=FORMS)
+
+
+def in_form(model: onnx.ModelProto, options: Options) -> tuple[onnx.ModelProto, onnx_bnfold.Report]:
+    folded, report = onnx_bnfold.fold(model, options)
+    onnx.checker.check_model(folded, full_check=True)
+    assert_same_function(model, folded)
+    again, _ = onnx_bnfold.fold(folded, options)
+    assert again.SerializeToString() == folded.SerializeToString()
+    return folded, report
+
+
+@every_form
+def test_norm_whose_call_gives_its_constants_is_written_otherwise(options, written):
+    """What is in its way is said as if all calls were inlined."""
+    squash = f'<domain: "local", {IMPORTS}> squash (a) => (r) {{ r = Sigmoid(a) }}'
+    nodes = "t = Sigmoid(x)\n n = local.norm(t, s, b, m, v)\n y = local.squash(n)"
+    folded, report = in_form(model_of(nodes, NORM, squash), options)
+    assert ops(folded) == ["Sigmoid", *written, "squash"]
+    assert named(folded) == ["squash"]
+    [kept] = report.kept
+    assert report.left == ()
+    assert report.inlined_calls == 1
+    assert "Sigmoid" in kept.refusal.culprit
+    assert all("squash'" not in refusal.culprit.split(" ")[0] for _, refusal in kept.tried)
+
+
+def own(first: str) -> str:
+    """A function with a BN of its own constants behind its first node and a Sigmoid."""
+    body = (
+        "w = Constant <value = float[3, 3, 1, 1] {1, 2, 3, 4, 5, 6, 7, 8, 9}> ()\n"
+        "s = Constant <value_floats = [2.0, 3.0, 4.0]> ()\n"
+        f"{first}\n u = Sigmoid(t)\n n = BatchNormalization(u, s, s, s, s)\n r = Sigmoid(n)"
+    )
+    return f'<domain: "local", {IMPORTS}> own (a) => (r) {{ {body} }}'
+
+
+@every_form
+def test_norm_whose_rank_its_function_tells_is_written_otherwise_there(options, written):
+    model = model_of("t = local.own(x)\n y = local.own(t)", own("t = Conv(a, w)"))
+    folded, report = in_form(model, options)
+    assert ops(folded) == ["own", "own"]
+    found = [n.op_type for n in folded.functions[0].node if n.op_type != "Constant"]
+    assert found == ["Conv", "Sigmoid", *written, "Sigmoid"]
+    assert report.inlined_calls == 0
+
+
+@every_form
+def test_norm_whose_rank_the_call_tells_is_inlined(options, written):
+    model = model_of("t = local.own(x)\n y = local.own(t)", own("t = Relu(a)"))
+    folded, report = in_form(model, options)
+    found = [op for op in ops(folded) if op != "Constant"]
+    assert found == ["Relu", "Sigmoid", *written, "Sigmoid"] * 2
+    assert report.inlined_calls == 2
+
+
+@every_form
+def test_nothing_is_inlined_where_no_form_can_be_written(options, written):
+    """Its parameters are computed at run time."""
+    nodes = "t = Sigmoid(x)\n k = ReduceMax <axes = [0, 2, 3], keepdims = 0> (x)\n"
+    nodes += "n = local.norm(t, k, b, m, v)\n y = Sigmoid(n)"
+    folded, report = in_form(model_of(nodes, NORM), options)
+    assert named(folded) == ["norm"]
+    assert report.inlined_calls == 0
+    assert len(report.left) == 1
+
+
+def test_kept_bn_of_a_function_is_not_written_otherwise():
+    nodes = "t = Sigmoid(x)\n n = local.norm(t, s, b, m, v)\n y = Sigmoid(n)"
+    folded, report = in_form(model_of(nodes, NORM), Options(bn_free=True, keep=("^r$",)))
+    assert named(folded) == ["norm"]
+    assert len(report.left) == 1
+
+
 # --- whole models ---------------------------------------------------------------------------------
 
 
@@ -408,12 +489,13 @@ def test_modules_as_functions():
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_random_graphs_in_functions(seed):
+@pytest.mark.parametrize("options", [Options(), Options(bn_free=True)], ids=["plain", "bn-free"])
+def test_random_graphs_in_functions(options, seed):
     choose = random.Random(seed)
     model = in_functions(random_model(choose), choose)
-    folded, _ = onnx_bnfold.fold(model)
+    folded, _ = onnx_bnfold.fold(model, options)
     onnx.checker.check_model(folded, full_check=True)
     assert_same_function(model, folded, tolerance=1e-4)
     assert_same_function(model, inline_all(model), tolerance=1e-4)
-    again, _ = onnx_bnfold.fold(folded)
+    again, _ = onnx_bnfold.fold(folded, options)
     assert again.SerializeToString() == folded.SerializeToString()

@@ -37,7 +37,8 @@ class Outcome:
         path: the folded model; a temporary path while it is inspected, None for a plan.
         original: the model before the fold, its nodes in order; large tensors carry no values.
         pipeline: the plan and its records; it can read tensors of the source during the inspection.
-        folded: the folded model; large tensors, and those that changed, carry no values.
+        folded: the folded model; large tensors, and those that changed, carry no values. If nobody
+            inspects it, the writer uses it up: only its nodes are as they were.
         target: where the folded model goes.
         computed: names of the initializers of ``folded`` whose values the fold computes.
     """
@@ -166,7 +167,14 @@ def write_folded(
                 blocks = {name: new.compute.blocks for name, new in large.items()}
                 look = partial(_show, inspect, outcome, report) if inspect or report else None
                 file.write(
-                    copy, blocks, target, late=late, inspect=look, threads=threads, sync=sync
+                    copy,
+                    blocks,
+                    target,
+                    late=late,
+                    inspect=look,
+                    threads=threads,
+                    sync=sync,
+                    use_up=look is None,
                 )
             except Unrepresentable as failed:
                 learn(pipeline, failed)

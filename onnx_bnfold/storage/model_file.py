@@ -143,6 +143,7 @@ class ModelFile:
         inspect: InspectFile | None = None,
         threads: int | None = None,
         sync: bool = False,
+        use_up: bool = False,
     ) -> None:
         """Write an edited skeleton with all its values; ``target`` appears complete or not at all.
 
@@ -151,8 +152,8 @@ class ModelFile:
         2 GiB, all large tensors become external.
 
         Args:
-            model: the edited skeleton; it is not changed. Values of tensors that still refer to the
-                source are copied from there.
+            model: the edited skeleton; it is not changed without ``use_up``. Values of tensors that
+                still refer to the source are copied from there.
             pending: computes the values of initializers of the main graph that are not copied, in
                 the initializer's data type. Each function is called once, in one of a few threads;
                 its result is dropped before that thread calls the next.
@@ -164,6 +165,7 @@ class ModelFile:
             threads: number of threads that call ``pending``; by default one per processor, at most
                 four.
             sync: return when everything is on the disk; see ``durable``.
+            use_up: whether ``model`` may be changed, which saves a copy of it.
 
         Raises:
             ModelError: values cannot be read.
@@ -173,8 +175,10 @@ class ModelFile:
         source = {os.path.realpath(self.path), *self._paths.values()}
         writer.check_target(target, source)
         replaced = _data_files_to_replace(target)
-        out = ModelProto()
-        out.CopyFrom(model)
+        out = model
+        if not use_up:
+            out = ModelProto()
+            out.CopyFrom(model)
         slots = list(self._slots(out, pending))
         computed = {
             key: ComputedBytes(_in_one_part(c), length) for key, (length, c) in late.items()

@@ -97,6 +97,21 @@ def values_of(path):
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
+def test_a_model_may_be_used_up(tmp_path):
+    large = [np.full(1 << 12, value, np.float32) for value in (1, 2)]
+    tensors = [numpy_helper.from_array(each, f"w{i}") for i, each in enumerate(large)]
+    model = helper.make_model(helper.make_graph([], "g", [], [], tensors))
+    path = save(model, tmp_path / "in.onnx")
+    pending = in_one_array({"w1": lambda: large[1] * 3})
+    with ModelFile.open(path) as file:
+        for name, use_up in (("kept", False), ("used", True)):
+            copy = onnx.ModelProto()
+            copy.CopyFrom(file.model)
+            file.write(copy, pending, tmp_path / name, use_up=use_up)
+            assert (copy == file.model) is not use_up
+    assert (tmp_path / "kept").read_bytes() == (tmp_path / "used").read_bytes()
+
+
 # --- the same bytes as protobuf ------------------------------------------------------------------
 
 UNKNOWN_FIELDS = {

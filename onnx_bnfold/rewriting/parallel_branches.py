@@ -135,11 +135,9 @@ def _branch(state: GraphState, name: str) -> Branch | None:
 def _conv_branch(
     state: GraphState, index: int, bns: tuple[int, ...], a: Float64, b: Float64
 ) -> Branch | None:
-    try:
-        layer = state.layer(index)
-    except Refused:
+    layer, view = state.layer_or_none(index), state.view(index)
+    if layer is None:  # a weight that is computed at run time is not added to others
         return None
-    view = state.view(index)
     kernel = tuple(layer.weight.dims[2:])
     ones, zeros = [1] * len(kernel), [0] * 2 * len(kernel)
     if layer.quantized or view.attribute("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):

@@ -228,6 +228,17 @@ def test_an_overflow_keeps_the_branches(rng):
     assert ops(folded) == ["Conv", "Conv", "Add"]
 
 
+def test_a_branch_whose_weight_is_computed_at_run_time_stays(rng):
+    parts = join(three(rng), one(rng), add("a", "b"))
+    computed = parts.nodes[1]
+    factor = node("Mul", [computed.input[1], "given"], ["computed"])
+    computed.input[1] = "computed"
+    inputs = {**X, "given": [1]}
+    model = model_of([*factor.nodes, *parts.nodes], inputs, ["y"], parts.initializers)
+    folded, _ = fold_checked(model, options=MERGE)
+    assert ops(folded) == ["Mul", "Conv", "Conv", "Add"]
+
+
 def test_branches_with_a_constant_that_cannot_be_evaluated_stay():
     """A DequantizeLinear makes a bias, and onnxruntime refuses to run it."""
     found = Path(__file__).parents[1] / "corpus" / "found" / "merge_unevaluated_bias.onnx"

@@ -83,25 +83,35 @@ def require_removable(
         raise Refused(Reason.OPAQUE, view.label, "its input is a constant; fold constants first")
 
 
-def is_direct(state: GraphState, index: int) -> bool:
-    """Whether a BatchNormalization is the only reader of a layer, or of one that is direct."""
-    graph = state.graph
-    while True:
-        name = graph.reads[index][0]
+def _is_direct(state: GraphState, index: int, known: dict[int, bool]) -> bool:
+    """Whether a BatchNormalization is the only reader of a layer, or of one that is direct.
+
+    Args:
+        state: the graph.
+        index: the node.
+        known: the answers for others so far; gets this one, and those of the row in front.
+    """
+    graph, row = state.graph, [index]
+    while row[-1] not in known:
+        name = graph.reads[row[-1]][0]
         producer = graph.producer.get(name)
         if producer is None or not graph.only_reader(name):
-            return False
-        if graph.ops[producer] != batchnorm.OPERATOR:
-            return state.layer_or_none(producer) is not None
-        index = producer
+            known[row[-1]] = False
+        elif graph.ops[producer] != batchnorm.OPERATOR:
+            known[row[-1]] = state.layer_or_none(producer) is not None
+        else:
+            row.append(producer)
+    known.update(dict.fromkeys(row, known[row[-1]]))
+    return known[index]
 
 
 def in_order(state: GraphState, bns: Iterable[int]) -> tuple[list[int], list[int]]:
     """Return BNs in the order in which they are tried: those that are direct, and the others."""
     direct: list[int] = []  # calling ``list[int]`` takes long
     others: list[int] = []
+    known: dict[int, bool] = {}
     for index in bns:
-        (direct if is_direct(state, index) else others).append(index)
+        (direct if _is_direct(state, index, known) else others).append(index)
     if len(others) > 1:
         others.sort(key=lambda i: -elements(state, i))
     return direct, others

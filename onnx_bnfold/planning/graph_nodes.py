@@ -54,6 +54,7 @@ class GraphNodes:
         self._absorbers: dict[int, Absorber | Refusal] = {}
         self._maps: dict[int, Affine] = {}
         self._operands: dict[int, _Operands] = {}
+        self._fronts: dict[int, int | None] = {}
 
     def view(self, index: int) -> NodeView:
         """Return the view of a node."""
@@ -238,14 +239,26 @@ class GraphNodes:
         Raises:
             Refused: it is not known.
         """
-        name = self.graph.reads[index][0]
-        producer = self.graph.producer.get(name)
-        while producer is not None and self.graph.ops[producer] == batchnorm.OPERATOR:
-            producer = self.graph.producer.get(self.graph.reads[producer][0])
-        layer = None if producer is None else self.layer_or_none(producer)
+        front = self._front(index)
+        layer = None if front is None else self.layer_or_none(front)
         if layer is not None:
             return layer.out_rank
         return len(self.view(index).dims_in(0))
+
+    def _front(self, index: int) -> int | None:
+        """Return the node in front of one and of the BNs that it stands behind, if there is any."""
+        graph, fronts = self.graph, self._fronts
+        row: list[int] = []
+        front = graph.producer.get(graph.reads[index][0])
+        while front is not None and graph.ops[front] == batchnorm.OPERATOR:
+            if front in fronts:
+                front = fronts[front]
+            else:
+                row.append(front)
+                front = graph.producer.get(graph.reads[front][0])
+        if row:  # most stand alone
+            fronts.update(dict.fromkeys(row, front))
+        return front
 
     def type_of(self, name: str) -> int:
         """Return the element type of a computed tensor, float32 where it is not known."""

@@ -23,7 +23,7 @@ from onnx_bnfold.planning.merged_tensors import Groups
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 if TYPE_CHECKING:
-    from onnx_bnfold.planning.ranges import Range
+    from onnx_bnfold.planning.ranges import KnownRanges
 
 # What a change belongs to: a computed tensor, by its name, or the constant that one node reads at
 # one input, by (node index, input index). A constant that several nodes read is several keys:
@@ -50,7 +50,7 @@ class GraphState(GraphNodes):
             nodes settled since then by searches that came to nothing).
         said: what a BatchNormalization says of the tensor at a port, as far as it was asked.
         told: of tensors, what BNs said that are gone from the model by now; see ``sizes.told``.
-        ranges: of original tensors, each with its noise, once it was asked; see ``int8_noise``.
+        ranges: what is known of original tensors; one list for all copies. See ``int8_noise``.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class GraphState(GraphNodes):
         self.sizes: dict[str, tuple[int, tuple[Affine, ...]]] = {}
         self.said: dict[tuple[int, int], tuple[Affine, ...]] = {}
         self.told: Mapping[str, tuple[Affine, ...]] = MappingProxyType({})
-        self.ranges: dict[str, tuple[Range, float]] = {}
+        self.ranges: list[KnownRanges] = []
         self.dead_ends: DeadEnds | None = None
         self.in_vain = 0
         self._ports: dict[int, tuple[int, ...]] = {}

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from onnx_bnfold.operators.affine import VANISHED, Affine, Float64
 from onnx_bnfold.planning.graph_state import GraphState
-from onnx_bnfold.planning.ranges import Range
+from onnx_bnfold.planning.ranges import KnownRanges, Range
 from onnx_bnfold.planning.totals import Totals
 from onnx_bnfold.planning.value_ranges import from_statistics
 
@@ -75,8 +75,10 @@ def cost(state: GraphState, origin: int, totals: Totals) -> int:
     names = [name for name in totals.changes if isinstance(name, str)]
     if not any(_is_uneven(totals.of(name)) for name in names):
         return 0
-    known = state.ranges or _ranges(state)
-    before = after = sum(noise for _, noise in known.values())
+    if not state.ranges:
+        state.ranges.append(_ranges(state))
+    [(known, before)] = state.ranges
+    after = before
     removed = state.removed | {origin}
     for name in names:
         change = totals.of(name)
@@ -86,12 +88,13 @@ def cost(state: GraphState, origin: int, totals: Totals) -> int:
     return int(10 * math.log10(after / before) / _STEP) if 0 < before < after < math.inf else 0
 
 
-def _ranges(state: GraphState) -> dict[str, tuple[Range, float]]:
-    """Return what is known of original tensors, and their noise; it is kept with the state."""
+def _ranges(state: GraphState) -> KnownRanges:
+    """Return what is known of original tensors, and their noise."""
+    found: dict[str, tuple[Range, float]] = {}
     for name, span in from_statistics(state).items():
         noise, _ = _of_tensor(state, name, span, Affine.identity(span.rank), state.removed)
-        state.ranges[name] = span, noise
-    return state.ranges
+        found[name] = span, noise
+    return KnownRanges(found, sum(noise for _, noise in found.values()))
 
 
 def _is_uneven(change: Affine | None) -> bool:

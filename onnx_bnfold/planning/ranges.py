@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -61,3 +62,15 @@ class Range:
 
 
 Ranges = Mapping[str, Range]
+
+
+class KnownRanges(NamedTuple):
+    """What is known of the original tensors of a graph.
+
+    Attributes:
+        ranges: by name, each with its noise.
+        noise: of all together.
+    """
+
+    ranges: Mapping[str, tuple[Range, float]]
+    noise: float

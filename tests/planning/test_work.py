@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from graphs import IMAGE, Net
 
 import onnx_bnfold
 from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.planning import int8_noise
+from onnx_bnfold.planning.candidates import in_order
 from onnx_bnfold.planning.graph_state import GraphState
 
 
@@ -75,3 +78,53 @@ def test_what_finds_no_place_is_not_asked_again_for_each_node(network, work):
     work["questions"] = 0
     onnx_bnfold.plan(network(40))
     assert work["questions"] <= 6 * small
+
+
+class Counting(dict):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def get(self, *key):
+        self.asked += 1
+        return super().get(*key)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_what_stands_in_front_of_a_row_is_looked_for_once(rows):
+    """By the square it would take more than ten times as much."""
+
+    def asked(length):
+        net = Net(IMAGE)
+        ends = []
+        for _ in range(rows):
+            t = net.conv("x", 4)
+            for _ in range(length):
+                t = net.bn(t)
+            ends.append(t)
+        state = net.state(*ends)
+        state.graph.producer = Counting(state.graph.producer)
+        bns = [i for i, op in enumerate(state.graph.ops) if op == "BatchNormalization"]
+        assert in_order(state, bns) == (bns, [])
+        assert {state.rank(index) for index in reversed(bns)} == {4}
+        return state.graph.producer.asked
+
+    assert asked(160) <= 4.1 * asked(40)
+
+
+def test_what_nobody_says_of_ranges_is_looked_for_once(monkeypatch):
+    """Only BatchNormalizations say anything: a chain of constants has none."""
+    looked = []
+    of_statistics = int8_noise.from_statistics
+
+    def from_statistics(state):
+        looked.append(state)
+        return of_statistics(state)
+
+    monkeypatch.setattr(int8_noise, "from_statistics", from_statistics)
+    net = Net(IMAGE)
+    t = net.conv("x", 4)
+    for _ in range(20):  # channels that are soon far apart
+        t = net.op("Mul", t, net.const(np.reshape([0.1, 1, 2, 4], (4, 1, 1))))
+    onnx_bnfold.plan(net.model(net.op("Sigmoid", t)))
+    assert len(looked) == 1

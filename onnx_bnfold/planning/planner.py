@@ -86,7 +86,6 @@ class _Planner:
         self._direct: set[int] = set()  # those that went into a layer, and were in nobody's way
         self._layers: DirectFolds
         self._added = 0  # new Add nodes
-        self._judged: Totals  # of the outcome that was allowed last
         # For each node that stayed when it was tried: when that was, counted in removals, and the
         # nodes that were asked. For each node: at which removal something last changed there.
         self._tried: dict[int, tuple[int, set[int]]] = {}
@@ -234,44 +233,41 @@ class _Planner:
         if is_bn and self._fold_directly(index):
             return
         from onnx_bnfold.planning import propagation  # many plans are all direct folds
+        from onnx_bnfold.planning.cheapest import Cheapest
 
         if not self.options.clamps_everywhere:
             propagation.look_for_dead_ends(state)
-        best: tuple[tuple[int, ...], Way, dict[Key, Affine], Totals] | None = None
-        tried, asked, met = list[tuple[str, Refusal]](), {index}, set[Reason]()
-        allowed = partial(self._require_allowed, index, asked)
-        try:
-            for number, (way, seeds) in enumerate(outcomes.ways(state, index)):
-                try:
-                    changes = propagation.propagate(state, index, seeds, allowed, asked, met)
-                except Refused as refused:
-                    tried.append((way, refused.refusal))
-                    continue
-                cost = (*self._cost(index, way, changes), number)
-                if best is None or cost < best[0]:
-                    best = (cost, way, changes, self._judged)
-                if not any(cost[:-1]) or not is_bn or self._is_least(cost):
-                    break
-        except Refused as refused:
-            tried.append(("", refused.refusal))
+        search = Cheapest(
+            state,
+            index,
+            partial(self._judge, index),
+            partial(self._cost, index),
+            self._is_least if is_bn else None,
+            by_count=is_bn and not self._added and self.clamps is None,
+        )
+        best = search.run()
         if best is not None:
-            (broken, added, *_), way, changes, totals = best
-            self.doubtful.pop(index, None)
+            broken, added, *_ = best.cost
             if broken:
                 self.unsure.update(self.fused.members)  # some are no members any more
-            takers = outcomes.absorbing(state, index, changes)
-            self._commit(index, way, changes, added, takers, totals)
+            takers = outcomes.absorbing(state, index, best.changes)
+            self._commit(index, best.way, best.changes, added, takers, best.totals)
             return
-        self._tried[index] = len(state.removed), asked
+        tried, met = search.tried, search.met
+        if search.doubt is not None:
+            self.doubtful[index] = search.doubt
+        self._tried[index] = len(state.removed), search.asked
         met.update(refusal.reason for _, refusal in tried)
         if not met.isdisjoint(_MAY_CHANGE):
             self.unsure.add(index)
         self._keep(index, outcomes.why(tried), tried)
 
-    def _cost(self, index: int, way: Way, changes: dict[Key, Affine]) -> tuple[int, ...]:
+    def _cost(
+        self, index: int, way: Way, changes: dict[Key, Affine], totals: Totals
+    ) -> tuple[int, ...]:
         """Return what an outcome costs: broken groups, new Adds, what clamps read, its tensors."""
         clamped = self.clamps.cost(index, changes) if self.clamps is not None else (0, 0)
-        tensors = outcomes.cost_of_tensors(self.state, index, way, self._judged)
+        tensors = outcomes.cost_of_tensors(self.state, index, way, totals)
         constants = [key for key in changes if isinstance(key, tuple)]
         broken = self.fused.broken_by(constants) if constants else 0
         return broken, outcomes.count_added(self.state, changes), *clamped, *tensors
@@ -297,17 +293,10 @@ class _Planner:
             changes = {}
         return True
 
-    def _require_allowed(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> None:
-        """Refuse the outcome of a propagation that costs more than it saves, and note that."""
-        try:
-            self._judge(index, asked, changes)
-        except Refused as refused:
-            self.doubtful.setdefault(index, refused.refusal)
-            raise
-
-    def _judge(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> None:
+    def _judge(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> Totals:
+        """Refuse an outcome that costs precision, or more than it saves; else return its totals."""
         state = self.state
-        self._judged = totals = Totals(state, changes)
+        totals = Totals(state, changes)
         self.limits.check(state, index, totals)
         require_totals(state, index, totals)
         if self.clamps is not None:
@@ -319,6 +308,7 @@ class _Planner:
             self.shared.require_cheap(index, changes, asked)
             self.shared.require_stored(index, changes)
         outcomes.require_smaller(state, index, changes)
+        return totals
 
     def _commit(
         self,

@@ -32,17 +32,21 @@ class _Branch:
         forced: nodes to look at.
         open: nodes that leave a choice.
         decided: a node and the alternative chosen for it, still to be carried out.
+        disturbed: how many tensors change, those that nobody sees any more among them.
     """
 
     changes: dict[Key, Affine] = field(default_factory=dict)
     forced: dict[int, None] = field(default_factory=dict)
     open: dict[int, None] = field(default_factory=dict)
     decided: tuple[int, Mapping[int, Affine]] | None = None
+    disturbed: int = 0
 
     def fork(self, index: int, alternative: Mapping[int, Affine]) -> _Branch:
         """Return a copy that has decided for one of a node's alternatives."""
         decided = (index, alternative)
-        return _Branch(dict(self.changes), dict(self.forced), dict(self.open), decided)
+        return _Branch(
+            dict(self.changes), dict(self.forced), dict(self.open), decided, self.disturbed
+        )
 
 
 Judge = Callable[[dict[Key, Affine]], None]
@@ -55,6 +59,7 @@ def propagate(
     judge: Judge | None = None,
     asked: set[int] | None = None,
     met: set[Reason] | None = None,
+    reach: int | None = None,
 ) -> dict[Key, Affine]:
     """Complete changes of some tensors, such as those that turn a node into an identity.
 
@@ -66,6 +71,7 @@ def propagate(
         asked: gets the nodes whose rules were asked; as long as nothing changes at these, the
             outcome stays the same.
         met: gets the reasons of all refusals.
+        reach: how many tensors may change, but for one; None: any number.
 
     Returns:
         Every key that changes, with its change relative to now, but for tensors that nobody sees
@@ -74,8 +80,9 @@ def propagate(
     Raises:
         Refused: no way was found; the refusal is the first that was met, unless the search was
             given up.
+        TooFar: more tensors would change before it is known whether there is a way.
     """
-    search = _Search(state, origin, judge, set() if asked is None else asked)
+    search = _Search(state, origin, judge, set() if asked is None else asked, reach)
     try:
         return search.run(seeds)
     except Refused as refused:
@@ -95,14 +102,24 @@ def look_for_dead_ends(state: GraphState) -> None:
         state.dead_ends, state.in_vain = find_dead_ends(state, state.dead_ends), 0
 
 
+class TooFar(Exception):
+    """More tensors change than may: nothing was proven."""
+
+
 class _GivenUp(Refused):
     """The limit on the work is reached: nothing was proven."""
 
 
 class _Search:
     def __init__(
-        self, state: GraphState, origin: int | None, judge: Judge | None, asked: set[int]
+        self,
+        state: GraphState,
+        origin: int | None,
+        judge: Judge | None,
+        asked: set[int],
+        reach: int | None = None,
     ) -> None:
+        self._reach = reach
         self._state = state
         self._origin = origin
         self._judge = judge
@@ -248,6 +265,9 @@ class _Search:
             return
         if isinstance(key, str):
             self.asked.update(groups.between(key))
+            branch.disturbed += len(groups.members(key))
+            if self._reach is not None and branch.disturbed > self._reach + 1:
+                raise TooFar
         if self._dead_ends is not None:
             self._dead_ends.require_none(names, change, self.asked)
         for index in self._state.around(key):

@@ -80,6 +80,33 @@ def test_what_finds_no_place_is_not_asked_again_for_each_node(network, work):
     assert work["questions"] <= 6 * small
 
 
+def fan(norms):
+    """One tensor that many BatchNormalizations read: a change of it asks all who do."""
+    net = Net(IMAGE)
+    t = net.conv("x", 4)
+    return net.model(*(net.conv(net.bn(t), 4) for _ in range(norms)))
+
+
+def sums(blocks):
+    """A common scale of all sums asks all nodes; a shift that goes on asks few."""
+    net = Net(IMAGE)
+    parts = [net.op("Relu", net.conv("x", 4)) for _ in range(blocks)]
+    parts = [net.bn(part, signs="positive") for part in parts]
+    while len(parts) > 1:
+        parts = [net.op("Add", *pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
+    return net.model(net.conv(parts[0], 4))
+
+
+@pytest.mark.parametrize("network", [fan, sums])
+def test_a_way_that_reaches_far_is_not_followed_where_another_ends_nearby(network, work):
+    """By the square it would take more than 15 times as much."""
+    onnx_bnfold.plan(network(16))
+    small = dict(work)
+    work.update(dict.fromkeys(work, 0))
+    onnx_bnfold.plan(network(64))
+    assert all(work[kind] <= 6 * small[kind] for kind in work)
+
+
 class Counting(dict):
     """Counts how often it is asked."""
 

@@ -1,0 +1,142 @@
+"""The way to remove a node that disturbs least.
+
+A change may reach far one way and end at once another way. So all ways are followed a little at
+first: whoever reaches farther costs more than an outcome that is near and costs nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.planning import outcomes, propagation
+from onnx_bnfold.planning.graph_state import GraphState, Key
+from onnx_bnfold.planning.totals import Totals
+from onnx_bnfold.planning.ways import Way
+from onnx_bnfold.reasons import Reason, Refusal, Refused
+
+_NEAR = 8  # tensors that a way may disturb at first; and how many times as many the next time
+
+
+class Outcome(NamedTuple):
+    """A way to remove a node.
+
+    Attributes:
+        cost: of it; the tensors that it disturbs and the number of the way come last.
+        way: how it is called.
+        changes: of every key, relative to now.
+        totals: with these on top.
+    """
+
+    cost: tuple[int, ...]
+    way: Way
+    changes: dict[Key, Affine]
+    totals: Totals
+
+
+class Cheapest:
+    """Looks for the cheapest outcome.
+
+    Args:
+        state: the graph.
+        index: the node.
+        judge: refuses an outcome or returns its totals; adds to the nodes that were asked.
+        cost: of an outcome.
+        least: whether no outcome costs less than a cost; None: the first outcome is taken.
+        by_count: whether no cost but the number of tensors may be less than nothing.
+
+    Attributes:
+        asked: the nodes whose rules were asked.
+        met: the reasons of all refusals.
+    """
+
+    def __init__(
+        self,
+        state: GraphState,
+        index: int,
+        judge: Callable[[set[int], dict[Key, Affine]], Totals],
+        cost: Callable[[Way, dict[Key, Affine], Totals], tuple[int, ...]],
+        least: Callable[[tuple[int, ...]], bool] | None,
+        *,
+        by_count: bool,
+    ) -> None:
+        self._state = state
+        self._index = index
+        self._judge = judge
+        self._cost = cost
+        self._least = least
+        self._by_count = by_count
+        self.asked = {index}
+        self.met: set[Reason] = set()
+        self._refused: dict[int, tuple[str, Refusal]] = {}
+        self._doubts: dict[int, Refusal] = {}
+
+    def run(self) -> Outcome | None:
+        """Return the outcome, None if every way is refused."""
+        left: Iterable[tuple[int, tuple[Way, dict[Key, Affine]]]]
+        left = enumerate(outcomes.ways(self._state, self._index))
+        reach, best = _NEAR if self._by_count else None, None
+        try:
+            while left:
+                farther = []
+                for number, (way, seeds) in left:
+                    try:
+                        found = self._follow(number, way, seeds, reach)
+                    except propagation.TooFar:
+                        farther.append((number, (way, seeds)))
+                        continue
+                    if found is None:
+                        continue
+                    if best is None or found.cost < best.cost:
+                        best = found
+                    if self._is_least(found.cost):
+                        return best
+                if best is not None and self._is_near(best.cost, reach):
+                    return best
+                left, reach = farther, None if reach is None else _NEAR * reach
+        except Refused as refused:
+            self._refused[-1] = "", refused.refusal
+        return best
+
+    @property
+    def tried(self) -> list[tuple[str, Refusal]]:
+        """Why each way was refused, in order."""
+        return [self._refused[number] for number in sorted(self._refused)]
+
+    @property
+    def doubt(self) -> Refusal | None:
+        """Why the outcome of the first way that had one was not allowed, if any had."""
+        return self._doubts[min(self._doubts)] if self._doubts else None
+
+    def _follow(
+        self, number: int, way: Way, seeds: dict[Key, Affine], reach: int | None
+    ) -> Outcome | None:
+        """Carry one way through the graph; None if it is refused."""
+        judged: list[Totals] = []
+
+        def judge(changes: dict[Key, Affine]) -> None:
+            try:
+                judged.append(self._judge(self.asked, changes))
+            except Refused as refused:
+                self._doubts.setdefault(number, refused.refusal)
+                raise
+
+        try:
+            changes = propagation.propagate(
+                self._state, self._index, seeds, judge, self.asked, self.met, reach
+            )
+        except Refused as refused:
+            self._refused[number] = way, refused.refusal
+            return None
+        totals = judged[-1]
+        return Outcome((*self._cost(way, changes, totals), number), way, changes, totals)
+
+    def _is_least(self, cost: tuple[int, ...]) -> bool:
+        return self._least is None or not any(cost[:-1]) or self._least(cost)
+
+    @staticmethod
+    def _is_near(cost: tuple[int, ...], reach: int | None) -> bool:
+        """Whether what reaches farther costs more."""
+        *others, count, _ = cost
+        return reach is not None and count <= reach and not any(others)

@@ -57,7 +57,8 @@ def require_smaller(state: GraphState, index: int, changes: Mapping[Key, Affine]
 def require_one_name(state: GraphState, index: int) -> None:
     """Refuse to remove a node both of whose sides keep their names."""
     x, y = state.sides(index)
-    if state.groups.has_fixed(x) and state.groups.has_fixed(y):
+    groups = state.groups  # the smaller one is asked first
+    if all(map(groups.has_fixed, sorted((x, y), key=lambda side: len(groups.seen(side))))):
         raise Refused(
             Reason.GRAPH_OUTPUT,
             repr(y),

@@ -11,12 +11,13 @@ from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.planning import int8_noise
 from onnx_bnfold.planning.candidates import in_order
 from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.planning.merged_tensors import Groups
 
 
 @pytest.fixture
 def work(monkeypatch):
-    """What is counted: questions to rules and layers, and compositions of changes."""
-    found = {"questions": 0, "compositions": 0}
+    """What is counted: questions to rules and layers, compositions of changes, looks at names."""
+    found = {"questions": 0, "compositions": 0, "names": 0}
 
     def count(kind, owner, name):
         function = getattr(owner, name)
@@ -29,6 +30,7 @@ def work(monkeypatch):
 
     count("questions", GraphState, "step")
     count("compositions", Affine, "then")
+    count("names", Groups, "is_fixed")
     return found
 
 

@@ -65,6 +65,26 @@ def test_network(name, exporter, mixed):
     assert {record.refusal.reason for record in report.kept} <= expected
 
 
+def _all_cases() -> list[object]:
+    return [
+        _case(name, how, mixed)
+        for how in zoo.FORMS
+        for name in zoo.ENTRIES
+        if (name, how) not in UNLOADABLE
+        for mixed in (False, True)
+    ]
+
+
+@pytest.mark.parametrize(("name", "exporter", "mixed"), _all_cases())
+def test_network_without_bns(name, exporter, mixed):
+    model = zoo.load(name, exporter, mixed=mixed)
+    folded, report = onnx_bnfold.fold(model, onnx_bnfold.Options(bn_free=True))
+    assert report.left == ()
+    assert support.count(folded) == 0
+    assert len(report.norms) == zoo.ENTRIES[name].norms
+    support.assert_same_function(model, folded)
+
+
 def _light(name: str) -> onnx.ModelProto:
     return onnx.load(LIGHT / f"light_{name}.onnx")
 

@@ -4,7 +4,8 @@
 
 Each graph is folded in a process of its own. What is printed is the processor time per 1,000 nodes
 and the memory over the file and over that of an empty fold; both are to stay below a bound whatever
-the graph is (``SECONDS``, ``MEGABYTES``), and those that do not are marked.
+the graph is (``SECONDS``, ``MEGABYTES``), and those that do not are marked; so is how many
+BatchNormalizations stay since a limit was reached.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 SECONDS, MEGABYTES = 1.0, 200.0  # per 1,000 nodes; over the file
 DOMAIN = "made.up"
-_FOLD = "import sys, onnx_bnfold; onnx_bnfold.fold_file(sys.argv[1], sys.argv[2])"
+_FOLD = """
+import resource, sys, onnx_bnfold
+report = onnx_bnfold.fold_file(sys.argv[1], sys.argv[2])
+limited = [each for each in report.kept if each.refusal.reason.value == "search_limit"]
+print(len(limited), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 
 
 class Builder:
@@ -154,16 +160,19 @@ GRAPHS: dict[str, Callable[[int], ModelProto]] = {
 }
 
 
-def cost(path: Path) -> tuple[float, float]:
-    """Fold a file in a process of its own; return its processor time and its memory in MB."""
+def cost(path: Path) -> tuple[float, float, int]:
+    """Fold a file in a process of its own.
+
+    Returns:
+        Its processor time, its memory in MB, and how many BatchNormalizations stay for a limit.
+    """
     command = [sys.executable, "-c", _FOLD, str(path), str(path.with_suffix(".folded.onnx"))]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    talk = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    command[2] += f"; {talk}"
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return seconds, int(result.stdout.split()[-1]) / 1024
+    limited, kilobytes = map(int, result.stdout.split()[-2:])
+    return seconds, kilobytes / 1024, limited
 
 
 def main() -> None:
@@ -175,14 +184,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "m.onnx")
         onnx.save(constants(1), path)
-        seconds_empty, megabytes_empty = cost(path)
+        seconds_empty, megabytes_empty, _ = cost(path)
         for name in options.only:
             for nodes in options.nodes:
                 onnx.save(GRAPHS[name](nodes), path)
-                seconds, megabytes = cost(path)
+                seconds, megabytes, limited = cost(path)
                 each = (seconds - seconds_empty) * 1000 / nodes
                 more = megabytes - megabytes_empty - path.stat().st_size / 2**20
                 late = "" if each <= SECONDS and more <= MEGABYTES else "  above the bound"
+                late += f"  ({limited} stay for it)" if limited else ""
                 print(f"{name:10s} {nodes:6d} {each:7.2f} s per 1,000 {more:6.0f} MB{late}")
 
 

@@ -22,6 +22,7 @@ from onnx_bnfold.operators.batchnorm_parameters import read_bns
 from onnx_bnfold.operators.entries import Absorber, Absorbing, ConstantOperand
 from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.operators.table import entry_of
+from onnx_bnfold.planning.work import Work
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 # What arithmetic on the attributes and dims of a node raises that break its specification.
@@ -42,6 +43,7 @@ class GraphNodes:
     Attributes:
         graph, constants, shapes: what is known of the graph.
         entries: what the table of operators says of each node's operator.
+        work: what planning the graph has looked at.
     """
 
     def __init__(self, graph: Graph, constants: Constants, shapes: Shapes) -> None:
@@ -50,6 +52,7 @@ class GraphNodes:
         self.shapes = shapes
         entries = {op: entry_of(op) for op in {*graph.ops}}
         self.entries = [entries[op] for op in graph.ops]
+        self.work = Work(len(graph.nodes))
         self._views: dict[int, NodeView] = {}
         self._absorbers: dict[int, Absorber | Refusal] = {}
         self._maps: dict[int, Affine] = {}

@@ -63,8 +63,8 @@ def plan_graph(
     records = dict(sorted(planner.records.items()))
     plan = GraphPlan(planner.state, limits, records, planner.given)
     plan.doubtful, plan.unsure = planner.doubtful | excluded, planner.unsure
-    plan.open_choices, plan.forms = open_choices, options.forms
-    plan.kept_affine = dict(sorted(planner.kept_affine.items()))
+    plan.open_choices, plan.kept_affine = open_choices, dict(sorted(planner.kept_affine.items()))
+    plan.forms, plan.left = options.forms, state.work.left(records | plan.kept_affine)
     return plan
 
 
@@ -231,6 +231,10 @@ class _Planner:
         self.doubtful.pop(index, None)
         self.unsure.discard(index)
         if is_bn and self._fold_directly(index):
+            return
+        if state.work.is_spent:
+            self._tried[index] = len(state.removed), set()
+            self._keep(index, state.work.refusal(state.view(index).label))
             return
         from onnx_bnfold.planning import propagation  # many plans are all direct folds
         from onnx_bnfold.planning.cheapest import Cheapest

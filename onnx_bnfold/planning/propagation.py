@@ -90,6 +90,8 @@ def propagate(
         state.in_vain += search.settled
         raise
     finally:
+        state.work.asked += search.settled + search.scaled - search.known
+        state.work.looked_at += search.known
         if met is not None:
             met |= search.met
 
@@ -125,6 +127,8 @@ class _Search:
         self._judge = judge
         self.asked = asked
         self.settled = 0
+        self.scaled = 0  # nodes asked beside those, whether the scales fit
+        self.known = 0  # of the settled, those whose answer was known
         self._dead_ends = None if origin is None or state.clamps else state.dead_ends
         self.met: set[Reason] = set()
         self._most = MOST_SETTLED_PER_NODE * len(state.graph.nodes) + 1000
@@ -168,6 +172,7 @@ class _Search:
                 queue = branch.forced or branch.open
                 index = next(iter(queue))
                 del queue[index]
+                self.scaled += 1
                 self.asked.add(index)
                 step = state.step(index, self._known(branch, index))
                 if (step.certain or queue is branch.open) and len(step.alternatives) == 1:
@@ -183,6 +188,7 @@ class _Search:
         """Return the changes of a branch that is complete, if they are not refused as a whole."""
         changes = {k: c for k, c in branch.changes.items() if not c.is_identity}
         if self._judge is not None:
+            self._state.work.looked_at += len(changes)
             self._judge(changes)
         return changes
 
@@ -231,6 +237,8 @@ class _Search:
             except Refused as refused:
                 found = known, refused.refusal
             self._answers[question] = found
+        else:
+            self.known += 1
         answer = found[1]
         if isinstance(answer, Refusal):
             raise Refused.again(answer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
@@ -11,15 +10,18 @@ from onnx_bnfold.model.blocks import BlockIndex, part_of
 from onnx_bnfold.operators.affine import Float64, divided
 
 
-class Quotient(NamedTuple):
+class Quotient:
     """``divided`` of two arrays that vary along different axes: as a whole it has all elements.
 
     Attributes:
         dividend, divisor: of one rank; they broadcast against the array that is multiplied.
     """
 
-    dividend: Float64
-    divisor: Float64
+    __slots__ = ("dividend", "divisor")  # a NamedTuple takes a tenth of a millisecond at each start
+
+    def __init__(self, dividend: Float64, divisor: Float64) -> None:
+        self.dividend = dividend
+        self.divisor = divisor
 
     def part(self, where: BlockIndex) -> Float64:
         """Return the part that broadcasts against a block; see ``part_of``."""

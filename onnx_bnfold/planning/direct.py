@@ -12,6 +12,7 @@ from functools import reduce
 from typing import TYPE_CHECKING
 
 from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.entries import OUT
 from onnx_bnfold.options import Options
 from onnx_bnfold.planning.conditions import may_take
 from onnx_bnfold.reasons import Refused
@@ -77,7 +78,7 @@ class DirectFolds:
             return None
         try:
             present = state.original_map(index)
-            layer.output_vectors(present)
+            layer.require(OUT, present)
             self._limits.check_rounding(state, index)
         except Refused:
             return None

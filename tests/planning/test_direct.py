@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from graphs import IMAGE, Net
-from support import fold_checked, ops
+from support import fold_checked, ops, reasons
 
 import onnx_bnfold
-from onnx_bnfold import Options
+from onnx_bnfold import Options, Reason
 from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.entries import OUT
+from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.planning.direct import DirectFolds
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.ways import Way
+from onnx_bnfold.reasons import Refused
 
 
 def row(net: Net, length: int) -> str:
@@ -19,6 +23,33 @@ def row(net: Net, length: int) -> str:
     for _ in range(length):
         t = net.bn(t)
     return t
+
+
+def test_a_layer_is_asked_all_that_it_refuses(monkeypatch):
+    """As any node is: what derives from it may refuse more than its vectors tell."""
+    require = LinearLayer.require
+
+    def scaled_only(self, port, change):
+        if port == OUT and change.has_shift:
+            raise Refused(Reason.OPAQUE, self.view.label, "its output takes no shift")
+        require(self, port, change)
+
+    monkeypatch.setattr(LinearLayer, "require", scaled_only)
+    net = Net(IMAGE)
+    _, report = fold_checked(net.model(net.bn(net.conv("x", 4))), kept=1)
+    assert Reason.OPAQUE in reasons(report)[0]
+
+
+def test_what_a_quantised_weight_does_not_take_goes_into_the_layer_behind():
+    net = Net((2, 4, 5, 5))
+    integers = net.const(net.rng.integers(-90, 90, (6, 4, 1, 1)).astype(np.int8))
+    of_inputs = net.const(np.float32([0.05, 0.06, 0.07, 0.08]))
+    weight = net.op("DequantizeLinear", integers, of_inputs, axis=1)
+    y = net.conv(
+        net.bn(net.op("Conv", "x", weight, net.random(6)), channels=6), 3, channels=6, rank=4
+    )
+    folded, _ = fold_checked(net.model(y), tolerance=1e-4)
+    assert ops(folded) == ["DequantizeLinear", "Conv", "Conv"]
 
 
 @pytest.mark.parametrize("length", [2, 3, 6])

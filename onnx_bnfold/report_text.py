@@ -44,13 +44,13 @@ def unmet(report: Report, *, all_go: bool, none_goes: bool) -> Iterator[str]:
     if all_go and (left := report.left):
         codes = Counter(r.refusal.reason.value for r in left if r.refusal is not None)
         what = ", ".join(f"{number} {code}" for code, number in sorted(codes.items()))
-        yield f"--require-all: {_count(len(left), 'BatchNormalization')} left: {what}"
+        yield f"--require-all: {len(left)} BatchNormalization{_s(len(left))} left: {what}"
     if none_goes and (folded := sum(record.folded for record in report.records)):
-        yield f"--require-folded: {_count(folded, 'node')} to fold; fold it first"
+        yield f"--require-folded: {folded} node{_s(folded)} to fold; fold it first"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _s(number: int) -> str:
+    return "" if number == 1 else "s"
 
 
 def _reasons(report: Report) -> Iterator[Reason]:

@@ -205,7 +205,10 @@ def _show(inspect: InspectFile, target: Path, files: Mapping[str, OutputFile]) -
     prefix = f".{target.name[:40]}."
     with ExitStack() as stack:
         try:
-            folder = tempfile.TemporaryDirectory(".tmp", prefix, target.parent)
+            # That it cannot be taken away afterwards is no reason to fail: it is empty then.
+            folder = tempfile.TemporaryDirectory(
+                ".tmp", prefix, target.parent, ignore_cleanup_errors=True
+            )
         except OSError as error:
             raise UsageError(f"{target}: cannot be written: {error.strerror}") from error
         own = Path(stack.enter_context(folder))

@@ -13,6 +13,7 @@ from onnx_bnfold.version import __version__
 
 PROGRAM = "onnx-bnfold"
 CHECK = "check"
+_NEAR_OPTIONS = 0.7
 _NEAR_FILES = 0.8  # all names of models are alike in their endings
 STANDARD = "-"  # what other programs take for standard input or output
 
@@ -55,19 +56,34 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UsageError: an option does not exist, or its value is invalid.
         """
+        words, literal = _before_and_after_dashes(words)
         args, unknown = self.parse_known_intermixed_args(words)
         for word in unknown:
             if word.startswith("-"):
                 is_file = os.path.exists(word)
                 found = f"{word}: write ./{word} for the file" if is_file else self._unknown(word)
                 raise UsageError(found)
-        return args, [*args.names, *unknown]
+        return args, [*args.names, *unknown, *literal]
 
     def _unknown(self, word: str) -> str:
         option, _, _ = word.partition("=")
-        near = close_to(option, self._option_string_actions)
+        # Without their dashes, in which all are alike.
+        options = {known.lstrip("-"): known for known in self._option_string_actions}
+        near = options.get(close_to(option.lstrip("-"), options, _NEAR_OPTIONS) or "")
         hint = f"did you mean {near}?" if near else f"see {self.prog} --help"
         return f"there is no option {option}; {hint}"
+
+
+def _before_and_after_dashes(words: Sequence[str]) -> tuple[Sequence[str], list[str]]:
+    """Split a command line at ``--``, behind which all words are names.
+
+    A name that looks like an option begins with ``./`` afterwards, so that it can be typed again.
+    """
+    if "--" not in words:
+        return words, []
+    at = list(words).index("--")
+    names = (f"./{w}" if w.startswith("-") and w != STANDARD else w for w in words[at + 1 :])
+    return words[:at], list(names)
 
 
 def close_to(word: str, words: Iterable[str], least: float = 0.6) -> str | None:

@@ -130,12 +130,26 @@ def test_what_is_like_nothing(model, capsys):
     assert said == "there is no option --xyzzy; see onnx-bnfold --help\n"
     said = refused(capsys, "check", model, "a.onnx", "--xyzzy")
     assert said == "there is no option --xyzzy; see onnx-bnfold check --help\n"
+    said = refused(capsys, model, "a.onnx", "--bogus")  # has the dashes in common with --verbose
+    assert said == "there is no option --bogus; see onnx-bnfold --help\n"
     assert "cannot be opened" in refused(capsys, "other", "a.onnx")
 
 
 def test_a_file_that_looks_like_an_option(model, capsys):
     model.rename("-x.onnx")
     assert refused(capsys, "-x.onnx", "a.onnx") == "-x.onnx: write ./-x.onnx for the file\n"
+
+
+def test_names_behind_two_dashes(model, capsys):
+    """Names all of them, whatever they look like."""
+    model.rename("-x.onnx")
+    assert main(["--", "-x.onnx", "--y.onnx"]) == 0
+    assert capsys.readouterr().out.endswith("onnx-bnfold check ./-x.onnx ./--y.onnx\n")
+    assert main(["-o", "a.onnx", "--", "-x.onnx"]) == 0
+    assert main(["check", "--sets", "1", "--", "-x.onnx", "--y.onnx"]) == 0
+    capsys.readouterr()
+    assert "standard input" in refused(capsys, "--", "-", "a.onnx")
+    assert "'./--' is one name too many" in refused(capsys, "-o", "a.onnx", "--", "a.onnx", "--")
 
 
 def test_a_check_of_folders(model, capsys):

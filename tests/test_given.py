@@ -152,6 +152,12 @@ def test_options_of_a_check_that_are_none(options, model):
         check(model, model, options)
 
 
+@pytest.mark.parametrize("call", [onnx_bnfold.fold, onnx_bnfold.plan, onnx_bnfold.plan_file])
+def test_a_folder_is_for_another_function(call, tmp_path):
+    with pytest.raises(ModelError, match=r": is a folder; .*onnx_bnfold\.batch folds all"):
+        call(tmp_path)
+
+
 def test_a_path_of_no_characters_is_seen_in_the_message():
     with pytest.raises(ModelError, match=r"^'': cannot be opened"):
         onnx_bnfold.fold("")

@@ -31,6 +31,8 @@ class LocalLocation:
 
     def __init__(self, where: str, state: str | None = None, *, sync: bool = False) -> None:
         self._sync = sync
+        self.given = where
+        self.given_state = state or f"{where.rstrip(os.sep)}{STATE}"
         self._root = Path(os.path.realpath(where))
         self._state = Path(os.path.realpath(state) if state else f"{self._root}{STATE}")
         self._unfinished = self._state / "unfinished"
@@ -39,8 +41,12 @@ class LocalLocation:
 
     def listing(self) -> Listing:
         """See ``locations.Location``."""
+        if self._root.is_file():
+            raise UsageError(
+                f"{self.given}: is one file; give the folder of models, or fold it by fold_file"
+            )
         if not self._root.is_dir():
-            raise UsageError(f"{self._root}: there is no such folder; give the folder of models")
+            raise UsageError(f"{self.given}: there is no such folder; give the folder of models")
         listing = Listing()
 
         def unreadable(error: OSError) -> None:
@@ -53,17 +59,14 @@ class LocalLocation:
 
     def prepare(self) -> None:
         """See ``locations.Location``."""
-        try:
-            for folder in (self._root, self._unfinished, self._state / "records"):
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            is_file = isinstance(error, FileExistsError | NotADirectoryError)
-            why = "a file is there; give the name of a folder" if is_file else error.strerror
-            raise UsageError(f"{error.filename}: cannot be created: {why}") from error
+        _create(self.given, self._root)
+        for folder in (self._state, self._unfinished, self._state / "records"):
+            _create(self.given_state, folder)
         if os.stat(self._root).st_dev != os.stat(self._state).st_dev:
             raise UsageError(
-                f"{self._state}: is on another file system than {self._root}, but files have to be "
-                "moved between them; give a folder on the file system of the output as --state"
+                f"{self.given_state}: is on another file system than {self.given}, but files have "
+                "to be moved between them; give a folder on the file system of the output as "
+                "--state"
             )
 
     def sweep(self) -> None:
@@ -173,3 +176,32 @@ class LocalLocation:
             listing.files[name] = status.st_size
         else:
             listing.problems[name] = "is neither a file nor a folder"
+
+
+def _create(given: str, folder: Path) -> None:
+    """Create a folder and those around it.
+
+    Args:
+        given: how errors name it.
+        folder: the same or one in it, without links.
+
+    Raises:
+        UsageError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            why = "a file is there; give the name of a folder"
+        else:
+            parent = _as_given(given, os.path.dirname(os.fsdecode(error.filename)))
+            why = f"the folder {parent} takes no new one ({error.strerror}); give another one"
+            if given.endswith(STATE):
+                why += " as --state, on the file system of the output"
+        raise UsageError(f"{given}: cannot be created: {why}") from error
+
+
+def _as_given(given: str, folder: str) -> str:
+    """Return a folder around a path as the path has it, if it has."""
+    places = (given, *map(str, Path(given).parents))
+    return next((place for place in places if os.path.realpath(place) == folder), folder)

@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
 
 STATE = ".onnx_bnfold"  # added to the name of the output, it is the name of the state
 
@@ -55,10 +54,13 @@ class Location(Source, Protocol):
     Attributes:
         address: a URL; equal for equal locations, and a prefix for those inside.
         state: the address of the state.
+        given, given_state: the same as users know them.
     """
 
     address: str
     state: str
+    given: str
+    given_state: str
 
     def listing(self) -> Listing:
         """Return what is below the location.
@@ -117,9 +119,3 @@ def is_url(text: str) -> bool:
 def lies_in(inner: str, outer: str) -> bool:
     """Return whether an address equals another one or is below it."""
     return f"{inner}/".startswith(f"{outer.rstrip('/')}/")
-
-
-def shown(address: str) -> str:
-    """Return an address as users know it: a path, if it is on this machine."""
-    parts = urlsplit(address)
-    return unquote(parts.path) if parts.scheme == "file" else address

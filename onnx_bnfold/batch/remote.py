@@ -39,6 +39,8 @@ class RemoteLocation:
                 raise UsageError(
                     f"{state}: is on another file system than {where}; give a URL on that one"
                 )
+        self.given = where
+        self.given_state = state or f"{where.rstrip('/')}{STATE}"
         self._fs.invalidate_cache()
         self.address = self._address(self._root)
         self.state = self._address(self._state)
@@ -46,7 +48,7 @@ class RemoteLocation:
     def listing(self) -> Listing:
         """See ``locations.Location``."""
         if not self._fs.isdir(self._root):
-            raise UsageError(f"{self.address}: there is no such folder; give the URL of a folder")
+            raise UsageError(f"{self.given}: there is no such folder; give the URL of a folder")
         listing = Listing()
         entries: dict[str, dict[str, Any]] = self._fs.find(self._root, withdirs=True, detail=True)
         for path, info in entries.items():
@@ -65,7 +67,7 @@ class RemoteLocation:
             for folder in (self._root, f"{self._state}/unfinished", f"{self._state}/records"):
                 self._fs.makedirs(folder, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"{self.address}: cannot be created: {error}") from error
+            raise UsageError(f"{self.given}: cannot be created: {error}") from error
 
     def sweep(self) -> None:
         """Do nothing: an abandoned upload cannot be told from a slow one."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from onnx_bnfold.batch.file_outcome import FileOutcome
@@ -17,7 +19,7 @@ _WITHOUT_COUNTS = {
 SCHEMA = 1  # raised when a field of the JSON is removed or changes its meaning
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StoreReport:
     """The outcome of a run over a store.
 
@@ -28,6 +30,30 @@ class StoreReport:
 
     outcomes: tuple[FileOutcome, ...]
     settings: dict[str, Any]
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def __repr__(self) -> str:
+        return f"<StoreReport: {self.summary()}>"
+
+    def _repr_html_(self) -> str:
+        from onnx_bnfold.report_table import table_of  # for notebooks
+
+        rows = [(f"{o.said}  {o.name}", o.error or _told(o)) for o in (*self.failed, *self._fine())]
+        return table_of(self.summary(), ("file", "outcome"), rows)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as a page or as JSON, as ``--report`` does.
+
+        Args:
+            path: ends in ``.html`` or ``.json``.
+
+        Raises:
+            UsageError: the file cannot be written.
+        """
+        # It is made of this module: the import would be a cycle.
+        import_module("onnx_bnfold.batch.saving").save(self, path)
 
     @property
     def models(self) -> tuple[FileOutcome, ...]:
@@ -45,7 +71,10 @@ class StoreReport:
         Args:
             reasons: with how many BatchNormalizations stay for which reason.
         """
-        return [printable(_line(o, reasons)) for o in self.models if o.status != "failed"]
+        return [printable(_line(o, reasons)) for o in self._fine()]
+
+    def _fine(self) -> list[FileOutcome]:
+        return [o for o in self.models if o.status != "failed"]
 
     def reasons(self) -> Counter[str]:
         """Return for each reason how many BatchNormalizations stay, of all models."""
@@ -95,11 +124,15 @@ class StoreReport:
 
 
 def _line(outcome: FileOutcome, reasons: bool) -> str:
-    if outcome.counts is None:
-        return f"{outcome.said}  {outcome.name}: {_WITHOUT_COUNTS[outcome.status]}"
-    checked = f"; {outcome.check}" if outcome.check else ""
     kept = f"; kept: {listed(Counter(outcome.reasons))}" if reasons and outcome.reasons else ""
-    return f"{outcome.said}  {outcome.name}: {outcome.counts.summary()}{checked}{kept}"
+    return f"{outcome.said}  {outcome.name}: {_told(outcome)}{kept}"
+
+
+def _told(outcome: FileOutcome) -> str:
+    """Return what became of a model that did not fail."""
+    if outcome.counts is None:
+        return _WITHOUT_COUNTS[outcome.status]
+    return outcome.counts.summary() + (f"; {outcome.check}" if outcome.check else "")
 
 
 def listed(counts: Counter[str]) -> str:

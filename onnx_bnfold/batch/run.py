@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from onnx_bnfold.batch import ledger
 from onnx_bnfold.batch.file_outcome import FileOutcome, is_model
 from onnx_bnfold.batch.ledger import settings_of
-from onnx_bnfold.batch.locations import Listing, Location, is_url, lies_in, shown
+from onnx_bnfold.batch.locations import Listing, Location, is_url, lies_in
 from onnx_bnfold.batch.opening import location_at
 from onnx_bnfold.batch.processes import in_processes, thread_safe_start
 from onnx_bnfold.batch.report import StoreReport
@@ -87,7 +87,9 @@ def fold_store(
         check,
         sync=sync,
     )
-    origin, output = location_at(batch.source), location_at(batch.target, batch.state, sync=sync)
+    # By the paths as they were given, which errors name.
+    origin = location_at(os.fspath(source))
+    output = location_at(os.fspath(target), None if state is None else os.fspath(state), sync=sync)
     _check_apart(origin, output)
     listing, models = _listed(origin)
     with _runner(batch, jobs, dask) as run, _prepared(output):
@@ -107,7 +109,7 @@ def fold_store(
             output.save(scratch / REPORT, REPORT)
     except (OSError, UsageError) as error:  # return the report all the same
         why = error.strerror if isinstance(error, OSError) else error
-        unsaved = UsageError(f"{output.state}/{REPORT}: cannot be written: {why}")
+        unsaved = UsageError(f"{output.given_state}/{REPORT}: cannot be written: {why}")
         outcomes.append(failed(Task("copy", REPORT), unsaved))
         return replace(report, outcomes=_sorted(outcomes))
     return report
@@ -141,7 +143,7 @@ def plan_store(
     _require_call(source, options, jobs, dask, require_all)
     require_value("require_folded", require_folded, bool)
     batch = Batch(_absolute(source), "", None, options, require_all, require_folded=require_folded)
-    listing, models = _listed(location_at(batch.source))
+    listing, models = _listed(location_at(os.fspath(source)))
     with _runner(batch, jobs, dask) as run:
         outcomes = [*_problems(listing), *_all(run, "plan", models)]
     outcomes += _unmatched(options, outcomes)
@@ -165,18 +167,21 @@ def _absolute(where: str | os.PathLike[str]) -> str:
 
 
 def _check_apart(source: Location, target: Location) -> None:
-    for address in (target.address, target.state):
+    for address, given in (
+        (target.address, target.given),
+        (target.state, target.given_state),
+    ):
         if lies_in(address, source.address):
-            raise UsageError(f"{shown(address)}: is inside the input; give an output outside of it")
+            raise UsageError(f"{given}: is inside the input; give an output outside of it")
     if lies_in(source.address, target.address) or lies_in(source.address, target.state):
-        raise UsageError(f"{shown(source.address)}: is inside the output; give another output")
+        raise UsageError(f"{source.given}: is inside the output; give another output")
 
 
 def _listed(source: Location) -> tuple[Listing, dict[str, int]]:
     listing = source.listing()
     models = {name: size for name, size in listing.files.items() if is_model(name)}
     if not models and not listing.problems:
-        raise UsageError(f"{shown(source.address)}: there is no .onnx file below it")
+        raise UsageError(f"{source.given}: there is no .onnx file below it")
     return listing, models
 
 
@@ -280,7 +285,8 @@ def _flushed(target: str, names: Iterable[str]) -> Iterator[FileOutcome]:
     try:
         flush_store(Path(target), names)
     except (OSError, UsageError) as error:
-        yield failed(Task("copy", "--sync"), error)
+        why = error.strerror if isinstance(error, OSError) else error
+        yield failed(Task("copy", "--sync"), UsageError(f"--sync: {why}"))
 
 
 def _sorted(outcomes: Iterable[FileOutcome]) -> tuple[FileOutcome, ...]:

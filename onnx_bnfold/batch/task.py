@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # most runs have no check
     from onnx_bnfold.check import CheckOptions, CheckResult
 
 Action: TypeAlias = Literal["fold", "plan", "copy"]
+_DONE: Mapping[Action, str] = {"fold": "folded", "plan": "planned", "copy": "copied"}
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def failed(task: Task, error: BaseException) -> FileOutcome:
         if not text.startswith(printable(task.name)):  # the file comes first, whatever it is about
             text = f"{task.name}: {text}"
     elif isinstance(error, OSError) and error.strerror:
-        text = f"{task.name}: {error.strerror}"
+        text = f"{task.name}: cannot be {_DONE[task.action]}: {error.strerror}"
     elif isinstance(error, MemoryError):
         text = f"{task.name}: not enough memory"
     else:

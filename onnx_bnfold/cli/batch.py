@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from threading import current_thread, main_thread
 
 from onnx_bnfold.batch.locations import STATE
@@ -54,21 +53,24 @@ def _run(args: argparse.Namespace, options: Options) -> int:
     show_progress(quiet=args.quiet)
     with _terminated_like_interrupted():
         report = _report(args, options)
-    code = _tell(report, args)
-    for path in map(Path, args.report):
-        from onnx_bnfold.reports.files import put
+    _tell(report, args)
+    for path in args.report:
+        from onnx_bnfold.batch.saving import write
 
-        put(path, _written(report, path), sync=args.sync)
+        write(report, path, sync=args.sync)
     tell_reports(args.report, quiet=args.quiet)
-    return code
+    if report.failed and not args.quiet and (what := _next(args)):
+        tell(f"next: {what}")
+    return 1 if report.failed else 0
 
 
-def _written(report: StoreReport, path: Path) -> str:
-    if path.suffix.lower() == ".json":
-        return report.to_json()
-    from onnx_bnfold.batch.page import page
-
-    return page(report)
+def _next(args: argparse.Namespace) -> str | None:
+    """Return what to do if something has failed."""
+    if not args.dry_run:
+        return "put right what failed and run the same command again; it does what is not done yet"
+    if args.require_folded:  # what is to be folded has failed
+        return None
+    return "put right what failed; a fold does the rest all the same"
 
 
 def _report(args: argparse.Namespace, options: Options) -> StoreReport:
@@ -100,17 +102,20 @@ def _lines(report: StoreReport, args: argparse.Namespace) -> Iterator[str]:
     if kept := report.reasons():
         yield f"kept    {sum(kept.values())} BatchNormalization: {listed(kept)}"
         yield from advice(map(Reason, sorted(kept)))
-    if not args.dry_run:
+    if args.dry_run:
+        yield "nothing is written in a dry run"
+    elif all(outcome.status in ("failed", "gone") for outcome in report.outcomes):
+        yield printable(f"nothing was written: {args.output}")
+    else:
         state = args.state or f"{args.output.rstrip('/')}{STATE}"
         yield printable(f"written: {args.output}; what is done is recorded in {state}")
 
 
-def _tell(report: StoreReport, args: argparse.Namespace) -> int:
+def _tell(report: StoreReport, args: argparse.Namespace) -> None:
     if not args.quiet:
         tell("\n".join([*_lines(report, args), report.summary()]))
     for error in report.errors():
         print(f"onnx-bnfold: {error}", file=sys.stderr)
-    return 1 if report.failed else 0
 
 
 @contextmanager

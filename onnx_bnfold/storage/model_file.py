@@ -50,6 +50,11 @@ class ModelFile:
             self._file = InputFile(os.fspath(path))
         except OSError as error:
             named = path or "''"
+            if os.path.isdir(path):
+                raise ModelError(
+                    f"{named}: is a folder; give the path of an ONNX file (onnx_bnfold.batch folds "
+                    "all models below a folder)"
+                ) from error
             raise ModelError(
                 f"{named}: cannot be opened: {error.strerror}; give the path of an ONNX file"
             ) from error

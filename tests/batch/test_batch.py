@@ -34,6 +34,7 @@ from onnx_bnfold.cli.main import main
 from onnx_bnfold.reasons import Reason
 
 NORM = "BatchNormalization"
+NEXT = "next: put right what failed and run the same command again; it does what is not done yet"
 
 
 def statuses(report):
@@ -197,7 +198,9 @@ def test_a_broken_model_does_not_stop_the_rest(store, output, capfd, content):
     assert err.startswith("onnx-bnfold: failed  net1/broken.onnx: ")
     assert len(err.splitlines()) == 1
     assert str(store) not in err
-    assert out.splitlines()[-1].startswith("6 models: 1 failed, 5 folded; 10 of 10 ")
+    *_, summary, following = out.splitlines()
+    assert summary.startswith("6 models: 1 failed, 5 folded; 10 of 10 ")
+    assert following == NEXT
     assert digests(output).keys() == digests(store).keys() - {"net1/broken.onnx"}
 
 
@@ -248,7 +251,7 @@ def test_an_unreadable_folder_is_reported(store, output):
 def test_a_folder_in_the_way_is_reported(store, output):
     (output / "README").mkdir(parents=True)
     (report,) = fold(store, output).failed
-    assert report.error == "README: Is a directory"
+    assert report.error == "README: cannot be copied: Is a directory"
 
 
 # --- links ---------------------------------------------------------------------------------------
@@ -434,6 +437,51 @@ def test_a_store_beside_an_output_of_a_similar_name(store, tmp_path):
     assert not fold(store, tmp_path / "models2").failed
 
 
+def test_errors_name_paths_as_they_were_given(store, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words, named in (
+        (["none", "-o", "out"], "none"),
+        (["models", "-o", "models/out"], "models/out"),
+        (["models", "-o", "out", "--state", "models/st"], "models/st"),
+        (["models", "-o", "."], "models"),
+        (["models", "-o", "models/net0/0/model.onnx/out"], "models/net0/0/model.onnx/out"),
+    ):
+        code, _, err = run(capfd, *words)
+        assert code == 2
+        assert err.startswith(f"onnx-bnfold: {named}: ")
+    (tmp_path / "empty").mkdir()
+    assert usage(capfd, "empty", "-o", "out").startswith("onnx-bnfold: empty: there is no .onnx")
+    with pytest.raises(UsageError, match=r"^models/net0/0/model.onnx: is one file; .* fold_file$"):
+        fold_store("models/net0/0/model.onnx", "out")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-o", "locked/a/b"], "locked/a/b: cannot be created: the folder locked takes no"),
+        (["-o", "out", "--state", "locked/st"], "locked/st: cannot be created: the folder locked"),
+        (["-o", "locked"], "locked.onnx_bnfold: cannot be created: the folder . takes no"),
+    ],
+    ids=["output", "state", "beside"],
+)
+def test_a_folder_that_takes_no_new_one(words, said, store, tmp_path, capfd, monkeypatch):
+    """An administrator may write everywhere, so the system is played."""
+    monkeypatch.chdir(tmp_path)
+    Path("locked").mkdir()
+    make = os.mkdir
+
+    def refuse(path, *rest, **named):
+        if "locked" in str(path) and os.path.isdir(os.path.dirname(path)):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        make(path, *rest, **named)
+
+    monkeypatch.setattr("os.mkdir", refuse)
+    err = usage(capfd, "models", *words)
+    assert err.startswith(f"onnx-bnfold: {said}")
+    assert "(Permission denied); give another one" in err
+    assert ("as --state, on the file system" in err) == (words == ["-o", "locked"])
+
+
 def test_a_file_where_the_output_should_be(store, output, capfd):
     write(output)
     said = usage(capfd, store, "-o", output)
@@ -509,6 +557,33 @@ def test_the_lines(store, output, capfd):
     assert run(capfd, store, "-o", output)[1].splitlines()[-1].startswith("6 models: 6 done before")
 
 
+def test_the_last_lines_of_a_dry_run(store, capfd):
+    """With what a fold would do about a model that fails, unless it fails for what it is not."""
+    assert run(capfd, store, "--dry-run")[1].splitlines()[-2] == "nothing is written in a dry run"
+    gated = run(capfd, store, "--dry-run", "--require-folded")
+    assert (gated[0], gated[1].splitlines()[-1][:9]) == (1, "5 models:")
+    write(store / "empty.onnx")
+    code, out, _ = run(capfd, store, "--dry-run")
+    assert code == 1
+    assert out.endswith("\nnext: put right what failed; a fold does the rest all the same\n")
+
+
+def test_a_report_of_a_store_in_a_notebook(store, output, tmp_path):
+    write(store / "<b>.onnx")
+    report = fold(store, output)
+    assert str(report) == report.summary()
+    assert repr(report) == f"<StoreReport: {report.summary()}>"
+    shown = report._repr_html_()
+    assert shown.count("<tr>") == 7  # with the head
+    assert shown.index("failed  &lt;b&gt;.onnx") < shown.index("folded  net")
+    report.save(tmp_path / "r.html")
+    report.save(tmp_path / "r.json")
+    assert "</html>" in (tmp_path / "r.html").read_text()
+    assert json.loads((tmp_path / "r.json").read_text()) == json.loads(report.to_json())
+    with pytest.raises(UsageError, match=r"ends in \.html or \.json"):
+        report.save(tmp_path / "r.txt")
+
+
 def test_quiet(store, output, capfd):
     assert run(capfd, store, "-o", output, "--quiet") == (0, "", "")
 
@@ -522,7 +597,7 @@ def test_require_all(store, output, capfd):
         "onnx-bnfold: failed  kept.onnx: --require-all: 1 BatchNormalization left: "
         "1 parameters_not_constant\n",
     )
-    assert out.splitlines()[-1].startswith("6 models: 1 failed, 5 folded; ")
+    assert out.splitlines()[-2].startswith("6 models: 1 failed, 5 folded; ")
     assert digests(output).keys() == digests(store).keys() - {"kept.onnx"}
     assert run(capfd, store, "-o", output)[0] == 0
     assert run(capfd, store, "-o", output, "--require-all")[0] == 1
@@ -573,7 +648,7 @@ def test_a_pattern_of_keep_that_matches_in_no_model(store, output, capfd):
         code, out, err = run(capfd, *words)
         assert (code, err) == (1, expected)
         assert ("5 done before" if again else "5 folded") in out
-        assert out.endswith("; other files: 2 copied; failed: --keep\n")
+        assert out.endswith(f"; other files: 2 copied; failed: --keep\n{NEXT}\n")
     code, _, err = run(capfd, *words, "--dry-run")
     assert (code, err) == (1, expected)
     write(store / "broken.onnx", b"")  # it might have such a node
@@ -704,7 +779,8 @@ def test_every_file_says_that_the_disk_is_full(store, output, monkeypatch, capfd
     monkeypatch.setattr("onnx_bnfold.batch.task.shutil.copy2", refuse)
     code, out, err = run(capfd, store, "-o", output, "--jobs", "1")
     assert code == 1
-    assert "failed" in out.splitlines()[-1]
+    assert out.splitlines()[0] == f"nothing was written: {output}"
+    assert "failed" in out.splitlines()[-2]
     lines = err.splitlines()
     assert lines
     assert {line.rpartition(": ")[2] for line in lines} == {"No space left on device"}
@@ -874,7 +950,7 @@ def test_the_page(store, output, capfd, tmp_path):
     write(store / "<b>.onnx", b"")
     page, record = tmp_path / "r.html", tmp_path / "r.json"
     _, out, _ = run(capfd, store, "-o", output, "--report", page, "--report", record)
-    assert out.splitlines()[-2:] == [f"report: {page}", f"report: {record}"]
+    assert out.splitlines()[-3:] == [f"report: {page}", f"report: {record}", NEXT]
     text = page.read_text()
     assert "<h2>Failed: 1</h2>" in text
     assert "&lt;b&gt;.onnx" in text

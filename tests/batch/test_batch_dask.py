@@ -88,7 +88,7 @@ def test_a_broken_model_on_dask(tmp_path, cluster, capfd):
     assert main(words) == 1
     out, err = capfd.readouterr()
     assert err.startswith("onnx-bnfold: failed  broken.onnx: is empty")
-    assert out.splitlines()[-1].startswith("4 models: 1 failed, 3 folded; ")
+    assert out.splitlines()[-2].startswith("4 models: 1 failed, 3 folded; ")
 
 
 def test_a_plan_on_dask(tmp_path, cluster):

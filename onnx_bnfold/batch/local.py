@@ -99,7 +99,8 @@ class LocalLocation:
         if self._sync:
             flush_file(path)
         parent = self._parent(name)
-        os.replace(path, parent / posixpath.basename(name))
+        with _into_output(name):
+            os.replace(path, parent / posixpath.basename(name))
         if self._sync:
             flush_folder(parent)
 
@@ -150,7 +151,8 @@ class LocalLocation:
         parent = self._root / posixpath.dirname(name)
         if os.path.realpath(parent) != os.fspath(parent):
             raise UsageError(f"{posixpath.dirname(name)}: is a link in the output; remove it")
-        parent.mkdir(parents=True, exist_ok=True)
+        with _into_output(name):
+            parent.mkdir(parents=True, exist_ok=True)
         return parent
 
     def _add(self, path: str, listing: Listing) -> None:
@@ -176,6 +178,16 @@ class LocalLocation:
             listing.files[name] = status.st_size
         else:
             listing.problems[name] = "is neither a file nor a folder"
+
+
+@contextmanager
+def _into_output(name: str) -> Iterator[None]:
+    """Let errors say that it is the output that takes no file of a name; a context manager."""
+    try:
+        yield
+    except OSError as error:
+        why = f"cannot be written into the output: {error.strerror}"
+        raise UsageError(f"{name.rstrip('/')}: {why}") from error
 
 
 def _create(given: str, folder: Path) -> None:

@@ -771,6 +771,24 @@ def test_a_report_that_cannot_be_saved_ends_no_run(store, output, monkeypatch, w
     assert digests(output) == expected(store, output.with_name("expected"))
 
 
+def test_an_output_that_takes_nothing_any_more(store, output, monkeypatch):
+    """An error says on which side it is; a file that cannot be read is another one."""
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("onnx_bnfold.batch.local.os.replace", refuse)
+    said = {o.error.removeprefix(o.name) for o in fold_store(store, output, jobs=1).failed}
+    assert ": cannot be written into the output: Permission denied" in said
+    monkeypatch.undo()
+    monkeypatch.setattr("onnx_bnfold.batch.task.sha256_of", refuse)
+    said = {o.error.removeprefix(o.name) for o in fold_store(store, output, jobs=1).failed}
+    assert said == {
+        ": cannot be folded: Permission denied",
+        ": cannot be copied: Permission denied",
+    }
+
+
 def test_every_file_says_that_the_disk_is_full(store, output, monkeypatch, capfd):
     def refuse(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -146,7 +146,7 @@ def write_folded(
     Raises:
         ModelError, UsageError: see ``fold_file``.
     """
-    _require_call(source, options)
+    _require_call(source, options, inspect)
     require_value("target", target, str | os.PathLike[str])
     require_value("threads", threads, int | None)
     require_at_least("threads", threads, 1)
@@ -209,7 +209,7 @@ def plan_file(
         ModelError: the model cannot be read or is invalid.
         UsageError: ``options.ranges`` cannot be read or does not fit the model.
     """
-    _require_call(source, options)
+    _require_call(source, options, inspect)
     with ModelFile.open(source) as file:
         pipeline = Pipeline(file.model, file.read, options, measured(source, options), file.stored)
         pipeline.planned()
@@ -222,7 +222,7 @@ def plan_file(
         return outcome.report
 
 
-def _require_call(source: PathLike, options: Options) -> None:
+def _require_call(source: PathLike, options: Options, inspect: Inspect | None) -> None:
     if not isinstance(source, (str, os.PathLike)):
         raise UsageError(
             f"the source is of type {type(source).__name__}; give the path of a file, or use fold "
@@ -230,3 +230,5 @@ def _require_call(source: PathLike, options: Options) -> None:
         )
     require_value("source", source, str | os.PathLike[str])
     require_value("options", options, Options)
+    if inspect is not None and not callable(inspect):
+        raise UsageError(f"inspect is of type {type(inspect).__name__}; give a function or None")

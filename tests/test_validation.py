@@ -123,6 +123,15 @@ def test_threads_are_a_number_of_them(threads, saved, tmp_path):
     assert not (tmp_path / "out.onnx").exists()
 
 
+@pytest.mark.parametrize("inspect", [3, {}, "print"])
+def test_what_inspects_is_a_function(inspect, saved, tmp_path):
+    with pytest.raises(UsageError, match=r"inspect is of type .*; give a function or None"):
+        onnx_bnfold.fold_file(saved, tmp_path / "out.onnx", inspect=inspect)
+    with pytest.raises(UsageError, match=r"inspect is of type .*; give a function or None"):
+        onnx_bnfold.plan_file(saved, inspect=inspect)
+    assert not (tmp_path / "out.onnx").exists()
+
+
 @pytest.mark.parametrize("jobs", [0, -3, 1.5, "2", False])
 def test_jobs_are_a_number_of_them(jobs, saved, tmp_path):
     with pytest.raises(UsageError, match="jobs is "):

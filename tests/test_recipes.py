@@ -1,6 +1,7 @@
 """The recipes in docs/ do what they say: their shell lines are run."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +98,68 @@ def test_the_hook(folder):
     done = shell(f"{hook['entry']} .", folder)
     assert done.returncode == 1
     assert "failed  model.onnx: --require-folded" in done.stderr
+
+
+# --- what needs packages that the tests do not bring along ---------------------------------------
+
+
+def snippet(language: str, named: str) -> str:
+    """The only block of a language in recipes.md that has a text in it."""
+    page = (DOCS / "recipes.md").read_text()
+    found = re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (block,) = [block for block in found if named in block]
+    return block
+
+
+def python(code: str, folder: Path) -> str:
+    """Run a snippet in a folder, with this checkout, and return the last line that it prints."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return (done.stdout.splitlines() or [""])[-1]
+
+
+ALL = r"([1-9]\d*) of \1 BatchNormalization folded"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("package", "name", "said"),
+    [
+        ("timm", "densenet121.onnx", ALL),
+        ("ultralytics", "yolov8n.folded.onnx", "there is no BatchNormalization in this model"),
+        ("optimum.exporters.onnx", "levit/model.folded.onnx", ALL),
+    ],
+    ids=["timm", "ultralytics", "optimum"],
+)
+def test_after_an_exporter(package, name, said, tmp_path):
+    """The very lines of the page, with the real package."""
+    pytest.importorskip(package)
+    assert re.match(said, python(snippet("python", package), tmp_path))
+    assert count(onnx.load(tmp_path / name)) == 0
+
+
+PADDLE = """
+import paddle
+
+network = paddle.vision.models.mobilenet_v3_small()
+network.eval()
+spec = [paddle.static.InputSpec([1, 3, 64, 64], "float32", "image")]
+paddle.jit.save(network, "inference/inference", spec)
+"""
+
+
+@pytest.mark.slow
+def test_after_paddle(tmp_path):
+    """A network as paddle's export leaves it, converted by the line of the page."""
+    pytest.importorskip("paddle")
+    pytest.importorskip("paddle2onnx")
+    python(PADDLE, tmp_path)
+    for line in snippet("console", "paddle2onnx").splitlines():
+        done = shell(line.removeprefix("$ "), tmp_path)
+        assert done.returncode == 0, done.stderr
+    before, after = (onnx.load(tmp_path / f"model{end}.onnx") for end in ("", ".folded"))
+    assert (count(before), count(after)) == (34, 0)

@@ -131,6 +131,8 @@ def leave_norms(model: ModelProto, plans: Sequence[GraphPlan], gone: Set[tuple[R
                 refusal = plan.records[here].refusal
                 why = Reason.PRECISION if refusal is None else refusal.reason
                 left.append((position, here, why.value))
+                if plan.forms:
+                    left.append((position, here, STANDALONE))
     return _noted(plans, left)
 
 

@@ -2,6 +2,7 @@
 
 import random
 import weakref
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -310,6 +311,20 @@ def test_nothing_is_inlined_for_a_second_fold_where_fewer_go_by_it():
     assert_same_function(model, folded)
     assert (len(report.folded), len(report.kept), report.inlined_calls) == (1, 1, 0)
     again, _ = onnx_bnfold.fold(folded)
+    assert again.SerializeToString() == folded.SerializeToString()
+
+
+def test_what_gets_a_form_by_a_second_fold_alone_is_left():
+    """As many stay with all calls inlined; in the result the one in the way is no norm any more."""
+    model = onnx.load(Path(__file__).parents[1] / "corpus" / "found" / "form_after_a_call.onnx")
+    options = Options(bn_free=True)
+    folded, report = onnx_bnfold.fold(model, options)
+    assert [record.written_as for record in report.left + report.kept] == [
+        "keep",
+        "mul-add",
+        "keep",
+    ]
+    again, _ = onnx_bnfold.fold(folded, options)
     assert again.SerializeToString() == folded.SerializeToString()
 
 

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 pytest.importorskip("torch")
 
-
+import onnx_bnfold
 from onnx_bnfold.check import CheckOptions
 from tools.bench_forms import FORMS
 from tools.check_calibration import verdicts
@@ -47,6 +47,7 @@ def test_trained_networks_hold(tmp_path, name):
     assert "BatchNormalization" in nodes
     for against, failure, _, _ in verdicts(path, replace(CheckOptions(), inputs=inputs)):
         assert not failure, against
+    assert onnx_bnfold.plan_file(path).int8_loss is None
 
 
 @pytest.fixture
@@ -120,6 +121,13 @@ def test_a_draw_moves_weights_by_less_than_a_step(shape, step):
     assert 0 < np.abs(moved - weights).max() <= step(weights).max() / 2 * 1.001
     assert (np.abs(moved - weights) <= step(weights) / 2 * 1.001 + 1e-7).all()
     assert not (draw(weights, 2, step) == moved).all()
+
+
+@pytest.mark.parametrize(("step", "moves"), [(int8_step, False), (float16_step, True)])
+def test_biases_are_drawn_where_they_are_rounded(step, moves):
+    biases = np.random.default_rng(0).standard_normal(5).astype(np.float32)
+    assert (draw(biases, 1, step) != biases).all() == moves
+    assert (draw(biases, 1, step) != biases).any() == moves
 
 
 def draw(weights, number, step):

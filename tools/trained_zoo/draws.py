@@ -20,14 +20,19 @@ Step = Callable[[_Weights], _Weights]
 
 
 def int8_step(weights: _Weights) -> _Weights:
-    """Return the step of weights, whichever of their first two axes has a scale per channel."""
+    """Return the step of weights, whichever of their first two axes has a scale per channel.
+
+    Vectors have none: they are biases, in int32, and what BNs hold.
+    """
+    if weights.ndim < 2:
+        return np.zeros_like(weights)
     sizes = np.abs(weights)
     peaks = [sizes.max(tuple({*range(sizes.ndim)} - {axis}), keepdims=True) for axis in (0, 1)]
     return np.minimum(*peaks) / _LEVELS
 
 
 def float16_step(weights: _Weights) -> _Weights:
-    """Return the distance of weights from the next number of float16."""
+    """Return the distance of weights, biases and what BNs hold from the next number of float16."""
     return np.abs(weights) * float(np.finfo(np.float16).eps)
 
 
@@ -41,8 +46,11 @@ def drawn(model: ModelProto, number: int, step: Step) -> ModelProto:
     """
     rng = np.random.default_rng(number)
     for tensor in model.graph.initializer if number else ():
-        if len(tensor.dims) > 1 and tensor.data_type == onnx.TensorProto.FLOAT:
-            weights = numpy_helper.to_array(tensor)
-            moved = weights + step(weights) * rng.uniform(-0.5, 0.5, weights.shape)
+        if tensor.data_type != onnx.TensorProto.FLOAT:
+            continue
+        weights = numpy_helper.to_array(tensor)
+        steps = step(weights)
+        if steps.any():
+            moved = weights + steps * rng.uniform(-0.5, 0.5, weights.shape)
             tensor.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), tensor.name))
     return model

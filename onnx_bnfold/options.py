@@ -89,7 +89,7 @@ class Options:
         metadata=_said(
             LIMITS,
             "number format that the folded model will run in: int8 does not change the ranges of "
-            "remaining tensors, fp16 limits rescaling for float16",
+            "remaining tensors, fp16 limits rescaling and rounding for float16",
         ),
     )
     equalize: bool = field(

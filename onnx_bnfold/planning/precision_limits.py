@@ -55,8 +55,8 @@ class Limits(NamedTuple):
     Attributes:
         max_rescale: replaces ``MAX_RESCALE`` for every type, if given.
         profile: what the model will be run in. ``fp16`` applies the bounds of float16 to wider
-            types; ``int8``, which has one scale per activation, leaves every tensor that stays as
-            it was, so that a BatchNormalization goes only where that makes no new ranges.
+            types and weighs roundings; ``int8``, which has one scale per activation, leaves tensors
+            that stay as they were, so that a BN goes only where that makes no new ranges.
     """
 
     max_rescale: float | None = None
@@ -90,6 +90,10 @@ class Limits(NamedTuple):
         self.check_scales(state, totals, names, held)
         self._check_shifts(state, totals, names, held)
         Shifts(state, origin, totals, partial(self._type, state)).check()
+        if self.profile == "fp16":
+            from onnx_bnfold.planning.half_noise import require_gain
+
+            require_gain(state, origin, totals)
 
     def _holds(self, state: GraphState, copies: Copies, name: str) -> bool:
         """Whether a tensor gets values of the original model, in a type that has them, too."""
@@ -188,9 +192,7 @@ class Limits(NamedTuple):
         check_product(state, index, self._type(state, state.sides(index)[0]))
 
     def _type(self, state: GraphState, name: str) -> int:
-        if self.profile == "fp16":
-            return int(TensorProto.FLOAT16)
-        return state.type_of(name)
+        return int(TensorProto.FLOAT16) if self.profile == "fp16" else state.type_of(name)
 
     def check_rounding(self, state: GraphState, origin: int) -> None:
         """Refuse to disturb what BNs read where that is little more than rounding errors."""

@@ -17,6 +17,7 @@ from onnx_bnfold import Options
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.quantize import quantised, snr
 from onnx_bnfold.check.sessions import Session, join
+from onnx_bnfold.cli.main import main
 from onnx_bnfold.operators.affine import VANISHED, Affine
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.int8_noise import _noise, _of_tensor, cost, expected_loss
@@ -89,6 +90,31 @@ def test_what_keeps_channels_even_is_chosen(small, shift, tmp_path):
     assert report.int8_loss is None
     before, after = int8_db([model, folded], tmp_path)
     assert before - after < 2
+
+
+@pytest.mark.parametrize(
+    ("small", "shift", "words", "ruined"),
+    [
+        (0.01, 0.4, [], True),
+        (-0.012, 0.4, [], True),
+        (0.01, 0.4, ["--profile", "int8"], False),
+        (0.01, 0.05, [], False),
+        (0.9, 0.1, [], False),
+    ],
+)
+def test_who_is_warned_fails_the_gate_and_nobody_else(
+    small, shift, words, ruined, tmp_path, capsys
+):
+    """On the command line, with the limit that a check has by default."""
+    source, folded = (str(tmp_path / name) for name in ("model.onnx", "folded.onnx"))
+    onnx.save(residual([1, 1, -1, small], (0.5, -0.5, 0.5, shift)), source)
+    assert main([source, "-o", folded, *words]) == 0
+    said = "".join(capsys.readouterr())
+    assert ("would cost an int8 model about" in said) == ruined
+    code = main(["check", source, folded, "--quantize", "--runs", "3", "--warm-up", "0"])
+    said = "".join(capsys.readouterr())
+    assert code == (1 if ruined else 0)
+    assert ("max_snr_drop is by default 4" in said) == ruined
 
 
 def test_where_channels_stay_even_the_first_of_the_cheapest_ways_is_taken():

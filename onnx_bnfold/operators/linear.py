@@ -112,12 +112,12 @@ class LinearLayer(NamedTuple):
         Raises:
             Refused: see ``input_vectors`` and ``output_vectors``.
         """
-        sides = Sides(None, change) if port == OUT else Sides(change, None)
         if port == OUT:
             self._behind(change).output_vectors(change)
         else:
             self._in_front(change).input_vectors(change)
         if self.quantized is not None and change.has_scale:
+            sides = (None, change) if port == OUT else (change, None)
             self.quantized.require(whole(self.weight_factor(*sides)))
 
     def passed_on(self, into: Affine, sides: Sides) -> Affine | None:

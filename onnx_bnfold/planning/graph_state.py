@@ -17,12 +17,12 @@ from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine, Float64
 from onnx_bnfold.operators.entries import OUT, Absorbing, Sides
 from onnx_bnfold.operators.rules import Attributes, Known, Step, Transparent
-from onnx_bnfold.planning.dead_ends import DeadEnds
 from onnx_bnfold.planning.graph_nodes import MALFORMED, GraphNodes, malformed, opaque
 from onnx_bnfold.planning.merged_tensors import Groups
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 if TYPE_CHECKING:
+    from onnx_bnfold.planning.dead_ends import DeadEnds
     from onnx_bnfold.planning.ranges import KnownRanges
 
 # What a change belongs to: a computed tensor, by its name, or the constant that one node reads at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import Enum
 from typing import NamedTuple
 
@@ -71,10 +72,22 @@ class Refused(Exception):
 
     Keep its ``refusal``, not the exception: an exception refers to the frames that it has passed,
     and these to the model.
+
+    Attributes:
+        refusal: why.
+        because: of an outcome that is refused, the keys (``graph_state.Key``) whose changes have
+            led to it, whatever the others are; empty if they are not known.
     """
 
-    def __init__(self, reason: Reason, culprit: str, sentence: str) -> None:
+    def __init__(
+        self,
+        reason: Reason,
+        culprit: str,
+        sentence: str,
+        because: Collection[str | tuple[int, int]] = (),
+    ) -> None:
         self.refusal = Refusal(reason, culprit, sentence)
+        self.because = because
 
     def __str__(self) -> str:
         return told(self.refusal)

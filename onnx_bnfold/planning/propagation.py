@@ -3,12 +3,13 @@
 Nodes that leave no choice are settled first. Where a node leaves a choice (the shift of an Add's
 output may come from any one operand) the alternatives are tried in turn, the last decision being
 taken back first, within a limit on the work. They mostly differ in shifts alone: if the scales find
-no place, whatever becomes of the shifts, the alternatives need not be tried.
+no place, whatever becomes of the shifts, the alternatives need not be tried. Nor need those be that
+share the changes for which an outcome was refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -47,6 +48,11 @@ class _Branch:
         return _Branch(
             dict(self.changes), dict(self.forced), dict(self.open), decided, self.disturbed
         )
+
+    def shares(self, other: _Branch, keys: Iterable[Key]) -> bool:
+        """Whether some keys are decided on in both, with the same changes."""
+        here, there = self.changes, other.changes
+        return all(key in here and here[key] is there.get(key) for key in keys)
 
 
 Judge = Callable[[dict[Key, Affine]], None]
@@ -153,6 +159,8 @@ class _Search:
                 raise
             except Refused as refused:
                 self.met.add(refused.refusal.reason)
+                if refused.because:
+                    stack = [each for each in stack if not each.shares(branch, refused.because)]
                 if first is None:
                     first = refused.refusal
                     if stack and not self._scales_fit(seeds):

@@ -98,7 +98,19 @@ class SharedConstants:
                         repr(name),
                         f"it is computed from less, and what it becomes would take {more:,} bytes "
                         "more",
+                        because=self._cause(name, changes),
                     )
+
+    def _cause(self, name: str, changes: Mapping[Key, Affine]) -> tuple[Key, ...]:
+        """Return a key whose change gives a constant new values; that of no other undoes it.
+
+        ``Absorber.altered`` asks either side for itself.
+        """
+        reads = self._state.graph.reads
+        for key, change in changes.items():
+            if any(reads[i][s] == name for i, s in self._altered((key,), {key: change})):
+                return (key,)
+        return ()
 
     def _freed_by(self, origin: int) -> int:
         """Return the bytes of a node and of the constants that nothing else reads."""

@@ -105,6 +105,7 @@ class Shifts:
                 repr(name),
                 "its readers would have to subtract a constant from values of unknown size, which "
                 "may cost all their digits",
+                because=(*self._asked_for(name), *self._summands(name)),
             )
         moved = [_Moved.of(total, size) for size in known]
         most_ever = max(float(one.ratio.max(initial=0)) for one in moved)
@@ -118,7 +119,15 @@ class Shifts:
                 repr(name),
                 "a channel of it would be moved so far from zero that this dwarfs what its readers "
                 "need of it",
+                because=tuple(self._asked_for(name)),
             )
+
+    def _asked_for(self, name: str) -> Iterator[str]:
+        """Yield the tensors whose changes say who takes the shift of one back, and how large."""
+        yield name
+        for index, _ in self._readers(name):
+            if not isinstance(self._state.entries[index], Absorbing):
+                yield from filter(None, self._state.graph.writes[index])
 
     def _bound_at(self, index: int, bound: float) -> float:
         """Return the largest offset for a reader that knows one of its type."""
@@ -162,16 +171,24 @@ class Shifts:
         added to it, if the new values are those of the product. (Of other tensors that are large
         beside what is left we do not know: they may hold exact numbers, like pixels.)
         """
+        for summand in self._summands(name):
+            total, product = (
+                self._total(summand),
+                by_constant(self._state, summand, Combines.PRODUCT),
+            )
+            if product is not None and (total is None or not total.has_shift):
+                factor = self._state.original_map(product).scale
+                return bool((np.abs(np.frexp(factor)[0]) != 0.5).all())
+        return False
+
+    def _summands(self, name: str) -> Iterator[str]:
+        """Yield the tensors in a row in front of one that a constant has been added to."""
         state = self._state
         index = by_constant(state, name, Combines.SUM)
         while index is not None:
             name = state.sides(index)[0]
-            total, product = self._total(name), by_constant(state, name, Combines.PRODUCT)
-            if product is not None and (total is None or not total.has_shift):
-                factor = state.original_map(product).scale
-                return bool((np.abs(np.frexp(factor)[0]) != 0.5).all())
+            yield name
             index = by_constant(state, name, Combines.SUM)
-        return False
 
     def _check_summand(self, index: int, slot: int) -> None:
         """Refuse a new constant of a sum if the sum would show that it is rounded."""

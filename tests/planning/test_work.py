@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from graphs import IMAGE, Net
+from onnx import TensorProto, helper
 
 import onnx_bnfold
 from onnx_bnfold.operators.affine import Affine
@@ -12,6 +13,7 @@ from onnx_bnfold.planning import int8_noise
 from onnx_bnfold.planning.candidates import in_order
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.merged_tensors import Groups
+from onnx_bnfold.planning.precision_limits import Limits
 
 
 @pytest.fixture
@@ -107,6 +109,39 @@ def test_a_way_that_reaches_far_is_not_followed_where_another_ends_nearby(networ
     work.update(dict.fromkeys(work, 0))
     onnx_bnfold.plan(network(64))
     assert all(work[kind] <= 6 * small[kind] for kind in work)
+
+
+def dense_with_constants(layers, front, factor, summand):
+    """Each layer reads all before it, by a BatchNormalization, a Mul and an Add, as in Caffe."""
+    net = Net((1, 32, 4, 4))
+    t = front(net)
+    for _ in range(layers):
+        channels = net.shape(t)[1]
+        ones = [net.const(np.ones(channels)) for _ in range(4)]
+        y = net.op("BatchNormalization", t, *ones)
+        y = net.op("Mul", y, net.const(np.full((channels, 1, 1), factor)))
+        y = net.op("Add", y, net.const(np.full((channels, 1, 1), summand)))
+        t = net.op("Concat", t, net.conv(net.op("Relu", y), 2, bias=False), axis=1)
+    return net.model(net.conv(t, 2))
+
+
+def computed_layer(net):
+    value = helper.make_tensor("value", TensorProto.FLOAT, [1], [0.5])
+    return net.op("Conv", "x", net.op("ConstantOfShape", net.ints(32, 32, 1, 1), value=value))
+
+
+@pytest.mark.parametrize(
+    ("front", "factor", "summand"),
+    [(computed_layer, 2.0, 1.0), (lambda net: net.conv("x", 32), 1.0, 100.0)],
+)
+def test_what_refuses_an_outcome_is_not_met_again_by_every_other_choice(
+    front, factor, summand, monkeypatch
+):
+    """Each further layer leaves a choice: without end, they would double what is judged."""
+    judged, check = [], Limits.check
+    monkeypatch.setattr(Limits, "check", lambda *args: (judged.append(1), check(*args)))
+    onnx_bnfold.plan(dense_with_constants(12, front, factor, summand))
+    assert len(judged) <= 22 * 12
 
 
 class Counting(dict):

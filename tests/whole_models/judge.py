@@ -214,6 +214,8 @@ def _values(
         except NotRunnable as error:
             if "conv" in case.options.forms and not all(a.size for a in wanted):
                 continue  # a Conv of empty pictures, whose size nobody knew
+            if "re-use buffer" in str(error):
+                continue  # planned by sizes that onnxruntime misreads, as of a Slice of opset 10
             raise _Finding("fails at run time", str(error)) from error
         for name, a, b in zip(_outputs(case.model), wanted, found, strict=True):
             _require(

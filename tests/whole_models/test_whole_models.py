@@ -155,6 +155,25 @@ def test_the_judge_finds(monkeypatch, change, kind: str) -> None:
     assert judge(case).kind == kind
 
 
+def test_buffers_of_misread_sizes() -> None:
+    """onnxruntime takes the Slice for as long as x, and plans the last Conv to write into it."""
+    text = """
+        <ir_version: 4, opset_import: ["" : 10]>
+        g (float[N,1,4] x) => (float[1,4,N] z)
+        <float[1,1,1] w = {2.0}, float[1] s = {0.5}, float[1] b = {0.0}, float[1] v = {1.0},
+         int64[3] k = {0,0,0}, int64[3] l = {1,1,4}, int64[1,1,4] i = {0,0,0,0}>
+        {
+            c = Conv (x, w) t = BatchNormalization (c, s, b, b, v) u = Slice (t, k, l)
+            d = Scatter (t, i, u) y = Conv (d, w) z = Transpose <perm = [1, 2, 0]> (y)
+        }
+    """
+    case = _case(text, 4, 1, 4)
+    assert judge(case).kind is None
+    folded, _ = onnx_bnfold.fold(case.model)
+    with pytest.raises(Exception, match="re-use buffer"):
+        session(folded).run(None, dict(case.feeds[0]))
+
+
 def test_the_norms_of_a_function_count_once_for_each_call(monkeypatch) -> None:
     """Of two calls, inlined, one norm goes: four are executed before and three behind it."""
     constant = "Constant <value = float[2] {%s}> ()"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Set
+from collections.abc import Callable, Container, Iterable
 
 from onnx_bnfold.model.graph import Graph
 from onnx_bnfold.model.standard import signature
@@ -24,7 +24,6 @@ DESCRIBED = TYPE_ONLY | DIMS_ONLY
 # Operators that make constants of tensors that are none; see ``shape_vectors`` for sizes.
 _TYPING = frozenset(op for op, _ in TYPE_ONLY)
 SIZING = frozenset(op for op, _ in DIMS_ONLY)
-_NONE: frozenset[str] = frozenset()
 
 # Inputs over which onnxruntime writes further outputs of a node: statistics while it trains. If
 # something else reads them, the model's results change from run to run.
@@ -79,8 +78,6 @@ class Computable:
             given: computed tensors that are known to be constants; they are returned as well.
         """
         graph, names = self._graph, set(given)
-        if not names and not self._any_begins():
-            return names
         for index, (op, read) in enumerate(zip(graph.ops, graph.reads, strict=True)):
             first = read[0] if read else ""
             if first in graph.producer and first not in names and op not in _TYPING:
@@ -89,17 +86,6 @@ class Computable:
             if all(usable) and self._is_lasting(index):
                 names.update(graph.writes[index])
         return names
-
-    def _any_begins(self) -> bool:
-        """Whether there is any node that ``outputs`` finds without another before it."""
-        producer, typing = self._graph.producer, _TYPING
-        for index, (op, read) in enumerate(zip(self._graph.ops, self._graph.reads, strict=True)):
-            if read and read[0] in producer and op not in typing:
-                continue  # nearly all nodes
-            usable = (self._is_usable(index, s, n, _NONE) for s, n in enumerate(read) if n)
-            if all(usable) and self._is_lasting(index):
-                return True
-        return False
 
     def fixed_nodes(self) -> set[int]:
         """Return the indices of nodes that depend on constants alone, whatever they compute.
@@ -124,7 +110,7 @@ class Computable:
             return False
         return name not in graph.overridable and outer(name) is not None
 
-    def _is_usable(self, index: int, slot: int, name: str, computable: Set[str]) -> bool:
+    def _is_usable(self, index: int, slot: int, name: str, computable: set[str]) -> bool:
         graph, op = self._graph, self._graph.ops[index]
         if name in computable or (op, slot) in TYPE_ONLY:
             return True

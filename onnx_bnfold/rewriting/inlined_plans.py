@@ -118,7 +118,7 @@ class Planned:
             yield Origin(call, origin.function, origin.name)
 
 
-class Told(NamedTuple):
+class Summary(NamedTuple):
     """What is known of a model with calls inlined when it and its plan are gone.
 
     Attributes:
@@ -134,8 +134,8 @@ class Told(NamedTuple):
     fates: Mapping[tuple[Root, str], list[tuple[Origin, Record]]]
 
     @classmethod
-    def of(cls, planned: Planned) -> Told:
-        """Return what is to be known."""
+    def of(cls, planned: Planned) -> Summary:
+        """Return that of a plan."""
         fates: dict[tuple[Root, str], list[tuple[Origin, Record]]] = {}
         for origin, _, _, record in planned.bns():
             if origin.call.root is None:

@@ -25,7 +25,7 @@ from onnx_bnfold.rewriting.inlined_plans import (
     Attempted,
     Planned,
     Plans,
-    Told,
+    Summary,
     Trial,
     stays,
     taking_part,
@@ -140,16 +140,16 @@ class _Chooser:
         if not staying:
             return Choice(None, None, 0, {})
         whole = self._whole()
-        told = Told.of(whole)
+        summary = Summary.of(whole)
         choices = [*self._choices(whole, staying)] if all_instead_of is None else []
         del whole  # the plan of all there is, several times: the largest there will be
         if all_instead_of is not None:
             now = Planned(Inlined(all_instead_of.model), all_instead_of.plans)
-            flat = self._with(told.calls)
+            flat = self._with(summary.calls)
             best = flat if flat.left() < now.left() else before
         else:
-            best = self._best(before, choices, told.left)
-        number, verdicts = best.inlined_calls(), dict(self._verdicts(best, told))
+            best = self._best(before, choices, summary.left)
+        number, verdicts = best.inlined_calls(), dict(self._verdicts(best, summary))
         if not number:
             return Choice(None, None, 0, verdicts)
         going = (o for o, plan, index, _ in best.bns() if not stays(plan, index))
@@ -224,12 +224,14 @@ class _Chooser:
                 why = "it holds a BatchNormalization that --keep names"
                 self.functions.hindered.setdefault(root, why)
 
-    def _verdicts(self, best: Planned, told: Told) -> Iterator[tuple[tuple[str, str], Record]]:
+    def _verdicts(
+        self, best: Planned, summary: Summary
+    ) -> Iterator[tuple[tuple[str, str], Record]]:
         """Yield why BatchNormalizations stay whatever is inlined; see ``Choice.verdicts``."""
         for origin, plan, index, record in best.bns():
             if record.folded or origin.call.root not in self.used:
                 continue
-            seen = told.fates.get((origin.function, origin.name), [])
+            seen = summary.fates.get((origin.function, origin.name), [])
             if origin.call.root is None:
                 seen = [each for each in seen if each[0] == origin]
             else:
@@ -238,11 +240,11 @@ class _Chooser:
             if seen and not any(each.folded for _, each in seen):
                 yield where, seen[0][1]
             elif not seen and record.refusal is not None:
-                refusal = self._not_inlined(record.refusal, origin.function, told)
+                refusal = self._not_inlined(record.refusal, origin.function, summary)
                 yield where, record._replace(refusal=refusal)
 
-    def _not_inlined(self, refusal: Refusal, function: Root, told: Told) -> Refusal:
-        why = {**told.refused, **self.too_large}
+    def _not_inlined(self, refusal: Refusal, function: Root, summary: Summary) -> Refusal:
+        why = {**summary.refused, **self.too_large}
         queue = [function]
         for root in queue:  # grows during the loop
             if root is not None and root in why:

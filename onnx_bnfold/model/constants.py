@@ -100,7 +100,8 @@ class Constants:
         self._infos: dict[str, Constant | None] = {}
         self._small: SmallTensors | None = None
         self._values: dict[str, Array] = {}
-        self._asked: list[str] = []
+        self._large: list[str] = []  # of the values
+        self._asked: list[str] = []  # of the large ones
         self._evaluating = RLock()
 
     def get(self, name: str) -> Constant | None:
@@ -168,7 +169,7 @@ class Constants:
             return self._outer.value(name)
         with self._evaluating:
             if name not in self._values:
-                for ancestor in self._ancestors(name):
+                for ancestor in self._ancestors(name, self._values):
                     self._evaluate(ancestor)
                 self._forget_large(name)
             return self._values[name]
@@ -210,7 +211,7 @@ class Constants:
     def _computed(self, name: str) -> Constant | None:
         if name not in self.computed:
             return None
-        for ancestor in self._ancestors(name):
+        for ancestor in self._ancestors(name, self._infos):
             if ancestor not in self._infos:
                 self._infos[ancestor] = self._infer(ancestor)
         return self._infos[name]
@@ -258,8 +259,11 @@ class Constants:
         around = None if outer is None else outer.get
         return Computable(self.graph, around, self._kept)
 
-    def _ancestors(self, name: str) -> list[str]:
-        """Return the computed constants that ``name`` depends on, in node order, and itself."""
+    def _ancestors(self, name: str, known: Container[str]) -> list[str]:
+        """Return the computed constants that ``name`` depends on, in node order, and itself.
+
+        Those that are known are left out, with what they alone depend on.
+        """
         graph, needed, stack = self.graph, {name}, [name]
         while stack:
             node = graph.nodes[graph.producer[stack.pop()]]
@@ -267,7 +271,7 @@ class Constants:
                 described = (node.op_type, slot) in DESCRIBED
                 if described and other not in self.computed:
                     continue
-                if other in graph.producer and other not in needed and other not in self._values:
+                if other in graph.producer and other not in needed and other not in known:
                     needed.add(other)
                     stack.append(other)
         return sorted(needed, key=lambda n: graph.producer[n])
@@ -343,7 +347,9 @@ class Constants:
         from onnx_bnfold.model.evaluate import held_by
 
         held = held_by(node, self._read)
-        self._values.update(self._run(index, feeds) if held is None else held)
+        results = self._run(index, feeds) if held is None else held
+        self._values.update(results)
+        self._large += (n for n, value in results.items() if value.size > LARGEST_SHAPE_INPUT)
 
     def _run(self, index: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
         from onnx_bnfold.model.evaluate import run_node
@@ -376,8 +382,9 @@ class Constants:
             self._asked.append(asked)
         while len(self._asked) > 1 and sum(values[n].size for n in self._asked) > MOST_REMEMBERED:
             del self._asked[0]
-        small = (n for n, v in values.items() if v.size <= LARGEST_SHAPE_INPUT)
-        self._values = {n: values[n] for n in (*small, *self._asked)}
+        for name in {*self._large} - {*self._asked}:
+            del values[name]
+        self._large = [*self._asked]
 
 
 def _sparse_constant(graph: Graph, name: str) -> Constant | None:

@@ -16,6 +16,7 @@ from support import fold_checked, ops, reasons, saved_external
 
 import onnx_bnfold
 from onnx_bnfold import ModelError, Options, Reason
+from onnx_bnfold.model import constants as constants_of
 from onnx_bnfold.storage import skeleton
 
 CHANNELS = 4
@@ -592,3 +593,59 @@ def test_a_constant_that_onnx_evaluates_in_another_shape_than_it_infers():
     constant = net.op("Slice", net.random(4), *bounds)
     y = net.bn(net.op("Add", net.gemm("x", 4), constant), channels=4)
     fold_checked(net.model(y), kept=1)
+
+
+def chain_of_constants(length):
+    """The constants of a graph that computes them, each of the one before, and their names."""
+    net = Net(IMAGE)
+    names = [net.const(np.ones(CHANNELS))]
+    for number in range(length):
+        names.append(net.op(("Mul", "Add")[number % 2], names[-1], net.const(np.full(1, 0.5))))
+    return net.state(names[-1]).constants, names[1:]
+
+
+class Counting(dict):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def __getitem__(self, key):
+        self.asked += 1
+        return super().__getitem__(key)
+
+
+def test_what_a_constant_is_computed_of_is_looked_for_once():
+    """By the square it would take more than 15 times as much."""
+
+    def asked(length):
+        constants, names = chain_of_constants(length)
+        constants.graph.producer = Counting(constants.graph.producer)
+        assert all(constants.get(name) is not None for name in names)
+        assert all(constants.value(name).size == CHANNELS for name in names)
+        return constants.graph.producer.asked
+
+    assert asked(80) <= 4.1 * asked(20)
+
+
+def test_all_values_are_not_looked_through_whenever_one_is_asked_for(monkeypatch):
+    """By the square it would take more than 15 times as much."""
+
+    class Bound(int):
+        compared = 0
+
+        def __lt__(self, size):
+            self.compared += 1
+            return int(self) < size
+
+        def __ge__(self, size):
+            self.compared += 1
+            return int(self) >= size
+
+    def compared(length):
+        constants, names = chain_of_constants(length)
+        bound = Bound(constants_of.LARGEST_SHAPE_INPUT)
+        monkeypatch.setattr(constants_of, "LARGEST_SHAPE_INPUT", bound)
+        assert all(constants.value(name).size == CHANNELS for name in names)
+        return bound.compared
+
+    assert compared(80) <= 4.1 * compared(20)

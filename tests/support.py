@@ -5,6 +5,7 @@ model. `fold_checked` folds and asserts what must hold after every fold.
 """
 
 import copy
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -312,6 +313,22 @@ def initializer(model: ModelProto, name: str) -> np.ndarray:
 def reasons(report: onnx_bnfold.Report) -> list[set[onnx_bnfold.Reason]]:
     """For each BN that stays, the reason codes of its refusal and of every way that was tried."""
     return [{r.reason for _, r in record.tried} | {record.refusal.reason} for record in report.kept]
+
+
+def counting_calls(function: Callable[[], Any]) -> tuple[Any, int]:
+    """Return what a function returns, and how many functions it calls: of Python and others."""
+    count = 0
+
+    def note(_, event, __):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        result = function()
+    finally:
+        sys.setprofile(None)
+    return result, count
 
 
 def _valid(model: ModelProto) -> bool:

@@ -12,25 +12,9 @@ from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.reasons import Refused
+from onnx_bnfold.rewriting.geometry import Extent, Geometry
 
 SUMS = ("Add", "Sum")
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How a convolution walks over its input, one entry per spatial axis.
-
-    Attributes:
-        kernel, strides, dilations: as in Conv.
-        before, after: the two halves of ``pads``.
-    """
-
-    group: int
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    before: tuple[int, ...]
-    after: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -90,26 +74,62 @@ class Merge:
         return sorted(n for t in self.branch.terms for n in t.bns)
 
 
+@dataclass(frozen=True, eq=False)
+class _Sum:
+    """A branch while it grows, with what all its Convs have in common.
+
+    Attributes:
+        source: name of the tensor that all terms read.
+        parts: what is added up; of a branch that is no sum, its term.
+        index: the Add or Sum, None of a branch that is no sum.
+        layer: one of its Convs, None if there is none.
+        extent: what they are embedded in, None if there is none.
+        has_identity: whether a term has no Conv.
+    """
+
+    source: str
+    parts: tuple[_Sum | Term, ...]
+    index: int | None
+    layer: LinearLayer | None
+    extent: Extent | None
+    has_identity: bool
+
+    @property
+    def branch(self) -> Branch:
+        """All its terms, in order."""
+        terms: list[Term] = []
+        sums: list[int] = []
+        todo: list[_Sum | Term] = [self]
+        while todo:
+            part = todo.pop()
+            if isinstance(part, Term):
+                terms.append(part)
+                continue
+            if part.index is not None:
+                sums.append(part.index)
+            todo.extend(reversed(part.parts))
+        return Branch(self.source, tuple(terms), tuple(sorted(sums)))
+
+
 def merges(state: GraphState) -> list[Merge]:
     """Find the largest sums of parallel branches of a graph, in node order."""
-    found: dict[str, Branch] = {}
-    merged: dict[str, Merge] = {}
+    found: dict[str, _Sum] = {}
+    largest: dict[str, tuple[_Sum, Geometry]] = {}
     for index, node in enumerate(state.graph.nodes):
         if state.graph.ops[index] not in SUMS or len(node.input) < 2:
             continue
-        parts = [found.get(name) or _branch(state, name) for name in node.input]
-        whole = _joined(index, parts)
-        if whole is None or (geometry := _common(state, whole)) is None:
+        whole = _joined(index, [found.get(name) or _branch(state, name) for name in node.input])
+        if whole is None or whole.extent is None:
             continue
         for name in node.input:
-            merged.pop(name, None)
-        merged[node.output[0]] = Merge(whole, geometry)
+            largest.pop(name, None)
+        largest[node.output[0]] = whole, whole.extent.geometry
         if state.graph.only_reader(node.output[0]):
             found[node.output[0]] = whole
-    return list(merged.values())
+    return [Merge(whole.branch, geometry) for whole, geometry in largest.values()]
 
 
-def _branch(state: GraphState, name: str) -> Branch | None:
+def _branch(state: GraphState, name: str) -> _Sum | None:
     """Walk from an operand of a sum through its BatchNormalizations to a Conv or the source."""
     graph, source = state.graph, name
     bns: list[int] = []
@@ -129,12 +149,12 @@ def _branch(state: GraphState, name: str) -> Branch | None:
     if index is not None and graph.only_reader(source) and state.graph.ops[index] == "Conv":
         return _conv_branch(state, index, tuple(bns), a, b)
     point = Geometry(0, (), (), (), (), ())
-    return Branch(source, (Term(None, point, tuple(bns), a, b),))
+    return _Sum(source, (Term(None, point, tuple(bns), a, b),), None, None, None, True)
 
 
 def _conv_branch(
     state: GraphState, index: int, bns: tuple[int, ...], a: Float64, b: Float64
-) -> Branch | None:
+) -> _Sum | None:
     layer, view = state.layer_or_none(index), state.view(index)
     if layer is None:  # a weight that is computed at run time is not added to others
         return None
@@ -154,57 +174,37 @@ def _conv_branch(
         tuple(pads[: len(kernel)]),
         tuple(pads[len(kernel) :]),
     )
-    return Branch(view.reads[layer.data_slot], (Term(index, geometry, bns, a, b),))
+    source, term = view.reads[layer.data_slot], Term(index, geometry, bns, a, b)
+    return _Sum(source, (term,), None, layer, Extent.of(geometry), False)
 
 
-def _joined(index: int, parts: Sequence[Branch | None]) -> Branch | None:
+def _joined(index: int, parts: Sequence[_Sum | None]) -> _Sum | None:
+    """Return the sum of some branches, None if it is none itself."""
     known = [part for part in parts if part is not None]
     if len(known) != len(parts) or len({part.source for part in known}) != 1:
         return None
-    terms = tuple(term for part in known for term in part.terms)
-    sums = (*(s for part in known for s in part.sums), index)
-    convs = [term.conv for term in terms if term.conv is not None]
-    if not convs or len(set(convs)) != len(convs):
-        return None
-    return Branch(known[0].source, terms, sums)
-
-
-def _common(state: GraphState, branch: Branch) -> Geometry | None:
-    """Return the geometry into which all kernels of a branch can be embedded, or None."""
-    convs = [t for t in branch.terms if t.conv is not None]
-    layers = [state.layer(t.conv) for t in convs if t.conv is not None]
-    first = layers[0]
-    same = {(x.weight.data_type, x.channels_out, x.channels_in, x.out_rank) for x in layers}
-    if len(same) != 1 or len({(t.geometry.group, t.geometry.strides) for t in convs}) != 1:
-        return None
-    whole = _enclosing([t.geometry for t in convs])
-    if whole is None:
-        return None
-    if len(convs) < len(branch.terms) and not _holds_identity(first, whole):
-        return None
-    return whole
-
-
-def _enclosing(parts: Sequence[Geometry]) -> Geometry | None:
-    rank = len(parts[0].kernel)
-    before = tuple(max(p.before[i] for p in parts) for i in range(rank))
-    after = tuple(max(p.after[i] for p in parts) for i in range(rank))
-    dilations = tuple(max(p.dilations[i] for p in parts) for i in range(rank))
-    kernels = set()
-    for part in parts:
-        kernel = []
-        for i in range(rank):
-            more = before[i] - part.before[i] + after[i] - part.after[i]
-            step = dilations[i]
-            fits = part.kernel[i] == 1 or part.dilations[i] == step
-            if not fits or more % step or (before[i] - part.before[i]) % step:
+    layer, extent = None, None
+    for part in known:
+        if layer is None or extent is None:
+            layer, extent = part.layer, part.extent
+        elif part.layer is not None and part.extent is not None:
+            extent = extent.joined(part.extent) if _are_alike(layer, part.layer) else None
+            if extent is None:
                 return None
-            kernel.append(part.kernel[i] + more // step)
-        kernels.add(tuple(kernel))
-    if len(kernels) != 1:
+    has_identity = any(part.has_identity for part in known)
+    if layer is None or extent is None:
         return None
-    first = parts[0]
-    return Geometry(first.group, kernels.pop(), first.strides, dilations, before, after)
+    if has_identity and not _holds_identity(layer, extent.geometry):
+        return None
+    return _Sum(known[0].source, tuple(known), index, layer, extent, has_identity)
+
+
+def _are_alike(one: LinearLayer, other: LinearLayer) -> bool:
+    """Whether two layers have weights of one type, and map the same channels to the same."""
+    first, second = (
+        (x.weight.data_type, x.channels_out, x.channels_in, x.out_rank) for x in (one, other)
+    )
+    return first == second
 
 
 def _holds_identity(layer: LinearLayer, whole: Geometry) -> bool:

@@ -1,11 +1,13 @@
 """Parallel branches that meet in an Add become one Conv, or stay where they cannot."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from support import Parts, bn, conv, fold_checked, join, model_of, node, ops, tensor
+from graphs import IMAGE, Net
+from support import Parts, bn, conv, counting_calls, fold_checked, join, model_of, node, ops, tensor
 
 import onnx_bnfold
 from onnx_bnfold import Options, applying
@@ -260,3 +262,22 @@ def test_kernels_are_added_up_in_blocks_of_output_channels(build, rng, tmp_path,
         folds.append((tmp_path / "folded.onnx").read_bytes())
     assert folds[0] == folds[1]
     assert ops(onnx.load(tmp_path / "folded.onnx")) == ["Conv"]
+
+
+def added_up(count):
+    """A sum in a row of Convs, one more each time."""
+    net = Net(IMAGE)
+    t = net.conv("x", 4)
+    for _ in range(count):
+        t = net.op("Add", t, net.conv("x", 4))
+    return net.model(t)
+
+
+def test_a_long_sum_is_not_gone_through_anew_with_each_summand():
+    counts = []
+    for count in (10, 50, 400):  # the first makes what is made once
+        model = added_up(count)
+        (folded, _), calls = counting_calls(partial(onnx_bnfold.fold, model, MERGE))
+        assert ops(folded) == ["Conv"]
+        counts.append(calls)
+    assert counts[2] < 8.5 * counts[1]

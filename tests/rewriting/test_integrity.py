@@ -1,13 +1,12 @@
 """What a folded model must hold; if it does not, that is our bug, and nothing is written."""
 
 import os
-import sys
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from support import Parts, bn, conv, join, model_of, node, tensor, value_of
+from support import Parts, bn, conv, counting_calls, join, model_of, node, tensor, value_of
 
 import onnx_bnfold
 from onnx_bnfold.batch import fold_store
@@ -410,17 +409,7 @@ def calls_of(pairs, *, reverse):
     nodes = parts.nodes[::-1] if reverse else parts.nodes
     ends = {"v0": (1, 2, 3, 3)}, {f"v{pairs}": (1, 2, 3, 3)}
     model = model_of(nodes, *ends, parts.initializers)
-    count = 0
-
-    def note(_, event, __):
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    sys.setprofile(note)
-    try:
-        _, report = onnx_bnfold.fold(model)
-    finally:
-        sys.setprofile(None)
+    report, count = counting_calls(lambda: onnx_bnfold.fold(model)[1])
     assert len(report.folded) == pairs
     return count
 

@@ -20,7 +20,13 @@ _HIDDEN = "onnx_bnfold.hidden"  # a domain that inference does not know
 
 
 def _hide(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
-    """Hide nodes of a model from shape inference, in place; their outputs get no shapes."""
+    """Hide nodes of a model from shape inference, in place; their outputs get no shapes.
+
+    Models may have thousands of functions, so it is called once for all.
+    """
+    nodes = [*nodes]
+    if not nodes:
+        return
     _set_domain(nodes, _HIDDEN)
     for imports in (model.opset_import, *(f.opset_import for f in model.functions)):
         if all(item.domain != _HIDDEN for item in imports):
@@ -47,11 +53,12 @@ def hide_unsafe_slices(model: ModelProto, *, data_prop: bool) -> list[NodeProto]
     levels: list[list[NodeProto]] = []
     in_front: list[int] = []
     _sort_by_level(model.graph, {}, levels, in_front)
+    inside: list[list[NodeProto]] = []
     for function in model.functions:
-        inside: list[list[NodeProto]] = []
         _sort_by_level(function, {}, inside, [])
-        _hide(model, chain.from_iterable(inside))
-    _hide(model, chain.from_iterable(levels))
+    _hide(model, chain.from_iterable((*inside, *levels)))
+    if not levels:
+        return []
     part = copy_of(model)  # of what lies behind a hidden Slice nothing is known yet
     for number, level in enumerate(levels[:MOST_LEVELS]):
         del part.graph.node[:]

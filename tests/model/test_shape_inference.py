@@ -185,3 +185,24 @@ def test_each_level_of_slices_infers_what_lies_in_front_of_it(monkeypatch):
     assert len(sizes) == 3
     assert sizes[-1] < len(model.graph.node)
     assert all(node.domain == "" for node in model.graph.node)
+
+
+def test_the_slices_of_all_functions_are_hidden_at_once(monkeypatch):
+    """An exporter writes one for each module, hundreds, and each imports operator sets."""
+    net = Net((2, 4))
+    model = net.model(net.relu("x"))
+    for number in range(50):
+        body = [onnx.helper.make_node("Slice", ["x", "a", "b"], ["y"])]
+        imports = [onnx.helper.make_opsetid("", 17)]
+        inputs = ["x", "a", "b"]
+        made = onnx.helper.make_function("own", f"f{number}", inputs, ["y"], body, imports)
+        model.functions.append(made)
+    hidden = []
+    hide = inference_guard._hide
+    monkeypatch.setattr(
+        inference_guard, "_hide", lambda of, nodes: hide(of, hidden.append([*nodes]) or hidden[-1])
+    )
+    inference_guard.hide_unsafe_slices(model, data_prop=False)
+    assert [len(nodes) for nodes in hidden] == [50]
+    for function in model.functions:
+        assert function.node[0].domain in {item.domain for item in function.opset_import} - {""}

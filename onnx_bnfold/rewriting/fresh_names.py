@@ -12,15 +12,18 @@ class Names:
 
     def __init__(self, graphs: Iterable[Graph]) -> None:
         self.taken: set[str] = set()
+        self._tried: dict[str, int] = {}  # each number up to it is taken, whatever comes
         for graph in graphs:
             self.taken.update(graph.uses)
             self.taken.update(graph.inputs, graph.outputs, graph.dims, graph.producer, graph.names)
 
     def fresh(self, wanted: str) -> str:
         """Return ``wanted``, or the first of ``wanted_1``, ``wanted_2``, … that is free."""
-        name, number = wanted, 0
+        name, number = wanted, self._tried.get(wanted, 0)
         while name in self.taken:
             number += 1
             name = f"{wanted}_{number}"
+        if number:
+            self._tried[wanted] = number
         self.taken.add(name)
         return name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from copy import copy
+from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,7 @@ class GraphState(GraphNodes):
         self._ports: dict[int, tuple[int, ...]] = {}
         self._keys: dict[int, dict[int, Key]] = {}
         self._neighbours: dict[str, tuple[int, ...]] = {}
+        self._around: dict[str, tuple[int, ...]] = {}  # of groups
 
     def copy(self) -> GraphState:
         """Return a state of its own that is as this one is now; what the nodes are is shared."""
@@ -83,13 +85,12 @@ class GraphState(GraphNodes):
         new.groups = self.groups.copy()
         new.dead_ends, new.in_vain = None, 0
         new._ports, new._keys = dict(self._ports), dict(self._keys)
-        new._neighbours = dict(self._neighbours)
+        new._neighbours, new._around = dict(self._neighbours), dict(self._around)
         return new
 
     def change(self, key: Key, rank: int) -> Affine:
         """Return the change decided so far for a key."""
-        found = self.total.get(key)
-        return Affine.identity(rank) if found is None else found
+        return self.total.get(key) or Affine.identity(rank)
 
     def key(self, index: int, port: int) -> Key | None:
         """Return what a port of a node carries, None for a port that is left out."""
@@ -309,11 +310,10 @@ class GraphState(GraphNodes):
         self.removed.add(index)
         if self._ports.pop(index, None) is not None:
             self._keys.pop(index, None)
-        if self._neighbours:
-            for name in (*self.graph.reads[index], *self.graph.writes[index]):
-                self._neighbours.pop(name, None)
-        for name in self.groups.join(index, *self.sides(index)):
+        x, y = self.sides(index)
+        for name in self.groups.join(index, x, y):
             self.groups.lose(name, self.total.pop(name, None))
+        self._around.pop(self.groups.root(y), None)  # which stands for both by now
 
     def around(self, key: Key) -> tuple[int, ...]:
         """Return the nodes that stay and write or read a key, or a tensor that is one with it.
@@ -323,12 +323,11 @@ class GraphState(GraphNodes):
         """
         if isinstance(key, tuple) or not self.removed:
             return self.neighbours(key)
-        return tuple(
-            index
-            for name in self.groups.seen(key)
-            for index in self.neighbours(name)
-            if index not in self.removed
-        )
+        root = self.groups.root(key)
+        if root not in self._around:
+            near = chain.from_iterable(map(self.neighbours, self.groups.seen(key)))
+            self._around[root] = tuple(index for index in near if index not in self.removed)
+        return self._around[root]
 
     def are_untouched(self, x: str, y: str) -> bool:
         """Whether two tensors do not change so far, and no others stand for them."""

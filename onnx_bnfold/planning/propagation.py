@@ -9,7 +9,7 @@ share the changes for which an outcome was refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -19,6 +19,7 @@ from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import Combines
 from onnx_bnfold.operators.rules import MOST_BRANCHES, Step
 from onnx_bnfold.planning.graph_state import GraphState, Key
+from onnx_bnfold.planning.waiting import Waiting
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 MOST_SETTLED_PER_NODE = 20  # nodes settled before a propagation is given up
@@ -28,8 +29,11 @@ MOST_SETTLED_PER_NODE = 20  # nodes settled before a propagation is given up
 class _Branch:
     """A partial solution.
 
+    What becomes of tensors that have become one is kept by the name that stands for them.
+
     Attributes:
-        changes: what is decided; a key with the identity is held fixed.
+        changes: what changes.
+        held: what is held fixed, with an identity.
         forced: nodes to look at.
         open: nodes that leave a choice.
         decided: a node and the alternative chosen for it, still to be carried out.
@@ -37,22 +41,43 @@ class _Branch:
     """
 
     changes: dict[Key, Affine] = field(default_factory=dict)
-    forced: dict[int, None] = field(default_factory=dict)
+    held: dict[Key, Affine] = field(default_factory=dict)
+    forced: Waiting = field(default_factory=Waiting)
     open: dict[int, None] = field(default_factory=dict)
     decided: tuple[int, Mapping[int, Affine]] | None = None
     disturbed: int = 0
 
     def fork(self, index: int, alternative: Mapping[int, Affine]) -> _Branch:
-        """Return a copy that has decided for one of a node's alternatives."""
-        decided = (index, alternative)
-        return _Branch(
-            dict(self.changes), dict(self.forced), dict(self.open), decided, self.disturbed
-        )
+        """Return a copy that has decided for one of a node's alternatives; no node is forced."""
+        changes, held, decided = dict(self.changes), dict(self.held), (index, alternative)
+        return _Branch(changes, held, Waiting(), dict(self.open), decided, self.disturbed)
+
+    def nodes(self) -> Iterator[tuple[int, bool]]:
+        """Take out the nodes to look at, those that are forced first, until none is left.
+
+        Yields:
+            A node, and whether to choose there, as none was forced.
+        """
+        while True:
+            index = self.forced.take()
+            if index is not None:
+                self.open.pop(index, None)
+                yield index, False
+            elif self.open:
+                index = next(iter(self.open))
+                del self.open[index]
+                yield index, True
+            else:
+                return
 
     def shares(self, other: _Branch, keys: Iterable[Key]) -> bool:
         """Whether some keys are decided on in both, with the same changes."""
-        here, there = self.changes, other.changes
-        return all(key in here and here[key] is there.get(key) for key in keys)
+        found = ((self.of(key), other.of(key)) for key in keys)
+        return all(one is not None and one is two for one, two in found)
+
+    def of(self, key: Key) -> Affine | None:
+        """Return what is decided for a key that stands for its group, None if nothing is."""
+        return self.changes.get(key) or self.held.get(key)
 
 
 Judge = Callable[[dict[Key, Affine]], None]
@@ -160,7 +185,8 @@ class _Search:
             except Refused as refused:
                 self.met.add(refused.refusal.reason)
                 if refused.because:
-                    stack = [each for each in stack if not each.shares(branch, refused.because)]
+                    because = [*map(self._root, refused.because)]
+                    stack = [each for each in stack if not each.shares(branch, because)]
                 if first is None:
                     first = refused.refusal
                     if stack and not self._scales_fit(seeds):
@@ -176,16 +202,13 @@ class _Search:
         try:
             for key, change in seeds.items():
                 self._assign(branch, key, change.with_shift(np.zeros((1,) * change.rank)))
-            while branch.forced or branch.open:
-                queue = branch.forced or branch.open
-                index = next(iter(queue))
-                del queue[index]
+            for index, chosen in branch.nodes():
                 self.scaled += 1
                 self.asked.add(index)
                 step = state.step(index, self._known(branch, index))
-                if (step.certain or queue is branch.open) and len(step.alternatives) == 1:
+                if (step.certain or chosen) and len(step.alternatives) == 1:
                     self._take(branch, index, step.alternatives[0])
-                elif queue is branch.forced and state.entries[index].combines is Combines.SUM:
+                elif not chosen and state.entries[index].combines is Combines.SUM:
                     branch.open[index] = None  # its choice is one of shifts; any other is left out
         except Refused as refused:
             self.met.add(refused.refusal.reason)
@@ -194,7 +217,10 @@ class _Search:
 
     def _outcome(self, branch: _Branch) -> dict[Key, Affine]:
         """Return the changes of a branch that is complete, if they are not refused as a whole."""
-        changes = {k: c for k, c in branch.changes.items() if not c.is_identity}
+        changes: dict[Key, Affine] = {}
+        for key, change in branch.changes.items():
+            merged = self._state.groups.seen(key) if isinstance(key, str) else (key,)
+            changes.update(dict.fromkeys(merged, change))
         if self._judge is not None:
             self._state.work.looked_at += len(changes)
             self._judge(changes)
@@ -205,11 +231,7 @@ class _Search:
         if branch.decided is not None:
             self._take(branch, *branch.decided)
         ask = self._state.step if branch.decided is None else self._ask
-        while branch.forced or branch.open:
-            queue = branch.forced or branch.open
-            index = next(iter(queue))
-            del queue[index]
-            chosen = queue is branch.open
+        for index, chosen in branch.nodes():
             self.settled += 1
             if self.settled > self._most:
                 raise self._given_up()
@@ -227,12 +249,14 @@ class _Search:
                     "no change of its other tensors makes up for that of one",
                 )
             else:
+                assert chosen  # a rule with alternatives is not certain
                 return [branch.fork(index, alternative) for alternative in step.alternatives]
         return None
 
     def _known(self, branch: _Branch, index: int) -> dict[int, Affine]:
-        changes, keys = branch.changes, self._state.keys(index)
-        return {port: changes[key] for port, key in keys.items() if key in changes}
+        keys = self._state.keys(index)
+        decided = ((port, branch.of(self._root(key))) for port, key in keys.items())
+        return {port: change for port, change in decided if change is not None}
 
     def _ask(self, index: int, known: Mapping[int, Affine], *, deciding: bool) -> Step:
         """Do what ``GraphState.step`` does, once for all branches that know the same of a node."""
@@ -257,17 +281,17 @@ class _Search:
         for port, change in changes.items():
             key = keys.get(port) or self._state.key(index, port)
             # What is known of a wide Concat comes back with each of its steps.
-            if key is not None and branch.changes.get(key) is not change:
+            if key is not None and branch.of(self._root(key)) is not change:
                 self._assign(branch, key, change, settled=index)
 
     def _assign(
         self, branch: _Branch, key: Key, change: Affine, settled: int | None = None
     ) -> None:
         groups = self._state.groups
-        names = groups.seen(key) if isinstance(key, str) else ()
-        merged: tuple[Key, ...] = names or (key,)
-        if merged[0] in branch.changes:
-            if not branch.changes[merged[0]].agrees_with(change):
+        root = self._root(key)
+        before = branch.of(root)
+        if before is not None:
+            if not before.agrees_with(change):
                 raise Refused(
                     Reason.CONFLICT,
                     self._name(key),
@@ -276,20 +300,22 @@ class _Search:
             return
         if not change.is_finite:
             raise Refused(Reason.OVERFLOW, self._name(key), "its change would overflow")
-        branch.changes.update(dict.fromkeys(merged, change))
         if change.is_identity:
+            branch.held[root] = change
             return
+        branch.changes[root] = change
         if isinstance(key, str):
             self.asked.update(groups.between(key))
             branch.disturbed += len(groups.members(key))
             if self._reach is not None and branch.disturbed > self._reach + 1:
                 raise TooFar
-        if self._dead_ends is not None:
-            self._dead_ends.require_none(names, change, self.asked)
-        for index in self._state.around(key):
-            if index not in (self._origin, settled):
-                branch.open.pop(index, None)
-                branch.forced[index] = None
+            if self._dead_ends is not None:
+                self._dead_ends.require_none(groups.seen(key), change, self.asked)
+        branch.forced.put(self._state.around(key), self._origin, settled)
+
+    def _root(self, key: Key) -> Key:
+        """Return the key that stands for one and all that have become one with it."""
+        return self._state.groups.root(key) if isinstance(key, str) else key
 
     def _name(self, key: Key) -> str:
         return repr(key if isinstance(key, str) else self._state.graph.reads[key[0]][key[1]])

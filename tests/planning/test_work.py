@@ -192,3 +192,27 @@ def test_what_nobody_says_of_ranges_is_looked_for_once(monkeypatch):
         t = net.op("Mul", t, net.const(np.reshape([0.1, 1, 2, 4], (4, 1, 1))))
     onnx_bnfold.plan(net.model(net.op("Sigmoid", t)))
     assert len(looked) == 1
+
+
+class Looked(tuple[int, ...]):
+    """Nodes around a tensor that count those which are looked at."""
+
+    nodes = 0
+
+    def __iter__(self):
+        for index in super().__iter__():
+            Looked.nodes += 1
+            yield index
+
+
+@pytest.mark.parametrize("signs", ["mixed", "positive"])
+def test_many_bns_that_read_one_tensor(monkeypatch, signs):
+    """Each is refused by the node in front of all; the other readers are not looked at for that."""
+    net, count = Net(IMAGE), 60
+    x = net.op("Relu", net.conv("x", 4))
+    layers = [net.conv(net.bn(x, signs=signs), 4, 3, pads=[1] * 4) for _ in range(count)]
+    around = GraphState.around
+    monkeypatch.setattr(GraphState, "around", lambda self, key: Looked(around(self, key)))
+    Looked.nodes = 0
+    assert len(onnx_bnfold.plan(net.model(*layers)).kept) == count
+    assert Looked.nodes <= 8 * count

@@ -136,6 +136,11 @@ class Affine:
         return bool((self.scale != 1).any())
 
     @_Once
+    def has_negative_scale(self) -> bool:
+        """Whether any scale is negative."""
+        return bool((self.scale < 0).any())
+
+    @_Once
     def has_shift(self) -> bool:
         """Whether any shift differs from 0."""
         return bool(self.shift.any())

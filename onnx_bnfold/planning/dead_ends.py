@@ -1,4 +1,4 @@
-"""Tensors that cannot change, or take no scale or no shift, whatever it is.
+"""Tensors that cannot change, or take no scale, no shift or no negative scale, whatever it is.
 
 A search finds that out anew for each node that it is asked for, by a walk over the graph. Where
 searches have come to nothing often enough, one walk finds it for all tensors (``find_dead_ends``).
@@ -8,6 +8,7 @@ What is found stays so as more nodes go.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum, auto
 from typing import NamedTuple
 
 from onnx_bnfold.operators.affine import Affine
@@ -30,19 +31,31 @@ class DeadEnd(NamedTuple):
         return self._replace(asked=self.asked.union(gone)) if gone else self
 
 
+class Kind(Enum):
+    """What of a change a tensor takes none of."""
+
+    SCALE = auto()
+    SHIFT = auto()
+    NEGATIVE = auto()  # scale, of any element
+
+    def is_in(self, change: Affine) -> bool:
+        """Whether a change has it."""
+        if self is Kind.SHIFT:
+            return change.has_shift
+        return change.has_scale and (self is Kind.SCALE or change.has_negative_scale)
+
+
 class DeadEnds(NamedTuple):
     """The dead ends of a graph as it was when they were looked for.
 
     Attributes:
-        fixed: the tensors that take no change, whatever becomes of the nodes around.
-        cut_off: those that a node beside them lets take no shift.
-        scale, shift: by name, all tensors that take none, since a change of one of these follows.
+        beginnings: the tensors that take none of a kind for what they are themselves, or for a
+            node beside them.
+        found: of each kind all tensors, by name: what a change of these surely changes among them.
     """
 
-    fixed: Sequence[tuple[str, DeadEnd]]
-    cut_off: Sequence[tuple[str, DeadEnd]]
-    scale: Mapping[str, DeadEnd]
-    shift: Mapping[str, DeadEnd]
+    beginnings: Mapping[Kind, Sequence[tuple[str, DeadEnd]]]
+    found: Mapping[Kind, Mapping[str, DeadEnd]]
 
     def require_none(self, names: Iterable[str], change: Affine, asked: set[int]) -> None:
         """Refuse a change that leads to a dead end.
@@ -52,8 +65,8 @@ class DeadEnds(NamedTuple):
             change: of them.
             asked: gets the nodes that the refusal depends on.
         """
-        for kind, found in ((change.has_scale, self.scale), (change.has_shift, self.shift)):
-            end = next((found[name] for name in names if name in found), None) if kind else None
-            if end is not None:
+        for kind, found in self.found.items():
+            end = next((found[name] for name in names if name in found), None)
+            if end is not None and kind.is_in(change):
                 asked |= end.asked
                 raise Refused.again(end.refusal)

@@ -1,4 +1,4 @@
-"""Find the tensors that take no change, no scale or no shift (``dead_ends``), by one walk.
+"""Find the tensors that take no change, or none of a kind (``dead_ends``), by one walk for each.
 
 It starts from those that are fixed, and goes over nodes that surely hand on what they get: behind a
 Transpose something changes if and only if something changes in front.
@@ -6,19 +6,25 @@ Transpose something changes if and only if something changes in front.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import OUT, Absorbing, Combines, HandsOn
 from onnx_bnfold.operators.rules import Transparent
-from onnx_bnfold.planning.dead_ends import DeadEnd, DeadEnds
+from onnx_bnfold.planning.dead_ends import DeadEnd, DeadEnds, Kind
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
-_SHIFT = Affine(np.ones(1), np.ones(1))  # of everything
-_ALWAYS = frozenset((Reason.NO_SHIFT, Reason.OPAQUE))  # reasons that hold for every shift
+# What a node that rectifies is asked, of all its elements; and the reasons that hold for any other
+# such change.
+_ASKED = {
+    Kind.SCALE: Affine(np.full(1, 2.0), np.zeros(1)),
+    Kind.SHIFT: Affine(np.ones(1), np.ones(1)),
+    Kind.NEGATIVE: Affine(-np.ones(1), np.zeros(1)),
+}
+_ALWAYS = frozenset((Reason.NO_SHIFT, Reason.OPAQUE, Reason.NEEDS_POSITIVE_SCALE))
 
 
 def find_dead_ends(state: GraphState, before: DeadEnds | None) -> DeadEnds:
@@ -39,13 +45,23 @@ class _Walk:
 
     def run(self, before: DeadEnds | None) -> DeadEnds:
         """Return the dead ends; see ``find_dead_ends``."""
-        if before is None:
-            fixed, cut_off = [*self._fixed()], [*self._cut_off()]
-        else:
-            fixed, cut_off = [*before.fixed], [*before.cut_off]
-        scale = self._spread(fixed, self._hands_scale_on)
-        shift = self._spread([*fixed, *cut_off], self._hands_shift_on)
-        return DeadEnds(fixed, cut_off, scale, shift)
+        begun = self._beginnings() if before is None else before.beginnings
+        hands_on = {Kind.SHIFT: self._hands_shift_on}
+        found = {
+            kind: self._spread(ends, hands_on.get(kind, self._hands_scale_on))
+            for kind, ends in begun.items()
+        }
+        return DeadEnds(begun, found)
+
+    def _beginnings(self) -> dict[Kind, list[tuple[str, DeadEnd]]]:
+        fixed = [*self._fixed()]
+        found = {Kind.SCALE: [*fixed], Kind.SHIFT: [*fixed, *self._padded()], Kind.NEGATIVE: []}
+        for index, entry in enumerate(self._state.entries):
+            for kind, change in _ASKED.items() if entry.rectifies else ():
+                # Where slopes differ, what holds for all elements need not hold for some.
+                if index not in self._state.removed and (kind is Kind.SHIFT or entry.bounds):
+                    found[kind] += self._refused(index, change)
+        return found
 
     def _fixed(self) -> Iterator[tuple[str, DeadEnd]]:
         """Yield the tensors that take no change at all."""
@@ -57,23 +73,23 @@ class _Walk:
                 except Refused as refused:
                     yield name, DeadEnd(refused.refusal, frozenset())
 
-    def _cut_off(self) -> Iterator[tuple[str, DeadEnd]]:
-        """Yield the tensors that a node beside them lets take no shift."""
+    def _padded(self) -> Iterator[tuple[str, DeadEnd]]:
+        """Yield the tensors that a layer lets take no shift."""
         state = self._state
         for index, entry in enumerate(state.entries):
-            if index in state.removed:
-                continue
-            if isinstance(entry, Absorbing):
+            if isinstance(entry, Absorbing) and index not in state.removed:
                 layer = state.layer_or_none(index)
                 if layer is not None and layer.shift_in is not None:
                     yield self._at(index, layer.data_slot, layer.shift_in)
-            elif entry.rectifies:
-                for port in (0, OUT):
-                    try:
-                        state.step(index, {port: _SHIFT})
-                    except Refused as refused:
-                        if refused.refusal.reason in _ALWAYS:
-                            yield self._at(index, port, refused.refusal)
+
+    def _refused(self, index: int, change: Affine) -> Iterator[tuple[str, DeadEnd]]:
+        """Yield the tensors of a node that it lets take no change of the kind of one."""
+        for port in (0, OUT):
+            try:
+                self._state.step(index, {port: change})
+            except Refused as refused:
+                if refused.refusal.reason in _ALWAYS:
+                    yield self._at(index, port, refused.refusal)
 
     def _at(self, index: int, port: int, refusal: Refusal) -> tuple[str, DeadEnd]:
         graph = self._state.graph
@@ -81,7 +97,7 @@ class _Walk:
         return name, DeadEnd(refusal, frozenset((index,)))
 
     def _spread(
-        self, ends: list[tuple[str, DeadEnd]], hands_on: Callable[[int, str], bool]
+        self, ends: Sequence[tuple[str, DeadEnd]], hands_on: Callable[[int, str], bool]
     ) -> dict[str, DeadEnd]:
         """Find all tensors a change of which surely changes one that takes none.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from graphs import IMAGE, Net
 from random_graphs import random_model
@@ -12,6 +13,7 @@ from support import fold_checked, ops
 import onnx_bnfold
 from onnx_bnfold.planning import propagation
 from onnx_bnfold.planning.find_dead_ends import find_dead_ends
+from onnx_bnfold.planning.ways import Way
 from onnx_bnfold.reasons import Reason
 
 
@@ -69,3 +71,46 @@ def test_a_node_that_may_go_hands_nothing_on(always):
     net = Net(IMAGE)
     folded, _ = fold_checked(net.model(net.op("Sub", net.const([2.0]), net.conv("x", 4))))
     assert ops(folded) == ["Conv"]
+
+
+def test_a_negative_scale_that_a_sum_hands_on(always):
+    """Behind the sum stands a layer that would take any scale, and any shift."""
+    always()
+    net = Net(IMAGE)
+    rectified = net.op("Transpose", net.op("Relu", net.conv("x", 4)), perm=[0, 1, 3, 2])
+    t = net.op("Add", rectified, net.bn(net.op("Sigmoid", "x")))
+    _, report = fold_checked(net.model(net.conv(t, 4)), kept=1)
+    down = dict(report.kept[0].tried)[Way.DOWNSTREAM]
+    assert down.reason is Reason.NEEDS_POSITIVE_SCALE
+    assert down.culprit.startswith("Relu")
+
+
+def test_a_positive_scale_passes_it(always):
+    always()
+    net = Net(IMAGE)
+    t = net.op(
+        "Add", net.op("Relu", net.conv("x", 4)), net.bn(net.op("Sigmoid", "x"), signs="positive")
+    )
+    fold_checked(net.model(net.conv(t, 4)))
+
+
+def test_slopes_that_a_negative_scale_inverts_are_no_dead_end(always):
+    """All but one of the slopes can be inverted; the scale of that channel is positive."""
+    always()
+    net = Net(IMAGE)
+    slopes = net.const(np.array([0.0, 0.5, 0.25, 2.0], np.float32).reshape(4, 1, 1))
+    t = net.op("PRelu", net.conv("x", 4), slopes)
+    scale = net.const(np.array([2.0, -2.0, 4.0, -0.5], np.float32).reshape(4, 1, 1))
+    folded, _ = fold_checked(net.model(net.op("Sigmoid", net.op("Mul", t, scale))))
+    assert ops(folded) == ["Conv", "PRelu", "Sigmoid"]
+
+
+def test_a_clip_to_another_number_takes_no_scale(always):
+    always()
+    net = Net(IMAGE)
+    t = net.op("Clip", net.conv("x", 4), net.const(np.float32(0)), net.const(np.float32(6)))
+    t = net.op("Add", t, net.bn(net.op("Sigmoid", "x"), signs="positive"))
+    _, report = fold_checked(net.model(net.conv(t, 4)), kept=1)
+    down = dict(report.kept[0].tried)[Way.DOWNSTREAM]
+    assert down.reason is Reason.OPAQUE
+    assert down.culprit.startswith("Clip")

@@ -91,11 +91,11 @@ def fan(norms):
     return net.model(*(net.conv(net.bn(t), 4) for _ in range(norms)))
 
 
-def sums(blocks):
+def sums(blocks, patterns=((1,),)):
     """A common scale of all sums asks all nodes; a shift that goes on asks few."""
     net = Net(IMAGE)
     parts = [net.op("Relu", net.conv("x", 4)) for _ in range(blocks)]
-    parts = [net.bn(part, signs="positive") for part in parts]
+    parts = [net.bn(t, signs=patterns[i % len(patterns)]) for i, t in enumerate(parts)]
     while len(parts) > 1:
         parts = [net.op("Add", *pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
     return net.model(net.conv(parts[0], 4))
@@ -109,6 +109,12 @@ def test_a_way_that_reaches_far_is_not_followed_where_another_ends_nearby(networ
     work.update(dict.fromkeys(work, 0))
     onnx_bnfold.plan(network(64))
     assert all(work[kind] <= 6 * small[kind] for kind in work)
+
+
+def test_signs_that_differ_are_not_carried_through_all_sums_for_each_norm(work):
+    """Where one has gone by all sums, behind a ReLU, those of another sign stay."""
+    onnx_bnfold.plan(sums(64, [(1, 1, 1, -1), *[(-1, 1, 1, 1)] * 63]))
+    assert work["questions"] <= 20 * 64
 
 
 def dense_with_constants(layers, front, factor, summand):

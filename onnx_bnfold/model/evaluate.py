@@ -22,6 +22,7 @@ from onnx_bnfold.errors import ModelError
 from onnx_bnfold.model.determinism import READ_BY_REFERENCE
 from onnx_bnfold.model.graph import Graph, ReadTensor
 from onnx_bnfold.model.misread import is_misread
+from onnx_bnfold.model.numpy_nodes import by_numpy
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.storage.tensors import is_external
 
@@ -148,6 +149,9 @@ def run_node(
     plain = _plain(graph.nodes[index], read)
     try:
         if plain.op_type in READ_BY_REFERENCE:
+            made = by_numpy(plain, graph.opset, feeds)
+            if made is not None:
+                return {plain.output[0]: made}
             return _by_reference(plain, graph.opset, feeds)
         return _by_runtime(plain, graph.opset, feeds)
     except Exception as error:  # the evaluators raise what numpy and pybind11 raise

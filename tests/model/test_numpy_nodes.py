@@ -1,0 +1,159 @@
+"""Nodes that numpy computes: what onnx's reference evaluator would, or nothing."""
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from onnx_bnfold.model.determinism import READ_BY_REFERENCE
+from onnx_bnfold.model.evaluate import _model_of
+from onnx_bnfold.model.numpy_nodes import MOVING, by_numpy
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # also of the other evaluator
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((2, 1, 3, 1)).astype(np.float32)
+TYPES = ("?", "u1", "i1", "i4", "i8", "f2", "f4", "f8")
+
+
+def ints(*values):
+    return np.array(values, np.int64)
+
+
+def by_reference(node, opset, feeds):
+    model = _model_of(node, node.output, opset, feeds, {})
+    return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
+
+
+def compared(op, inputs, opset=21, **attributes):
+    """What numpy makes of a node, which is what the reference evaluator makes of it."""
+    feeds = {f"x{i}": value for i, value in enumerate(inputs)}
+    node = helper.make_node(op, [*feeds], ["y"], **attributes)
+    made = by_numpy(node, opset, feeds)
+    assert made is not None
+    expected = by_reference(node, opset, feeds)
+    assert made.dtype == expected.dtype
+    assert made.shape == expected.shape
+    assert made.tobytes() == expected.tobytes()
+    return made
+
+
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div"])
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("shape", [(), (3, 1), (2, 4, 3, 5)], ids=str)
+def test_arithmetic(op, dtype, shape):
+    values = 10 ** RNG.uniform(-5, 5, shape), [*X.reshape(-1), 0.0, -0.0, np.inf, np.nan]
+    compared(op, [np.array(v, dtype) for v in (values[0], values[1][0])])
+    compared(op, [np.array(values[1], dtype), np.array(values[1][::-1], dtype)])
+    compared(op, [X.astype(dtype), np.asarray(values[0], dtype)])
+
+
+def test_roots():
+    compared("Sqrt", [np.float32([0, -0.0, 2, 1e-40, np.inf, -1])])
+    compared("Sqrt", [np.float16(7)[None]])
+    compared("Sqrt", [np.asarray(7.0)])
+
+
+@pytest.mark.parametrize("source", TYPES)
+@pytest.mark.parametrize("target", TYPES)
+def test_casts(source, target):
+    values = np.array([0, 1, 1, 0, 1, 5, 100, 3], source)
+    if np.dtype(source).kind == "f":
+        values += np.array([0.5, 0.25, -0.75, 0, 1e-4, 0.1, 0.3, 0.7], source)
+        values = np.abs(values)
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(target))
+    for opset in (9, 13, 19, 21):
+        compared("Cast", [values], opset, to=kind)
+    compared("CastLike", [values, np.zeros((2, 0), target)])
+
+
+def test_values_that_are_too_large_become_infinite():
+    values = np.float32([1e6, -1e6, np.nan, 65519, 65520])
+    compared("Cast", [values], to=TensorProto.FLOAT16)
+
+
+@pytest.mark.parametrize("attributes", [{}, {"start": 1}, {"end": 3}, {"start": 1, "end": 9}])
+def test_shapes(attributes):
+    compared("Shape", [X], **attributes)
+    compared("Shape", [np.float32(1)])
+
+
+def test_reshapes():
+    compared("Reshape", [X, ints(6)])
+    compared("Reshape", [X, ints(0, -1)])
+    compared("Reshape", [X, ints(3, 2, 1)], allowzero=1)
+    compared("Reshape", [X[:1, :, :1], ints()])
+    compared("Reshape", [X[:, :, :0], ints(0, 4, 0)])
+    compared("Reshape", [X[:, :, :0], ints(3, 0)], allowzero=1)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5, 2, 4, 3, 2), (2, 4, 1, 1), (0,)], ids=str)
+def test_expansions(shape):
+    compared("Expand", [X if 0 not in shape else X[:, :, :, :0], ints(*shape)])
+    compared("Expand", [np.bool_([True]), ints(*shape)])
+
+
+def test_other_moves():
+    compared("Identity", [X])
+    compared("Transpose", [X])
+    compared("Transpose", [X], perm=[2, 0, 3, 1])
+    for opset, axes in ((11, (1,)), (11, (1, 3)), (13, (1,)), (13, (1, 3))):
+        inputs, attributes = ([X], {"axes": axes}) if opset < 13 else ([X, ints(*axes)], {})
+        compared("Squeeze", inputs, opset, **attributes)
+        compared("Unsqueeze", inputs, opset, **attributes)
+    compared("Concat", [X, X[:, :, :2]], axis=2)
+    compared("Concat", [X, X], axis=-4)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{"value_float": 0.1}, {"value_floats": [0.1, 2]}, {"value_int": 3}, {"value_ints": [3, -1]}],
+    ids=str,
+)
+def test_constants(attributes):
+    compared("Constant", [], 13, **attributes)
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "opset", "attributes"),
+    [
+        ("Add", [ints(1), ints(2)], 21, {}),
+        ("Div", [ints(1), ints(2)], 21, {}),
+        ("Add", [X, X.astype("f8")], 21, {}),
+        ("Add", [X, X[0, 0, :, 0]], 6, {"broadcast": 1, "axis": 2}),
+        ("Add", [X, X[:, :, :2]], 21, {}),
+        ("Concat", [X, ints(1)], 21, {"axis": 0}),
+        ("Concat", [X, X], 21, {"axis": 4}),
+        ("Constant", [], 21, {"value_string": "a"}),
+        ("Cast", [X], 21, {"to": TensorProto.BFLOAT16}),
+        ("Cast", [X], 21, {"to": TensorProto.STRING}),
+        ("Cast", [np.array(["1"], object)], 21, {"to": TensorProto.FLOAT}),
+        ("Expand", [X, ints(-1, 3, 1)], 21, {}),
+        ("Reshape", [X], 1, {"shape": [6]}),
+        ("Reshape", [X, ints(4)], 21, {}),
+        ("Reshape", [X, np.float32([6])], 21, {}),
+        ("Shape", [X], 21, {"start": -1}),
+        ("Squeeze", [X], 21, {}),
+        ("Squeeze", [X, ints(0)], 21, {}),
+        ("Squeeze", [X, ints(-1)], 21, {}),
+        ("Unsqueeze", [X, ints(1, 1)], 21, {}),
+        ("Unsqueeze", [X, ints(1, 0)], 21, {}),
+        ("Transpose", [X], 21, {"perm": [0, 1]}),
+        ("Neg", [X], 21, {}),
+    ],
+    ids=str,
+)
+def test_what_is_unusual_or_wrong_is_left_to_the_reference_evaluator(op, inputs, opset, attributes):
+    feeds = {f"x{i}": value for i, value in enumerate(inputs)}
+    node = helper.make_node(op, [*feeds], ["y"], **attributes)
+    assert by_numpy(node, opset, feeds) is None
+
+
+def test_an_input_or_output_that_there_is_not():
+    assert by_numpy(helper.make_node("Squeeze", ["x", ""], ["y"]), 21, {"x": X}) is None
+    assert by_numpy(helper.make_node("Identity", ["x"], ["y", "z"]), 21, {"x": X}) is None
+
+
+def test_all_of_them_are_read_by_the_reference_evaluator():
+    from onnx_bnfold.model import numpy_nodes
+
+    assert MOVING <= numpy_nodes._TABLE.keys() <= READ_BY_REFERENCE

@@ -199,6 +199,21 @@ def peak_of_fold(parts, size, weights, tmp_path, options, dtype=np.float32):
     return report, peak
 
 
+def test_a_weight_behind_a_transpose_is_not_in_memory(rng, tmp_path):
+    size = 3000  # 36 MB
+    parts = join(
+        bn("x", "n", size, rng),
+        node("Transpose", ["w"], ["t"], perm=[1, 0]),
+        node("MatMul", ["n", "t"], ["m"]),
+        bn("m", "y", size, rng),
+    )
+    parts.initializers.append(onnx.numpy_helper.from_array(np.zeros(1, np.float32), "w"))
+    weights = {"w": np.resize(rng.standard_normal(1009).astype(np.float32), (size, size))}
+    report, peak = peak_of_fold(parts, size, weights, tmp_path, Options())
+    assert not report.kept
+    assert peak < 24e6
+
+
 def test_a_layer_between_two_norms_has_no_factor_per_element(rng, tmp_path):
     size = 2000  # 16 MB; a factor of each element has 32
     parts = join(

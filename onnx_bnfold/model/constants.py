@@ -39,6 +39,8 @@ LARGEST_COMPUTED = 2**26
 LARGEST_SHAPE_INPUT = 1024
 # Elements of larger ones that are remembered, so that a weight is not computed for each question.
 MOST_REMEMBERED = 2**22
+# Larger weights behind a Transpose, say, are read from their file in pieces, again and again.
+LARGEST_MOVED = 2**20
 # Multiply-adds that a node may take, roughly: seconds. See ``_work``.
 MOST_WORK = 2**36
 
@@ -199,14 +201,26 @@ class Constants:
         Raises:
             ModelError, Refused: see ``value``.
         """
-        tensor = self.graph.initializers.get(name)
-        found = None if tensor is None or self._open is None else self._open(tensor)
+        found = self._opened(name)
         if found is not None:
             return found
-        own = tensor is not None or name in self.graph.sparse or name in self.graph.producer
+        graph = self.graph
+        own = name in graph.initializers or name in graph.sparse or name in graph.producer
         if own or self._outer is None:
             return InMemory(self.value(name))
         return self._outer.stored(name)
+
+    def _opened(self, name: str) -> Stored | None:
+        """Return a reader of a constant's elements if a file has them, in whatever order."""
+        tensor = self.graph.initializers.get(name)
+        if tensor is not None:
+            return None if self._open is None else self._open(tensor)
+        info = self.get(name) if self._open and name in self.graph.producer else None
+        if info is None or info.size <= LARGEST_MOVED:
+            return None
+        from onnx_bnfold.model.moved_elements import moved
+
+        return moved(self.graph, name, info.dims, self._opened, self.value)
 
     def _computed(self, name: str) -> Constant | None:
         if name not in self.computed:

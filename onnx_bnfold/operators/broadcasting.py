@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from onnx_bnfold.operators.rules import (
     Ports,
     Rule,
     Step,
+    Variant,
     inputs,
     require,
     require_divisible,
@@ -29,6 +31,7 @@ from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 # Elements up to which a constant may grow along several axes: less than 5 kB for a whole node.
 LARGEST_GROWN = 1024
+_NOTHING: Ports = MappingProxyType({})
 
 
 def _lift(change: Affine, rank: int) -> Affine:
@@ -81,24 +84,44 @@ def _operands(view: NodeView, known: Known) -> tuple[int, dict[int, Affine]]:
     return rank, {port: _lift(change, rank) for port, change in known.changes.items()}
 
 
-def _completions(view: NodeView, proposals: list[dict[int, Affine]], *, certain: bool) -> Step:
-    """Keep the proposals whose changes their operands can carry."""
+def _completions(
+    view: NodeView, proposals: Sequence[Ports], *, certain: bool, base: Ports = _NOTHING
+) -> Step:
+    """Keep the proposals whose changes their operands can carry.
+
+    Args:
+        view: the node.
+        proposals: the changes of ports.
+        certain: see ``Step``.
+        base: the changes of ports that a proposal leaves out.
+    """
     found: list[Ports] = []
-    refusal: Refusal | None = None
-    lowered: dict[tuple[int, int], Affine] = {}  # most of two proposals is the same
+    common, refused = _lowered(view, base)
+    refusals: list[Refusal] = []
     for proposal in proposals:
-        try:
-            for port, change in proposal.items():
-                if port != OUT and (port, id(change)) not in lowered:
-                    lowered[port, id(change)] = lower(view, port, change)
-            found.append({p: lowered.get((p, id(c)), c) for p, c in proposal.items()})
-        except Refused as refused:
-            refusal = refusal or refused.refusal
+        own, more = _lowered(view, proposal)
+        wrong = {port: why for port, why in refused.items() if port not in proposal} | more
+        if wrong:
+            refusals += [wrong[port] for port in {**base, **proposal} if port in wrong][:1]
+        else:
+            found.append(Variant(common, own) if base else own)
     if found:
         return Step(tuple(found), certain)
-    if refusal is not None:
-        raise Refused.again(refusal)
+    if refusals:
+        raise Refused.again(refusals[0])
     raise Refused(Reason.CONFLICT, view.label, "none of its operands can take the shift")
+
+
+def _lowered(view: NodeView, changes: Ports) -> tuple[dict[int, Affine], dict[int, Refusal]]:
+    """Write changes of the broadcast result as those of the operands; or say why one cannot be."""
+    found: dict[int, Affine] = {}
+    refused: dict[int, Refusal] = {}
+    for port, change in changes.items():
+        try:
+            found[port] = change if port == OUT else lower(view, port, change)
+        except Refused as error:
+            refused[port] = error.refusal
+    return found, refused
 
 
 def _cost_to_change(view: NodeView, port: int) -> tuple[int, int]:
@@ -134,14 +157,19 @@ def sums(*signs: int, averages: bool = False) -> Rule:
         if not free:
             _balanced(view, terms, left)
             return Step((known.changes,))
-        still = dict.fromkeys(free, Affine.of(scale, np.zeros((1,) * rank)))
-        proposals = [{**lifted, **still}]
+        still = Affine.of(scale, np.zeros((1,) * rank))
+        base = {**lifted, **dict.fromkeys(free, still)}
+        base.update((slot, base[rep]) for slot, rep in first.items())
+        proposals = [_NOTHING]
         if left.any():
             # A tensor that is subtracted from itself takes no shift.
             takers = [p for p in free if weight[p]][: MOST_BRANCHES + 1]
-            proposals = [{**lifted, **still, p: Affine.of(scale, left / weight[p])} for p in takers]
-        whole = [{**p, **{slot: p[rep] for slot, rep in first.items()}} for p in proposals]
-        return _completions(view, whole, certain=len(free) == 1)
+            shifted = {p: Affine.of(scale, left / weight[p]) for p in takers}
+            slots: dict[int, list[int]] = {OUT: [OUT]}
+            for slot, rep in first.items():
+                slots.setdefault(rep, []).append(slot)
+            proposals = [dict.fromkeys(slots[p], change) for p, change in shifted.items()]
+        return _completions(view, proposals, certain=len(free) == 1, base=base)
 
     return rule
 

@@ -108,11 +108,12 @@ def tiled(view: NodeView, change: Affine, forward: bool) -> Affine:
         if not outer:
             raise refuse_axis(view, axis)
         repeats = outer // inner
+        starts = range(0, (repeats + 1) * inner, inner)
         if forward:
-            change = joined([change] * repeats, axis, [inner] * repeats)
+            change = joined(dict.fromkeys(range(repeats), change), axis, starts)
             continue
         once = _cut_change(change, axis, inner)
-        if not joined([once] * repeats, axis, [inner] * repeats).agrees_with(change):
+        if not joined(dict.fromkeys(range(repeats), once), axis, starts).agrees_with(change):
             raise refuse_axis(view, axis)
         change = once
     return change

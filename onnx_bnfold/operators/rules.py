@@ -8,7 +8,7 @@ the planner leaves the others for last. A rule refuses by raising ``Refused``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +23,34 @@ Attributes = tuple[tuple[str, float], ...]
 
 
 MOST_BRANCHES = 256  # alternatives that a search tries at most
+
+
+class Variant(Mapping[int, Affine]):
+    """The changes of a wide node's ports, most of which other alternatives give, too.
+
+    Attributes:
+        base: the changes of most.
+        own: those of the others, which go before.
+        still: whether all of the base are identities.
+    """
+
+    def __init__(self, base: Ports, own: Ports, *, still: bool = False) -> None:
+        self.base = base
+        self.own = own
+        self.still = still
+
+    def items(self) -> ItemsView[int, Affine]:
+        """Return all ports, each with its change."""
+        return {**self.base, **self.own}.items()
+
+    def __getitem__(self, port: int) -> Affine:
+        return self.own[port] if port in self.own else self.base[port]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter({**self.base, **self.own})
+
+    def __len__(self) -> int:
+        return len(self.base.keys() | self.own)
 
 
 class Step(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from itertools import chain
+from itertools import chain, filterfalse
 from typing import NamedTuple
 
 from onnx_bnfold.model.determinism import DESCRIBED
@@ -51,10 +51,12 @@ class Copies:
         self._links: dict[int, _Link | None] = {}
         front, behind = (state.groups.seen(side) for side in state.sides(origin))
         self._front = front
+        both = self._both = (*front, *behind)
         # One that does not change now needs no composing.
-        both = sorted((*front, *behind), key=self._changes.__contains__)
-        self._both = both
-        self._unchanged = _first_unchanged((name, totals.of(name)) for name in both)
+        unchanged = chain(
+            filterfalse(self._changes.__contains__, both), filter(self._changes.__contains__, both)
+        )
+        self._unchanged = _first_unchanged((name, totals.of(name)) for name in unchanged)
         self.merged = frozenset[str]() if self._unchanged is None else frozenset(both)
 
     @cached_property

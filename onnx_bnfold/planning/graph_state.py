@@ -259,7 +259,7 @@ class GraphState(GraphNodes):
                 yield self._with_port(index, slot)
 
     def _with_port(self, index: int, port: int) -> int:
-        if port not in self.ports(index):
+        if port not in self.keys(index):
             view = self.view(index)
             if port >= 0:
                 what = "it uses the tensor as a parameter, and no change of it passes"

@@ -7,11 +7,13 @@ it makes of them is composed when all is decided.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from onnx_bnfold.model.graph import Graph
 from onnx_bnfold.operators.affine import Affine
+
+_Key = str | tuple[int, int]  # see ``graph_state``
 
 
 class _Trail(NamedTuple):
@@ -50,21 +52,26 @@ class Groups:
     Args:
         graph: the graph.
         named: further names that are fixed.
+
+    Attributes:
+        joined: the names that stand for their groups no more, in order.
     """
 
     def __init__(self, graph: Graph, named: Set[str] = frozenset()) -> None:
         self._graph = graph
         self._named = named
+        self.joined: list[str] = []
         self._parents: dict[str, str] = {}
         self._groups: dict[str, _Group] = {}  # by the name that stands for them
         self._trails: dict[str, _Trail] = {}
         self._readers_left: dict[str, int] = {}
         self._written_by_gone: set[str] = set()
+        self._carried: dict[int, Carried] = {}
 
     def copy(self) -> Groups:
         """Return groups of their own that are as these are now."""
         new = Groups(self._graph, self._named)
-        new._parents = dict(self._parents)
+        new._parents, new.joined = dict(self._parents), [*self.joined]
         groups = self._groups.items()
         new._groups = {root: group._replace(members=[*group.members]) for root, group in groups}
         new._trails, new._readers_left = dict(self._trails), dict(self._readers_left)
@@ -81,6 +88,12 @@ class Groups:
         while name != root:  # the next time the way is short
             parents[name], name = root, parents[name]
         return root
+
+    def carried(self, index: int, keys: Mapping[int, _Key]) -> Carried:
+        """Return what the ports of a wide node carry, given the key of each."""
+        if index not in self._carried:
+            self._carried[index] = Carried(self, keys)
+        return self._carried[index]
 
     def are_joined(self, *names: str) -> bool:
         """Whether another name stands for the group of any of some tensors."""
@@ -126,6 +139,7 @@ class Groups:
         root = self.root(after) if after in parents else after
         if old != root:
             parents[old] = root
+            self.joined.append(old)
         if lost or old == root or old in self._groups or root in self._groups:
             self._grow(old, root, index, lost)
         else:  # most were alone; a tuple's own constructor takes a third of the time
@@ -149,7 +163,9 @@ class Groups:
                 trails = [self._trails.pop(each) for each in (old, root) if each in self._trails]
                 if trails:
                     self._trails[root] = _Trail(None, None, tuple(trails))
-        seen = tuple([name for name in seen or (root,) if name not in lost])
+        seen = seen or (root,)
+        if lost:  # a hub of many readers loses none
+            seen = tuple([name for name in seen if name not in lost])
         groups[root] = _Group(members, seen, (*between, index))
 
     def is_lost(self, name: str) -> bool:
@@ -205,6 +221,41 @@ class Groups:
     def has_fixed(self, name: str) -> bool:
         """Whether a name of the group of a tensor is fixed."""
         return any(map(self.is_fixed, self.seen(name)))
+
+
+class Carried:
+    """What the ports of a node carry, by what stands for it as groups are joined.
+
+    A Concat or Split may have thousands of ports, of which few change.
+
+    Args:
+        groups: the tensors that have become one.
+        keys: the ports of the node, and the key of each.
+    """
+
+    def __init__(self, groups: Groups, keys: Mapping[int, _Key]) -> None:
+        self._groups = groups
+        self._places = {port: place for place, port in enumerate(keys)}
+        self._ports: dict[_Key, list[int]] = {}
+        self._joined = len(groups.joined)
+        for port, key in keys.items():
+            root = groups.root(key) if isinstance(key, str) else key
+            self._ports.setdefault(root, []).append(port)
+
+    @property
+    def ports(self) -> Mapping[_Key, Sequence[int]]:
+        """The ports by the key that stands for what they carry."""
+        joined = self._groups.joined
+        for old in joined[self._joined :]:
+            ports = self._ports.pop(old, None)
+            if ports is not None:
+                self._ports.setdefault(self._groups.root(old), []).extend(ports)
+        self._joined = len(joined)
+        return self._ports
+
+    def place(self, port: int) -> int:
+        """Return the place of a port among all."""
+        return self._places[port]
 
 
 def _followed(newest: _Trail) -> Iterator[tuple[str, Affine | None]]:

@@ -17,12 +17,13 @@ import numpy as np
 
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import Combines
-from onnx_bnfold.operators.rules import MOST_BRANCHES, Step
+from onnx_bnfold.operators.rules import MOST_BRANCHES, Step, Variant
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.waiting import Waiting
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 MOST_SETTLED_PER_NODE = 20  # nodes settled before a propagation is given up
+_WIDE = 16  # ports of a node from which on it pays to ask which of them change
 
 
 @dataclass(eq=False, repr=False)
@@ -255,8 +256,17 @@ class _Search:
 
     def _known(self, branch: _Branch, index: int) -> dict[int, Affine]:
         keys = self._state.keys(index)
+        if len(keys) > max(_WIDE, len(branch.changes) + len(branch.held)):
+            return self._known_of_wide(branch, index)
         decided = ((port, branch.of(self._root(key))) for port, key in keys.items())
         return {port: change for port, change in decided if change is not None}
+
+    def _known_of_wide(self, branch: _Branch, index: int) -> dict[int, Affine]:
+        known, carried = {}, self._state.groups.carried(index, self._state.keys(index))
+        ports = carried.ports
+        for key, change in chain(branch.held.items(), branch.changes.items()):
+            known.update(dict.fromkeys(ports.get(key, ()), change))
+        return {port: known[port] for port in sorted(known, key=carried.place)}
 
     def _ask(self, index: int, known: Mapping[int, Affine], *, deciding: bool) -> Step:
         """Do what ``GraphState.step`` does, once for all branches that know the same of a node."""
@@ -278,11 +288,22 @@ class _Search:
 
     def _take(self, branch: _Branch, index: int, changes: Mapping[int, Affine]) -> None:
         keys = self._state.keys(index)
+        if isinstance(changes, Variant) and changes.still and len(keys) > _WIDE:
+            self._hold(branch, index, changes)
+            changes = changes.own
         for port, change in changes.items():
             key = keys.get(port) or self._state.key(index, port)
             # What is known of a wide Concat comes back with each of its steps.
             if key is not None and branch.of(self._root(key)) is not change:
                 self._assign(branch, key, change, settled=index)
+
+    def _hold(self, branch: _Branch, index: int, changes: Variant) -> None:
+        """Hold the ports of a node fixed that an alternative leaves as they are."""
+        keys, still = self._state.keys(index), next(iter(changes.base.values()))
+        held = dict.fromkeys(self._state.groups.carried(index, keys).ports, still)
+        for port in changes.own.keys() & keys:
+            held.pop(self._root(keys[port]), None)
+        branch.held.update(held)
 
     def _assign(
         self, branch: _Branch, key: Key, change: Affine, settled: int | None = None

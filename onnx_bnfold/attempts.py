@@ -66,7 +66,7 @@ class Attempts(Rounds):
 
     def _index(self) -> None:
         self._graphs = graphs_of(self.model, freeze_initializers=self.options.freeze_initializers)
-        self._inference = Inference(self.model, self._graphs[0], self._source.read_rounded)
+        self._inference = Inference(self.model, self._graphs, self._source.read_rounded)
         if self.origins is not None:
             self.origins.label(self._graphs)
 

@@ -186,7 +186,7 @@ class Net:
         """The model as a planner sees it."""
         model = self.model(*outputs)
         (main,) = graphs_of(model)
-        shapes = Shapes(main, Inference(model, main, numpy_helper.to_array), 0, None)
+        shapes = Shapes(main, Inference(model, [main], numpy_helper.to_array), 0, None)
         return GraphState(main, Constants(main, numpy_helper.to_array, shapes, None), shapes)
 
 

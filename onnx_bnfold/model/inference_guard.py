@@ -1,71 +1,64 @@
 """Work around a bug of onnx's shape inference: a Slice of a negative size aborts the process.
 
 onnx (1.19 to 1.23) infers a negative size where a kernel is larger than its input, for example. An
-assertion of the C++ library then fails if a Slice reads that tensor.
+assertion of the C++ library then fails if a Slice cuts that axis. So a guard stands in front of
+each Slice: a call of a local function that hands on what it gets, of which inference can make
+nothing where that size is negative. However many Slices there are, one run is enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import chain, compress
+from collections.abc import Iterable, Iterator, Sequence
 
-import onnx
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    ModelProto,
+    NodeProto,
+    helper,
+)
 
-from onnx_bnfold.model.graph import STANDARD_DOMAINS, bodies_of, copy_of, subgraphs
+from onnx_bnfold.model.determinism import SIZING
+from onnx_bnfold.model.graph import Body, Graph, bodies_of, copy_of
+from onnx_bnfold.model.suspects import Integers
 
-MOST_LEVELS = 100  # Slices behind one another; each level costs a run of the inference
+# Operators whose values inference propagates, if they are vectors: sizes and what is computed of
+# them. No guard stands between these, since it would not hand on values.
+VALUED = frozenset(
+    {
+        *("Add", "Cast", "Concat", "Constant", "Gather", "Mul", "Shape", "Size", "Slice"),
+        *("Squeeze", "Sub", "Unsqueeze"),
+    }
+)
+_SLICE = "Slice"
+_FIRST_INPUTS = 3  # with the bounds; older Slices have them as attributes, and are safe
 
-_HIDDEN = "onnx_bnfold.hidden"  # a domain that inference does not know
+DOMAIN = "onnx_bnfold.guard"
+_GUARD = "Guard"
+_OPSET = 18  # of the function's nodes, whatever the model's is
+_UNKNOWN = f"{DOMAIN}.unknown"  # a name that nothing defines
+_MOST_AXES = 64  # a tensor has far fewer
 
 
-def _hide(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
-    """Hide nodes of a model from shape inference, in place; their outputs get no shapes.
-
-    Models may have thousands of functions, so it is called once for all.
-    """
-    nodes = [*nodes]
-    if not nodes:
-        return
-    _set_domain(nodes, _HIDDEN)
-    for imports in (model.opset_import, *(f.opset_import for f in model.functions)):
-        if all(item.domain != _HIDDEN for item in imports):
-            imports.add(domain=_HIDDEN, version=1)
-
-
-def hide_unsafe_slices(model: ModelProto, *, data_prop: bool) -> list[NodeProto]:
-    """Make a model safe for shape inference, in place.
-
-    All Slices are hidden from inference at first. Those of the graphs are shown again level by
-    level, once no size in front of them is negative. Sizes inside a local function cannot be seen,
-    so its Slices stay hidden, as do Slices behind more than ``MOST_LEVELS`` others.
+def guarded(light: ModelProto, graphs: Sequence[Graph]) -> ModelProto:
+    """Return a model that is safe for shape inference: itself, or a copy with guards.
 
     Args:
-        model: a copy without weights.
-        data_prop: whether the inference will propagate values, which gives more sizes.
-
-    Returns:
-        The Slices of the graphs that stay hidden.
-
-    Raises:
-        ValueError: a size in front of a Slice is negative.
+        light: a copy without weights.
+        graphs: of the model that it is a copy of.
     """
-    levels: list[list[NodeProto]] = []
-    in_front: list[int] = []
-    _sort_by_level(model.graph, {}, levels, in_front)
-    inside: list[list[NodeProto]] = []
-    for function in model.functions:
-        _sort_by_level(function, {}, inside, [])
-    _hide(model, chain.from_iterable((*inside, *levels)))
-    if not levels:
-        return []
-    part = copy_of(model)  # of what lies behind a hidden Slice nothing is known yet
-    for number, level in enumerate(levels[:MOST_LEVELS]):
-        del part.graph.node[:]
-        part.graph.node.extend(compress(model.graph.node, [n <= number for n in in_front]))
-        _require_no_negative_size(onnx.shape_inference.infer_shapes(part, data_prop=data_prop))
-        _set_domain(level, "")
-    return [*chain.from_iterable(levels[MOST_LEVELS:])]
+    if not any(_SLICE in graph.ops for graph in graphs):
+        return light
+    copy = copy_of(light)
+    guards = _Guards(graphs, light)
+    for graph, body in zip(graphs, bodies_of(copy), strict=True):
+        guards.put(graph, body)
+    if not guards.count:
+        return copy
+    for imports in (copy.opset_import, *(f.opset_import for f in copy.functions)):
+        imports.add(domain=DOMAIN, version=1)
+    copy.functions.append(_guard())
+    return copy
 
 
 def behind(model: ModelProto, nodes: Iterable[NodeProto]) -> frozenset[str]:
@@ -78,51 +71,114 @@ def behind(model: ModelProto, nodes: Iterable[NodeProto]) -> frozenset[str]:
     return frozenset(names - {""})
 
 
-def _sort_by_level(
-    body: GraphProto | FunctionProto,
-    known: dict[str, int],
-    levels: list[list[NodeProto]],
-    in_front: list[int],
-) -> int:
-    """Sort the Slices of a body into levels by the number of Slices in front of them.
+class _Guards:
+    """The guards in front of the Slices of a model.
+
+    Attributes:
+        count: how many there are so far.
 
     Args:
-        body: the body.
-        known: tensor of the enclosing bodies → number of Slices in front of it; 0 if left out.
-        levels: gets the Slices.
-        in_front: gets for each node of the body the number of Slices in front of it.
-
-    Returns:
-        The largest number of Slices in front of a tensor of the body.
+        graphs: of the model.
+        light: a copy without weights.
     """
-    known = dict(known)
-    most = 0
-    for node in body.node:
-        level = max((known.get(name, 0) for name in node.input), default=0)
-        in_front.append(level)
-        for inner in subgraphs(node) if node.attribute else ():
-            # A Loop or Scan may pass any of its inputs.
-            given = dict.fromkeys((value.name for value in inner.input), level)
-            level = max(level, _sort_by_level(inner, known | given, levels, []))
-        if node.op_type == "Slice" and node.domain in STANDARD_DOMAINS:
-            levels.extend([] for _ in range(level + 1 - len(levels)))
-            levels[level].append(node)
-            level += 1
-        known.update(dict.fromkeys(node.output, level))
-        most = max(most, level)
-    return most
+
+    def __init__(self, graphs: Sequence[Graph], light: ModelProto) -> None:
+        self.count = 0
+        self._integers = Integers(graphs, light)
+        # For each graph so far: tensor → whether no size of it is negative.
+        self._whole: dict[int, dict[str, bool]] = {}
+
+    def put(self, graph: Graph, body: Body) -> None:
+        """Put a guard in front of every Slice of a body that may cut an axis of negative size.
+
+        Args:
+            graph: the body as the model has it; those around it come before it.
+            body: its copy, which gets the guards.
+        """
+        whole = self._whole[id(graph)] = _given(graph)
+        nodes: list[NodeProto] = []
+        done = 0
+        for index, op in enumerate(graph.ops):
+            is_whole = op in VALUED and self._is_whole(graph, index)
+            whole.update(dict.fromkeys(graph.writes[index], is_whole))
+            if op != _SLICE or is_whole or len(graph.reads[index]) < _FIRST_INPUTS:
+                continue
+            node = body.node[index]
+            if node.op_type != op:  # it is misread, and another node by now
+                continue
+            nodes += body.node[done:index]
+            done = index
+            for axis in self._axes(graph, node):
+                self.count += 1
+                nodes.append(_call(node.input[0], f"{DOMAIN}.{self.count}", axis))
+                node.input[0] = nodes[-1].output[0]
+        if done or nodes:
+            nodes += body.node[done:]
+            del body.node[:]
+            body.node.extend(nodes)
+
+    def _is_whole(self, graph: Graph, index: int) -> bool:
+        """Whether no size of what a node of ``VALUED`` writes is negative."""
+        op, reads = graph.ops[index], graph.reads[index]
+        if op in SIZING:  # what it writes has sizes of its own
+            return True
+        held = graph.attributes.get(index, {}).values() if not reads else ()
+        data = reads[:1] if op == _SLICE else reads
+        return all(min(item.t.dims, default=0) >= 0 for item in held) and all(
+            self._has_whole(graph, name) for name in data
+        )
+
+    def _has_whole(self, graph: Graph, name: str) -> bool:
+        scope: Graph | None = graph
+        while scope is not None:
+            whole = self._whole[id(scope)]
+            if name in whole:
+                return whole[name]
+            scope = scope.parent
+        return False
+
+    def _axes(self, graph: Graph, node: NodeProto) -> Iterator[int]:
+        """Yield the axes that a Slice cuts; it becomes one of unknown axes if they are not known.
+
+        Inference finds the rank alone of what such a Slice writes.
+        """
+        starts, ends, axes = (
+            self._integers.listed(graph, name) if name else None
+            for name in (*node.input, "", "")[1:4]
+        )
+        if axes is None and not any(node.input[3:4]):
+            bounds = ends if starts is None else starts
+            axes = None if bounds is None else [*range(len(bounds))]
+        if axes is not None and len(axes) <= _MOST_AXES:
+            yield from dict.fromkeys(axes)
+        else:
+            node.input[1:] = [_UNKNOWN, _UNKNOWN]
 
 
-def _set_domain(nodes: Iterable[NodeProto], domain: str) -> None:
-    for node in nodes:
-        node.domain = domain
+def _given(graph: Graph) -> dict[str, bool]:
+    """Return what is known of the sizes of tensors that a graph does not compute."""
+    # What a body is handed from outside may have been computed.
+    is_main = graph.parent is None and not graph.is_of_function
+    found = dict.fromkeys(graph.formal, is_main)
+    found.update((name, min(dims, default=0) >= 0) for name, dims in graph.dims.items())
+    return found
 
 
-def _require_no_negative_size(model: ModelProto) -> None:
-    for body in bodies_of(model):
-        if not isinstance(body, GraphProto):
-            continue
-        for value in chain(body.input, body.value_info, body.output):
-            for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_value < 0:
-                    raise ValueError(f"{value.name} has a negative size")
+def _call(name: str, output: str, axis: int) -> NodeProto:
+    return helper.make_node(_GUARD, [name], [output], domain=DOMAIN, axis=axis)
+
+
+def _guard() -> FunctionProto:
+    """Return the function that hands on a tensor, but for one whose size of an axis is negative."""
+    nodes = [
+        helper.make_node("Constant", [], ["none"], value_ints=[0]),
+        # Inference finds that an axis of a negative size has less than 0 elements, and gives up.
+        helper.make_node("TopK", ["data", "none"], ["first", "indices"]),
+        # As many axes as the data has, all of size 1: the sum is of the shape of the data.
+        helper.make_node("ReduceSum", ["first"], ["one"], keepdims=1),
+        helper.make_node("Add", ["data", "one"], ["same"]),
+    ]
+    axis = AttributeProto(name="axis", ref_attr_name="axis", type=AttributeProto.INT)
+    nodes[1].attribute.append(axis)
+    imports = [helper.make_opsetid("", _OPSET)]
+    return helper.make_function(DOMAIN, _GUARD, ["data"], ["same"], nodes, imports, ["axis"])

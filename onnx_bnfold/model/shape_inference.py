@@ -6,29 +6,30 @@ their layers directly never needs it.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import TYPE_CHECKING
 
 import onnx
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import (
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    TensorShapeProto,
+    helper,
+    numpy_helper,
+)
 
-from onnx_bnfold.model.bare import without_metadata
+from onnx_bnfold.model.bare import LARGEST_KEPT, may_be_parameter, without_weights
 from onnx_bnfold.model.constants import Constants
 from onnx_bnfold.model.determinism import SIZING
-from onnx_bnfold.model.graph import STANDARD_DOMAINS, Body, Dims, Graph, ReadTensor, bodies_of
-from onnx_bnfold.model.inference_guard import MOST_LEVELS, behind, hide_unsafe_slices
+from onnx_bnfold.model.graph import Body, Dims, Graph, ReadTensor, bodies_of
+from onnx_bnfold.model.inference_guard import VALUED, behind, guarded
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.storage.tensors import elsewhere, fill, is_external, tensors
+from onnx_bnfold.storage.tensors import elsewhere, fill, tensors
 
 if TYPE_CHECKING:
     from onnx_bnfold.model.suspects import Suspects, Types
-
-# Initializers of up to this many elements keep their values, since shapes may depend on them.
-LARGEST_KEPT = 1024
-
-# External floats are read if they have up to this many elements: they may be scales of a Resize.
-_LARGEST_SCALES = 16
 
 # Values are not propagated in models with a longer vector.
 LONGEST_PROPAGATED = 2**16
@@ -36,11 +37,7 @@ LONGEST_PROPAGATED = 2**16
 # How often it is inferred again with sizes that it has found.
 MOST_REPEATED = 8
 
-# Why nothing is inferred behind Slices that stay hidden.
-_DEEP = (
-    Reason.SEARCH_LIMIT,
-    f"it is behind more than {MOST_LEVELS} Slices, where shapes are not inferred",
-)
+_SHRUNK = "of which onnx's shape inference finds a negative size; see that the model runs"
 
 
 class Shapes:
@@ -126,13 +123,14 @@ class Inference:
 
     Args:
         model: the model.
-        main: its main graph.
+        graphs: its graphs, the main one first.
         read: reads the elements of an initializer.
     """
 
-    def __init__(self, model: ModelProto, main: Graph, read: ReadTensor) -> None:
+    def __init__(self, model: ModelProto, graphs: Sequence[Graph], read: ReadTensor) -> None:
         self._model = model
-        self._main = main
+        self._graphs = graphs
+        self._main = graphs[0]
         self._read = read
         self._types: list[Types] | None = None
         self._light: ModelProto | None = None  # while it may be refined
@@ -162,17 +160,42 @@ class Inference:
         suspects = self._suspects(light)
         try:
             types = self._inferred(light, suspects, data_prop=False)
-            if not any(_is_long(kind) for of_one in types for kind in of_one.values()):
-                types = self._inferred(light, suspects, data_prop=True)
+            if not self._are_long(types):
+                if self._has_values():
+                    types = self._inferred(light, suspects, data_prop=True)
                 self._light = None if SIZING.isdisjoint(self._main.ops) else light
         except Exception:  # go on without shapes if the model is inconsistent; the rules refuse
-            types = [_types_of(body) for body in bodies_of(light)]
+            types = [_types_of(body)[0] for body in bodies_of(light)]
         return types
+
+    def _are_long(self, types: Sequence[Types]) -> bool:
+        """Whether values would be propagated that are too many.
+
+        onnx's propagation takes memory for each element, so a file of a few bytes could exhaust it.
+        """
+        return any(
+            _is_long(known[name][0])
+            for graph, known in zip(self._graphs, types, strict=True)
+            for op, written in zip(graph.ops, graph.writes, strict=True)
+            if op in VALUED
+            for name in written
+            if name in known
+        )
+
+    def _has_values(self) -> bool:
+        """Whether there may be values to propagate beside constants of the main graph.
+
+        Those are evaluated before.
+        """
+        _, *others = self._graphs
+        return not SIZING.isdisjoint(self._main.ops) or any(
+            not VALUED.isdisjoint(graph.ops) for graph in others
+        )
 
     def _read_parameters(self, light: ModelProto) -> None:
         """Read axes, shapes and the like whose values are in a file."""
         for _, tensor in tensors(light, elsewhere()):
-            if _may_be_parameter(tensor):
+            if may_be_parameter(tensor):
                 values = self._read(tensor)
                 tensor.ClearField("data_location")
                 tensor.ClearField("external_data")
@@ -182,7 +205,7 @@ class Inference:
         """Return the nodes that may be misread; those that are, whatever the sizes, are hidden."""
         from onnx_bnfold.model.suspects import Suspects
 
-        suspects = Suspects(light)
+        suspects = Suspects(self._graphs, light)
         self._leave_open(light, suspects, None)
         return suspects
 
@@ -208,11 +231,13 @@ class Inference:
     def _inferred(self, light: ModelProto, suspects: Suspects, *, data_prop: bool) -> list[Types]:
         """Infer repeatedly, until the inferred sizes show no further misread node."""
         while True:
-            deep = hide_unsafe_slices(light, data_prop=data_prop)
-            self._blind[_DEEP] = self._blind.get(_DEEP, frozenset()) | behind(light, deep)
-            types = _inferred(light, data_prop=data_prop)
-            if not self._leave_open(light, suspects, types):
-                return types
+            safe = guarded(light, self._graphs)
+            inferred = onnx.shape_inference.infer_shapes(safe, data_prop=data_prop)
+            bodies = zip(self._graphs, bodies_of(inferred), strict=False)  # and the guard
+            types, negative = zip(*(_types_of(body) for _, body in bodies), strict=True)
+            misread = self._leave_open(light, suspects, types)
+            if not (misread or (any(negative) and self._leave_shrunk(light, suspects, negative))):
+                return [*types]
 
     def _leave_open(
         self, light: ModelProto, suspects: Suspects, types: Sequence[Types] | None
@@ -223,10 +248,29 @@ class Inference:
 
         misread = [*suspects.take(types)]
         for op, node in misread:
-            why = Reason.UNKNOWN_SHAPE, f"it is behind a node of {op} {MISREAD[op].what}"
-            self._blind[why] = self._blind.get(why, frozenset()) | behind(light, [node])
+            self._note_blind(light, node, f"{op} {MISREAD[op].what}")
         leave_open(node for _, node in misread)
         return bool(misread)
+
+    def _leave_shrunk(
+        self, light: ModelProto, suspects: Suspects, negative: Sequence[Set[str]]
+    ) -> bool:
+        """Hide nodes of a negative size from the inference; return whether there were any.
+
+        onnxruntime refuses some of these, and takes one window where there is none for others.
+        """
+        from onnx_bnfold.model.suspects import leave_open
+
+        shrunk = [*suspects.shrunk(negative)]
+        for op, node in shrunk:
+            self._note_blind(light, node, f"{op} {_SHRUNK}")
+        leave_open(node for _, node in shrunk)
+        return bool(shrunk)
+
+    def _note_blind(self, light: ModelProto, node: NodeProto, what: str) -> None:
+        """Note that nothing is inferred behind a node, and why."""
+        why = Reason.UNKNOWN_SHAPE, f"it is behind a node of {what}"
+        self._blind[why] = self._blind.get(why, frozenset()) | behind(light, [node])
 
     def _fix_parameters(self, light: ModelProto, constants: Constants) -> bool:
         """Replace computed axes, shapes and the like by Constant nodes; return whether any is new.
@@ -252,17 +296,8 @@ class Inference:
         return any_new
 
 
-def _inferred(model: ModelProto, *, data_prop: bool) -> list[Types]:
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=data_prop)
-    return [_types_of(body) for body in bodies_of(inferred)]
-
-
-def _is_long(kind: tuple[Dims | None, int]) -> bool:
-    """Return whether a tensor is a vector that is too long for its values to be propagated.
-
-    onnx's propagation takes memory for each element, so a file of a few bytes could exhaust it.
-    """
-    dims = kind[0]
+def _is_long(dims: Dims | None) -> bool:
+    """Return whether dims are those of a vector too long for its values to be propagated."""
     return (
         dims is not None
         and len(dims) == 1
@@ -271,76 +306,34 @@ def _is_long(kind: tuple[Dims | None, int]) -> bool:
     )
 
 
-def _types_of(body: Body) -> Types:
-    if not isinstance(body, GraphProto):
-        return {}
-    values: Sequence[ValueInfoProto] = [*body.input, *body.output, *body.value_info]
-    return {
-        v.name: (
-            _dims(v) if v.type.tensor_type.HasField("shape") else None,
-            v.type.tensor_type.elem_type,
-        )
-        for v in values
-        if v.type.HasField("tensor_type")
-    }
+def _types_of(body: Body) -> tuple[Types, Set[str]]:
+    """Return name → (dims, element type) for a body, and the names of tensors of negative sizes."""
+    types: dict[str, tuple[Dims | None, int]] = {}
+    negative = set[str]()
+    checked: dict[Dims | None, Dims | None] = {}  # few are different
+    values = [*body.input, *body.output, *body.value_info] if isinstance(body, GraphProto) else ()
+    for value in values:
+        kind = value.type
+        if not kind.HasField("tensor_type"):
+            continue
+        tensor = kind.tensor_type
+        dims = _dims(tensor.shape) if tensor.HasField("shape") else None
+        if dims not in checked:
+            checked[dims] = _natural(dims)
+        if checked[dims] != dims:
+            negative.add(value.name)
+        types[value.name] = checked[dims], tensor.elem_type
+    return types, negative
 
 
-def _dims(value: ValueInfoProto) -> Dims | None:
-    if not value.type.tensor_type.HasField("shape"):
-        return None
+def _dims(shape: TensorShapeProto) -> Dims:
     return tuple(
-        d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None)
-        for d in value.type.tensor_type.shape.dim
+        [d.dim_value or (0 if d.HasField("dim_value") else d.dim_param or None) for d in shape.dim]
     )
 
 
-def without_weights(model: ModelProto) -> ModelProto:
-    """Copy a model without the values of its large initializers and without derived value_info.
-
-    The file's value_info of tensors that standard operators compute is left out: inference computes
-    it anew, and a wrong entry must not lead to a wrong fold.
-    """
-    light = ModelProto(ir_version=model.ir_version)
-    light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
-    graph, source = light.graph, model.graph
-    graph.name = "graph"  # the original name may not be text
-    graph.node.extend(source.node)
-    graph.input.extend(source.input)
-    graph.output.extend(source.output)
-    foreign = {o for n in source.node if n.domain not in STANDARD_DOMAINS for o in n.output}
-    graph.value_info.extend(v for v in source.value_info if v.name in foreign)
-    graph.initializer.extend(_shape_only(t) for t in source.initializer)
-    graph.initializer.extend(
-        TensorProto(name=s.values.name, dims=s.dims, data_type=s.values.data_type)
-        for s in source.sparse_initializer
-    )
-    for body in bodies_of(light):
-        if isinstance(body, GraphProto):
-            _open_negative_sizes(body)
-    return without_metadata(light)
-
-
-def _open_negative_sizes(graph: GraphProto) -> None:
-    """Clear sizes of -1, which some converters write for unknown ones."""
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
-            if dim.dim_value < 0:
-                dim.Clear()
-
-
-def _shape_only(tensor: TensorProto) -> TensorProto:
-    is_kept = _may_be_parameter(tensor) if is_external(tensor) else _is_small(tensor)
-    if is_kept:
-        return tensor
-    return TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
-
-
-def _may_be_parameter(tensor: TensorProto) -> bool:
-    """Return whether a tensor may be axes, sizes or the like, or the scales of a Resize."""
-    integers = tensor.data_type == TensorProto.INT64
-    return _is_small(tensor, LARGEST_KEPT if integers else _LARGEST_SCALES)
-
-
-def _is_small(tensor: TensorProto, limit: int = LARGEST_KEPT) -> bool:
-    return bool(math.prod(tensor.dims) <= limit)
+def _natural(dims: Dims | None) -> Dims | None:
+    """Return dims in which negative sizes are unknown."""
+    if dims is None:
+        return None
+    return tuple(None if isinstance(size, int) and size < 0 else size for size in dims)

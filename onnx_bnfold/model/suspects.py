@@ -2,36 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import partial
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from onnx_bnfold.model.graph import STANDARD_DOMAINS, Dims, Graph, bodies_of, graphs_of, subgraphs
+from onnx_bnfold.model.graph import (
+    Body,
+    Dims,
+    Graph,
+    bodies_of,
+    operator,
+    subgraphs,
+)
 from onnx_bnfold.model.misread import MISREAD, Settings
 
 _OPEN = "onnx_bnfold.open"  # a name that nothing defines
 Types = Mapping[str, tuple[Dims | None, int]]
 
 
+class Integers:
+    """The lists of integers in a copy of a model without weights.
+
+    Args:
+        graphs: of the model.
+        light: the copy.
+    """
+
+    def __init__(self, graphs: Sequence[Graph], light: ModelProto) -> None:
+        self._bodies = dict(zip(map(id, graphs), bodies_of(light), strict=True))
+        self._tensors: dict[int, dict[str, TensorProto]] = {}
+
+    def body(self, graph: Graph) -> Body:
+        """Return what stands for a graph in the copy."""
+        return self._bodies[id(graph)]
+
+    def listed(self, graph: Graph, name: str) -> list[int] | None:
+        """Return the elements of an initializer or of a Constant node, None of anything else."""
+        scope: Graph | None = graph
+        while scope is not None and not scope.defines(name):
+            scope = scope.parent
+        if scope is None:
+            return None
+        body, index = self.body(scope), scope.producer.get(name)
+        if index is not None:
+            return _held(body.node[index])
+        if id(scope) not in self._tensors:
+            tensors = body.initializer if isinstance(body, GraphProto) else ()
+            self._tensors[id(scope)] = {tensor.name: tensor for tensor in tensors}
+        tensor = self._tensors[id(scope)].get(name)
+        return None if tensor is None else _elements(tensor)
+
+
 class Suspects:
     """The nodes of a model that inference may misread.
 
     Args:
-        model: the model; afterwards only these nodes may change.
+        graphs: of the model.
+        light: a copy without weights; afterwards only these nodes may change.
     """
 
-    def __init__(self, model: ModelProto) -> None:
-        self._graphs: list[Graph] = []
+    def __init__(self, graphs: Sequence[Graph], light: ModelProto) -> None:
+        self._graphs = graphs
+        self._integers = Integers(graphs, light)
         self._left: list[tuple[Graph, int, Settings]] = []
-        # Index the model only if it has such nodes, which few have.
-        if any(_is_suspect(node) for body in bodies_of(model) for node in body.node):
-            self._graphs = graphs_of(model)
-            for graph in self._graphs:
-                for index, node in enumerate(graph.nodes):
-                    if graph.ops[index] in MISREAD:
-                        settings = Settings(node, graph.opset, partial(_integers, graph))
-                        self._left.append((graph, index, settings))
+        for graph in graphs:
+            if MISREAD.keys().isdisjoint(graph.ops):
+                continue
+            nodes, listed = self._integers.body(graph).node, partial(self._integers.listed, graph)
+            for index, op in enumerate(graph.ops):
+                # Another operator stands for a constant, or for what was misread before.
+                if op in MISREAD and nodes[index].op_type == op:
+                    self._left.append((graph, index, Settings(nodes[index], graph.opset, listed)))
 
     def take(self, types: Sequence[Types] | None = None) -> Iterator[tuple[str, NodeProto]]:
         """Yield the nodes that are misread, with their operators; each node only once.
@@ -42,14 +84,27 @@ class Suspects:
                 known, those that may be misread.
         """
         by_graph = None
-        if types is not None and self._graphs:
+        if types is not None:
             by_graph = {id(g): of_one for g, of_one in zip(self._graphs, types, strict=True)}
-        left, self._left = self._left, []  # empty if the model is not indexed
+        left, self._left = self._left, []
         for graph, index, settings in left:
             if self._is_misread(graph, index, settings, by_graph):
-                yield str(graph.ops[index]), graph.nodes[index]
+                yield str(graph.ops[index]), settings.node
             else:
                 self._left.append((graph, index, settings))
+
+    def shrunk(self, names: Sequence[Set[str]]) -> Iterator[tuple[str, NodeProto]]:
+        """Yield the nodes that write the first tensors of negative sizes, with their operators.
+
+        Args:
+            names: of each graph, its tensors of negative sizes.
+        """
+        for graph, found in zip(self._graphs, names, strict=True):
+            nodes = self._integers.body(graph).node
+            for index in sorted({graph.producer[n] for n in found if n in graph.producer}):
+                op = str(graph.ops[index])
+                if op == nodes[index].op_type and found.isdisjoint(graph.reads[index]):
+                    yield op, nodes[index]
 
     def _is_misread(
         self, graph: Graph, index: int, node: Settings, types: Mapping[int, Types] | None
@@ -83,19 +138,6 @@ def leave_open(nodes: Iterable[NodeProto]) -> None:
         node.input[1:] = [_OPEN]
 
 
-def _is_suspect(node: NodeProto) -> bool:
-    misreading = MISREAD.get(node.op_type)
-    if misreading is None or node.domain not in STANDARD_DOMAINS:
-        return False
-    settings = Settings(node, 1, lambda name: None)
-    return (
-        misreading.by_values
-        or settings.is_open
-        or misreading.settings(settings)
-        or misreading.may(settings)
-    )
-
-
 def _differ(branches: Iterable[Graph], types: Mapping[int, Types]) -> bool:
     """Return whether an output has unknown sizes, or not the same in all branches."""
     sizes = [
@@ -116,14 +158,11 @@ def _dims(graph: Graph | None, name: str, types: Mapping[int, Types]) -> Dims | 
     return None
 
 
-def _integers(graph: Graph, name: str) -> list[int] | None:
-    """Return the elements of an initializer or of a Constant node, if they are integers."""
-    initializer, index = graph.find_initializer(name), graph.producer.get(name)
-    if initializer is not None:
-        return _elements(initializer[1])
-    if index is None or graph.ops[index] != "Constant":
+def _held(node: NodeProto) -> list[int] | None:
+    """Return the elements that a Constant node writes, if they are integers; else None."""
+    if operator(node) != "Constant":
         return None
-    for item in graph.nodes[index].attribute:
+    for item in node.attribute:
         if item.HasField("t"):
             return _elements(item.t)
         if item.name == "value_ints":
@@ -132,6 +171,7 @@ def _integers(graph: Graph, name: str) -> list[int] | None:
 
 
 def _elements(tensor: TensorProto) -> list[int] | None:
+    """Return the elements of a tensor, if they are integers and here; else None."""
     kinds = (TensorProto.INT32, TensorProto.INT64)
     if tensor.data_type not in kinds or tensor.data_location == TensorProto.EXTERNAL:
         return None

@@ -126,8 +126,9 @@ def _views(model: ModelProto, read: ReadTensor) -> list[NodeView]:
     Shape inference alone does not follow what exporters compute from it (a Div of a Shape).
     """
     while True:
-        graph = graphs_of(model)[0]
-        shapes = Shapes(graph, Inference(model, graph, read), 0, None)
+        graphs = graphs_of(model)
+        graph = graphs[0]
+        shapes = Shapes(graph, Inference(model, graphs, read), 0, None)
         constants = Constants(graph, read, shapes, None)
         views = [NodeView(graph, constants, shapes, index) for index in range(len(graph.nodes))]
         known = [view for view in views if view.op == "Shape" and _is_static(view)]

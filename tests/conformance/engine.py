@@ -140,7 +140,7 @@ def site_of(case: Case) -> GraphState:
         graph, ir_version=10, opset_imports=[helper.make_opsetid("", case.opset)]
     )
     (main,) = graphs_of(model)
-    shapes = Shapes(main, Inference(model, main, numpy_helper.to_array), 0, None)
+    shapes = Shapes(main, Inference(model, [main], numpy_helper.to_array), 0, None)
     return GraphState(main, Constants(main, numpy_helper.to_array, shapes, None), shapes)
 
 

@@ -53,8 +53,8 @@ RIGHT = {
 
 def inferred(model, name):
     """What is known of a tensor of the main graph."""
-    (main, *_) = graphs_of(model)
-    shapes = Shapes(main, Inference(model, main, numpy_helper.to_array), 0, None)
+    graphs = graphs_of(model)
+    shapes = Shapes(graphs[0], Inference(model, graphs, numpy_helper.to_array), 0, None)
     return shapes.dims(name), shapes[name][1] if name in shapes else 0
 
 

@@ -4,15 +4,16 @@ import numpy as np
 import onnx
 import pytest
 from graphs import Net
-from onnx import TensorProto, helper
-from support import count, fold_checked, ops, saved_external
+from onnx import TensorProto, helper, numpy_helper
+from support import fold_checked, ops, saved_external
 
 import onnx_bnfold
 from onnx_bnfold import Reason
 from onnx_bnfold.model import inference_guard
-from onnx_bnfold.model.graph import graphs_of
+from onnx_bnfold.model.bare import without_weights
+from onnx_bnfold.model.graph import bodies_of, graphs_of
 from onnx_bnfold.model.inference_hints import ranks_by_layers
-from onnx_bnfold.model.shape_inference import without_weights
+from onnx_bnfold.model.shape_inference import Inference
 
 WINDOW = {"kernel_shape": [2, 2]}
 FEEDS = {"x": np.random.default_rng(0).standard_normal((2, 4, 3, 3)).astype(np.float32)}
@@ -30,15 +31,117 @@ def behind_slices(number):
     return net.model(y)
 
 
-@pytest.mark.parametrize(("number", "kept"), [(3, 0), (4, 1), (6, 2)])
-def test_behind_too_many_slices_the_others_fold(number, kept, monkeypatch):
-    """Behind the fourth no shape is known, but for the rank that a Conv gives."""
-    monkeypatch.setattr(inference_guard, "MOST_LEVELS", 3)
-    folded, report = fold_checked(behind_slices(number), kept=kept)
-    assert count(folded, "Slice") == number
-    for record in report.kept:
-        assert record.refusal.reason is Reason.SEARCH_LIMIT
-        assert "behind more than" in record.refusal.sentence
+def test_behind_any_number_of_slices_nodes_fold():
+    """Each level of Slices once took a run of the inference, and behind 100 it was given up."""
+    report = onnx_bnfold.plan(behind_slices(130))
+    assert (len(report.folded), len(report.kept)) == (130, 0)
+    fold_checked(behind_slices(3))
+
+
+@pytest.fixture
+def inferred(monkeypatch):
+    """The models that are inferred, in order."""
+    models = []
+    infer = onnx.shape_inference.infer_shapes
+
+    def watched(model, **options):
+        models.append(model)
+        return infer(model, **options)
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", watched)
+    return models
+
+
+def test_slices_are_inferred_once_each_behind_a_guard(inferred):
+    model = behind_slices(9)
+    del inferred[:]
+    onnx_bnfold.plan(model)
+    (light,) = inferred
+    called = [node for node in light.graph.node if node.domain == inference_guard.DOMAIN]
+    assert len(light.graph.node) == len(model.graph.node) + 9
+    assert [node.op_type for node in called] == ["Guard"] * 9
+    assert all("Guard" not in node.op_type for node in model.graph.node)
+
+
+def test_a_slice_of_sizes_hands_their_values_on(inferred):
+    """No guard is in front of it, behind which inference would know no values."""
+    net = Net(("N", 4, 3, 3))
+    y = net.conv("x", 4)
+    sizes = net.op("Concat", net.op("Slice", net.op("Shape", y), *map(net.ints, (0, 2))),
+                   net.ints(9), axis=0)  # fmt: skip
+    y = net.op("Reshape", y, sizes)
+    assert net.state(y).shapes.dims(y) == ("N", 4, 9)
+    (_, light) = inferred[-2:]
+    assert not light.functions
+
+
+def test_a_slice_along_axes_that_are_not_known_keeps_the_rank():
+    net = Net(("N", 4, 3, 3))
+    axes = net.input("axes", (1,), TensorProto.INT64)
+    y = net.op("Slice", net.conv("x", 4), net.ints(0), net.ints(2), axes)
+    dims = net.state(y).shapes.dims(y)
+    assert len(dims) == 4
+    assert not any(isinstance(size, int) for size in dims)
+
+
+def test_bounds_without_axes_cut_the_first_ones():
+    net = Net((5, 4, 3, 3))
+    y = net.op("Slice", net.conv("x", 4), net.ints(1, 0), net.ints(3, 1))
+    assert net.state(y).shapes.dims(y) == (2, 1, 3, 3)
+
+
+@pytest.mark.parametrize("inside", ["branch", "function"])
+def test_slices_inside_of_other_bodies_are_behind_guards(inside):
+    """A tensor that comes from outside may have any size."""
+    call = {"branch": BRANCH, "function": "y = local.f(c, W, s, e)"}[inside]
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 17, "local": 1]>
+        g (float[2,2,5,5] x) => (float[N,M,H,V] z)
+        <int64[1] s = {{1}}, int64[1] e = {{3}}, bool t = {{1}},
+         float[2,2,1,1] W = {{1, 2, 3, 4}}>
+        {{ c = Conv(x, W) {call} z = Relu(y) }}
+        <domain: "local", opset_import: ["": 13]> f (b, W, s, e) => (y)
+        {{ a = Constant <value_ints = [2]> () d = Conv(b, W) y = Slice(d, s, e, a) }}"""
+    )
+    graphs = graphs_of(model)
+    inference = Inference(model, graphs, numpy_helper.to_array)
+    at, name = {"branch": (2, "h"), "function": (0, "y")}[inside]
+    assert inference.types(at)[name][0] == (2, 2, 2, 5)
+    safe = inference_guard.guarded(model, graphs)
+    calls = [node for body in bodies_of(safe) for node in body.node if node.op_type == "Guard"]
+    assert len(calls) == sum(n.op_type == "Slice" for b in bodies_of(model) for n in b.node)
+
+
+BRANCH = """y = If(t) <
+    then_branch = p () => (float[N,M,H,V] u) { SLICE u = Relu(h) },
+    else_branch = q () => (float[N,M,H,V] v) { SLICE v = Relu(h) }>""".replace(
+    "SLICE",
+    """s1 = Constant <value_ints = [1]> () e1 = Constant <value_ints = [3]> ()
+    a1 = Constant <value_ints = [2]> () h = Slice(c, s1, e1, a1)""",
+)
+
+
+def test_behind_a_negative_size_nothing_is_inferred():
+    """The product of two negative sizes is none: onnxruntime takes one window, say."""
+    net = Net((2, 4, 3, 3))
+    y = net.op("MaxPool", net.conv("x", 4), kernel_shape=[5, 5])
+    flat = net.op("Flatten", y)
+    shapes = net.state(net.bn(flat, channels=4)).shapes
+    assert shapes.dims(flat) != (2, 4)
+    assert "negative size" in shapes.why_unknown([flat])[1]
+    assert shapes.dims("x") == (2, 4, 3, 3)
+
+
+@pytest.mark.parametrize(("sized", "runs"), [(False, 1), (True, 2)])
+def test_values_are_propagated_where_there_are_any(sized, runs, inferred):
+    net = Net(("N", 4, 3, 3))
+    y = net.conv("x", 4)
+    shape = net.op("Shape", y) if sized else net.ints(0, 4, 9)
+    shapes = net.state(net.op("Reshape", y, shape)).shapes
+    del inferred[:]
+    shapes.dims(y)
+    shapes.dims("x")
+    assert len(inferred) == runs
 
 
 @pytest.mark.parametrize("between", [None, "Tanh"])
@@ -151,13 +254,12 @@ def test_inference_is_not_told_where_in_the_sources_a_node_comes_from():
     assert b"model.py" in before
 
 
-def test_a_slice_of_another_domain_is_not_shown_as_a_standard_one():
+def test_a_slice_of_another_domain_needs_no_guard():
     net = Net((2, 4))
     model = net.model(net.op("Slice", "x", net.ints(0), net.ints(1)))
     model.graph.node[0].domain = "own"
     model.opset_import.add(domain="own", version=1)
-    inference_guard.hide_unsafe_slices(model, data_prop=False)
-    assert model.graph.node[0].domain == "own"
+    assert inference_guard.guarded(model, graphs_of(model)) is model
 
 
 def test_a_group_normalization_has_the_shape_of_its_data():
@@ -167,42 +269,3 @@ def test_a_group_normalization_has_the_shape_of_its_data():
     shapes = net.state(net.relu(y)).shapes
     assert shapes.dims(y) == (2, "C", 5)
     assert shapes.type_of(y) == TensorProto.FLOAT
-
-
-def test_each_level_of_slices_infers_what_lies_in_front_of_it(monkeypatch):
-    """What lies behind a Slice that is still hidden is left out: of that nothing is known."""
-    sizes = []
-    infer = onnx.shape_inference.infer_shapes
-
-    def watched(model, **options):
-        sizes.append(len(model.graph.node))
-        return infer(model, **options)
-
-    model = behind_slices(3)
-    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", watched)
-    inference_guard.hide_unsafe_slices(model, data_prop=False)
-    assert sizes == sorted(set(sizes))
-    assert len(sizes) == 3
-    assert sizes[-1] < len(model.graph.node)
-    assert all(node.domain == "" for node in model.graph.node)
-
-
-def test_the_slices_of_all_functions_are_hidden_at_once(monkeypatch):
-    """An exporter writes one for each module, hundreds, and each imports operator sets."""
-    net = Net((2, 4))
-    model = net.model(net.relu("x"))
-    for number in range(50):
-        body = [onnx.helper.make_node("Slice", ["x", "a", "b"], ["y"])]
-        imports = [onnx.helper.make_opsetid("", 17)]
-        inputs = ["x", "a", "b"]
-        made = onnx.helper.make_function("own", f"f{number}", inputs, ["y"], body, imports)
-        model.functions.append(made)
-    hidden = []
-    hide = inference_guard._hide
-    monkeypatch.setattr(
-        inference_guard, "_hide", lambda of, nodes: hide(of, hidden.append([*nodes]) or hidden[-1])
-    )
-    inference_guard.hide_unsafe_slices(model, data_prop=False)
-    assert [len(nodes) for nodes in hidden] == [50]
-    for function in model.functions:
-        assert function.node[0].domain in {item.domain for item in function.opset_import} - {""}

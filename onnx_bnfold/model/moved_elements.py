@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import as_strided
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.blocks import Stored
 from onnx_bnfold.model.graph import Graph
-from onnx_bnfold.model.numpy_nodes import MOVING, by_numpy
+from onnx_bnfold.model.numpy_nodes import COPYING, MOVING, by_numpy
 
 _HELD = 1 << 20  # elements that a reader holds
 _SHORTEST = 1 << 6  # elements that are worth a call of the system
@@ -50,8 +50,8 @@ def moved(
         return None
     places: Array | None = _in_order(graph.dims[name])
     for index in reversed(indices):
-        if places is None or (graph.ops[index] == "Reshape" and not places.flags.c_contiguous):
-            return None  # numpy would copy
+        if places is None or (graph.ops[index] in COPYING and not places.flags.c_contiguous):
+            return None
         first, *others = graph.reads[index]
         feeds = {first: places, **{other: value(other) for other in others}}
         places = by_numpy(graph.nodes[index], graph.opset, feeds)

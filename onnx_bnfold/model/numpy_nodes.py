@@ -14,8 +14,10 @@ from onnx import NodeProto, helper
 
 from onnx_bnfold.arrays import Array
 
-# Operators whose output has the elements of the first input, in the same order or another one.
+# Operators whose output has the elements of the first input, in the same order or another one; and
+# those of them for which numpy copies what does not lie in order.
 MOVING = frozenset({"Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+COPYING = frozenset({"Reshape"})
 
 # Computes an operator's output; None where the reference evaluator is to be asked.
 _Compute = Callable[[Sequence[Array], Mapping[str, Any], int], "Array | None"]

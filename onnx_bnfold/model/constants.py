@@ -24,7 +24,13 @@ from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.blocks import InMemory, Stored
-from onnx_bnfold.model.determinism import DESCRIBED, READ_BY_REFERENCE, SIZING, Computable
+from onnx_bnfold.model.determinism import (
+    DESCRIBED,
+    READ_BY_REFERENCE,
+    SIZING,
+    TYPE_ONLY,
+    Computable,
+)
 from onnx_bnfold.model.graph import Dims, Graph, ReadTensor
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.storage.small_tensors import SmallTensors
@@ -170,6 +176,7 @@ class Constants:
             assert self._outer is not None
             return self._outer.value(name)
         with self._evaluating:
+            self.get(name)  # may find the values, too
             if name not in self._values:
                 for ancestor in self._ancestors(name, self._values):
                     self._evaluate(ancestor)
@@ -223,29 +230,49 @@ class Constants:
         return moved(self.graph, name, info.dims, self._opened, self.value)
 
     def _computed(self, name: str) -> Constant | None:
-        if name not in self.computed:
+        if not self.is_computed(name):
             return None
         for ancestor in self._ancestors(name, self._infos):
             if ancestor not in self._infos:
                 self._infos[ancestor] = self._infer(ancestor)
         return self._infos[name]
 
-    @cached_property
-    def computed(self) -> Set[str]:
-        """The outputs of deterministic nodes on constants, and of known sizes of other tensors.
+    def is_computed(self, name: str) -> bool:
+        """Whether deterministic nodes make a tensor of constants, and of known sizes of others.
 
         Not all are constants for ``get``: they may be too large, or of a size that is not known.
         """
-        any_sizes = not SIZING.isdisjoint(self.graph.ops)  # few models have any
-        for name, vector in self.vectors({}).computed.items() if any_sizes else ():
+        surely, perhaps = self._without_sizes
+        return name in surely or (name in perhaps and name in self._with_sizes)
+
+    @property
+    def computes_any(self) -> bool:
+        """Whether nodes may compute constants at all."""
+        return bool(self._without_sizes[1])
+
+    @cached_property
+    def _without_sizes(self) -> tuple[Set[str], Set[str]]:
+        """What is computed whatever the sizes are, and with it what may be if they are known.
+
+        Sizes are asked for where they matter only: they take an inference of the whole model.
+        """
+        surely = perhaps = self._computable.outputs()
+        if not SIZING.isdisjoint(self.graph.ops):  # few models have any
+            from onnx_bnfold.model.shape_vectors import followed
+
+            perhaps = self._computable.outputs(followed(self.graph, surely))
+        # No other output is constant; note that at once instead of name by name in ``get``.
+        self._infos.update(dict.fromkeys(self.graph.producer.keys() - perhaps))
+        return surely, perhaps
+
+    @cached_property
+    def _with_sizes(self) -> Set[str]:
+        for name, vector in self.vectors({}).computed.items():
             value = vector.array(self._known[name][1]) if name in self._known else None
             if value is not None:
                 self._infos[name] = Constant(name, value.shape, self._known[name][1])
                 self._values[name] = value
-        names = self._computable.outputs(self._values)
-        # No other output is constant; note that at once instead of name by name in ``get``.
-        self._infos.update(dict.fromkeys(self.graph.producer.keys() - names))
-        return names
+        return self._computable.outputs(self._values)
 
     def vectors(self, products: Mapping[str, Size]) -> Vectors:
         """Return what is known of the graph's vectors of sizes.
@@ -283,7 +310,7 @@ class Constants:
             node = graph.nodes[graph.producer[stack.pop()]]
             for slot, other in enumerate(node.input):
                 described = (node.op_type, slot) in DESCRIBED
-                if described and other not in self.computed:
+                if described and not self.is_computed(other):
                     continue
                 if other in graph.producer and other not in needed and other not in known:
                     needed.add(other)
@@ -294,11 +321,27 @@ class Constants:
         info = self.get(name) if name not in self._infos else self._infos[name]
         if info is not None:
             return info.dims, info.data_type
+        if name in self._implied_types:
+            return None, self._implied_types[name]
         return (None, self._known[name][1]) if name in self._known else None
 
+    @cached_property
+    def _implied_types(self) -> Mapping[str, int]:
+        """The types that the graph's constants imply, for which nothing has to be inferred."""
+        from onnx_bnfold.model.inference_hints import types_by_constants
+
+        return types_by_constants(self.graph)
+
     def _infer(self, name: str) -> Constant | None:
-        """Return shape and type of one node's output without computing it."""
-        node = self.graph.nodes[self.graph.producer[name]]
+        """Return shape and type of one node's output, without computing it if it may be large."""
+        index = self.graph.producer[name]
+        node = self.graph.nodes[index]
+        try:
+            found = self._at_once(index)
+        except Refused:
+            found = None
+        if found is not None:
+            return found
         types: dict[str, TypeProto] = {}
         for slot, other in enumerate(node.input):
             if not other:
@@ -322,6 +365,35 @@ class Constants:
             return None
         except Exception:  # the C++ inference raises several types; no shape means not constant
             return None
+
+    def _at_once(self, index: int) -> Constant | None:
+        """Compute a node on small constants: that takes less than to infer what it makes."""
+        node = self.graph.nodes[index]
+        if not all(self._is_at_hand(index, s, n) for s, n in enumerate(node.input) if n):
+            return None
+        from onnx_bnfold.model.numpy_nodes import by_numpy
+
+        feeds = {n: self._feed(index, s, n) for s, n in enumerate(node.input) if n}
+        value = by_numpy(node, self.graph.opset, feeds)
+        if value is None or value.size > LARGEST_COMPUTED:
+            return None
+        if value.size <= LARGEST_SHAPE_INPUT:
+            self._values[node.output[0]] = value
+        data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
+        return Constant(node.output[0], value.shape, data_type)
+
+    def _is_at_hand(self, index: int, slot: int, name: str) -> bool:
+        """Whether a node can be computed as far as one of its inputs matters."""
+        position = self.graph.ops[index], slot
+        info = self.get(name)
+        if info is None:
+            is_typed = position in TYPE_ONLY and not self.is_computed(name)
+            return is_typed and self._type_of(name) is not None
+        if position in DESCRIBED:
+            return True
+        return name in self._values or (
+            info.size <= LARGEST_SHAPE_INPUT and not self._is_made(name)
+        )
 
     def _is_heavy(self, node: NodeProto, made: Constant) -> bool:
         """Whether a node takes too long to be computed for one of its outputs."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto, helper, numpy_helper
 
 from onnx_bnfold.arrays import Array
 
@@ -67,6 +67,34 @@ def _shape(inputs: Sequence[Array], attributes: Mapping[str, Any], opset: int) -
 
 def _identity(inputs: Sequence[Array], attributes: Mapping[str, Any], opset: int) -> Array:
     return inputs[0]
+
+
+def _size(inputs: Sequence[Array], attributes: Mapping[str, Any], opset: int) -> Array:
+    return np.array(inputs[0].size, np.int64)
+
+
+def _filled(inputs: Sequence[Array], attributes: Mapping[str, Any], opset: int) -> Array | None:
+    (shape,), held = inputs, attributes.get("value")
+    value = np.zeros((), np.float32) if held is None else numpy_helper.to_array(held).reshape(())
+    return np.broadcast_to(value, shape.tolist()) if _is_of_numpy(value.dtype) else None
+
+
+def _gather(inputs: Sequence[Array], attributes: Mapping[str, Any], opset: int) -> Array:
+    data, indices = inputs
+    return np.take(data, indices, attributes.get("axis", 0))
+
+
+def _slice(inputs: Sequence[Array], attributes: Mapping[str, Any], opset: int) -> Array | None:
+    """Slice forwards."""
+    data, (starts, ends, *others) = inputs[0], (each.tolist() for each in inputs[1:])
+    axes = others[0] if others else [*range(len(starts))]
+    steps = others[1] if len(others) > 1 else [1] * len(starts)
+    if opset < 10 or min(steps, default=1) < 1:
+        return None
+    bounds = [slice(None)] * data.ndim
+    for axis, *each in zip(axes, starts, ends, steps, strict=True):
+        bounds[axis] = slice(*each)
+    return data[tuple(bounds)]
 
 
 def _cast(inputs: Sequence[Array], attributes: Mapping[str, Any], opset: int) -> Array | None:
@@ -130,12 +158,16 @@ _TABLE: dict[str, _Compute] = {
     "CastLike": _cast_like,
     "Concat": _concat,
     "Constant": _constant,
+    "ConstantOfShape": _filled,
     "Div": _of_floats(np.divide),
     "Expand": _expand,
+    "Gather": _gather,
     "Identity": _identity,
     "Mul": _of_floats(np.multiply),
     "Reshape": _reshape,
     "Shape": _shape,
+    "Size": _size,
+    "Slice": _slice,
     "Sqrt": _of_floats(np.sqrt),
     "Squeeze": _squeeze,
     "Sub": _of_floats(np.subtract),

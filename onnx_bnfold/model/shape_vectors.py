@@ -282,6 +282,28 @@ class Vectors:
         return _numbers(self._read(tensor).reshape(-1).tolist(), is_scalar=not tensor.dims)
 
 
+def followed(graph: Graph, made: Container[str]) -> set[str]:
+    """Return what a graph's ``Vectors`` may have computed, whatever the sizes of its tensors are.
+
+    Args:
+        graph: the graph.
+        made: the computed tensors that are constants anyway.
+    """
+    found = set[str]()
+    for op, read, written in zip(graph.ops, graph.reads, graph.writes, strict=True):
+        if op not in RULES or not read:
+            continue
+        first = read[0]
+        if (op, 0) in DIMS_ONLY or first in found or first in made or _holds_integers(graph, first):
+            found.update(written)
+    return found
+
+
+def _holds_integers(graph: Graph, name: str) -> bool:
+    held = graph.find_initializer(name)
+    return held is not None and held[1].data_type in _INTEGERS
+
+
 def product(sizes: Iterable[Size | None]) -> Size | None:
     """Return the product of sizes, None if one is not known."""
     made = Size(1)

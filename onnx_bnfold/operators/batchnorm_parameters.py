@@ -204,7 +204,7 @@ def _require_inference(view: NodeView) -> None:
 def _writes_over_shared(view: NodeView) -> bool:
     """Whether the results of a node of constants depend on how often the model has run."""
     are_constant = all(map(view.constant, range(len(view.reads))))
-    return are_constant and view.writes[0] not in view.constants.computed
+    return are_constant and not view.constants.is_computed(view.writes[0])
 
 
 def _parameter(view: NodeView, index: int) -> Array:

@@ -85,7 +85,7 @@ class SharedConstants:
             Refused: a model that computes a constant from a few numbers would grow by its elements.
         """
         graph = self._state.graph
-        if not self._state.constants.computed:
+        if not self._state.constants.computes_any:
             return
         altered = {graph.reads[i][s] for i, s in self._altered(changes, changes)}
         before = {graph.reads[i][s] for i, s in self._altered(changes, {})}

@@ -49,14 +49,12 @@ def drop_dead(
         dead.update(queue)  # no node makes them, and nothing goes along
         queue.clear()
     else:
-        computed = constants.computed
-        outputs = ((name, index) for index, node in enumerate(nodes) for name in node.output)
-        makers = {name: index for name, index in outputs if name in computed}
+        makers = {name: index for index, node in enumerate(nodes) for name in node.output}
     while queue:
         name = queue.pop()
         dead.add(name)
         needed = described.get(name, [])
-        index = makers.get(name)
+        index = makers.get(name) if constants.is_computed(name) else None
         if index is not None and not any(uses[output] for output in nodes[index].output):
             needed = [*needed, *(() if index in dead_nodes else nodes[index].input)]
             dead_nodes.add(index)

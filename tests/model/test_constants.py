@@ -337,6 +337,23 @@ def test_what_only_gives_its_shape_is_not_evaluated():
     assert net.state(shape).constants.value(shape).tolist() == [2, 4, 3, 3]
 
 
+def test_sizes_are_asked_for_where_they_matter_only(monkeypatch):
+    """PyTorch's dynamo exporter makes the bias of a layer from the type of the layer's input."""
+    net = Net(IMAGE)
+    x, weight, zero = net.relu(net.conv("x", 8)), net.random(4, 8, 1, 1), net.const(np.float32(0))
+    size = net.op("Expand", net.const(4, np.int64), net.op("Shape", net.ints(1)))
+    bias = net.op("Expand", net.op("CastLike", zero, x), size)
+    y = net.op("Add", net.bn(net.op("Conv", x, weight, bias), channels=4), "x")
+    flat = net.op("Reshape", y, net.op("Concat", net.op("Shape", y, end=1), net.ints(-1), axis=0))
+    model, constants = net.model(flat), net.state(flat).constants
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", None)
+    folded, report = onnx_bnfold.fold(model)
+    assert not report.kept
+    assert "BatchNormalization" not in ops(folded)
+    assert constants.is_computed(bias)
+    assert not constants.is_computed(y)
+
+
 def test_shape_of_a_computed_tensor_of_known_dims():
     folded, _ = fold_checked(bn_whose_mean_is_the_shape_of_its_input(Net((2, 4, 3, 5))))
     assert ops(folded) == ["Conv"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnx_bnfold.model.determinism import READ_BY_REFERENCE
@@ -104,6 +104,25 @@ def test_other_moves():
     compared("Concat", [X, X], axis=-4)
 
 
+def test_sizes_and_what_has_them():
+    compared("Size", [X])
+    compared("ConstantOfShape", [ints(2, 3)])
+    compared("ConstantOfShape", [ints()], value=numpy_helper.from_array(np.int32([7])))
+    compared("ConstantOfShape", [ints(0, 3)], value=numpy_helper.from_array(np.float16([0.5])))
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_what_is_picked(axis):
+    data = RNG.standard_normal((2, 3, 4)).astype(np.float32)
+    compared("Gather", [data, ints(-1, 0, 1)], axis=axis)
+    compared("Gather", [data, np.int32(1)], axis=axis)
+    compared("Gather", [data, ints(0)])
+    compared("Slice", [data, ints(1), ints(9)])
+    compared("Slice", [data, ints(-2, -9), ints(-1, 9), ints(axis, 1 - axis)])
+    compared("Slice", [data, np.int32([1]), np.int32([2**30]), np.int32([axis])])
+    compared("Slice", [data, ints(0, 1), ints(4, 2**62), ints(2, 1), ints(2, 1)])
+
+
 @pytest.mark.parametrize(
     "attributes",
     [{"value_float": 0.1}, {"value_floats": [0.1, 2]}, {"value_int": 3}, {"value_ints": [3, -1]}],
@@ -125,6 +144,13 @@ def test_constants(attributes):
         ("Concat", [X, X], 21, {"axis": 4}),
         ("Constant", [], 21, {"value_string": "a"}),
         ("Cast", [X], 21, {"to": TensorProto.BFLOAT16}),
+        ("ConstantOfShape", [ints(2), ints(2)], 21, {}),
+        ("ConstantOfShape", [ints(-2)], 21, {}),
+        ("ConstantOfShape", [ints(2)], 21, {"value": numpy_helper.from_array(ints(1, 2))}),
+        ("Gather", [X, ints(7)], 21, {}),
+        ("Slice", [X, ints(-1), ints(-9), ints(0), ints(-1)], 21, {}),
+        ("Slice", [X, ints(0), ints(1, 2)], 21, {}),
+        ("Slice", [X], 9, {"starts": [0], "ends": [1]}),
         ("Cast", [X], 21, {"to": TensorProto.STRING}),
         ("Cast", [np.array(["1"], object)], 21, {"to": TensorProto.FLOAT}),
         ("Expand", [X, ints(-1, 3, 1)], 21, {}),

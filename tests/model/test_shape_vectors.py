@@ -7,7 +7,7 @@ from graphs import Net
 from onnx import TensorProto
 from support import run
 
-from onnx_bnfold.model.shape_vectors import Size
+from onnx_bnfold.model.shape_vectors import Size, followed
 
 OPEN = {"N": 3, "W": 5}
 SHAPE = ("N", 4, 6, "W")
@@ -99,7 +99,10 @@ NO_VECTOR = {
 def vector_of(build, shape=SHAPE):
     net = Net(shape)
     name = build(net)
-    return net, name, net.state(name).constants.vectors({}).get(name)
+    state = net.state(name)
+    vectors = state.constants.vectors({})
+    assert vectors.computed.keys() <= followed(state.graph, ())
+    return net, name, vectors.get(name)
 
 
 def number(size):

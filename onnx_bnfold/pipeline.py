@@ -18,6 +18,7 @@ from onnx_bnfold.options import Options, Standalone
 from onnx_bnfold.planning.kept import UnmatchedPatterns, unmatched
 from onnx_bnfold.planning.plan import GraphPlan, Place, Restated
 from onnx_bnfold.planning.record import Record
+from onnx_bnfold.process_memory import give_back_freed_memory
 from onnx_bnfold.rewriting.computed_elements import Pending, Rounded
 from onnx_bnfold.rewriting.graph_editor import rewrite
 from onnx_bnfold.storage.tensors import clear_place
@@ -133,6 +134,8 @@ class Pipeline(Attempts):
                 self.tell(plan)
             if self.options.equalize:
                 self._equalize(position, plan)
+        if self.options.equalize:
+            give_back_freed_memory()
 
     def _settle(self) -> None:
         """See that another fold of the result finds nothing.

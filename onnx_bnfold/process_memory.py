@@ -3,8 +3,10 @@
 import atexit
 import ctypes
 import gc
+from collections.abc import Callable
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt(3)
+_trim: Callable[[int], int] | None = None  # malloc_trim(3), where freed blocks are kept
 
 
 def keep_freed_memory() -> None:
@@ -13,12 +15,23 @@ def keep_freed_memory() -> None:
     Otherwise each layer's new weights would be new pages, which the system has to clear. With other
     C libraries this does nothing.
     """
+    global _trim
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        library = ctypes.CDLL(None)
+        mallopt, _trim = library.mallopt, library.malloc_trim
     except (AttributeError, OSError, TypeError):
         return
     mallopt(_MMAP_THRESHOLD, 1 << 25)
     mallopt(_TRIM_THRESHOLD, 1 << 28)
+
+
+def give_back_freed_memory() -> None:
+    """Return the freed blocks that are kept to the system, behind a step that took the most.
+
+    Threads that follow have blocks of their own and would not use them. It takes milliseconds.
+    """
+    if _trim is not None:
+        _trim(0)
 
 
 def collect_rarely() -> None:

@@ -164,6 +164,7 @@ def combined(
             np.multiply(block, part_of(factor, where), out=block)
         part = part_of(total, where)
         combine(part, combine.reduce(of(block, out=block), axis=axes, keepdims=True), out=part)
+        del block  # before there is another
     return total
 
 

@@ -164,6 +164,7 @@ def _largest(layer: LinearLayer, factor: Factor, divisors: Sequence[Float64]) ->
             part = part_of(total, where)
             np.divide(size, part_of(divisor, where), out=divided)
             np.maximum(part, divided.max(axis=summed, keepdims=True, initial=0), out=part)
+        del block, size, divided  # before there are others
     return np.array([_in_order(layer, total, "go").reshape(layer.group, -1) for total in found])
 
 

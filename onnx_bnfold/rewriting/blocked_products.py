@@ -17,6 +17,9 @@ from onnx_bnfold.model.float_formats import as_type
 # Elements of a large constant that are multiplied at once, 1 MiB of float32: each of a few threads
 # holds a block, and Python, for which they wait in turn, has little to do between two of them.
 BLOCK = 1 << 18
+# How many times a block takes its memory where the factor has a number for each of its elements:
+# float64 is twice as large, and there are two quotients while the next is computed.
+_FACTORS = 4
 # Elements that numpy converts to float64 before it multiplies them: the first cache holds them.
 _CONVERTED = 1 << 10
 
@@ -55,9 +58,11 @@ class Blocks:
     def operands(self) -> Iterator[tuple[BlockIndex, Array, NDArray[np.float64]]]:
         """Yield where each block belongs, its values and its factor."""
         factor = self.factor
+        most = max(1, min(BLOCK, 4 * BLOCK // self._source.dtype.itemsize))  # 1 MiB of float64, too
         if isinstance(factor, np.ndarray):
             factor = factor.reshape((1,) * (len(self._shape) - factor.ndim) + factor.shape)
-        most = max(1, min(BLOCK, 4 * BLOCK // self._source.dtype.itemsize))  # 1 MiB of float64, too
+        else:
+            most = max(1, most // _FACTORS)
         for where, values in blocks_of(self._source, self._shape, most):
             yield where, values, part_of(factor, where)
 

@@ -18,6 +18,7 @@ from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine, Float64
 from onnx_bnfold.operators.entries import OUT, Absorbing, Sides
 from onnx_bnfold.operators.rules import Attributes, Known, Step, Transparent
+from onnx_bnfold.planning.answers import Answers
 from onnx_bnfold.planning.graph_nodes import MALFORMED, GraphNodes, malformed, opaque
 from onnx_bnfold.planning.merged_tensors import Groups
 from onnx_bnfold.reasons import Reason, Refusal, Refused
@@ -73,10 +74,10 @@ class GraphState(GraphNodes):
         self.ranges: list[KnownRanges] = []
         self.dead_ends: DeadEnds | None = None
         self.in_vain = 0
-        self._ports: dict[int, tuple[int, ...]] = {}
+        self._ports = Answers[int, tuple[int, ...]]()
         self._keys: dict[int, dict[int, Key]] = {}
-        self._neighbours: dict[str, tuple[int, ...]] = {}
-        self._around: dict[str, tuple[int, ...]] = {}  # of groups
+        self._neighbours = Answers[str, tuple[int, ...]]()
+        self._around = Answers[str, tuple[int, ...]]()  # of groups
 
     def copy(self) -> GraphState:
         """Return a state of its own that is as this one is now; what the nodes are is shared."""
@@ -84,8 +85,8 @@ class GraphState(GraphNodes):
         new.total, new.removed, new.sizes = dict(self.total), set(self.removed), dict(self.sizes)
         new.groups = self.groups.copy()
         new.dead_ends, new.in_vain = None, 0
-        new._ports, new._keys = dict(self._ports), dict(self._keys)
-        new._neighbours, new._around = dict(self._neighbours), dict(self._around)
+        new._ports, new._keys = self._ports.copy(), dict(self._keys)
+        new._neighbours, new._around = self._neighbours.copy(), self._around.copy()
         return new
 
     def change(self, key: Key, rank: int) -> Affine:
@@ -116,10 +117,7 @@ class GraphState(GraphNodes):
         Raises:
             Refused: the operator is not known, or its weights are not constant.
         """
-        found = self._ports.get(index)
-        if found is None:
-            found = self._ports[index] = self._find_ports(index)
-        return found
+        return self._ports.of(index, self._find_ports)
 
     def keys(self, index: int) -> Mapping[int, Key]:
         """Return the ports of a node that carry data, and the key of each; see ``ports``."""
@@ -245,18 +243,15 @@ class GraphState(GraphNodes):
         """
         if isinstance(key, tuple):
             return (key[0],)
-        found = self._neighbours.get(key)
-        if found is None:
-            found = self._neighbours[key] = tuple(self._find_neighbours(key))
-        return found
+        return self._neighbours.of(key, self._find_neighbours)
 
-    def _find_neighbours(self, key: str) -> Iterator[int]:
-        self._require_free(key)
-        producer = self.graph.producer[key]
-        yield self._with_port(producer, ~self.graph.writes[producer].index(key))
-        for index, slot in self.graph.readers.get(key, ()):
-            if (self.graph.ops[index], slot) not in DESCRIBED:
-                yield self._with_port(index, slot)
+    def _find_neighbours(self, name: str) -> tuple[int, ...]:
+        self._require_free(name)
+        graph, producer = self.graph, self.graph.producer[name]
+        writer = self._with_port(producer, ~graph.writes[producer].index(name))
+        readers = graph.readers.get(name, ())
+        data = [(i, slot) for i, slot in readers if (graph.ops[i], slot) not in DESCRIBED]
+        return (writer, *(self._with_port(*each) for each in data))
 
     def _with_port(self, index: int, port: int) -> int:
         if port not in self.keys(index):
@@ -308,12 +303,12 @@ class GraphState(GraphNodes):
     def remove(self, index: int) -> None:
         """Note that a node has become an identity and its two sides one tensor."""
         self.removed.add(index)
-        if self._ports.pop(index, None) is not None:
-            self._keys.pop(index, None)
+        self._ports.forget(index)
+        self._keys.pop(index, None)
         x, y = self.sides(index)
         for name in self.groups.join(index, x, y):
             self.groups.lose(name, self.total.pop(name, None))
-        self._around.pop(self.groups.root(y), None)  # which stands for both by now
+        self._around.forget(self.groups.root(y))  # which stands for both by now
 
     def around(self, key: Key) -> tuple[int, ...]:
         """Return the nodes that stay and write or read a key, or a tensor that is one with it.
@@ -323,11 +318,11 @@ class GraphState(GraphNodes):
         """
         if isinstance(key, tuple) or not self.removed:
             return self.neighbours(key)
-        root = self.groups.root(key)
-        if root not in self._around:
-            near = chain.from_iterable(map(self.neighbours, self.groups.seen(key)))
-            self._around[root] = tuple(index for index in near if index not in self.removed)
-        return self._around[root]
+        return self._around.of(self.groups.root(key), self._find_around)
+
+    def _find_around(self, root: str) -> tuple[int, ...]:
+        near = chain.from_iterable(map(self.neighbours, self.groups.seen(root)))
+        return tuple(index for index in near if index not in self.removed)
 
     def are_untouched(self, x: str, y: str) -> bool:
         """Whether two tensors do not change so far, and no others stand for them."""

@@ -222,3 +222,19 @@ def test_many_bns_that_read_one_tensor(monkeypatch, signs):
     Looked.nodes = 0
     assert len(onnx_bnfold.plan(net.model(*layers)).kept) == count
     assert Looked.nodes <= 8 * count
+
+
+def test_who_refuses_behind_merged_tensors_is_looked_for_once(monkeypatch):
+    """One BN goes, and what it wrote is read by a Sigmoid; so all others stay."""
+    net, count = Net(IMAGE), 40
+    x = net.conv("x", 4)
+    outputs = [net.op("Sigmoid", net.bn(x)) for _ in range(count)]
+    looked, find = [], GraphState._with_port
+
+    def counted(self, *port):
+        looked.append(port)
+        return find(self, *port)
+
+    monkeypatch.setattr(GraphState, "_with_port", counted)
+    assert len(onnx_bnfold.plan(net.model(*outputs)).kept) == count - 1
+    assert len(looked) <= 5 * count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 import onnx
@@ -55,31 +56,45 @@ class Functions:
     Attributes:
         by_key: the functions.
         calls: for each body with those below it the functions that it calls, in order.
-        sizes: of each function; see ``Size``.
-        hindered: functions that cannot be inlined, and why: the end of a sentence.
     """
 
     def __init__(self, model: ModelProto) -> None:
         self.by_key: dict[Key, FunctionProto] = {key_of(f): f for f in model.functions}
         self.calls: dict[Root, list[Key]] = {None: self._calls_of(model.graph)}
         self.calls.update((key, self._calls_of(body)) for key, body in self.by_key.items())
-        self.sizes: dict[Key, Size] = {}
-        self.hindered: dict[Key, str] = {}
-        heights: dict[Key, int] = {}
-        for key in self._callees_first():
+
+    @cached_property
+    def _sound(self) -> list[Key]:
+        """The functions that do not call themselves, each after those that it calls."""
+        return [*self._callees_first()]
+
+    @cached_property
+    def sizes(self) -> dict[Key, Size]:
+        """The size of each function; see ``Size``."""
+        sizes: dict[Key, Size] = {}
+        for key in self._sound:
             called = self.calls[key]
             size = _size(self.by_key[key]).minus(Size(len(called), 0))
             for callee in called:
-                size = size.plus(self.sizes[callee])
-            self.sizes[key] = size
-            heights[key] = 1 + max((heights[callee] for callee in called), default=0)
+                size = size.plus(sizes[callee])
+            sizes[key] = size
+        return sizes
+
+    @cached_property
+    def hindered(self) -> dict[Key, str]:
+        """Functions that cannot be inlined, and why: the end of a sentence."""
+        hindered: dict[Key, str] = {}
+        heights: dict[Key, int] = {}
+        for key in self._sound:
+            heights[key] = 1 + max((heights[callee] for callee in self.calls[key]), default=0)
             why = _malformed(self.by_key[key])
             if why is None and heights[key] > DEEPEST:
                 why = f"calls are nested deeper than {DEEPEST} levels there"
             if why is not None:
-                self.hindered[key] = why
-        for key in self.by_key.keys() - self.sizes.keys():
-            self.hindered[key] = "it, or a function that it calls, calls itself"
+                hindered[key] = why
+        for key in self.by_key.keys() - heights.keys():
+            hindered[key] = "it, or a function that it calls, calls itself"
+        return hindered
 
     def callee(self, node: NodeProto) -> Key | None:
         """Return the function that a node calls, None if it calls none."""
@@ -105,7 +120,7 @@ class Functions:
     def times(self) -> Counter[Root]:
         """Return how often each body runs, were each branch and each round of a loop one run."""
         times: Counter[Root] = Counter({None: 1})
-        for root in (None, *reversed([*self.sizes])):
+        for root in (None, *reversed(self._sound)):
             for callee in self.calls[root]:
                 times[callee] += times[root]
         return times
@@ -182,8 +197,11 @@ def _malformed(function: FunctionProto) -> str | None:
 
 
 def _shadows(function: FunctionProto) -> bool:
+    bodies = [body for node in function.node for body in subgraphs(node)]
+    if not bodies:
+        return False
     known = {*function.input, *(o for node in function.node for o in node.output)}
-    return any(_hides(body, known) for node in function.node for body in subgraphs(node))
+    return any(_hides(body, known) for body in bodies)
 
 
 def _hides(body: onnx.GraphProto, outer: set[str]) -> bool:

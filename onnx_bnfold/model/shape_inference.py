@@ -278,11 +278,16 @@ class Inference:
         PyTorch's dynamo exporter writes the axes of a ReduceMean as a Reshape of a Constant, which
         shape inference does not evaluate.
         """
+        from onnx_bnfold.model.inference_hints import types_by_constants
+
         producer, any_new = self._main.producer, False
+        kinds = types_by_constants(self._main)
         for node in self._main.nodes:
             for name in node.input:
                 index = producer.get(name)
-                if index is None or light.graph.node[index].op_type == "Constant":
+                if index is None or kinds.get(name, TensorProto.INT64) != TensorProto.INT64:
+                    continue
+                if light.graph.node[index].op_type == "Constant":
                     continue
                 info = constants.get(name)
                 if info and info.data_type == TensorProto.INT64 and info.size <= LARGEST_KEPT:

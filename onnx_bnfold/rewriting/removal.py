@@ -54,7 +54,9 @@ def drop_dead(
         name = queue.pop()
         dead.add(name)
         needed = described.get(name, [])
-        index = makers.get(name) if constants.is_computed(name) else None
+        index = makers.get(name)
+        if index is not None and not constants.is_computed(name):
+            index = None
         if index is not None and not any(uses[output] for output in nodes[index].output):
             needed = [*needed, *(() if index in dead_nodes else nodes[index].input)]
             dead_nodes.add(index)

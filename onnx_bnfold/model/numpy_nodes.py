@@ -85,15 +85,16 @@ def _gather(inputs: Sequence[Array], attributes: Mapping[str, Any], opset: int) 
 
 
 def _slice(inputs: Sequence[Array], attributes: Mapping[str, Any], opset: int) -> Array | None:
-    """Slice forwards."""
     data, (starts, ends, *others) = inputs[0], (each.tolist() for each in inputs[1:])
     axes = others[0] if others else [*range(len(starts))]
     steps = others[1] if len(others) > 1 else [1] * len(starts)
-    if opset < 10 or min(steps, default=1) < 1:
+    if opset < 10:
         return None
     bounds = [slice(None)] * data.ndim
-    for axis, *each in zip(axes, starts, ends, steps, strict=True):
-        bounds[axis] = slice(*each)
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        if step < 0 and start < -data.shape[axis]:
+            return None  # it begins at the first element, and not in front of it
+        bounds[axis] = slice(start, end, step)
     return data[tuple(bounds)]
 
 
@@ -143,34 +144,34 @@ def _concat(inputs: Sequence[Array], attributes: Mapping[str, Any], opset: int) 
     return np.concatenate(inputs, attributes["axis"]) if alike else None
 
 
-def _of_floats(function: Callable[..., Any]) -> _Compute:
+def _of_numbers(function: Callable[..., Any], kinds: str = "iuf") -> _Compute:
     def compute(inputs: Sequence[Array], attributes: Mapping[str, Any], opset: int) -> Any:
         (dtype,) = {each.dtype for each in inputs}
         # Before opset 7, attributes say how the second input is broadcast.
-        return function(*inputs) if dtype.kind == "f" and opset >= 7 else None
+        return function(*inputs) if dtype.kind in kinds and opset >= 7 else None
 
     return compute
 
 
 _TABLE: dict[str, _Compute] = {
-    "Add": _of_floats(np.add),
+    "Add": _of_numbers(np.add),
     "Cast": _cast,
     "CastLike": _cast_like,
     "Concat": _concat,
     "Constant": _constant,
     "ConstantOfShape": _filled,
-    "Div": _of_floats(np.divide),
+    "Div": _of_numbers(np.divide, "f"),
     "Expand": _expand,
     "Gather": _gather,
     "Identity": _identity,
-    "Mul": _of_floats(np.multiply),
+    "Mul": _of_numbers(np.multiply),
     "Reshape": _reshape,
     "Shape": _shape,
     "Size": _size,
     "Slice": _slice,
-    "Sqrt": _of_floats(np.sqrt),
+    "Sqrt": _of_numbers(np.sqrt, "f"),
     "Squeeze": _squeeze,
-    "Sub": _of_floats(np.subtract),
+    "Sub": _of_numbers(np.subtract),
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
 }

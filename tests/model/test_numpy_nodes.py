@@ -47,6 +47,14 @@ def test_arithmetic(op, dtype, shape):
     compared(op, [X.astype(dtype), np.asarray(values[0], dtype)])
 
 
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul"])
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i4", "i8"])
+def test_arithmetic_of_integers(op, dtype):
+    values = np.array([0, 1, 100, np.iinfo(dtype).max], dtype)
+    compared(op, [values, values.reshape(-1, 1)])
+    compared(op, [values[1], values[3]])
+
+
 def test_roots():
     compared("Sqrt", [np.float32([0, -0.0, 2, 1e-40, np.inf, -1])])
     compared("Sqrt", [np.float16(7)[None]])
@@ -119,6 +127,9 @@ def test_what_is_picked(axis):
     compared("Gather", [data, ints(0)])
     compared("Slice", [data, ints(1), ints(9)])
     compared("Slice", [data, ints(-2, -9), ints(-1, 9), ints(axis, 1 - axis)])
+    compared("Slice", [data, ints(-1), ints(-9), ints(axis), ints(-1)])
+    compared("Slice", [data, ints(9), ints(-(2**62)), ints(axis), ints(-2)])
+    compared("Slice", [data, ints(-1), ints(-2), ints(axis), ints(-1)])
     compared("Slice", [data, np.int32([1]), np.int32([2**30]), np.int32([axis])])
     compared("Slice", [data, ints(0, 1), ints(4, 2**62), ints(2, 1), ints(2, 1)])
 
@@ -135,7 +146,7 @@ def test_constants(attributes):
 @pytest.mark.parametrize(
     ("op", "inputs", "opset", "attributes"),
     [
-        ("Add", [ints(1), ints(2)], 21, {}),
+        ("Add", [np.bool_([1]), np.bool_([1])], 21, {}),
         ("Div", [ints(1), ints(2)], 21, {}),
         ("Add", [X, X.astype("f8")], 21, {}),
         ("Add", [X, X[0, 0, :, 0]], 6, {"broadcast": 1, "axis": 2}),
@@ -148,7 +159,7 @@ def test_constants(attributes):
         ("ConstantOfShape", [ints(-2)], 21, {}),
         ("ConstantOfShape", [ints(2)], 21, {"value": numpy_helper.from_array(ints(1, 2))}),
         ("Gather", [X, ints(7)], 21, {}),
-        ("Slice", [X, ints(-1), ints(-9), ints(0), ints(-1)], 21, {}),
+        ("Slice", [X, ints(-3), ints(-9), ints(0), ints(-1)], 21, {}),
         ("Slice", [X, ints(0), ints(1, 2)], 21, {}),
         ("Slice", [X], 9, {"starts": [0], "ends": [1]}),
         ("Cast", [X], 21, {"to": TensorProto.STRING}),

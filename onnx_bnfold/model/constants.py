@@ -245,6 +245,15 @@ class Constants:
         surely, perhaps = self._without_sizes
         return name in surely or (name in perhaps and name in self._with_sizes)
 
+    def needs_sizes(self, name: str) -> bool:
+        """Whether the sizes of other tensors say whether a tensor is a constant."""
+        surely, perhaps = self._without_sizes
+        return name in perhaps and name not in surely
+
+    def implied_type(self, name: str) -> int:
+        """Return a tensor's element type if the graph's constants imply it, else UNDEFINED."""
+        return self._implied_types.get(name, TensorProto.UNDEFINED)
+
     @property
     def computes_any(self) -> bool:
         """Whether nodes may compute constants at all."""
@@ -321,8 +330,8 @@ class Constants:
         info = self.get(name) if name not in self._infos else self._infos[name]
         if info is not None:
             return info.dims, info.data_type
-        if name in self._implied_types:
-            return None, self._implied_types[name]
+        if self.implied_type(name):
+            return None, self.implied_type(name)
         return (None, self._known[name][1]) if name in self._known else None
 
     @cached_property
@@ -337,7 +346,7 @@ class Constants:
         index = self.graph.producer[name]
         node = self.graph.nodes[index]
         try:
-            found = self._at_once(index)
+            found = _held(name, node) or self._at_once(index)
         except Refused:
             found = None
         if found is not None:
@@ -471,6 +480,19 @@ class Constants:
         for name in {*self._large} - {*self._asked}:
             del values[name]
         self._large = [*self._asked]
+
+
+def _held(name: str, node: NodeProto) -> Constant | None:
+    """Return shape and type of the tensor that a Constant node holds, if it holds one."""
+    if (
+        node.op_type != "Constant"
+        or len(node.attribute) != 1
+        or not node.attribute[0].HasField("t")
+    ):
+        return None
+    tensor = node.attribute[0].t
+    info = Constant(name, tuple(tensor.dims), tensor.data_type)
+    return info if info.size <= LARGEST_COMPUTED and min(info.dims, default=0) >= 0 else None
 
 
 def _sparse_constant(graph: Graph, name: str) -> Constant | None:

@@ -92,8 +92,8 @@ def _slice(inputs: Sequence[Array], attributes: Mapping[str, Any], opset: int) -
         return None
     bounds = [slice(None)] * data.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        if step < 0 and start < -data.shape[axis]:
-            return None  # it begins at the first element, and not in front of it
+        if step < 0 and (start < -data.shape[axis] or end >= data.shape[axis]):
+            return None  # runtimes read bounds beyond the ends as numpy does not
         bounds[axis] = slice(start, end, step)
     return data[tuple(bounds)]
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from onnx import TensorProto
+
+from onnx_bnfold.model.node_view import FLOATS
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.options import Options
 from onnx_bnfold.planning.graph_state import GraphState
@@ -50,10 +53,18 @@ def _is_affine(state: GraphState, index: int) -> bool:
     view = state.view(index)
     if len(view.reads) != 2 or view.opset < 7:
         return False
+    if any(map(state.constants.needs_sizes, view.reads)) and _computes_integers(state, index):
+        return False
     if (view.constant(0) is None) == (view.constant(1) is None):
         return False
     state.original_map(index)
     return True
+
+
+def _computes_integers(state: GraphState, index: int) -> bool:
+    """Whether a node with one type of operands computes sizes from sizes, say."""
+    kind = state.constants.implied_type(state.graph.reads[index][0])
+    return kind not in (TensorProto.UNDEFINED, *FLOATS)
 
 
 def require_removable(

@@ -666,3 +666,27 @@ def test_all_values_are_not_looked_through_whenever_one_is_asked_for(monkeypatch
         return bound.compared
 
     assert compared(80) <= 4.1 * compared(20)
+
+
+def test_whether_sizes_of_integers_are_constants_is_not_asked(monkeypatch):
+    """Exporters compute the groups of a channel shuffle from the sizes of its input."""
+    net = Net(IMAGE)
+    y = net.bn(net.conv("x", 4))
+    channels = net.op("Gather", net.op("Shape", y), net.const(1, np.int64))
+    groups = net.op("Unsqueeze", net.op("Div", channels, net.const(2, np.int64)), net.ints(0))
+    shape = net.op("Concat", net.ints(-1, 2), groups, net.ints(4, 4), axis=0)
+    model = net.model(net.op("Reshape", y, shape))
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", None)
+    _, report = onnx_bnfold.fold(model)
+    assert not report.kept
+
+
+def test_the_tensor_of_a_constant_node_is_not_copied_for_its_shape(monkeypatch):
+    monkeypatch.setattr(onnx.shape_inference, "infer_node_outputs", None)
+    net = Net(IMAGE)
+    held = [np.zeros((2, 3), np.float16), np.zeros(5000, np.float32)]
+    names = [constant_node(net, value=support.tensor("", value)) for value in held]
+    constants = net.state(*names).constants
+    for name, value in zip(names, held, strict=True):
+        assert constants.get(name).dims == value.shape
+        assert constants.value(name).dtype == value.dtype

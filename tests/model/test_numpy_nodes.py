@@ -159,6 +159,7 @@ def test_constants(attributes):
         ("ConstantOfShape", [ints(-2)], 21, {}),
         ("ConstantOfShape", [ints(2)], 21, {"value": numpy_helper.from_array(ints(1, 2))}),
         ("Gather", [X, ints(7)], 21, {}),
+        ("Slice", [X, ints(-1), ints(2**31 - 1), ints(0), ints(-1)], 21, {}),
         ("Slice", [X, ints(-3), ints(-9), ints(0), ints(-1)], 21, {}),
         ("Slice", [X, ints(0), ints(1, 2)], 21, {}),
         ("Slice", [X], 9, {"starts": [0], "ends": [1]}),

@@ -8,6 +8,8 @@ counts: it finds the caches and the free memory as it leaves them, not as anothe
     python -m tools.bench_fold --pairs 500 2000 5000      # generated Conv+BN chains
     python -m tools.bench_fold --external 2400            # generated, MB of external data: all
                                                           # weights behind BNs, and one in ten
+    python -m tools.bench_fold --no-norm 4000             # generated, nothing to fold: Convs and
+                                                          # transformers of so many nodes
 
 A peer that is not installed, fails, or takes longer than ``--timeout`` is reported as such.
 """
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -42,7 +45,9 @@ from onnxscript import rewriter
 onnx.save(rewriter.rewrite(onnx.load(sys.argv[1])), sys.argv[2])
 """
 COPY = 'cp "$1" "$2" && data="${1%.onnx}.data" && if [ -e "$data" ]; then cp "$data" "$2.data"; fi'
+_WIDTHS = (64, 256)  # of transformers: few weights, and 100 MB in 4,000 nodes
 _FOLD = "-m", "onnx_bnfold", "-q", "-o", OUTPUT
+START = "start (import onnx)"
 LOAD_SAVE = "import sys, onnx; onnx.save(onnx.load(sys.argv[1]), sys.argv[2])"
 
 
@@ -67,7 +72,7 @@ def commands(peer_python: str) -> dict[str, list[str]]:
         "onnx_bnfold": [sys.executable, *_FOLD, MODEL],
         "onnx_bnfold --sync": [sys.executable, *_FOLD, "--sync", MODEL],
         "cp": ["sh", "-c", COPY, "sh", MODEL, OUTPUT],
-        "start (import onnx)": [sys.executable, "-c", "import onnx"],
+        START: [sys.executable, "-c", "import onnx"],
         "onnx load+save": [peer_python, "-c", LOAD_SAVE, MODEL, OUTPUT],
         "onnxruntime basic": [peer_python, "-c", ORT, MODEL, OUTPUT],
         "onnxoptimizer": [peer_python, "-c", OPTIMIZER, MODEL, OUTPUT],
@@ -118,6 +123,15 @@ def compare(model: Path, names: dict[str, list[str]], rounds: int, timeout: floa
             f"| {name} | {cost.seconds:.2f} | {cost.seconds / ours.seconds:.2f} "
             f"| {cost.megabytes:.0f} | {cost.megabytes / ours.megabytes:.2f} |"
         )
+    print(f"\nprocessor time over import onnx and cp: {over_copy(found):.2f}")
+
+
+def over_copy(found: dict[str, list[Cost]]) -> float:
+    """Return the median ratio of our processor time to that of ``import onnx`` and ``cp``."""
+    rounds = zip(*(found[name] for name in ("onnx_bnfold", START, "cp")), strict=True)
+    return statistics.median(
+        ours.processor / (start.processor + copy.processor) for ours, start, copy in rounds
+    )
 
 
 def costs(
@@ -156,20 +170,24 @@ def median(found: list[Cost]) -> Cost:
 
 
 def chain(count: int, channels: int, path: Path, external: bool, every: int = 1) -> Path:
-    """Write a chain of Convs with BNs behind them, in a process of its own.
-
-    What this process has in memory counts as the least that its children ever had.
+    """Write a chain of Convs with BNs behind them.
 
     Args:
         count: number of Convs.
         channels: of every Conv (1x1).
         path: of the model.
         external: whether its weights go into a file beside it.
-        every: how many Convs have one BN.
+        every: how many Convs have one BN; 0 if none has.
     """
-    writer = get_context("spawn").Process(
-        target=_write_chain, args=(count, channels, path, external, every)
-    )
+    return _written(path, _write_chain, count, channels, external, every)
+
+
+def _written(path: Path, write: Callable[..., None], *args: object) -> Path:
+    """Let a process of its own write a model.
+
+    What this process has in memory counts as the least that its children ever had.
+    """
+    writer = get_context("spawn").Process(target=write, args=(path, *args))
     writer.start()
     writer.join()
     if writer.exitcode:
@@ -177,7 +195,7 @@ def chain(count: int, channels: int, path: Path, external: bool, every: int = 1)
     return path
 
 
-def _write_chain(count: int, channels: int, path: Path, external: bool, every: int) -> None:
+def _write_chain(path: Path, count: int, channels: int, external: bool, every: int) -> None:
     import numpy as np
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -192,7 +210,7 @@ def _write_chain(count: int, channels: int, path: Path, external: bool, every: i
         ]
         tensors.append(numpy_helper.from_array(weight / channels**0.5, f"w{i}"))
         nodes.append(helper.make_node("Conv", [x, f"w{i}"], [f"c{i}"], name=f"conv{i}"))
-        if i % every:
+        if not every or i % every:
             x = f"c{i}"
             continue
         tensors += norm
@@ -207,12 +225,21 @@ def _write_chain(count: int, channels: int, path: Path, external: bool, every: i
     onnx.save(model, path, save_as_external_data=external, location=f"{path.stem}.data")
 
 
+def _write_transformer(path: Path, nodes: int, width: int) -> None:
+    import onnx
+
+    from tools.transformer_graph import transformer
+
+    onnx.save(transformer(nodes, width), path)
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--pairs", nargs="*", type=int, default=[], metavar="N")
     parser.add_argument("--external", type=int, metavar="MB")
+    parser.add_argument("--no-norm", nargs="*", type=int, default=[], metavar="NODES")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--timeout", type=float, default=120.0)
     parser.add_argument("--peer-python", default=sys.executable)
@@ -221,6 +248,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         models = list(args.models)
         models += [chain(n, 4, Path(folder) / f"pairs_{n}.onnx", False) for n in args.pairs]
+        for nodes in args.no_norm:
+            models.append(chain(nodes, 4, Path(folder) / f"convs_{nodes}.onnx", False, 0))
+            for width in _WIDTHS:
+                path = Path(folder) / f"transformer_{nodes}_{width}.onnx"
+                models.append(_written(path, _write_transformer, nodes, width))
         if args.external:
             count = max(1, args.external // 16)
             for name, every in (("all", 1), ("tenth", 10)):

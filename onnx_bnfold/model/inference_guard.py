@@ -8,7 +8,7 @@ nothing where that size is negative. However many Slices there are, one run is e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from onnx import (
     AttributeProto,
@@ -19,7 +19,7 @@ from onnx import (
 )
 
 from onnx_bnfold.model.determinism import SIZING
-from onnx_bnfold.model.graph import Body, Graph, bodies_of, copy_of
+from onnx_bnfold.model.graph import Body, Graph, bodies_of, copy_of, counterparts
 from onnx_bnfold.model.suspects import Integers
 
 # Operators whose values inference propagates, if they are vectors: sizes and what is computed of
@@ -40,21 +40,25 @@ _UNKNOWN = f"{DOMAIN}.unknown"  # a name that nothing defines
 _MOST_AXES = 64  # a tensor has far fewer
 
 
-def guarded(light: ModelProto, graphs: Sequence[Graph]) -> ModelProto:
+def guarded(light: ModelProto, graphs: Sequence[Graph], integers: Integers) -> ModelProto:
     """Return a model that is safe for shape inference: itself, or a copy with guards.
 
     Args:
         light: a copy without weights.
         graphs: of the model that it is a copy of.
+        integers: those of the copy.
     """
     if not any(_SLICE in graph.ops for graph in graphs):
         return light
+    guards = _Guards(integers)
+    needed = [guards.needed(graph) for graph in graphs]
+    if not any(needed):
+        return light
     copy = copy_of(light)
-    guards = _Guards(graphs, light)
-    for graph, body in zip(graphs, bodies_of(copy), strict=True):
-        guards.put(graph, body)
-    if not guards.count:
-        return copy
+    bodies = counterparts(copy, graphs)
+    # A body is written anew with all that is below it, which is therefore done before.
+    for slices, body in zip(reversed(needed), reversed(bodies), strict=True):
+        guards.put(slices, body)
     for imports in (copy.opset_import, *(f.opset_import for f in copy.functions)):
         imports.add(domain=DOMAIN, version=1)
     copy.functions.append(_guard())
@@ -74,46 +78,62 @@ def behind(model: ModelProto, nodes: Iterable[NodeProto]) -> frozenset[str]:
 class _Guards:
     """The guards in front of the Slices of a model.
 
-    Attributes:
-        count: how many there are so far.
-
     Args:
-        graphs: of the model.
-        light: a copy without weights.
+        integers: those of a copy without weights.
     """
 
-    def __init__(self, graphs: Sequence[Graph], light: ModelProto) -> None:
-        self.count = 0
-        self._integers = Integers(graphs, light)
+    def __init__(self, integers: Integers) -> None:
+        self._integers = integers
+        self._count = 0
         # For each graph so far: tensor → whether no size of it is negative.
         self._whole: dict[int, dict[str, bool]] = {}
 
-    def put(self, graph: Graph, body: Body) -> None:
-        """Put a guard in front of every Slice of a body that may cut an axis of negative size.
+    def needed(self, graph: Graph) -> dict[int, list[int] | None]:
+        """Return the Slices of a graph that may cut an axis of negative size.
 
         Args:
-            graph: the body as the model has it; those around it come before it.
-            body: its copy, which gets the guards.
+            graph: one of the graphs; those around it come before it.
+
+        Returns:
+            Index of each → the axes that it cuts, None if they are not known.
         """
-        whole = self._whole[id(graph)] = _given(graph)
-        nodes: list[NodeProto] = []
-        done = 0
+        whole, found = self._whole.setdefault(id(graph), _given(graph)), {}
+        nodes = self._integers.body(graph).node
         for index, op in enumerate(graph.ops):
-            is_whole = op in VALUED and self._is_whole(graph, index)
+            if op not in VALUED:
+                continue
+            is_whole = self._is_whole(graph, index)
             whole.update(dict.fromkeys(graph.writes[index], is_whole))
             if op != _SLICE or is_whole or len(graph.reads[index]) < _FIRST_INPUTS:
                 continue
+            if nodes[index].op_type == op:  # else it is misread, and another node by now
+                found[index] = self._axes(graph, index)
+        return found
+
+    def put(self, slices: dict[int, list[int] | None], body: Body) -> None:
+        """Put guards in front of Slices.
+
+        A Slice of unknown axes becomes one of which inference finds the rank alone.
+
+        Args:
+            slices: what ``needed`` returns for a graph.
+            body: a copy of it, which gets the guards.
+        """
+        nodes: list[NodeProto] = []
+        done = 0
+        for index, axes in slices.items():
             node = body.node[index]
-            if node.op_type != op:  # it is misread, and another node by now
+            if axes is None:
+                node.input[1:] = [_UNKNOWN, _UNKNOWN]
                 continue
             nodes += body.node[done:index]
             done = index
-            for axis in self._axes(graph, node):
-                self.count += 1
-                nodes.append(_call(node.input[0], f"{DOMAIN}.{self.count}", axis))
+            for axis in axes:
+                self._count += 1
+                nodes.append(_call(node.input[0], f"{DOMAIN}.{self._count}", axis))
                 node.input[0] = nodes[-1].output[0]
-        if done or nodes:
-            nodes += body.node[done:]
+        nodes += body.node[done:]
+        if len(nodes) > len(body.node):
             del body.node[:]
             body.node.extend(nodes)
 
@@ -134,25 +154,19 @@ class _Guards:
             whole = self._whole[id(scope)]
             if name in whole:
                 return whole[name]
+            if name in scope.producer:  # it is written by a node of another kind
+                return False
             scope = scope.parent
         return False
 
-    def _axes(self, graph: Graph, node: NodeProto) -> Iterator[int]:
-        """Yield the axes that a Slice cuts; it becomes one of unknown axes if they are not known.
-
-        Inference finds the rank alone of what such a Slice writes.
-        """
-        starts, ends, axes = (
-            self._integers.listed(graph, name) if name else None
-            for name in (*node.input, "", "")[1:4]
-        )
-        if axes is None and not any(node.input[3:4]):
+    def _axes(self, graph: Graph, index: int) -> list[int] | None:
+        """Return the axes that a Slice cuts, None if they are not known."""
+        names = (*graph.reads[index], "")[1:4]
+        starts, ends, axes = (self._integers.listed(graph, n) if n else None for n in names)
+        if not names[2]:
             bounds = ends if starts is None else starts
             axes = None if bounds is None else [*range(len(bounds))]
-        if axes is not None and len(axes) <= _MOST_AXES:
-            yield from dict.fromkeys(axes)
-        else:
-            node.input[1:] = [_UNKNOWN, _UNKNOWN]
+        return None if axes is None or len(axes) > _MOST_AXES else [*dict.fromkeys(axes)]
 
 
 def _given(graph: Graph) -> dict[str, bool]:

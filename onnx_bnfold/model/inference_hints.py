@@ -36,14 +36,14 @@ _SAME_TYPE = (SAME_RANK - {"Cast"}) | {
 
 
 # Their output is like their first input, which onnx's inference does not know.
-_NOT_INFERRED = frozenset({"GroupNormalization"})
+NOT_INFERRED = frozenset({"GroupNormalization"})
 
 
 def stand_in(model: ModelProto) -> None:
     """Write nodes of which onnx infers nothing as others of the same shape and type."""
     for body in bodies_of(model):
         for node in body.node:
-            if node.op_type not in _NOT_INFERRED or operator(node) is None:
+            if node.op_type not in NOT_INFERRED or operator(node) is None:
                 continue
             if node.input and len(node.output) == 1:
                 node.CopyFrom(helper.make_node("Identity", [node.input[0]], [node.output[0]]))

@@ -37,6 +37,7 @@ LONGEST_PROPAGATED = 2**16
 # How often it is inferred again with sizes that it has found.
 MOST_REPEATED = 8
 
+_HELD = "Constant"
 _SHRUNK = "of which onnx's shape inference finds a negative size; see that the model runs"
 
 
@@ -151,10 +152,11 @@ class Inference:
         return self._types[position] if position < len(self._types) else {}
 
     def _run(self) -> list[Types]:
-        from onnx_bnfold.model.inference_hints import stand_in
+        from onnx_bnfold.model.inference_hints import NOT_INFERRED, stand_in
 
         light = without_weights(self._model)
-        stand_in(light)
+        if any(not NOT_INFERRED.isdisjoint(graph.ops) for graph in self._graphs):
+            stand_in(light)
         self._read_parameters(light)
         self._fix_parameters(light, Constants(self._main, self._read, {}, None))
         suspects = self._suspects(light)
@@ -231,7 +233,7 @@ class Inference:
     def _inferred(self, light: ModelProto, suspects: Suspects, *, data_prop: bool) -> list[Types]:
         """Infer repeatedly, until the inferred sizes show no further misread node."""
         while True:
-            safe = guarded(light, self._graphs)
+            safe = guarded(light, self._graphs, suspects.integers)
             inferred = onnx.shape_inference.infer_shapes(safe, data_prop=data_prop)
             bodies = zip(self._graphs, bodies_of(inferred), strict=False)  # and the guard
             types, negative = zip(*(_types_of(body) for _, body in bodies), strict=True)
@@ -280,14 +282,14 @@ class Inference:
         """
         from onnx_bnfold.model.inference_hints import types_by_constants
 
-        producer, any_new = self._main.producer, False
+        producer, ops, any_new = self._main.producer, self._main.ops, False
         kinds = types_by_constants(self._main)
-        for node in self._main.nodes:
-            for name in node.input:
+        for reads in self._main.reads:
+            for name in reads:
                 index = producer.get(name)
                 if index is None or kinds.get(name, TensorProto.INT64) != TensorProto.INT64:
                     continue
-                if light.graph.node[index].op_type == "Constant":
+                if _HELD in (ops[index], light.graph.node[index].op_type):
                     continue
                 info = constants.get(name)
                 if info and info.data_type == TensorProto.INT64 and info.size <= LARGEST_KEPT:
@@ -295,7 +297,7 @@ class Inference:
                         value = numpy_helper.from_array(constants.value(name))
                     except Refused:
                         continue
-                    made = helper.make_node("Constant", [], [name], value=value)
+                    made = helper.make_node(_HELD, [], [name], value=value)
                     light.graph.node[index].CopyFrom(made)
                     any_new = True
         return any_new

@@ -11,7 +11,7 @@ from onnx_bnfold.model.graph import (
     Body,
     Dims,
     Graph,
-    bodies_of,
+    counterparts,
     operator,
     subgraphs,
 )
@@ -30,7 +30,7 @@ class Integers:
     """
 
     def __init__(self, graphs: Sequence[Graph], light: ModelProto) -> None:
-        self._bodies = dict(zip(map(id, graphs), bodies_of(light), strict=True))
+        self._bodies = dict(zip(map(id, graphs), counterparts(light, graphs), strict=True))
         self._tensors: dict[int, dict[str, TensorProto]] = {}
 
     def body(self, graph: Graph) -> Body:
@@ -60,16 +60,19 @@ class Suspects:
     Args:
         graphs: of the model.
         light: a copy without weights; afterwards only these nodes may change.
+
+    Attributes:
+        integers: those of the copy.
     """
 
     def __init__(self, graphs: Sequence[Graph], light: ModelProto) -> None:
         self._graphs = graphs
-        self._integers = Integers(graphs, light)
+        self.integers = Integers(graphs, light)
         self._left: list[tuple[Graph, int, Settings]] = []
         for graph in graphs:
             if MISREAD.keys().isdisjoint(graph.ops):
                 continue
-            nodes, listed = self._integers.body(graph).node, partial(self._integers.listed, graph)
+            nodes, listed = self.integers.body(graph).node, partial(self.integers.listed, graph)
             for index, op in enumerate(graph.ops):
                 # Another operator stands for a constant, or for what was misread before.
                 if op in MISREAD and nodes[index].op_type == op:
@@ -100,7 +103,7 @@ class Suspects:
             names: of each graph, its tensors of negative sizes.
         """
         for graph, found in zip(self._graphs, names, strict=True):
-            nodes = self._integers.body(graph).node
+            nodes = self.integers.body(graph).node
             for index in sorted({graph.producer[n] for n in found if n in graph.producer}):
                 op = str(graph.ops[index])
                 if op == nodes[index].op_type and found.isdisjoint(graph.reads[index]):

@@ -52,10 +52,12 @@ class DeadEnds(NamedTuple):
         beginnings: the tensors that take none of a kind for what they are themselves, or for a
             node beside them.
         found: of each kind all tensors, by name: what a change of these surely changes among them.
+        gone: how many nodes had gone by then; as long as no more have, they are the same.
     """
 
     beginnings: Mapping[Kind, Sequence[tuple[str, DeadEnd]]]
     found: Mapping[Kind, Mapping[str, DeadEnd]]
+    gone: int
 
     def require_none(self, names: Iterable[str], change: Affine, asked: set[int]) -> None:
         """Refuse a change that leads to a dead end.

@@ -34,6 +34,8 @@ def find_dead_ends(state: GraphState, before: DeadEnds | None) -> DeadEnds:
         state: the graph as it is by now.
         before: its dead ends when fewer nodes had gone, if they were looked for.
     """
+    if before is not None and before.gone == len(state.removed):
+        return before
     return _Walk(state).run(before)
 
 
@@ -51,7 +53,7 @@ class _Walk:
             kind: self._spread(ends, hands_on.get(kind, self._hands_scale_on))
             for kind, ends in begun.items()
         }
-        return DeadEnds(begun, found)
+        return DeadEnds(begun, found, len(self._state.removed))
 
     def _beginnings(self) -> dict[Kind, list[tuple[str, DeadEnd]]]:
         fixed = [*self._fixed()]

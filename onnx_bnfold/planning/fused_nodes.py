@@ -56,8 +56,9 @@ class FusedNodes:
                     self._search(operator, pattern)
 
     def _search(self, operator: str, pattern: Pattern) -> None:
-        for index in range(len(self._nodes.graph.ops)):
-            if index in self.members:
+        last = next(_operators(pattern))
+        for index, op in enumerate(self._nodes.graph.ops):
+            if op != last or index in self.members:
                 continue
             group = self._matched(pattern, index, _Group())
             if group is not None and self._is_closed(group, index):

@@ -14,6 +14,7 @@ from onnx_bnfold.model.bare import without_weights
 from onnx_bnfold.model.graph import bodies_of, graphs_of
 from onnx_bnfold.model.inference_hints import ranks_by_layers
 from onnx_bnfold.model.shape_inference import Inference
+from onnx_bnfold.model.suspects import Integers
 
 WINDOW = {"kernel_shape": [2, 2]}
 FEEDS = {"x": np.random.default_rng(0).standard_normal((2, 4, 3, 3)).astype(np.float32)}
@@ -99,7 +100,7 @@ def test_slices_inside_of_other_bodies_are_behind_guards(inside):
         g (float[2,2,5,5] x) => (float[N,M,H,V] z)
         <int64[1] s = {{1}}, int64[1] e = {{3}}, bool t = {{1}},
          float[2,2,1,1] W = {{1, 2, 3, 4}}>
-        {{ c = Conv(x, W) {call} z = Relu(y) }}
+        {{ c = Conv(x, W) {call} g = Constant <value_ints = [0]> () z = Slice(y, s, e, g) }}
         <domain: "local", opset_import: ["": 13]> f (b, W, s, e) => (y)
         {{ a = Constant <value_ints = [2]> () d = Conv(b, W) y = Slice(d, s, e, a) }}"""
     )
@@ -107,7 +108,7 @@ def test_slices_inside_of_other_bodies_are_behind_guards(inside):
     inference = Inference(model, graphs, numpy_helper.to_array)
     at, name = {"branch": (2, "h"), "function": (0, "y")}[inside]
     assert inference.types(at)[name][0] == (2, 2, 2, 5)
-    safe = inference_guard.guarded(model, graphs)
+    safe = inference_guard.guarded(model, graphs, Integers(graphs, model))
     calls = [node for body in bodies_of(safe) for node in body.node if node.op_type == "Guard"]
     assert len(calls) == sum(n.op_type == "Slice" for b in bodies_of(model) for n in b.node)
 
@@ -259,7 +260,8 @@ def test_a_slice_of_another_domain_needs_no_guard():
     model = net.model(net.op("Slice", "x", net.ints(0), net.ints(1)))
     model.graph.node[0].domain = "own"
     model.opset_import.add(domain="own", version=1)
-    assert inference_guard.guarded(model, graphs_of(model)) is model
+    graphs = graphs_of(model)
+    assert inference_guard.guarded(model, graphs, Integers(graphs, model)) is model
 
 
 def test_a_group_normalization_has_the_shape_of_its_data():

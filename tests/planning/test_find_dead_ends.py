@@ -114,3 +114,12 @@ def test_a_clip_to_another_number_takes_no_scale(always):
     down = dict(report.kept[0].tried)[Way.DOWNSTREAM]
     assert down.reason is Reason.OPAQUE
     assert down.culprit.startswith("Clip")
+
+
+def test_they_are_looked_for_again_where_more_nodes_have_gone():
+    net = Net(IMAGE)
+    state = net.state(net.op("Sigmoid", net.bn(net.conv("x", 4))))
+    first = find_dead_ends(state, None)
+    assert find_dead_ends(state, first) is first
+    state.remove(state.graph.ops.index("BatchNormalization"))
+    assert find_dead_ends(state, first) is not first

@@ -100,6 +100,8 @@ def _around(state: GraphState, name: str, source: _Source, seen: set[str]) -> Sp
                 )
         except Refused:
             continue
+    if len(seen) > _MOST:
+        return ()
     return _of_summands(state, name, source, seen) or _of_sum(state, name, source, seen)
 
 

@@ -27,7 +27,7 @@ def record(nodes: Sequence[NodeProto], plan: GraphPlan) -> None:
         names[index] = was.record.name
         found.setdefault(index, []).append(f"{was.record.name}, written as {was.form}")
     for index in plan.touched.keys() - plan.state.removed:
-        _take(nodes, plan, names, index, found.setdefault(index, []), set())
+        found.setdefault(index, []).extend(_taken(nodes, plan, names, index))
     for index, said in _bounded(plan, names) if plan.state.clamps else ():
         found.setdefault(index, []).append(said)
     for index, phrases in found.items():
@@ -75,22 +75,18 @@ def _forms(plan: GraphPlan) -> Iterator[tuple[int, Restated]]:
         yield from ((index, was) for index in dict.fromkeys((first, last)))
 
 
-def _take(
-    nodes: Sequence[NodeProto],
-    plan: GraphPlan,
-    names: Mapping[int, str],
-    index: int,
-    phrases: list[str],
-    seen: set[int],
-) -> None:
-    """Add what a node took, and what that had taken itself before it went."""
-    for origin, part in plan.touched[index].items():
+def _taken(
+    nodes: Sequence[NodeProto], plan: GraphPlan, names: Mapping[int, str], index: int
+) -> Iterator[str]:
+    """Yield what a node took, and what that had taken itself before it went."""
+    seen, todo = set[int](), [*reversed(plan.touched[index].items())]
+    while todo:
+        origin, part = todo.pop()
         if origin not in seen:
             seen.add(origin)
-            phrases.append(parts_of(names[origin], part))
-            phrases.extend(said_of((nodes[origin],)))
-            if origin in plan.touched:
-                _take(nodes, plan, names, origin, phrases, seen)
+            yield parts_of(names[origin], part)
+            yield from said_of((nodes[origin],))
+            todo += reversed(plan.touched.get(origin, {}).items())
 
 
 def _bounded(plan: GraphPlan, names: Mapping[int, str]) -> Iterator[tuple[int, str]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from graphs import Net
 
 from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.planning import sizes as module
 from onnx_bnfold.planning.sizes import sizes, told, told_of_result, usual_sizes
 
 
@@ -124,3 +127,15 @@ def test_what_was_told_counts_where_no_norm_says_more():
     state.sizes.clear()
     state.told = {y: (Affine.of(np.full((1, 1, 1), 10.0), np.zeros((1, 1, 1))),)}
     assert [spread.scale.item() for spread in sizes(state, x)] == [5]
+
+
+def test_a_long_row_of_sums_is_looked_at_as_far_as_a_row_of_constants(monkeypatch):
+    """It was as long as Python lets functions call one another, and then one more failed."""
+    looked = []
+    net = Net(("N", 4, 3))
+    t = net.op("Sigmoid", "x")
+    for _ in range(sys.getrecursionlimit()):
+        t = net.op("Add", t, net.op("Sigmoid", "x"))
+    monkeypatch.setattr(module, "_of_bn", lambda _, name: looked.append(name) or ())
+    assert sizes(net.state(t), t) == ()
+    assert len(looked) < 100

@@ -1,7 +1,11 @@
 """What a node has of nodes that are gone is in its metadata_props."""
 
+import sys
+from types import SimpleNamespace
+
 import onnx
 import pytest
+from onnx import helper
 from support import (
     bn,
     chained,
@@ -17,6 +21,8 @@ from support import (
 
 import onnx_bnfold
 from onnx_bnfold import Options
+from onnx_bnfold.planning.plan import Taken
+from onnx_bnfold.rewriting import node_origins
 from onnx_bnfold.rewriting.node_origins import KEY
 
 IMAGE = {"x": ("N", 3, 5, 6)}
@@ -89,6 +95,20 @@ def test_what_a_node_took_before_it_went_itself(rng):
     )
     folded, _ = fold_checked(made(parts))
     assert {word for each in said(folded)["n_y"] for word in each.split("'")} >= {"n_b", "n_b2"}
+
+
+def test_many_that_took_one_another_before_they_went():
+    """More than Python lets functions call one another."""
+    count = 2 * sys.getrecursionlimit()
+    nodes = [helper.make_node("BatchNormalization", [], [], name=f"n{i}") for i in range(count + 1)]
+    took = {i: {i - 1: Taken(scale=False, shift=True)} for i in range(1, count + 1)}
+    records = {i: SimpleNamespace(name=f"n{i}", clamps=()) for i in range(count + 1)}
+    state = SimpleNamespace(removed=set(range(count)), clamps=frozenset())
+    plan = SimpleNamespace(records=records, restated={}, touched=took, state=state)
+    node_origins.record(nodes, plan)
+    (entry,) = nodes[count].metadata_props
+    assert entry.value == "; ".join(f"shift of n{i}" for i in reversed(range(count)))
+    assert not nodes[0].metadata_props
 
 
 def test_a_product_and_its_new_add(rng):

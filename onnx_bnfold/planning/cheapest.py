@@ -44,6 +44,7 @@ class Cheapest:
         judge: refuses an outcome or returns its totals; adds to the nodes that were asked.
         cost: of an outcome.
         least: whether no outcome costs less than a cost; None: the first outcome is taken.
+        prepare: is called before the ways are followed a little, or farther.
         by_count: whether no cost but the number of tensors may be less than nothing.
 
     Attributes:
@@ -58,6 +59,7 @@ class Cheapest:
         judge: Callable[[set[int], dict[Key, Affine]], Totals],
         cost: Callable[[Way, dict[Key, Affine], Totals], tuple[int, ...]],
         least: Callable[[tuple[int, ...]], bool] | None,
+        prepare: Callable[[], None],
         *,
         by_count: bool,
     ) -> None:
@@ -66,6 +68,7 @@ class Cheapest:
         self._judge = judge
         self._cost = cost
         self._least = least
+        self._prepare = prepare
         self._by_count = by_count
         self.asked = {index}
         self.met: set[Reason] = set()
@@ -80,6 +83,7 @@ class Cheapest:
         try:
             while left:
                 farther = []
+                self._prepare()
                 for number, (way, seeds) in left:
                     try:
                         found = self._follow(number, way, seeds, reach)

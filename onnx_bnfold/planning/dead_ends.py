@@ -20,15 +20,28 @@ class DeadEnd(NamedTuple):
 
     Attributes:
         refusal: the reason.
-        asked: the nodes that have gone on the way to what refuses, and that node.
+        asked: the nodes that have gone beside the tensor, or the one that refuses.
+        behind: what the change of the tensor leads to.
     """
 
     refusal: Refusal
-    asked: frozenset[int]
+    asked: tuple[int, ...]
+    behind: tuple[DeadEnd, ...] = ()
 
     def by_way_of(self, gone: tuple[int, ...]) -> DeadEnd:
         """Return the same for a tensor in front of which, or behind, some nodes have gone."""
-        return self._replace(asked=self.asked.union(gone)) if gone else self
+        return DeadEnd(self.refusal, gone, (self,)) if gone else self
+
+    def all_asked(self) -> set[int]:
+        """Return the nodes that have gone on the way to all that refuses, and the latter."""
+        nodes, todo, seen = set[int](), [self], set[int]()
+        while todo:
+            end = todo.pop()
+            if id(end) not in seen:
+                seen.add(id(end))
+                nodes.update(end.asked)
+                todo += end.behind
+        return nodes
 
 
 class Kind(Enum):
@@ -70,5 +83,5 @@ class DeadEnds(NamedTuple):
         for kind, found in self.found.items():
             end = next((found[name] for name in names if name in found), None)
             if end is not None and kind.is_in(change):
-                asked |= end.asked
+                asked |= end.all_asked()
                 raise Refused.again(end.refusal)

@@ -1,12 +1,14 @@
 """Find the tensors that take no change, or none of a kind (``dead_ends``), by one walk for each.
 
 It starts from those that are fixed, and goes over nodes that surely hand on what they get: behind a
-Transpose something changes if and only if something changes in front.
+Transpose something changes if and only if something changes in front. Where tensors are added up,
+one is shifted only if another is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -48,11 +50,7 @@ class _Walk:
     def run(self, before: DeadEnds | None) -> DeadEnds:
         """Return the dead ends; see ``find_dead_ends``."""
         begun = self._beginnings() if before is None else before.beginnings
-        hands_on = {Kind.SHIFT: self._hands_shift_on}
-        found = {
-            kind: self._spread(ends, hands_on.get(kind, self._hands_scale_on))
-            for kind, ends in begun.items()
-        }
+        found = {kind: self._spread(kind, ends) for kind, ends in begun.items()}
         return DeadEnds(begun, found, len(self._state.removed))
 
     def _beginnings(self) -> dict[Kind, list[tuple[str, DeadEnd]]]:
@@ -73,7 +71,7 @@ class _Walk:
                 try:
                     state.neighbours(name)
                 except Refused as refused:
-                    yield name, DeadEnd(refused.refusal, frozenset())
+                    yield name, DeadEnd(refused.refusal, ())
 
     def _padded(self) -> Iterator[tuple[str, DeadEnd]]:
         """Yield the tensors that a layer lets take no shift."""
@@ -96,11 +94,9 @@ class _Walk:
     def _at(self, index: int, port: int, refusal: Refusal) -> tuple[str, DeadEnd]:
         graph = self._state.graph
         name = graph.writes[index][0] if port == OUT else graph.reads[index][port]
-        return name, DeadEnd(refusal, frozenset((index,)))
+        return name, DeadEnd(refusal, (index,))
 
-    def _spread(
-        self, ends: Sequence[tuple[str, DeadEnd]], hands_on: Callable[[int, str], bool]
-    ) -> dict[str, DeadEnd]:
+    def _spread(self, kind: Kind, ends: Sequence[tuple[str, DeadEnd]]) -> dict[str, DeadEnd]:
         """Find all tensors a change of which surely changes one that takes none.
 
         Returns:
@@ -111,20 +107,50 @@ class _Walk:
             root = state.groups.root(name)
             if root not in found:
                 found[root] = end.by_way_of(state.groups.between(root))
-        todo, done = [*found], set[int]()
+        hands_on = self._hands_shift_on if kind is Kind.SHIFT else self._hands_scale_on
+        todo, done, met = [*found], set[int](), Counter[int]()
         for root in todo:  # which grows
             for index, here in self._around(root):
-                if index in done or not hands_on(index, here):
+                met[index] += 1
+                if index in done:
                     continue
-                done.add(index)
-                for key in state.keys(index).values():
-                    if key == here or not isinstance(key, str) or self._may_be_empty(index, key):
-                        continue
-                    other = state.groups.root(key)
+                further: Iterable[tuple[str, DeadEnd]] = ()
+                if hands_on(index, here):
+                    done.add(index)
+                    further = ((name, found[root]) for name in self._beside(index, here))
+                elif kind is Kind.SHIFT:
+                    further = self._last_of_sum(index, met[index], found)
+                for name, end in further:
+                    other = state.groups.root(name)
                     if other not in found:
-                        found[other] = found[root].by_way_of(state.groups.between(other))
+                        found[other] = end.by_way_of(state.groups.between(other))
                         todo.append(other)
         return {name: end for root, end in found.items() for name in state.groups.seen(root)}
+
+    def _beside(self, index: int, here: str) -> Iterator[str]:
+        """Yield the other tensors of a node, but for those whose change may not matter."""
+        for key in self._state.keys(index).values():
+            if key != here and isinstance(key, str) and not self._may_be_empty(index, key):
+                yield key
+
+    def _last_of_sum(
+        self, index: int, met: int, found: Mapping[str, DeadEnd]
+    ) -> Iterator[tuple[str, DeadEnd]]:
+        """Yield the tensor of a sum that takes no shift because all others take none.
+
+        Args:
+            index: a node.
+            met: how many of its tensors take none.
+            found: these, by the names that stand for them.
+        """
+        state, keys = self._state, [*self._state.keys(index).values()]
+        if state.entries[index].combines is not Combines.SUM or met != len(keys) - 1:
+            return
+        names = [key for key in dict.fromkeys(keys) if isinstance(key, str)]
+        left = [name for name in names if state.groups.root(name) not in found]
+        if len(left) == 1 and len(names) == len(keys):  # else a tensor may be taken from itself
+            ends = tuple(found[state.groups.root(name)] for name in names if name != left[0])
+            yield left[0], DeadEnd(ends[0].refusal, (), ends)
 
     def _around(self, root: str) -> Iterator[tuple[int, str]]:
         """Yield the transparent nodes that stay around a group, each with its tensor there."""

@@ -236,17 +236,15 @@ class _Planner:
             self._tried[index] = len(state.removed), set()
             self._keep(index, state.work.refusal(state.view(index).label))
             return
-        from onnx_bnfold.planning import propagation  # many plans are all direct folds
-        from onnx_bnfold.planning.cheapest import Cheapest
+        from onnx_bnfold.planning.cheapest import Cheapest  # many plans are all direct folds
 
-        if not self.options.clamps_everywhere:
-            propagation.look_for_dead_ends(state)
         search = Cheapest(
             state,
             index,
             partial(self._judge, index),
             partial(self._cost, index),
             self._is_least if is_bn else None,
+            self._look_for_dead_ends,
             by_count=is_bn and not self._added and self.clamps is None,
         )
         best = search.run()
@@ -265,6 +263,12 @@ class _Planner:
         if not met.isdisjoint(_MAY_CHANGE):
             self.unsure.add(index)
         self._keep(index, outcomes.why(tried), tried)
+
+    def _look_for_dead_ends(self) -> None:
+        from onnx_bnfold.planning import propagation
+
+        if not self.options.clamps_everywhere:
+            propagation.look_for_dead_ends(self.state)
 
     def _cost(
         self, index: int, way: Way, changes: dict[Key, Affine], totals: Totals

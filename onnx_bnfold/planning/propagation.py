@@ -4,13 +4,13 @@ Nodes that leave no choice are settled first. Where a node leaves a choice (the 
 output may come from any one operand) the alternatives are tried in turn, the last decision being
 taken back first, within a limit on the work. They mostly differ in shifts alone: if the scales find
 no place, whatever becomes of the shifts, the alternatives need not be tried. Nor need those be that
-share the changes for which an outcome was refused.
+share the changes for which an outcome was refused. Of a search that may change few tensors, one of
+the alternatives may end nearby, though others reach far.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from itertools import chain
 
 import numpy as np
@@ -18,67 +18,13 @@ import numpy as np
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import Combines
 from onnx_bnfold.operators.rules import MOST_BRANCHES, Step, Variant
+from onnx_bnfold.planning.branch import Branch
 from onnx_bnfold.planning.graph_state import GraphState, Key
-from onnx_bnfold.planning.waiting import Waiting
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 MOST_SETTLED_PER_NODE = 20  # nodes settled before a propagation is given up
+MOST_SETTLED_NEARBY = 8  # for each tensor that may change, before a search goes on farther away
 _WIDE = 16  # ports of a node from which on it pays to ask which of them change
-
-
-@dataclass(eq=False, repr=False)
-class _Branch:
-    """A partial solution.
-
-    What becomes of tensors that have become one is kept by the name that stands for them.
-
-    Attributes:
-        changes: what changes.
-        held: what is held fixed, with an identity.
-        forced: nodes to look at.
-        open: nodes that leave a choice.
-        decided: a node and the alternative chosen for it, still to be carried out.
-        disturbed: how many tensors change, those that nobody sees any more among them.
-    """
-
-    changes: dict[Key, Affine] = field(default_factory=dict)
-    held: dict[Key, Affine] = field(default_factory=dict)
-    forced: Waiting = field(default_factory=Waiting)
-    open: dict[int, None] = field(default_factory=dict)
-    decided: tuple[int, Mapping[int, Affine]] | None = None
-    disturbed: int = 0
-
-    def fork(self, index: int, alternative: Mapping[int, Affine]) -> _Branch:
-        """Return a copy that has decided for one of a node's alternatives; no node is forced."""
-        changes, held, decided = dict(self.changes), dict(self.held), (index, alternative)
-        return _Branch(changes, held, Waiting(), dict(self.open), decided, self.disturbed)
-
-    def nodes(self) -> Iterator[tuple[int, bool]]:
-        """Take out the nodes to look at, those that are forced first, until none is left.
-
-        Yields:
-            A node, and whether to choose there, as none was forced.
-        """
-        while True:
-            index = self.forced.take()
-            if index is not None:
-                self.open.pop(index, None)
-                yield index, False
-            elif self.open:
-                index = next(iter(self.open))
-                del self.open[index]
-                yield index, True
-            else:
-                return
-
-    def shares(self, other: _Branch, keys: Iterable[Key]) -> bool:
-        """Whether some keys are decided on in both, with the same changes."""
-        found = ((self.of(key), other.of(key)) for key in keys)
-        return all(one is not None and one is two for one, two in found)
-
-    def of(self, key: Key) -> Affine | None:
-        """Return what is decided for a key that stands for its group, None if nothing is."""
-        return self.changes.get(key) or self.held.get(key)
 
 
 Judge = Callable[[dict[Key, Affine]], None]
@@ -119,9 +65,10 @@ def propagate(
         return search.run(seeds)
     except Refused as refused:
         search.met.add(refused.refusal.reason)
-        state.in_vain += search.settled
+        search.in_vain = search.settled
         raise
     finally:
+        state.in_vain += search.in_vain
         state.work.asked += search.settled + search.scaled - search.known
         state.work.looked_at += search.known
         if met is not None:
@@ -154,20 +101,25 @@ class _Search:
         reach: int | None = None,
     ) -> None:
         self._reach = reach
+        self._is_near = reach is not None and reach < len(state.graph.nodes)
+        self._is_cut = False  # whether a branch was left where it reached too far
         self._state = state
         self._origin = origin
         self._judge = judge
         self.asked = asked
         self.settled = 0
+        self.in_vain = 0  # of these, those of branches that were refused
         self.scaled = 0  # nodes asked beside those, whether the scales fit
         self.known = 0  # of the settled, those whose answer was known
         self._dead_ends = None if origin is None or state.clamps else state.dead_ends
         self.met: set[Reason] = set()
         self._most = MOST_SETTLED_PER_NODE * len(state.graph.nodes) + 1000
+        if reach is not None and self._is_near:
+            self._most = MOST_SETTLED_NEARBY * reach
         self._answers: dict[tuple[int, ...], tuple[Mapping[int, Affine], Step | Refusal]] = {}
 
     def run(self, seeds: Mapping[Key, Affine]) -> dict[Key, Affine]:
-        start = _Branch()
+        start = Branch()
         for key, change in seeds.items():
             self._assign(start, key, change)
         first: Refusal | None = None
@@ -175,31 +127,39 @@ class _Search:
         while stack:
             branch = stack.pop()
             tried += 1
-            if tried > MOST_BRANCHES:
+            if tried > MOST_BRANCHES or self.settled > self._most:
                 raise self._given_up()
+            before = self.settled
             try:
                 further = self._settle(branch)
                 if further is None:
                     return self._outcome(branch)
             except _GivenUp:
                 raise
+            except TooFar:
+                if not self._is_cut:
+                    self._is_cut = True
+                    self._scales_fit(seeds)  # if these reach too far, so does every branch
             except Refused as refused:
                 self.met.add(refused.refusal.reason)
+                self.in_vain += self.settled - before
                 if refused.because:
                     because = [*map(self._root, refused.because)]
                     stack = [each for each in stack if not each.shares(branch, because)]
                 if first is None:
                     first = refused.refusal
                     if stack and not self._scales_fit(seeds):
-                        break
-                continue
-            stack.extend(reversed(further))
+                        raise Refused.again(first) from None
+            else:
+                stack.extend(reversed(further))
+        if self._is_cut:
+            raise TooFar
         assert first is not None  # a branch ends in an outcome, in others, or in a refusal
         raise Refused.again(first)
 
     def _scales_fit(self, seeds: Mapping[Key, Affine]) -> bool:
         """Whether the scales may find a place: False only if every alternative is refused."""
-        branch, state = _Branch(), self._state
+        branch, state = Branch(), self._state
         try:
             for key, change in seeds.items():
                 self._assign(branch, key, change.with_shift(np.zeros((1,) * change.rank)))
@@ -216,7 +176,7 @@ class _Search:
             return False
         return True
 
-    def _outcome(self, branch: _Branch) -> dict[Key, Affine]:
+    def _outcome(self, branch: Branch) -> dict[Key, Affine]:
         """Return the changes of a branch that is complete, if they are not refused as a whole."""
         changes: dict[Key, Affine] = {}
         for key, change in branch.changes.items():
@@ -227,7 +187,7 @@ class _Search:
             self._judge(changes)
         return changes
 
-    def _settle(self, branch: _Branch) -> list[_Branch] | None:
+    def _settle(self, branch: Branch) -> list[Branch] | None:
         """Settle what is forced, then make the next choice; None when nothing is left."""
         if branch.decided is not None:
             self._take(branch, *branch.decided)
@@ -254,14 +214,14 @@ class _Search:
                 return [branch.fork(index, alternative) for alternative in step.alternatives]
         return None
 
-    def _known(self, branch: _Branch, index: int) -> dict[int, Affine]:
+    def _known(self, branch: Branch, index: int) -> dict[int, Affine]:
         keys = self._state.keys(index)
         if len(keys) > max(_WIDE, len(branch.changes) + len(branch.held)):
             return self._known_of_wide(branch, index)
         decided = ((port, branch.of(self._root(key))) for port, key in keys.items())
         return {port: change for port, change in decided if change is not None}
 
-    def _known_of_wide(self, branch: _Branch, index: int) -> dict[int, Affine]:
+    def _known_of_wide(self, branch: Branch, index: int) -> dict[int, Affine]:
         known, carried = {}, self._state.groups.carried(index, self._state.keys(index))
         ports = carried.ports
         for key, change in chain(branch.held.items(), branch.changes.items()):
@@ -286,7 +246,7 @@ class _Search:
             raise Refused.again(answer)
         return answer
 
-    def _take(self, branch: _Branch, index: int, changes: Mapping[int, Affine]) -> None:
+    def _take(self, branch: Branch, index: int, changes: Mapping[int, Affine]) -> None:
         keys = self._state.keys(index)
         if isinstance(changes, Variant) and changes.still and len(keys) > _WIDE:
             self._hold(branch, index, changes)
@@ -297,7 +257,7 @@ class _Search:
             if key is not None and branch.of(self._root(key)) is not change:
                 self._assign(branch, key, change, settled=index)
 
-    def _hold(self, branch: _Branch, index: int, changes: Variant) -> None:
+    def _hold(self, branch: Branch, index: int, changes: Variant) -> None:
         """Hold the ports of a node fixed that an alternative leaves as they are."""
         keys, still = self._state.keys(index), next(iter(changes.base.values()))
         held = dict.fromkeys(self._state.groups.carried(index, keys).ports, still)
@@ -305,9 +265,7 @@ class _Search:
             held.pop(self._root(keys[port]), None)
         branch.held.update(held)
 
-    def _assign(
-        self, branch: _Branch, key: Key, change: Affine, settled: int | None = None
-    ) -> None:
+    def _assign(self, branch: Branch, key: Key, change: Affine, settled: int | None = None) -> None:
         groups = self._state.groups
         root = self._root(key)
         before = branch.of(root)
@@ -341,8 +299,10 @@ class _Search:
     def _name(self, key: Key) -> str:
         return repr(key if isinstance(key, str) else self._state.graph.reads[key[0]][key[1]])
 
-    def _given_up(self) -> _GivenUp:
+    def _given_up(self) -> _GivenUp | TooFar:
         origin = self._origin
+        if self._is_near:
+            return TooFar()
         return _GivenUp(
             Reason.SEARCH_LIMIT,
             "the graph" if origin is None else self._state.view(origin).label,

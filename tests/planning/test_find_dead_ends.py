@@ -12,6 +12,7 @@ from support import fold_checked, ops
 
 import onnx_bnfold
 from onnx_bnfold.planning import propagation
+from onnx_bnfold.planning.dead_ends import Kind
 from onnx_bnfold.planning.find_dead_ends import find_dead_ends
 from onnx_bnfold.planning.ways import Way
 from onnx_bnfold.reasons import Reason
@@ -123,3 +124,56 @@ def test_they_are_looked_for_again_where_more_nodes_have_gone():
     assert find_dead_ends(state, first) is first
     state.remove(state.graph.ops.index("BatchNormalization"))
     assert find_dead_ends(state, first) is not first
+
+
+def without_shift(net, *outputs):
+    """The tensors that take no shift."""
+    return find_dead_ends(net.state(*outputs), None).found[Kind.SHIFT].keys()
+
+
+def rectified(net):
+    return net.op("Relu", net.conv("x", 4))
+
+
+@pytest.mark.parametrize("op", ["Add", "Sub", "Sum", "Mean"])
+def test_a_sum_of_what_takes_no_shift_takes_none(op):
+    net = Net(IMAGE)
+    inner = net.op(op, rectified(net), rectified(net))
+    outer = net.op("Add", inner, net.op("Relu", net.conv("x", 4)))
+    free = net.op("Add", outer, net.conv("x", 4))
+    dead = without_shift(net, net.conv(free, 4))
+    assert {inner, outer} <= dead
+    assert free not in dead
+
+
+def test_nor_does_what_is_added_to_that_where_the_sum_takes_none():
+    net = Net(IMAGE)
+    t = net.op("Transpose", net.conv("x", 4), perm=[0, 1, 3, 2])
+    dead = without_shift(net, net.op("Relu", net.op("Add", t, rectified(net))))
+    assert t in dead
+
+
+def test_a_tensor_that_is_taken_from_itself_takes_any_shift():
+    net = Net(IMAGE)
+    t = net.op("Transpose", net.conv("x", 4), perm=[0, 1, 3, 2])
+    assert t not in without_shift(net, net.op("Relu", net.op("Sub", t, t)))
+
+
+def test_a_constant_that_is_added_takes_a_shift():
+    net = Net(IMAGE)
+    t = net.op("Transpose", net.conv("x", 4), perm=[0, 1, 3, 2])
+    assert t not in without_shift(net, net.op("Relu", net.op("Add", t, net.random(4, 1, 1))))
+
+
+def test_what_a_dead_end_depends_on():
+    """All that have gone on the way to any of its ends."""
+    net = Net(IMAGE)
+    parts = [net.bn(rectified(net)) for _ in range(3)]
+    t = net.op("Sum", *parts)
+    state = net.state(net.conv(t, 4))
+    gone = [i for i, op in enumerate(state.graph.ops) if op == "BatchNormalization"]
+    for index in gone:
+        state.remove(index)
+    end = find_dead_ends(state, None).found[Kind.SHIFT][t]
+    relus = {i for i, op in enumerate(state.graph.ops) if op == "Relu"}
+    assert end.all_asked() == relus | {*gone}

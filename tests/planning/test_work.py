@@ -111,6 +111,31 @@ def test_a_way_that_reaches_far_is_not_followed_where_another_ends_nearby(networ
     assert all(work[kind] <= 6 * small[kind] for kind in work)
 
 
+def row_of_sums(blocks):
+    """Each BatchNormalization shifts what is added up so far, or what will be."""
+    net = Net(IMAGE)
+    t = net.conv("x", 4)
+    for _ in range(blocks):
+        t = net.op("Add", t, net.bn(net.op("Relu", net.conv("x", 4)), signs="positive"))
+    return net.model(net.conv(t, 4))
+
+
+def test_a_shift_goes_no_farther_than_it_has_to(work):
+    """One that stays takes it for now, and not the layer at the other end of the row."""
+    report = onnx_bnfold.plan(row_of_sums(16))
+    assert not report.kept
+    small = dict(work)
+    work.update(dict.fromkeys(work, 0))
+    assert not onnx_bnfold.plan(row_of_sums(64)).kept
+    assert all(work[kind] <= 6 * small[kind] for kind in work)
+
+
+def test_no_branch_is_searched_that_takes_no_shift(work):
+    """Those of a tree of sums that have gone, until one is left; each by the shift of its sum."""
+    assert not onnx_bnfold.plan(sums(128, [(1, -1)])).kept
+    assert work["questions"] <= 150 * 128
+
+
 def test_signs_that_differ_are_not_carried_through_all_sums_for_each_norm(work):
     """Where one has gone by all sums, behind a ReLU, those of another sign stay."""
     onnx_bnfold.plan(sums(64, [(1, 1, 1, -1), *[(-1, 1, 1, 1)] * 63]))

@@ -95,6 +95,6 @@ def report_of(
     return Report(
         records, before, after, pipeline.equalized, rescaled, *sizes,
         sum(map(copied_bytes, pipeline.rounds)), pipeline.inlined, kept_affine,
-        pipeline.int8_loss(rescaled), pipeline.open_choices,
+        pipeline.int8_loss(rescaled), pipeline.coarser_in_float16, pipeline.open_choices,
         Origin(source, pipeline.options, base_dir, target),
     )  # fmt: skip

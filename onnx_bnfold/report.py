@@ -109,6 +109,8 @@ class Report:
             BatchNormalization) that a fold was tried for and that stays, in order.
         int8_loss: what the new ranges of ``rescaled`` are expected to cost a model that is
             quantised to int8 afterwards, in dB; None if nothing worth saying.
+        coarser_in_float16: whether rounding its constants to float16 is expected to cost a folded
+            model far more than the original.
         open_choices: how many more BatchNormalizations could go at most if others stayed; 0 unless
             too many compete for all choices to be searched.
         origin: what it is of, for ``save``; not kept where the report is pickled, unless it is a
@@ -127,6 +129,7 @@ class Report:
     inlined_calls: int = 0
     kept_affine: tuple[Record, ...] = ()
     int8_loss: float | None = None
+    coarser_in_float16: bool = False
     open_choices: int = 0
     origin: Origin | None = field(default=None, compare=False, repr=False)
 
@@ -215,6 +218,8 @@ class Report:
             )
         if self.int8_loss is not None:
             parts.append(int8_warning(self.int8_loss))
+        if self.coarser_in_float16:
+            parts.append(FLOAT16_WARNING)
         if self.nodes_before is not None:
             if self.norms:
                 parts.append(f"{len(self.norms)} -> {len(self.left)} BatchNormalization")
@@ -240,6 +245,13 @@ def int8_warning(loss: float) -> str:
     return (
         f"the new ranges would cost an int8 model about {loss:.0f} dB (--profile int8 avoids that)"
     )
+
+
+# What to tell who converts the result, given ``Report.coarser_in_float16``.
+FLOAT16_WARNING = (
+    "rounding the new constants would make a float16 model less exact than the original "
+    "(--profile fp16 avoids that)"
+)
 
 
 def _counted(number: int, what: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.planning.plan import GraphPlan, Place, Recorded
 from onnx_bnfold.planning.record import Record
+from onnx_bnfold.planning.totals import shifts_norms
 
 if TYPE_CHECKING:
     from onnx_bnfold.model.functions import Root
@@ -171,6 +172,21 @@ class Rounds:
         graphs = zip(*self.rounds, strict=True)
         losses = [expected_loss([plan.state for plan in plans]) for plans in graphs]
         return max((loss for loss in losses if loss is not None), default=None)
+
+    @property
+    def coarser_in_float16(self) -> bool:
+        """Whether rounding the present plan's constants to float16 is expected to cost far more.
+
+        Who asks for another profile than ``float`` is told nothing.
+        """
+        if any(plan.limits.profile != "float" for plan in self.plans):
+            return False
+        states = [[plan.state for plan in plans] for plans in self.rounds]
+        if not any(map(shifts_norms, chain.from_iterable(states))):
+            return False
+        from onnx_bnfold.planning.half_noise import is_coarser  # few plain folds shift any
+
+        return is_coarser(states)
 
     def changes(self) -> dict[str, tuple[Float64, Float64]]:
         """Return scale and shift of every tensor of the main graph that changes, by name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.planning.graph_state import GraphState, Key
 
@@ -79,3 +80,17 @@ def require_totals(state: GraphState, origin: int | None, totals: Totals) -> Non
             assert total is not None
             ports = (p for p in state.ports(index) if state.key(index, p) == key)
             state.step(index, dict.fromkeys(ports, total))
+
+
+def shifts_norms(state: GraphState) -> bool:
+    """Whether a BatchNormalization that stays reads a shift, or one that goes leaves one behind."""
+    graph, removed = state.graph, state.removed
+    for key, change in state.total.items():
+        if not isinstance(key, str) or not change.has_shift:
+            continue
+        producer = graph.producer.get(key)
+        is_left = producer in removed and graph.ops[producer or 0] == batchnorm.OPERATOR
+        for index, _ in graph.readers.get(key, ()):
+            if index not in removed and (is_left or graph.ops[index] == batchnorm.OPERATOR):
+                return True
+    return False

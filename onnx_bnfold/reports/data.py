@@ -73,6 +73,8 @@ class FoldReport:
         layers: the weights of every node that took a scale or a shift.
         rescaled_tensors: tensors that remain in the model with other values.
         int8_loss: what their ranges are expected to cost in int8, in dB; None if that is not much.
+        coarser_in_float16: whether rounding constants to float16 is expected to cost far more than
+            in the original.
         check: the record of the check, if one ran.
         schema_version: of the JSON.
     """
@@ -98,6 +100,7 @@ class FoldReport:
     layers: tuple[Layer, ...]
     rescaled_tensors: tuple[Rescaled, ...]
     int8_loss: float | None
+    coarser_in_float16: bool
     check: CheckResult | None
     schema_version: int = SCHEMA_VERSION
 
@@ -190,6 +193,7 @@ def fold_report(outcome: Outcome, sizes: Sizes, check: CheckResult | None) -> Fo
         layers=layers,
         rescaled_tensors=told.rescaled,
         int8_loss=told.int8_loss,
+        coarser_in_float16=told.coarser_in_float16,
         check=check,
     )
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from onnx_bnfold.operators.entries import Absorbing
 from onnx_bnfold.operators.table import entry_of
 from onnx_bnfold.options import Options
-from onnx_bnfold.report import int8_warning
+from onnx_bnfold.report import FLOAT16_WARNING, int8_warning
 from onnx_bnfold.reports.changes_section import changes_section
 from onnx_bnfold.reports.check_sections import verdict
 from onnx_bnfold.reports.column_charts import weights_chart
@@ -79,6 +79,9 @@ def _summary(data: Data) -> Element:
     if data["int8_loss"] is not None:
         text = int8_warning(data["int8_loss"])
         parts.append(el("p", f"{text[0].upper()}{text[1:]}.", class_="note"))
+    if data["coarser_in_float16"]:
+        text = f"{FLOAT16_WARNING[0].upper()}{FLOAT16_WARNING[1:]}."
+        parts.append(el("p", text, class_="note"))
     if data["inlined_calls"]:
         number = data["inlined_calls"]
         text = f"Calls of local functions that were inlined: {number}."

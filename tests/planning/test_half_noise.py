@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import onnxruntime as ort
@@ -13,11 +16,13 @@ from onnx import ModelProto, numpy_helper
 import onnx_bnfold
 from onnx_bnfold import Options
 from onnx_bnfold.operators.affine import Affine
-from onnx_bnfold.planning.half_noise import require_gain
+from onnx_bnfold.pipeline import Pipeline
+from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.planning.half_noise import is_coarser, require_gain
 from onnx_bnfold.planning.totals import Totals
 from onnx_bnfold.reasons import Reason, Refused
 
-HALF = Options(profile="fp16")
+DEFAULT, HALF = Options(), Options(profile="fp16")
 
 
 def dense(shift: float, gamma: float, *, bounded: bool = False) -> ModelProto:
@@ -107,6 +112,73 @@ def test_the_limit(shift, costs):
     if costs:
         assert refused.value.refusal.reason is Reason.PRECISION
         assert refused.value.refusal.culprit == state.view(2).label
+
+
+def saturated(level: float, seed: int) -> ModelProto:
+    """A BN that only the layer behind can take, as a Tanh is in front: its mean grows with a level.
+
+    How a constant is rounded is chance, so every seed has other ones.
+    """
+    net, rng = Net(("N", 4, 6, 6), seed=seed), np.random.default_rng(seed)
+    levels = level * rng.uniform(0.97, 1.03, 4) * rng.choice([-1, 1], 4)
+    bent = net.op("Tanh", net.op("Add", "x", net.const(levels.reshape(1, 4, 1, 1))))
+    values = np.tanh(rng.standard_normal((10_000, 4)) + levels)
+    gamma, beta = rng.uniform(0.5, 1.5, 4) * rng.choice([-1, 1], 4), rng.normal(0, 0.1, 4)
+    statistics = gamma, beta, values.mean(0), values.var(0)
+    y = net.op("BatchNormalization", bent, *map(net.const, statistics), epsilon=0.0)
+    return net.model(net.conv(y, 6))
+
+
+Draws = Callable[[int], ModelProto]
+
+
+@pytest.mark.parametrize(
+    ("draw", "said"),
+    [
+        (lambda seed: drawn(dense(0.1, 0.03), seed), True),
+        (lambda seed: drawn(dense(0.01, 0.1), seed), False),
+        (partial(saturated, 2.5), True),
+        (partial(saturated, 0.2), False),
+    ],
+)
+def test_what_costs_a_float16_model_is_said(draw: Draws, said):
+    """And what is said is true, of models whose constants are rounded."""
+    text = "make a float16 model less exact than the original (--profile fp16 avoids that)"
+    grown = []
+    for model in map(draw, range(16)):
+        folded, report = onnx_bnfold.fold(model)
+        assert report.folded
+        assert report.coarser_in_float16 == (text in report.summary()) == said
+        assert not is_coarser([[planned(model, HALF)]])
+        assert not onnx_bnfold.plan(folded).coarser_in_float16
+        before, after = (rounding_error(model, each) for each in (model, folded))
+        grown.append(np.log(after / before))
+    assert (np.mean(grown) > np.log(1.4)) == said
+
+
+def test_a_plain_fold_does_not_weigh_roundings(monkeypatch):
+    """It is not even imported: no BN gets a shift, in a row of two neither."""
+    net = Net(("N", 4, 6, 6))
+    first = norm(net, net.conv("x", 4), [1.0, 2, 3, 4], [9.0] * 4)
+    model = net.model(net.relu(norm(net, first, [1.0] * 4, [9.0] * 4)))
+    monkeypatch.setitem(sys.modules, "onnx_bnfold.planning.half_noise", None)
+    report = onnx_bnfold.plan(model)
+    assert len(report.folded) == 2
+    assert not report.coarser_in_float16
+
+
+def test_what_one_graph_spares_another_may_spend():
+    """The same of rounds: one after another, each is relative to the one before."""
+    spends, spares = (planned(saturated(level, 0)) for level in (2.5, 0.2))
+    assert is_coarser([[spends]])
+    assert not is_coarser([[spares]])
+    assert not is_coarser([[spends, *[spares] * 8]])
+    assert not is_coarser([[spares], [spends]])
+
+
+def planned(model: ModelProto, options: Options = DEFAULT) -> GraphState:
+    (plan,) = Pipeline(model, numpy_helper.to_array, options).plan()
+    return plan.state
 
 
 def test_a_fold_of_a_fold_finds_nothing():

@@ -88,6 +88,15 @@ def test_a_loss_in_int8_is_told(tmp_path, rng):
     assert "int8" not in Page(page(replace(report, int8_loss=None).to_dict())).text
 
 
+def test_a_loss_in_float16_is_told(tmp_path, rng):
+    report = replace(report_of(half(rng), tmp_path), coarser_in_float16=True)
+    said = "Rounding the new constants would make a float16 model less exact than the original"
+    assert said in Page(page(report.to_dict())).text
+    assert (
+        "float16 model" not in Page(page(replace(report, coarser_in_float16=False).to_dict())).text
+    )
+
+
 def test_what_another_choice_could_fold_is_told(tmp_path, rng):
     report = report_of(half(rng), tmp_path)
     said = "compete to search all choices among them: at most 3 more could go if others stayed."

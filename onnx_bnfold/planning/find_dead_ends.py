@@ -16,7 +16,7 @@ from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import OUT, Absorbing, Combines, HandsOn
 from onnx_bnfold.operators.rules import Transparent
 from onnx_bnfold.planning.dead_ends import DeadEnd, DeadEnds, Kind
-from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
 # What a node that rectifies is asked, of all its elements; and the reasons that hold for any other
@@ -46,6 +46,7 @@ class _Walk:
 
     def __init__(self, state: GraphState) -> None:
         self._state = state
+        self._carried: dict[int, frozenset[Key]] = {}
 
     def run(self, before: DeadEnds | None) -> DeadEnds:
         """Return the dead ends; see ``find_dead_ends``."""
@@ -163,10 +164,17 @@ class _Walk:
                 if index in state.removed or not isinstance(state.entries[index], Transparent):
                     continue
                 try:
-                    if name in state.keys(index).values():
+                    if name in self._carried_by(index):
                         yield index, name
                 except Refused:
                     continue
+
+    def _carried_by(self, index: int) -> frozenset[Key]:
+        """Return what the data ports of a node carry."""
+        found = self._carried.get(index)
+        if found is None:
+            found = self._carried[index] = frozenset(self._state.keys(index).values())
+        return found
 
     def _hands_shift_on(self, index: int, after: str) -> bool:
         """Whether each shift of the other tensors of a node is, but for zeros, one of this."""

@@ -14,6 +14,7 @@ import onnx_bnfold
 from onnx_bnfold.planning import propagation
 from onnx_bnfold.planning.dead_ends import Kind
 from onnx_bnfold.planning.find_dead_ends import find_dead_ends
+from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.ways import Way
 from onnx_bnfold.reasons import Reason
 
@@ -177,3 +178,17 @@ def test_what_a_dead_end_depends_on():
     end = find_dead_ends(state, None).found[Kind.SHIFT][t]
     relus = {i for i, op in enumerate(state.graph.ops) if op == "Relu"}
     assert end.all_asked() == relus | {*gone}
+
+
+def test_what_a_node_carries_is_looked_up_once(monkeypatch):
+    """In a dense block every Concat reads all tensors in front."""
+    net, count = Net(IMAGE), 24
+    tensors = [net.conv("x", 4)]
+    for _ in range(count):
+        whole = net.op("Concat", *tensors, axis=1)
+        tensors.append(net.conv(net.op("Relu", whole), 2))
+    state = net.state(net.op("Concat", *tensors, axis=1))
+    asked, keys = [], GraphState.keys
+    monkeypatch.setattr(GraphState, "keys", lambda *args: asked.append(args) or keys(*args))
+    find_dead_ends(state, None)
+    assert len(asked) <= 2 * sum(map(len, state.graph.reads))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -85,9 +85,7 @@ def _parts(known: Known, parts: _Parts) -> Step:
     """Complete a tensor and its parts along an axis (Concat, and Split its mirror image)."""
     whole, axis, places, starts, still = parts
     if whole in known.changes:
-        change = known.changes[whole]
-        found = {port: _cut(change, axis, starts[i], starts[i + 1]) for port, i in places.items()}
-        return Step(({whole: change, **found},))
+        return Step((_Cut(known.changes[whole], parts),))
     given = {places[port]: change for port, change in known.changes.items()}
     change = next(iter(given.values()))
     own = {**known.changes, whole: joined(given, axis, starts)}
@@ -99,5 +97,27 @@ def _parts(known: Known, parts: _Parts) -> Step:
     return Step(tuple(alternatives), certain=len(given) == len(places))
 
 
-def _cut(change: Affine, axis: int, start: int, stop: int) -> Affine:
-    return change.map(lambda a: data_movement.cut(a, axis, slice(start, stop)))
+class _Cut(Mapping[int, Affine]):
+    """The change of a tensor, and what each part gets of it, which is cut when it is asked for.
+
+    Of thousands of parts the first may take none, and the others are not looked at.
+    """
+
+    def __init__(self, change: Affine, parts: _Parts) -> None:
+        self._change = change
+        self._parts = parts
+        self._varies = change.shape[parts.axis] > 1
+
+    def __getitem__(self, port: int) -> Affine:
+        whole, axis, places, starts, _ = self._parts
+        if port == whole or not self._varies:
+            return self._change
+        part = slice(starts[places[port]], starts[places[port] + 1])
+        return self._change.map(lambda array: data_movement.cut(array, axis, part))
+
+    def __iter__(self) -> Iterator[int]:
+        yield self._parts.whole
+        yield from self._parts.places
+
+    def __len__(self) -> int:
+        return 1 + len(self._parts.places)

@@ -59,6 +59,16 @@ def test_two_wholes_of_the_same_parts(beside):
     fold_checked(net.model(*behind), kept=int(beside == "Sigmoid"))
 
 
+def test_parts_behind_one_that_refuses_are_not_cut(monkeypatch):
+    net = Net(("N", 4, 4, 4))
+    parts = [net.op("Sigmoid", "x"), *(net.conv("x", 4) for _ in range(COUNT))]
+    whole = net.bn(net.op("Concat", *parts, axis=1))
+    cut, mapped = [], Affine.map
+    monkeypatch.setattr(Affine, "map", lambda *args: cut.append(args) or mapped(*args))
+    assert len(onnx_bnfold.plan(net.model(net.op("Sigmoid", whole))).kept) == 1
+    assert len(cut) < COUNT
+
+
 def test_a_sum_of_many_has_few_changes_of_its_own(monkeypatch):
     """A shift may go to any one operand; all else is the same in all proposals."""
     net = Net(("N", 4, 4, 4))

@@ -213,14 +213,21 @@ def _joined(links: Iterable[Set[int]]) -> list[set[int]]:
 
 def _most(members: Iterable[int], clashes: Set[Clash]) -> int:
     """Return how many BNs can go at most: one of each group in which any two clash."""
+    rivals: dict[int, set[int]] = {}
+    for clash in clashes:
+        if len(clash) == 2:
+            for index in clash:
+                rivals.setdefault(index, set()).update(clash - {index})
     groups: list[list[int]] = []
+    number_of: dict[int, int] = {}  # of its group
     for index in members:
         if frozenset((index,)) in clashes:
             continue
-        for group in groups:
-            if all(frozenset((index, other)) in clashes for other in group):
-                group.append(index)
-                break
-        else:
-            groups.append([index])
+        near = rivals.get(index, set())
+        numbers = sorted({number_of[other] for other in near if other in number_of})
+        fitting = (number for number in numbers if near.issuperset(groups[number]))
+        number_of[index] = number = next(fitting, len(groups))
+        if number == len(groups):
+            groups.append([])
+        groups[number].append(index)
     return len(groups)

@@ -1,12 +1,13 @@
 """The way to remove a node that disturbs least.
 
 A change may reach far one way and end at once another way. So all ways are followed a little at
-first: whoever reaches farther costs more than an outcome that is near and costs nothing else.
+first: whoever reaches farther costs more than an outcome that is near and costs nothing else. And
+of BatchNormalizations in a row one takes the other without a look at what is beyond.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from onnx_bnfold.operators.affine import Affine
@@ -50,6 +51,7 @@ class Cheapest:
     Attributes:
         asked: the nodes whose rules were asked.
         met: the reasons of all refusals.
+        is_put_off: whether ``run`` has left the ways that reach far to a later time.
     """
 
     def __init__(
@@ -74,9 +76,15 @@ class Cheapest:
         self.met: set[Reason] = set()
         self._refused: dict[int, tuple[str, Refusal]] = {}
         self._doubts: dict[int, Refusal] = {}
+        self._failed_next_door = self.is_put_off = False
 
-    def run(self) -> Outcome | None:
-        """Return the outcome, None if every way is refused."""
+    def run(self, *, may_put_off: bool = False) -> Outcome | None:
+        """Return the outcome, None if every way is refused.
+
+        Args:
+            may_put_off: whether a BatchNormalization of a row that the one next door does not take
+                may wait for those behind it, which may not have to go as far as it would.
+        """
         left: Iterable[tuple[int, tuple[Way, dict[Key, Affine]]]]
         left = enumerate(outcomes.ways(self._state, self._index))
         reach, best = _NEAR if self._by_count else None, None
@@ -96,8 +104,11 @@ class Cheapest:
                         best = found
                     if self._is_least(found.cost):
                         return best
-                if best is not None and self._is_near(best.cost, reach):
+                if best is not None and self._is_near(best, reach):
                     return best
+                if may_put_off and best is None and farther and self._failed_next_door:
+                    self.is_put_off = True
+                    return None
                 left, reach = farther, None if reach is None else _NEAR * reach
         except Refused as refused:
             self._refused[-1] = "", refused.refusal
@@ -124,6 +135,7 @@ class Cheapest:
                 judged.append(self._judge(self.asked, changes))
             except Refused as refused:
                 self._doubts.setdefault(number, refused.refusal)
+                self._failed_next_door |= self._is_next_door(changes)
                 raise
 
         try:
@@ -139,8 +151,14 @@ class Cheapest:
     def _is_least(self, cost: tuple[int, ...]) -> bool:
         return self._least is None or not any(cost[:-1]) or self._least(cost)
 
-    @staticmethod
-    def _is_near(cost: tuple[int, ...], reach: int | None) -> bool:
-        """Whether what reaches farther costs more."""
-        *others, count, _ = cost
-        return reach is not None and count <= reach and not any(others)
+    def _is_near(self, outcome: Outcome, reach: int | None) -> bool:
+        """Whether what reaches farther costs more, or is not worth looking for."""
+        *others, count, _ = outcome.cost
+        if reach is None or count > reach:
+            return False
+        return not any(others) or self._is_next_door(outcome.changes)
+
+    def _is_next_door(self, changes: Mapping[Key, Affine]) -> bool:
+        """Whether a BatchNormalization alone takes it: two in a row become one."""
+        takers = {index for index, _ in outcomes.absorbing(self._state, self._index, changes)}
+        return len(takers) == 1 and all(map(self._state.is_bn, takers))

@@ -144,7 +144,8 @@ class _Planner:
 
     def _decide_all(self, queue: Sequence[int]) -> None:
         while queue:
-            for index in watched(queue):
+            put_off = [index for index in watched(queue) if not self._decide(index, at_once=False)]
+            for index in reversed(put_off):  # none has to go as far as the one in front
                 self._decide(index)
             queue = [i for i in queue if i in self._tried and self._has_moved(i)]
 
@@ -224,18 +225,22 @@ class _Planner:
         record = Record(self.state.place(index), is_bn, refusal=refusal, tried=tuple(tried))
         (self.records if is_bn else self.kept_affine)[index] = record
 
-    def _decide(self, index: int) -> None:
-        """Try all ways to remove a node and commit the one that disturbs least."""
+    def _decide(self, index: int, *, at_once: bool = True) -> bool:
+        """Try all ways to remove a node and commit the one that disturbs least.
+
+        Returns:
+            Whether it is decided; if not at once, it may be put off, see ``Cheapest.run``.
+        """
         state = self.state
         is_bn = state.graph.ops[index] == batchnorm.OPERATOR
         self.doubtful.pop(index, None)
         self.unsure.discard(index)
         if is_bn and self._fold_directly(index):
-            return
+            return True
         if state.work.is_spent:
             self._tried[index] = len(state.removed), set()
             self._keep(index, state.work.refusal(state.view(index).label))
-            return
+            return True
         from onnx_bnfold.planning.cheapest import Cheapest  # many plans are all direct folds
 
         search = Cheapest(
@@ -247,14 +252,16 @@ class _Planner:
             self._look_for_dead_ends,
             by_count=is_bn and not self._added and self.clamps is None,
         )
-        best = search.run()
+        best = search.run(may_put_off=not at_once)
+        if search.is_put_off:
+            return False
         if best is not None:
             broken, added, *_ = best.cost
             if broken:
                 self.unsure.update(self.fused.members)  # some are no members any more
             takers = outcomes.absorbing(state, index, best.changes)
             self._commit(index, best.way, best.changes, added, takers, best.totals)
-            return
+            return True
         tried, met = search.tried, search.met
         if search.doubt is not None:
             self.doubtful[index] = search.doubt
@@ -263,6 +270,7 @@ class _Planner:
         if not met.isdisjoint(_MAY_CHANGE):
             self.unsure.add(index)
         self._keep(index, outcomes.why(tried), tried)
+        return True
 
     def _look_for_dead_ends(self) -> None:
         from onnx_bnfold.planning import propagation

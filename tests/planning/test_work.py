@@ -175,6 +175,24 @@ def test_what_refuses_an_outcome_is_not_met_again_by_every_other_choice(
     assert len(judged) <= 22 * 12
 
 
+def row_of_moved(length):
+    """BatchNormalizations in a row, a Transpose in front of each, between what takes nothing."""
+    net = Net(IMAGE)
+    t = net.op("Sigmoid", "x")
+    for _ in range(length):
+        t = net.bn(net.op("Transpose", t, perm=[0, 1, 3, 2]))
+    return net.model(net.op("Sigmoid", t))
+
+
+def test_a_row_becomes_one_by_what_is_next_door(work):
+    """Where one has taken all that it may, others go on in the other direction from behind."""
+    assert len(onnx_bnfold.plan(row_of_moved(40)).kept) == 1
+    small = dict(work)
+    work.update(dict.fromkeys(work, 0))
+    assert len(onnx_bnfold.plan(row_of_moved(160)).kept) == 1
+    assert all(work[kind] <= 6 * small[kind] for kind in work)
+
+
 class Counting(dict):
     """Counts how often it is asked."""
 

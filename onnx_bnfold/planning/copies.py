@@ -64,10 +64,15 @@ class Copies:
         """See the class; one that nobody sees any more is looked for if no other is as it was."""
         if self._unchanged is not None:
             return self._unchanged
-        sides = self._state.sides(self._origin)
-        return _first_unchanged(
-            chain.from_iterable(self._state.lost(side, self._changes) for side in sides)
-        )
+        lost = map(self._lost, self._state.sides(self._origin))
+        return _first_unchanged(chain.from_iterable(lost))
+
+    def _lost(self, side: str) -> Iterator[tuple[str, Affine | None]]:
+        """Return the tensors on a side that nobody sees, none if none of them is as it was."""
+        groups = self._state.groups
+        if not groups.may_be_unchanged(side, self._changes.get(groups.seen(side)[0])):
+            return iter(())
+        return self._state.lost(side, self._changes)
 
     @property
     def how(self) -> Mapping[str, HandsOn]:

@@ -140,6 +140,11 @@ class GraphNodes:
                 found.setdefault(pair[side], []).append(pair)
         return found
 
+    @cached_property
+    def has_bns(self) -> bool:
+        """Whether any node is a BatchNormalization."""
+        return any(op == batchnorm.OPERATOR for op in self.graph.ops)
+
     def _bn_in_front(self, index: int) -> int | None:
         graph, front = self.graph, self.graph.producer.get(self.graph.reads[index][0])
         while front is not None and self.entries[front].rectifies:

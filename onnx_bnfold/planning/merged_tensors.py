@@ -7,11 +7,14 @@ it makes of them is composed when all is decided.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from onnx_bnfold.model.graph import Graph
-from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.affine import VANISHED, Affine
+
+_ROUNDING = 1e-6  # far more than that of a row of compositions
 
 _Key = str | tuple[int, int]  # see ``graph_state``
 
@@ -200,6 +203,14 @@ class Groups:
         trail = self._trails.get(self.root(name)) if self._trails else None
         yield from () if trail is None else _followed(trail)
 
+    def may_be_unchanged(self, name: str, more: Affine | None) -> bool:
+        """Whether a tensor of a group that nobody sees may be as it was after a further change.
+
+        It is judged by one element of each, as there may be thousands.
+        """
+        trail = self._trails.get(self.root(name)) if self._trails else None
+        return trail is not None and any(map(_Element.may_be_unchanged, _elements(trail, more)))
+
     def all_lost(self) -> Iterator[tuple[str, Affine | None]]:
         """Yield all tensors that nobody sees, each with its change by now."""
         for trail in self._trails.values():
@@ -256,6 +267,45 @@ class Carried:
     def place(self, port: int) -> int:
         """Return the place of a port among all."""
         return self._places[port]
+
+
+class _Element(NamedTuple):
+    """What becomes of the first element of a tensor.
+
+    Attributes:
+        scale, shift: of it.
+        size: of all that the shift is the sum of.
+    """
+
+    scale: float
+    shift: float
+    size: float
+
+    def after(self, change: Affine | None) -> _Element:
+        """Return what becomes of it if it has changed before."""
+        if change is None:
+            return self
+        summand = self.scale * change.shift.item(0)
+        scale = self.scale * change.scale.item(0)
+        scale = math.inf if abs(scale) >= VANISHED else scale  # from here on it is lost in part
+        return _Element(scale, summand + self.shift, abs(summand) + self.size)
+
+    def may_be_unchanged(self) -> bool:
+        """Whether that may be nothing, but for rounding."""
+        if not math.isfinite(self.scale):
+            return True
+        return not (abs(self.scale - 1) > _ROUNDING or abs(self.shift) > _ROUNDING * self.size)
+
+
+def _elements(newest: _Trail, more: Affine | None) -> Iterator[_Element]:
+    """Yield what becomes of the first elements of the tensors along a trail."""
+    todo = [(newest, _Element(1.0, 0.0, 0.0).after(more))]
+    while todo:
+        trail, since = todo.pop()
+        since = since.after(trail.change)
+        if trail.lost is not None:
+            yield since.after(trail.lost[1])
+        todo += [(each, since) for each in trail.before]
 
 
 def _followed(newest: _Trail) -> Iterator[tuple[str, Affine | None]]:

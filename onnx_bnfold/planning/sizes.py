@@ -44,6 +44,8 @@ def sizes(state: GraphState, name: str) -> Spreads:
         Nothing if none says anything. Else the statistics that it holds, and these around a mean of
         zero of its input, since data may be others than those it was trained on.
     """
+    if not (state.has_bns or state.told):
+        return ()
     when, found = state.sizes.get(name, (-1, ()))
     if when != len(state.removed):
         # Those that stay by themselves: what a removed one has said no later fold will know. Where

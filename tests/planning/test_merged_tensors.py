@@ -6,6 +6,9 @@ from graphs import IMAGE, Net
 from onnx import TensorProto
 from support import fold_checked, ops
 
+from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.planning.merged_tensors import Groups
+
 CHANNELS = 4
 
 
@@ -59,3 +62,40 @@ def test_two_in_a_row_between_outputs():
     net = Net(IMAGE)
     x = net.conv("x", CHANNELS)
     fold_checked(net.model(x, identity(net, identity(net, x))), kept=1)
+
+
+def changed(rng):
+    """A change of a tensor of four axes."""
+    shape = (1, CHANNELS, 1, 1)
+    return Affine.of(rng.uniform(0.5, 2, shape), rng.standard_normal(shape))
+
+
+@pytest.mark.parametrize("position", range(3))
+def test_a_tensor_that_nobody_sees_is_found_where_it_is_as_it_was(position, rng):
+    groups = Groups(Net(IMAGE).state("x").graph)
+    for number in range(3):
+        groups.lose("t", None if number == 1 else changed(rng))
+        groups.change("t", changed(rng))
+    totals = [total for _, total in groups.lost("t")]
+    back = totals[position].inverse()
+    assert [total.then(back).is_identity for total in totals] == [n == position for n in range(3)]
+    assert groups.may_be_unchanged("t", back)
+
+
+def test_of_a_channel_that_was_constant_one_element_says_nothing():
+    """Its scale is set to another where it gets too large."""
+    groups = Groups(Net(IMAGE).state("x").graph)
+    zero = np.zeros((1,) * 4)
+    groups.lose("t", Affine(zero + 2.0**-500, zero))
+    groups.change("t", Affine(zero + 2.0**300, zero))
+    assert groups.may_be_unchanged("t", Affine(zero + 2.0**150, zero))
+
+
+def test_of_those_that_nobody_sees_none_is_composed_that_is_far_from_what_it_was(rng, monkeypatch):
+    groups = Groups(Net(IMAGE).state("x").graph)
+    for _ in range(20):
+        groups.lose("t", changed(rng))
+    compositions = []
+    monkeypatch.setattr(Affine, "then", lambda *changes: compositions.append(changes))
+    assert not groups.may_be_unchanged("t", changed(rng))
+    assert not compositions

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from onnx_bnfold.operators.affine import Affine
+from onnx_bnfold.operators.rules import Step
 from onnx_bnfold.planning import outcomes, propagation
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.totals import Totals
@@ -43,6 +44,7 @@ class Cheapest:
         state: the graph.
         index: the node.
         judge: refuses an outcome or returns its totals; adds to the nodes that were asked.
+        left: returns what is left of the alternatives of a node if an outcome has been refused.
         cost: of an outcome.
         least: whether no outcome costs less than a cost; None: the first outcome is taken.
         prepare: is called before the ways are followed a little, or farther.
@@ -59,6 +61,7 @@ class Cheapest:
         state: GraphState,
         index: int,
         judge: Callable[[set[int], dict[Key, Affine]], Totals],
+        left: propagation.Left,
         cost: Callable[[Way, dict[Key, Affine], Totals], tuple[int, ...]],
         least: Callable[[tuple[int, ...]], bool] | None,
         prepare: Callable[[], None],
@@ -68,6 +71,7 @@ class Cheapest:
         self._state = state
         self._index = index
         self._judge = judge
+        self._left = left
         self._cost = cost
         self._least = least
         self._prepare = prepare
@@ -138,9 +142,12 @@ class Cheapest:
                 self._failed_next_door |= self._is_next_door(changes)
                 raise
 
+        def left(node: int, step: Step) -> Step:
+            return self._left(node, step) if number in self._doubts else step
+
         try:
             changes = propagation.propagate(
-                self._state, self._index, seeds, judge, self.asked, self.met, reach
+                self._state, self._index, seeds, judge, self.asked, self.met, reach, left
             )
         except Refused as refused:
             self._refused[number] = way, refused.refusal

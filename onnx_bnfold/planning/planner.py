@@ -226,11 +226,7 @@ class _Planner:
         (self.records if is_bn else self.kept_affine)[index] = record
 
     def _decide(self, index: int, *, at_once: bool = True) -> bool:
-        """Try all ways to remove a node and commit the one that disturbs least.
-
-        Returns:
-            Whether it is decided; if not at once, it may be put off, see ``Cheapest.run``.
-        """
+        """Try all ways to remove a node, commit the least disturbing; False if it is put off."""
         state = self.state
         is_bn = state.graph.ops[index] == batchnorm.OPERATOR
         self.doubtful.pop(index, None)
@@ -241,12 +237,14 @@ class _Planner:
             self._tried[index] = len(state.removed), set()
             self._keep(index, state.work.refusal(state.view(index).label))
             return True
-        from onnx_bnfold.planning.cheapest import Cheapest  # many plans are all direct folds
+        from onnx_bnfold.planning import alternatives  # many plans are all direct folds
+        from onnx_bnfold.planning.cheapest import Cheapest
 
         search = Cheapest(
             state,
             index,
             partial(self._judge, index),
+            partial(alternatives.left, state, self.limits, index),
             partial(self._cost, index),
             self._is_least if is_bn else None,
             self._look_for_dead_ends,

@@ -78,8 +78,7 @@ class Limits(NamedTuple):
             self.check_rounding(state, origin)
         else:
             self._check_neighbours(state, origin, changes)
-        # Few plain folds come here.
-        from onnx_bnfold.planning.copies import Copies
+        from onnx_bnfold.planning.copies import Copies  # few plain folds come here
         from onnx_bnfold.planning.shifts import Shifts
 
         copies = Copies(state, origin, totals)
@@ -89,7 +88,7 @@ class Limits(NamedTuple):
         held = partial(self._holds, state, copies)
         self.check_scales(state, totals, names, held)
         self._check_shifts(state, totals, names, held)
-        Shifts(state, origin, totals, partial(self._type, state)).check()
+        Shifts(state, origin, totals, partial(self.type_of, state)).check()
         if self.profile == "fp16":
             from onnx_bnfold.planning.half_noise import require_gain
 
@@ -136,7 +135,7 @@ class Limits(NamedTuple):
             total = totals.of(name) if totals.changes[name].has_scale else None
             if total is None:
                 continue
-            magnitude, kind = np.abs(total.scale), self._type(state, name)
+            magnitude, kind = np.abs(total.scale), self.type_of(state, name)
             bound = self.max_rescale or _bound(MAX_RESCALE, kind)
             magnitude = magnitude[magnitude < VANISHED]
             far = (magnitude > bound).any() or (magnitude[magnitude > 0] < 1 / bound).any()
@@ -168,7 +167,7 @@ class Limits(NamedTuple):
             shift = np.abs(total.shift).max(initial=0)
             if shift <= _LARGEST_SHIFT * largest(TensorProto.FLOAT16):
                 continue  # without asking for the data type, which takes shape inference
-            end = largest(self._type(state, name))
+            end = largest(self.type_of(state, name))
             if shift > _LARGEST_SHIFT * end and not held(name):
                 raise Refused(
                     Reason.RANGE,
@@ -189,9 +188,10 @@ class Limits(NamedTuple):
         """
         from onnx_bnfold.planning.shifts import check_product
 
-        check_product(state, index, self._type(state, state.sides(index)[0]))
+        check_product(state, index, self.type_of(state, state.sides(index)[0]))
 
-    def _type(self, state: GraphState, name: str) -> int:
+    def type_of(self, state: GraphState, name: str) -> int:
+        """Return the type that a tensor is judged by."""
         return int(TensorProto.FLOAT16) if self.profile == "fp16" else state.type_of(name)
 
     def check_rounding(self, state: GraphState, origin: int) -> None:
@@ -209,7 +209,7 @@ class Limits(NamedTuple):
         hidden = [i for i in bns if state.bn(i).cancellation > _SAFE_CANCELLATION]
         if not suspects and not hidden:
             return  # without asking for the data type, which takes shape inference
-        unit = unit_roundoff(self._type(state, state.sides(origin)[1]))
+        unit = unit_roundoff(self.type_of(state, state.sides(origin)[1]))
         for index, front in suspects:
             if _is_noise(state, index, front, unit):
                 raise Refused(

@@ -28,6 +28,7 @@ _WIDE = 16  # ports of a node from which on it pays to ask which of them change
 
 
 Judge = Callable[[dict[Key, Affine]], None]
+Left = Callable[[int, Step], Step]
 
 
 def propagate(
@@ -38,6 +39,7 @@ def propagate(
     asked: set[int] | None = None,
     met: set[Reason] | None = None,
     reach: int | None = None,
+    left: Left | None = None,
 ) -> dict[Key, Affine]:
     """Complete changes of some tensors, such as those that turn a node into an identity.
 
@@ -50,6 +52,7 @@ def propagate(
             outcome stays the same.
         met: gets the reasons of all refusals.
         reach: how many tensors may change, but for one; None: any number.
+        left: returns what is left of the alternatives of a node.
 
     Returns:
         Every key that changes, with its change relative to now, but for tensors that nobody sees
@@ -60,7 +63,7 @@ def propagate(
             given up.
         TooFar: more tensors would change before it is known whether there is a way.
     """
-    search = _Search(state, origin, judge, set() if asked is None else asked, reach)
+    search = _Search(state, origin, judge, set() if asked is None else asked, reach, left)
     try:
         return search.run(seeds)
     except Refused as refused:
@@ -99,8 +102,10 @@ class _Search:
         judge: Judge | None,
         asked: set[int],
         reach: int | None = None,
+        left: Left | None = None,
     ) -> None:
         self._reach = reach
+        self._left = left
         self._is_near = reach is not None and reach < len(state.graph.nodes)
         self._is_cut = False  # whether a branch was left where it reached too far
         self._state = state
@@ -199,6 +204,8 @@ class _Search:
             self.asked.add(index)
             known = self._known(branch, index)
             step = ask(index, known, deciding=chosen)
+            if self._left is not None and len(step.alternatives) > 1:
+                step = self._left(index, step)
             if not step.certain and not chosen:
                 branch.open[index] = None
             elif len(step.alternatives) == 1:

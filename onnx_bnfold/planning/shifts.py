@@ -67,9 +67,7 @@ class Shifts:
         """
         for key, change in self._changes.items():
             if not isinstance(key, str):
-                # A scale alone comes from a product, which has been rounded as much.
-                if change.has_shift and self._state.entries[key[0]].combines is Combines.SUM:
-                    self._check_summand(*key)
+                self.check_constant(*key)
                 continue
             self._check_means(key, change)
             # A scale alone leaves a shift of before as large as it was beside the tensor.
@@ -190,10 +188,13 @@ class Shifts:
             yield name
             index = by_constant(state, name, Combines.SUM)
 
-    def _check_summand(self, index: int, slot: int) -> None:
+    def check_constant(self, index: int, slot: int) -> None:
         """Refuse a new constant of a sum if the sum would show that it is rounded."""
-        state, name = self._state, self._state.graph.writes[index][0]
-        change = self._changes[index, slot]
+        state, change = self._state, self._changes[index, slot]
+        # A scale alone comes from a product, which has been rounded as much.
+        if not change.has_shift or state.entries[index].combines is not Combines.SUM:
+            return
+        name = state.graph.writes[index][0]
         old = change.scale * state.present(index, slot)
         known, total = sizes(state, name), self._total(name)
         if known:

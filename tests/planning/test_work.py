@@ -193,6 +193,30 @@ def test_a_row_becomes_one_by_what_is_next_door(work):
     assert all(work[kind] <= 6 * small[kind] for kind in work)
 
 
+def far_off(length):
+    """A chain of Mul and Add between what takes nothing; no small constant takes a large one."""
+    net = Net(IMAGE)
+    t = net.op("Add", net.op("Sigmoid", "x"), net.const(np.full((4, 1, 1), 1e6)))
+    for number in range(2 * length):
+        size = (1, 1e-3)[number % 2]
+        factor = net.const(size * net.rng.uniform(0.9, 1.1, (4, 1, 1)))
+        t = net.op(("Mul", "Add")[number % 2], t, factor)
+    return net.model(net.op("Sigmoid", t))
+
+
+def test_no_outcome_is_made_for_each_constant_that_does_not_take_a_shift(monkeypatch):
+    """By the square it would take more than ten times as much."""
+    judged, check = [], Limits.check
+    monkeypatch.setattr(
+        Limits, "check", lambda *args: (judged.append(len(args[3].changes)), check(*args))
+    )
+    onnx_bnfold.plan(far_off(10))
+    small = sum(judged)
+    judged.clear()
+    onnx_bnfold.plan(far_off(40))
+    assert sum(judged) <= 5 * small
+
+
 class Counting(dict):
     """Counts how often it is asked."""
 

@@ -1,11 +1,22 @@
 """Changes of tensors: many made at once are what each would be alone."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_bnfold.operators.affine import VANISHING, Affine, all_along, along, close, summed
+from onnx_bnfold.operators import affine
+from onnx_bnfold.operators.affine import (
+    AGREEMENT,
+    VANISHING,
+    Affine,
+    all_along,
+    along,
+    close,
+    summed,
+)
 
 PROPERTIES = ("has_scale", "has_shift", "is_identity", "is_finite", "is_ordinary", "is_invertible")
 VALUES = st.sampled_from(
@@ -126,3 +137,23 @@ def test_what_is_composed_varies_by_no_rounding_error():
     assert tripled.scale.shape == (1, 1, 1)
     apart = Affine.identity(3).then(Affine.of(np.array([[[1.5], [1.5 + 1e-14]]]), zeros))
     assert apart.scale.shape == (1, 2, 1)
+
+
+FIRST = [0.0, 1.0, 1 + 1e-13, 1 + 1e-11, -1.0, 1e300, np.inf, -np.inf, np.nan]
+
+
+@pytest.mark.parametrize("second", [0.0, 1.0, np.inf, np.nan])
+def test_close_is_what_all_elements_say(second):
+    """The first one is looked at before the others."""
+    with np.errstate(invalid="ignore"):
+        for one, other in product(FIRST, repeat=2):
+            a, b = np.array([one, second]), np.array([other, second])
+            limit = AGREEMENT * np.maximum(np.abs(a), np.abs(b))
+            assert close(a, b) == ((a == b).all() or (np.abs(a - b) <= limit).all())
+
+
+def test_many_that_differ_in_the_first_element_are_compared_no_further(monkeypatch):
+    compared = []
+    monkeypatch.setattr(affine.np, "abs", compared.append)
+    assert not close(np.array([1.0, 2.0]), np.array([1.5, 2.0]))
+    assert not compared

@@ -16,6 +16,7 @@ pytest.importorskip("torch")
 
 import onnx_bnfold
 from onnx_bnfold.check import CheckOptions
+from onnx_bnfold.errors import ModelError
 from tools.bench_forms import FORMS
 from tools.check_calibration import verdicts
 from tools.mnist.data import Mnist, Part
@@ -74,13 +75,25 @@ def test_a_row_says_what_a_fold_does(row, exporter):
         assert float(found["error"]) < 1e-5
 
 
-def test_a_row_of_int8(row):
+@pytest.mark.parametrize("inputs", ["128", "32"])  # two batches, and less than one
+def test_a_row_of_int8(row, inputs):
     """The means of the draws, and the gates."""
-    (found,) = row("plain", "--table", "int8")
+    (found,) = row("plain", "--table", "int8", "--inputs", inputs)
     figures = [found[name] for name in ("onnxruntime's fold", "default", "`--profile int8`")]
     assert all(float(figure.split(" ± ")[0]) > 10 for figure in figures)
     assert figures[1] == figures[2]
     assert (found["foretold"], found["gate |"]) == ("", "holds |")
+
+
+def test_what_cannot_be_quantised_is_told(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise ModelError("its scales are rounded")
+
+    net, path = Net(("N", 3)), tmp_path / "some.onnx"
+    onnx.save(net.model(net.relu("x")), path)
+    monkeypatch.setattr(int8, "compared", fail)
+    assert "–" in int8.cells(models.Model(path, np.ones((4, 3), np.float32), 2), 1)
+    assert capsys.readouterr().err == "some: its scales are rounded\n"
 
 
 def test_a_row_of_forms(row):

@@ -7,6 +7,7 @@ is folded in all ways, quantised, and compared with itself in float.
 from __future__ import annotations
 
 import statistics
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,7 +47,8 @@ def cells(model: Model, draws: int) -> list[str]:
         loss = reports[0].int8_loss
         try:
             found = compared(model, {"default": DEFAULT, "int8": INT8}, draws)
-        except ModelError:
+        except ModelError as error:
+            print(f"{model.path.stem}: {error}", file=sys.stderr)
             return [*left, *["–"] * 4, "–", _foretold(loss), "–"]
         figures = [*map(mean, found.values()), difference(found, "int8")]
         return [*left, *figures, _foretold(loss), _gate(model, files)]
@@ -94,9 +96,8 @@ def _draw(model: Model, ways: Mapping[str, Options], number: int) -> dict[str, d
             files[way] = folder / f"{count}.onnx"
             fold_file(source, files[way], options)
         order = np.random.default_rng(number).permutation(len(model.inputs))
-        feeds = model.feeds(model.inputs[order])
-        middle = len(feeds) // 2
-        calibration, test = feeds[:middle], feeds[middle:]
+        halves = np.split(model.inputs[order], [len(order) // 2])
+        calibration, test = map(model.feeds, halves)
         reference = join(Session(CheckedModel(source, "original")).run(feed) for feed in test)
         contents = {way: file.read_bytes() for way, file in files.items()}
         known: dict[bytes, dict[str, float]] = {}  # two ways may come to the same
@@ -139,7 +140,8 @@ def _gate(model: Model, files: Sequence[Path]) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "data.npz"
         np.savez(data, labels=np.zeros(len(model.inputs), np.int64), **{name: model.inputs})
-        options = CheckOptions(quantize=True, data=data, batch=model.batch, runs=1, warm_up=0)
+        batch = min(model.batch, len(model.inputs) // 2)
+        options = CheckOptions(quantize=True, data=data, batch=batch, runs=1, warm_up=0)
         original = CheckedModel(model.path, "original")
         failing = [
             way

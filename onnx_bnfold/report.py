@@ -250,7 +250,7 @@ def int8_warning(loss: float) -> str:
 # What to tell who converts the result, given ``Report.coarser_in_float16``.
 FLOAT16_WARNING = (
     "rounding the new constants would make a float16 model less exact than the original "
-    "(--profile fp16 avoids that)"
+    "(--profile fp16 weighs that)"
 )
 
 

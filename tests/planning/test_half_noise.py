@@ -143,7 +143,7 @@ Draws = Callable[[int], ModelProto]
 )
 def test_what_costs_a_float16_model_is_said(draw: Draws, said):
     """And what is said is true, of models whose constants are rounded."""
-    text = "make a float16 model less exact than the original (--profile fp16 avoids that)"
+    text = "make a float16 model less exact than the original (--profile fp16 weighs that)"
     grown = []
     for model in map(draw, range(16)):
         folded, report = onnx_bnfold.fold(model)

@@ -56,12 +56,13 @@ class _Walk:
 
     def _beginnings(self) -> dict[Kind, list[tuple[str, DeadEnd]]]:
         fixed = [*self._fixed()]
-        found = {Kind.SCALE: [*fixed], Kind.SHIFT: [*fixed, *self._padded()], Kind.NEGATIVE: []}
+        found = {Kind.SCALE: [*fixed], Kind.SHIFT: [*fixed], Kind.NEGATIVE: []}
         for index, entry in enumerate(self._state.entries):
             for kind, change in _ASKED.items() if entry.rectifies else ():
                 # Where slopes differ, what holds for all elements need not hold for some.
                 if index not in self._state.removed and (kind is Kind.SHIFT or entry.bounds):
                     found[kind] += self._refused(index, change)
+        found[Kind.SHIFT] += self._padded()  # told last, as it may be exported otherwise
         return found
 
     def _fixed(self) -> Iterator[tuple[str, DeadEnd]]:

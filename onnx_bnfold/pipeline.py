@@ -86,11 +86,13 @@ class Pipeline(Attempts):
         from onnx_bnfold.rewriting.constant_ifs import known_ifs, resolved
 
         tried = partial(planned_as_it_is, source=self._source, options=self.options)
-        states = self._states()
-        known = known_ifs(states)
-        self._may_resolve = bool(known)
-        found = resolved(self.model, states, known, self._limits, lambda m: tried(m).counts[1])
-        if self._go_on_with(found):
+        while True:  # what an If in a branch has hidden of it may be known without that
+            states = self._states()
+            known = known_ifs(states)
+            self._may_resolve |= bool(known)
+            found = resolved(self.model, states, known, self._limits, lambda m: tried(m).counts[1])
+            if not self._go_on_with(found):
+                return
             self.unmerged = self.model
 
     def _merge(self) -> None:
@@ -297,7 +299,7 @@ class Pipeline(Attempts):
         self._restated = copied.restated | self._restated
         self._unread |= copied.unread
         self._keep_told(copied.told, bodies_moved=bool(copied.resolved))
-        self.resolved += copied.resolved
+        self.resolved = self.resolved or copied.resolved
         self.never_run += copied.never_run
         self.model = copied.model
         self._index()

@@ -29,7 +29,7 @@ class Rounds:
         origins: tells where the nodes of each round came from, if there is more than one.
         merges: number of branches that were merged.
         inlined: number of calls of local functions that were inlined.
-        resolved: the Ifs that a branch stands for; see ``Copied``.
+        resolved: the Ifs of the model as it was that a branch stands for; see ``Copied``.
         never_run: the BatchNormalizations that went with the other branch.
         verdicts: (path of a graph, output of a BatchNormalization that stays there) → what is in
             its way beyond the border of a function.

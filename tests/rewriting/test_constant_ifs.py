@@ -192,6 +192,25 @@ def test_a_branch_in_a_branch():
     assert ops(folded) == ["Conv", "Sigmoid"]
 
 
+def test_a_branch_whose_shape_an_if_hides():
+    """Before opset 11 inference takes the size of one branch; without that If it is known."""
+
+    def lower(net, x):
+        return net.op("ReduceSum", norm(net, x), axes=[3])
+
+    def inner(net, x):
+        taken = lambda n, t: n.conv(t, 4, channels=4, rank=4)  # noqa: E731
+        return chosen(net, net.const(np.array(True)), taken, lower, x)
+
+    net = Net(IMAGE, opset=7)
+    y = chosen(net, net.const(np.array(False)), norm, inner, "x")
+    # onnxruntime loads it only if it cannot infer the size of the branch that is never run.
+    folded, report = onnx_bnfold.fold(net.model(net.op("Sigmoid", y)))
+    assert ops(folded) == ["Conv", "Sigmoid"]
+    assert len(report.folded) == 2
+    assert onnx_bnfold.fold(folded)[0] == folded
+
+
 def test_names_that_other_bodies_have_are_new():
     net = Net(IMAGE)
     condition = net.const(np.array(True))

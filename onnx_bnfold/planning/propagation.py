@@ -142,6 +142,8 @@ class _Search:
             except _GivenUp:
                 raise
             except TooFar:
+                if not stack or self._scales_alone_reach(branch):
+                    raise
                 if not self._is_cut:
                     self._is_cut = True
                     self._scales_fit(seeds)  # if these reach too far, so does every branch
@@ -161,6 +163,14 @@ class _Search:
             raise TooFar
         assert first is not None  # a branch ends in an outcome, in others, or in a refusal
         raise Refused.again(first)
+
+    def _scales_alone_reach(self, branch: Branch) -> bool:
+        """Whether as many tensors as were too many are scaled: then they are in every branch."""
+        members, changes = self._state.groups.members, branch.changes.items()
+        scaled = (key for key, change in changes if isinstance(key, str) and change.has_scale)
+        return (
+            self._reach is not None and sum(len(members(key)) for key in scaled) > self._reach + 1
+        )
 
     def _scales_fit(self, seeds: Mapping[Key, Affine]) -> bool:
         """Whether the scales may find a place: False only if every alternative is refused."""

@@ -305,3 +305,15 @@ def test_who_refuses_behind_merged_tensors_is_looked_for_once(monkeypatch):
     monkeypatch.setattr(GraphState, "_with_port", counted)
     assert len(onnx_bnfold.plan(net.model(*outputs)).kept) == count - 1
     assert len(looked) <= 5 * count
+
+
+def test_a_scale_that_reaches_far_is_not_carried_through_a_stream_twice(work):
+    """Each block adds to the stream what several BatchNormalizations and padded layers make."""
+    net = Net(IMAGE)
+    t = net.conv("x", 4)
+    for _ in range(20):
+        branch = net.conv(net.bn(t), 4, 3, pads=[1] * 4)
+        branch = net.conv(net.op("Relu", net.bn(branch, channels=4)), 4, 3, pads=[1] * 4)
+        t = net.op("Add", t, net.bn(branch, channels=4))
+    onnx_bnfold.plan(net.model(net.conv(net.bn(t), 4)))
+    assert work["questions"] <= 50 * 20

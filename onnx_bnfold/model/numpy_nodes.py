@@ -13,6 +13,7 @@ import numpy as np
 from onnx import NodeProto, helper, numpy_helper
 
 from onnx_bnfold.arrays import Array
+from onnx_bnfold.storage.tensors import is_external
 
 # Operators whose output has the elements of the first input, in the same order or another one; and
 # those of them for which numpy copies what does not lie in order.
@@ -75,6 +76,8 @@ def _size(inputs: Sequence[Array], attributes: Mapping[str, Any], opset: int) ->
 
 def _filled(inputs: Sequence[Array], attributes: Mapping[str, Any], opset: int) -> Array | None:
     (shape,), held = inputs, attributes.get("value")
+    if held is not None and is_external(held):
+        return None  # onnx would look for its file in the folder where the process runs
     value = np.zeros((), np.float32) if held is None else numpy_helper.to_array(held).reshape(())
     return np.broadcast_to(value, shape.tolist()) if _is_of_numpy(value.dtype) else None
 

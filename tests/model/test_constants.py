@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -281,7 +282,7 @@ def test_constant_of_shape(value):
     fold_checked(net.model(net.op("BatchNormalization", t, *parameters)))
 
 
-def test_a_value_that_lies_in_another_file(tmp_path):
+def test_a_value_that_lies_in_another_file(tmp_path, monkeypatch):
     """Of a node that is computed: it holds a tensor as a Constant does."""
     net = Net(IMAGE)
     value = helper.make_tensor("value", TensorProto.FLOAT, [1], np.float32([2]).tobytes(), raw=True)
@@ -293,6 +294,11 @@ def test_a_value_that_lies_in_another_file(tmp_path):
     folded, report = onnx_bnfold.fold(unloaded, base_dir=tmp_path)
     assert not report.kept
     assert ops(folded) == ["Conv"]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)  # where a file of the same name says otherwise
+    Path("weights.bin").write_bytes(bytes((tmp_path / "weights.bin").stat().st_size))
+    assert onnx_bnfold.fold(unloaded, base_dir=tmp_path)[0] == folded
 
 
 def missing_bias(net, x):

@@ -17,8 +17,10 @@ def run() -> NoReturn:
     try:
         # Imported here, so that an interrupt of the import is handled, too.
         from onnx_bnfold.cli.main import main
+        from onnx_bnfold.onnx_on_demand import import_on_demand
         from onnx_bnfold.process_memory import keep_to_the_end
 
+        import_on_demand()
         code = main(keep=keep_to_the_end)
     except KeyboardInterrupt:
         print("onnx-bnfold: interrupted; no incomplete file was written", file=sys.stderr)

@@ -17,6 +17,7 @@ LAYERS = (
         "interrupts",
         "options",
         "pages",
+        "onnx_on_demand",
         "process_memory",
         "progress",
         "reasons",

@@ -18,8 +18,9 @@ from itertools import accumulate
 import ml_dtypes
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
+from onnx_bnfold.arrays import dtype_of
 from onnx_bnfold.check.evaluators import Evaluator
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.rescaled import rescaled
@@ -147,7 +148,7 @@ def _arrays(weights: Mapping[str, TensorProto]) -> Iterator[tuple[str, Array]]:
     starts = [0, *accumulate(-(-length // _ALIGNMENT) * _ALIGNMENT for length in lengths)]
     block = np.empty(starts[-1], np.uint8)
     for (name, tensor), start, length in zip(weights.items(), starts, lengths, strict=False):
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        dtype = dtype_of(tensor.data_type)
         yield name, block[start : start + length].view(dtype).reshape(tensor.dims)
 
 

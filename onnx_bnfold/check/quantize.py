@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnx_bnfold.arrays import dtype_of
 from onnx_bnfold.check.accuracy import fixed_batch
 from onnx_bnfold.check.compare import has_values
 from onnx_bnfold.check.data import Dataset
@@ -286,7 +287,7 @@ def _ranges(model: CheckedModel) -> dict[str, tuple[float, float]]:
         scale, offset = _scalar(constants.get(node.input[1])), _scalar(zero)
         if zero is None or scale is None or offset is None or not math.isfinite(scale):
             continue
-        codes = np.iinfo(onnx.helper.tensor_dtype_to_np_dtype(zero.data_type))
+        codes = np.iinfo(dtype_of(zero.data_type))
         ranges[node.input[0]] = ((codes.min - offset) * scale, (codes.max - offset) * scale)
     return ranges
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
-from onnx_bnfold.arrays import Array
+from onnx_bnfold.arrays import Array, data_type_of, dtype_of
 from onnx_bnfold.model.blocks import InMemory, Stored
 from onnx_bnfold.model.determinism import (
     DESCRIBED,
@@ -388,7 +388,7 @@ class Constants:
             return None
         if value.size <= LARGEST_SHAPE_INPUT:
             self._values[node.output[0]] = value
-        data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
+        data_type = data_type_of(value.dtype)
         return Constant(node.output[0], value.shape, data_type)
 
     def _is_at_hand(self, index: int, slot: int, name: str) -> bool:
@@ -465,7 +465,7 @@ class Constants:
         if (self.graph.nodes[index].op_type, slot) in DESCRIBED:
             kind = self._type_of(name)
             assert kind is not None
-            dtype = helper.tensor_dtype_to_np_dtype(kind[1])
+            dtype = dtype_of(kind[1])
             # A view of a single element, since only its type and dims matter.
             return np.broadcast_to(np.zeros((), dtype), kind[0] or ())
         return self._values[name] if name in self._values else self.value(name)

@@ -17,7 +17,7 @@ from onnx import (
     numpy_helper,
 )
 
-from onnx_bnfold.arrays import Array
+from onnx_bnfold.arrays import Array, data_type_of
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.model.determinism import READ_BY_REFERENCE
 from onnx_bnfold.model.graph import Graph, ReadTensor
@@ -213,7 +213,7 @@ def _model_of(
     graph = helper.make_graph(
         [node],
         "constant",
-        [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+        [helper.make_tensor_value_info(n, data_type_of(v.dtype), v.shape)
          for n, v in fed.items()],
         [onnx.ValueInfoProto(name=n) for n in outputs],
         [numpy_helper.from_array(v, n) for n, v in held.items()],

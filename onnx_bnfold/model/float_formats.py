@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from onnx_bnfold.arrays import Array
+from onnx_bnfold.arrays import Array, dtype_of
 
 # (largest finite value, smallest normal value, unit roundoff) of the float types.
 FORMATS: dict[int, tuple[float, float, float]] = {
@@ -31,7 +31,7 @@ def unit_roundoff(data_type: int) -> float:
 
 def as_type(values: Array, data_type: int, factor: NDArray[np.float64] | None = None) -> Array:
     """Multiply in float64, if by anything, and round once; what overflows becomes infinite."""
-    dtype = helper.tensor_dtype_to_np_dtype(data_type)
+    dtype = dtype_of(data_type)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         exact = values.astype(np.float64, copy=False)
         if factor is not None:

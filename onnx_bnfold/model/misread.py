@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from onnx import AttributeProto, NodeProto, helper
+from onnx import AttributeProto, NodeProto
 
+from onnx_bnfold.model.attributes import value_of
 from onnx_bnfold.model.einsum_equation import terms_of
 from onnx_bnfold.model.graph import Dims, operator
 
@@ -62,8 +63,7 @@ class Settings:
 def _value(attribute: AttributeProto, default: Any) -> Any:
     if attribute.ref_attr_name:
         return default
-    value = helper.get_attribute_value(attribute)
-    return value.decode() if isinstance(value, bytes) else value
+    return value_of(attribute)
 
 
 def _squeeze(node: Settings) -> bool:

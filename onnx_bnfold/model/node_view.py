@@ -8,9 +8,10 @@ from functools import cache
 from typing import TypeVar, cast
 
 import onnx
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto
 
 from onnx_bnfold.arrays import Array
+from onnx_bnfold.model.attributes import value_of
 from onnx_bnfold.model.constants import Constant, Constants
 from onnx_bnfold.model.graph import Dims, Graph
 from onnx_bnfold.model.shape_inference import Shapes
@@ -73,8 +74,7 @@ class NodeView:
                 f"attribute {name!r} is a parameter of the enclosing function and may differ "
                 "from call to call",
             )
-        value = helper.get_attribute_value(found)
-        return cast("T", value.decode() if isinstance(value, bytes) else value)
+        return cast("T", value_of(found))
 
     def once(self, find: Callable[[NodeView], T]) -> T:
         """Return what a function finds of the node, whose shapes do not change; asked once."""

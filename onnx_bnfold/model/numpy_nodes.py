@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, numpy_helper
 
-from onnx_bnfold.arrays import Array
+from onnx_bnfold.arrays import Array, dtype_of
+from onnx_bnfold.model.attributes import value_of
 from onnx_bnfold.storage.tensors import is_external
 
 # Operators whose output has the elements of the first input, in the same order or another one; and
@@ -42,7 +43,7 @@ def by_numpy(node: NodeProto, opset: int, feeds: Mapping[str, Array]) -> Array |
     if not all(_is_of_numpy(each.dtype) for each in inputs):
         return None
     try:
-        attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        attributes = {item.name: value_of(item) for item in node.attribute}
         with np.errstate(all="ignore"):
             made = compute(inputs, attributes, opset)
     except Exception:  # numpy raises several types; the reference evaluator says what is wrong
@@ -102,7 +103,7 @@ def _slice(inputs: Sequence[Array], attributes: Mapping[str, Any], opset: int) -
 
 
 def _cast(inputs: Sequence[Array], attributes: Mapping[str, Any], opset: int) -> Array | None:
-    dtype = helper.tensor_dtype_to_np_dtype(attributes["to"])
+    dtype = dtype_of(attributes["to"])
     return inputs[0].astype(dtype, copy=False) if _is_of_numpy(dtype) else None
 
 

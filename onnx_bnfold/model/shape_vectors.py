@@ -11,9 +11,10 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from onnx import AttributeProto, TensorProto, helper
+from onnx import AttributeProto, TensorProto
 
-from onnx_bnfold.arrays import Array
+from onnx_bnfold.arrays import Array, dtype_of
+from onnx_bnfold.model.attributes import value_of
 from onnx_bnfold.model.determinism import DIMS_ONLY
 from onnx_bnfold.model.graph import Dims, Graph, ReadTensor
 
@@ -77,7 +78,7 @@ class Vector(NamedTuple):
         numbers = self.integers
         if numbers is None or data_type not in _INTEGERS:
             return None
-        made = np.array(numbers, helper.tensor_dtype_to_np_dtype(data_type))
+        made = np.array(numbers, dtype_of(data_type))
         return made.reshape(()) if self.is_scalar else made
 
 
@@ -90,7 +91,7 @@ class _Node(NamedTuple):
 
     def attribute(self, name: str, default: Any) -> Any:
         held = self.attributes.get(name)
-        return default if held is None else helper.get_attribute_value(held)
+        return default if held is None else value_of(held)
 
     def numbers(self, slot: int, name: str) -> list[int] | None:
         """Return a parameter that newer versions have as an input; None if it is not known."""

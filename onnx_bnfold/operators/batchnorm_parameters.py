@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from onnx import helper
 
-from onnx_bnfold.arrays import Array
+from onnx_bnfold.arrays import Array, data_type_of
 from onnx_bnfold.model.node_view import FLOATS, NodeView, overridable
 from onnx_bnfold.operators import costs
 from onnx_bnfold.operators.batchnorm import EQUAL_SCALES, PARAMETERS, BatchNorm
@@ -17,7 +16,6 @@ from onnx_bnfold.reasons import Reason, Refusal, Refused
 VERSION = 15  # the newest of the operator that is known here
 # The specification's default, as the float32 an attribute holds.
 DEFAULT_EPSILON = float(np.float32(1e-5))
-_DTYPES = frozenset(map(helper.tensor_dtype_to_np_dtype, FLOATS))
 
 
 def read_bns(views: Sequence[NodeView]) -> list[BatchNorm | Refusal]:
@@ -101,7 +99,7 @@ def _parameters(
     if positions:
         names = [views[position].reads[1:5] for position in positions]
         for rows, elements in views[0].constants.rows(names):
-            if elements.ndim == 3 and elements.dtype in _DTYPES:
+            if elements.ndim == 3 and data_type_of(elements.dtype) in FLOATS:
                 some = [positions[row] for row in rows]
                 for position in some:
                     del left[position]

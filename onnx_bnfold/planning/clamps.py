@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import NamedTuple
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
+from onnx_bnfold.arrays import dtype_of
 from onnx_bnfold.model.node_view import accepts
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.clamps import (
@@ -136,7 +137,7 @@ class Clamps:
         before = sum(each.values.size for each in written(state, index)) or own
         more = sum(each.values.size for each in written(state, index, changes)) - before
         data = state.view(index).name_in(bounds.data)
-        return more * helper.tensor_dtype_to_np_dtype(state.type_of(data)).itemsize
+        return more * dtype_of(state.type_of(data)).itemsize
 
     def new(self, changes: Mapping[Key, Affine]) -> tuple[int, ...]:
         """Return the clamps that get constants by further changes and had none."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from onnx import helper
-
+from onnx_bnfold.arrays import dtype_of
 from onnx_bnfold.planning.candidates import elements
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.plan import GraphPlan, Recorded
@@ -54,8 +53,4 @@ def _cost(state: GraphState, nodes: Sequence[int]) -> FormCost:
 def _constant_bytes(state: GraphState, node: int) -> int:
     view = state.view(node)
     held = (view.constant(slot) for slot in range(len(view.reads)))
-    return sum(
-        info.size * helper.tensor_dtype_to_np_dtype(info.data_type).itemsize
-        for info in held
-        if info is not None
-    )
+    return sum(info.size * dtype_of(info.data_type).itemsize for info in held if info is not None)

@@ -6,8 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import cached_property
 
-from onnx import helper
-
+from onnx_bnfold.arrays import dtype_of
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import Read
 from onnx_bnfold.planning.graph_state import GraphState, Key
@@ -215,4 +214,4 @@ class SharedConstants:
         info = self._state.constants.get(name)
         if info is None:
             return 0
-        return info.size * helper.tensor_dtype_to_np_dtype(info.data_type).itemsize
+        return info.size * dtype_of(info.data_type).itemsize

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from onnx_bnfold.arrays import Array
+from onnx_bnfold.arrays import Array, dtype_of
 from onnx_bnfold.model.blocks import BlockIndex, Parted, Stored, blocks_of, part_of
 from onnx_bnfold.model.float_formats import as_type
 
@@ -41,7 +41,7 @@ class Blocks:
 
     def products(self, sizes: Array, axes: tuple[int, ...]) -> Iterator[tuple[BlockIndex, Array]]:
         """Yield where each block belongs and its product; raise ``sizes`` to its ``sizes_of``."""
-        dtype = helper.tensor_dtype_to_np_dtype(self.data_type)
+        dtype = dtype_of(self.data_type)
         largest = min(BLOCK, math.prod(self._shape))
         rounded = None if self._source.dtype == dtype else np.empty(largest, dtype)
         # Once for all blocks: what Python does between two of them keeps other threads waiting.
@@ -72,7 +72,7 @@ class Blocks:
 
     def whole(self, axes: tuple[int, ...]) -> tuple[Array, Array]:
         """Return the whole product, and its ``sizes_of``."""
-        dtype = helper.tensor_dtype_to_np_dtype(self.data_type)
+        dtype = dtype_of(self.data_type)
         result, sizes = np.empty(self._shape, dtype), np.zeros(self.summed_shape(axes), dtype)
         for where, block in self.products(sizes, axes):
             result[where] = block

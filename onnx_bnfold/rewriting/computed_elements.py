@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from onnx_bnfold.arrays import Array
+from onnx_bnfold.arrays import Array, dtype_of
 from onnx_bnfold.model.blocks import Elements, Stored, Streamed, blocks_of
 from onnx_bnfold.model.source import rounded
 from onnx_bnfold.rewriting.blocked_products import BLOCK
@@ -106,4 +106,4 @@ def streamed(
         blocks: computes them.
         dims, data_type: of the constant.
     """
-    return Streamed(blocks, math.prod(dims), helper.tensor_dtype_to_np_dtype(data_type))
+    return Streamed(blocks, math.prod(dims), dtype_of(data_type))

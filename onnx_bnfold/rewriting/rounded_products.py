@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from onnx_bnfold.arrays import Array
+from onnx_bnfold.arrays import Array, dtype_of
 from onnx_bnfold.model.blocks import InMemory, Parted, Stored, part_of
 from onnx_bnfold.model.float_formats import FORMATS, as_type
 from onnx_bnfold.model.node_view import NodeView
@@ -169,7 +169,7 @@ def product_blocks(
     """
     _require_float(data_type, view)
     blocks = Blocks(stored, shape, factor, data_type)
-    sizes = np.zeros(blocks.summed_shape(sums_over), helper.tensor_dtype_to_np_dtype(data_type))
+    sizes = np.zeros(blocks.summed_shape(sums_over), dtype_of(data_type))
     for _, block in blocks.products(sizes, sums_over):
         yield block.reshape(-1)
     _judge(blocks, sizes, view, sums_over, beside)

@@ -11,11 +11,11 @@ from operator import attrgetter
 from types import TracebackType
 from typing import Any, TypeAlias
 
-import ml_dtypes
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
+from onnx_bnfold.arrays import dtype_of
 from onnx_bnfold.errors import ModelError
 
 # The path from a model to a tensor: (field number, index) of every message on it.
@@ -135,9 +135,11 @@ def element(data_type: int) -> tuple[np.dtype[Any], int]:
     """Return the numpy type of an ONNX element type, and the bits that an element has in a file."""
     if data_type not in TensorProto.DataType.values() or data_type == TensorProto.UNDEFINED:
         raise ValueError(f"has the unknown element type {data_type}")
-    dtype = helper.tensor_dtype_to_np_dtype(data_type)
+    dtype = dtype_of(data_type)
     if dtype.isbuiltin == 1:
         return dtype, 8 * dtype.itemsize
+    import ml_dtypes  # newer versions take a second
+
     try:
         return dtype, ml_dtypes.finfo(dtype).bits  # type: ignore[no-untyped-call]
     except ValueError:

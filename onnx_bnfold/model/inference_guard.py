@@ -144,9 +144,8 @@ class _Guards:
             return True
         held = graph.attributes.get(index, {}).values() if not reads else ()
         data = reads[:1] if op == _SLICE else reads
-        return all(min(item.t.dims, default=0) >= 0 for item in held) and all(
-            self._has_whole(graph, name) for name in data
-        )
+        dims = (size for item in held for size in (*item.t.dims, *item.sparse_tensor.dims))
+        return min(dims, default=0) >= 0 and all(self._has_whole(graph, name) for name in data)
 
     def _has_whole(self, graph: Graph, name: str) -> bool:
         scope: Graph | None = graph

@@ -579,6 +579,25 @@ def test_a_slice_of_a_tensor_of_negative_size(body, smaller, tmp_path):
     survive(model, tmp_path)
 
 
+@pytest.mark.parametrize("is_sparse", [False, True], ids=["dense", "sparse"])
+def test_a_slice_of_a_constant_of_negative_size(is_sparse, tmp_path):
+    """onnx 1.23 ends the process in shape inference."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[N,2] x) => (float[N,M] z)
+        <int64[1] s = {0}, int64[1] e = {1}, float[2] k = {1, 2}>
+        { y = BatchNormalization(x, k, k, k, k) c = Constant() a = Slice(c, s, e) z = Add(y, a) }"""
+    )
+    held = tensor("", np.ones(1, np.float32))
+    if is_sparse:
+        index = tensor("", np.zeros(1, np.int64))
+        held = helper.make_sparse_tensor(held, index, [-4])
+    else:
+        held.dims[:] = [-4]
+    attribute = {"sparse_value" if is_sparse else "value": held}
+    model.graph.node[1].attribute.append(helper.make_attribute(*attribute.popitem()))
+    survive(model, tmp_path)
+
+
 SLICED = """s1 = Constant <value = int64[1] {0}> () e1 = Constant <value = int64[1] {2}> ()
     a1 = Constant <value = int64[1] {2}> () r = Slice(p, s1, e1, a1)"""
 # Whole graphs in which sizes become negative where inference is told less than there is to know.

@@ -382,8 +382,7 @@ class Constants:
             return None
         from onnx_bnfold.model.numpy_nodes import by_numpy
 
-        feeds = {n: self._feed(index, s, n) for s, n in enumerate(node.input) if n}
-        value = by_numpy(node, self.graph.opset, feeds)
+        value = by_numpy(node, self.graph.opset, self._feeds(index))
         if value is None or value.size > LARGEST_COMPUTED:
             return None
         if value.size <= LARGEST_SHAPE_INPUT:
@@ -438,11 +437,10 @@ class Constants:
             return
         index = self.graph.producer[name]
         node = self.graph.nodes[index]
-        feeds = {n: self._feed(index, s, n) for s, n in enumerate(node.input) if n}
         from onnx_bnfold.model.evaluate import held_by
 
         held = held_by(node, self._read)
-        results = self._run(index, feeds) if held is None else held
+        results = self._run(index, self._feeds(index)) if held is None else held
         self._values.update(results)
         self._large += (n for n, value in results.items() if value.size > LARGEST_SHAPE_INPUT)
 
@@ -460,6 +458,14 @@ class Constants:
                     f"{list(info.dims)}); repair the model",
                 )
         return results
+
+    def _feeds(self, index: int) -> dict[str, Array]:
+        """Return the values of a node's inputs, of some only what matters of them."""
+        node = self.graph.nodes[index]
+        slots = [(s, n) for s, n in enumerate(node.input) if n]
+        # Where a tensor is read twice, what it holds may matter to one of the two alone.
+        slots.sort(key=lambda each: (node.op_type, each[0]) not in DESCRIBED)
+        return {n: self._feed(index, s, n) for s, n in slots}
 
     def _feed(self, index: int, slot: int, name: str) -> Array:
         if (self.graph.nodes[index].op_type, slot) in DESCRIBED:

@@ -138,9 +138,9 @@ def _unsqueeze(inputs: Sequence[Array], attributes: Mapping[str, Any], opset: in
 
 
 def _axes(inputs: Sequence[Array], attributes: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """Return the axes that an attribute or an input gives; none is negative or given twice."""
+    """Return the axes that an attribute or an input gives, in any order: onnx misreads some."""
     axes = inputs[1].reshape(-1).tolist() if len(inputs) > 1 else attributes.get("axes")
-    return tuple(axes) if axes and min(axes) >= 0 and axes == sorted({*axes}) else None
+    return tuple(axes) if axes else None
 
 
 def _concat(inputs: Sequence[Array], attributes: Mapping[str, Any], opset: int) -> Array | None:

@@ -104,12 +104,21 @@ def test_other_moves():
     compared("Identity", [X])
     compared("Transpose", [X])
     compared("Transpose", [X], perm=[2, 0, 3, 1])
-    for opset, axes in ((11, (1,)), (11, (1, 3)), (13, (1,)), (13, (1, 3))):
+    for opset, axes in ((11, (1,)), (11, (1, 3)), (13, (1,)), (13, (1, 3)), (13, (3, 1))):
         inputs, attributes = ([X], {"axes": axes}) if opset < 13 else ([X, ints(*axes)], {})
         compared("Squeeze", inputs, opset, **attributes)
         compared("Unsqueeze", inputs, opset, **attributes)
     compared("Concat", [X, X[:, :, :2]], axis=2)
     compared("Concat", [X, X], axis=-4)
+
+
+@pytest.mark.parametrize("axes", [(3, 1), (1, -1), (-1, 1)], ids=str)
+def test_axes_in_any_order(axes):
+    """Of those before opset 13, the reference evaluator goes by one after the other."""
+    squeeze = helper.make_node("Squeeze", ["x"], ["y"], axes=axes)
+    assert by_numpy(squeeze, 11, {"x": X}).shape == (2, 3)
+    unsqueeze = helper.make_node("Unsqueeze", ["x"], ["y"], axes=axes)
+    assert by_numpy(unsqueeze, 11, {"x": X[:, 0, :, 0]}).shape == X.shape
 
 
 def test_sizes_and_what_has_them():
@@ -172,9 +181,7 @@ def test_constants(attributes):
         ("Shape", [X], 21, {"start": -1}),
         ("Squeeze", [X], 21, {}),
         ("Squeeze", [X, ints(0)], 21, {}),
-        ("Squeeze", [X, ints(-1)], 21, {}),
         ("Unsqueeze", [X, ints(1, 1)], 21, {}),
-        ("Unsqueeze", [X, ints(1, 0)], 21, {}),
         ("Transpose", [X], 21, {"perm": [0, 1]}),
         ("Neg", [X], 21, {}),
     ],

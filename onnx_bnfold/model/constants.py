@@ -20,7 +20,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
-from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, TypeProto
 
 from onnx_bnfold.arrays import Array, data_type_of, dtype_of
 from onnx_bnfold.model.blocks import InMemory, Stored
@@ -32,6 +32,7 @@ from onnx_bnfold.model.determinism import (
     Computable,
 )
 from onnx_bnfold.model.graph import Dims, Graph, ReadTensor
+from onnx_bnfold.model.messages import new_tensor, new_value_info
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.storage.small_tensors import SmallTensors
 
@@ -361,7 +362,7 @@ class Constants:
             kind = self._type_of(other)
             if kind is None:
                 return None
-            types[other] = helper.make_tensor_type_proto(kind[1], kind[0])
+            types[other] = new_value_info(other, kind[1], kind[0]).type
         try:
             from onnx_bnfold.model.evaluate import infer_node
 
@@ -421,7 +422,7 @@ class Constants:
         """
         infos = {name: self._infos.get(name) for name in node.input if name}
         return {
-            name: numpy_helper.from_array(self.value(name), name)
+            name: new_tensor(self.value(name), name)
             for name, info in infos.items()
             if info is not None
             and info.size <= LARGEST_SHAPE_INPUT

@@ -10,21 +10,22 @@ import onnx
 from onnx import (
     ModelProto,
     NodeProto,
+    OperatorSetIdProto,
     SparseTensorProto,
     TensorProto,
     TypeProto,
     helper,
-    numpy_helper,
 )
 
 from onnx_bnfold.arrays import Array, data_type_of
 from onnx_bnfold.errors import ModelError
 from onnx_bnfold.model.determinism import READ_BY_REFERENCE
 from onnx_bnfold.model.graph import Graph, ReadTensor
+from onnx_bnfold.model.messages import new_tensor, new_value_info
 from onnx_bnfold.model.misread import is_misread
 from onnx_bnfold.model.numpy_nodes import by_numpy
 from onnx_bnfold.reasons import Reason, Refused
-from onnx_bnfold.storage.tensors import is_external
+from onnx_bnfold.storage.tensors import decode_inline, is_external
 
 
 def infer_node(
@@ -53,7 +54,7 @@ def infer_node(
     if is_misread(plain, opset, lambda name: _integers(values.get(name))):
         return None
     schema = onnx.defs.get_schema(node.op_type, opset, "")
-    imports = [helper.make_opsetid("", opset)]
+    imports = [OperatorSetIdProto(domain="", version=opset)]
     return onnx.shape_inference.infer_node_outputs(
         schema, plain, types, values, opset_imports=imports
     )
@@ -62,7 +63,7 @@ def infer_node(
 def _integers(tensor: TensorProto | None) -> list[int] | None:
     if tensor is None:
         return None
-    value = numpy_helper.to_array(tensor)
+    value = decode_inline(tensor)
     return [*map(int, value.reshape(-1))] if value.dtype.kind == "i" else None
 
 
@@ -170,7 +171,7 @@ def _plain(node: NodeProto, read: ReadTensor) -> NodeProto:
     plain.domain = ""
     for item in plain.attribute:
         if item.HasField("t") and is_external(item.t):
-            item.t.CopyFrom(numpy_helper.from_array(read(item.t)))
+            item.t.CopyFrom(new_tensor(read(item.t)))
     while plain.output and not plain.output[-1]:  # onnxruntime crashes at some of these
         del plain.output[-1]
     return plain
@@ -213,12 +214,12 @@ def _model_of(
     graph = helper.make_graph(
         [node],
         "constant",
-        [helper.make_tensor_value_info(n, data_type_of(v.dtype), v.shape)
+        [new_value_info(n, data_type_of(v.dtype), v.shape)
          for n, v in fed.items()],
         [onnx.ValueInfoProto(name=n) for n in outputs],
-        [numpy_helper.from_array(v, n) for n, v in held.items()],
+        [new_tensor(v, n) for n, v in held.items()],
     )  # fmt: skip
-    imports = [helper.make_opsetid("", opset)]
+    imports = [OperatorSetIdProto(domain="", version=opset)]
     # The newest version of the format may be newer than onnxruntime.
     version = helper.find_min_ir_version_for(imports, ignore_unknown=True)
     return helper.make_model(graph, opset_imports=imports, ir_version=version)

@@ -15,11 +15,12 @@ from onnx import (
     FunctionProto,
     ModelProto,
     NodeProto,
-    helper,
+    OperatorSetIdProto,
 )
 
 from onnx_bnfold.model.determinism import SIZING
 from onnx_bnfold.model.graph import Body, Graph, bodies_of, copy_of, counterparts
+from onnx_bnfold.model.messages import new_node
 from onnx_bnfold.model.suspects import Integers
 
 # Operators whose values inference propagates, if they are vectors: sizes and what is computed of
@@ -178,20 +179,28 @@ def _given(graph: Graph) -> dict[str, bool]:
 
 
 def _call(name: str, output: str, axis: int) -> NodeProto:
-    return helper.make_node(_GUARD, [name], [output], domain=DOMAIN, axis=axis)
+    return new_node(_GUARD, [name], [output], domain=DOMAIN, axis=axis)
 
 
 def _guard() -> FunctionProto:
     """Return the function that hands on a tensor, but for one whose size of an axis is negative."""
     nodes = [
-        helper.make_node("Constant", [], ["none"], value_ints=[0]),
+        new_node("Constant", [], ["none"], value_ints=[0]),
         # Inference finds that an axis of a negative size has less than 0 elements, and gives up.
-        helper.make_node("TopK", ["data", "none"], ["first", "indices"]),
+        new_node("TopK", ["data", "none"], ["first", "indices"]),
         # As many axes as the data has, all of size 1: the sum is of the shape of the data.
-        helper.make_node("ReduceSum", ["first"], ["one"], keepdims=1),
-        helper.make_node("Add", ["data", "one"], ["same"]),
+        new_node("ReduceSum", ["first"], ["one"], keepdims=1),
+        new_node("Add", ["data", "one"], ["same"]),
     ]
     axis = AttributeProto(name="axis", ref_attr_name="axis", type=AttributeProto.INT)
     nodes[1].attribute.append(axis)
-    imports = [helper.make_opsetid("", _OPSET)]
-    return helper.make_function(DOMAIN, _GUARD, ["data"], ["same"], nodes, imports, ["axis"])
+    imports = [OperatorSetIdProto(domain="", version=_OPSET)]
+    return FunctionProto(
+        domain=DOMAIN,
+        name=_GUARD,
+        input=["data"],
+        output=["same"],
+        attribute=["axis"],
+        node=nodes,
+        opset_import=imports,
+    )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto
 
 from onnx_bnfold.model.graph import STANDARD_DOMAINS, Dims, Graph, bodies_of, operator
+from onnx_bnfold.model.messages import new_node
 
 Types = Mapping[str, tuple[Dims | None, int]]
 
@@ -46,7 +47,7 @@ def stand_in(model: ModelProto) -> None:
             if node.op_type not in NOT_INFERRED or operator(node) is None:
                 continue
             if node.input and len(node.output) == 1:
-                node.CopyFrom(helper.make_node("Identity", [node.input[0]], [node.output[0]]))
+                node.CopyFrom(new_node("Identity", [node.input[0]], [node.output[0]]))
 
 
 def ranks_by_layers(graph: Graph, types: Types) -> dict[str, int]:

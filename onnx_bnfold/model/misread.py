@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from onnx import AttributeProto, NodeProto
 
-from onnx_bnfold.model.attributes import value_of
 from onnx_bnfold.model.einsum_equation import terms_of
 from onnx_bnfold.model.graph import Dims, operator
+from onnx_bnfold.model.messages import value_of
 
 # Ends of a backward Slice that onnxruntime takes as "before the first element". Inference takes
 # them as an end behind the last one, so that nothing is left.

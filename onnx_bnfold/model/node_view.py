@@ -11,9 +11,9 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.model.attributes import value_of
 from onnx_bnfold.model.constants import Constant, Constants
 from onnx_bnfold.model.graph import Dims, Graph
+from onnx_bnfold.model.messages import value_of
 from onnx_bnfold.model.shape_inference import Shapes
 from onnx_bnfold.model.standard import version_of
 from onnx_bnfold.reasons import Reason, Refused

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, numpy_helper
+from onnx import NodeProto
 
 from onnx_bnfold.arrays import Array, dtype_of
-from onnx_bnfold.model.attributes import value_of
-from onnx_bnfold.storage.tensors import is_external
+from onnx_bnfold.model.messages import value_of
+from onnx_bnfold.storage.tensors import decode_inline, is_external
 
 # Operators whose output has the elements of the first input, in the same order or another one; and
 # those of them for which numpy copies what does not lie in order.
@@ -79,7 +79,7 @@ def _filled(inputs: Sequence[Array], attributes: Mapping[str, Any], opset: int) 
     (shape,), held = inputs, attributes.get("value")
     if held is not None and is_external(held):
         return None  # onnx would look for its file in the folder where the process runs
-    value = np.zeros((), np.float32) if held is None else numpy_helper.to_array(held).reshape(())
+    value = np.zeros((), np.float32) if held is None else decode_inline(held).reshape(())
     return np.broadcast_to(value, shape.tolist()) if _is_of_numpy(value.dtype) else None
 
 

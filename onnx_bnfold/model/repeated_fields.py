@@ -6,7 +6,9 @@ from collections.abc import Sequence, Set
 from functools import partial
 from typing import Any
 
-from onnx import NodeProto, helper
+from onnx import NodeProto
+
+from onnx_bnfold.model.messages import new_attribute
 
 GONE = 1 << 29  # the place of a message that goes; more than any other
 
@@ -49,4 +51,4 @@ def set_attribute(node: NodeProto, name: str, value: float | None) -> None:
     """Give a node an attribute in the place of one of the same name, or take it away."""
     drop_named(node.attribute, {name})
     if value is not None:
-        node.attribute.append(helper.make_attribute(name, value))
+        node.attribute.append(new_attribute(name, value))

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from onnx import GraphProto, ValueInfoProto, helper
+from onnx import GraphProto, ValueInfoProto
 
 from onnx_bnfold.model.constants import Constants
 from onnx_bnfold.model.determinism import SIZING
 from onnx_bnfold.model.graph import Dims, Graph
+from onnx_bnfold.model.messages import new_value_info
 from onnx_bnfold.model.shape_vectors import Size, Vector, product
 
 Types = Mapping[str, tuple[Dims | None, int]]
@@ -69,7 +70,7 @@ class ReshapedSizes:
             return
         if name not in self._entries:
             self._entries[name] = self._light.value_info.add()
-        self._entries[name].CopyFrom(helper.make_tensor_value_info(name, kind, dims))
+        self._entries[name].CopyFrom(new_value_info(name, kind, dims))
 
     def _named(self, sizes: Iterable[Size | None]) -> Dims:
         """Return sizes as dims; a product of symbols becomes a symbol."""

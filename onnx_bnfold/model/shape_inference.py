@@ -16,8 +16,6 @@ from onnx import (
     NodeProto,
     TensorProto,
     TensorShapeProto,
-    helper,
-    numpy_helper,
 )
 
 from onnx_bnfold.model.bare import LARGEST_KEPT, may_be_parameter, without_weights
@@ -25,6 +23,7 @@ from onnx_bnfold.model.constants import Constants
 from onnx_bnfold.model.determinism import SIZING
 from onnx_bnfold.model.graph import Body, Dims, Graph, ReadTensor, bodies_of
 from onnx_bnfold.model.inference_guard import VALUED, behind, guarded
+from onnx_bnfold.model.messages import new_node, new_tensor
 from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.storage.tensors import elsewhere, fill, tensors
 
@@ -294,10 +293,10 @@ class Inference:
                 info = constants.get(name)
                 if info and info.data_type == TensorProto.INT64 and info.size <= LARGEST_KEPT:
                     try:
-                        value = numpy_helper.from_array(constants.value(name))
+                        value = new_tensor(constants.value(name))
                     except Refused:
                         continue
-                    made = helper.make_node(_HELD, [], [name], value=value)
+                    made = new_node(_HELD, [], [name], value=value)
                     light.graph.node[index].CopyFrom(made)
                     any_new = True
         return any_new

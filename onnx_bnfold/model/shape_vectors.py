@@ -14,9 +14,9 @@ import numpy as np
 from onnx import AttributeProto, TensorProto
 
 from onnx_bnfold.arrays import Array, dtype_of
-from onnx_bnfold.model.attributes import value_of
 from onnx_bnfold.model.determinism import DIMS_ONLY
 from onnx_bnfold.model.graph import Dims, Graph, ReadTensor
+from onnx_bnfold.model.messages import value_of
 
 LONGEST = 64  # elements of a vector that is followed; a shape has as many as a tensor has axes
 _INTEGERS = (TensorProto.INT32, TensorProto.INT64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import partial
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnx_bnfold.model.graph import (
     Body,
@@ -16,6 +16,7 @@ from onnx_bnfold.model.graph import (
     subgraphs,
 )
 from onnx_bnfold.model.misread import MISREAD, Settings
+from onnx_bnfold.storage.tensors import decode_inline
 
 _OPEN = "onnx_bnfold.open"  # a name that nothing defines
 Types = Mapping[str, tuple[Dims | None, int]]
@@ -179,7 +180,7 @@ def _elements(tensor: TensorProto) -> list[int] | None:
     if tensor.data_type not in kinds or tensor.data_location == TensorProto.EXTERNAL:
         return None
     try:
-        value = numpy_helper.to_array(tensor)
+        value = decode_inline(tensor)
     except ValueError:  # a copy without its values
         return None
     return [*map(int, value.reshape(-1))]

@@ -15,11 +15,12 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnx_bnfold.model.blocks import Elements, Stored, Streamed, Whole
 from onnx_bnfold.model.float_formats import as_type
 from onnx_bnfold.model.graph import Graph, copy_of, counterparts
+from onnx_bnfold.model.messages import Value, new_attribute, new_value_info
 from onnx_bnfold.operators.affine import Float64
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.plan import Taken
@@ -202,12 +203,12 @@ def declare(
     """Add an initializer that has name, dims and type, and no values yet."""
     graph.initializer.append(TensorProto(name=name, dims=dims, data_type=data_type))
     if ir_version < 4:
-        graph.input.append(helper.make_tensor_value_info(name, data_type, dims))
+        graph.input.append(new_value_info(name, data_type, dims))
 
 
 def _write(node: NodeProto, merge: Merge, names: Sequence[str], output: str) -> None:
     whole = merge.geometry
-    values = {
+    values: dict[str, Value] = {
         "group": whole.group,
         "kernel_shape": whole.kernel,
         "strides": whole.strides,
@@ -215,7 +216,7 @@ def _write(node: NodeProto, merge: Merge, names: Sequence[str], output: str) -> 
         "pads": (*whole.before, *whole.after),
     }
     del node.attribute[:], node.input[:]
-    node.attribute.extend(helper.make_attribute(k, v) for k, v in values.items())
+    node.attribute.extend(new_attribute(k, v) for k, v in values.items())
     node.input.extend([merge.branch.source, *names])
     node.output[0] = output
     rename_shards(node, {})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnx import NodeProto, helper
+from onnx import NodeProto
 
 from onnx_bnfold.model.graph import copy_of
+from onnx_bnfold.model.messages import new_node
 from onnx_bnfold.planning.clamps import bounds_of, pool_behind, written
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.rewriting.descriptions import rename_shards
@@ -59,4 +60,4 @@ def _chain(
         return [first]
     first.output[0] = names.fresh(f"{result}_{operators[0].lower()}")
     label = names.fresh(f"{name}_{operators[1].lower()}") if name else ""
-    return [first, helper.make_node(operators[1], [first.output[0], constants[1]], [result], label)]
+    return [first, new_node(operators[1], [first.output[0], constants[1]], [result], label)]

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto
 
 from onnx_bnfold.arrays import Array
 from onnx_bnfold.model.graph import counterparts
+from onnx_bnfold.model.messages import new_attribute, new_tensor
 from onnx_bnfold.planning.plan import GraphPlan, Restated
 from onnx_bnfold.planning.record import Record
 from onnx_bnfold.planning.ways import Way
@@ -62,5 +63,5 @@ def _hold(node: NodeProto, value: Array) -> None:
     """Make a node a Constant that holds its first output."""
     del node.attribute[:], node.input[:], node.output[1:]
     node.op_type, node.domain = "Constant", ""
-    node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(value)))
+    node.attribute.append(new_attribute("value", new_tensor(value)))
     rename_shards(node, {})

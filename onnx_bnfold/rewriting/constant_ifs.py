@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from onnx import GraphProto, ModelProto, NodeProto, helper
+from onnx import GraphProto, ModelProto, NodeProto
 
 from onnx_bnfold.model.functions import nodes_within
 from onnx_bnfold.model.graph import Body, Graph, copy_of, counterparts, named_subgraphs
+from onnx_bnfold.model.messages import new_node
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.notes import BRANCH, is_noted
@@ -213,7 +214,7 @@ def _spliced(
             each.name = names.of_node(each.name, around)
     for each in nodes:
         describe(each, node)
-    nodes += [helper.make_node("Identity", [mapping[n]], [y]) for n, y in passed_on]
+    nodes += [new_node("Identity", [mapping[n]], [y]) for n, y in passed_on]
     _move(body, branch)
     return nodes, mapping
 

@@ -13,11 +13,10 @@ from onnx import (
     NodeProto,
     TensorProto,
     ValueInfoProto,
-    helper,
-    numpy_helper,
 )
 
 from onnx_bnfold.model.graph import Body, Graph, counterparts
+from onnx_bnfold.model.messages import new_attribute, new_node, new_tensor, new_value_info
 from onnx_bnfold.model.repeated_fields import GONE, arrange, drop_named, exchange, set_attribute
 from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.operators.entries import BiasPlace
@@ -215,11 +214,11 @@ class _Editor:
                 tensor.data_location = source.data_location
                 tensor.external_data.extend(source.external_data)
             return
-        full = numpy_helper.from_array(np.ascontiguousarray(new()), name)
+        full = new_tensor(np.ascontiguousarray(new()), name)
         early = self.model.ir_version < 4 and name not in self.positions
         if early or not isinstance(self.body, GraphProto):
             self._unmake(name)
-            self.before.append(helper.make_node("Constant", [], [name], value=full))
+            self.before.append(new_node("Constant", [], [name], value=full))
             return
         tensor = self._initializer(self.body, name, new, replaces=replaces)
         tensor.ClearField("data_location")
@@ -263,17 +262,17 @@ class _Editor:
         node.op_type = "Gemm"
         node.input.append(bias)
         if self.state.graph.opset < 7:
-            node.attribute.append(helper.make_attribute("broadcast", 1))
+            node.attribute.append(new_attribute("broadcast", 1))
 
     def _append_add(self, node: NodeProto, index: int, summand: str) -> None:
         """Let an Add of a constant follow a node."""
         product = self.names.fresh(f"{node.output[0]}_product")
         name = self.names.fresh(f"{node.name}_bias") if node.name else ""
-        add = helper.make_node("Add", [product, summand], [node.output[0]], name=name)
+        add = new_node("Add", [product, summand], [node.output[0]], name=name)
         if self.state.graph.opset < 7:
             axis = self.state.layer(index).out_axis
-            add.attribute.append(helper.make_attribute("axis", axis))
-            add.attribute.append(helper.make_attribute("broadcast", 1))
+            add.attribute.append(new_attribute("axis", axis))
+            add.attribute.append(new_attribute("broadcast", 1))
         node.output[0] = product
         node_origins.hand_on(node, add)
         self.after[index] = [add]
@@ -333,4 +332,4 @@ class _Editor:
 
 
 def _declaration(tensor: TensorProto) -> ValueInfoProto:
-    return helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+    return new_value_info(tensor.name, tensor.data_type, list(tensor.dims))

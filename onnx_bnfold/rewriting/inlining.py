@@ -13,10 +13,11 @@ from itertools import count
 from typing import Any, NamedTuple
 
 import onnx
-from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto
+from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, OperatorSetIdProto
 
 from onnx_bnfold.model.functions import Functions, Key, Root, key_of, nodes_within, versions
 from onnx_bnfold.model.graph import STANDARD_DOMAINS, Body, copy_of, graphs_of, subgraphs
+from onnx_bnfold.model.messages import new_node
 from onnx_bnfold.rewriting.fresh_names import Names
 from onnx_bnfold.rewriting.function_nodes import defined, describe, rename, renamed, resolve
 
@@ -246,7 +247,7 @@ class _Inliner:
             rename(node, mapping)
             describe(node, call)
         for before, after in passed_on:
-            nodes.append(onnx.helper.make_node("Identity", [before], [after]))
+            nodes.append(new_node("Identity", [before], [after]))
             self._note(after, where, key, after)
         internal = mapping.keys() - {*function.input, *function.output}
         body.value_info.extend(
@@ -262,7 +263,7 @@ class _Inliner:
         for domain, version in versions(function.opset_import, self.default).items():
             if domain not in self.versions:
                 self.versions[domain] = version
-                self.imports.append(onnx.helper.make_opsetid(domain, version))
+                self.imports.append(OperatorSetIdProto(domain=domain, version=version))
 
 
 _GRAPHS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from itertools import accumulate
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnx_bnfold.model.float_formats import as_type
 from onnx_bnfold.model.graph import Body, counterparts, operator
+from onnx_bnfold.model.messages import new_attribute, new_node, new_tensor
 from onnx_bnfold.model.misread import UNITED
 from onnx_bnfold.model.node_view import accepts
 from onnx_bnfold.model.repeated_fields import arrange
@@ -229,23 +230,23 @@ class _Editor:
         node.op_type = _OPERATORS[self._form][0]
         if self._form == "conv":
             node.input.extend([x, *new])
-            node.attribute.append(helper.make_attribute("group", state.bn(index).channels))
+            node.attribute.append(new_attribute("group", state.bn(index).channels))
         else:
             between = self._names.fresh(f"{node.output[0]}_product")
             name = self._names.fresh(f"{node.name}_bias") if node.name else ""
-            self._behind[index] = helper.make_node("Add", [between, new[1]], node.output, name=name)
+            self._behind[index] = new_node("Add", [between, new[1]], node.output, name=name)
             node.input.extend([x, new[0]])
             node.output[0] = between
         return set(parameters)
 
     def _define(self, name: str, values: Float64, data_type: int) -> str:
-        value = numpy_helper.from_array(as_type(values, data_type), name)
+        value = new_tensor(as_type(values, data_type), name)
         body, version = self._body, self._model.ir_version
         if isinstance(body, GraphProto) and (version >= 4 or body is self._model.graph):
             declare(version, body, name, values.shape, data_type)
             body.initializer[-1].CopyFrom(value)
         else:
-            self._front.append(helper.make_node("Constant", [], [name], value=value))
+            self._front.append(new_node("Constant", [], [name], value=value))
         return name
 
     def finish(self) -> list[int]:

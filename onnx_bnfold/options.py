@@ -88,8 +88,8 @@ class Options:
         default="float",
         metadata=_said(
             LIMITS,
-            "number format that the folded model will run in: int8 does not change the ranges of "
-            "remaining tensors, fp16 limits rescaling and rounding for float16",
+            "number format that the folded model will run in: int8 changes no ranges of "
+            "remaining tensors and spares weights, fp16 limits rescaling and rounding for float16",
         ),
     )
     equalize: bool = field(

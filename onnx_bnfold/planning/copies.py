@@ -19,6 +19,7 @@ from onnx_bnfold.operators.entries import HandsOn
 from onnx_bnfold.operators.rules import Transparent
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.totals import Totals
+from onnx_bnfold.reasons import Reason, Refused
 
 
 class _Link(NamedTuple):
@@ -96,7 +97,32 @@ class Copies:
             return all(self._link(index) is not None for index in self._readers(name))
         return how is HandsOn.ALL
 
-    def other_reader(self) -> int | None:
+    def require_no_new_range(self, names: Iterable[str]) -> None:
+        """Refuse changes that give a tensor values of its own, or a node other data.
+
+        Args:
+            names: of the tensors that change.
+
+        Raises:
+            Refused: they do.
+        """
+        new = next((name for name in names if name not in self.how), None)
+        if new is not None:
+            raise Refused(
+                Reason.RANGE,
+                repr(new),
+                "it would get ranges that no tensor had; --profile float folds it all the same",
+            )
+        other = self._other_reader()
+        if other is not None:
+            raise Refused(
+                Reason.RANGE,
+                self._state.view(other).label,
+                "it reads what stands in front and would get ranges other than those it had; "
+                "--profile float folds it all the same",
+            )
+
+    def _other_reader(self) -> int | None:
         """Return a node that reads what stands in front of the node, not for it; None if none."""
         _, in_front = self._found
         front = set(in_front)

@@ -73,11 +73,9 @@ def cost(state: GraphState, origin: int, totals: Totals) -> int:
         totals: with the changes on top.
     """
     names = [name for name in totals.changes if isinstance(name, str)]
-    if not any(_is_uneven(totals.of(name)) for name in names):
+    if not any(is_uneven(totals.of(name)) for name in names):
         return 0
-    if not state.ranges:
-        state.ranges.append(_ranges(state))
-    [(known, before)] = state.ranges
+    known, before = _known(state)
     after = before
     removed = state.removed | {origin}
     for name in names:
@@ -88,8 +86,21 @@ def cost(state: GraphState, origin: int, totals: Totals) -> int:
     return int(10 * math.log10(after / before) / _STEP) if 0 < before < after < math.inf else 0
 
 
+def known_range(state: GraphState, name: str) -> Range | None:
+    """Return what is known of an original tensor, None if nothing is."""
+    span, _ = _known(state).ranges.get(name, (None, 0.0))
+    return span
+
+
+def _known(state: GraphState) -> KnownRanges:
+    """Return what is known of original tensors, and their noise; it is found out once."""
+    if not state.ranges:
+        state.ranges.append(_ranges(state))
+    [found] = state.ranges
+    return found
+
+
 def _ranges(state: GraphState) -> KnownRanges:
-    """Return what is known of original tensors, and their noise."""
     found: dict[str, tuple[Range, float]] = {}
     for name, span in from_statistics(state).items():
         noise, _ = _of_tensor(state, name, span, Affine.identity(span.rank), state.removed)
@@ -97,7 +108,7 @@ def _ranges(state: GraphState) -> KnownRanges:
     return KnownRanges(found, sum(noise for _, noise in found.values()))
 
 
-def _is_uneven(change: Affine | None) -> bool:
+def is_uneven(change: Affine | None) -> bool:
     """Whether a change scales some channels far more than others, but for those it takes all of."""
     if change is None or not change.has_scale:
         return False
@@ -117,8 +128,8 @@ def _of_tensor(
     scale = np.abs(vectors[0])
     # A channel that a change takes all values from is none that anybody reads.
     seen = (scale > 0) & (scale < VANISHED)
-    noise, later = _rounding(span), np.zeros_like(scale)
-    later[seen] = _rounding(now, seen) / scale[seen] ** 2
+    noise, later = rounding(span), np.zeros_like(scale)
+    later[seen] = rounding(now, seen) / scale[seen] ** 2
     before = after = 0.0
     constant = bool(vectors[1].any() or (vectors[0] < 0).any())
     for gain, reads, stays in _readers(state, name, span.channels, removed, constant):
@@ -129,7 +140,7 @@ def _of_tensor(
     return before, after
 
 
-def _rounding(span: Range, seen: NDArray[np.bool_] | slice = _ALL) -> Float64:
+def rounding(span: Range, seen: NDArray[np.bool_] | slice = _ALL) -> Float64:
     """Return the power of what rounding adds to those channels of a tensor that are seen."""
     low, high = span.low[seen].min(initial=0), span.high[seen].max(initial=0)
     step = (high - low) / _LEVELS

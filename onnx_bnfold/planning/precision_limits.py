@@ -56,7 +56,8 @@ class Limits(NamedTuple):
         max_rescale: replaces ``MAX_RESCALE`` for every type, if given.
         profile: what the model will be run in. ``fp16`` applies the bounds of float16 to wider
             types and weighs roundings; ``int8``, which has one scale per activation, leaves tensors
-            that stay as they were, so that a BN goes only where that makes no new ranges.
+            that stay as they were, so that a BN goes only where that makes no new ranges, and
+            weighs how weights are rounded.
     """
 
     max_rescale: float | None = None
@@ -84,7 +85,7 @@ class Limits(NamedTuple):
         copies = Copies(state, origin, totals)
         names = [key for key in changes if isinstance(key, str) and key not in copies.merged]
         if self.profile == "int8":
-            _require_no_new_range(state, copies, names)
+            copies.require_no_new_range(names)
         held = partial(self._holds, state, copies)
         self.check_scales(state, totals, names, held)
         self._check_shifts(state, totals, names, held)
@@ -93,6 +94,10 @@ class Limits(NamedTuple):
             from onnx_bnfold.planning.half_noise import require_gain
 
             require_gain(state, origin, totals)
+        if self.profile == "int8":
+            from onnx_bnfold.planning import int8_weights
+
+            int8_weights.require_gain(state, origin, totals)
 
     def _holds(self, state: GraphState, copies: Copies, name: str) -> bool:
         """Whether a tensor gets values of the original model, in a type that has them, too."""
@@ -324,25 +329,6 @@ def _hides_its_shift(bn: batchnorm.BatchNorm, unit: float) -> bool:
     lost = _UNIT_64 * np.abs(bn.a * bn.mean)
     known = peak > 0
     return bool((lost[known] > max(unit, _UNIT_64 * _DIGITS_64) * peak[known]).any())
-
-
-def _require_no_new_range(state: GraphState, copies: Copies, names: Sequence[str]) -> None:
-    """Refuse changes that give a tensor other values than the original's, or a node other data."""
-    new = next((name for name in names if name not in copies.how), None)
-    if new is not None:
-        raise Refused(
-            Reason.RANGE,
-            repr(new),
-            "it would get ranges that no tensor had; --profile float folds it all the same",
-        )
-    other = copies.other_reader()
-    if other is not None:
-        raise Refused(
-            Reason.RANGE,
-            state.view(other).label,
-            "it reads what stands in front and would get ranges other than those it had; "
-            "--profile float folds it all the same",
-        )
 
 
 def _bound(table: Mapping[int, float], data_type: int) -> float:

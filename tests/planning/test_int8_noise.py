@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from graphs import Net
+from int8_models import int8_db
 from onnx import ModelProto, TensorProto, numpy_helper
 
 import onnx_bnfold
 from onnx_bnfold import Options
-from onnx_bnfold.check.models import CheckedModel
-from onnx_bnfold.check.quantize import quantised, snr
-from onnx_bnfold.check.sessions import Session, join
 from onnx_bnfold.cli.main import main
 from onnx_bnfold.operators.affine import VANISHED, Affine
 from onnx_bnfold.planning.graph_state import GraphState
@@ -45,21 +42,9 @@ def residual(gamma: Sequence[float], beta: Sequence[float] = SHIFT) -> ModelProt
     return net.model(net.conv(net.op("Add", c, net.conv(net.relu(branch), 4)), 2))
 
 
-def int8_db(models: Sequence[ModelProto], folder: Path) -> list[float]:
-    """The signal-to-noise of models in int8, against the first of them in float."""
+def feeds() -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(0)
-    feeds = [{"x": rng.standard_normal((8, 4, 6, 6), np.float32)} for _ in range(8)]
-    found = []
-    for number, model in enumerate(models):
-        path = folder / f"{number}.onnx"
-        onnx.save(model, path)
-        if number == 0:
-            (name,) = (output.name for output in model.graph.output)
-            session = Session(CheckedModel(path, "float"))
-            reference = join(session.run(feed) for feed in feeds[4:])[name]
-        int8 = quantised(CheckedModel(path, "int8"), folder / str(number), feeds[:4])
-        found.append(snr(reference, join(Session(int8).run(feed) for feed in feeds[4:])[name]))
-    return found
+    return [{"x": rng.standard_normal((8, 4, 6, 6), np.float32)} for _ in range(8)]
 
 
 @pytest.mark.parametrize(("small", "shift"), [(0.01, 0.4), (0.012, 0.5), (-0.012, 0.4)])
@@ -73,7 +58,7 @@ def test_a_small_channel_is_lost_and_that_is_said(small, shift, tmp_path):
     assert said in report.summary()
     assert len(other.left) == 1
     assert other.int8_loss is None
-    before, after, by_profile = int8_db([model, folded, kept], tmp_path)
+    before, after, by_profile = int8_db(feeds(), [model, folded, kept], tmp_path)
     assert before - after > 6
     assert abs(before - by_profile) < 1
 
@@ -88,7 +73,7 @@ def test_what_keeps_channels_even_is_chosen(small, shift, tmp_path):
     (way,) = (record.way for record in report.folded)
     assert way == Way.SHIFT_AND_SIGN_UPSTREAM
     assert report.int8_loss is None
-    before, after = int8_db([model, folded], tmp_path)
+    before, after = int8_db(feeds(), [model, folded], tmp_path)
     assert before - after < 2
 
 
@@ -130,7 +115,7 @@ def test_even_channels_cost_little_and_nothing_is_said(gamma, tmp_path):
     assert report.rescaled
     assert report.int8_loss is None
     assert "int8" not in report.summary()
-    before, after = int8_db([model, folded], tmp_path)
+    before, after = int8_db(feeds(), [model, folded], tmp_path)
     assert before - after < 4
 
 

@@ -11,6 +11,7 @@ from onnx import ModelProto
 from onnx_bnfold.model.constants import Constants
 from onnx_bnfold.model.functions import Functions, Key, Root
 from onnx_bnfold.model.graph import Graph
+from onnx_bnfold.operators import batchnorm
 from onnx_bnfold.planning.plan import GraphPlan, with_roots
 from onnx_bnfold.planning.record import Record
 from onnx_bnfold.rewriting.constant_ifs import known_ifs, resolved
@@ -32,6 +33,20 @@ class Attempted(Protocol):
 
 # Plans a model; whether it may leave bodies without a BatchNormalization as they are.
 Trial = Callable[[ModelProto, bool], Attempted]
+
+
+class Start(NamedTuple):
+    """A node that is removed.
+
+    Attributes:
+        root: the body that it is in, or below.
+        plan: by which it goes.
+        node: its index.
+    """
+
+    root: Root
+    plan: GraphPlan
+    node: int
 
 
 class Planned:
@@ -101,6 +116,14 @@ class Planned:
                     name = plan.state.graph.writes[index][0]
                     yield self.inlined.origin(root, name), plan, index, record
 
+    def going(self) -> dict[Origin, Start | None]:
+        """Return the BatchNormalizations that go; None for those of a branch that is never run."""
+        found: dict[Origin, Start | None] = dict.fromkeys(self.never_run)
+        for origin, plan, index, _ in self.bns():
+            if not stays(plan, index):
+                found[origin] = Start(origin.call.root, plan, index)
+        return found
+
     def left(self) -> int:
         """Return how many BatchNormalizations stay, those of a function once for each call."""
         times = self._functions.times()
@@ -155,7 +178,38 @@ def stays(plan: GraphPlan, index: int) -> bool:
     return not any(has_form(plan, index, form) for form in plan.forms)
 
 
-def taking_part(whole: Planned, starts: Iterable[tuple[Root, GraphPlan, int]]) -> set[Call]:
+def complete_functions(whole: Planned, staying: Set[tuple[Root, str]]) -> set[Key]:
+    """Return the functions that hold all parameters of a BatchNormalization, or an If's condition.
+
+    Without them none goes there by itself.
+
+    Args:
+        whole: a model with calls inlined.
+        staying: the BatchNormalizations that matter, each by its body and output.
+    """
+    found: set[Key] = set()
+    for root, plan in whole.with_roots():
+        graph, constants = plan.state.graph, plan.state.constants
+        for index, needed in _what_has_to_be_there(plan):
+            origin = whole.inlined.origin(root, next(filter(None, graph.writes[index]), ""))
+            matters = graph.ops[index] != batchnorm.OPERATOR or origin[1:] in staying
+            if matters and all(constants.get(name) is not None for name in needed):
+                makers = _makers(graph, constants, needed)
+                paths = [whole.inlined.origin(root, name).call.path for name in makers]
+                for call in origin.call.outermost_first:
+                    if all(path[: len(call.path)] == call.path for path in paths):
+                        found.add(whole.inlined.calls[call])
+    return found
+
+
+def _what_has_to_be_there(plan: GraphPlan) -> Iterator[tuple[int, Sequence[str]]]:
+    """Yield the parameters of each BatchNormalization, and the condition of each known If."""
+    reads = plan.state.graph.reads
+    yield from ((index, reads[index][1:5]) for index, of in plan.records.items() if of.is_norm)
+    yield from ((index, reads[index][:1]) for _, index in known_ifs([plan.state]))
+
+
+def taking_part(whole: Planned, starts: Iterable[Start]) -> set[Call]:
     """Return the calls that hold nodes or constants without which others would not be removed.
 
     Args:

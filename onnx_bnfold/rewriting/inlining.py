@@ -6,7 +6,7 @@ matter of each call, in a body or in a function that was inlined there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import count
@@ -94,7 +94,9 @@ class Inlined:
         return made
 
 
-def inline(model: ModelProto, functions: Functions, accept: Accept) -> Inlined:
+def inline(
+    model: ModelProto, functions: Functions, accept: Accept, roots: Iterable[Root] | None = None
+) -> Inlined:
     """Inline calls of functions in a copy of a model; functions without callers stay.
 
     Args:
@@ -102,18 +104,34 @@ def inline(model: ModelProto, functions: Functions, accept: Accept) -> Inlined:
         functions: its functions.
         accept: says for each call whether it is to be inlined: those of a body in order, each
             before the calls in its function.
+        roots: the bodies in which calls are inlined, by default all. Those are added that they
+            still call then; other functions are left out.
     """
     copy = copy_of(model)
     inlined = Inlined(copy)
     names = Names(graphs_of(model))
     default = versions(model.opset_import, 1)[""]
-    roots: list[tuple[Root, Body, Any]] = [(None, copy.graph, copy.opset_import)]
-    roots += [(key_of(function), function, function.opset_import) for function in copy.functions]
-    for root, body, imports in roots:
+    bodies: dict[Root, tuple[Body, Any]] = {None: (copy.graph, copy.opset_import)}
+    bodies.update((key_of(each), (each, each.opset_import)) for each in copy.functions)
+    known = {*bodies} if roots is None else {*roots}
+    waiting = [*(bodies if roots is None else roots)]
+    for root in waiting:  # grows during the loop
+        body, imports = bodies[root]
         if functions.calls[root]:
             inliner = _Inliner(root, imports, default, functions, names, accept, inlined)
             inliner.rewrite(body, Call(root, ()), count())
+            waiting += [key for key in inliner.left if key not in known]
+            known.update(inliner.left)
+    if roots is not None:
+        _keep_functions(copy, known)
     return inlined
+
+
+def _keep_functions(model: ModelProto, keys: Set[Root]) -> None:
+    kept = [function for function in model.functions if key_of(function) in keys]
+    if len(kept) < len(model.functions):
+        del model.functions[:]
+        model.functions.extend(kept)
 
 
 def drop_uncalled(inlined: Inlined, functions: Functions) -> None:
@@ -126,15 +144,15 @@ def drop_uncalled(inlined: Inlined, functions: Functions) -> None:
     if inlined.model.training_info:  # which may call them
         return
     uncalled = functions.by_key.keys() - functions.reachable()
-    called = uncalled | Functions(inlined.model).reachable((None, *uncalled))
-    kept = [function for function in inlined.model.functions if key_of(function) in called]
-    if len(kept) < len(inlined.model.functions):
-        del inlined.model.functions[:]
-        inlined.model.functions.extend(kept)
+    _keep_functions(inlined.model, uncalled | Functions(inlined.model).reachable((None, *uncalled)))
 
 
 class _Inliner:
-    """Inlines calls in one body and below it, in place."""
+    """Inlines calls in one body and below it, in place.
+
+    Attributes:
+        left: the functions of which calls stay calls.
+    """
 
     def __init__(
         self,
@@ -153,6 +171,7 @@ class _Inliner:
         self.names = names
         self.accept = accept
         self.inlined = inlined
+        self.left: dict[Key, None] = {}
         self.versions = dict(versions(imports, default))
 
     def rewrite(self, body: Body, within: Call, numbers: Iterator[int]) -> None:
@@ -185,6 +204,7 @@ class _Inliner:
             if why is not None:
                 self.inlined.refused.setdefault(key, why)
             if why is not None or not self.accept(call, key):
+                self.left[key] = None
                 yield node
                 continue
             self.inlined.calls[call] = key

@@ -1,11 +1,12 @@
 """Which calls of local functions are inlined: those by which a BatchNormalization goes.
 
 A function's inputs and outputs are opaque to it, and a call to its caller. So the model is planned
-as if all calls were inlined, in the main graph and in each function. What goes there and not in the
-model as it is says which calls have to be: those that hold a node or a constant that takes part. A
-BatchNormalization goes, too, that may be written in a form that is asked for. A function in which
-that is so by itself stays a function, and what it calls is inlined in it. An If whose condition a
-call gives is replaced by the branch that it takes where more goes by that.
+as if all calls were inlined in the main graph, and so are those functions that hold all parameters
+of a BatchNormalization. What goes there and not in the model as it is says which calls have to be:
+those that hold a node or a constant that takes part. A BatchNormalization goes, too, that may be
+written in a form that is asked for. A function in which that is so by itself stays a function, and
+what it calls is inlined in it. An If whose condition a call gives is replaced by the branch that it
+takes where more goes by that.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from onnx_bnfold.rewriting.inlined_plans import (
     Plans,
     Summary,
     Trial,
+    complete_functions,
     stays,
     taking_part,
 )
@@ -139,10 +141,10 @@ class _Chooser:
         }
         if not staying:
             return Choice(None, None, 0, {})
-        whole = self._whole()
-        summary = Summary.of(whole)
+        whole = self._whole(staying)
+        summary = Summary.of(whole[0])
         choices = [*self._choices(whole, staying)] if all_instead_of is None else []
-        del whole  # the plan of all there is, several times: the largest there will be
+        del whole  # the plans of all there is, several times: the largest there will be
         if all_instead_of is not None:
             now = Planned(Inlined(all_instead_of.model), all_instead_of.plans)
             flat = self._with(summary.calls)
@@ -152,43 +154,57 @@ class _Chooser:
         number, verdicts = best.inlined_calls(), dict(self._verdicts(best, summary))
         if not number:
             return Choice(None, None, 0, verdicts)
-        going = (o for o, plan, index, _ in best.bns() if not stays(plan, index))
-        gone = [*best.never_run, *going]
-        theirs = staying & {(origin.function, origin.name) for origin in gone}
+        theirs = staying & {(origin.function, origin.name) for origin in best.going()}
         return Choice(best.with_ifs, best.attempted, number, verdicts, frozenset(theirs))
 
-    def _whole(self) -> Planned:
-        """Plan the model with all calls inlined, without what planning does not read."""
+    def _whole(self, staying: Set[tuple[Root, str]]) -> list[Planned]:
+        """Plan the model with all calls inlined, without what planning does not read.
+
+        Returns:
+            The main graph with the functions that it still calls, and those functions, if there
+            are any, in which a BatchNormalization may go whoever calls them.
+        """
         model = without_metadata(copy_of(self.model))
         functions = Functions(model)
         functions.hindered.update(self.functions.hindered)
-        inlined = inline(model, functions, _bounded(model, functions, self.too_large))
-        return self._planned(inlined, norms_alone=True)
+        accept = _bounded(model, functions, self.too_large)
+        inlined = inline(model, functions, accept, (None,))
+        main = self._attempted(inlined, norms_alone=True)
+        alone = complete_functions(main, staying)
+        parts = [main.with_branches(self.trial)]
+        if alone:
+            del model.graph.node[:], model.graph.output[:]
+            inlined = inline(
+                model, functions, accept, [key for key in self.functions.by_key if key in alone]
+            )
+            parts.append(self._attempted(inlined, norms_alone=True).with_branches(self.trial))
+        return parts
 
-    def _choices(self, whole: Planned, staying: Set[tuple[Root, str]]) -> Iterator[Set[Call]]:
+    def _choices(
+        self, whole: Sequence[Planned], staying: Set[tuple[Root, str]]
+    ) -> Iterator[Set[Call]]:
         """Yield sets of calls by the inlining of which more may go, the smaller one first.
 
         Args:
-            whole: the model with all calls inlined.
+            whole: the model with all calls inlined; see ``_whole``.
             staying: the BatchNormalizations that stay as it is, each by its body and output.
         """
-        gone = {
-            origin: (plan, index)
-            for origin, plan, index, _ in whole.bns()
-            if origin.call.root in self.used and not stays(plan, index)
-        }
-        everywhere = {*gone, *whole.never_run}
-        wanted = [
-            origin
-            for origin in everywhere
-            if (origin.function, origin.name) in staying
-            and not any(inner in everywhere for inner in whole.seen_from_inside(origin))
-        ]
-        if wanted:
-            starts = [(origin.call.root, *gone[origin]) for origin in wanted if origin in gone]
-            needed = taking_part(whole, starts) | whole.for_ifs
+        going = [part.going() for part in whole]
+        everywhere = {origin for each in going for origin in each if origin.call.root in self.used}
+        needed: set[Call] | None = None
+        for part, origins in zip(whole, going, strict=True):
+            wanted = [
+                start
+                for origin, start in origins.items()
+                if origin.call.root in self.used
+                and (origin.function, origin.name) in staying
+                and not any(inner in everywhere for inner in part.seen_from_inside(origin))
+            ]
+            if wanted:
+                needed = (needed or set()) | taking_part(part, filter(None, wanted)) | part.for_ifs
+        if needed is not None:  # what only the size of a tensor depends on is not among them
             yield needed
-            yield needed | {call for call in whole.inlined.calls if call.root is None}
+            yield needed | {call for call in whole[0].inlined.calls if call.root is None}
 
     def _best(self, before: Planned, choices: Sequence[Set[Call]], fewest: int) -> Planned:
         """Return the model as it is, or that with the fewest calls inlined that is better.
@@ -211,11 +227,11 @@ class _Chooser:
         """Plan the model with some calls inlined."""
         inlined = inline(self.model, self.functions, _those(calls))
         drop_uncalled(inlined, self.functions)
-        return self._planned(inlined, norms_alone=False)
+        return self._attempted(inlined, norms_alone=False).with_branches(self.trial)
 
-    def _planned(self, inlined: Inlined, *, norms_alone: bool) -> Planned:
+    def _attempted(self, inlined: Inlined, *, norms_alone: bool) -> Planned:
         attempted = self.trial(inlined.model, norms_alone)
-        return Planned(inlined, attempted.plans, attempted).with_branches(self.trial)
+        return Planned(inlined, attempted.plans, attempted)
 
     def _hinder_kept(self) -> None:
         """Leave functions whose BatchNormalizations a user names: a copy has another name."""

@@ -79,6 +79,26 @@ def test_of_what_is_tried_one_is_in_memory(monkeypatch):
     assert alive == [0, 0]
 
 
+def test_functions_are_planned_by_themselves_where_they_hold_all_parameters(monkeypatch):
+    """Of one that gets them as inputs, or that nothing calls once it is inlined, nothing is."""
+    seen = []
+
+    def watched(model, *args, **options):
+        seen.append(named(model))
+        return planned_as_it_is(model, *args, **options)
+
+    monkeypatch.setattr(pipeline, "planned_as_it_is", watched)
+    held = (
+        f'<domain: "local", {IMPORTS}> held (a, w) => (r) {{ '
+        "s = Constant<value = float[3] {1, -2, 3}>()\n v = Mul(s, s)\n"
+        "c = local.conv(a, w)\n r = BatchNormalization(c, s, s, s, v) }"
+    )
+    nodes = "t = local.block(x, w, s, b, m, v)\n y = local.held(t, w2)"
+    folded, _ = fold_checked(model_of(nodes, BLOCK, held, CONV, NORM, RELU))
+    assert [op for op in ops(folded) if op != "Constant"] == ["Conv", "act", "Conv"]
+    assert seen[:2] == [[], ["held"]]
+
+
 def test_calls_that_give_different_constants():
     nodes = "t = local.block(x, w, s, b, m, v)\n y = local.block(t, w2, s2, b2, m2, v2)"
     folded, _ = fold_checked(model_of(nodes, BLOCK, CONV, NORM, RELU))

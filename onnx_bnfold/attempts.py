@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from onnx import ModelProto
@@ -18,8 +19,9 @@ from onnx_bnfold.options import Options
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.kept import kept_by
 from onnx_bnfold.planning.plan import GraphPlan
-from onnx_bnfold.planning.planner import plan_graph
 from onnx_bnfold.planning.precision_limits import Limits
+from onnx_bnfold.planning.record import Record
+from onnx_bnfold.planning.without_place import all_stay
 from onnx_bnfold.reasons import Reason, Refusal
 from onnx_bnfold.rewriting.graph_editor import freeze_constants
 from onnx_bnfold.rewriting.new_constants import Unrepresentable, require_representable
@@ -127,7 +129,21 @@ class Attempts(Rounds):
         state = self._state(position, known)
         if self._norms_alone and batchnorm.OPERATOR not in state.graph.ops:
             return GraphPlan(state, self._limits)
+        everywhere = self.options.clamps_everywhere
+        if not excluded and all_stay(state, clamps_everywhere=everywhere):
+            plan = GraphPlan(state, self._limits, forms=self.options.forms)
+            plan.find_kept_affine = partial(self._tried_in_vain, state.copy())
+            return plan
+        from onnx_bnfold.planning.planner import plan_graph  # where nothing goes, none is made
+
         return plan_graph(state, self._limits, excluded, self.options)
+
+    def _tried_in_vain(self, state: GraphState) -> dict[int, Record]:
+        """Try affine nodes of which it is certain that they stay: that says why."""
+        from onnx_bnfold.planning.planner import plan_graph
+
+        with np.errstate(all="ignore"):
+            return plan_graph(state, self._limits, {}, self.options).kept_affine
 
     @property
     def graphs(self) -> list[Graph]:

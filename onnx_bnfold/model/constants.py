@@ -243,12 +243,12 @@ class Constants:
 
         Not all are constants for ``get``: they may be too large, or of a size that is not known.
         """
-        surely, perhaps = self._without_sizes
+        surely, perhaps = self.without_sizes
         return name in surely or (name in perhaps and name in self._with_sizes)
 
     def needs_sizes(self, name: str) -> bool:
         """Whether the sizes of other tensors say whether a tensor is a constant."""
-        surely, perhaps = self._without_sizes
+        surely, perhaps = self.without_sizes
         return name in perhaps and name not in surely
 
     def implied_type(self, name: str) -> int:
@@ -258,11 +258,11 @@ class Constants:
     @property
     def computes_any(self) -> bool:
         """Whether nodes may compute constants at all."""
-        return bool(self._without_sizes[1])
+        return bool(self.without_sizes[1])
 
     @cached_property
-    def _without_sizes(self) -> tuple[Set[str], Set[str]]:
-        """What is computed whatever the sizes are, and with it what may be if they are known.
+    def without_sizes(self) -> tuple[Set[str], Set[str]]:
+        """Names of what is computed whatever the sizes are, and with it what may be by sizes.
 
         Sizes are asked for where they matter only: they take an inference of the whole model.
         """

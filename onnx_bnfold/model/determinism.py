@@ -79,6 +79,8 @@ class Computable:
         """
         graph, names = self._graph, set(given)
         for index, (op, read) in enumerate(zip(graph.ops, graph.reads, strict=True)):
+            if graph.writes[index] and names.issuperset(graph.writes[index]):
+                continue
             first = read[0] if read else ""
             if first in graph.producer and first not in names and op not in _TYPING:
                 continue  # nearly all nodes

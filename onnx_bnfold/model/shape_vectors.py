@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from onnx import AttributeProto, TensorProto
+from onnx import AttributeProto, GraphProto, TensorProto
 
 from onnx_bnfold.arrays import Array, dtype_of
 from onnx_bnfold.model.determinism import DIMS_ONLY
@@ -199,6 +199,10 @@ RULES: Mapping[str | None, Callable[[_Node], Vector | None]] = {
 }
 
 
+# What picks elements, and computes none: of a vector without a number it makes another.
+_PICKING = frozenset((_described, _regrouped, _gathered, _sliced))
+
+
 class Vectors:
     """What is known of the vectors of sizes of a graph.
 
@@ -286,18 +290,38 @@ class Vectors:
 def followed(graph: Graph, made: Container[str]) -> set[str]:
     """Return what a graph's ``Vectors`` may have computed, whatever the sizes of its tensors are.
 
+    What is picked of the sizes of an input that are all open is no number, whatever they are.
+
     Args:
         graph: the graph.
         made: the computed tensors that are constants anyway.
     """
-    found = set[str]()
+    found, open_sizes, inputs = set[str](), set[str](), _open_inputs(graph)
+
+    def may_be_vector(name: str) -> bool:
+        return name in found or name in open_sizes or name in made or _holds_integers(graph, name)
+
     for op, read, written in zip(graph.ops, graph.reads, graph.writes, strict=True):
         if op not in RULES or not read:
             continue
-        first = read[0]
-        if (op, 0) in DIMS_ONLY or first in found or first in made or _holds_integers(graph, first):
+        picks, describes = RULES[op] in _PICKING, (op, 0) in DIMS_ONLY
+        if picks and read[0] in (inputs if describes else open_sizes):
+            open_sizes.update(written)
+        elif describes or all(map(may_be_vector, read[:1] if picks else read)):
             found.update(written)
     return found
+
+
+def _open_inputs(graph: Graph) -> set[str]:
+    """Return the inputs of a model that have no size that is a number."""
+    if graph.parent is not None or not isinstance(graph.body, GraphProto):
+        return set()
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.body.input}
+    return {
+        name
+        for name, dims in shapes.items()
+        if name in graph.inputs and not any(dim.HasField("dim_value") for dim in dims)
+    }
 
 
 def _holds_integers(graph: Graph, name: str) -> bool:

@@ -45,6 +45,16 @@ class HandsOn(IntEnum):
     BETWEEN = auto()  # each lies between values of the inputs, as a mean does
 
 
+class Rank(Enum):
+    """How many axes the first output has at the least."""
+
+    KEPT = auto()  # as many as each data input
+    ADDED = auto()  # more than input 0; so what has one axis has one element
+    LISTED = auto()  # as many as input 1 has elements
+    PICKED = auto()  # those of inputs 0 and 1 together, but for one
+    MATRICES = auto()  # as many as each input, if these have two or more
+
+
 class ConstantOperand(NamedTuple):
     """What an operator of two operands is where one of them is constant: an affine map.
 
@@ -76,6 +86,9 @@ class Operator:
         bounds: what it cuts its data off at, if it does nothing else; see ``clamps``.
         picks_maxima: whether each element of its output is the largest of some of its input.
         swallows: whether nothing of a change comes out: it takes those that alter no answer.
+        only_shifts: whether no scale passes it, or is taken.
+        is_alike: whether all of its data tensors carry one and the same change.
+        rank: what is sure of the rank of its first output, if anything is.
     """
 
     version: int
@@ -90,6 +103,9 @@ class Operator:
     bounds: BoundsOf | None = None
     picks_maxima: bool = False
     swallows: bool = False
+    only_shifts: bool = False
+    is_alike: bool = False
+    rank: Rank | None = None
 
 
 UNKNOWN = Operator(version=0)  # stands for an operator that has no entry

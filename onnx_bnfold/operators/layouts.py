@@ -11,7 +11,7 @@ from functools import partial
 from onnx_bnfold.model.constants import Constant
 from onnx_bnfold.model.node_view import FLOATS, NodeView
 from onnx_bnfold.operators import costs
-from onnx_bnfold.operators.entries import Absorber, Absorbing
+from onnx_bnfold.operators.entries import Absorber, Absorbing, Rank
 from onnx_bnfold.operators.linear import LinearLayer
 from onnx_bnfold.reasons import Reason, Refusal, Refused
 
@@ -220,6 +220,7 @@ def linear(
     multiply_adds: costs.Count,
     *linear_in: tuple[int, ...],
     depth: costs.Depth | costs.DepthOf = costs.ONE_LEVEL,
+    rank: Rank | None = None,
 ) -> Absorbing:
     """Make the entry of a linear layer: how it is read, up to which version, and what it costs."""
     return Absorbing(
@@ -229,6 +230,7 @@ def linear(
         multiply_adds=multiply_adds,
         depth=depth,
         is_linear=True,
+        rank=rank,
     )
 
 
@@ -238,5 +240,5 @@ LINEAR_LAYERS: Mapping[str, Absorbing] = {
         partial(convolution, transposed=True), 22, costs.transposed_convolution, (1, 2)
     ),
     "Gemm": linear(_gemm, 13, costs.gemm, (1, 2), (0, 2)),
-    "MatMul": linear(_matmul, 13, costs.matmul, (1,), (0,)),
+    "MatMul": linear(_matmul, 13, costs.matmul, (1,), (0,), rank=Rank.MATRICES),
 }

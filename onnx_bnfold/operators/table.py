@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onnx_bnfold.operators import batchnorm, batchnorm_parameters, by_name, costs
-from onnx_bnfold.operators.entries import UNKNOWN, Absorbing, Operator
+from onnx_bnfold.operators.entries import UNKNOWN, Absorbing, Operator, Rank
 from onnx_bnfold.operators.late import late
 from onnx_bnfold.operators.layouts import LINEAR_LAYERS
 from onnx_bnfold.operators.transparent import RULES
@@ -25,6 +25,7 @@ def _normalization(reader: str, version: int, parameters: tuple[int, ...] = (1, 
         squares=True,
         version=version,
         depth=costs.NO_POLYNOMIAL,
+        rank=Rank.KEPT,
     )
 
 

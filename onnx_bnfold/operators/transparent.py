@@ -17,7 +17,7 @@ from onnx_bnfold.operators import costs, data_movement, picks
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.broadcasting import alike, products, sums
 from onnx_bnfold.operators.constant_operand import minus, over, plus, times
-from onnx_bnfold.operators.entries import OUT, Combines, ConstantOperand, HandsOn
+from onnx_bnfold.operators.entries import OUT, Combines, ConstantOperand, HandsOn, Rank
 from onnx_bnfold.operators.late import late
 from onnx_bnfold.operators.parts import concat, split
 from onnx_bnfold.operators.rules import (
@@ -118,7 +118,12 @@ def _neg(view: NodeView, known: Known) -> Step:
 
 def _sum(rule: Rule, version: int, operand: ConstantOperand | None = None) -> Transparent:
     return Transparent(
-        rule, symmetric=True, version=version, combines=Combines.SUM, operand=operand
+        rule,
+        symmetric=True,
+        version=version,
+        combines=Combines.SUM,
+        operand=operand,
+        rank=Rank.KEPT,
     )
 
 
@@ -133,6 +138,7 @@ def _product(
         operand=operand,
         multiply_adds=costs.per_element,
         depth=depth,
+        rank=Rank.KEPT,
     )
 
 
@@ -145,6 +151,7 @@ def _bent(
     bounds: BoundsOf | None = None,
     own: tuple[int, ...] = (),
     attributes: Callable[[NodeView, Affine], Attributes] | None = None,
+    is_alike: bool = False,
 ) -> Transparent:
     return Transparent(
         rule,
@@ -155,7 +162,14 @@ def _bent(
         depth=costs.NO_POLYNOMIAL,
         rectifies=rectifies,
         bounds=bounds,
+        is_alike=is_alike,
+        rank=Rank.KEPT if rectifies or is_alike else None,
     )
+
+
+def _extremum(bounds: str) -> Transparent:
+    rule = alike(positive=True)
+    return _bent(rule, 13, symmetric=True, bounds=late("clamps", bounds), is_alike=True)
 
 
 def _extremes(rule: Rule, version: int, *, picks_maxima: bool = False) -> Transparent:
@@ -168,8 +182,14 @@ def _extremes(rule: Rule, version: int, *, picks_maxima: bool = False) -> Transp
     )
 
 
-def _swallower(rule: Rule, version: int) -> Transparent:
-    return Transparent(rule, version=version, swallows=True, depth=costs.NO_POLYNOMIAL)
+def _swallower(rule: Rule, version: int, *, only_shifts: bool = False) -> Transparent:
+    return Transparent(
+        rule,
+        version=version,
+        swallows=True,
+        only_shifts=only_shifts,
+        depth=costs.NO_POLYNOMIAL,
+    )
 
 
 def _scattering(rule: Rule, version: int) -> Transparent:
@@ -180,8 +200,14 @@ def _mean(rule: Rule, version: int) -> Transparent:
     return Transparent(rule, version=version, depth=costs.ONE_LEVEL, hands_on=HandsOn.BETWEEN)
 
 
-def _moved(move: Mover, version: int) -> Transparent:
-    return Transparent(passes(move), version=version, hands_on=HandsOn.ALL)
+def _moved(move: Mover, version: int, rank: Rank | None = None) -> Transparent:
+    return Transparent(passes(move), version=version, hands_on=HandsOn.ALL, rank=rank)
+
+
+def _converted(move: Mover, version: int) -> Transparent:
+    return Transparent(
+        passes(move), version=version, hands_on=HandsOn.ALL, retypes=True, rank=Rank.KEPT
+    )
 
 
 def _picked(
@@ -190,9 +216,10 @@ def _picked(
     depth: costs.Depth | costs.DepthOf = costs.FREE,
     *,
     drops: bool = False,
+    rank: Rank | None = None,
 ) -> Transparent:
     rule = passes(move, drops=drops)
-    return Transparent(rule, version=version, depth=depth, hands_on=HandsOn.SOME)
+    return Transparent(rule, version=version, depth=depth, hands_on=HandsOn.SOME, rank=rank)
 
 
 def _interpolated(version: int) -> Transparent:
@@ -212,20 +239,18 @@ RULES: Mapping[str, Transparent] = {
     "ArgMax": _swallower(late("swallowing", "argmax"), 13),
     "ArgMin": _swallower(late("swallowing", "argmax"), 13),
     "AveragePool": _mean(passes(data_movement.windowed, shift=_mean_takes_shift), 22),
-    "Cast": Transparent(passes(data_movement.cast), version=28, hands_on=HandsOn.ALL, retypes=True),
-    "CastLike": Transparent(
-        passes(data_movement.cast_like), version=25, hands_on=HandsOn.ALL, retypes=True
-    ),
+    "Cast": _converted(data_movement.cast, 28),
+    "CastLike": _converted(data_movement.cast_like, 25),
     "Clip": _bent(_clip, 13, rectifies=True, bounds=late("clamps", "of_clip")),
     "Compress": _picked(late("positions", "compressed"), 28),
     "Concat": Transparent(concat, version=13, symmetric=True, hands_on=HandsOn.ALL),
     "CumSum": Transparent(passes(late("positions", "summed_up"), shift=False), version=14),
     "DepthToSpace": _moved(data_movement.depth_to_space, 28),
     "Div": _product(products(-1), 14, costs.division, ConstantOperand(over, data=(0,))),
-    "Dropout": Transparent(_dropout, version=22, hands_on=HandsOn.ALL),
-    "Expand": _moved(data_movement.expanded, 13),
+    "Dropout": Transparent(_dropout, version=22, hands_on=HandsOn.ALL, rank=Rank.KEPT),
+    "Expand": _moved(data_movement.expanded, 13, Rank.KEPT),
     "Flatten": _moved(data_movement.reshaped, 25),
-    "Gather": _picked(picks.gathered, 13, costs.lookup, drops=True),
+    "Gather": _picked(picks.gathered, 13, costs.lookup, drops=True, rank=Rank.PICKED),
     "GatherElements": _picked(late("positions", "picked_elements"), 13, costs.lookup),
     "GatherND": _picked(late("positions", "picked_slices"), 13, costs.lookup),
     "GlobalAveragePool": _mean(passes(data_movement.windowed), 22),
@@ -238,16 +263,16 @@ RULES: Mapping[str, Transparent] = {
     ),
     "HardSigmoid": _bent(_hard_sigmoid, 22, bounds=late("clamps", "of_hard_sigmoid")),
     "Hardmax": _swallower(late("swallowing", "hardmax"), 13),
-    "Identity": _moved(data_movement.unmoved, 25),
+    "Identity": _moved(data_movement.unmoved, 25, Rank.KEPT),
     "LeakyRelu": _bent(
         late("slopes", "leaky"),
         16,
         rectifies=True,
         attributes=late("slopes", "leaky_attributes"),
     ),
-    "LogSoftmax": _swallower(late("swallowing", "softmax"), 13),
+    "LogSoftmax": _swallower(late("swallowing", "softmax"), 13, only_shifts=True),
     "LpPool": _bent(late("homogeneous", "norm_of_windows"), 22),
-    "Max": _bent(alike(positive=True), 13, symmetric=True, bounds=late("clamps", "of_max")),
+    "Max": _extremum("of_max"),
     "MaxPool": _extremes(_maxpool, 22, picks_maxima=True),
     "Mean": Transparent(
         sums(averages=True),
@@ -257,7 +282,7 @@ RULES: Mapping[str, Transparent] = {
         averages=True,
         depth=costs.ONE_LEVEL,
     ),
-    "Min": _bent(alike(positive=True), 13, symmetric=True, bounds=late("clamps", "of_min")),
+    "Min": _extremum("of_min"),
     "Mul": _product(products(1), 14, costs.ONE_LEVEL, ConstantOperand(times)),
     "Neg": Transparent(_neg, version=13),
     "PRelu": _bent(late("slopes", "sloped"), 16, rectifies=True, own=(1,)),
@@ -274,7 +299,7 @@ RULES: Mapping[str, Transparent] = {
         late("homogeneous", "sum_of_squares"), version=18, depth=costs.ONE_LEVEL
     ),
     "Relu": _bent(_rectifier, 14, rectifies=True, bounds=late("clamps", "of_relu")),
-    "Reshape": _moved(data_movement.reshaped, 25),
+    "Reshape": _moved(data_movement.reshaped, 25, Rank.LISTED),
     "Resize": _interpolated(19),
     "ReverseSequence": _moved(late("positions", "reversed_in_time"), 28),
     "RoiAlign": Transparent(late("positions", "pooled_regions"), version=22, depth=costs.regions),
@@ -283,7 +308,7 @@ RULES: Mapping[str, Transparent] = {
     "ScatterND": _scattering(late("positions", "scattered_slices"), 18),
     "Sign": _bent(late("homogeneous", "sign"), 13),
     "Slice": _picked(picks.sliced, 13, drops=True),
-    "Softmax": _swallower(late("swallowing", "softmax"), 13),
+    "Softmax": _swallower(late("swallowing", "softmax"), 13, only_shifts=True),
     "SpaceToDepth": _moved(data_movement.space_to_depth, 28),
     "Split": Transparent(split, version=18, parted=True, hands_on=HandsOn.ALL),
     "Sqrt": _bent(late("homogeneous", "square_root"), 13),
@@ -292,8 +317,15 @@ RULES: Mapping[str, Transparent] = {
     "Sum": _sum(sums(), 13),
     "Tile": _moved(picks.tiled, 13),
     "TopK": _bent(late("swallowing", "topk"), 24),
-    "Transpose": _moved(data_movement.transposed, 25),
-    "Unsqueeze": _moved(data_movement.unsqueezed, 25),
+    "Transpose": _moved(data_movement.transposed, 25, Rank.KEPT),
+    "Unsqueeze": _moved(data_movement.unsqueezed, 25, Rank.ADDED),
     "Upsample": _interpolated(9),
-    "Where": Transparent(alike(slots=(1, 2)), data=(1, 2), version=16, depth=costs.selection),
+    "Where": Transparent(
+        alike(slots=(1, 2)),
+        data=(1, 2),
+        version=16,
+        depth=costs.selection,
+        is_alike=True,
+        rank=Rank.KEPT,
+    ),
 }

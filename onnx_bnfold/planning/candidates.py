@@ -53,7 +53,7 @@ def _is_affine(state: GraphState, index: int) -> bool:
     view = state.view(index)
     if len(view.reads) != 2 or view.opset < 7:
         return False
-    if any(map(state.constants.needs_sizes, view.reads)) and _computes_integers(state, index):
+    if any(map(state.constants.needs_sizes, view.reads)) and computes_integers(state, index):
         return False
     if (view.constant(0) is None) == (view.constant(1) is None):
         return False
@@ -61,7 +61,7 @@ def _is_affine(state: GraphState, index: int) -> bool:
     return True
 
 
-def _computes_integers(state: GraphState, index: int) -> bool:
+def computes_integers(state: GraphState, index: int) -> bool:
     """Whether a node with one type of operands computes sizes from sizes, say."""
     kind = state.constants.implied_type(state.graph.reads[index][0])
     return kind not in (TensorProto.UNDEFINED, *FLOATS)

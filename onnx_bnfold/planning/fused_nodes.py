@@ -137,8 +137,12 @@ class FusedNodes:
     def _is_along_the_last_axis(self, index: int) -> bool:
         view = self._nodes.view(index)
         try:
-            last = len(view.dims_in(0)) - 1
-            return reduced_axes(view) == {last} and bool(view.attribute("keepdims", 1))
+            if not view.attribute("keepdims", 1):
+                return False
+            axes = view.integers(1, view.attribute("axes", None))
+            if axes == [-1]:
+                return True  # whatever its rank is
+            return reduced_axes(view) == {len(view.dims_in(0)) - 1}
         except (Refused, *MALFORMED):
             return False
 

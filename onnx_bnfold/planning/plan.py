@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
@@ -108,7 +108,7 @@ class GraphPlan:
             may judge otherwise.
         unsure: nodes that stay for reasons that may not hold where other nodes have gone.
         left: nodes that stay for good, and what for (``notes``).
-        kept_affine: of each affine node that was tried and stays, in node order.
+        find_kept_affine: finds ``kept_affine``, which takes time where it is certain that all stay.
         restated: nodes that stand for BatchNormalizations, and what those were.
         open_choices: how many more BatchNormalizations could go at most if others stayed
             (``competition``).
@@ -125,10 +125,15 @@ class GraphPlan:
     doubtful: dict[int, Refusal] = field(default_factory=dict)
     unsure: set[int] = field(default_factory=set)
     left: dict[int, list[str]] = field(default_factory=dict)
-    kept_affine: dict[int, Record] = field(default_factory=dict)
+    find_kept_affine: Callable[[], dict[int, Record]] = dict
     restated: dict[int, Restated] = field(default_factory=dict)
     open_choices: int = 0
     forms: tuple[Standalone, ...] = ()
+
+    @cached_property
+    def kept_affine(self) -> dict[int, Record]:
+        """Of each affine node that was tried and stays, in node order."""
+        return self.find_kept_affine()
 
     @cached_property
     def touched(self) -> dict[int, dict[int, Taken]]:

@@ -6,7 +6,7 @@ from graphs import IMAGE, Net
 from support import fold_checked, ops
 
 import onnx_bnfold
-from onnx_bnfold import attempts
+from onnx_bnfold.planning import planner
 
 
 def chain(*factors):
@@ -20,13 +20,13 @@ def chain(*factors):
 
 def plans(monkeypatch, model):
     """Count the plans that a fold makes of a model that was given, and return its operators."""
-    made, plan_graph = [], attempts.plan_graph
+    made, plan_graph = [], planner.plan_graph
 
     def counted(state, *args):
         made.append(len(state.graph.nodes))
         return plan_graph(state, *args)
 
-    monkeypatch.setattr(attempts, "plan_graph", counted)
+    monkeypatch.setattr(planner, "plan_graph", counted)
     folded, _ = onnx_bnfold.fold(model)
     return made.count(len(model.graph.node)), ops(folded)
 

@@ -83,8 +83,8 @@ def types_by_constants(graph: Graph) -> dict[str, int]:
 
 def _held(graph: Graph) -> Iterator[tuple[str, TensorProto]]:
     """Yield the name of each Constant node's output, and the tensor that it holds."""
-    for node in graph.nodes:
-        if node.op_type == "Constant" and node.attribute[:1] and node.attribute[0].HasField("t"):
+    for op, node in zip(graph.ops, graph.nodes, strict=True):
+        if op == "Constant" and node.attribute[:1] and node.attribute[0].HasField("t"):
             yield node.output[0], node.attribute[0].t
 
 

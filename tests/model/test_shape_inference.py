@@ -12,7 +12,7 @@ from onnx_bnfold import Reason
 from onnx_bnfold.model import inference_guard
 from onnx_bnfold.model.bare import without_weights
 from onnx_bnfold.model.graph import bodies_of, graphs_of
-from onnx_bnfold.model.inference_hints import ranks_by_layers
+from onnx_bnfold.model.inference_hints import ranks_by_layers, types_by_constants
 from onnx_bnfold.model.shape_inference import Inference
 from onnx_bnfold.model.suspects import Integers
 
@@ -226,6 +226,17 @@ def test_the_shape_of_a_value_to_fill_in_is_not_that_of_the_constant():
     y = net.op("Conv", x, net.op("ConstantOfShape", shape, value=value))
     (graph,) = graphs_of(net.model(y))
     assert ranks_by_layers(graph, {}) == {}
+
+
+def test_a_function_called_constant_holds_nothing():
+    """What it returns need not be of the shape or type of the tensor that it is given."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17, "my": 1]> g (float[] x) => (float[] y)
+        { w = my.Constant <value = float[1, 1, 1] {0.5}> () y = Conv(x, w) }"""
+    )
+    (graph,) = graphs_of(model)
+    assert ranks_by_layers(graph, {}) == {}
+    assert types_by_constants(graph) == {}
 
 
 def test_inference_is_told_the_shape_of_a_sparse_initializer():

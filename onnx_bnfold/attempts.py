@@ -66,9 +66,14 @@ class Attempts(Rounds):
         self._told: Told = {}
         self._index()
 
-    def _index(self) -> None:
-        self._graphs = graphs_of(self.model, freeze_initializers=self.options.freeze_initializers)
-        self._inference = Inference(self.model, self._graphs, self._source.read_rounded)
+    def _index(self, known: Attempts | None = None) -> None:
+        """Index the model, if others have not done so."""
+        if known is None:
+            freeze = self.options.freeze_initializers
+            self._graphs = graphs_of(self.model, freeze_initializers=freeze)
+            self._inference = Inference(self.model, self._graphs, self._source.read_rounded)
+        else:
+            self._graphs, self._inference = known._graphs, known._inference
         if self.origins is not None:
             self.origins.label(self._graphs)
 
@@ -189,7 +194,7 @@ class Attempts(Rounds):
         """
         if other._excluded or other._unequal or other._norms_alone:
             return False
-        self._graphs, self._inference, self.plans = other._graphs, other._inference, other.plans
+        self.plans = other.plans
         return True
 
     def plan_as_it_is(self) -> list[GraphPlan]:

@@ -214,7 +214,7 @@ class Pipeline(Attempts):
         self.origins.follow(self.plans)
         self.earlier.append(self.plans)
         merges, self._told = self.merges, self._told_of_result()
-        self._adopt(result, self._source.with_computed(exact), ranges)
+        self._adopt(result, self._source.with_computed(exact), ranges, None)
         self._plan_once()
         return self.merges > merges or any(plan.state.removed for plan in self.plans)
 
@@ -255,22 +255,22 @@ class Pipeline(Attempts):
             self.verdicts, self.gone = chosen.verdicts, chosen.gone
         if chosen.model is None:
             return False
-        self._take(chosen.model, chosen.calls)
-        same = chosen.attempted if self.model is chosen.model else None
-        if not (isinstance(same, Attempts) and self._go_on_from(same)):
+        same = chosen.attempted if isinstance(chosen.attempted, Attempts) else None
+        self.unmerged, self.inlined = chosen.model, chosen.calls
+        self.earlier, self.origins, self.merges, self.merged = [], None, 0, ()
+        self.never_run, self._told = (), {}
+        self._adopt(chosen.model, self._stored, self._measured, same)
+        if same is None or self.model is not chosen.model or not self._go_on_from(same):
             self._plan_graphs()
         return True
 
-    def _take(self, model: ModelProto, calls: int) -> None:
-        self.unmerged, self.inlined, self.merges, self.merged = model, calls, 0, ()
-        self.earlier, self.origins, self.never_run, self._told = [], None, (), {}
-        self._adopt(model, self._stored, self._measured)
-
-    def _adopt(self, model: ModelProto, source: Source, ranges: Ranges | None) -> None:
-        """Go on with another model, of which no more is known yet."""
+    def _adopt(
+        self, model: ModelProto, source: Source, ranges: Ranges | None, known: Attempts | None
+    ) -> None:
+        """Go on with another model, of which no more is known than what others have indexed."""
         self.model, self._source, self._ranges = model, source, ranges
         self._excluded, self._unequal, self._restated, self._unread = {}, set(), {}, set()
-        self._index()
+        self._index(known)
         self._prepare()
 
     def _evaluate(self) -> bool:

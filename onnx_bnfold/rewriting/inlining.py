@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import count
+from itertools import count, zip_longest
 from typing import Any, NamedTuple
 
 import onnx
 from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, OperatorSetIdProto
 
 from onnx_bnfold.model.functions import Functions, Key, Root, key_of, nodes_within, versions
-from onnx_bnfold.model.graph import STANDARD_DOMAINS, Body, copy_of, graphs_of, subgraphs
+from onnx_bnfold.model.graph import Body, copy_of, subgraphs
 from onnx_bnfold.model.messages import new_node
 from onnx_bnfold.rewriting.fresh_names import Names
-from onnx_bnfold.rewriting.function_nodes import defined, describe, rename, renamed, resolve
+from onnx_bnfold.rewriting.function_facts import AllFacts, Facts
+from onnx_bnfold.rewriting.function_nodes import describe, rename, renamed, resolve
 
 
 class Call(NamedTuple):
@@ -95,13 +96,18 @@ class Inlined:
 
 
 def inline(
-    model: ModelProto, functions: Functions, accept: Accept, roots: Iterable[Root] | None = None
+    model: ModelProto,
+    functions: Functions,
+    names: Names,
+    accept: Accept,
+    roots: Iterable[Root] | None = None,
 ) -> Inlined:
     """Inline calls of functions in a copy of a model; functions without callers stay.
 
     Args:
         model: the model; it is not changed.
         functions: its functions.
+        names: all that it has; gets the new ones.
         accept: says for each call whether it is to be inlined: those of a body in order, each
             before the calls in its function.
         roots: the bodies in which calls are inlined, by default all. Those are added that they
@@ -109,8 +115,7 @@ def inline(
     """
     copy = copy_of(model)
     inlined = Inlined(copy)
-    names = Names(graphs_of(model))
-    default = versions(model.opset_import, 1)[""]
+    facts = AllFacts(functions, versions(model.opset_import, 1)[""])
     bodies: dict[Root, tuple[Body, Any]] = {None: (copy.graph, copy.opset_import)}
     bodies.update((key_of(each), (each, each.opset_import)) for each in copy.functions)
     known = {*bodies} if roots is None else {*roots}
@@ -118,7 +123,7 @@ def inline(
     for root in waiting:  # grows during the loop
         body, imports = bodies[root]
         if functions.calls[root]:
-            inliner = _Inliner(root, imports, default, functions, names, accept, inlined)
+            inliner = _Inliner(root, imports, facts, names, accept, inlined)
             inliner.rewrite(body, Call(root, ()), count())
             waiting += [key for key in inliner.left if key not in known]
             known.update(inliner.left)
@@ -158,21 +163,21 @@ class _Inliner:
         self,
         root: Root,
         imports: Any,
-        default: int,
-        functions: Functions,
+        facts: AllFacts,
         names: Names,
         accept: Accept,
         inlined: Inlined,
     ) -> None:
         self.root = root
         self.imports = imports
-        self.default = default
-        self.functions = functions
+        self.facts = facts
+        self.functions = facts.functions
         self.names = names
         self.accept = accept
         self.inlined = inlined
         self.left: dict[Key, None] = {}
-        self.versions = dict(versions(imports, default))
+        self.versions = dict(versions(imports, facts.default))
+        self._conflicts: dict[tuple[Key, int], str | None] = {}
 
     def rewrite(self, body: Body, within: Call, numbers: Iterator[int]) -> None:
         nodes = [*body.node]
@@ -212,26 +217,25 @@ class _Inliner:
             yield from self._expanded(copied, call, count(), body)
 
     def _hindrance(self, node: NodeProto, key: Key) -> str | None:
-        function = self.functions.by_key[key]
         if key in self.functions.hindered:
             return self.functions.hindered[key]
-        if len(node.input) > len(function.input) or len(node.output) > len(function.output):
+        facts = self.facts.of(key)
+        if len(node.input) > len(facts.inputs) or len(node.output) > len(facts.outputs):
             return "a call has more inputs or outputs than it"
         if any(item.type in _GRAPHS for item in node.attribute):
             return "a call has a graph as attribute"
-        if _loses_omitted(function, node):
+        if _loses_omitted(facts, node):
             return "a call leaves out an input that it needs"
-        return self._version_conflict(function)
+        asked = key, len(self.versions)  # which are added to only
+        if asked not in self._conflicts:
+            self._conflicts[asked] = self._version_conflict(facts)
+        return self._conflicts[asked]
 
-    def _version_conflict(self, function: FunctionProto) -> str | None:
-        theirs = versions(function.opset_import, self.default)
-        for node in nodes_within(function.node):
-            domain = "" if node.domain in STANDARD_DOMAINS else node.domain
-            if self.functions.callee(node) is not None:
-                continue
-            version = theirs.get(domain)
+    def _version_conflict(self, facts: Facts) -> str | None:
+        for domain, operator in facts.operators:
+            version = facts.versions.get(domain)
             mine = self.versions.get(domain, version)
-            if mine == version or (not domain and _is_same(node.op_type, mine, version)):
+            if mine == version or (not domain and _is_same(operator, mine, version)):
                 continue
             return (
                 f"it uses version {version} of the operator set {domain!r} and its caller {mine}; "
@@ -241,46 +245,50 @@ class _Inliner:
 
     def _copied(self, call: NodeProto, key: Key, where: Call, body: Body) -> list[NodeProto]:
         """Return the nodes of a function as they stand instead of a call of it."""
+        facts, names = self.facts.of(key), self.names
         function = FunctionProto()
-        function.CopyFrom(self.functions.by_key[key])
-        given = [*call.input, *[""] * (len(function.input) - len(call.input))]
-        mapping = {"": "", **dict(zip(function.input, given, strict=True))}
+        function.CopyFrom(facts.function)
+        given = call.input[:]
+        mapping = {"": "", **dict(zip_longest(facts.inputs, given, fillvalue=""))}
         prefix = call.name or next(filter(None, call.output), call.op_type)
         passed_on = []
-        for name, actual in zip(function.output, call.output, strict=False):
+        for name, actual in zip(facts.outputs, call.output, strict=False):
             if actual and name in mapping:
                 passed_on.append((mapping[name], actual))
             elif actual:
                 mapping[name] = actual
                 self._note(actual, where, key, name)
-        for name in defined(function.node):
+        for name in facts.defined:
             if name not in mapping:
-                mapping[name] = self.names.fresh(f"{prefix}/{name}")
+                mapping[name] = names.fresh(f"{prefix}/{name}")
                 self._note(mapping[name], where, key, name)
-        attributes = {item.name: item for item in (*function.attribute_proto, *call.attribute)}
         nodes = [*function.node]
+        if facts.has_parameters:
+            attributes = {item.name: item for item in (*function.attribute_proto, *call.attribute)}
+            for node in nodes_within(nodes):
+                resolve(node, attributes)
         for node in nodes_within(nodes):
-            resolve(node, attributes)
             if node.name:
-                node.name = self.names.fresh(f"{prefix}/{node.name}")
+                node.name = names.fresh(f"{prefix}/{node.name}")
         for node in nodes:
             rename(node, mapping)
             describe(node, call)
         for before, after in passed_on:
             nodes.append(new_node("Identity", [before], [after]))
             self._note(after, where, key, after)
-        internal = mapping.keys() - {*function.input, *function.output}
-        body.value_info.extend(
-            renamed(v, mapping) for v in function.value_info if v.name in internal
-        )
-        self._import(function)
+        if function.value_info:
+            internal = mapping.keys() - {*facts.inputs, *facts.outputs}
+            body.value_info.extend(
+                renamed(v, mapping) for v in function.value_info if v.name in internal
+            )
+        self._import(facts)
         return nodes
 
     def _note(self, name: str, call: Call, function: Key, original: str) -> None:
         self.inlined._origins[self.root, name] = Origin(call, function, original)
 
-    def _import(self, function: FunctionProto) -> None:
-        for domain, version in versions(function.opset_import, self.default).items():
+    def _import(self, facts: Facts) -> None:
+        for domain, version in facts.versions.items():
             if domain not in self.versions:
                 self.versions[domain] = version
                 self.imports.append(OperatorSetIdProto(domain=domain, version=version))
@@ -289,14 +297,15 @@ class _Inliner:
 _GRAPHS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 
 
-def _loses_omitted(function: FunctionProto, call: NodeProto) -> bool:
+def _loses_omitted(facts: Facts, call: NodeProto) -> bool:
     """Whether an input that a call leaves out is needed by something other than a node's input."""
-    omitted = {*function.input[len(call.input) :]}
-    omitted |= {name for name, given in zip(function.input, call.input, strict=False) if not given}
-    if not omitted:
+    given = call.input[:]
+    if len(given) == len(facts.inputs) and all(given):
         return False
-    needed = {*function.output}
-    for node in nodes_within(function.node):
+    omitted = {*facts.inputs[len(given) :]}
+    omitted |= {name for name, actual in zip(facts.inputs, given, strict=False) if not actual}
+    needed = {*facts.outputs}
+    for node in nodes_within(facts.function.node):
         needed.update(o.name for body in subgraphs(node) for o in body.output)
     return not omitted.isdisjoint(needed)
 

@@ -18,10 +18,11 @@ from onnx import ModelProto
 
 from onnx_bnfold.model.bare import without_metadata
 from onnx_bnfold.model.functions import Functions, Key, Root, Size, of_model
-from onnx_bnfold.model.graph import copy_of
+from onnx_bnfold.model.graph import copy_of, graphs_of
 from onnx_bnfold.planning.plan import with_roots
 from onnx_bnfold.planning.record import Record
 from onnx_bnfold.reasons import Refusal
+from onnx_bnfold.rewriting.fresh_names import Names
 from onnx_bnfold.rewriting.inlined_plans import (
     Attempted,
     Planned,
@@ -82,7 +83,8 @@ def inline_all(model: ModelProto) -> ModelProto:
     onnx's own inliner loses attributes that have a default.
     """
     functions = Functions(model)
-    inlined = inline(model, functions, _bounded(model, functions, {}))
+    names = Names(graphs_of(model))
+    inlined = inline(model, functions, names, _bounded(model, functions, {}))
     drop_uncalled(inlined, functions)
     return inlined.model
 
@@ -168,15 +170,14 @@ class _Chooser:
         functions = Functions(model)
         functions.hindered.update(self.functions.hindered)
         accept = _bounded(model, functions, self.too_large)
-        inlined = inline(model, functions, accept, (None,))
+        inlined = inline(model, functions, self._names(), accept, (None,))
         main = self._attempted(inlined, norms_alone=True)
         alone = complete_functions(main, staying)
         parts = [main.with_branches(self.trial)]
         if alone:
             del model.graph.node[:], model.graph.output[:]
-            inlined = inline(
-                model, functions, accept, [key for key in self.functions.by_key if key in alone]
-            )
+            roots = [key for key in functions.by_key if key in alone]
+            inlined = inline(model, functions, self._names(), accept, roots)
             parts.append(self._attempted(inlined, norms_alone=True).with_branches(self.trial))
         return parts
 
@@ -225,9 +226,12 @@ class _Chooser:
 
     def _with(self, calls: Set[Call]) -> Planned:
         """Plan the model with some calls inlined."""
-        inlined = inline(self.model, self.functions, _those(calls))
+        inlined = inline(self.model, self.functions, self._names(), _those(calls))
         drop_uncalled(inlined, self.functions)
         return self._attempted(inlined, norms_alone=False).with_branches(self.trial)
+
+    def _names(self) -> Names:
+        return Names(plan.state.graph for plan in self.plans)
 
     def _attempted(self, inlined: Inlined, *, norms_alone: bool) -> Planned:
         attempted = self.trial(inlined.model, norms_alone)

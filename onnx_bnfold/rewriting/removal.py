@@ -35,6 +35,10 @@ def drop_dead(
         The names in this body that stand for nothing any more.
     """
     body, nodes = text.body, text.nodes
+    if not isinstance(body, GraphProto):  # of many functions, few lose anything
+        maybe_unread = maybe_unread.intersection(name for node in nodes for name in node.output)
+        if not maybe_unread:
+            return set()
     uses: Counter[str] = Counter()
     for each in (text, *below):
         uses.update(chain.from_iterable(each.reads))

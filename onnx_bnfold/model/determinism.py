@@ -134,9 +134,11 @@ class Computable:
     def _is_own(self, name: str) -> bool:
         """Whether nothing but one node of this body reads a constant, or what it is handed from."""
         graph = self._graph
-        index = graph.producer.get(name)
-        if not graph.only_reader(name) or (index is None and name not in graph.dims):
-            return False
-        if index is None or graph.ops[index] not in WITHOUT_COPY:
-            return True
-        return self._is_own(graph.reads[index][0])
+        while graph.only_reader(name):
+            index = graph.producer.get(name)
+            if index is None:
+                return name in graph.dims
+            if graph.ops[index] not in WITHOUT_COPY:
+                return True
+            name = graph.reads[index][0]
+        return False

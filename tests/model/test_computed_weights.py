@@ -318,6 +318,18 @@ def test_a_bn_in_training_may_write_over_what_is_computed_in_each_run():
     fold_checked(net.model(y))
 
 
+def test_a_bn_in_training_that_reads_what_many_nodes_hand_on():
+    def weight(net, v):
+        names = [net.const(np.ones(4)) for _ in range(4)]
+        for _ in range(1100):
+            names[3] = net.op("Identity", names[3])
+        return net.op("BatchNormalization", v, *names, outputs=3, training_mode=1)[0]
+
+    net, y = net_of(weight)
+    folded, _ = onnx_bnfold.fold(net.model(y))
+    assert "Identity" not in ops(folded)
+
+
 @pytest.mark.parametrize("mean", ["shared", "handed on"])
 def test_a_bn_in_training_that_writes_over_what_it_reads_is_no_constant(mean):
     """onnxruntime lets mean and bias, one tensor, drift from run to run."""

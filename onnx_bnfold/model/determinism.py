@@ -81,7 +81,11 @@ class Computable:
         for index, (op, read) in enumerate(zip(graph.ops, graph.reads, strict=True)):
             if graph.writes[index] and names.issuperset(graph.writes[index]):
                 continue
-            first = read[0] if read else ""
+            if not read:
+                if self._is_lasting(index):
+                    names.update(graph.writes[index])
+                continue
+            first = read[0]
             if first in graph.producer and first not in names and op not in _TYPING:
                 continue  # nearly all nodes
             usable = (self._is_usable(index, s, n, names) for s, n in enumerate(read) if n)
@@ -125,8 +129,9 @@ class Computable:
         graph, op = self._graph, self._graph.ops[index]
         if index in self._kept or not is_deterministic(op, graph.opset):
             return False
-        if any(item.ref_attr_name for item in graph.attributes.get(index, {}).values()):
-            return False
+        for item in graph.attributes[index].values() if index in graph.attributes else ():
+            if item.ref_attr_name:
+                return False
         if op not in WRITTEN_OVER or not any(graph.writes[index][1:]):
             return True
         return all(self._is_own(graph.reads[index][slot]) for slot in WRITTEN_OVER[op])

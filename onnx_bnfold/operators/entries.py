@@ -53,6 +53,7 @@ class Rank(Enum):
     LISTED = auto()  # as many as input 1 has elements
     PICKED = auto()  # those of inputs 0 and 1 together, but for one
     MATRICES = auto()  # as many as each input, if these have two or more
+    WEIGHT = auto()  # as many as input 1
 
 
 class ConstantOperand(NamedTuple):
@@ -87,8 +88,9 @@ class Operator:
         picks_maxima: whether each element of its output is the largest of some of its input.
         swallows: whether nothing of a change comes out: it takes those that alter no answer.
         only_shifts: whether no scale passes it, or is taken.
+        only_scales: whether no shift is, whatever constants it may be written with.
         is_alike: whether all of its data tensors carry one and the same change.
-        rank: what is sure of the rank of its first output, if anything is.
+        rank: what is sure of the rank of its first output, or of all if they are data.
     """
 
     version: int
@@ -104,6 +106,7 @@ class Operator:
     picks_maxima: bool = False
     swallows: bool = False
     only_shifts: bool = False
+    only_scales: bool = False
     is_alike: bool = False
     rank: Rank | None = None
 

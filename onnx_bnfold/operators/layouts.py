@@ -235,9 +235,13 @@ def linear(
 
 
 LINEAR_LAYERS: Mapping[str, Absorbing] = {
-    "Conv": linear(convolution, 22, costs.convolution(1), (1, 2)),
+    "Conv": linear(convolution, 22, costs.convolution(1), (1, 2), rank=Rank.WEIGHT),
     "ConvTranspose": linear(
-        partial(convolution, transposed=True), 22, costs.transposed_convolution, (1, 2)
+        partial(convolution, transposed=True),
+        22,
+        costs.transposed_convolution,
+        (1, 2),
+        rank=Rank.WEIGHT,
     ),
     "Gemm": linear(_gemm, 13, costs.gemm, (1, 2), (0, 2)),
     "MatMul": linear(_matmul, 13, costs.matmul, (1,), (0,), rank=Rank.MATRICES),

@@ -167,6 +167,12 @@ def _bent(
     )
 
 
+def _homogeneous(
+    rule: str, version: int, depth: costs.Depth | costs.DepthOf = costs.NO_POLYNOMIAL
+) -> Transparent:
+    return Transparent(late("homogeneous", rule), version=version, depth=depth, only_scales=True)
+
+
 def _extremum(bounds: str) -> Transparent:
     rule = alike(positive=True)
     return _bent(rule, 13, symmetric=True, bounds=late("clamps", bounds), is_alike=True)
@@ -234,7 +240,7 @@ def _interpolated(version: int) -> Transparent:
 _rectifier = passes(positive=True, shift=False)
 
 RULES: Mapping[str, Transparent] = {
-    "Abs": _bent(late("homogeneous", "magnitude"), 13),
+    "Abs": _homogeneous("magnitude", 13),
     "Add": _sum(sums(1, 1), 14, ConstantOperand(plus)),
     "ArgMax": _swallower(late("swallowing", "argmax"), 13),
     "ArgMin": _swallower(late("swallowing", "argmax"), 13),
@@ -243,7 +249,7 @@ RULES: Mapping[str, Transparent] = {
     "CastLike": _converted(data_movement.cast_like, 25),
     "Clip": _bent(_clip, 13, rectifies=True, bounds=late("clamps", "of_clip")),
     "Compress": _picked(late("positions", "compressed"), 28),
-    "Concat": Transparent(concat, version=13, symmetric=True, hands_on=HandsOn.ALL),
+    "Concat": Transparent(concat, version=13, symmetric=True, hands_on=HandsOn.ALL, rank=Rank.KEPT),
     "CumSum": Transparent(passes(late("positions", "summed_up"), shift=False), version=14),
     "DepthToSpace": _moved(data_movement.depth_to_space, 28),
     "Div": _product(products(-1), 14, costs.division, ConstantOperand(over, data=(0,))),
@@ -254,7 +260,7 @@ RULES: Mapping[str, Transparent] = {
     "GatherElements": _picked(late("positions", "picked_elements"), 13, costs.lookup),
     "GatherND": _picked(late("positions", "picked_slices"), 13, costs.lookup),
     "GlobalAveragePool": _mean(passes(data_movement.windowed), 22),
-    "GlobalLpPool": _bent(late("homogeneous", "norm_of_windows"), 22),
+    "GlobalLpPool": _homogeneous("norm_of_windows", 22),
     "GlobalMaxPool": _extremes(
         passes(data_movement.windowed, positive=True), 22, picks_maxima=True
     ),
@@ -271,7 +277,7 @@ RULES: Mapping[str, Transparent] = {
         attributes=late("slopes", "leaky_attributes"),
     ),
     "LogSoftmax": _swallower(late("swallowing", "softmax"), 13, only_shifts=True),
-    "LpPool": _bent(late("homogeneous", "norm_of_windows"), 22),
+    "LpPool": _homogeneous("norm_of_windows", 22),
     "Max": _extremum("of_max"),
     "MaxPool": _extremes(_maxpool, 22, picks_maxima=True),
     "Mean": Transparent(
@@ -286,18 +292,16 @@ RULES: Mapping[str, Transparent] = {
     "Mul": _product(products(1), 14, costs.ONE_LEVEL, ConstantOperand(times)),
     "Neg": Transparent(_neg, version=13),
     "PRelu": _bent(late("slopes", "sloped"), 16, rectifies=True, own=(1,)),
-    "Pad": _picked(picks.padded, 25, drops=True),
-    "Pow": Transparent(late("homogeneous", "power"), version=15, depth=costs.power),
-    "Reciprocal": _bent(late("homogeneous", "reciprocal"), 13),
-    "ReduceL1": _bent(late("homogeneous", "sum_of_magnitudes"), 18),
-    "ReduceL2": _bent(late("homogeneous", "norm"), 18),
+    "Pad": _picked(picks.padded, 25, drops=True, rank=Rank.KEPT),
+    "Pow": _homogeneous("power", 15, costs.power),
+    "Reciprocal": _homogeneous("reciprocal", 13),
+    "ReduceL1": _homogeneous("sum_of_magnitudes", 18),
+    "ReduceL2": _homogeneous("norm", 18),
     "ReduceMax": _extremes(passes(data_movement.reduced, positive=True), 20),
     "ReduceMean": _mean(passes(data_movement.reduced), 18),
     "ReduceMin": _extremes(passes(data_movement.reduced, positive=True), 20),
     "ReduceSum": Transparent(passes(data_movement.summed), version=13),
-    "ReduceSumSquare": Transparent(
-        late("homogeneous", "sum_of_squares"), version=18, depth=costs.ONE_LEVEL
-    ),
+    "ReduceSumSquare": _homogeneous("sum_of_squares", 18, costs.ONE_LEVEL),
     "Relu": _bent(_rectifier, 14, rectifies=True, bounds=late("clamps", "of_relu")),
     "Reshape": _moved(data_movement.reshaped, 25, Rank.LISTED),
     "Resize": _interpolated(19),
@@ -306,12 +310,12 @@ RULES: Mapping[str, Transparent] = {
     "Scatter": _scattering(late("positions", "scattered_elements"), 9),
     "ScatterElements": _scattering(late("positions", "scattered_elements"), 18),
     "ScatterND": _scattering(late("positions", "scattered_slices"), 18),
-    "Sign": _bent(late("homogeneous", "sign"), 13),
-    "Slice": _picked(picks.sliced, 13, drops=True),
+    "Sign": _homogeneous("sign", 13),
+    "Slice": _picked(picks.sliced, 13, drops=True, rank=Rank.KEPT),
     "Softmax": _swallower(late("swallowing", "softmax"), 13, only_shifts=True),
     "SpaceToDepth": _moved(data_movement.space_to_depth, 28),
-    "Split": Transparent(split, version=18, parted=True, hands_on=HandsOn.ALL),
-    "Sqrt": _bent(late("homogeneous", "square_root"), 13),
+    "Split": Transparent(split, version=18, parted=True, hands_on=HandsOn.ALL, rank=Rank.KEPT),
+    "Sqrt": _homogeneous("square_root", 13),
     "Squeeze": _moved(data_movement.squeezed, 25),
     "Sub": _sum(sums(1, -1), 14, ConstantOperand(minus)),
     "Sum": _sum(sums(), 13),

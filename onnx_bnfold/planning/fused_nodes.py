@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain, permutations
 from typing import NamedTuple
 
@@ -49,16 +49,18 @@ class FusedNodes:
         self._nodes = nodes
         self.members: dict[int, str] = {}
         self._recognised_by: dict[tuple[int, int], str] = {}
-        present = {op for op in nodes.graph.ops if op is not None}
+        self._by_operator: dict[str | None, list[int]] = {}
+        for index, op in enumerate(nodes.graph.ops):
+            self._by_operator.setdefault(op, []).append(index)
+        present = self._by_operator.keys()
         for operator, patterns in PATTERNS.items():
             for pattern in patterns:
-                if present.issuperset(_operators(pattern)):
+                if present >= {*_operators(pattern)}:
                     self._search(operator, pattern)
 
     def _search(self, operator: str, pattern: Pattern) -> None:
-        last = next(_operators(pattern))
-        for index, op in enumerate(self._nodes.graph.ops):
-            if op != last or index in self.members:
+        for index in self._by_operator[next(_operators(pattern))]:
+            if index in self.members:
                 continue
             group = self._matched(pattern, index, _Group())
             if group is not None and self._is_closed(group, index):
@@ -100,12 +102,24 @@ class FusedNodes:
         group = group._replace(nodes=group.nodes | {index})
         orders = permutations(operands) if operator in COMMUTATIVE else (operands,)
         for order in orders:
+            if not self._may_match(order, index):
+                continue
             found: _Group | None = group
             for slot, operand in enumerate(order):
                 found = found and self._with_operand(operand, index, slot, found)
             if found is not None:
                 return found
         return None
+
+    def _may_match(self, operands: Sequence[Pattern], index: int) -> bool:
+        """Whether a node's inputs are written by the operators that some operands ask for."""
+        graph = self._nodes.graph
+        for operand, name in zip(operands, graph.reads[index], strict=False):
+            if isinstance(operand, tuple):
+                producer = graph.producer.get(name)
+                if producer is None or graph.ops[producer] != operand[0]:
+                    return False
+        return True
 
     def _with_operand(
         self, operand: Pattern, index: int, slot: int, group: _Group

@@ -29,7 +29,9 @@ def least_ranks(nodes: GraphNodes) -> dict[str, int]:
                 least = _elements(nodes, reads[1]) if len(reads) > 1 else 0
             else:
                 least = _from_inputs(entry, [known.get(name, 0) for name in reads])
-            known[graph.writes[index][0]] = least
+            written = graph.writes[index]
+            is_parted = isinstance(entry, Transparent) and entry.parted
+            known.update(dict.fromkeys(written if is_parted else written[:1], least))
     return known
 
 
@@ -37,6 +39,8 @@ def _from_inputs(entry: Operator, ranks: list[int]) -> int:
     """Return the least rank of an output, given those of the inputs."""
     if entry.rank is Rank.ADDED:
         return ranks[0] + 1
+    if entry.rank is Rank.WEIGHT:
+        return ranks[1]
     if entry.rank is Rank.PICKED:
         return max(ranks[0] + ranks[1] - 1, 0) if min(ranks) else 0
     if entry.rank is Rank.MATRICES:

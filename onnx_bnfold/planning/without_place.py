@@ -1,4 +1,4 @@
-"""Whether it is certain that no affine node of a graph goes, found without shape inference.
+"""Whether it is certain that no affine node of a graph goes, found without a search.
 
 Many models hold no BatchNormalization, and thousands of biases and factors that stay. A search for
 each takes many times as long as reading the model. So one walk finds the tensors that surely take
@@ -9,6 +9,8 @@ ever is.
 Two conditions on outcomes count as well. Where there is no BatchNormalization, nobody knows how
 large tensors are, and none is shifted that a node has to shift back (``shifts``). And a layer that
 has no input for a bias takes no shift of its output: that costs the Add that it saves.
+
+Shapes are inferred only where a constant may be computed from sizes.
 """
 
 from __future__ import annotations
@@ -44,10 +46,6 @@ def all_stay(state: GraphState, *, clamps_everywhere: bool) -> bool:
 
 
 _FLAT = 2  # the rank of a MatMul that becomes a Gemm, which has a bias
-
-
-class _Unproven(Exception):
-    """What a node does is not known."""
 
 
 class _Map(NamedTuple):
@@ -96,10 +94,7 @@ class _Walk:
 
     def finds_no_place(self) -> bool:
         """Whether every affine node surely stays."""
-        try:
-            self._read(FusedNodes(self._state).members)
-        except _Unproven:
-            return False
+        self._read(FusedNodes(self._state).members)
         self._ranks = least_ranks(self._state) if self._maps else {}
         self._spread()
         if not all(map(self._stays, self._goes)):
@@ -127,18 +122,18 @@ class _Walk:
                 self._sized.update(self._graph.writes[index])
 
     def _map(self, index: int, entry: Operator) -> _Map | None:
-        """Return what a node does if it is affine.
-
-        Raises:
-            _Unproven: only sizes can tell.
-        """
+        """Return what a node does if it is affine."""
         reads, constants = self._graph.reads[index], self._state.constants
         if len(reads) != 2 or entry.operand is None or self._perhaps.isdisjoint(reads):
             return None
-        if any(map(constants.needs_sizes, reads)):
-            if computes_integers(self._state, index):
-                return None
-            raise _Unproven
+        sized = [*filter(constants.needs_sizes, reads)]
+        if sized and computes_integers(self._state, index):
+            return None
+        for name in sized:
+            if constants.get(name) is None:
+                self._perhaps.discard(name)
+            else:
+                self._constant.add(name)
         slots = [slot for slot in (0, 1) if reads[slot] in self._constant]
         if len(slots) != 1 or 1 - slots[0] not in entry.operand.data:
             return None
@@ -218,8 +213,10 @@ class _Walk:
                 self._take_no_scale(name)
             if entry.swallows:
                 self._shift_back(index)
-            elif entry.combines is Combines.PRODUCT and self._perhaps.isdisjoint(reads):
-                for name in (*reads, *written):
+            elif entry.only_scales or (
+                entry.combines is Combines.PRODUCT and self._perhaps.isdisjoint(reads)
+            ):
+                for name in (*data, *written):
                     self._take_no_shift(name)
         elif isinstance(entry, Absorbing):
             self._begin_layer(index, entry)

@@ -46,12 +46,15 @@ def test_a_transformer_is_copied_without_shape_inference(tmp_path, monkeypatch):
 
 
 STAY = {
+    "by a size": lambda net: net.op("Erf", net.op("Add", net.op("Erf", "x"), by_size(net))),
     "attention": lambda net: attention(net, net.matmul("x", 8)),
     "a bias": lambda net: net.op("Sigmoid", net.linear("x", 6)),
     "a bias in a residual": lambda net: normalized(net, net.op("Add", net.linear("x", 8), "x")),
     "beside a movement": lambda net: net.op(
         "Erf", net.op("Transpose", net.affine(net.op("Erf", "x"), 8), perm=[1, 0, 2])
     ),
+    "in front of a power": lambda net: net.op("Pow", net.linear("x", 6), net.const(np.float32(3))),
+    "behind a Conv": lambda net: net.op("Sigmoid", net.linear(behind_conv(net), 6)),
     "from a constant": lambda net: net.op("Erf", net.op("Sub", net.random(8), net.op("Erf", "x"))),
 }
 
@@ -76,6 +79,10 @@ GO = {
         SENTENCES,
         lambda net: net.op("Erf", net.op("Add", net.op("Erf", "x"), zeros(net))),
     ),
+    "nothing, by a size": (
+        SENTENCES,
+        lambda net: net.op("Erf", net.op("Add", net.op("Erf", "x"), by_size(net, zeros=True))),
+    ),
     "a sign": (
         SENTENCES,
         lambda net: net.matmul(net.op("Sub", zeros(net), net.op("Erf", "x")), 8),
@@ -88,21 +95,22 @@ GO = {
         ("N", 3, 4),
         lambda net: net.op("Erf", net.op("Add", net.conv("x", 3), net.random(3, 1))),
     ),
-    "by a size": (
-        SENTENCES,
-        lambda net: net.op("Erf", net.op("Add", net.op("Erf", "x"), by_size(net))),
-    ),
 }
+
+
+def behind_conv(net):
+    return net.op("Slice", net.conv("x", 3), net.ints(0), net.ints(4), net.ints(2))
 
 
 def zeros(net):
     return net.const(np.zeros(8, np.float32))
 
 
-def by_size(net):
+def by_size(net, *, zeros=False):
     """A part of a constant, as long as an axis is."""
     length = net.op("Slice", net.op("Shape", "x"), net.ints(2), net.ints(3))
-    return net.op("Slice", net.random(12), net.ints(0), length)
+    whole = net.const(np.zeros(12, np.float32)) if zeros else net.random(12)
+    return net.op("Slice", whole, net.ints(0), length)
 
 
 @pytest.mark.parametrize("name", GO)

@@ -47,6 +47,7 @@ class _Walk:
     def __init__(self, state: GraphState) -> None:
         self._state = state
         self._carried: dict[int, frozenset[Key]] = {}
+        self._near: dict[str, list[tuple[int, str]]] = {}  # for all kinds of change
 
     def run(self, before: DeadEnds | None) -> DeadEnds:
         """Return the dead ends; see ``find_dead_ends``."""
@@ -112,7 +113,9 @@ class _Walk:
         hands_on = self._hands_shift_on if kind is Kind.SHIFT else self._hands_scale_on
         todo, done, met = [*found], set[int](), Counter[int]()
         for root in todo:  # which grows
-            for index, here in self._around(root):
+            if root not in self._near:
+                self._near[root] = [*self._around(root)]
+            for index, here in self._near[root]:
                 met[index] += 1
                 if index in done:
                     continue

@@ -18,7 +18,8 @@ an int8 model from others is measured by ``tools.trained_zoo``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,11 +58,14 @@ def expected_loss(states: Sequence[GraphState]) -> float | None:
 
 def _noise(state: GraphState) -> tuple[float, float]:
     """Return the relative noise of all tensors of which something is known, before and after."""
-    found = [
-        _of_tensor(state, name, span, state.change(name, span.rank), state.removed)
-        for name, span in from_statistics(state).items()
-    ]
-    return sum(before for before, _ in found), sum(after for _, after in found)
+    before = after = 0.0
+    for name, span in from_statistics(state).items():
+        readers = _readers(state, name, span)
+        later = _after(readers, span, state.change(name, span.rank), state.removed)
+        if later is not None:
+            before += _before(readers, span, state.removed)
+            after += later
+    return before, after
 
 
 def cost(state: GraphState, origin: int, totals: Totals) -> int:
@@ -72,17 +76,16 @@ def cost(state: GraphState, origin: int, totals: Totals) -> int:
         origin: the node to be removed.
         totals: with the changes on top.
     """
-    names = [name for name in totals.changes if isinstance(name, str)]
-    if not any(is_uneven(totals.of(name)) for name in names):
+    changes = {name: totals.of(name) for name in totals.changes if isinstance(name, str)}
+    if not any(map(is_uneven, {id(change): change for change in changes.values()}.values())):
         return 0
     known, before = _known(state)
     after = before
     removed = state.removed | {origin}
-    for name in names:
-        change = totals.of(name)
+    for name, change in changes.items():
         if name in known and change is not None:
             span, noise = known[name]
-            after += _of_tensor(state, name, span, change, removed)[1] - noise
+            after += (_after(_readers(state, name, span), span, change, removed) or 0.0) - noise
     return int(10 * math.log10(after / before) / _STEP) if 0 < before < after < math.inf else 0
 
 
@@ -103,8 +106,7 @@ def _known(state: GraphState) -> KnownRanges:
 def _ranges(state: GraphState) -> KnownRanges:
     found: dict[str, tuple[Range, float]] = {}
     for name, span in from_statistics(state).items():
-        noise, _ = _of_tensor(state, name, span, Affine.identity(span.rank), state.removed)
-        found[name] = span, noise
+        found[name] = span, _before(_readers(state, name, span), span, state.removed)
     return KnownRanges(found, sum(noise for _, noise in found.values()))
 
 
@@ -117,27 +119,65 @@ def is_uneven(change: Affine | None) -> bool:
     return bool(sizes.max(initial=0) > _APART * sizes.min(initial=math.inf))
 
 
-@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # of numbers that no square holds
-def _of_tensor(
-    state: GraphState, name: str, span: Range, change: Affine, removed: Set[int]
-) -> tuple[float, float]:
-    """Return the relative noise of a tensor, before and after a change."""
+class _Readers(NamedTuple):
+    """The readers of a tensor, and how much they see of it.
+
+    Attributes:
+        bns: each with its gain and the power of what it sees.
+        others: each with whether it is a clamp: what a Relu or Clip reads is rounded behind it
+            alone, what a Max or Min reads, before.
+        power: of what these see.
+    """
+
+    bns: Sequence[tuple[int, Float64, float]]
+    others: Sequence[tuple[int, bool]]
+    power: float
+
+
+@np.errstate(over="ignore", invalid="ignore")  # of numbers that no square holds
+def _readers(state: GraphState, name: str, span: Range) -> _Readers:
+    """Return the readers of a tensor."""
+    bns, others = list[tuple[int, Float64, float]](), list[tuple[int, bool]]()
+    power = span.deviation**2
+    for index, slot in state.graph.readers.get(name, ()):
+        if state.is_bn(index) and slot == 0 and state.bn(index).channels == span.channels:
+            gain = state.bn(index).a ** 2
+            bns.append((index, gain, float((gain * power).sum())))
+        else:
+            others.append((index, state.entries[index].bounds is not None))
+    return _Readers(bns, others, float(power.sum()))
+
+
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
+def _before(readers: _Readers, span: Range, removed: Set[int]) -> float:
+    """Return the relative noise of a tensor as it is without any change."""
+    is_read = any(index not in removed and not clamp for index, clamp in readers.others)
+    return _most(rounding(span), readers.bns, readers.power if is_read else 0.0)
+
+
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
+def _after(readers: _Readers, span: Range, change: Affine, removed: Set[int]) -> float | None:
+    """Return the relative noise of a tensor after a change, None if that is not per channel."""
     now, vectors = span.changed(change), change.vector(1, span.channels)
     if now is None or vectors is None:
-        return 0.0, 0.0
+        return None
     scale = np.abs(vectors[0])
     # A channel that a change takes all values from is none that anybody reads.
     seen = (scale > 0) & (scale < VANISHED)
-    noise, later = rounding(span), np.zeros_like(scale)
-    later[seen] = rounding(now, seen) / scale[seen] ** 2
-    before = after = 0.0
-    constant = bool(vectors[1].any() or (vectors[0] < 0).any())
-    for gain, reads, stays in _readers(state, name, span.channels, removed, constant):
-        signal = float((gain * span.deviation**2).sum())
-        if signal > 0:
-            before = max(before, float((gain * noise).sum()) / signal) if reads else before
-            after = max(after, float((gain * later).sum()) / signal) if stays else after
-    return before, after
+    noise = np.zeros_like(scale)
+    noise[seen] = rounding(now, seen) / scale[seen] ** 2
+    constant = bool(vectors[1].any() or (vectors[0] < 0).any())  # so is a clamp then
+    bns = [each for each in readers.bns if each[0] not in removed]
+    stays = (not clamp or constant for index, clamp in readers.others if index not in removed)
+    return _most(noise, bns, readers.power if any(stays) else 0.0)
+
+
+def _most(noise: Float64, bns: Sequence[tuple[int, Float64, float]], power: float) -> float:
+    """Return the largest noise relative to what a reader sees: some BNs, others if of any power."""
+    found = [float((gain * noise).sum()) / signal for _, gain, signal in bns if signal > 0]
+    if power > 0:
+        found.append(float(noise.sum()) / power)
+    return max([0.0, *found])
 
 
 def rounding(span: Range, seen: NDArray[np.bool_] | slice = _ALL) -> Float64:
@@ -145,24 +185,3 @@ def rounding(span: Range, seen: NDArray[np.bool_] | slice = _ALL) -> Float64:
     low, high = span.low[seen].min(initial=0), span.high[seen].max(initial=0)
     step = (high - low) / _LEVELS
     return np.asarray(np.minimum(step**2 / 12, span.power[seen]))
-
-
-def _readers(
-    state: GraphState, name: str, channels: int, removed: Set[int], constant: bool
-) -> Iterator[tuple[Float64, bool, bool]]:
-    """Yield for each reader what it sees of a tensor, and whether it is rounded: before, after.
-
-    Args:
-        state: the graph.
-        name: of the tensor.
-        channels: number of them.
-        removed: the nodes that go.
-        constant: whether a clamp that reads it becomes one with constants.
-    """
-    for index, slot in state.graph.readers.get(name, ()):
-        if state.is_bn(index) and slot == 0 and state.bn(index).channels == channels:
-            yield state.bn(index).a ** 2, True, index not in removed
-        elif index not in removed:
-            # What a Relu or Clip reads is rounded behind it alone; what a Max or Min reads, before.
-            clamp = state.entries[index].bounds is not None
-            yield np.ones(channels), not clamp, not clamp or constant

@@ -12,6 +12,8 @@ from onnx_bnfold.planning.graph_state import GraphState, Key
 class Totals:
     """Changes of keys from the original on, with further ones on top; each is composed once.
 
+    A change that many tensors have in common stays one object, and is judged once.
+
     Args:
         state: the graph before the further changes.
         changes: of every key, relative to now.
@@ -24,12 +26,23 @@ class Totals:
         self.changes = changes
         self._state = state
         self._found: dict[Key, Affine | None] = {}
+        self._composed: dict[tuple[int, int], Affine] = {}
 
     def of(self, key: Key) -> Affine | None:
         """Return the change of a key, None if it has none."""
         if key not in self._found:
-            self._found[key] = self._state.total_of(key, self.changes)
+            self._found[key] = self._find(key)
         return self._found[key]
+
+    def _find(self, key: Key) -> Affine | None:
+        before, more = self._state.total.get(key), self.changes.get(key)
+        if before is None or more is None:
+            return self._state.total_of(key, self.changes)
+        both = id(before), id(more)  # of objects that are held by others
+        found = self._composed.get(both)
+        if found is None:
+            found = self._composed[both] = before.then(more)
+        return found
 
 
 def commit(state: GraphState, changes: Mapping[Key, Affine], totals: Totals | None = None) -> None:

@@ -17,7 +17,7 @@ from onnx_bnfold import Options
 from onnx_bnfold.cli.main import main
 from onnx_bnfold.operators.affine import VANISHED, Affine
 from onnx_bnfold.planning.graph_state import GraphState
-from onnx_bnfold.planning.int8_noise import _noise, _of_tensor, cost, expected_loss
+from onnx_bnfold.planning.int8_noise import _after, _noise, _readers, cost, expected_loss
 from onnx_bnfold.planning.ranges import Range
 from onnx_bnfold.planning.totals import Totals
 from onnx_bnfold.planning.ways import Way
@@ -223,7 +223,9 @@ def test_what_a_clamp_with_constants_reads_is_rounded(scale, shift, rounded):
     state.remove(1)
     of_relu = Range.of(np.zeros(2), np.array([1, 0.1]), 4)
     name = state.graph.writes[0][0]
-    _, after = _of_tensor(state, name, of_relu, state.change(name, 4), state.removed)
+    readers = _readers(state, name, of_relu)
+    after = _after(readers, of_relu, state.change(name, 4), state.removed)
+    assert after is not None
     assert (after > 0) == rounded
 
 

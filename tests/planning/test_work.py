@@ -14,6 +14,7 @@ from onnx_bnfold.planning.candidates import in_order
 from onnx_bnfold.planning.graph_state import GraphState
 from onnx_bnfold.planning.merged_tensors import Groups
 from onnx_bnfold.planning.precision_limits import Limits
+from onnx_bnfold.planning.totals import Totals
 
 
 @pytest.fixture
@@ -120,6 +121,17 @@ def row_of_sums(blocks):
     return net.model(net.conv(t, 4))
 
 
+def test_tensors_that_change_alike_are_composed_alike_once():
+    """However many they are, and however often: what is one object stays one."""
+    state = Net(IMAGE).state("x")
+    first, more = (Affine.of(np.full((1, 1, 1, 1), f), np.zeros((1, 1, 1, 1))) for f in (2.0, 3.0))
+    state.total.update(dict.fromkeys("abc", first))
+    totals = Totals(state, dict.fromkeys("abcd", more))
+    assert totals.of("a") is totals.of("b") is totals.of("c")
+    assert totals.of("a").agrees_with(first.then(more))
+    assert totals.of("d") is more
+
+
 def test_a_shift_goes_no_farther_than_it_has_to(work):
     """One that stays takes it for now, and not the layer at the other end of the row."""
     report = onnx_bnfold.plan(row_of_sums(16))
@@ -127,7 +139,7 @@ def test_a_shift_goes_no_farther_than_it_has_to(work):
     small = dict(work)
     work.update(dict.fromkeys(work, 0))
     assert not onnx_bnfold.plan(row_of_sums(64)).kept
-    assert all(work[kind] <= 6 * small[kind] for kind in work)
+    assert all(work[kind] <= 7 * small[kind] for kind in work)
 
 
 def test_no_branch_is_searched_that_takes_no_shift(work):

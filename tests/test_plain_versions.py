@@ -16,7 +16,7 @@ from onnx_bnfold.model.repeated_fields import GONE, arrange
 from onnx_bnfold.operators.affine import Affine, along
 from onnx_bnfold.planning import graph_nodes
 from onnx_bnfold.planning.direct import DirectFolds
-from onnx_bnfold.planning.propagation import _Search
+from onnx_bnfold.planning.propagation import Search
 from onnx_bnfold.storage.small_tensors import SmallTensors
 
 MODELS = [random_model(random.Random(seed), steps=24) for seed in range(40)]
@@ -37,7 +37,7 @@ def one_by_one(self: SmallTensors, names):
     return iter(())
 
 
-def asked_anew(self: _Search, index, known, *, deciding):
+def asked_anew(self: Search, index, known, *, deciding):
     """No answer of a rule is kept for another branch."""
     return self._state.step(index, known, deciding=deciding)
 
@@ -55,7 +55,7 @@ def each_alone(maps, axis, ranks):
     [
         (DirectFolds, "taken", by_ways),
         (SmallTensors, "rows", one_by_one),
-        (_Search, "_ask", asked_anew),
+        (Search, "_ask", asked_anew),
         (graph_nodes, "all_along", each_alone),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnx_bnfold.operators.affine import Affine
@@ -23,6 +23,9 @@ class Branch:
         open: nodes that leave a choice.
         decided: a node and the alternative chosen for it, still to be carried out.
         disturbed: how many tensors change, those that nobody sees any more among them.
+        path: the numbers of the alternatives chosen so far.
+        cut: a key at which the branch was left, as too many tensors change; its change; and the
+            node that asks for it, still to be carried on.
     """
 
     changes: dict[Key, Affine] = field(default_factory=dict)
@@ -31,11 +34,23 @@ class Branch:
     open: dict[int, None] = field(default_factory=dict)
     decided: tuple[int, Mapping[int, Affine]] | None = None
     disturbed: int = 0
+    path: tuple[int, ...] = ()
+    cut: tuple[Key, Affine, int | None] | None = None
 
-    def fork(self, index: int, alternative: Mapping[int, Affine]) -> Branch:
-        """Return a copy that has decided for one of a node's alternatives; no node is forced."""
-        changes, held, decided = dict(self.changes), dict(self.held), (index, alternative)
-        return Branch(changes, held, Waiting(), dict(self.open), decided, self.disturbed)
+    def forks(self, index: int, alternatives: Sequence[Mapping[int, Affine]]) -> list[Branch]:
+        """Return copies that have decided for a node's alternatives each; no node is forced."""
+        return [
+            Branch(
+                dict(self.changes),
+                dict(self.held),
+                Waiting(),
+                dict(self.open),
+                (index, alternative),
+                self.disturbed,
+                (*self.path, number),
+            )
+            for number, alternative in enumerate(alternatives)
+        ]
 
     def nodes(self) -> Iterator[tuple[int, bool]]:
         """Take out the nodes to look at, those that are forced first, until none is left.

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.rules import Step
 from onnx_bnfold.planning import outcomes, propagation
+from onnx_bnfold.planning.carrying import TooFar
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.totals import Totals
 from onnx_bnfold.planning.ways import Way
@@ -80,6 +81,8 @@ class Cheapest:
         self.met: set[Reason] = set()
         self._refused: dict[int, tuple[str, Refusal]] = {}
         self._doubts: dict[int, Refusal] = {}
+        self._searches: dict[int, propagation.Search] = {}
+        self._totals: dict[int, Totals] = {}  # of the outcomes that were not refused
         self._failed_next_door = self.is_put_off = False
 
     def run(self, *, may_put_off: bool = False) -> Outcome | None:
@@ -99,7 +102,7 @@ class Cheapest:
                 for number, (way, seeds) in left:
                     try:
                         found = self._follow(number, way, seeds, reach)
-                    except propagation.TooFar:
+                    except TooFar:
                         farther.append((number, (way, seeds)))
                         continue
                     if found is None:
@@ -132,11 +135,21 @@ class Cheapest:
         self, number: int, way: Way, seeds: dict[Key, Affine], reach: int | None
     ) -> Outcome | None:
         """Carry one way through the graph; None if it is refused."""
-        judged: list[Totals] = []
+        search = self._searches.get(number)
+        if search is None or number in self._doubts:  # by which fewer alternatives are left
+            search = self._searches[number] = self._search(number, seeds)
+        try:
+            changes = search.run(reach)
+        except Refused as refused:
+            self._refused[number] = way, refused.refusal
+            return None
+        totals = self._totals[number]
+        return Outcome((*self._cost(way, changes, totals), number), way, changes, totals)
 
+    def _search(self, number: int, seeds: dict[Key, Affine]) -> propagation.Search:
         def judge(changes: dict[Key, Affine]) -> None:
             try:
-                judged.append(self._judge(self.asked, changes))
+                self._totals[number] = self._judge(self.asked, changes)
             except Refused as refused:
                 self._doubts.setdefault(number, refused.refusal)
                 self._failed_next_door |= self._is_next_door(changes)
@@ -145,15 +158,9 @@ class Cheapest:
         def left(node: int, step: Step) -> Step:
             return self._left(node, step) if number in self._doubts else step
 
-        try:
-            changes = propagation.propagate(
-                self._state, self._index, seeds, judge, self.asked, self.met, reach, left
-            )
-        except Refused as refused:
-            self._refused[number] = way, refused.refusal
-            return None
-        totals = judged[-1]
-        return Outcome((*self._cost(way, changes, totals), number), way, changes, totals)
+        return propagation.Search(
+            self._state, self._index, seeds, judge, self.asked, self.met, left
+        )
 
     def _is_least(self, cost: tuple[int, ...]) -> bool:
         return self._least is None or not any(cost[:-1]) or self._least(cost)

@@ -8,9 +8,13 @@ from graphs import IMAGE, Net
 
 import onnx_bnfold
 from onnx_bnfold import Reason
+from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.rules import Step, Transparent
 from onnx_bnfold.operators.table import OPERATORS
 from onnx_bnfold.planning import propagation
+from onnx_bnfold.planning.carrying import TooFar
+from onnx_bnfold.planning.graph_state import GraphState
+from onnx_bnfold.reasons import Refused
 
 
 def shifting_bn(net: Net, x: str) -> str:
@@ -103,3 +107,39 @@ def test_a_choice_of_scales_is_tried_to_the_end():
     t = net.op("Add", t, net.op("Mul", net.op("Sigmoid", "x"), net.conv("x", 4)))
     folded, _ = onnx_bnfold.fold(net.model(net.bn(net.op("Add", t, net.conv("x", 4)))))
     assert "BatchNormalization" not in {node.op_type for node in folded.graph.node}
+
+
+def far(ends_at: str) -> tuple[GraphState, propagation.Search]:
+    """A search from a tensor of which a row of Adds makes more; each offers another to shift."""
+    net = Net(IMAGE)
+    first = t = net.conv("x", 4)
+    for _ in range(6):
+        t = net.op("Add", net.op("Identity", t), net.conv("x", 4))
+    state = net.state(net.op(ends_at, t) if ends_at == "Sigmoid" else net.conv(t, 2))
+    seeds = {first: Affine.of(np.full((1, 1, 1, 1), 2.0), np.ones((1, 1, 1, 1)))}
+    return state, propagation.Search(state, None, seeds)
+
+
+def found(search: propagation.Search, *reach: int) -> object:
+    """What a search finds; for each reach it is cut once."""
+    for most in reach:
+        with pytest.raises(TooFar):
+            search.run(most)
+    try:
+        changes = search.run()
+    except Refused as refused:
+        return refused.refusal
+    return {key: (change.scale.tolist(), change.shift.tolist()) for key, change in changes.items()}
+
+
+@pytest.mark.parametrize("ends_at", ["Conv", "Sigmoid"])
+def test_a_search_that_was_cut_goes_on_where_it_was(ends_at):
+    """It finds what one finds that was not cut, and settles no node twice."""
+    (first, cut), (second, whole) = far(ends_at), far(ends_at)
+    assert found(cut, 2, 5) == found(whole)
+    assert cut.asked == whole.asked
+    settled = [
+        state.work.asked + state.work.looked_at - search.scaled
+        for state, search in ((first, cut), (second, whole))
+    ]
+    assert settled[0] == settled[1]

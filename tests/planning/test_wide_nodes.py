@@ -15,7 +15,7 @@ from onnx_bnfold.model.graph import graphs_of
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.rules import Variant
 from onnx_bnfold.planning.merged_tensors import Carried, Groups
-from onnx_bnfold.planning.propagation import _Search
+from onnx_bnfold.planning.propagation import Search
 
 COUNT = 40
 
@@ -37,13 +37,13 @@ def test_each_part_of_a_split_takes_its_own():
 
 
 def test_what_does_not_change_is_not_decided_one_by_one(monkeypatch):
-    decided, assign = [], _Search._assign
+    decided, assign = [], Search._assign
 
     def counted(self, *args, **more):
         decided.append(args)
         return assign(self, *args, **more)
 
-    monkeypatch.setattr(_Search, "_assign", counted)
+    monkeypatch.setattr(Search, "_assign", counted)
     assert not onnx_bnfold.plan(parted()).kept
     assert len(decided) <= 6 * COUNT
 

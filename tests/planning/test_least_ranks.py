@@ -12,6 +12,7 @@ from random_graphs import random_model
 from onnx_bnfold.attempts import Attempts
 from onnx_bnfold.model.source import Source
 from onnx_bnfold.options import Options
+from onnx_bnfold.planning import least_ranks as module
 from onnx_bnfold.planning.least_ranks import least_ranks
 from onnx_bnfold.storage.tensors import decode_inline
 
@@ -55,3 +56,15 @@ def test_a_list_that_is_put_together_says_how_long_it_is():
     sizes = net.op("Concat", net.op("Unsqueeze", first, net.ints(0)), net.ints(-1, 4), axis=0)
     y = net.op("Reshape", "x", sizes)
     assert least_ranks(net.state(y))[y] == 3
+
+
+def test_lists_of_lists_are_counted_once_each(monkeypatch):
+    net = Net((2, 3, 4))
+    sizes = net.op("Shape", "x")
+    for _ in range(3):
+        sizes = net.op("Concat", net.ints(4), *[sizes] * 8, axis=0)
+    state = net.state(net.op("Reshape", "x", sizes))
+    count, asked = module._elements, []
+    monkeypatch.setattr(module, "_elements", lambda *each: asked.append(each) or count(*each))
+    least_ranks(state)
+    assert len(asked) == 3 * 9 + 1

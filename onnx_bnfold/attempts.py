@@ -120,6 +120,11 @@ class Attempts(Rounds):
     def _limits(self) -> Limits:
         return Limits(self.options.max_rescale, self.options.profile)
 
+    @property
+    def _alters_otherwise(self) -> bool:
+        """Whether the options ask for more than that BatchNormalizations go."""
+        return bool(self.options.equalize or self.options.merge_branches or self.options.forms)
+
     def _plan_graphs(self) -> None:
         self.plans = self._planned()
         if any(map(_lacks_sizes, self.plans)) and self._inference.refine():

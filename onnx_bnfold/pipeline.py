@@ -172,8 +172,7 @@ class Pipeline(Attempts):
 
     @property
     def _may_be_judged_otherwise(self) -> bool:
-        options = self.options
-        if options.equalize or options.merge_branches or options.forms:
+        if self._alters_otherwise:
             return True
         is_open = self._may_inline_more or any(plan.is_open for plan in self.plans)
         return is_open or (self._may_resolve and self.counts[1] > 0)
@@ -253,6 +252,7 @@ class Pipeline(Attempts):
         chosen = choose(self.original, plans, trial, all_instead_of=all_instead_of)
         if all_instead_of is None or chosen.model is not None:
             self.verdicts, self.gone = chosen.verdicts, chosen.gone
+            self._is_flat = chosen.is_settled and not self._alters_otherwise
         if chosen.model is None:
             return False
         same = chosen.attempted if isinstance(chosen.attempted, Attempts) else None

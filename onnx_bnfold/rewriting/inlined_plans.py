@@ -149,12 +149,14 @@ class Summary(NamedTuple):
         refused: see ``Inlined``.
         left: how many BatchNormalizations stay.
         fates: what became of those in the main graph, by the body and the output that they had.
+        is_settled: whether another plan of the result finds no more to do.
     """
 
     calls: Set[Call]
     refused: Mapping[Key, str]
     left: int
     fates: Mapping[tuple[Root, str], list[tuple[Origin, Record]]]
+    is_settled: bool
 
     @classmethod
     def of(cls, planned: Planned) -> Summary:
@@ -164,7 +166,8 @@ class Summary(NamedTuple):
             if origin.call.root is None:
                 fates.setdefault((origin.function, origin.name), []).append((origin, record))
         inlined = planned.inlined
-        return cls({*inlined.calls}, inlined.refused, planned.left(), fates)
+        is_settled = not (planned.for_ifs or any(plan.is_open for plan in planned.plans))
+        return cls({*inlined.calls}, inlined.refused, planned.left(), fates, is_settled)
 
 
 def stays(plan: GraphPlan, index: int) -> bool:

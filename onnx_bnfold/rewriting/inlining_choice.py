@@ -50,6 +50,7 @@ class Choice(NamedTuple):
         verdicts: (path of a graph, output of a BatchNormalization that stays there) → what was
             decided on it with all calls inlined: what is in its way beyond the border.
         gone: the BatchNormalizations that go by that, each by its body and output.
+        is_settled: whether no more goes if further calls are inlined in the result.
     """
 
     model: ModelProto | None
@@ -57,6 +58,7 @@ class Choice(NamedTuple):
     calls: int
     verdicts: Mapping[tuple[str, str], Record]
     gone: frozenset[tuple[Root, str]] = frozenset()
+    is_settled: bool = False
 
 
 def choose(
@@ -154,10 +156,13 @@ class _Chooser:
         else:
             best = self._best(before, choices, summary.left)
         number, verdicts = best.inlined_calls(), dict(self._verdicts(best, summary))
+        is_settled = summary.is_settled and best.left() == summary.left
         if not number:
-            return Choice(None, None, 0, verdicts)
+            return Choice(None, None, 0, verdicts, is_settled=is_settled)
         theirs = staying & {(origin.function, origin.name) for origin in best.going()}
-        return Choice(best.with_ifs, best.attempted, number, verdicts, frozenset(theirs))
+        return Choice(
+            best.with_ifs, best.attempted, number, verdicts, frozenset(theirs), is_settled
+        )
 
     def _whole(self, staying: Set[tuple[Root, str]]) -> list[Planned]:
         """Plan the model with all calls inlined, without what planning does not read.

@@ -79,6 +79,21 @@ def test_of_what_is_tried_one_is_in_memory(monkeypatch):
     assert alive == [0, 0]
 
 
+def test_nothing_more_is_inlined_in_the_result_of_a_settled_plan(monkeypatch):
+    """Where a BatchNormalization stays though all calls are inlined, it does so in the result."""
+    tried = []
+
+    def watched(model, *args, **options):
+        tried.append(model)
+        return planned_as_it_is(model, *args, **options)
+
+    monkeypatch.setattr(pipeline, "planned_as_it_is", watched)
+    nodes = "t = local.block(x, w, s, b, m, v)\n y = local.norm(t, s, b, m, v)"
+    folded, _ = onnx_bnfold.fold(model_of(nodes, BLOCK, CONV, NORM, RELU))
+    assert ops(folded) == ["Conv", "act", "norm"]
+    assert len(tried) == 2  # all calls inlined, and some
+
+
 def test_functions_are_planned_by_themselves_where_they_hold_all_parameters(monkeypatch):
     """Of one that gets them as inputs, or that nothing calls once it is inlined, nothing is."""
     seen = []

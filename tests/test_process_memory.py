@@ -235,6 +235,38 @@ def test_a_weight_behind_a_transpose_is_not_in_memory(rng, tmp_path):
     assert peak < 24e6
 
 
+COMPUTED = {
+    "cast": [node("Cast", ["v"], ["w"], to=onnx.TensorProto.FLOAT)],
+    "product": [node("Mul", ["v", "g"], ["w"])],
+    "weight-norm": [
+        node("ReduceL2", ["v"], ["n"], axes=[1]), node("Div", ["v", "n"], ["d"]),
+        node("Mul", ["d", "g"], ["w"]),
+    ],
+    "norm-of-columns": [
+        node("ReduceL2", ["v"], ["n"], axes=[0]), node("Div", ["v", "n"], ["w"])
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_a_weight_that_nodes_compute_is_not_in_memory(kind, rng, tmp_path):
+    size, dtype = 3000, np.float16 if kind == "cast" else np.float32  # 36 MB
+    parts = join(
+        bn("x", "n0", size, rng),
+        *COMPUTED[kind],
+        node("MatMul", ["n0", "w"], ["m"]),
+        bn("m", "y", size, rng),
+    )
+    parts.initializers.append(onnx.numpy_helper.from_array(np.zeros(1, np.float32), "v"))
+    if kind in ("product", "weight-norm"):
+        g = np.linspace(1, 2, size, dtype=np.float32).reshape(-1, 1)
+        parts.initializers.append(onnx.numpy_helper.from_array(g, "g"))
+    weights = {"v": np.resize(rng.standard_normal(1009).astype(dtype), (size, size))}
+    report, peak = peak_of_fold(parts, size, weights, tmp_path, Options())
+    assert not report.kept
+    assert peak < 24e6
+
+
 def test_a_layer_between_two_norms_has_no_factor_per_element(rng, tmp_path):
     size = 2000  # 16 MB; a factor of each element has 32
     parts = join(

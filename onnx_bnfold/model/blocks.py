@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ from onnx_bnfold.arrays import Array
 from onnx_bnfold.pages import PAGE
 
 BlockIndex = tuple[slice, ...]  # selects a block of an array: slices of its leading axes
+
+Box = tuple[tuple[int, int], ...]  # a part of an array: start and stop along each axis
 
 
 class Stored(Protocol):
@@ -45,6 +48,43 @@ class InMemory:
     def read_into(self, start: int, out: Array) -> None:
         """See ``Stored``."""
         out[:] = self._flat[start : start + len(out)]
+
+
+class Held(ABC):
+    """An array of which some elements that follow one another are in memory, as ``Stored``.
+
+    Args:
+        dtype: of the elements.
+    """
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.dtype = dtype
+        self._start, self._values = 0, np.empty(0, dtype)
+
+    @abstractmethod
+    def hold(self, start: int) -> tuple[int, Array]:
+        """Return elements in memory, an element among them, and the number of the first."""
+
+    def read_into(self, start: int, out: Array) -> None:
+        """See ``Stored``."""
+        while len(out):
+            if not self._start <= start < self._start + self._values.size:
+                self._values = np.empty(0, self.dtype)  # before there are others
+                self._start, self._values = self.hold(start)
+            held, skipped = self._values, start - self._start
+            count = min(len(out), held.size - skipped)
+            _copy(held, skipped, out[:count])
+            start, out = start + count, out[count:]
+
+
+def _copy(held: Array, start: int, out: Array) -> None:
+    """Copy elements of an array, counted in its own order, whole rows at once."""
+    row = held.size // len(held)
+    if start % row == 0 and len(out) % row == 0:
+        first, count = start // row, len(out) // row
+        out.reshape(count, *held.shape[1:])[...] = held[first : first + count]
+    else:
+        out[:] = held.flat[start : start + len(out)]
 
 
 class Parted(Protocol):

@@ -37,6 +37,7 @@ from onnx_bnfold.reasons import Reason, Refused
 from onnx_bnfold.storage.small_tensors import SmallTensors
 
 if TYPE_CHECKING:
+    from onnx_bnfold.model.moved_elements import Moved
     from onnx_bnfold.model.shape_vectors import Size, Vectors
 
 # Constants are computed up to this many elements (256 MiB in float32), so that a hostile
@@ -179,8 +180,7 @@ class Constants:
         with self._evaluating:
             self.get(name)  # may find the values, too
             if name not in self._values:
-                for ancestor in self._ancestors(name, self._values):
-                    self._evaluate(ancestor)
+                self._evaluate_all(name)
                 self._forget_large(name)
             return self._values[name]
 
@@ -219,16 +219,30 @@ class Constants:
         return self._outer.stored(name)
 
     def _opened(self, name: str) -> Stored | None:
-        """Return a reader of a constant's elements if a file has them, in whatever order."""
+        """Return a reader of a constant's elements if a file has what they are made of."""
         tensor = self.graph.initializers.get(name)
         if tensor is not None:
             return None if self._open is None else self._open(tensor)
         info = self.get(name) if self._open and name in self.graph.producer else None
         if info is None or info.size <= LARGEST_MOVED:
             return None
-        from onnx_bnfold.model.moved_elements import moved
+        found = self.moved(name)
+        if found is not None and found.is_quick():
+            return found
+        from onnx_bnfold.model.evaluated_boxes import evaluated
 
-        return moved(self.graph, name, info.dims, self._opened, self.value)
+        return evaluated(self, name)
+
+    def moved(self, name: str) -> Moved | None:
+        """Return a reader of a constant's elements if a file has them, in whatever order."""
+        info = self.get(name)
+        if info is None or self._open is None:
+            return None
+        if name not in self.graph.initializers and name not in self.graph.producer:
+            return None if self._outer is None else self._outer.moved(name)
+        from onnx_bnfold.model.moved_elements import in_file
+
+        return in_file(self.graph, name, info.dims, self._open, self.value)
 
     def _computed(self, name: str) -> Constant | None:
         if not self.is_computed(name):
@@ -433,6 +447,30 @@ class Constants:
         index = self.graph.producer.get(name)
         return index is not None and any(self.graph.reads[index])
 
+    def _evaluate_all(self, name: str) -> None:
+        """Evaluate what a computed constant depends on, and itself."""
+        ancestors = self._ancestors(name, self._values)
+        stored = None
+        if self._open and self._are_large(ancestors):
+            from onnx_bnfold.model.evaluated_boxes import evaluated
+
+            stored = evaluated(self, name)
+        if stored is None:
+            for ancestor in ancestors:
+                self._evaluate(ancestor)
+            return
+        info = self.get(name)
+        assert info is not None
+        values = np.empty(info.size, stored.dtype)
+        stored.read_into(0, values)
+        self._keep({name: values.reshape(info.dims)})
+
+    def _are_large(self, names: Sequence[str]) -> bool:
+        """Whether nodes that make some constants read large ones."""
+        read = {n for name in names for n in self.graph.reads[self.graph.producer[name]] if n}
+        infos = map(self.get, read)
+        return any(info is not None and info.size > LARGEST_MOVED for info in infos)
+
     def _evaluate(self, name: str) -> None:
         if name in self._values:
             return
@@ -441,22 +479,38 @@ class Constants:
         from onnx_bnfold.model.evaluate import held_by
 
         held = held_by(node, self._read)
-        results = self._run(index, self._feeds(index)) if held is None else held
+        results = self.run(index, self._feeds(index)) if held is None else held
+        self._keep(results)
+
+    def _keep(self, results: Mapping[str, Array]) -> None:
         self._values.update(results)
         self._large += (n for n, value in results.items() if value.size > LARGEST_SHAPE_INPUT)
 
-    def _run(self, index: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(
+        self, index: int, feeds: Mapping[str, Array], dims: tuple[int, ...] | None = None
+    ) -> dict[str, Array]:
+        """Return output name → values of a node.
+
+        Args:
+            index: of the node.
+            feeds: input name → values, or a part of them.
+            dims: of the part of its outputs that this makes, if it is one.
+
+        Raises:
+            Refused: see ``run_node``; or they have another shape than was inferred.
+        """
         from onnx_bnfold.model.evaluate import run_node
 
         results = run_node(self.graph, index, feeds, self._read)
         for name, value in results.items():
             info = self._infos.get(name)
-            if info is not None and info.dims != value.shape:
+            expected = dims if dims is not None or info is None else info.dims
+            if expected is not None and expected != value.shape:
                 raise Refused(
                     Reason.PARAMETERS_NOT_CONSTANT,
                     self.graph.label(index),
                     f"it cannot be evaluated (its result has shape {list(value.shape)}, not "
-                    f"{list(info.dims)}); repair the model",
+                    f"{list(expected)}); repair the model",
                 )
         return results
 
@@ -466,9 +520,10 @@ class Constants:
         slots = [(s, n) for s, n in enumerate(node.input) if n]
         # Where a tensor is read twice, what it holds may matter to one of the two alone.
         slots.sort(key=lambda each: (node.op_type, each[0]) not in DESCRIBED)
-        return {n: self._feed(index, s, n) for s, n in slots}
+        return {n: self.feed(index, s, n) for s, n in slots}
 
-    def _feed(self, index: int, slot: int, name: str) -> Array:
+    def feed(self, index: int, slot: int, name: str) -> Array:
+        """Return what a node is given for one of its inputs."""
         if (self.graph.nodes[index].op_type, slot) in DESCRIBED:
             kind = self._type_of(name)
             assert kind is not None

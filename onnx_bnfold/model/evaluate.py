@@ -149,10 +149,10 @@ def run_node(
     """
     plain = _plain(graph.nodes[index], read)
     try:
+        made = by_numpy(plain, graph.opset, feeds)
+        if made is not None:
+            return {plain.output[0]: made}
         if plain.op_type in READ_BY_REFERENCE:
-            made = by_numpy(plain, graph.opset, feeds)
-            if made is not None:
-                return {plain.output[0]: made}
             return _by_reference(plain, graph.opset, feeds)
         return _by_runtime(plain, graph.opset, feeds)
     except Exception as error:  # the evaluators raise what numpy and pybind11 raise

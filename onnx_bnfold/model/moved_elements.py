@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
+from onnx import TensorProto
 
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.model.blocks import Stored
+from onnx_bnfold.model.blocks import Box, Held, Stored
 from onnx_bnfold.model.graph import Graph
 from onnx_bnfold.model.numpy_nodes import COPYING, MOVING, by_numpy
 
@@ -21,23 +21,23 @@ _HELD = 1 << 20  # elements that a reader holds
 _SHORTEST = 1 << 6  # elements that are worth a call of the system
 
 
-def moved(
+def in_file(
     graph: Graph,
     name: str,
     dims: tuple[int, ...],
-    opened: Callable[[str], Stored | None],
+    opened: Callable[[TensorProto], Stored | None],
     value: Callable[[str], Array],
-) -> Stored | None:
-    """Return a reader of a computed constant whose elements are those of an initializer in a file.
+) -> Moved | None:
+    """Return a reader of a constant whose elements are those of an initializer in a file.
 
     Args:
-        graph: that computes it.
+        graph: that has it.
         name, dims: of the constant.
         opened: returns a reader of an initializer, None if it is not in a file.
         value: returns the elements of a small constant.
 
     Returns:
-        None if it is computed otherwise, or its elements lie too far apart.
+        None if it is computed otherwise.
     """
     indices: list[int] = []
     while name in graph.producer:
@@ -45,7 +45,7 @@ def moved(
         if graph.ops[indices[-1]] not in MOVING:
             return None
         name = graph.reads[indices[-1]][0]
-    source = opened(name) if name in graph.initializers else None
+    source = opened(graph.initializers[name]) if name in graph.initializers else None
     if source is None:
         return None
     places: Array | None = _in_order(graph.dims[name])
@@ -57,8 +57,7 @@ def moved(
         places = by_numpy(graph.nodes[index], graph.opset, feeds)
     if places is None or places.shape != dims:
         return None
-    made = Moved(source, places.shape, places.strides)
-    return made if made.longest >= _SHORTEST else None
+    return Moved(source, places.shape, places.strides)
 
 
 def _in_order(dims: tuple[int, ...]) -> Array:
@@ -67,8 +66,8 @@ def _in_order(dims: tuple[int, ...]) -> Array:
     return as_strided(np.zeros((), np.uint8), dims, strides, writeable=False)
 
 
-class Moved:
-    """The elements of another array in another order, as ``Stored``.
+class Moved(Held):
+    """The elements of another array in another order.
 
     Args:
         source: has them one after another.
@@ -77,6 +76,7 @@ class Moved:
     """
 
     def __init__(self, source: Stored, dims: tuple[int, ...], strides: tuple[int, ...]) -> None:
+        super().__init__(source.dtype)
         self._source = source
         self._dims = dims
         self._strides = strides
@@ -85,50 +85,34 @@ class Moved:
         self._axis = next(axis for axis, size in enumerate(sizes) if size <= _HELD)
         self._row = sizes[self._axis]
         self._rows = min(dims[self._axis], _HELD // self._row)
-        self._held, self._start, self._end = np.empty(0, self.dtype), 0, 0
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the elements."""
-        return self._source.dtype
 
     @property
     def longest(self) -> int:
         """How many elements are read from the source at once."""
-        return _together(self._in_memory(self._rows))[1]
+        before = ((0, 1),) * self._axis
+        behind = tuple((0, size) for size in self._dims[self._axis + 1 :])
+        return self._run((*before, (0, self._rows), *behind))
 
-    def read_into(self, start: int, out: Array) -> None:
-        """See ``Stored``."""
-        while len(out):
-            if not self._start <= start < self._end:
-                self._hold(start)
-            count = min(len(out), self._end - start)
-            _copy(self._held, start - self._start, out[:count])
-            start, out = start + count, out[count:]
+    def is_quick(self, box: Box | None = None) -> bool:
+        """Whether the elements of a box, or those held at once, do not lie too far apart."""
+        return (self.longest if box is None else self._run(box)) >= _SHORTEST
 
-    def _hold(self, start: int) -> None:
-        """Read the rows with an element."""
-        dims, strides, axis = self._dims, self._strides, self._axis
+    def hold(self, start: int) -> tuple[int, Array]:
+        """See ``Held``; return the rows with an element."""
+        dims, axis = self._dims, self._axis
         before, inside = divmod(start, dims[axis] * self._row)
         first = inside // self._row // self._rows * self._rows
-        count = min(self._rows, dims[axis] - first)
-        offset, left = first * strides[axis], before
-        for size, stride in zip(reversed(dims[:axis]), reversed(strides[:axis]), strict=True):
-            left, number = divmod(left, size)
-            offset += number * stride
-        self._start = before * dims[axis] * self._row + first * self._row
-        self._end = self._start + count * self._row
-        self._held = np.empty(0, self.dtype)  # before there are others
-        self._held = self._read(offset, count)
+        stop = min(first + self._rows, dims[axis])
+        lead = np.unravel_index(before, dims[:axis]) if axis else ()
+        ends = ((int(number), int(number) + 1) for number in lead)
+        values = self.box((*ends, (first, stop), *((0, size) for size in dims[axis + 1 :])))
+        place = before * dims[axis] * self._row + first * self._row
+        return place, values.reshape(values.shape[axis:])
 
-    def _in_memory(self, count: int) -> list[tuple[int, int, int]]:
-        """Return stride, size and number of each axis of some rows, as the source has them."""
-        sizes = (count, *self._dims[self._axis + 1 :])
-        strides = self._strides[self._axis :]
-        return sorted(zip(strides, sizes, range(len(sizes)), strict=True), reverse=True)
-
-    def _read(self, offset: int, count: int) -> Array:
-        axes = self._in_memory(count)
+    def box(self, box: Box) -> Array:
+        """Return a part of the array."""
+        offset = sum(start * step for (start, _), step in zip(box, self._strides, strict=True))
+        axes = self._in_source(box)
         apart, run = _together(axes)
         starts = np.full((), offset)
         for stride, size, _ in axes[:apart]:
@@ -139,12 +123,20 @@ class Moved:
         order = np.argsort([number for _, _, number in axes])
         return pieces.reshape([size for _, size, _ in axes]).transpose(order)
 
+    def _run(self, box: Box) -> int:
+        return _together(self._in_source(box))[1]
+
+    def _in_source(self, box: Box) -> list[tuple[int, int, int]]:
+        """Return stride, size and number of each axis of a box, as the source has them."""
+        sizes = (stop - start for start, stop in box)
+        return sorted(zip(self._strides, sizes, range(len(box)), strict=True), reverse=True)
+
 
 def _together(axes: list[tuple[int, int, int]]) -> tuple[int, int]:
     """Return how many elements follow one another in the source, and how many axes do not.
 
     Args:
-        axes: see ``Moved._in_memory``.
+        axes: see ``Moved._in_source``.
 
     Returns:
         The number of axes, then that of elements.
@@ -155,13 +147,3 @@ def _together(axes: list[tuple[int, int, int]]) -> tuple[int, int]:
             break
         apart, run = apart - 1, run * size
     return apart, run
-
-
-def _copy(held: Array, start: int, out: Array) -> None:
-    """Copy elements of an array, counted in its own order, whole rows at once."""
-    row = held.size // len(held)
-    if start % row == 0 and len(out) % row == 0:
-        first, count = start // row, len(out) // row
-        out.reshape(count, *held.shape[1:])[...] = held[first : first + count]
-    else:
-        out[:] = held.flat[start : start + len(out)]

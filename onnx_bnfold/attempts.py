@@ -142,18 +142,13 @@ class Attempts(Rounds):
         everywhere = self.options.clamps_everywhere
         if not excluded and all_stay(state, clamps_everywhere=everywhere):
             plan = GraphPlan(state, self._limits, forms=self.options.forms)
-            plan.find_kept_affine = partial(self._tried_in_vain, state.copy())
+            plan.find_kept_affine = partial(
+                _tried_in_vain, state.copy(), self._limits, self.options
+            )
             return plan
         from onnx_bnfold.planning.planner import plan_graph  # where nothing goes, none is made
 
         return plan_graph(state, self._limits, excluded, self.options)
-
-    def _tried_in_vain(self, state: GraphState) -> dict[int, Record]:
-        """Try affine nodes of which it is certain that they stay: that says why."""
-        from onnx_bnfold.planning.planner import plan_graph
-
-        with np.errstate(all="ignore"):
-            return plan_graph(state, self._limits, {}, self.options).kept_affine
 
     @property
     def graphs(self) -> list[Graph]:
@@ -237,3 +232,11 @@ def planned_as_it_is(
     require_sound(attempts.graphs)
     attempts.plan_as_it_is()
     return attempts
+
+
+def _tried_in_vain(state: GraphState, limits: Limits, options: Options) -> dict[int, Record]:
+    """Try affine nodes of which it is certain that they stay: that says why."""
+    from onnx_bnfold.planning.planner import plan_graph
+
+    with np.errstate(all="ignore"):
+        return plan_graph(state, limits, {}, options).kept_affine

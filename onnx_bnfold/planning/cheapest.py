@@ -119,6 +119,8 @@ class Cheapest:
                 left, reach = farther, None if reach is None else _NEAR * reach
         except Refused as refused:
             self._refused[-1] = "", refused.refusal
+        finally:
+            self._searches.clear()  # they refer to this object
         return best
 
     @property

@@ -20,8 +20,10 @@ from onnx_bnfold.planning.graph_state import GraphState
 
 # BNs that compete with one another, up to which all choices are searched.
 MOST_COMPETING = 12
-# Removals that are tried for one graph before its search is given up.
+# Removals that are tried for one graph before its search is given up; and the steps of work after
+# which it is, and so many more for each node: each trial may look at the whole graph.
 MOST_TRIALS = 128
+MOST_STEPS, MOST_STEPS_PER_NODE = 3000, 3
 
 # Tries to remove a BN. Returns the nodes that take what it does if it goes, else those that were
 # asked.
@@ -75,6 +77,8 @@ class Chooser:
         self._plan = plan
         self._claims = Claims(state, plan.passed)
         self._attempt = attempt
+        self._last_step = state.work.steps + MOST_STEPS
+        self._last_step += MOST_STEPS_PER_NODE * len(state.graph.nodes)
         self.trials = 0
 
     def choose(self) -> Choice:
@@ -84,7 +88,7 @@ class Chooser:
         while True:
             components = _joined(links)
             searches = [self._search(members) for members in components]
-            if any(search.is_due for search in searches):
+            if any(search.is_due for search in searches) and not self.is_exhausted:
                 apart = set(plan.gone).difference(*components)
                 wider = self._run(searches, self._without(apart), links)
                 if wider is not None:
@@ -123,7 +127,7 @@ class Chooser:
     @property
     def is_exhausted(self) -> bool:
         """Whether as much was tried as may be."""
-        return self.trials >= MOST_TRIALS
+        return self.trials >= MOST_TRIALS or self._state.work.steps > self._last_step
 
     def tried(self, state: GraphState, index: int) -> tuple[GraphState, Set[int]]:
         """Return a copy of a graph without a BN if that may go, and what ``Attempt`` returns."""
@@ -204,11 +208,18 @@ class _Search:
 
 def _joined(links: Iterable[Set[int]]) -> list[set[int]]:
     """Join sets that have something in common; single BNs are left out."""
-    joined: list[set[int]] = []
+    joined: dict[int, set[int]] = {}  # by identity; the one that has grown last comes last
+    set_of: dict[int, set[int]] = {}
     for link in links:
-        apart = [each for each in joined if each.isdisjoint(link)]
-        joined = [*apart, set(link).union(*(each for each in joined if not each.isdisjoint(link)))]
-    return [each for each in joined if len(each) > 1]
+        near = {id(set_of[index]): set_of[index] for index in link if index in set_of}
+        whole = max(near.values(), key=len, default=set[int]())  # which takes in the smaller ones
+        more = set(link).union(*(each for each in near.values() if each is not whole))
+        whole |= more
+        set_of.update(dict.fromkeys(more, whole))
+        for each in near:
+            del joined[each]
+        joined[id(whole)] = whole
+    return [each for each in joined.values() if len(each) > 1]
 
 
 def _most(members: Iterable[int], clashes: Set[Clash]) -> int:

@@ -80,7 +80,9 @@ def test_a_choice_is_the_same_in_any_order_of_nodes():
     assert folded_names(report) == [True, True, False]
 
 
-@pytest.mark.parametrize(("limit", "value"), [("MOST_COMPETING", 2), ("MOST_TRIALS", 0)])
+@pytest.mark.parametrize(
+    ("limit", "value"), [("MOST_COMPETING", 2), ("MOST_TRIALS", 0), ("MOST_STEPS", -1000)]
+)
 def test_where_not_all_choices_are_searched_the_report_says_how_many_more_may_go(
     monkeypatch, limit, value
 ):

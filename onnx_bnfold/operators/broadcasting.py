@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from onnx_bnfold.model.graph import Dims
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.operators.affine import AGREEMENT, CANCELLED, Affine, Float64, close, summed
 from onnx_bnfold.operators.entries import OUT
@@ -73,6 +74,12 @@ def lower(view: NodeView, slot: int, change: Affine) -> Affine:
 
 def _operands(view: NodeView, known: Known) -> tuple[int, dict[int, Affine]]:
     """Return the rank of the result and all known changes in that rank."""
+    _require_broadcasting(view)
+    rank = len(view.dims_out(0))
+    return rank, {port: _lift(change, rank) for port, change in known.changes.items()}
+
+
+def _require_broadcasting(view: NodeView) -> None:
     if view.opset < 7:
         raise Refused(
             Reason.OPAQUE,
@@ -80,8 +87,6 @@ def _operands(view: NodeView, known: Known) -> tuple[int, dict[int, Affine]]:
             "before opset 7 operands broadcast by attributes; convert the model with "
             "onnx.version_converter first",
         )
-    rank = len(view.dims_out(0))
-    return rank, {port: _lift(change, rank) for port, change in known.changes.items()}
 
 
 def _completions(
@@ -141,62 +146,90 @@ def sums(*signs: int, averages: bool = False) -> Rule:
         averages: whether the sum is divided by the number of operands.
     """
 
+    def read(view: NodeView) -> _Sum:
+        return _Sum.of(view, signs, averages=averages)
+
     def rule(view: NodeView, known: Known) -> Step:
-        rank, lifted = _operands(view, known)
-        weight, first = _weights(view, signs)
-        if averages:
-            weight[OUT] *= len(first)
-        lifted = {p: c for p, c in lifted.items() if p in weight}
-        scale = next(iter(lifted.values())).scale
+        _require_broadcasting(view)
+        node = view.once(read)
+        weight, rank = node.weight, node.rank
+        lifted = {p: _lift(c, rank) for p, c in known.changes.items() if p in weight}
+        start = next(iter(lifted.values()))
+        scale = start.scale
         _same_scales(view, lifted, scale)
-        terms = [-weight[p] * c.shift for p, c in lifted.items()]
-        left = summed(*terms)
-        free = sorted(
-            (p for p in weight if p not in lifted), key=lambda p: _cost_to_change(view, p)
-        )
+        terms = [-weight[p] * c.shift for p, c in lifted.items() if c.has_shift]
+        left = summed(*terms) if terms else np.zeros((1,) * rank)
+        free = [p for p in node.order if p not in lifted]
         if not free:
             _balanced(view, terms, left)
             return Step((known.changes,))
-        still = Affine.of(scale, np.zeros((1,) * rank))
+        still = Affine.of(scale, np.zeros((1,) * rank)) if start.has_shift else start
         base = {**lifted, **dict.fromkeys(free, still)}
-        base.update((slot, base[rep]) for slot, rep in first.items())
-        proposals = [_NOTHING]
+        base.update((slot, base[p]) for p, slots in node.slots.items() for slot in slots)
+        proposals: list[Ports] = [_NOTHING]
         if left.any():
             # A tensor that is subtracted from itself takes no shift.
             takers = [p for p in free if weight[p]][: MOST_BRANCHES + 1]
-            shifted = {p: Affine.of(scale, left / weight[p]) for p in takers}
-            slots: dict[int, list[int]] = {OUT: [OUT]}
-            for slot, rep in first.items():
-                slots.setdefault(rep, []).append(slot)
-            proposals = [dict.fromkeys(slots[p], change) for p, change in shifted.items()]
+            shares = {w: Affine.of(scale, left / w) for w in {weight[p] for p in takers}}
+            proposals = [dict.fromkeys(node.slots[p], shares[weight[p]]) for p in takers]
+        if proposals and node.is_level_for(scale, left):
+            return Step(tuple(Variant(base, own) for own in proposals), len(free) == 1)
         return _completions(view, proposals, certain=len(free) == 1, base=base)
 
     return rule
 
 
-def _weights(view: NodeView, signs: tuple[int, ...]) -> tuple[dict[int, int], dict[int, int]]:
-    """Return how often each operand counts in ``sum - output = 0``, and each slot's first port.
+class _Sum(NamedTuple):
+    """What does not change of a node that adds up.
 
-    A tensor that is added to itself is one operand that counts twice.
+    Attributes:
+        rank: of the result.
+        weight: how often each operand counts in ``sum - output = 0``, by its first port. A tensor
+            that is added to itself is one operand that counts twice.
+        slots: the ports of each operand.
+        order: the first ports in the order in which they take a change.
+        level: the dims of all tensors if they are computed and agree, else none.
     """
-    weight: dict[int, int] = {}
-    first: dict[int, int] = {}
-    seen: dict[str, int] = {}
-    for position, slot in enumerate(inputs(view)):
-        name = view.name_in(slot)
-        first[slot] = slot if view.constant(slot) is not None else seen.setdefault(name, slot)
-        sign = signs[position] if signs else 1
-        weight[first[slot]] = weight.get(first[slot], 0) + sign
-    return weight | {OUT: -1}, first
+
+    rank: int
+    weight: dict[int, int]
+    slots: dict[int, list[int]]
+    order: list[int]
+    level: Dims | None
+
+    @classmethod
+    def of(cls, view: NodeView, signs: tuple[int, ...], *, averages: bool) -> _Sum:
+        """Read a node; see ``sums``."""
+        weight: dict[int, int] = {}
+        slots: dict[int, list[int]] = {}
+        seen: dict[str, int] = {}
+        for position, slot in enumerate(inputs(view)):
+            constant = view.constant(slot) is not None
+            port = slot if constant else seen.setdefault(view.name_in(slot), slot)
+            weight[port] = weight.get(port, 0) + (signs[position] if signs else 1)
+            slots.setdefault(port, []).append(slot)
+        order = sorted((*weight, OUT), key=lambda p: _cost_to_change(view, p))
+        weight[OUT], slots[OUT] = -len(inputs(view)) if averages else -1, [OUT]
+        dims = view.dims_out(0)
+        computed = len(seen) == len(slots) - 1
+        level = dims if computed and all(view.dims_of(name) == dims for name in seen) else None
+        return cls(len(dims), weight, slots, order, level)
+
+    def is_level_for(self, *arrays: Float64) -> bool:
+        """Whether every tensor takes arrays as they are, as nothing is broadcast."""
+        dims = self.level
+        return dims is not None and all(
+            size in (1, dim) for a in arrays for size, dim in zip(a.shape, dims, strict=True)
+        )
 
 
 def _same_scales(view: NodeView, lifted: Ports, scale: Float64) -> None:
-    if not all(close(scale, c.scale) for c in lifted.values()):
+    if not all(c.scale is scale or close(scale, c.scale) for c in lifted.values()):
         raise Refused(Reason.CONFLICT, view.label, "its operands would need different scales")
 
 
 def _balanced(view: NodeView, terms: Sequence[Float64], left: Float64) -> None:
-    size = sum(map(np.abs, terms[1:]), np.abs(terms[0]))
+    size = sum(map(np.abs, terms), np.zeros(()))
     if (np.abs(left) > AGREEMENT * size).any():
         raise Refused(Reason.CONFLICT, view.label, "the shifts of its operands do not add up")
 

@@ -175,12 +175,19 @@ def write_folded(
                     threads=threads,
                     sync=sync,
                     use_up=look is None,
+                    as_it_is=_is_as_it_was(pipeline, file),
                 )
             except Unrepresentable as failed:
                 learn(pipeline, failed)
             else:
                 outcome.path = Path(target)
                 return outcome
+
+
+def _is_as_it_was(pipeline: Pipeline, file: ModelFile) -> bool:
+    """Whether a fold changes nothing, not even the order of nodes."""
+    changes = pipeline.alters or pipeline.options.freeze_initializers
+    return pipeline.model is file.model and not changes
 
 
 def _show(inspect: Inspect | None, outcome: Outcome, report: bool, path: Path) -> None:

@@ -11,7 +11,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from graphs import IMAGE, Net
+from onnx import ModelProto
 from support import bn, conv, join, model_of, node
+
+import onnx_bnfold
 
 ROOT = Path(__file__).parents[1]
 SURROUNDINGS: dict[str, dict[str, str]] = {
@@ -101,3 +105,35 @@ def test_the_folder_of_the_input_is_only_read(tmp_path, external):
         assert home.stat().st_mtime_ns == before
     finally:
         home.chmod(0o755)
+
+
+def odd_bytes(model: ModelProto) -> bytes:
+    """The bytes of a model, its last field first."""
+    first, last = ModelProto(), ModelProto()
+    first.CopyFrom(model)
+    first.ClearField("opset_import")
+    last.opset_import.extend(model.opset_import)
+    return last.SerializeToString() + first.SerializeToString()
+
+
+@pytest.mark.parametrize("folds", [False, True])
+def test_a_model_in_which_nothing_changes_keeps_its_bytes(tmp_path, folds):
+    net = Net(IMAGE)
+    y = net.op("Sigmoid", net.conv("x", 64, 5))
+    model = net.model(net.op("Sigmoid", net.bn(net.conv(y, 4)) if folds else y))
+    (tmp_path / "m.onnx").write_bytes(odd_bytes(model))
+    onnx_bnfold.fold_file(tmp_path / "m.onnx", tmp_path / "out.onnx")
+    same = (tmp_path / "m.onnx").read_bytes() == (tmp_path / "out.onnx").read_bytes()
+    assert same is not folds
+
+
+def test_nodes_that_are_sorted_do_not_keep_theirs(tmp_path):
+    net = Net(IMAGE)
+    model = net.model(net.op("Sigmoid", net.op("Tanh", "x")))
+    nodes = [*model.graph.node][::-1]
+    model.graph.ClearField("node")
+    model.graph.node.extend(nodes)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    onnx_bnfold.fold_file(tmp_path / "m.onnx", tmp_path / "out.onnx")
+    written = onnx.load(tmp_path / "out.onnx")
+    assert [node.op_type for node in written.graph.node] == ["Tanh", "Sigmoid"]

@@ -149,10 +149,12 @@ class ModelFile:
         threads: int | None = None,
         sync: bool = False,
         use_up: bool = False,
+        as_it_is: bool = False,
     ) -> None:
         """Write an edited skeleton with all its values; ``target`` appears complete or not at all.
 
-        The file has the bytes of protobuf's deterministic serialisation. External tensors stay
+        The file has the bytes of protobuf's deterministic serialisation, or, where the model is as
+        it was and has no external data, those that it had. External tensors stay
         external, in one data file beside ``target``. If the model file would exceed protobuf's
         2 GiB, all large tensors become external.
 
@@ -171,6 +173,7 @@ class ModelFile:
                 four.
             sync: return when everything is on the disk; see ``durable``.
             use_up: whether ``model`` may be changed, which saves a copy of it.
+            as_it_is: whether ``model`` is the skeleton as it was.
 
         Raises:
             ModelError: values cannot be read.
@@ -180,16 +183,19 @@ class ModelFile:
         source = {os.path.realpath(self.path), *self._paths.values()}
         writer.check_target(target, source)
         replaced = _data_files_to_replace(target)
-        out = model
-        if not use_up:
-            out = ModelProto()
-            out.CopyFrom(model)
-        slots = list(self._slots(out, pending))
+        out, slots, whole = model, list[Slot](), None
+        if as_it_is and self._skeleton.is_whole:
+            whole = Span(None, 0, self._file.size)
+        else:
+            if not use_up:
+                out = ModelProto()
+                out.CopyFrom(model)
+            slots = list(self._slots(out, pending))
         computed = {
             key: ComputedBytes(_in_one_part(c), length) for key, (length, c) in late.items()
         }
         data = writer.write_model(
-            out, slots, computed, target, self._input, source, inspect, threads, sync
+            out, slots, computed, target, self._input, source, inspect, threads, sync, whole
         )
         for path in replaced:
             if path != data and os.path.realpath(path) not in source:

@@ -53,6 +53,7 @@ class Skeleton:
     Attributes:
         model: the message.
         may_refer: whether any tensor may have its values in a file.
+        is_whole: whether it is certain that all values are in the model's own file.
 
     Raises:
         ValueError: the file is not an ONNX model, or is cut off.
@@ -71,6 +72,7 @@ class Skeleton:
         if not self.model.HasField("graph"):
             raise ValueError("has no graph and so is not an ONNX model")
         self.may_refer = tensors.MARK in content
+        self.is_whole = content.count(tensors.MARK) == len(self._references)
 
     def reference(self, tensor: TensorProto) -> Reference | None:
         """Return where the values of a tensor are, None if they were not left out."""

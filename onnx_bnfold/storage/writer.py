@@ -143,6 +143,7 @@ def write_model(
     inspect: InspectFile | None,
     threads: int | None,
     sync: bool,
+    whole: Span | None = None,
 ) -> Path | None:
     """Write a model file, and a data file beside it if some values are external.
 
@@ -157,6 +158,7 @@ def write_model(
             exception it raises keeps the model from there.
         threads: see ``thread_pool.run``.
         sync: whether what is written is to outlive a power failure.
+        whole: a file that holds the model as it is.
 
     Returns:
         The path of the data file, None if there is none.
@@ -165,7 +167,11 @@ def write_model(
         ModelError: values cannot be read, or the message exceeds protobuf's limit.
         UsageError: a file cannot be written.
     """
-    layout, pieces = _lay_out(model, slots, late, target)
+    layout, pieces = _Layout(), list[Sized]()
+    if whole is None:
+        layout, pieces = _lay_out(model, slots, late, target)
+    else:
+        pieces.append(whole)
     jobs: list[Job] = []
     with ExitStack() as stack:
         file = stack.enter_context(OutputFile(target))

@@ -184,16 +184,13 @@ def require_opset(model: CheckedModel) -> None:
         )
 
 
-def quantised(
-    model: CheckedModel, folder: Path, feeds: Sequence[Feed], *, per_channel: bool = True
-) -> CheckedModel:
+def quantised(model: CheckedModel, folder: Path, feeds: Sequence[Feed]) -> CheckedModel:
     """Return a model in int8, by onnxruntime's ``quantize_static`` (QDQ format).
 
     Args:
         model: in float; it is copied first, since onnxruntime writes files beside its input.
         folder: a folder to create, for the copy and the result.
         feeds: for the calibration.
-        per_channel: one scale per channel of the weights; otherwise one per tensor.
 
     Raises:
         ModelError: onnxruntime cannot quantise it.
@@ -222,7 +219,7 @@ def quantised(
                 copy,
                 target,
                 Reader(),
-                per_channel=per_channel,
+                per_channel=True,
                 # On x86 onnxruntime computes in uint8 anyway. If it has to convert int8 itself, it
                 # leaves a Conv whose output has two readers (SiLU) in float.
                 activation_type=QuantType.QUInt8,

@@ -102,12 +102,27 @@ def test_a_row_of_forms(row):
     assert all(" ± " in figure for name, figure in found.items() if name != "| network")
 
 
+def test_a_row_of_options(row):
+    """Ranges are measured on what calibrates, so that equalising by them is another fold."""
+    (found,) = row("repvgg", "--table", "options")
+    names = "`--profile int8`", "… `--equalize`", "… `--ranges`"
+    assert (*found,) == ("| network", "BN left in", *names, "`--merge-branches` |")
+    assert len({found[name] for name in names}) == 3
+
+
 def test_a_row_of_float16(row, monkeypatch):
     monkeypatch.setattr(float16, "CONVERTERS", {"onnxruntime": float16.CONVERTERS["onnxruntime"]})
     (found,) = row("plain", "--table", "float16")
     assert (found["left"], found["left, converted"]) == ("0", "0")
     assert 0 < float(found["folded, converted"]) < 1e-2
     assert float(found["largest"]) < 100
+
+
+def test_a_row_of_forms_in_float16(row, monkeypatch):
+    monkeypatch.setattr(float16, "_common", float16.CONVERTERS["onnxruntime"])
+    (found,) = row("norm_last", "--table", "float16-forms")
+    assert 0 < float(found["converted"]) < 1e-2
+    assert all(0.2 < float(found[name]) < 5 for name in ("default", "`--bn-free`"))
 
 
 def test_a_row_of_speed(row):

@@ -5,9 +5,10 @@
     python -m tools.trained_zoo --packages           models that public packages ship
     python -m tools.trained_zoo age crepe_tiny --table int8
 
-The tables: what a fold leaves and how exact it is (`folds`), what int8 makes of it (`int8`) and of
-forms without a BN (`forms`), what float16 makes of it (`float16`, with onnxconverter-common), and
-what a fold gains and costs (`speed`).
+The tables: what a fold leaves and how exact it is (`folds`), what int8 makes of it (`int8`), of
+further options (`options`) and of forms without a BN (`forms`), what float16 makes of it and of
+such forms (`float16`, `float16-forms`, with onnxconverter-common), and what a fold gains and costs
+(`speed`).
 
 The small networks are trained once, in a minute or two each, with the weight decay of --decay, and
 kept in --folder; the packages are downloaded by pip once, of the versions and the SHA-256 that
@@ -51,8 +52,10 @@ def _one(cells: Callable[[Model, int], list[str]]) -> Callable[[Model, int], Ite
 TABLES = {
     "folds": Table(folds.HEADS, _one(lambda model, _: folds.cells(model))),
     "int8": Table(int8.HEADS, _one(int8.cells)),
+    "options": Table(int8.OPTION_HEADS, _one(int8.option_cells)),
     "forms": Table(int8.FORM_HEADS, _one(int8.form_cells)),
     "float16": Table(float16.HEADS, float16.rows),
+    "float16-forms": Table(float16.FORM_HEADS, _one(float16.form_cells)),
     "speed": Table(speed.HEADS, _one(speed.cells)),
 }
 

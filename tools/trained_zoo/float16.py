@@ -16,10 +16,10 @@ import numpy as np
 import onnx
 from onnx import ModelProto, shape_inference
 
-from onnx_bnfold import Options, fold_file
+from onnx_bnfold import Options, fold_file, plan_file
 from onnx_bnfold.check.latency import count_bns
 from onnx_bnfold.check.models import CheckedModel
-from onnx_bnfold.check.sessions import Session, join
+from onnx_bnfold.check.sessions import Feed, Session, join
 from tools.trained_zoo.draws import drawn, float16_step
 from tools.trained_zoo.folds import error_of
 from tools.trained_zoo.models import Model
@@ -28,6 +28,13 @@ HEADS = (
     "converter", "BNs", "left", "left, fp16", "left, converted", "converted", "by onnxruntime",
     "folded, converted", "fp16, converted", "converted, folded", "largest", "folded", "fp16",
 )  # fmt: skip
+_FORMS = {
+    "default": Options(),
+    "`--profile fp16`": Options(profile="fp16"),
+    "`--bn-free`": Options(bn_free=True),
+    "`--bn-free --profile fp16`": Options(bn_free=True, profile="fp16"),
+}
+FORM_HEADS = ("converted", *_FORMS, "said of")
 FOLDS = {"default": Options(), "fp16": Options(profile="fp16")}
 _LARGEST = float(np.finfo(np.float16).max)
 
@@ -68,6 +75,35 @@ def rows(model: Model, draws: int) -> Iterator[list[str]]:
                 converter, *map(str, [*left, found[0][0]]), *(f"{e:.1e}" for e in errors),
                 *(f"{peak:.3g}" if peak <= _LARGEST else f"**{peak:.3g}**" for peak in peaks),
             ]  # fmt: skip
+
+
+def form_cells(model: Model, draws: int) -> list[str]:
+    """Return the error of a network converted, that of forms in units of it, and what is said."""
+    errors = []
+    with tempfile.TemporaryDirectory() as scratch:
+        files = [Path(scratch) / f"{number}.onnx" for number in range(1 + len(_FORMS))]
+        for number in range(draws):
+            onnx.save(drawn(onnx.load(model.path), number, float16_step), files[0])
+            each = model._replace(path=files[0])
+            reference = join(each.session().run(feed) for feed in each.feeds())
+            for file, options in zip(files[1:], _FORMS.values(), strict=True):
+                fold_file(files[0], file, options)
+            errors.append([_error(each, file, reference) for file in files])
+    own, *others = np.mean(errors, axis=0)
+    said = [
+        name
+        for name, options in _FORMS.items()
+        if plan_file(model.path, options).coarser_in_float16
+    ]
+    return [f"{own:.1e}", *(f"{other / own:.2f}" for other in others), ", ".join(said)]
+
+
+def _error(model: Model, file: Path, reference: Feed) -> float:
+    """Return the error of a fold of a model that is converted by onnxconverter-common."""
+    converted = file.with_suffix(".converted")
+    onnx.save(_common(onnx.load(file)), converted)
+    session = Session(CheckedModel(converted, str(file)))
+    return error_of(reference, join(session.run(feed) for feed in model.feeds()))
 
 
 def _folded(source: Path, folder: Path) -> dict[str, Path]:

@@ -10,20 +10,21 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 
 from onnx_bnfold import Options, fold_file
 from onnx_bnfold.check import CheckOptions
 from onnx_bnfold.check.models import CheckedModel
 from onnx_bnfold.check.quantize import check_quantized, quantised, snr
-from onnx_bnfold.check.sessions import Session, join
+from onnx_bnfold.check.sessions import Session, join, session_options
 from onnx_bnfold.errors import ModelError
 from tools.bench_forms import FORMS
-from tools.bench_int8 import basic
 from tools.trained_zoo.draws import drawn, int8_step
 from tools.trained_zoo.models import Model
 
@@ -34,6 +35,14 @@ HEADS = (
     "BNs", "left, default", "left, int8", "BN left in", "onnxruntime's fold", "default",
     "`--profile int8`", "less the best", "foretold", "gate",
 )  # fmt: skip
+_RANGES = "ranges.npz"  # of a draw, of the inputs it is calibrated with
+_FURTHER = {
+    "`--profile int8`": INT8,
+    "… `--equalize`": replace(INT8, equalize=True),
+    "… `--ranges`": replace(INT8, equalize=True, ranges=_RANGES),
+    "`--merge-branches`": Options(merge_branches=True),
+}
+OPTION_HEADS = ("BN left in", *_FURTHER)
 FORM_HEADS = ("BN left in", *FORMS, "`--bn-free --profile int8`")
 
 
@@ -56,11 +65,20 @@ def cells(model: Model, draws: int) -> list[str]:
 
 def form_cells(model: Model, draws: int) -> list[str]:
     """Return what the table of forms without a BN says of a network."""
-    ways = {**FORMS, "int8": Options(bn_free=True, profile="int8")}
+    return _means(model, {**FORMS, "int8": Options(bn_free=True, profile="int8")}, draws)
+
+
+def option_cells(model: Model, draws: int) -> list[str]:
+    """Return what the table of further options says of a network."""
+    return _means(model, _FURTHER, draws)
+
+
+def _means(model: Model, ways: Mapping[str, Options], draws: int) -> list[str]:
+    """Return the means of a network as it is, and of each way."""
     try:
         found = compared(model, ways, draws)
     except ModelError:
-        return ["–"] * len(FORM_HEADS)
+        return ["–"] * (1 + len(ways))
     return [mean(values) for name, values in found.items() if name != "onnxruntime"]
 
 
@@ -91,13 +109,15 @@ def _draw(model: Model, ways: Mapping[str, Options], number: int) -> dict[str, d
         folder = Path(scratch)
         source = folder / "original.onnx"
         onnx.save(drawn(onnx.load(model.path), number, int8_step), source)
-        files = {"original": source, "onnxruntime": basic(source, _OTHERS)}
-        for count, (way, options) in enumerate(ways.items()):
-            files[way] = folder / f"{count}.onnx"
-            fold_file(source, files[way], options)
+        files = {"original": source, "onnxruntime": basic(source)}
         order = np.random.default_rng(number).permutation(len(model.inputs))
         halves = np.split(model.inputs[order], [len(order) // 2])
         calibration, test = map(model.feeds, halves)
+        ranges = folder / _RANGES
+        np.savez(ranges, **join(iter(calibration)))
+        for count, (way, options) in enumerate(ways.items()):
+            files[way] = folder / f"{count}.onnx"
+            fold_file(source, files[way], replace(options, ranges=options.ranges and str(ranges)))
         reference = join(Session(CheckedModel(source, "original")).run(feed) for feed in test)
         contents = {way: file.read_bytes() for way, file in files.items()}
         known: dict[bytes, dict[str, float]] = {}  # two ways may come to the same
@@ -110,6 +130,19 @@ def _draw(model: Model, ways: Mapping[str, Options], number: int) -> dict[str, d
                     k: snr(v, values[k]) for k, v in reference.items() if v.dtype.kind == "f"
                 }
         return {way: known[content] for way, content in contents.items()}
+
+
+def basic(source: Path) -> Path:
+    """Fold by onnxruntime's basic optimisations; the result is written beside the model."""
+    path = source.with_name("basic.onnx")
+    options = session_options(optimised=False)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(path)
+    onnxruntime.InferenceSession(
+        source, options, providers=["CPUExecutionProvider"], disabled_optimizers=[*_OTHERS]
+    )
+    onnx.checker.check_model(path)
+    return path
 
 
 def mean(values: npt.NDArray[np.float64]) -> str:

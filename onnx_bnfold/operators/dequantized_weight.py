@@ -16,7 +16,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_bnfold.arrays import Array
-from onnx_bnfold.model.blocks import BlockIndex, blocks_of, part_of
+from onnx_bnfold.model.blocks import BlockIndex, block_indices, blocks_of, part_of
 from onnx_bnfold.model.constants import Constant
 from onnx_bnfold.model.graph import STANDARD_DOMAINS
 from onnx_bnfold.model.node_view import NodeView
@@ -35,6 +35,7 @@ _RANGES: dict[int, tuple[int, int]] = {
     TensorProto.INT16: (-(2**15), 2**15 - 1),
     TensorProto.UINT16: (0, 2**16 - 1),
 }
+_AT_ONCE = 1 << 18  # integers that are mirrored at once: they are eight times as large for it
 
 
 @dataclass(frozen=True)
@@ -179,17 +180,30 @@ class QuantizedWeight:
             Refused: a mirrored value does not fit the integer type.
         """
         q = self.view.constants.value(self.integers.name)
-        wide = q.astype(np.int64)
-        mirrored = np.where(factor < 0, 2 * self._zero_points() - wide, wide)
+        zero = self._zero_points()
+        zero = zero.reshape(zero.shape or (1,) * q.ndim)
+        mirrored = np.empty_like(q)
+        for where in block_indices(q.shape, _AT_ONCE):
+            wide = q[where].astype(np.int64)
+            opposite = 2 * part_of(zero, where) - wide
+            mirrored[where] = self._fitting(np.where(part_of(factor, where) < 0, opposite, wide))
+        return mirrored
+
+    def _fitting(self, integers: Array) -> Array:
+        """Return integers if they fit the type of the weight.
+
+        Raises:
+            Refused: one of them does not.
+        """
         low, high = _RANGES[self.integers.data_type]
-        if mirrored.min(initial=0) < low or mirrored.max(initial=0) > high:
+        if integers.min(initial=0) < low or integers.max(initial=0) > high:
             raise Refused(
                 Reason.QUANTIZED,
                 self.view.label,
                 "a negative factor would mirror an integer beyond the range of its type; fold "
                 "before quantising",
             )
-        return mirrored.astype(q.dtype)
+        return integers
 
     def _zero_points(self) -> Array:
         if self.zero_point is None:

@@ -1,5 +1,7 @@
 """A BatchNormalization behind a layer of quantised weights goes into their scale."""
 
+import tracemalloc
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -469,3 +471,29 @@ def test_a_shared_weight_that_a_body_reads(rng):
     model = model_of([*parts.nodes, *choice.nodes], inputs, ["y", "z"], parts.initializers)
     folded, _ = fold_checked(model)
     assert ops(folded).count("DequantizeLinear") == 2
+
+
+def test_integers_are_mirrored_in_blocks(rng):
+    size = 2000  # 4 MB, of which int64 has 32
+    q = np.resize(rng.integers(-100, 100, 1009).astype(np.int8), (size, size))
+    initializers = [
+        tensor("q", q), tensor("s", np.linspace(0.01, 0.02, size).astype(np.float32)),
+        tensor("z", np.resize(np.array([3, -3], np.int8), size)),
+    ]  # fmt: skip
+    dequantize = node("DequantizeLinear", ["q", "s", "z"], ["w"], axis=1)
+    parts = join(
+        dequantize._replace(initializers=initializers),
+        node("MatMul", ["x", "w"], ["m"]), bn("m", "y", size, rng),
+    )  # fmt: skip
+    signs = np.resize(np.array([1, -1, -1], np.float32), size)
+    at = next(i for i, t in enumerate(parts.initializers) if t.name == "y_scale")
+    parts.initializers[at] = tensor("y_scale", signs)
+    model = model_of(parts.nodes, {"x": ["N", size]}, ["y"], parts.initializers)
+    tracemalloc.start()
+    folded, _ = onnx_bnfold.fold(model)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    made = initializer(folded, "q")
+    z = np.resize([3, -3], size)
+    np.testing.assert_array_equal(made, np.where(signs < 0, 2 * z - q, q))
+    assert peak < 40e6

@@ -48,7 +48,8 @@ class Cheapest:
         left: returns what is left of the alternatives of a node if an outcome has been refused.
         cost: of an outcome.
         least: whether no outcome costs less than a cost; None: the first outcome is taken.
-        prepare: is called before the ways are followed a little, or farther.
+        prepare: is called before the ways are followed a little, or farther, and after each
+            alternative that was refused.
         by_count: whether no cost but the number of tensors may be less than nothing.
 
     Attributes:
@@ -161,7 +162,14 @@ class Cheapest:
             return self._left(node, step) if number in self._doubts else step
 
         return propagation.Search(
-            self._state, self._index, seeds, judge, self.asked, self.met, left
+            self._state,
+            self._index,
+            seeds,
+            judge,
+            self.asked,
+            self.met,
+            left,
+            self._prepare,
         )
 
     def _is_least(self, cost: tuple[int, ...]) -> bool:

@@ -73,6 +73,7 @@ class Search(Carrier):
             outcome stays the same.
         met: gets the reasons of all refusals.
         left: returns what is left of the alternatives of a node.
+        look: is called after each alternative that was refused; it may look for dead ends.
     """
 
     def __init__(
@@ -84,11 +85,13 @@ class Search(Carrier):
         asked: set[int] | None = None,
         met: set[Reason] | None = None,
         left: Left | None = None,
+        look: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(state, origin, set() if asked is None else asked)
         self._seeds = seeds
         self._judge = judge
         self._left = left
+        self._look = look
         self.met = set[Reason]() if met is None else met
         self._answers: dict[tuple[int, ...], tuple[Mapping[int, Affine], Step | Refusal]] = {}
         self._begin(None)
@@ -103,7 +106,7 @@ class Search(Carrier):
         self._scales: Branch | None = None  # of the walk that looks whether these fit
         self._may_not_fit = False  # whether that is still to be looked at
         self.settled = 0
-        self.in_vain = 0  # of these, those of branches that were refused
+        self._in_vain = 0  # of these, those of branches that were refused
         self.scaled = 0  # nodes asked beside those, whether the scales fit
         self.known = 0  # of the settled, those whose answer was known
 
@@ -128,19 +131,18 @@ class Search(Carrier):
         self._most = MOST_SETTLED_PER_NODE * nodes + 1000
         if reach is not None and self._is_near:
             self._most = MOST_SETTLED_NEARBY * reach
-        dead_ends = None if self._origin is None or state.clamps else state.dead_ends
+        dead_ends = self._known_dead_ends()
         if not self._is_begun or dead_ends is not self.dead_ends:
             self._begin(dead_ends)
-        settled, scaled, known, self.in_vain = self.settled, self.scaled, self.known, 0
+        settled, scaled, known, self._in_vain = self.settled, self.scaled, self.known, 0
         try:
             return self._run()
         except Refused as refused:
             self.met.add(refused.refusal.reason)
-            self.in_vain = self.settled - settled
+            self._note_in_vain(self.settled - settled)
             raise
         finally:
             known = self.known - known
-            state.in_vain += self.in_vain
             state.work.asked += self.settled - settled + self.scaled - scaled - known
             state.work.looked_at += known
 
@@ -177,7 +179,7 @@ class Search(Carrier):
                     self._scales_fit()  # if these reach too far, so does every branch
             except Refused as refused:
                 self.met.add(refused.refusal.reason)
-                self.in_vain += self.settled - before
+                self._note_in_vain(self._in_vain + self.settled - before)
                 if refused.because:
                     because = [*map(self._root, refused.because)]
                     stack[:] = [each for each in stack if not each.shares(branch, because)]
@@ -187,12 +189,24 @@ class Search(Carrier):
                 if is_first:
                     self._may_not_fit = bool(stack)
                     self._require_scales_to_fit()
+                if stack and self._look is not None:
+                    self._look()
+                    self.dead_ends = self._known_dead_ends()
             else:
                 stack.extend(reversed(further))
         if is_cut:
             raise TooFar
         assert self._first is not None  # a branch ends in an outcome, in others, or in a refusal
         raise Refused.again(self._first[1])
+
+    def _note_in_vain(self, settled: int) -> None:
+        """Note how many nodes were settled in vain by now."""
+        self._state.in_vain += settled - self._in_vain
+        self._in_vain = settled
+
+    def _known_dead_ends(self) -> DeadEnds | None:
+        state = self._state
+        return None if self._origin is None or state.clamps else state.dead_ends
 
     def _require_scales_to_fit(self) -> None:
         """Refuse what the first branch was refused for, if the scales find no place in any."""

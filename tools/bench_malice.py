@@ -124,6 +124,15 @@ def choices(nodes: int) -> ModelProto:
     return b.model(b.conv(parts[0]))
 
 
+def row(nodes: int) -> ModelProto:
+    """Return a row of Adds, each of which may take a shift by its operand or hand it on."""
+    b = Builder()
+    t = b.conv("x")
+    for _ in range(nodes // 4):
+        t = b.op("Add", b.bn(b.op("Relu", b.conv("x"))), t)
+    return b.model(b.op("Sigmoid", b.conv(t)))
+
+
 def wide(nodes: int) -> ModelProto:
     """Return a Sum of many operands."""
     b = Builder()
@@ -156,7 +165,8 @@ def calls(nodes: int) -> ModelProto:
 
 
 GRAPHS: dict[str, Callable[[int], ModelProto]] = {
-    each.__name__: each for each in (constants, moves, stream, fan, tower, choices, wide, calls)
+    each.__name__: each
+    for each in (constants, moves, stream, fan, tower, choices, row, wide, calls)
 }
 
 

@@ -38,6 +38,7 @@ def find_dead_ends(state: GraphState, before: DeadEnds | None) -> DeadEnds:
     """
     if before is not None and before.gone == len(state.removed):
         return before
+    state.work.asked += len(state.graph.nodes)
     return _Walk(state).run(before)
 
 

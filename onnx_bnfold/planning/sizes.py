@@ -50,8 +50,8 @@ def sizes(state: GraphState, name: str) -> Spreads:
     if when != len(state.removed):
         # Those that stay by themselves: what a removed one has said no later fold will know. Where
         # they contradict each other, the smaller size is what matters.
-        found = _around(state, name, _of_staying_bn, set())
-        found += _around(state, name, _of_bn, set())
+        found = _walked(state, name, _of_staying_bn)
+        found += _walked(state, name, _of_bn)
         state.sizes[name] = len(state.removed), found
     return found
 
@@ -82,6 +82,13 @@ def usual_sizes(state: GraphState, name: str, most: int = _MOST) -> Spreads:
         return tuple(_carried(state, index, OUT, spread) for spread in before)
     except Refused:
         return ()
+
+
+def _walked(state: GraphState, name: str, source: _Source) -> Spreads:
+    seen = set[str]()
+    found = _around(state, name, source, seen)
+    state.work.looked_at += len(seen)
+    return found
 
 
 def _around(state: GraphState, name: str, source: _Source, seen: set[str]) -> Spreads:

@@ -6,21 +6,39 @@ one by one each would change every tensor of the row anew.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import OUT
 from onnx_bnfold.options import Options
 from onnx_bnfold.planning.conditions import may_take
+from onnx_bnfold.planning.plan import Given
 from onnx_bnfold.reasons import Refused
 
 if TYPE_CHECKING:
     from onnx_bnfold.operators.linear import LinearLayer
     from onnx_bnfold.planning.graph_state import GraphState, Key
     from onnx_bnfold.planning.precision_limits import Limits
+
+
+# Affine nodes in a row from which on most go without a search (``long_rows``). No real network was
+# seen to have as many, and up to there a search takes no longer.
+LONG_ROW = 16
+
+
+class Row(NamedTuple):
+    """Nodes in a row that go together.
+
+    Attributes:
+        changes: of every key, by all of them.
+        takers: of each, in order, the nodes whose constants take something of it, and what.
+    """
+
+    changes: dict[Key, Affine]
+    takers: Mapping[int, Sequence[tuple[int, Given]]]
 
 
 class DirectFolds:
@@ -85,7 +103,23 @@ class DirectFolds:
         return present
 
 
-def changes_by(state: GraphState, taken: dict[int, Affine]) -> dict[Key, Affine]:
+def into_layer(state: GraphState, taken: dict[int, Affine]) -> Row:
+    """Return a row that goes into the layer in front of it.
+
+    Args:
+        state: the graph.
+        taken: the map of each node of the row, in order.
+    """
+    name, _ = state.sides(next(iter(taken)))
+    layer = state.graph.producer[name]
+    takers = {
+        index: () if change.is_identity else ((layer, Given(index, name, change)),)
+        for index, change in taken.items()
+    }
+    return Row(_changes_by(state, taken), takers)
+
+
+def _changes_by(state: GraphState, taken: dict[int, Affine]) -> dict[Key, Affine]:
     """Return what becomes of the tensors of a row whose nodes become identities.
 
     Args:
@@ -95,13 +129,13 @@ def changes_by(state: GraphState, taken: dict[int, Affine]) -> dict[Key, Affine]
     changes: dict[Key, Affine] = {}
     if len(taken) == 1:  # most stand alone
         [(index, present)] = taken.items()
-        return {} if present.is_identity else {state.graph.reads[index][0]: present}
+        return {} if present.is_identity else {state.sides(index)[0]: present}
     behind: Affine | None = None
     for index, present in reversed(taken.items()):
         behind = present if behind is None else present.then(behind)
-        changes[state.graph.reads[index][0]] = behind
+        changes[state.sides(index)[0]] = behind
     # What the layer takes is composed in the order in which it is computed.
-    changes[state.graph.reads[next(iter(taken))][0]] = reduce(Affine.then, taken.values())
+    changes[state.sides(next(iter(taken)))[0]] = reduce(Affine.then, taken.values())
     return {key: change for key, change in changes.items() if not change.is_identity}
 
 

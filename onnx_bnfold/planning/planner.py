@@ -23,7 +23,7 @@ from onnx_bnfold.options import Options
 from onnx_bnfold.planning import outcomes
 from onnx_bnfold.planning.candidates import candidates, in_order, require_removable, watched
 from onnx_bnfold.planning.conditions import require_allowed
-from onnx_bnfold.planning.direct import DirectFolds, changes_by
+from onnx_bnfold.planning.direct import LONG_ROW, DirectFolds, Row, into_layer
 from onnx_bnfold.planning.graph_state import GraphState, Key
 from onnx_bnfold.planning.plan import Given, GraphPlan
 from onnx_bnfold.planning.precision_limits import Limits
@@ -35,6 +35,7 @@ from onnx_bnfold.reasons import Reason, Refusal, Refused
 if TYPE_CHECKING:
     from onnx_bnfold.planning.clamps import Clamps
     from onnx_bnfold.planning.fused_nodes import FusedNodes
+    from onnx_bnfold.planning.long_rows import LongRows
     from onnx_bnfold.planning.shared_constants import SharedConstants
 
 # Reasons that have to do with other nodes than the one that refuses.
@@ -85,6 +86,7 @@ class _Planner:
         self._bns: list[int] = []  # that may go, in the order in which they are tried
         self._direct: set[int] = set()  # those that went into a layer, and were in nobody's way
         self._layers: DirectFolds
+        self._long_rows: LongRows | None = None
         self._added = 0  # new Add nodes
         # For each node that stayed when it was tried: when that was, counted in removals, and the
         # nodes that were asked. For each node: at which removal something last changed there.
@@ -101,8 +103,13 @@ class _Planner:
         self.state.read_maps(direct)
         self._layers = DirectFolds(self.state, self.limits, direct, self.options)
         self._bns = [*direct, *others] if order is None else [*order]
-        affine = [i for i in affine if i not in self.fused.members and self._may_be_tried(i)]
-        queue = [*self._bns, *affine]
+        affine = [i for i in affine if i not in self.fused.members]
+        free = [i for i in affine if self._may_be_tried(i)]
+        if len(free) >= LONG_ROW:
+            from onnx_bnfold.planning.long_rows import LongRows  # few plain folds have any
+
+            self._long_rows = LongRows(self.state, self.limits, self.shared, affine, free)
+        queue = [*self._bns, *free]
         self._decide_all(queue)
         self._decide_with_clamps(queue)
 
@@ -231,13 +238,13 @@ class _Planner:
         is_bn = state.graph.ops[index] == batchnorm.OPERATOR
         self.doubtful.pop(index, None)
         self.unsure.discard(index)
-        if is_bn and self._fold_directly(index):
+        if self._go_at_once(index):
             return True
         if state.work.is_spent:
             self._tried[index] = len(state.removed), set()
             self._keep(index, state.work.refusal(state.view(index).label))
             return True
-        from onnx_bnfold.planning import alternatives  # many plans are all direct folds
+        from onnx_bnfold.planning import alternatives, propagation  # many plans ask for none
         from onnx_bnfold.planning.cheapest import Cheapest
 
         search = Cheapest(
@@ -247,7 +254,7 @@ class _Planner:
             partial(alternatives.left, state, self.limits, index),
             partial(self._cost, index),
             self._is_least if is_bn else None,
-            self._look_for_dead_ends,
+            partial(propagation.look_for_dead_ends, state, self.options),
             by_count=is_bn and not self._added and self.clamps is None,
         )
         best = search.run(may_put_off=not at_once)
@@ -270,12 +277,6 @@ class _Planner:
         self._keep(index, outcomes.why(tried), tried)
         return True
 
-    def _look_for_dead_ends(self) -> None:
-        from onnx_bnfold.planning import propagation
-
-        if not self.options.clamps_everywhere:
-            propagation.look_for_dead_ends(self.state)
-
     def _cost(
         self, index: int, way: Way, changes: dict[Key, Affine], totals: Totals
     ) -> tuple[int, ...]:
@@ -290,22 +291,21 @@ class _Planner:
         """Whether no way still to be tried costs less: each makes a new tensor, or loses an Add."""
         return not self._added and self.clamps is None and cost[:-1] <= (0, 0, 0, 0, 0, 1)
 
-    def _fold_directly(self, index: int) -> bool:
-        """Put a BN, and those in a row behind it, into the layer that it alone reads."""
-        graph = self.state.graph
-        if index in self.state.removed:
-            return True  # along with the one in front
-        taken = self._layers.taken(index)
-        if not taken:
-            return False
-        name, changes = graph.reads[index][0], changes_by(self.state, taken)
-        for each, change in taken.items():
-            given = (graph.producer[name], Given(each, name, change))
-            takers = () if change.is_identity else (given,)
-            self._direct.add(each)
-            self._commit(each, Way.UPSTREAM, changes, 0, takers)
-            changes = {}
-        return True
+    def _go_at_once(self, index: int) -> bool:
+        """Remove a node, and those in a row with it, if that takes no search."""
+        state, rows = self.state, list[Row]()
+        if index in state.removed:
+            return True  # along with another
+        if state.graph.ops[index] != batchnorm.OPERATOR:
+            rows = self._long_rows.taken(index) if self._long_rows is not None else rows
+        elif taken := self._layers.taken(index):
+            self._direct.update(taken)
+            rows.append(into_layer(state, taken))
+        for changes, takers in rows:
+            for each, of_each in takers.items():
+                self._commit(each, Way.UPSTREAM, changes, 0, of_each)
+                changes = {}
+        return index in state.removed
 
     def _judge(self, index: int, asked: set[int], changes: dict[Key, Affine]) -> Totals:
         """Refuse an outcome that costs precision, or more than it saves; else return its totals."""

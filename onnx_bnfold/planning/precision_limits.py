@@ -88,7 +88,7 @@ class Limits(NamedTuple):
             copies.require_no_new_range(names)
         held = partial(self._holds, state, copies)
         self.check_scales(state, totals, names, held)
-        self._check_shifts(state, totals, names, held)
+        self.check_shifts(state, totals, names, held)
         Shifts(state, origin, totals, partial(self.type_of, state)).check()
         if self.profile == "fp16":
             from onnx_bnfold.planning.half_noise import require_gain
@@ -157,12 +157,12 @@ class Limits(NamedTuple):
                 )
             _check_room(state, name, total, kind)
 
-    def _check_shifts(
+    def check_shifts(
         self,
         state: GraphState,
         totals: Totals,
         names: Iterable[str],
-        held: Callable[[str], bool],
+        held: Callable[[str], bool] = lambda name: False,
     ) -> None:
         """Refuse shifts that leave a tensor too little room in its type, whatever it holds."""
         for name in names:

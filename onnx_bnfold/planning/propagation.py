@@ -19,6 +19,7 @@ import numpy as np
 from onnx_bnfold.operators.affine import Affine
 from onnx_bnfold.operators.entries import Combines
 from onnx_bnfold.operators.rules import MOST_BRANCHES, Step
+from onnx_bnfold.options import Options
 from onnx_bnfold.planning.branch import Branch
 from onnx_bnfold.planning.carrying import Carrier, TooFar
 from onnx_bnfold.planning.graph_state import GraphState, Key
@@ -47,9 +48,11 @@ def propagate(
     return Search(state, origin, seeds).run()
 
 
-def look_for_dead_ends(state: GraphState) -> None:
+def look_for_dead_ends(state: GraphState, options: Options) -> None:
     """Look for dead ends if searches have taken longer in vain than that takes."""
-    if 4 * state.in_vain > len(state.graph.nodes) and not state.clamps:
+    if options.clamps_everywhere or state.clamps:
+        return  # there are none for good
+    if 4 * state.in_vain > len(state.graph.nodes):
         from onnx_bnfold.planning.find_dead_ends import find_dead_ends  # few plans ask
 
         state.dead_ends, state.in_vain = find_dead_ends(state, state.dead_ends), 0

@@ -23,7 +23,7 @@ from onnx_bnfold.reasons import Reason
 def always(monkeypatch):
     """Look for dead ends before each node that is tried."""
 
-    def look(state):
+    def look(state, options):
         state.dead_ends = find_dead_ends(state, state.dead_ends)
 
     def use():

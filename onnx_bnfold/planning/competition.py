@@ -23,7 +23,7 @@ MOST_COMPETING = 12
 # Removals that are tried for one graph before its search is given up; and the steps of work after
 # which it is, and so many more for each node: each trial may look at the whole graph.
 MOST_TRIALS = 128
-MOST_STEPS, MOST_STEPS_PER_NODE = 3000, 3
+MOST_STEPS, MOST_STEPS_PER_NODE = 10_000, 3
 
 # Tries to remove a BN. Returns the nodes that take what it does if it goes, else those that were
 # asked.

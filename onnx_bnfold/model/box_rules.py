@@ -102,6 +102,11 @@ def _regrouped(node: Node, box: Box) -> Needs:
     return [found, *(all_of(other) for other in node.inputs[1:])]
 
 
+def _squeezed(node: Node, box: Box) -> Needs:
+    given = node.attributes.get("axes") or any(math.prod(dims) for dims in node.inputs[1:] if dims)
+    return _regrouped(node, box) if given else None  # or a part of one row would lose its axis
+
+
 def _reshaped(node: Node, box: Box) -> Needs:
     found = _regrouped(node, box)
     return found and [found[0], np.array(sizes_of(box), np.int64)]
@@ -168,9 +173,10 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     **dict.fromkeys(_ONE_BY_ONE, partial(_reduced, aligned=False)),
     **dict.fromkeys(_TOGETHER, partial(_reduced, aligned=True)),
-    **dict.fromkeys(("Flatten", "Squeeze", "Unsqueeze"), _regrouped),
+    **dict.fromkeys(("Flatten", "Unsqueeze"), _regrouped),
     **dict.fromkeys(("DequantizeLinear", "QuantizeLinear"), _scaled),
     "Expand": _expanded,
     "Reshape": _reshaped,
+    "Squeeze": _squeezed,
     "Transpose": _transposed,
 }

@@ -20,6 +20,7 @@ STORED = {
     "w": RNG.standard_normal(SHAPE).astype(np.float32),
     "h": RNG.standard_normal(SHAPE).astype(np.float16),
     "q": RNG.integers(-100, 100, SHAPE).astype(np.int8),
+    "odd": RNG.standard_normal((33, 7, 9)).astype(np.float32),
     "row": RNG.standard_normal((203, 1, 1)).astype(np.float32),
     "column": (RNG.standard_normal((5, 1)) + 3).astype(np.float32),
     "scale": (RNG.random(203) + 0.1).astype(np.float32),
@@ -128,6 +129,11 @@ IN_PARTS = {
 @pytest.mark.parametrize("lines", IN_PARTS.values(), ids=IN_PARTS)
 def test_what_is_computed_in_parts(lines):
     assert not evaluate(lines)
+
+
+@pytest.mark.parametrize("axes", ["", " first"])
+def test_a_part_of_one_row_keeps_its_axis_where_others_are_squeezed_out(axes):
+    evaluate(["m = Mul odd two", "u = Unsqueeze m first", f"y = Squeeze u{axes}"])
 
 
 WHOLE = {

@@ -12,6 +12,8 @@ from importlib.util import find_spec, module_from_spec
 from threading import RLock
 from types import ModuleType
 
+from onnx_bnfold.interrupts import held_back
+
 TYPE_CHECKING = False  # see ``onnx_bnfold``
 if TYPE_CHECKING:
     from typing import Any
@@ -30,20 +32,22 @@ def import_on_demand() -> None:
 
     Nothing changes if onnx is imported already, or is not installed.
     """
-    spec = None if _NAME in sys.modules else find_spec(_NAME)
-    if spec is not None:
-        sys.modules[_NAME] = module = module_from_spec(spec)
-        module.__class__ = _Onnx
+    with held_back():
+        spec = None if _NAME in sys.modules else find_spec(_NAME)
+        if spec is not None:
+            sys.modules[_NAME] = module = module_from_spec(spec)
+            module.__class__ = _Onnx
 
 
 class _Onnx(ModuleType):
     """The package before it has run."""
 
     def __getattr__(self, name: str) -> object:
-        value = self._find(name)
-        if value is None:
-            _run(self)
-            return getattr(self, name)
+        with held_back():  # whenever that is: extension modules are imported
+            value = self._find(name)
+            if value is None:
+                _run(self)
+                return getattr(self, name)
         setattr(self, name, value)
         return value
 
@@ -65,7 +69,8 @@ class _Later(ModuleType):
     """A module that is imported when something in it is asked for."""
 
     def __getattr__(self, name: str) -> object:
-        value = getattr(import_module(self.__name__), name)
+        with held_back():
+            value = getattr(import_module(self.__name__), name)
         setattr(self, name, value)
         return value
 

@@ -33,16 +33,18 @@ from onnx_bnfold.__main__ import run
 run()
 """
 EARLY = ("onnx_bnfold.cli.main", "argparse", "onnx_bnfold.provenance")
-EXTENSIONS = ("numpy", "google.protobuf", "onnx", "onnx.onnx_cpp2py_export", "ml_dtypes")
+OF_A_FOLD = ("numpy", "google.protobuf", "onnx", "onnx.onnx_cpp2py_export")
+EXTENSIONS = (*OF_A_FOLD, "ml_dtypes")
 ONNXRUNTIME = "onnxruntime.capi.onnxruntime_pybind11_state"
 MOMENTS = [
-    *(("file", module) for module in (*EARLY, *EXTENSIONS, "onnx_bnfold.planning.planner")),
+    *(("file", module) for module in (*EARLY, *OF_A_FOLD, "onnx_bnfold.planning.planner")),
     ("store", "onnx_bnfold.cli.main"),
     ("store", "onnx"),
     ("store", "onnx_bnfold.batch.task"),
     ("checked", "onnx"),
     ("checked", ONNXRUNTIME),
     ("check", "onnx"),
+    ("check", "ml_dtypes"),
     ("check", "onnx_bnfold.check.results"),
     ("check", ONNXRUNTIME),
 ]

@@ -21,7 +21,6 @@ from onnx_bnfold.planning.kept import kept_by
 from onnx_bnfold.planning.plan import GraphPlan
 from onnx_bnfold.planning.precision_limits import Limits
 from onnx_bnfold.planning.record import Record
-from onnx_bnfold.planning.without_place import all_stay
 from onnx_bnfold.reasons import Reason, Refusal
 from onnx_bnfold.rewriting.graph_editor import freeze_constants
 from onnx_bnfold.rewriting.new_constants import Unrepresentable, require_representable
@@ -139,8 +138,7 @@ class Attempts(Rounds):
         state = self._state(position, known)
         if self._norms_alone and batchnorm.OPERATOR not in state.graph.ops:
             return GraphPlan(state, self._limits)
-        everywhere = self.options.clamps_everywhere
-        if not excluded and all_stay(state, clamps_everywhere=everywhere):
+        if not (excluded or state.has_bns) and self._all_stay(state):
             plan = GraphPlan(state, self._limits, forms=self.options.forms)
             plan.find_kept_affine = partial(
                 _tried_in_vain, state.copy(), self._limits, self.options
@@ -149,6 +147,11 @@ class Attempts(Rounds):
         from onnx_bnfold.planning.planner import plan_graph  # where nothing goes, none is made
 
         return plan_graph(state, self._limits, excluded, self.options)
+
+    def _all_stay(self, state: GraphState) -> bool:
+        from onnx_bnfold.planning import without_place  # most models hold a BatchNormalization
+
+        return without_place.all_stay(state, clamps_everywhere=self.options.clamps_everywhere)
 
     @property
     def graphs(self) -> list[Graph]:

@@ -13,8 +13,8 @@ from random_graphs import random_model
 from support import fold_checked, ops
 
 import onnx_bnfold
-from onnx_bnfold import attempts
 from onnx_bnfold.api import write_folded
+from onnx_bnfold.planning import without_place
 from onnx_bnfold.planning.without_place import all_stay
 from tools.transformer_graph import transformer
 
@@ -167,7 +167,7 @@ def test_it_changes_no_plan_and_no_reason(seed, monkeypatch):
     choose = random.Random(seed)
     model = spelled_out(random_model(choose, steps=12), choose)
     folded, report = onnx_bnfold.fold(model)
-    monkeypatch.setattr(attempts, "all_stay", lambda *_, **__: False)
+    monkeypatch.setattr(without_place, "all_stay", lambda *_, **__: False)
     as_tried, tried = onnx_bnfold.fold(model)
     assert folded == as_tried
     assert report.records == tried.records

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, ValueInfoProto
 
 from onnx_bnfold.model.constants import Constants
 from onnx_bnfold.model.graph import ReadTensor, graphs_of, subgraphs
+from onnx_bnfold.model.messages import new_node, new_tensor
 from onnx_bnfold.model.node_view import NodeView
 from onnx_bnfold.model.shape_inference import Inference, Shapes
 from onnx_bnfold.operators import costs
@@ -135,10 +136,8 @@ def _views(model: ModelProto, read: ReadTensor) -> list[NodeView]:
         for view in known:
             start, end = (view.attribute(name, default) for name, default in _RANGE)
             value = np.array(view.dims_in(0)[start:end], np.int64)
-            tensor = numpy_helper.from_array(value)
-            view.node.CopyFrom(
-                helper.make_node("Constant", [], list(view.node.output), value=tensor)
-            )
+            output = [*view.node.output]
+            view.node.CopyFrom(new_node("Constant", [], output, value=new_tensor(value)))
         if not known:
             return views
 
